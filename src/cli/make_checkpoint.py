@@ -1,0 +1,261 @@
+"""Makes a small gpt-oss checkpoint with random weights and every quirk of the real ones.
+
+    python -m src.cli.make_checkpoint --size mini --layout hf --seed 0 --out models/gpt-oss-mini
+
+transformers loads the `hf` layout as it is. With --experts bf16 the experts are left unquantised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from src.engine.config import FULL, SLIDING, ModelConfig
+from src.engine.model.weights import PACKED_TYPES, expected_tensors
+from src.harmony.vocabulary import (
+    CALL, ENDOFTEXT, FIRST_SPECIAL, RETURN, SPECIAL_TOKENS, SPLIT_PATTERN, STARTOFTEXT, VOCAB_SIZE,
+    byte_to_char, load_vocabulary,
+)  # fmt: skip
+from src.kernels.mxfp4 import quantize_mxfp4
+
+SIZES: dict[str, dict[str, int]] = {
+    "nano": {"layers": 4, "hidden": 128, "inter": 128, "experts": 8, "heads": 4, "kv_heads": 2},
+    "mini": {"layers": 24, "hidden": 576, "inter": 576, "experts": 32, "heads": 16, "kv_heads": 2},
+}
+SHARD_BYTES = 400 * 2**20
+
+
+def hf_config(size: dict[str, int], *, quantized: bool = True) -> dict[str, Any]:
+    """config.json as in openai/gpt-oss-20b, with this size's dimensions."""
+    config: dict[str, Any] = {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "eos_token_id": RETURN,
+        "experts_per_token": 4,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": size["hidden"],
+        "initial_context_length": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": size["inter"],
+        "layer_types": [SLIDING, FULL] * (size["layers"] // 2),
+        "max_position_embeddings": 131_072,
+        "model_type": "gpt_oss",
+        "num_attention_heads": size["heads"],
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": size["layers"],
+        "num_key_value_heads": size["kv_heads"],
+        "num_local_experts": size["experts"],
+        "output_router_logits": False,
+        "pad_token_id": ENDOFTEXT,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        "rope_theta": 150_000,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 128,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": VOCAB_SIZE,
+    }
+    if quantized:
+        config["quantization_config"] = {
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
+            ],
+            "quant_method": "mxfp4",
+        }  # fmt: skip
+    return config
+
+
+def original_config(size: dict[str, int]) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": size["layers"],
+        "num_experts": size["experts"],
+        "experts_per_token": 4,
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": size["hidden"],
+        "intermediate_size": size["inter"],
+        "swiglu_limit": 7.0,
+        "head_dim": 64,
+        "num_attention_heads": size["heads"],
+        "num_key_value_heads": size["kv_heads"],
+        "sliding_window": 128,
+        "initial_context_length": 4096,
+        "rope_theta": 150_000,
+        "rope_scaling_factor": 32.0,
+        "rope_ntk_alpha": 1,
+        "rope_ntk_beta": 32,
+    }
+
+
+def make_checkpoint(
+    size: str | dict[str, int],
+    out: Path,
+    *,
+    layout: str = "hf",
+    seed: int = 0,
+    experts: str = "mxfp4",
+    tokenizer: bool = True,
+) -> Path:
+    """Writes the checkpoint and returns its folder. The same arguments give the same bytes."""
+    dimensions = SIZES[size] if isinstance(size, str) else size
+    original = layout == "original"
+    raw = original_config(dimensions) if original else hf_config(dimensions, quantized=experts == "mxfp4")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / "config.json", raw)
+    config = ModelConfig.from_json(raw)
+    shards = list(_shards(_random_tensors(config, original=original, packed=experts == "mxfp4", seed=seed)))
+    _save(out, shards, single_name="model.safetensors")
+    if not original:
+        _write_json(
+            out / "generation_config.json",
+            {
+                "bos_token_id": STARTOFTEXT,
+                "do_sample": True,
+                "eos_token_id": [RETURN, ENDOFTEXT, CALL],
+                "pad_token_id": ENDOFTEXT,
+            },
+        )
+    if tokenizer:
+        write_tokenizer(out)
+    return out
+
+
+def _random_tensors(
+    config: ModelConfig, *, original: bool, packed: bool, seed: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Variances are chosen so that activations stay near 1 and logits differ clearly from token to token."""
+    generator = torch.Generator().manual_seed(seed)
+    expected = expected_tensors(config, original=original, packed=packed)
+    for name, (shape, types) in expected.items():
+        if types is PACKED_TYPES:
+            if name.endswith("blocks"):
+                dense = torch.empty((*shape[:2], shape[2] * 32)).normal_(0, (shape[2] * 32) ** -0.5, generator=generator)
+                quantized = quantize_mxfp4(dense)
+                yield name, quantized.blocks
+                yield name[: -len("blocks")] + "scales", quantized.scales
+            continue
+        if "norm" in name:
+            value = torch.empty(shape).normal_(1, 0.1, generator=generator)
+        elif name.endswith(("bias", "sinks")):
+            value = torch.empty(shape).normal_(0, 0.5 if name.endswith("sinks") else 0.1, generator=generator)
+        else:
+            fan_in = shape[1]
+            std = 1.0 if "embed" in name and "un" not in name else fan_in**-0.5
+            if "unembedding" in name or "lm_head" in name:
+                std = 4 * fan_in**-0.5
+            value = torch.empty(shape).normal_(0, std, generator=generator)
+        yield name, value.bfloat16()
+
+
+def _shards(tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    shard: dict[str, torch.Tensor] = {}
+    size = 0
+    for name, value in tensors:
+        if shard and size + value.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = value
+        size += value.nbytes
+    yield shard
+
+
+def _save(out: Path, shards: list[dict[str, torch.Tensor]], *, single_name: str) -> None:
+    if len(shards) == 1:
+        save_file(shards[0], out / single_name, metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, out / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(value.nbytes for shard in shards for value in shard.values())
+    _write_json(
+        out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+    )
+
+
+def write_tokenizer(out: Path) -> None:
+    """tokenizer.json (byte-level BPE) and tokenizer_config.json from the bundled ranks."""
+    ranks = {token: rank for rank, token in enumerate(load_vocabulary().token_bytes)}
+    char = byte_to_char()
+    text = {token: "".join(map(char.__getitem__, token)) for token in ranks}
+    merges: list[list[str]] = []
+    for token in ranks:  # rank order: every way to split a token into two known ones, best pair first
+        splits = [(token[:i], token[i:]) for i in range(1, len(token))]
+        known = [(ranks[a], ranks[b], a, b) for a, b in splits if a in ranks and b in ranks]
+        merges += [[text[a], text[b]] for _, _, a, b in sorted(known)]
+    special = [
+        {"id": token_id, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True}
+        for name, token_id in SPECIAL_TOKENS.items()
+        if token_id <= CALL
+    ]  # fmt: skip
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ]},
+        "post_processor": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
+                  "vocab": {text[token]: rank for token, rank in ranks.items()}, "merges": merges},
+    }  # fmt: skip
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    _write_json(
+        out / "tokenizer_config.json",
+        {
+            "bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>",
+            "clean_up_tokenization_spaces": False, "model_max_length": 131_072,
+            "model_input_names": ["input_ids", "attention_mask"],
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    )  # fmt: skip
+    _write_json(
+        out / "special_tokens_map.json",
+        {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"},
+    )
+    assert len(ranks) == FIRST_SPECIAL
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), required=True)
+    parser.add_argument("--layout", choices=("hf", "original"), default="hf")
+    parser.add_argument("--experts", choices=("mxfp4", "bf16"), default="mxfp4")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    if args.layout == "original" and args.experts != "mxfp4":
+        parser.error("--layout original exists only with --experts mxfp4")
+    started = time.perf_counter()
+    make_checkpoint(args.size, args.out, layout=args.layout, seed=args.seed, experts=args.experts)
+    sys.stdout.write(f"{args.out}: {args.size}, {args.layout}, in {time.perf_counter() - started:.1f} s\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,375 @@
+"""The API process's handle on the engine process: starts it, feeds it, restarts it.
+
+Every request that was accepted ends in exactly one terminal event: stop, length, abort or error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import multiprocessing
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from src.engine.config import EngineConfig
+from src.engine.messages import (
+    AbortRequests, AddRequest, EngineStats, Failed, FromEngine, Outputs, Ready, Shutdown, TokenOutput, ToEngine,
+)  # fmt: skip
+from src.engine.request import FinishReason
+
+logger = logging.getLogger(__name__)
+
+
+class EngineState(enum.StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    DEAD = "dead"
+    STOPPED = "stopped"
+
+
+class EngineError(Exception):
+    """The engine cannot take the request now."""
+
+
+class EngineDeadError(EngineError):
+    """The engine process is gone, or could not be started."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests wait already."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    max_restarts: int = 5  # in a row, without a request served in between
+    backoff_s: float = 0.5  # doubled each time
+    max_backoff_s: float = 30.0
+    step_timeout_s: float = 300.0  # no sign of life for this long while work is waiting: the engine counts as dead
+    ready_wait_s: float = 60.0  # how long a request waits for an engine that is restarting
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Outputs that arrived and were not read yet."""
+
+    num_prompt_tokens: int
+    items: deque[TokenOutput] = field(default_factory=deque)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    started: bool = False
+
+    def put(self, output: TokenOutput) -> None:
+        self.items.append(output)
+        self.arrived.set()
+
+
+class EngineClient:
+    """One engine process at a time. Belongs to the event loop that `start` was called on."""
+
+    def __init__(self, config: EngineConfig, policy: RestartPolicy | None = None, log: dict[str, Any] | None = None):
+        self.config = config
+        self.policy = policy or RestartPolicy()
+        self.state = EngineState.LOADING
+        self.ready: Ready | None = None
+        self.stats = EngineStats()
+        self.num_restarts = 0
+        self.failure: str | None = None
+        self._log = log or {"level": logging.INFO}
+        self._streams: dict[str, _Stream] = {}
+        self._num_unstarted = 0
+        self._num_unstarted_tokens = 0
+        self._finished_recently: deque[float] = deque(maxlen=64)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._ready_event = asyncio.Event()
+        self._process: BaseProcess | None = None
+        self._send_socket: zmq.Socket[bytes] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._last_sign = time.monotonic()
+        self._attempts = 0
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Starts the engine in the background; `wait_ready` tells when it serves."""
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+
+    async def wait_ready(self, timeout_s: float | None = None) -> Ready:
+        """Raises EngineDeadError if it cannot start, EngineError if it is not ready in time."""
+        try:
+            await asyncio.wait_for(self._ready_event.wait(), timeout_s)
+        except TimeoutError:
+            raise EngineError(f"the engine is {self.state} and was not ready within {timeout_s:g} s") from None
+        if self.state in (EngineState.DEAD, EngineState.STOPPED) or self.ready is None:
+            raise EngineDeadError(self.failure or f"the engine is {self.state}")
+        return self.ready
+
+    async def stop(self) -> None:
+        self.state = EngineState.STOPPED
+        self._fail_all("the server is shutting down")
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        process = self._process
+        if process is not None and process.is_alive():
+            with contextlib.suppress(zmq.ZMQError):
+                self._send(Shutdown())
+            await asyncio.to_thread(process.join, 3)
+            if process.is_alive():
+                process.kill()
+                await asyncio.to_thread(process.join, 5)
+        self._close_socket()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state is EngineState.READY
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def num_active(self) -> int:
+        return len(self._streams)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no token yet and are not among those the engine runs."""
+        return max(0, self._num_unstarted - self.stats.num_running)
+
+    @property
+    def last_sign_age_s(self) -> float:
+        return time.monotonic() - self._last_sign
+
+    # --- requests ---
+
+    def check_capacity(self, num_tokens: int, num_requests: int = 1) -> None:
+        """Raises QueueFullError if that many more requests would wait beyond the bounds."""
+        waiting = len(self._streams) + num_requests - self.config.max_num_seqs
+        if waiting > self.config.max_num_waiting:
+            raise QueueFullError(
+                f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)", self._retry_after()
+            )
+        if self._num_unstarted and self._num_unstarted_tokens + num_tokens > self.config.max_num_waiting_tokens:
+            raise QueueFullError(
+                f"the waiting requests hold {self._num_unstarted_tokens} tokens already (max_num_waiting_tokens)",
+                self._retry_after(),
+            )
+
+    async def add_request(self, request: AddRequest) -> AsyncIterator[TokenOutput]:
+        """Admits the request now and returns an iterator over its outputs.
+
+        Closing the iterator before its end aborts the request. Raises EngineError, EngineDeadError, QueueFullError.
+        """
+        if not self.is_ready:
+            await self.wait_ready(self.policy.ready_wait_s)
+        self.check_capacity(len(request.token_ids))
+        stream = _Stream(len(request.token_ids))
+        self._streams[request.request_id] = stream
+        self._num_unstarted += 1
+        self._num_unstarted_tokens += stream.num_prompt_tokens
+        if len(self._streams) == 1:
+            self._last_sign = time.monotonic()
+        self._send(request)
+        return self._outputs(request.request_id, stream)
+
+    async def abort(self, request_id: str) -> bool:
+        """Ends a request from outside; its iterator gets a terminal output. -> whether it was alive."""
+        if request_id not in self._streams:
+            return False
+        self._send(AbortRequests([request_id]))
+        return True
+
+    async def _outputs(self, request_id: str, stream: _Stream) -> AsyncIterator[TokenOutput]:
+        try:
+            while True:
+                if not stream.items:
+                    stream.arrived.clear()
+                    await stream.arrived.wait()
+                output = stream.items.popleft()
+                if stream.items and output.finish_reason is None:
+                    output = _merge(output, stream.items)
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            if self._forget(request_id):
+                with contextlib.suppress(zmq.ZMQError):
+                    self._send(AbortRequests([request_id]))
+
+    def _forget(self, request_id: str) -> bool:
+        stream = self._streams.pop(request_id, None)
+        if stream is not None and not stream.started:
+            self._mark_started(stream)
+        return stream is not None
+
+    def _mark_started(self, stream: _Stream) -> None:
+        stream.started = True
+        self._num_unstarted -= 1
+        self._num_unstarted_tokens -= stream.num_prompt_tokens
+
+    def _retry_after(self) -> float:
+        """Seconds until a place should be free, from the rate at which requests ended lately."""
+        if len(self._finished_recently) < 2:
+            return 1.0
+        span = time.monotonic() - self._finished_recently[0]
+        per_second = len(self._finished_recently) / max(span, 0.001)
+        return min(60.0, max(1.0, self.config.max_num_seqs / max(per_second, 0.01) / 4))
+
+    # --- the process line ---
+
+    def _send(self, message: ToEngine) -> None:
+        if self._send_socket is not None:
+            self._send_socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+
+    def _close_socket(self) -> None:
+        if self._send_socket is not None:
+            self._send_socket.close(linger=200)
+            self._send_socket = None
+
+    async def _supervise(self) -> None:
+        while True:
+            try:
+                await self._run_once()
+            except Exception:  # a bug here must not leave requests hanging
+                logger.exception("engine supervisor")
+                self.failure = self.failure or "internal error in the engine supervisor"
+            died_ready = self.state is EngineState.READY
+            self._ready_event.clear()
+            fatal = self.state is EngineState.DEAD
+            self._attempts = 1 if died_ready and self._finished_recently else self._attempts + 1
+            self._finished_recently.clear()
+            if fatal or self._attempts > self.policy.max_restarts:
+                self.state = EngineState.DEAD
+                self._fail_all(f"the engine is dead: {self.failure}")
+                self._ready_event.set()
+                logger.critical("engine given up: %s", self.failure)
+                return
+            self.state = EngineState.RESTARTING
+            self._fail_all(f"the engine died: {self.failure}")
+            delay = min(self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1))
+            logger.error("engine died (%s), restart %d in %.1f s", self.failure, self._attempts, delay)
+            self.num_restarts += 1
+            await asyncio.sleep(delay)
+
+    async def _run_once(self) -> None:
+        """One engine process from start to death."""
+        context: zmq.asyncio.Context = zmq.asyncio.Context()
+        loop = asyncio.get_running_loop()
+        with tempfile.TemporaryDirectory(prefix="gpt-oss-") as folder:
+            receive = context.socket(zmq.PULL)
+            receive.bind(output_address := f"ipc://{Path(folder) / 'out'}")
+            plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
+            self._send_socket = plain.socket(zmq.PUSH)
+            self._send_socket.set_hwm(0)
+            self._send_socket.bind(input_address := f"ipc://{Path(folder) / 'in'}")
+            process = multiprocessing.get_context("spawn").Process(
+                target=_child,
+                args=(self.config, input_address, output_address, os.getpid(), self._log),
+                name="gpt-oss-engine",
+                daemon=True,
+            )
+            gone = asyncio.Event()
+            try:
+                await asyncio.to_thread(process.start)
+                self._process = process
+                self._last_sign = time.monotonic()
+                loop.add_reader(process.sentinel, gone.set)
+                try:
+                    await self._read(receive, gone)
+                finally:
+                    loop.remove_reader(process.sentinel)
+            finally:
+                if self.state is not EngineState.STOPPED and process.pid is not None:
+                    process.kill()
+                    await asyncio.to_thread(process.join, 10)
+                    self.failure = self.failure or f"exit code {process.exitcode}"
+                receive.close(linger=0)
+                if self.state is not EngineState.STOPPED:
+                    self._close_socket()
+
+    async def _read(self, receive: zmq.asyncio.Socket, gone: asyncio.Event) -> None:
+        gone_task = asyncio.create_task(gone.wait())
+        try:
+            while True:
+                message_task = asyncio.ensure_future(receive.recv())
+                timeout = max(0.05, self.policy.step_timeout_s - self.last_sign_age_s)
+                await asyncio.wait({message_task, gone_task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if message_task.done():
+                    self._handle(self._decoder.decode(message_task.result()))
+                    continue
+                message_task.cancel()
+                if gone_task.done():
+                    return
+                if self._streams and self.is_ready and self.last_sign_age_s >= self.policy.step_timeout_s:
+                    self.failure = f"no step within {self.policy.step_timeout_s:g} s while work was waiting"
+                    return
+        finally:
+            gone_task.cancel()
+
+    def _handle(self, message: FromEngine) -> None:
+        self._last_sign = time.monotonic()
+        if isinstance(message, Outputs):
+            self.stats = message.stats
+            for output in message.outputs:
+                self._deliver(output)
+        elif isinstance(message, Ready):
+            self.ready, self.failure = message, None
+            self.state = EngineState.READY
+            self._ready_event.set()
+        elif isinstance(message, Failed):
+            self.failure = message.message
+            if message.fatal:
+                self.state = EngineState.DEAD
+
+    def _deliver(self, output: TokenOutput) -> None:
+        stream = self._streams.get(output.request_id)
+        if stream is None:
+            return  # the client went away while the step ran
+        if not stream.started:
+            self._mark_started(stream)
+        if output.finish_reason is not None:
+            self._finished_recently.append(time.monotonic())
+            del self._streams[output.request_id]
+        stream.put(output)
+
+    def _fail_all(self, reason: str) -> None:
+        for request_id, stream in list(self._streams.items()):
+            self._forget(request_id)
+            stream.put(TokenOutput(request_id, [], FinishReason.ERROR, error=reason))
+
+
+def _merge(first: TokenOutput, rest: deque[TokenOutput]) -> TokenOutput:
+    """Joins outputs that queued up behind a slow reader into one."""
+    while rest and first.finish_reason is None:
+        output = rest.popleft()
+        first.token_ids += output.token_ids
+        if output.logprobs is not None:
+            first.logprobs = (first.logprobs or []) + output.logprobs
+        first.finish_reason, first.error = output.finish_reason, output.error
+    return first
+
+
+def _child(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: dict[str, Any]) -> None:
+    """Runs in the engine process; torch is loaded only there."""
+    from src.engine.core import run_engine
+
+    run_engine(config, input_address, output_address, parent_pid, log)

@@ -1,0 +1,226 @@
+"""The engine process: requests in, tokens out, one step after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import zmq
+
+from src.engine.config import ConfigError, EngineConfig
+from src.engine.executor import Executor
+from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
+from src.engine.kv_cache_manager import KVCacheManager
+from src.engine.messages import (
+    AbortRequests, AddRequest, EngineStats, Failed, FromEngine, Outputs, Ready, Shutdown, TokenOutput, ToEngine,
+)  # fmt: skip
+from src.engine.model.weights import CheckpointError
+from src.engine.request import FinishReason, Request
+from src.engine.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+IDLE_POLL_MS = 500
+
+
+class EngineCore:
+    """Scheduler, cache manager and executor, without any transport."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        with ThreadPoolExecutor(1) as pool:  # the tokenizer takes a second: beside the weights
+            guided = pool.submit(_guided, config)
+            self.executor = Executor(config)
+            self.guided = guided.result()
+        kv = KVCacheManager(
+            self.executor.num_blocks,
+            config.block_size,
+            config.model.sliding_window,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        self.max_model_len = min(config.max_model_len, kv.max_request_tokens(config.max_num_batched_tokens))
+        self.kv = kv
+        self.scheduler = Scheduler(dataclasses.replace(config, max_model_len=self.max_model_len), kv)
+        self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
+
+    def add_request(self, message: AddRequest) -> TokenOutput | None:
+        """-> a terminal output if the request cannot be taken."""
+        if message.request_id in self.scheduler:
+            return _error(message.request_id, "a request with this id is running")
+        if len(message.token_ids) >= self.max_model_len:
+            return _error(
+                message.request_id, f"{len(message.token_ids)} tokens do not fit into {self.max_model_len} positions"
+            )
+        if message.params.grammar is not None:
+            if self.guided is None:
+                return _error(message.request_id, "this engine was started without a vocabulary: no grammars")
+            try:
+                self.guided.add(message.request_id, message.params.grammar)
+            except GrammarError as error:
+                return _error(message.request_id, f"grammar: {error}")
+        now = time.monotonic()
+        self.scheduler.add_request(
+            Request(
+                message.request_id,
+                message.token_ids,
+                message.params,
+                priority=message.priority,
+                arrival=now,
+                deadline=None if message.timeout_s is None else now + message.timeout_s,
+                cache_salt=message.cache_salt,
+            )
+        )
+        return None
+
+    def abort(self, request_ids: list[str]) -> list[TokenOutput]:
+        return self._end(self.scheduler.finish_requests(request_ids), FinishReason.ABORT, None)
+
+    def step(self) -> list[TokenOutput]:
+        started = time.monotonic()
+        expired = self.scheduler.finish_requests([r.request_id for r in self.scheduler.expired(started)])
+        late = self._end(expired, FinishReason.ERROR, "the request's deadline has passed")
+        scheduled = self.scheduler.schedule()
+        if self.guided is not None:
+            ids = list(scheduled.num_scheduled_tokens)
+            scheduled.grammar_rows, scheduled.grammar_bitmask = self.guided.bitmask(ids)
+        result = self.executor.execute_model(scheduled)
+        outputs = self.scheduler.update_from_output(scheduled, result)
+        self._advance_grammars(outputs)
+        self.stats.num_steps_total += 1
+        self.stats.last_step_s = time.monotonic() - started
+        self.stats.last_step_tokens = scheduled.total_tokens
+        self.stats.last_step_seqs = len(scheduled.num_scheduled_tokens)
+        return late + outputs
+
+    def current_stats(self) -> EngineStats:
+        stats, scheduler, kv = self.stats, self.scheduler, self.kv
+        stats.num_running, stats.num_waiting = scheduler.num_running, scheduler.num_waiting
+        stats.num_waiting_tokens = scheduler.num_waiting_tokens
+        stats.kv_usage, stats.num_free_blocks = kv.usage, kv.num_free_blocks
+        stats.num_preemptions_total = scheduler.num_preemptions
+        stats.num_prefix_queried_total, stats.num_prefix_hit_total = kv.num_queried_tokens, kv.num_hit_tokens
+        return stats
+
+    def _advance_grammars(self, outputs: list[TokenOutput]) -> None:
+        if self.guided is None:
+            return
+        for output in outputs:
+            if output.finish_reason is None:
+                try:
+                    self.guided.advance(output.request_id, output.token_ids[0])
+                except GrammarError as error:
+                    self.scheduler.finish_requests([output.request_id])
+                    output.finish_reason, output.error = FinishReason.ERROR, f"grammar: {error}"
+            if output.finish_reason is not None:
+                self.guided.remove(output.request_id)
+
+    def _end(self, requests: list[Request], reason: FinishReason, error: str | None) -> list[TokenOutput]:
+        for request in requests:
+            if self.guided is not None:
+                self.guided.remove(request.request_id)
+        return [TokenOutput(r.request_id, [], reason, error=error) for r in requests]
+
+
+class EngineProcess:
+    """EngineCore behind two ZeroMQ sockets. Ends when told to, or when the process that started it is gone."""
+
+    def __init__(self, core: EngineCore, receive: zmq.Socket[bytes], send: zmq.Socket[bytes], parent_pid: int) -> None:
+        self._core = core
+        self._receive_socket, self._send_socket = receive, send
+        self._parent_pid = parent_pid
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._stopping = False
+        self._was_busy = False
+
+    def run(self) -> None:
+        while not self._stopping and os.getppid() == self._parent_pid:
+            outputs = self._receive(idle=not self._core.scheduler.has_requests())
+            if self._core.scheduler.has_requests():
+                outputs += self._core.step()
+            elif outputs or self._was_busy:
+                self._core.kv.check_integrity()
+            self._was_busy = self._core.scheduler.has_requests()
+            if outputs or self._was_busy:
+                self._send(Outputs(outputs, self._core.current_stats()))
+
+    def _receive(self, *, idle: bool) -> list[TokenOutput]:
+        """Everything that has arrived; waits for something only when there is nothing else to do."""
+        outputs: list[TokenOutput] = []
+        if idle and not self._receive_socket.poll(IDLE_POLL_MS):
+            return outputs
+        while self._receive_socket.poll(0):
+            message = self._decoder.decode(self._receive_socket.recv())
+            if isinstance(message, AddRequest):
+                refused = self._core.add_request(message)
+                if refused is not None:
+                    outputs.append(refused)
+            elif isinstance(message, AbortRequests):
+                outputs += self._core.abort(message.request_ids)
+            elif isinstance(message, Shutdown):
+                self._stopping = True
+        return outputs
+
+    def _send(self, message: FromEngine) -> None:
+        self._send_socket.send(self._encoder.encode(message))
+
+
+def run_engine(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: Any) -> None:
+    """The engine process's main function. Never raises: it reports Failed and leaves with exit code 1."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the API process decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(**log)
+    context = zmq.Context()
+    send = context.socket(zmq.PUSH)
+    send.connect(output_address)
+    receive = context.socket(zmq.PULL)
+    receive.connect(input_address)
+    try:
+        core = EngineCore(config)
+        process = EngineProcess(core, receive, send, parent_pid)
+        process._send(_ready(core))
+        process.run()
+    except Exception as error:  # the last line of defence: whatever it was, the API process must hear of it
+        fatal = isinstance(error, (ConfigError, CheckpointError))
+        logger.critical("engine died: %s", error if fatal else traceback.format_exc())
+        send.send(msgspec.msgpack.encode(Failed(f"{type(error).__name__}: {error}", fatal)))
+        send.close(linger=1000)
+        context.term()
+        os._exit(1)
+    context.destroy(linger=500)
+
+
+def _guided(config: EngineConfig) -> GuidedDecoding | None:
+    if config.ranks_path is None:
+        return None
+    eos_ids = list(config.eos_token_ids)
+    return GuidedDecoding(
+        load_tokenizer(
+            config.ranks_path, config.special_tokens, config.split_pattern, config.model.vocab_size, eos_ids
+        )
+    )
+
+
+def _ready(core: EngineCore) -> Ready:
+    worker = core.executor.worker
+    return Ready(
+        dtype=str(worker.dtype).removeprefix("torch."),
+        device=str(worker.device),
+        num_blocks=core.kv.num_blocks - 1,
+        kv_cache_bytes=worker.kv_cache_bytes,
+        weight_bytes=worker.weight_bytes,
+        max_model_len=core.max_model_len,
+        kernel_path=worker.kernel_path,
+        load_s=worker.load_s,
+        pid=os.getpid(),
+    )
+
+
+def _error(request_id: str, message: str) -> TokenOutput:
+    return TokenOutput(request_id, [], FinishReason.ERROR, error=message)

@@ -1,0 +1,91 @@
+"""Grammars over generated tokens: compiled once, advanced with each token, turned into bitmasks for the sampler.
+
+The engine runs whatever grammar a request brings; what it means is the caller's business.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+MAX_CACHED_GRAMMARS = 10_000
+
+
+class GrammarError(ValueError):
+    """The grammar does not compile, or no longer matches what was generated."""
+
+
+def load_tokenizer(
+    ranks_path: Path, special_tokens: dict[str, int], split_pattern: str, vocab_size: int, eos_ids: list[int]
+) -> LLTokenizer:
+    fields = ranks_path.read_bytes().split()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in zip(fields[::2], fields[1::2], strict=True)}
+    tokenizer: LLTokenizer = LLTokenizer.from_tiktoken(  # type: ignore[attr-defined]
+        encoder=ranks,
+        special_tokens=special_tokens,
+        pattern=split_pattern,
+        eos_token=eos_ids,
+        n_vocab=vocab_size,
+        slices=None,
+    )
+    return tokenizer
+
+
+class GuidedDecoding:
+    """The matchers of the live requests."""
+
+    def __init__(self, tokenizer: LLTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._words = -(-tokenizer.vocab_size // 32)
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._live: dict[str, LLMatcher] = {}
+
+    def add(self, request_id: str, grammar: str) -> None:
+        """Raises GrammarError if it does not compile."""
+        self._live[request_id] = self._compile(grammar).deep_copy()
+
+    def remove(self, request_id: str) -> None:
+        self._live.pop(request_id, None)
+
+    def advance(self, request_id: str, token_id: int) -> None:
+        """Raises GrammarError if the token was not allowed."""
+        matcher = self._live.get(request_id)
+        if matcher is None or matcher.is_stopped():
+            return
+        if not matcher.consume_token(token_id):
+            raise GrammarError(matcher.get_error())
+
+    def bitmask(self, request_ids: list[str]) -> tuple[list[str], bytes]:
+        """-> (the ids among these that have a grammar, their masks int32 [rows, words])."""
+        rows = [r for r in request_ids if r in self._live and not self._live[r].is_stopped()]
+        masks = np.empty((len(rows), self._words), np.int32)
+        for row, request_id in zip(masks, rows, strict=True):
+            self._live[request_id].unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        return rows, masks.tobytes()
+
+    def _compile(self, grammar: str) -> LLMatcher:
+        matcher = self._compiled.get(grammar)
+        if matcher is None:
+            matcher = compile_grammar(self._tokenizer, grammar)
+            self._compiled[grammar] = matcher
+            if len(self._compiled) > MAX_CACHED_GRAMMARS:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return matcher
+
+
+def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    """Raises GrammarError with llguidance's reason."""
+    matcher = LLMatcher(
+        tokenizer,
+        LLMatcher.grammar_from_lark(grammar),
+        log_level=0,
+        limits=LLParserLimits(verbose_errors=False),
+    )
+    if matcher.is_error():
+        raise GrammarError(matcher.get_error())
+    return matcher

@@ -1,0 +1,134 @@
+"""What crosses a boundary: API process <-> engine process, scheduler <-> workers. msgspec-encoded, no behaviour."""
+
+from __future__ import annotations
+
+import msgspec
+
+from src.engine.request import FinishReason
+from src.engine.sampling_params import SamplingParams
+
+# --- API process -> engine process ---
+
+
+class AddRequest(msgspec.Struct, tag="add"):
+    request_id: str
+    token_ids: list[int]
+    params: SamplingParams
+    priority: int = 0
+    timeout_s: float | None = None  # from arrival; past it the request ends with an error
+    cache_salt: str = ""
+
+
+class AbortRequests(msgspec.Struct, tag="abort"):
+    request_ids: list[str]
+
+
+class Shutdown(msgspec.Struct, tag="shutdown"):
+    pass
+
+
+ToEngine = AddRequest | AbortRequests | Shutdown
+
+# --- engine process -> API process ---
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True):
+    """Of the model's raw distribution, before temperature and penalties."""
+
+    logprob: float
+    alternatives: list[tuple[int, float]]  # (token id, logprob), most likely first
+
+
+class TokenOutput(msgspec.Struct, array_like=True):
+    """What one step added to one request. Exactly one output of a request has a finish_reason, its last."""
+
+    request_id: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids, if asked for
+    num_cached_tokens: int = 0
+    error: str | None = None  # with FinishReason.ERROR
+    queue_s: float | None = None  # with the first token: from arrival to first scheduled
+    prefill_s: float | None = None  # with the first token: from first scheduled to now
+
+
+class EngineStats(msgspec.Struct):
+    """The engine at one moment. `num_*_total` count from the start of this engine process."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_tokens: int = 0
+    kv_usage: float = 0.0  # 0..1
+    num_free_blocks: int = 0
+    num_blocks: int = 0
+    num_preemptions_total: int = 0
+    num_steps_total: int = 0
+    num_prefix_queried_total: int = 0  # tokens
+    num_prefix_hit_total: int = 0  # tokens
+    last_step_s: float = 0.0
+    last_step_tokens: int = 0
+    last_step_seqs: int = 0
+
+
+class Outputs(msgspec.Struct, tag="outputs"):
+    outputs: list[TokenOutput]
+    stats: EngineStats
+
+
+class Ready(msgspec.Struct, tag="ready"):
+    """The engine has passed its self-test. What really runs, not what was asked for."""
+
+    dtype: str
+    device: str
+    num_blocks: int
+    kv_cache_bytes: int
+    weight_bytes: int
+    max_model_len: int
+    kernel_path: str
+    load_s: float
+    pid: int
+
+
+class Failed(msgspec.Struct, tag="failed"):
+    """The engine cannot start, or has just died of an exception."""
+
+    message: str
+    fatal: bool  # a restart would fail the same way
+
+
+FromEngine = Outputs | Ready | Failed
+
+# --- scheduler -> workers, each step ---
+
+
+class NewRequest(msgspec.Struct):
+    """A request that the workers do not know, or no longer know after a preemption."""
+
+    request_id: str
+    token_ids: list[int]  # all known tokens
+    num_prompt_tokens: int
+    params: SamplingParams
+    block_ids: tuple[list[int], list[int]]  # by group: full, sliding
+    num_computed_tokens: int
+
+
+class SchedulerOutput(msgspec.Struct):
+    new_requests: list[NewRequest]
+    new_block_ids: dict[str, tuple[list[int], list[int]]]  # known request -> blocks added, by group
+    num_scheduled_tokens: dict[str, int]  # request -> tokens to compute now; sampled when that catches up
+    gone_request_ids: list[str]  # finished, aborted or preempted since the last step
+    grammar_rows: list[str] = []  # requests with a row in `grammar_bitmask`
+    grammar_bitmask: bytes = b""  # int32 [rows, ceil(V / 32)]: bit set, token allowed
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(self.num_scheduled_tokens.values())
+
+
+# --- workers -> scheduler, each step ---
+
+
+class ModelRunnerOutput(msgspec.Struct):
+    sampled: dict[str, int]  # request -> token id, for the requests that caught up
+    logprobs: dict[str, TokenLogprobs]
+    failed: dict[str, str] = {}  # request -> why it alone cannot go on (its logits are not finite, say)

@@ -1,0 +1,340 @@
+"""Reading a gpt-oss checkpoint: Hugging Face's layout or `original/`, MXFP4 or BF16 experts, one file or many.
+
+Everything is checked against the shapes that config.json implies before the first tensor is read, so a broken
+download is an error that names file and tensor, not a crash or a wrong answer later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from src.engine.config import ModelConfig
+from src.kernels.moe import ExpertWeights
+from src.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4
+
+Shape = tuple[int, ...]
+FLOAT_TYPES = frozenset({"BF16", "F16", "F32"})
+PACKED_TYPES = frozenset({"U8"})
+
+
+class CheckpointError(Exception):
+    """The checkpoint cannot be served. The message names the file and the tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """Shapes: see model/gpt_oss.py and kernels/moe.py. Q rows first, then K, then V."""
+
+    attention_norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor
+    sinks: torch.Tensor
+    out: torch.Tensor
+    out_bias: torch.Tensor
+    mlp_norm: torch.Tensor
+    router: torch.Tensor
+    router_bias: torch.Tensor
+    experts: ExpertWeights
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeights:
+    embedding: torch.Tensor  # [V, H]
+    layers: list[LayerWeights]
+    final_norm: torch.Tensor  # [H]
+    lm_head: torch.Tensor  # [V, H]
+
+
+def expected_tensors(c: ModelConfig, *, original: bool, packed: bool) -> dict[str, tuple[Shape, frozenset[str]]]:
+    """Name -> (shape, allowed safetensors types) of every tensor that a checkpoint of this shape holds."""
+    hidden, inter, experts = c.hidden_size, c.intermediate_size, c.num_experts
+    q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    shapes: dict[str, Shape] = {}
+    packed_shapes: dict[str, Shape] = {}
+
+    def expert_matrix(name: str, dotted: bool, rows: int, columns: int) -> None:
+        if packed:
+            separator = "." if dotted else "_"
+            groups = columns // GROUP_SIZE
+            packed_shapes[f"{name}{separator}blocks"] = (experts, rows, groups, GROUP_SIZE // 2)
+            packed_shapes[f"{name}{separator}scales"] = (experts, rows, groups)
+        else:
+            shapes[name] = (experts, columns, rows)  # transformers keeps unquantised experts transposed
+
+    if original:
+        shapes |= {
+            "embedding.weight": (c.vocab_size, hidden),
+            "unembedding.weight": (c.vocab_size, hidden),
+            "norm.scale": (hidden,),
+        }
+    else:
+        shapes |= {
+            "model.embed_tokens.weight": (c.vocab_size, hidden),
+            "lm_head.weight": (c.vocab_size, hidden),
+            "model.norm.weight": (hidden,),
+        }
+    for n in range(c.num_layers):
+        if original:
+            a, m = f"block.{n}.attn.", f"block.{n}.mlp."
+            shapes |= {
+                a + "norm.scale": (hidden,),
+                a + "qkv.weight": (q_dim + 2 * kv_dim, hidden),
+                a + "qkv.bias": (q_dim + 2 * kv_dim,),
+                a + "sinks": (c.num_attention_heads,),
+                a + "out.weight": (hidden, q_dim),
+                a + "out.bias": (hidden,),
+                m + "norm.scale": (hidden,),
+                m + "gate.weight": (experts, hidden),
+                m + "gate.bias": (experts,),
+                m + "mlp1_bias": (experts, 2 * inter),
+                m + "mlp2_bias": (experts, hidden),
+            }
+            expert_matrix(m + "mlp1_weight", True, 2 * inter, hidden)
+            expert_matrix(m + "mlp2_weight", True, hidden, inter)
+        else:
+            layer = f"model.layers.{n}."
+            a, m = layer + "self_attn.", layer + "mlp."
+            shapes |= {
+                layer + "input_layernorm.weight": (hidden,),
+                layer + "post_attention_layernorm.weight": (hidden,),
+                a + "q_proj.weight": (q_dim, hidden),
+                a + "q_proj.bias": (q_dim,),
+                a + "k_proj.weight": (kv_dim, hidden),
+                a + "k_proj.bias": (kv_dim,),
+                a + "v_proj.weight": (kv_dim, hidden),
+                a + "v_proj.bias": (kv_dim,),
+                a + "o_proj.weight": (hidden, q_dim),
+                a + "o_proj.bias": (hidden,),
+                a + "sinks": (c.num_attention_heads,),
+                m + "router.weight": (experts, hidden),
+                m + "router.bias": (experts,),
+                m + "experts.gate_up_proj_bias": (experts, 2 * inter),
+                m + "experts.down_proj_bias": (experts, hidden),
+            }
+            expert_matrix(m + "experts.gate_up_proj", False, 2 * inter, hidden)
+            expert_matrix(m + "experts.down_proj", False, hidden, inter)
+    return {
+        **{name: (shape, FLOAT_TYPES) for name, shape in shapes.items()},
+        **{name: (shape, PACKED_TYPES) for name, shape in packed_shapes.items()},
+    }
+
+
+class Checkpoint:
+    """The tensors of a folder by name, memory-mapped. Checked whole when opened.
+
+    Raises:
+        CheckpointError: a file or a tensor is missing, extra, truncated, or of another shape or type.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+        self._file_of = self._index()
+        self.original = "embedding.weight" in self._file_of
+        self.packed = any(name.endswith(("_blocks", ".blocks")) for name in self._file_of)
+        self._check(expected_tensors(config, original=self.original, packed=self.packed))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Raises CheckpointError if the bytes cannot be read."""
+        path = self._file_of[name]
+        try:
+            value: torch.Tensor = self._files[path.name].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot read tensor {name!r}: {error}") from error
+        return value
+
+    def _index(self) -> dict[str, Path]:
+        listed = self._listed_files()
+        file_of: dict[str, Path] = {}
+        for path in listed:
+            try:
+                handle = safe_open(path, framework="pt")
+            except FileNotFoundError:
+                raise CheckpointError(f"{path} is missing, though the index names it") from None
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
+            self._files[path.name] = handle
+            for name in handle.keys():  # noqa: SIM118  a safetensors handle is no mapping
+                if name in file_of:
+                    raise CheckpointError(f"tensor {name!r} stands in {file_of[name].name} and in {path.name}")
+                file_of[name] = path
+        return file_of
+
+    def _listed_files(self) -> list[Path]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            weight_map = json.loads(index.read_text())["weight_map"]
+            return [self.folder / name for name in sorted(set(weight_map.values()))]
+        files = sorted(self.folder.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"{self.folder} holds no *.safetensors file")
+        return files
+
+    def _check(self, expected: dict[str, tuple[Shape, frozenset[str]]]) -> None:
+        for name, (shape, types) in expected.items():
+            path = self._file_of.get(name)
+            if path is None:
+                raise CheckpointError(f"{self.folder}: tensor {name!r} is missing")
+            view = self._files[path.name].get_slice(name)
+            found = tuple(view.get_shape())
+            if found != shape:
+                raise CheckpointError(f"{path}: tensor {name!r} has shape {found}, expected {shape}")
+            if view.get_dtype() not in types:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} has type {view.get_dtype()}, expected {' or '.join(sorted(types))}"
+                )
+        for name, path in self._file_of.items():
+            if name not in expected:
+                raise CheckpointError(f"{path}: unexpected tensor {name!r}")
+
+
+class WeightLoader:
+    """Checkpoint tensors -> ModelWeights in the compute type, one tensor in flight at a time.
+
+    `dequantize` unpacks MXFP4 experts once, at load, into the compute type: four times the memory, the fastest form
+    on a CPU. Otherwise they stay packed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, *, dequantize: bool) -> None:
+        self._checkpoint = checkpoint
+        self._config = config
+        self._dtype = dtype
+        self._dequantize = dequantize
+        # [g0 u0 g1 u1 ...] -> [g0 g1 ... u0 u1 ...]
+        rows = torch.arange(2 * config.intermediate_size)
+        self._gate_then_up = torch.cat((rows[0::2], rows[1::2]))
+
+    def load(self) -> ModelWeights:
+        original = self._checkpoint.original
+        embedding, head, norm = (
+            ("embedding.weight", "unembedding.weight", "norm.scale")
+            if original
+            else ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight")
+        )
+        read_layer = self._original_layer if original else self._hf_layer
+        steps = tqdm(range(self._config.num_layers), desc="loading weights", unit="layer", disable=None)
+        layers = [read_layer(n) for n in steps]
+        return ModelWeights(self._read(embedding), layers, self._read(norm), self._read(head))
+
+    def _read(self, name: str) -> torch.Tensor:
+        return self._checkpoint.tensor(name).to(self._dtype, copy=True)
+
+    def _hf_layer(self, n: int) -> LayerWeights:
+        layer = f"model.layers.{n}."
+        a, m = layer + "self_attn.", layer + "mlp."
+        return LayerWeights(
+            attention_norm=self._read(layer + "input_layernorm.weight"),
+            qkv=torch.cat([self._read(f"{a}{x}_proj.weight") for x in "qkv"]),
+            qkv_bias=torch.cat([self._read(f"{a}{x}_proj.bias") for x in "qkv"]),
+            sinks=self._read(a + "sinks"),
+            out=self._read(a + "o_proj.weight"),
+            out_bias=self._read(a + "o_proj.bias"),
+            mlp_norm=self._read(layer + "post_attention_layernorm.weight"),
+            router=self._read(m + "router.weight"),
+            router_bias=self._read(m + "router.bias"),
+            experts=self._experts(
+                m + "experts.gate_up_proj", m + "experts.gate_up_proj_bias",
+                m + "experts.down_proj", m + "experts.down_proj_bias",
+            ),
+        )  # fmt: skip
+
+    def _original_layer(self, n: int) -> LayerWeights:
+        a, m = f"block.{n}.attn.", f"block.{n}.mlp."
+        return LayerWeights(
+            attention_norm=self._read(a + "norm.scale"),
+            qkv=self._read(a + "qkv.weight"),
+            qkv_bias=self._read(a + "qkv.bias"),
+            sinks=self._read(a + "sinks"),
+            out=self._read(a + "out.weight"),
+            out_bias=self._read(a + "out.bias"),
+            mlp_norm=self._read(m + "norm.scale"),
+            router=self._read(m + "gate.weight"),
+            router_bias=self._read(m + "gate.bias"),
+            experts=self._experts(m + "mlp1_weight", m + "mlp1_bias", m + "mlp2_weight", m + "mlp2_bias"),
+        )
+
+    def _experts(self, w1: str, b1: str, w2: str, b2: str) -> ExpertWeights:
+        return ExpertWeights(
+            w1=self._expert_matrix(w1, self._gate_then_up),
+            b1=self._read(b1)[:, self._gate_then_up],
+            w2=self._expert_matrix(w2, None),
+            b2=self._read(b2),
+        )
+
+    def _expert_matrix(self, name: str, row_order: torch.Tensor | None) -> torch.Tensor | Mxfp4Tensor:
+        def ordered(t: torch.Tensor) -> torch.Tensor:
+            return t.clone() if row_order is None else t[:, row_order]
+
+        if not self._checkpoint.packed:
+            return ordered(self._read(name).transpose(1, 2)).contiguous()
+        separator = "." if self._checkpoint.original else "_"
+        packed = Mxfp4Tensor(
+            ordered(self._checkpoint.tensor(f"{name}{separator}blocks")),
+            ordered(self._checkpoint.tensor(f"{name}{separator}scales")),
+        )
+        if not self._dequantize:
+            return packed
+        out = torch.empty(packed.scales.shape[:2] + (packed.scales.shape[2] * GROUP_SIZE,), dtype=self._dtype)
+        for expert in range(out.shape[0]):
+            out[expert] = dequantize_mxfp4(packed[expert], self._dtype)
+        return out
+
+
+def dummy_weights(c: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> ModelWeights:
+    """Random weights of the true shapes and types, with no file: for benchmarks. Experts stay MXFP4."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def normal(*shape: int, std: float = 0.02) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device).normal_(0, std, generator=generator)
+
+    def packed(rows: int, columns: int) -> Mxfp4Tensor:
+        shape = (c.num_experts, rows, columns // GROUP_SIZE)
+        blocks = torch.randint(
+            0, 256, (*shape, GROUP_SIZE // 2), dtype=torch.uint8, device=device, generator=generator
+        )
+        return Mxfp4Tensor(blocks, torch.full(shape, 119, dtype=torch.uint8, device=device))
+
+    hidden, inter = c.hidden_size, c.intermediate_size
+    q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    ones = torch.ones(hidden, dtype=dtype, device=device)
+    layers = [
+        LayerWeights(
+            attention_norm=ones,
+            qkv=normal(q_dim + 2 * kv_dim, hidden),
+            qkv_bias=normal(q_dim + 2 * kv_dim),
+            sinks=normal(c.num_attention_heads),
+            out=normal(hidden, q_dim),
+            out_bias=normal(hidden),
+            mlp_norm=ones,
+            router=normal(c.num_experts, hidden),
+            router_bias=normal(c.num_experts),
+            experts=ExpertWeights(
+                packed(2 * inter, hidden),
+                normal(c.num_experts, 2 * inter),
+                packed(hidden, inter),
+                normal(c.num_experts, hidden),
+            ),
+        )
+        for _ in tqdm(range(c.num_layers), desc="random weights", unit="layer", disable=None)
+    ]
+    return ModelWeights(normal(c.vocab_size, hidden), layers, ones, normal(c.vocab_size, hidden))
+
+
+def iterate_tensors(weights: ModelWeights) -> Iterator[torch.Tensor]:
+    """Every stored tensor, packed ones included: for byte counts."""
+    yield from (weights.embedding, weights.final_norm, weights.lm_head)
+    for layer in weights.layers:
+        yield from (layer.attention_norm, layer.qkv, layer.qkv_bias, layer.sinks, layer.out, layer.out_bias)
+        yield from (layer.mlp_norm, layer.router, layer.router_bias, layer.experts.b1, layer.experts.b2)
+        for w in (layer.experts.w1, layer.experts.w2):
+            yield from (w.blocks, w.scales) if isinstance(w, Mxfp4Tensor) else (w,)
+
+

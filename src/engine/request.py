@@ -1,0 +1,59 @@
+"""One request inside the engine."""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass, field
+
+from src.engine.sampling_params import SamplingParams
+
+
+class RequestStatus(enum.Enum):
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    PREEMPTED = enum.auto()
+    FINISHED = enum.auto()
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """`token_ids` are the prompt and everything sampled so far; `num_computed_tokens` of them are in the cache."""
+
+    request_id: str
+    token_ids: list[int]
+    params: SamplingParams
+    priority: int = 0  # lower runs sooner
+    arrival: float = field(default_factory=time.monotonic)
+    deadline: float | None = None  # monotonic seconds; past it the request ends with an error
+    cache_salt: str = ""
+    num_prompt_tokens: int = field(init=False)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
+    num_preemptions: int = 0
+    status: RequestStatus = RequestStatus.WAITING
+    first_scheduled: float | None = None  # monotonic seconds
+    block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks of token_ids
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Known tokens that are not computed yet: one when decoding, more when catching up."""
+        return len(self.token_ids) - self.num_computed_tokens

@@ -1,0 +1,32 @@
+"""How one request wants its tokens sampled."""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_LOGPROBS = 20
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Crosses the process line. The order of application is vLLM's: penalties, bias, mask, temperature, top-k, top-p,
+    min-p."""
+
+    max_tokens: int
+    seed: int  # int64; token number i of the answer depends on (seed, i) and the distribution alone
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None  # alternatives wanted with each token; None: no logprobs at all
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    grammar: str | None = None  # Lark, over all generated tokens
+
+    @property
+    def needs_penalties(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0

@@ -1,0 +1,226 @@
+"""Who computes how many tokens in the next step."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterable
+
+from src.engine.config import EngineConfig
+from src.engine.kv_cache_manager import KVCacheManager
+from src.engine.messages import ModelRunnerOutput, NewRequest, SchedulerOutput, TokenLogprobs, TokenOutput
+from src.engine.request import FinishReason, Request, RequestStatus
+
+
+class Scheduler:
+    """Continuous batching by one rule.
+
+    There is no prefill phase and no decode phase. A request has `num_tokens` known tokens, of which
+    `num_computed_tokens` are in the cache; each step hands out a budget of tokens so that the second number catches
+    up with the first. Chunked prefill, prefix hits, recompute after preemption and speculative tokens are all that
+    one subtraction. (After vLLM's v1 scheduler.)
+    """
+
+    def __init__(self, config: EngineConfig, kv: KVCacheManager) -> None:
+        self._config = config
+        self._kv = kv
+        self._requests: dict[str, Request] = {}
+        self._running: list[Request] = []
+        self._waiting: list[tuple[float, int, Request]] = []
+        self._order = 0
+        self._known: set[str] = set()  # request ids that the workers hold state for
+        self._gone: list[str] = []
+        self._num_waiting = 0
+        self._num_waiting_tokens = 0
+        self.num_preemptions = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return self._num_waiting
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        return self._num_waiting_tokens
+
+    def has_requests(self) -> bool:
+        return bool(self._requests)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._requests
+
+    def add_request(self, request: Request) -> None:
+        self._requests[request.request_id] = request
+        self._enqueue(request)
+
+    def finish_requests(self, request_ids: Iterable[str]) -> list[Request]:
+        """Ends requests from outside, at any moment; their blocks are free at once. -> those that were alive."""
+        ended = [r for r in map(self._requests.get, request_ids) if r is not None]
+        for request in ended:
+            self._finish(request)
+        return ended
+
+    def expired(self, now: float) -> list[Request]:
+        """Requests past their deadline."""
+        return [r for r in self._requests.values() if r.deadline is not None and r.deadline <= now]
+
+    def schedule(self) -> SchedulerOutput:
+        budget = self._config.max_num_batched_tokens
+        preemptions_before = self.num_preemptions
+        out = SchedulerOutput([], {}, {}, [])
+        # Those that need one token go first, so a long prompt cannot starve them of the budget.
+        for request in sorted(self._running, key=lambda r: r.num_new_tokens > 1):
+            if budget == 0:
+                break
+            if request.status is not RequestStatus.RUNNING:  # preempted by an earlier one in this loop
+                continue
+            num_new = min(request.num_new_tokens, budget)
+            added, given_back = self._allocate_or_preempt(request, num_new, out)
+            budget += given_back
+            if added is None:
+                continue
+            budget -= num_new
+            out.num_scheduled_tokens[request.request_id] = num_new
+            if added[0] or added[1]:
+                out.new_block_ids[request.request_id] = added
+        if self.num_preemptions == preemptions_before:  # else the blocks just freed would be taken away again
+            self._admit(budget, out)
+        out.gone_request_ids, self._gone = self._gone, []
+        return out
+
+    def update_from_output(self, scheduled: SchedulerOutput, result: ModelRunnerOutput) -> list[TokenOutput]:
+        """Accounts for a finished step. -> one output for each request that got a token or ended."""
+        outputs = []
+        for request_id, num_tokens in scheduled.num_scheduled_tokens.items():
+            request = self._requests.get(request_id)
+            if request is None or request.status is not RequestStatus.RUNNING:
+                continue  # aborted while the step ran
+            request.num_computed_tokens += num_tokens
+            self._kv.cache_blocks(request)
+            if request_id in result.failed:
+                self._finish(request)
+                outputs.append(TokenOutput(request_id, [], FinishReason.ERROR, error=result.failed[request_id]))
+            elif request_id in result.sampled:
+                outputs.append(self._append(request, result.sampled[request_id], result.logprobs.get(request_id)))
+        return outputs
+
+    def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
+        request.token_ids.append(token_id)
+        reason = self._finish_reason(request, token_id)
+        output = TokenOutput(
+            request.request_id,
+            [token_id],
+            reason,
+            logprobs=[logprobs] if logprobs is not None else None,
+            num_cached_tokens=request.num_cached_tokens,
+        )
+        if request.num_output_tokens == 1 and request.first_scheduled is not None:
+            output.queue_s = request.first_scheduled - request.arrival
+            output.prefill_s = time.monotonic() - request.first_scheduled
+        if reason is not None:
+            self._finish(request)
+        return output
+
+    def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
+        params = request.params
+        if (
+            token_id in params.stop_token_ids
+            and not params.ignore_eos
+            and request.num_output_tokens >= params.min_tokens
+        ):
+            return FinishReason.STOP
+        if request.num_output_tokens >= params.max_tokens or request.num_tokens >= self._config.max_model_len:
+            return FinishReason.LENGTH
+        return None
+
+    def _admit(self, budget: int, out: SchedulerOutput) -> None:
+        while budget > 0 and self._waiting and len(self._running) < self._config.max_num_seqs:
+            request = self._waiting[0][2]
+            if request.status not in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
+                heapq.heappop(self._waiting)
+                continue
+            computed = self._kv.get_computed_blocks(request)
+            num_new = min(request.num_tokens - computed.num_tokens, budget)
+            added = self._kv.allocate_slots(request, num_new, computed)
+            if added is None:
+                return  # nobody overtakes: a large request would wait for ever
+            heapq.heappop(self._waiting)
+            self._num_waiting -= 1
+            self._num_waiting_tokens -= request.num_tokens
+            request.num_computed_tokens = computed.num_tokens
+            if request.status is RequestStatus.WAITING:
+                request.first_scheduled = time.monotonic()
+                request.num_cached_tokens = computed.num_tokens
+                self._kv.num_queried_tokens += request.num_tokens
+                self._kv.num_hit_tokens += computed.num_tokens
+            request.status = RequestStatus.RUNNING
+            self._running.append(request)
+            self._known.add(request.request_id)
+            budget -= num_new
+            out.num_scheduled_tokens[request.request_id] = num_new
+            out.new_requests.append(
+                NewRequest(
+                    request.request_id,
+                    list(request.token_ids),
+                    request.num_prompt_tokens,
+                    request.params,
+                    added,
+                    computed.num_tokens,
+                )
+            )
+
+    def _allocate_or_preempt(
+        self, request: Request, num_new: int, out: SchedulerOutput
+    ) -> tuple[tuple[list[int], list[int]] | None, int]:
+        """Blocks for `request`, taken if need be from the running request that should run last.
+
+        -> (blocks, or None if that was `request` itself; tokens that preempted requests gave back to the budget)
+        """
+        given_back = 0
+        while (added := self._kv.allocate_slots(request, num_new)) is None:
+            victim = max(self._running, key=self._key)
+            given_back += self._preempt(victim, out)
+            if victim is request:
+                return None, given_back
+        return added, given_back
+
+    def _preempt(self, request: Request, out: SchedulerOutput) -> int:
+        self._running.remove(request)
+        self._kv.free(request)
+        self._forget(request)
+        out.new_block_ids.pop(request.request_id, None)
+        request.status = RequestStatus.PREEMPTED
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self._enqueue(request)
+        return out.num_scheduled_tokens.pop(request.request_id, 0)
+
+    def _finish(self, request: Request) -> None:
+        if request.status is RequestStatus.RUNNING:
+            self._running.remove(request)
+            self._kv.free(request)
+        else:
+            self._num_waiting -= 1
+            self._num_waiting_tokens -= request.num_tokens
+        request.status = RequestStatus.FINISHED
+        del self._requests[request.request_id]
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        if request.request_id in self._known:
+            self._known.remove(request.request_id)
+            self._gone.append(request.request_id)
+
+    def _enqueue(self, request: Request) -> None:
+        self._order += 1
+        heapq.heappush(self._waiting, (self._key(request), self._order, request))
+        self._num_waiting += 1
+        self._num_waiting_tokens += request.num_tokens
+
+    def _key(self, request: Request) -> float:
+        """Lower runs sooner. Priority is a head start in seconds, so whoever waits long enough is first."""
+        return request.arrival + request.priority * self._config.priority_ageing_s

@@ -1,0 +1,173 @@
+"""The worker's memory of its requests, and one step's input made from it.
+
+Shapes: T tokens of the step, S requests of the step, L block-table columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from src.engine.config import FULL, SLIDING
+from src.engine.messages import NewRequest, SchedulerOutput
+from src.engine.model.gpt_oss import AttentionPlan, ForwardBatch
+from src.engine.sampling_params import SamplingParams
+from src.kernels.attention import DecodePlan, PrefillPlan
+
+
+class _Growing:
+    """An int array that grows by doubling: appending a token must not copy a long prompt."""
+
+    __slots__ = ("_data", "size")
+
+    def __init__(self, values: list[int], dtype: type = np.int64) -> None:
+        self.size = len(values)
+        self._data = np.empty(max(64, 2 * self.size), dtype)
+        self._data[: self.size] = values
+
+    def extend(self, values: list[int]) -> None:
+        end = self.size + len(values)
+        if end > len(self._data):
+            grown = np.empty(2 * end, self._data.dtype)
+            grown[: self.size] = self._data[: self.size]
+            self._data = grown
+        self._data[self.size : end] = values
+        self.size = end
+
+    @property
+    def view(self) -> np.ndarray:
+        return self._data[: self.size]
+
+
+@dataclass(slots=True)
+class RequestState:
+    request_id: str
+    params: SamplingParams
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    tokens: _Growing
+    blocks: tuple[_Growing, _Growing]  # by group: full, sliding
+
+
+@dataclass(slots=True)
+class StepRows:
+    """The requests of one step, in the order of the batch, and which of them are sampled."""
+
+    states: list[RequestState]
+    counts: list[int]  # new tokens of each
+    sampled: list[RequestState] = field(default_factory=list)
+
+
+class RequestTable:
+    """Request states by id, kept in step with the scheduler by its messages alone."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, RequestState] = {}
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def apply(self, out: SchedulerOutput) -> StepRows:
+        for request_id in out.gone_request_ids:
+            del self._states[request_id]
+        for new in out.new_requests:
+            self._states[new.request_id] = _state(new)
+        for request_id, added in out.new_block_ids.items():
+            for table, block_ids in zip(self._states[request_id].blocks, added, strict=True):
+                table.extend(block_ids)
+        scheduled = [(self._states[request_id], n) for request_id, n in out.num_scheduled_tokens.items()]
+        scheduled.sort(key=lambda pair: pair[1] > 1)
+        return StepRows([state for state, _ in scheduled], [n for _, n in scheduled])
+
+    def finish_step(self, rows: StepRows, sampled: dict[str, int]) -> None:
+        for state, count in zip(rows.states, rows.counts, strict=True):
+            state.num_computed_tokens += count
+            if state.request_id in sampled:
+                state.tokens.extend([sampled[state.request_id]])
+
+
+def _state(new: NewRequest) -> RequestState:
+    return RequestState(
+        new.request_id,
+        new.params,
+        new.num_prompt_tokens,
+        new.num_computed_tokens,
+        _Growing(new.token_ids),
+        (_Growing(new.block_ids[0]), _Growing(new.block_ids[1])),
+    )
+
+
+def build_batch(
+    rows: StepRows, block_size: int, sliding_window: int, dtype: torch.dtype, device: torch.device
+) -> ForwardBatch:
+    """Fills `rows.sampled` on the way: the requests whose known tokens are all computed by this step."""
+    num_decodes = sum(count == 1 for count in rows.counts)
+    starts = [state.num_computed_tokens for state in rows.states]
+    token_ids = np.concatenate(
+        [s.tokens.view[start : start + n] for s, start, n in zip(rows.states, starts, rows.counts, strict=True)]
+    )
+    positions = np.concatenate(
+        [np.arange(start, start + n) for start, n in zip(starts, rows.counts, strict=True)]
+    )
+    ends = np.cumsum(rows.counts)
+    sample_rows = []
+    for state, start, count, end in zip(rows.states, starts, rows.counts, ends, strict=True):
+        if start + count == state.tokens.size:
+            sample_rows.append(int(end) - 1)
+            rows.sampled.append(state)
+    plans = {
+        layer_type: _plan(rows, starts, ends, positions, group, window, num_decodes, block_size, dtype, device)
+        for group, (layer_type, window) in enumerate(((FULL, None), (SLIDING, sliding_window)))
+    }
+    return ForwardBatch(
+        torch.from_numpy(token_ids).to(device),
+        torch.from_numpy(positions).to(device),
+        num_decodes,
+        plans,
+        torch.tensor(sample_rows, dtype=torch.int64, device=device),
+    )
+
+
+def _plan(
+    rows: StepRows,
+    starts: list[int],
+    ends: np.ndarray,
+    positions: np.ndarray,
+    group: int,
+    window: int | None,
+    num_decodes: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> AttentionPlan:
+    tables = [state.blocks[group].view for state in rows.states]
+
+    def slots(table: np.ndarray, span: np.ndarray) -> np.ndarray:
+        return table[span // block_size] * block_size + span % block_size
+
+    def first_key(start: int) -> int:
+        return 0 if window is None else max(0, start - window + 1)
+
+    offsets = [0, *ends]
+    slot_mapping = np.concatenate(
+        [slots(table, positions[offsets[i] : offsets[i + 1]]) for i, table in enumerate(tables)]
+    )
+    decode = None
+    if num_decodes:
+        spans = [np.arange(first_key(start), start + 1) for start in starts[:num_decodes]]
+        width = max(map(len, spans))
+        gathered = np.zeros((num_decodes, width), np.int64)
+        hidden = np.ones((num_decodes, width), bool)
+        for i, span in enumerate(spans):
+            gathered[i, : len(span)] = slots(tables[i], span)
+            hidden[i, : len(span)] = False
+        bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(torch.from_numpy(hidden), float("-inf"))
+        decode = DecodePlan(torch.from_numpy(gathered.ravel()).to(device), bias[:, None, None].to(device))
+    prefills = []
+    for i in range(num_decodes, len(rows.states)):
+        first, end = first_key(starts[i]), starts[i] + rows.counts[i]
+        span_slots = torch.from_numpy(slots(tables[i], np.arange(first, end))).to(device)
+        prefills.append(PrefillPlan(int(offsets[i]), rows.counts[i], starts[i], first, span_slots))
+    return AttentionPlan(torch.from_numpy(slot_mapping).to(device), decode, prefills)

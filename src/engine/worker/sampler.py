@@ -1,0 +1,230 @@
+"""Logits to token ids, for the whole batch at once.
+
+Order, as in vLLM: penalties, bias, minimum length, grammar mask, temperature, top-k, top-p, min-p, one draw.
+
+A draw inverts the cumulative distribution at a uniform number that a counter-based generator (Philox4x32-10, Salmon
+et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") makes from the request's seed and the token's position:
+it depends on nothing else, so neighbours in the batch cannot change an answer.
+
+Shapes: R rows to sample, V vocabulary, C candidates that survive truncation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from src.engine.messages import TokenLogprobs
+from src.engine.sampling_params import SamplingParams
+
+NUM_CANDIDATES = 1024  # tried first for top-k, top-p and min-p; a row that needs more falls back to the whole V
+LOGPROB_FLOOR = -9999.0
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    params: SamplingParams
+    prompt_ids: np.ndarray
+    output_ids: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerOutput:
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+    finite: list[bool]  # false: the row's logits hold a NaN, or nothing that may be sampled
+
+
+def sample(logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray) -> SamplerOutput:
+    """logits float32 [R, V], changed in place. `bitmask` int32 [len(mask_rows), ceil(V / 32)] holds a set bit for
+    each allowed token of row mask_rows[i]."""
+    params = [row.params for row in rows]
+    raw = _raw_logprobs(logits, params)
+    _apply_penalties(logits, rows)
+    _apply_bias(logits, params)
+    _apply_min_tokens(logits, rows)
+    apply_bitmask(logits, mask_rows, bitmask)
+    finite = torch.isfinite(logits.amax(dim=-1))
+
+    token_ids = logits.argmax(dim=-1)
+    drawn = [i for i, p in enumerate(params) if p.temperature > 0 and p.top_k != 1 and p.top_p > 0]
+    if drawn:
+        picked = torch.tensor(drawn, device=logits.device)
+        token_ids[picked] = _draw(logits[picked], [rows[i] for i in drawn])
+    chosen = token_ids.tolist()
+    return SamplerOutput(chosen, _collect_logprobs(raw, params, chosen), finite.tolist())
+
+
+def apply_bitmask(logits: torch.Tensor, mask_rows: list[int], bitmask: np.ndarray) -> None:
+    """Sets the logits of disallowed tokens to -inf. Words that allow all their 32 tokens cost nothing: in free text
+    only the few words with special tokens or stray bytes are touched."""
+    vocab = logits.shape[1]
+    for row, words in zip(mask_rows, bitmask, strict=True):
+        restricted = np.flatnonzero(words != -1)
+        if restricted.size == 0:
+            continue
+        bits = np.unpackbits(words[restricted].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+        word, bit = np.nonzero(bits == 0)
+        banned = restricted[word] * 32 + bit
+        logits[row].index_fill_(0, torch.from_numpy(banned[banned < vocab]).to(logits.device), float("-inf"))
+
+
+def philox_uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """int64 [R] seeds, int64 [R] positions -> float64 [R] in [0, 1), 53 random bits each."""
+    low = 0xFFFFFFFF
+    counter = [positions & low, (positions >> 32) & low, torch.zeros_like(positions), torch.zeros_like(positions)]
+    key = [seeds & low, (seeds >> 32) & low]
+    for _ in range(10):
+        product0, product1 = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57  # wraps like uint64
+        counter = [
+            ((product1 >> 32) & low) ^ counter[1] ^ key[0],
+            product1 & low,
+            ((product0 >> 32) & low) ^ counter[3] ^ key[1],
+            product0 & low,
+        ]
+        key = [(key[0] + 0x9E3779B9) & low, (key[1] + 0xBB67AE85) & low]
+    bits = ((counter[0] << 21) | (counter[1] >> 11)) & ((1 << 53) - 1)
+    return bits.double() / (1 << 53)
+
+
+def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
+    """-> int64 [R]."""
+    device = logits.device
+
+    def column(values: list[float] | list[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    params = [row.params for row in rows]
+    uniform = philox_uniform(
+        column([p.seed for p in params], torch.int64),
+        column([len(row.prompt_ids) + len(row.output_ids) for row in rows], torch.int64),
+    )
+    scaled = logits / column([p.temperature for p in params], torch.float32).unsqueeze(1)
+    truncated = torch.tensor([p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params], device=device)
+    out = torch.empty(len(rows), dtype=torch.int64, device=device)
+    plain = (~truncated).nonzero().flatten()
+    if plain.numel():
+        out[plain] = _invert(torch.softmax(scaled[plain], dim=-1), uniform[plain])
+    cut = truncated.nonzero().flatten()
+    if cut.numel():
+        chosen = [params[i] for i in cut.tolist()]
+        out[cut] = _draw_truncated(
+            scaled[cut],
+            uniform[cut],
+            column([p.top_k or logits.shape[1] for p in chosen], torch.int64),
+            column([p.top_p for p in chosen], torch.float64),
+            column([p.min_p for p in chosen], torch.float32),
+        )
+    return out
+
+
+def _draw_truncated(
+    scaled: torch.Tensor, uniform: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    out = torch.empty(scaled.shape[0], dtype=torch.int64, device=scaled.device)
+    left = torch.arange(scaled.shape[0], device=scaled.device)
+    for width in (min(NUM_CANDIDATES, scaled.shape[1]), scaled.shape[1]):
+        probs, ids = _candidates(scaled[left], width)
+        ahead = probs.cumsum(dim=-1) - probs  # mass of the likelier tokens
+        rank = torch.arange(width, device=scaled.device)
+        k = top_k[left].unsqueeze(1)
+        # top-p acts on what top-k left, renormalised; min-p is relative to the likeliest token
+        kept_mass = torch.where(rank < k, probs, 0).sum(dim=-1, keepdim=True)
+        p = top_p[left].unsqueeze(1)
+        limit = p * torch.where(k <= width, kept_mass, 1.0)
+        keep = (rank < k) & ((ahead < limit) | (p >= 1)) & (probs >= min_p[left].unsqueeze(1) * probs[:, :1])
+        keep[:, 0] = True
+        done = (~keep[:, -1]) | (rank[-1] + 1 >= k.squeeze(1)) | (width == scaled.shape[1])
+        picked = _invert(torch.where(keep, probs, 0), uniform[left])
+        token = ids.gather(1, picked.unsqueeze(1)).squeeze(1)
+        out[left[done]] = token[done]
+        left = left[~done]
+        if left.numel() == 0:
+            break
+    return out
+
+
+def _candidates(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (probabilities float64 [R, width] in falling order, ids). Equal logits keep the order of their ids."""
+    log_z = torch.logsumexp(scaled, dim=-1, keepdim=True)
+    if width < scaled.shape[1]:
+        values, ids = torch.topk(scaled, width, dim=-1)
+        by_id = ids.argsort(dim=-1)
+        values, ids = values.gather(1, by_id), ids.gather(1, by_id)
+        order = values.argsort(dim=-1, descending=True, stable=True)
+        values, ids = values.gather(1, order), ids.gather(1, order)
+    else:
+        values, ids = torch.sort(scaled, dim=-1, descending=True, stable=True)
+    return (values - log_z).double().exp(), ids
+
+
+def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """weights [R, C] >= 0, not necessarily summing to 1, uniform [R] -> index [R] drawn in proportion."""
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    target = (uniform * cumulative[:, -1]).unsqueeze(1)
+    index = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    # the target lies below the total, but rounding may put it on the last step: stay on a token that has weight
+    last = weights.shape[1] - 1 - (weights.flip(-1) > 0).int().argmax(dim=-1)
+    return torch.minimum(index, last)
+
+
+def _apply_penalties(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
+    wanted = [i for i, row in enumerate(rows) if row.params.needs_penalties]
+    if not wanted:
+        return
+    device, vocab = logits.device, logits.shape[1]
+    counts = torch.stack([_bincount(rows[i].output_ids, vocab) for i in wanted]).to(device)
+    in_prompt = torch.stack([_bincount(rows[i].prompt_ids, vocab) for i in wanted]).to(device) > 0
+
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor([[getattr(rows[i].params, name)] for i in wanted], dtype=torch.float32, device=device)
+
+    index = torch.tensor(wanted, device=device)
+    chosen = logits[index]
+    repetition = torch.where(in_prompt | (counts > 0), column("repetition_penalty"), 1.0)
+    chosen = torch.where(chosen > 0, chosen / repetition, chosen * repetition)
+    chosen -= column("frequency_penalty") * counts + column("presence_penalty") * (counts > 0)
+    logits[index] = chosen
+
+
+def _bincount(token_ids: np.ndarray, vocab: int) -> torch.Tensor:
+    return torch.bincount(torch.from_numpy(token_ids), minlength=vocab)
+
+
+def _apply_bias(logits: torch.Tensor, params: list[SamplingParams]) -> None:
+    entries = [(row, token, bias) for row, p in enumerate(params) for token, bias in p.logit_bias.items()]
+    if entries:
+        rows, tokens, biases = zip(*entries, strict=True)
+        index = (torch.tensor(rows, device=logits.device), torch.tensor(tokens, device=logits.device))
+        logits.index_put_(index, torch.tensor(biases, device=logits.device), accumulate=True)
+
+
+def _apply_min_tokens(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
+    entries = [
+        (i, token)
+        for i, row in enumerate(rows)
+        if len(row.output_ids) < row.params.min_tokens and not row.params.ignore_eos
+        for token in row.params.stop_token_ids
+    ]
+    if entries:
+        index = torch.tensor(entries, device=logits.device)
+        logits[index[:, 0], index[:, 1]] = float("-inf")
+
+
+def _raw_logprobs(logits: torch.Tensor, params: list[SamplingParams]) -> dict[int, torch.Tensor]:
+    wanted = [i for i, p in enumerate(params) if p.logprobs is not None]
+    return {i: torch.log_softmax(logits[i], dim=-1) for i in wanted}
+
+
+def _collect_logprobs(
+    raw: dict[int, torch.Tensor], params: list[SamplingParams], chosen: list[int]
+) -> list[TokenLogprobs | None]:
+    out: list[TokenLogprobs | None] = [None] * len(chosen)
+    for i, logprobs in raw.items():
+        count = params[i].logprobs or 0
+        values, ids = torch.topk(logprobs, count) if count else (logprobs[:0], logprobs[:0].long())
+        alternatives = [(t, max(v, LOGPROB_FLOOR)) for t, v in zip(ids.tolist(), values.tolist(), strict=True)]
+        out[i] = TokenLogprobs(max(float(logprobs[chosen[i]]), LOGPROB_FLOOR), alternatives)
+    return out

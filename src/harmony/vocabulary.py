@@ -1,0 +1,211 @@
+"""The o200k_harmony vocabulary, found without a network.
+
+Order: the checkpoint's own tokenizer.json (byte-level BPE turned back into ranks), the ranks bundled with the project,
+then openai-harmony's download. Whatever the source, the ranks must have the sha256 that openai-harmony itself checks.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from openai_harmony import HarmonyEncoding, HarmonyEncodingName, HarmonyError, load_harmony_encoding
+
+logger = logging.getLogger(__name__)
+
+RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+RANKS_NAME = "o200k_base.tiktoken"
+BUNDLED_RANKS = Path(__file__).resolve().parents[2] / "assets" / "vocabulary" / f"{RANKS_NAME}.gz"
+VOCAB_SIZE = 201_088
+
+STARTOFTEXT, ENDOFTEXT, RETURN, CONSTRAIN, CHANNEL = 199_998, 199_999, 200_002, 200_003, 200_005
+START, END, MESSAGE, CALL = 200_006, 200_007, 200_008, 200_012
+FIRST_SPECIAL = STARTOFTEXT
+
+# The assistant's turn ends at these whatever generation_config.json says: early downloads of the model list no CALL.
+STOP_TOKEN_IDS = (RETURN, CALL, ENDOFTEXT)
+
+_NAMES = {
+    STARTOFTEXT: "startoftext", ENDOFTEXT: "endoftext", RETURN: "return", CONSTRAIN: "constrain",
+    CHANNEL: "channel", START: "start", END: "end", MESSAGE: "message", CALL: "call",
+}  # fmt: skip
+SPECIAL_TOKENS = {
+    f"<|{_NAMES.get(token_id, f'reserved_{token_id}')}|>": token_id for token_id in range(FIRST_SPECIAL, VOCAB_SIZE)
+}
+SPECIAL_TEXT = {token_id: text for text, token_id in SPECIAL_TOKENS.items()}
+
+# tiktoken's o200k pattern (openai/tiktoken, openai_public.py), which also stands in the model's tokenizer.json.
+SPLIT_PATTERN = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
+
+class VocabularyError(Exception):
+    """No source gave the right ranks. The message names the places that were tried."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Text to token ids and back. Special tokens never come out of text: `<|start|>` typed by a user is plain text."""
+
+    encoding: HarmonyEncoding
+    ranks_path: Path
+    source: str
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """Bytes of each ordinary token, by id."""
+        return list(read_ranks(self.ranks_path.read_bytes()))
+
+    def encode(self, text: str) -> list[int]:
+        return self.encoding.encode(text, disallowed_special=())
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """Special tokens give their `<|name|>`; ids outside the vocabulary give nothing."""
+        if 0 <= token_id < FIRST_SPECIAL:
+            return self.token_bytes[token_id]
+        return SPECIAL_TEXT.get(token_id, "").encode()
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of any ids, special tokens as `<|name|>`, bad UTF-8 as U+FFFD."""
+        return b"".join(map(self.bytes_of, token_ids)).decode("utf-8", "replace")
+
+
+def default_cache_folder() -> Path:
+    """Where derived files are kept: $XDG_CACHE_HOME or ~/.cache, below gpt-oss-server."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "gpt-oss-server"
+
+
+def load_vocabulary(checkpoint: Path | None = None, cache_folder: Path | None = None) -> Vocabulary:
+    """Raises VocabularyError if no source has ranks with the right sha256."""
+    cache = cache_folder or default_cache_folder()
+    tried: list[str] = []
+    ranks_path, source = _find_ranks(checkpoint, cache, tried)
+    if ranks_path is not None:
+        os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(ranks_path.parent)
+    try:
+        encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+    except HarmonyError as error:
+        raise VocabularyError(f"no vocabulary: {'; '.join(tried)}; openai-harmony's download: {error}") from error
+    if ranks_path is None:
+        ranks_path = _downloaded_ranks()
+        if ranks_path is None:
+            raise VocabularyError(f"no vocabulary: {'; '.join(tried)}; openai-harmony's download left no ranks file")
+    logger.info("vocabulary from %s", source)
+    return Vocabulary(encoding, ranks_path, source)
+
+
+def _find_ranks(checkpoint: Path | None, cache: Path, tried: list[str]) -> tuple[Path | None, str]:
+    target = cache / "vocabulary" / RANKS_NAME
+    cached_is_right = _has_right_hash(target)
+    tokenizer = checkpoint / "tokenizer.json" if checkpoint else None
+    if tokenizer is not None and tokenizer.is_file():
+        if cached_is_right and _cached_source(target, tokenizer):
+            return target, f"{tokenizer} (cached)"
+        try:
+            data = ranks_from_tokenizer_json(tokenizer)
+        except (ValueError, KeyError, OSError) as error:
+            tried.append(f"{tokenizer}: {error}")
+        else:
+            if hashlib.sha256(data).hexdigest() == RANKS_SHA256:
+                if not cached_is_right:
+                    _write_atomically(target, data)
+                _remember_source(target, tokenizer)
+                return target, str(tokenizer)
+            tried.append(f"{tokenizer}: its ranks have another sha256")
+    else:
+        tried.append(f"{tokenizer or 'checkpoint'}: not there")
+    if cached_is_right:
+        return target, f"{BUNDLED_RANKS.name} bundled with the project (cached)"
+    try:
+        data = gzip.decompress(BUNDLED_RANKS.read_bytes())
+    except OSError as error:
+        tried.append(f"{BUNDLED_RANKS}: {error}")
+        return None, "openai-harmony's download"
+    if hashlib.sha256(data).hexdigest() != RANKS_SHA256:
+        tried.append(f"{BUNDLED_RANKS}: wrong sha256")
+        return None, "openai-harmony's download"
+    _write_atomically(target, data)
+    return target, f"{BUNDLED_RANKS.name} bundled with the project"
+
+
+def ranks_from_tokenizer_json(path: Path) -> bytes:
+    """A Hugging Face byte-level BPE file -> the same vocabulary in tiktoken's form (base64 token, space, rank)."""
+    vocab: dict[str, int] = json.loads(path.read_bytes())["model"]["vocab"]
+    byte_of = {char: byte for byte, char in byte_to_char().items()}
+    translate = str.maketrans({char: chr(byte) for char, byte in byte_of.items()})
+    by_id = sorted((rank, token) for token, rank in vocab.items() if rank < FIRST_SPECIAL)
+    lines = [
+        b"%s %d\n" % (base64.b64encode(token.translate(translate).encode("latin-1")), rank) for rank, token in by_id
+    ]
+    return b"".join(lines)
+
+
+def read_ranks(data: bytes) -> dict[bytes, int]:
+    """tiktoken's text form -> token bytes: rank, in rank order."""
+    fields = data.split()
+    return {base64.b64decode(token): int(rank) for token, rank in zip(fields[::2], fields[1::2], strict=True)}
+
+
+def byte_to_char() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {byte: chr(byte) for byte in printable}
+    for offset, byte in enumerate(b for b in range(256) if b not in table):
+        table[byte] = chr(256 + offset)
+    return table
+
+
+def _has_right_hash(path: Path) -> bool:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == RANKS_SHA256
+    except OSError:
+        return False
+
+
+def _fingerprint(tokenizer: Path) -> str:
+    stat = tokenizer.stat()
+    return f"{tokenizer.resolve()} {stat.st_size} {stat.st_mtime_ns}\n"
+
+
+def _cached_source(target: Path, tokenizer: Path) -> bool:
+    sources = target.with_suffix(".sources")
+    return sources.is_file() and _fingerprint(tokenizer) in sources.read_text().splitlines(keepends=True)
+
+
+def _remember_source(target: Path, tokenizer: Path) -> None:
+    sources = target.with_suffix(".sources")
+    known = sources.read_text().splitlines(keepends=True)[-63:] if sources.is_file() else []
+    _write_atomically(sources, "".join([*known, _fingerprint(tokenizer)]).encode())
+
+
+def _downloaded_ranks() -> Path | None:
+    for folder in (Path(tempfile.gettempdir()) / "tiktoken-rs-cache", default_cache_folder() / "vocabulary"):
+        for path in folder.glob("*"):
+            if path.is_file() and _has_right_hash(path):
+                return path
+    return None
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
+        temporary.write(data)
+    Path(temporary.name).replace(path)

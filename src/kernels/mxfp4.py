@@ -1,0 +1,73 @@
+"""MXFP4: 32 four-bit codes share one power-of-two scale (OCP Microscaling Formats v1.0, section 5).
+
+Shapes: R rows, K columns (a multiple of 32), G = K // 32 groups.
+    blocks  uint8 [..., R, G, 16]   two E2M1 codes a byte, the lower nibble is the even column
+    scales  uint8 [..., R, G]       E8M0: the group is multiplied by 2 ** (scale - 127)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+GROUP_SIZE = 32
+SCALE_BIAS = 127
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+E2M1_MAX_EXPONENT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Mxfp4Tensor:
+    """A matrix, or a stack of matrices, in MXFP4."""
+
+    blocks: torch.Tensor
+    scales: torch.Tensor
+
+    def __getitem__(self, index: int) -> Mxfp4Tensor:
+        return Mxfp4Tensor(self.blocks[index], self.scales[index])
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes + self.scales.nbytes
+
+
+def dequantize_mxfp4(w: Mxfp4Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """-> [..., R, K] in `dtype`. Exact in bfloat16 and float32 while the scaled value is a normal number."""
+    table = torch.tensor(E2M1_VALUES, dtype=torch.float32, device=w.blocks.device)
+    pairs = torch.stack((table.repeat(16), table.repeat_interleave(16)), dim=-1)  # [256, 2]: byte -> (even, odd)
+    values = pairs[w.blocks.int()].flatten(-2)  # [..., R, G, 32]
+    exponent = (w.scales.int() - SCALE_BIAS).unsqueeze(-1)
+    return torch.ldexp(values, exponent).flatten(-2).to(dtype)
+
+
+def quantize_mxfp4(w: torch.Tensor) -> Mxfp4Tensor:
+    """[..., R, K] -> MXFP4, rounding to the nearest code and ties to the even code.
+
+    The shared exponent is floor(log2(max |w|)) - 2 (OCP MX v1.0, section 6.3), so the largest value of a group
+    saturates at 6 instead of overflowing.
+
+    Raises:
+        ValueError: K is no multiple of 32, or `w` holds an infinity or a NaN.
+    """
+    if w.shape[-1] % GROUP_SIZE:
+        raise ValueError(f"last dimension {w.shape[-1]} is no multiple of {GROUP_SIZE}")
+    if not torch.isfinite(w).all():
+        raise ValueError("cannot quantise a tensor with infinities or NaNs")
+    groups = w.float().unflatten(-1, (-1, GROUP_SIZE))
+    peak = groups.abs().amax(dim=-1)
+    exponent = torch.frexp(peak).exponent - 1 - E2M1_MAX_EXPONENT
+    exponent = torch.where(peak > 0, exponent, 0).clamp(-SCALE_BIAS, 254 - SCALE_BIAS)
+    scaled = torch.ldexp(groups, -exponent.unsqueeze(-1))
+    codes = _nearest_code(scaled)
+    packed = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return Mxfp4Tensor(packed.contiguous(), (exponent + SCALE_BIAS).to(torch.uint8))
+
+
+def _nearest_code(x: torch.Tensor) -> torch.Tensor:
+    midpoints = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], dtype=torch.float32, device=x.device)
+    magnitude = x.abs()
+    up = torch.bucketize(magnitude, midpoints, right=True)  # a tie goes up
+    down = torch.bucketize(magnitude, midpoints, right=False)  # a tie goes down
+    code = torch.where(up % 2 == 0, up, down)
+    return (code + 8 * torch.signbit(x)).to(torch.uint8)

@@ -1,0 +1,17 @@
+"""RMSNorm (Zhang and Sennrich 2019, eq. 4), computed in float32.
+
+Shapes: T tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def rms_norm_ref(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [T, H], scale [H] -> [T, H] in the dtype of `x`."""
+    if x.device.type == "cpu" and x.dtype == scale.dtype:
+        return torch.rms_norm(x, (x.shape[-1],), scale, eps)
+    t = x.float()
+    t = t * torch.rsqrt(t.square().mean(dim=-1, keepdim=True) + eps)
+    return (t * scale.float()).to(x.dtype)

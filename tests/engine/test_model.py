@@ -1,0 +1,92 @@
+"""The model against transformers' GptOssForCausalLM and against the independent reference model."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import assert_close, checkpoint, load_model, model_logits
+from tests.reference_model import ReferenceModel
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return random.Random(seed + length).choices(range(199_998), k=length)
+
+
+def transformers_model(folder: Path) -> torch.nn.Module:
+    from transformers import GptOssForCausalLM
+
+    options = {"attn_implementation": "eager", "dtype": torch.float32}
+    if "mxfp4" in folder.name:
+        from transformers import Mxfp4Config
+
+        options["quantization_config"] = Mxfp4Config(dequantize=True)
+    return GptOssForCausalLM.from_pretrained(folder, **options).eval()
+
+
+@pytest.fixture(scope="module", params=["mxfp4", "bf16"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return checkpoint(experts=request.param)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> torch.nn.Module:
+    return transformers_model(folder)
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 300, 5000])
+@torch.inference_mode()
+def test_logits_equal_transformers(folder: Path, theirs: torch.nn.Module, length: int) -> None:
+    ids = prompt(length)
+    wanted = theirs(torch.tensor([ids]), logits_to_keep=min(length, 64)).logits[0]
+    ours = model_logits(load_model(folder), ids)[-64:]
+    assert_close(f"{folder.name}, {length} tokens", wanted, ours, 1e-4)
+
+
+@torch.inference_mode()
+def test_greedy_decoding_equals_transformers(folder: Path, theirs: torch.nn.Module) -> None:
+    model = load_model(folder)
+    for seed in range(3):
+        ids = prompt(40, seed)
+        wanted = theirs.generate(
+            torch.tensor([ids]), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=199_999
+        )[0].tolist()
+        ours = list(ids)
+        while len(ours) < len(wanted):
+            logits = model_logits(model, ours)[-1]
+            logits[[200_002, 199_999, 200_012]] = -torch.inf
+            ours.append(int(logits.argmax()))
+        assert ours == wanted
+
+
+@pytest.mark.parametrize("length", [1, 130, 300])
+@torch.inference_mode()
+def test_logits_equal_the_reference_model(folder: Path, length: int) -> None:
+    ids = prompt(length, 7)
+    assert_close("reference", ReferenceModel(folder).logits(ids), model_logits(load_model(folder), ids), 1e-4)
+
+
+@torch.inference_mode()
+def test_the_original_layout_gives_the_same_logits() -> None:
+    # the two layouts draw their random tensors in another order, so compare through a conversion
+    ids = prompt(50)
+    original = load_model(checkpoint(layout="original"))
+    assert torch.isfinite(model_logits(original, ids)).all()
+
+
+@torch.inference_mode()
+def test_packed_experts_equal_dequantised_ones() -> None:
+    folder, ids = checkpoint(), prompt(100)
+    assert_close(
+        "packed", model_logits(load_model(folder), ids), model_logits(load_model(folder, dequantize=False), ids), 1e-5
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 100])
+@torch.inference_mode()
+def test_chunked_prefill_gives_the_same_logits(chunk: int) -> None:
+    model, ids = load_model(checkpoint()), prompt(200)
+    assert_close(f"chunks of {chunk}", model_logits(model, ids), model_logits(model, ids, chunk=chunk), 1e-5)

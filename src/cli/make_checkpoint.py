@@ -18,95 +18,20 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from src.engine.config import FULL, SLIDING, ModelConfig
+from src.engine.config import ModelConfig
 from src.engine.model.weights import PACKED_TYPES, expected_tensors
+from src.engine.shapes import SIZES, Size, hf_config, original_config
 from src.harmony.vocabulary import (
-    CALL, ENDOFTEXT, FIRST_SPECIAL, RETURN, SPECIAL_TOKENS, SPLIT_PATTERN, STARTOFTEXT, VOCAB_SIZE,
+    CALL, ENDOFTEXT, FIRST_SPECIAL, RETURN, SPECIAL_TOKENS, SPLIT_PATTERN, STARTOFTEXT,
     byte_to_char, load_vocabulary,
 )  # fmt: skip
 from src.kernels.mxfp4 import quantize_mxfp4
 
-SIZES: dict[str, dict[str, int]] = {
-    "nano": {"layers": 4, "hidden": 128, "inter": 128, "experts": 8, "heads": 4, "kv_heads": 2},
-    "mini": {"layers": 24, "hidden": 576, "inter": 576, "experts": 32, "heads": 16, "kv_heads": 2},
-}
 SHARD_BYTES = 400 * 2**20
 
 
-def hf_config(size: dict[str, int], *, quantized: bool = True) -> dict[str, Any]:
-    """config.json as in openai/gpt-oss-20b, with this size's dimensions."""
-    config: dict[str, Any] = {
-        "architectures": ["GptOssForCausalLM"],
-        "attention_bias": True,
-        "attention_dropout": 0.0,
-        "eos_token_id": RETURN,
-        "experts_per_token": 4,
-        "head_dim": 64,
-        "hidden_act": "silu",
-        "hidden_size": size["hidden"],
-        "initial_context_length": 4096,
-        "initializer_range": 0.02,
-        "intermediate_size": size["inter"],
-        "layer_types": [SLIDING, FULL] * (size["layers"] // 2),
-        "max_position_embeddings": 131_072,
-        "model_type": "gpt_oss",
-        "num_attention_heads": size["heads"],
-        "num_experts_per_tok": 4,
-        "num_hidden_layers": size["layers"],
-        "num_key_value_heads": size["kv_heads"],
-        "num_local_experts": size["experts"],
-        "output_router_logits": False,
-        "pad_token_id": ENDOFTEXT,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": {
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "factor": 32.0,
-            "original_max_position_embeddings": 4096,
-            "rope_type": "yarn",
-            "truncate": False,
-        },
-        "rope_theta": 150_000,
-        "router_aux_loss_coef": 0.9,
-        "sliding_window": 128,
-        "swiglu_limit": 7.0,
-        "tie_word_embeddings": False,
-        "use_cache": True,
-        "vocab_size": VOCAB_SIZE,
-    }
-    if quantized:
-        config["quantization_config"] = {
-            "modules_to_not_convert": [
-                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
-            ],
-            "quant_method": "mxfp4",
-        }  # fmt: skip
-    return config
-
-
-def original_config(size: dict[str, int]) -> dict[str, Any]:
-    return {
-        "num_hidden_layers": size["layers"],
-        "num_experts": size["experts"],
-        "experts_per_token": 4,
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": size["hidden"],
-        "intermediate_size": size["inter"],
-        "swiglu_limit": 7.0,
-        "head_dim": 64,
-        "num_attention_heads": size["heads"],
-        "num_key_value_heads": size["kv_heads"],
-        "sliding_window": 128,
-        "initial_context_length": 4096,
-        "rope_theta": 150_000,
-        "rope_scaling_factor": 32.0,
-        "rope_ntk_alpha": 1,
-        "rope_ntk_beta": 32,
-    }
-
-
 def make_checkpoint(
-    size: str | dict[str, int],
+    size: str | Size,
     out: Path,
     *,
     layout: str = "hf",
@@ -243,7 +168,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=sorted(SIZES), required=True)
+    parser.add_argument("--size", choices=("nano", "mini"), required=True)
     parser.add_argument("--layout", choices=("hf", "original"), default="hf")
     parser.add_argument("--experts", choices=("mxfp4", "bf16"), default="mxfp4")
     parser.add_argument("--seed", type=int, default=0)

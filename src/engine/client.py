@@ -99,6 +99,7 @@ class EngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._ready_event = asyncio.Event()
+        self._context = zmq.asyncio.Context()
         self._process: BaseProcess | None = None
         self._send_socket: zmq.Socket[bytes] | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -137,6 +138,11 @@ class EngineClient:
                 process.kill()
                 await asyncio.to_thread(process.join, 5)
         self._close_socket()
+        self._context.destroy(linger=200)
+
+    @property
+    def started(self) -> bool:
+        return self._supervisor is not None
 
     @property
     def is_ready(self) -> bool:
@@ -191,7 +197,7 @@ class EngineClient:
         self._send(request)
         return self._outputs(request.request_id, stream)
 
-    async def abort(self, request_id: str) -> bool:
+    def abort(self, request_id: str) -> bool:
         """Ends a request from outside; its iterator gets a terminal output. -> whether it was alive."""
         if request_id not in self._streams:
             return False
@@ -211,9 +217,13 @@ class EngineClient:
                 if output.finish_reason is not None:
                     return
         finally:
-            if self._forget(request_id):
-                with contextlib.suppress(zmq.ZMQError):
-                    self._send(AbortRequests([request_id]))
+            self.discard(request_id)
+
+    def discard(self, request_id: str) -> None:
+        """Nobody reads this request any more: ends it if it is still alive. Idempotent."""
+        if self._forget(request_id):
+            with contextlib.suppress(zmq.ZMQError):
+                self._send(AbortRequests([request_id]))
 
     def _forget(self, request_id: str) -> bool:
         stream = self._streams.pop(request_id, None)
@@ -272,7 +282,7 @@ class EngineClient:
 
     async def _run_once(self) -> None:
         """One engine process from start to death."""
-        context: zmq.asyncio.Context = zmq.asyncio.Context()
+        context = self._context
         loop = asyncio.get_running_loop()
         with tempfile.TemporaryDirectory(prefix="gpt-oss-") as folder:
             receive = context.socket(zmq.PULL)

@@ -1,0 +1,96 @@
+"""The app factory. Nothing global: two apps in one process do not know each other."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from src import __version__
+from src.api import chat, completions, errors, models, system
+from src.api.deps import ServerContext
+from src.api.metrics import Metrics
+from src.config import ServerConfig
+from src.engine.client import EngineClient
+from src.harmony.vocabulary import Vocabulary
+from src.prompt_builder import PromptBuilder
+
+
+class RequestHeaders:
+    """x-request-id and openai-processing-ms on every answer. Pure ASGI: Starlette's BaseHTTPMiddleware would hide a
+    client's disconnect from the routes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        request_id = f"req_{uuid.uuid4().hex}"
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                elapsed_ms = int((time.monotonic() - started) * 1000)
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    (b"openai-processing-ms", str(elapsed_ms).encode()),
+                    (b"openai-version", b"2020-10-01"),
+                ]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def create_app(
+    engine: EngineClient,
+    config: ServerConfig,
+    vocabulary: Vocabulary,
+    *,
+    model_id: str,
+    model_size: str,
+    aliases: frozenset[str] = frozenset(),
+) -> FastAPI:
+    """`engine` is started and stopped by the app's lifespan."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        try:
+            yield
+        finally:
+            await engine.stop()
+
+    app = FastAPI(title="gpt-oss server", version=__version__, lifespan=lifespan)
+    builder = PromptBuilder(
+        vocabulary,
+        current_date=config.current_date,
+        cache_bytes=config.prompt_cache_bytes,
+        cache_ttl_s=config.prompt_cache_ttl_s,
+    )
+    context = ServerContext(
+        config=config,
+        engine=engine,
+        prompt_builder=builder,
+        vocabulary=vocabulary,
+        metrics=Metrics(),
+        model_id=model_id,
+        model_size=model_size,
+        model_names=aliases | {model_id},
+        profile=config.active_profile,
+    )
+    app.state.context = context
+    system.register_live_metrics(context)
+    errors.install(app)
+    modules: list[Any] = [chat, completions, models, system]
+    for module in modules:
+        app.include_router(module.router)
+    app.add_middleware(RequestHeaders)
+    return app

@@ -1,0 +1,62 @@
+"""Request bodies: whatever arrives is either a JSON object or a 400 that says why."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from src.api.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+
+
+async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """Raises InvalidRequest, BodyTooLarge or UnsupportedMediaType."""
+    content_type = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise UnsupportedMediaType(f"Content-Type must be application/json, not {content_type!r}.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise BodyTooLarge(f"The body has {declared} bytes; at most {max_bytes} are allowed.")
+    chunks, size = [], 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > max_bytes:
+                raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise InvalidRequest("The client went away before its body was complete.") from None
+    return parse_json_object(b"".join(chunks))
+
+
+def parse_json_object(data: bytes) -> dict[str, Any]:
+    if not data.strip():
+        raise InvalidRequest("The body is empty; a JSON object is expected.")
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite_float)
+        msgspec.json.encode(value)  # lone surrogates, and nesting beyond what the next steps can walk
+    except UnicodeDecodeError:
+        raise InvalidRequest("The body is not valid UTF-8.") from None
+    except UnicodeEncodeError:
+        raise InvalidRequest("The body holds a lone surrogate, which is no valid Unicode text.") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.") from None
+    except (ValueError, OverflowError, msgspec.MsgspecError) as error:
+        raise InvalidRequest(f"We could not parse the JSON body of your request: {error}.") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"The body must be a JSON object, not {type(value).__name__}.")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not allowed in JSON")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:32]} is out of range")
+    return value

@@ -1,0 +1,378 @@
+"""POST /v1/chat/completions: one generator of deltas, two renderers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from src.api.body import read_json_object
+from src.api.chat_plan import ChatPlan, plan_chat
+from src.api.choice import Choice, ChoiceDelta
+from src.api.deps import Context, ServerContext
+from src.api.errors import ApiError, EngineFailure, from_engine
+from src.api.metrics import RequestRecord
+from src.api.protocol import ChatCompletionRequest
+from src.api.streaming import DONE, EventStream, JsonWhenDone
+from src.engine.client import EngineError
+from src.engine.messages import TokenOutput
+from src.harmony.parser import Delta, ResponseParser
+
+router = APIRouter()
+_encode = msgspec.json.encode
+
+
+@dataclass(slots=True)
+class Answer:
+    """A chat request on its way through the engine."""
+
+    plan: ChatPlan
+    context: ServerContext
+    choices: list[Choice]
+    streams: list[AsyncIterator[TokenOutput]]
+    record: RequestRecord
+    closed: bool = field(default=False)
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        prompt = len(self.plan.prompt.token_ids)
+        completion = sum(c.num_completion_tokens for c in self.choices)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {
+                "cached_tokens": min(max(c.num_cached_tokens for c in self.choices), prompt - 1),
+                "audio_tokens": 0,
+            },
+            "completion_tokens_details": {
+                "reasoning_tokens": sum(c.parser.num_reasoning_tokens for c in self.choices),
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        }
+
+    async def events(self) -> AsyncGenerator[list[tuple[Choice, list[ChoiceDelta]]], None]:
+        """Deltas as they come, with all that is there already in one list. Closing it aborts what still runs."""
+        try:
+            if len(self.streams) == 1:
+                async with contextlib.aclosing(self.streams[0]) as stream:  # type: ignore[type-var]
+                    async for output in stream:
+                        yield [self._feed(self.choices[0], output)]
+                        if self.choices[0].finish_reason is not None:
+                            return
+            else:
+                async for batch in _interleave(self.streams):
+                    yield [
+                        self._feed(self.choices[i], output)
+                        for i, output in batch
+                        if self.choices[i].finish_reason is None
+                    ]
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends what still runs and closes the books on this request. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        for request in self.plan.requests:
+            self.context.engine.discard(request.request_id)
+        record, reasons = self.record, [c.finish_reason for c in self.choices]
+        if "error" in reasons:
+            record.outcome = "failed"
+        elif None not in reasons:
+            record.outcome = "ok"
+        record.num_prompt_tokens = len(self.plan.prompt.token_ids)
+        record.num_reasoning_tokens = sum(c.parser.num_reasoning_tokens for c in self.choices)
+        record.num_cached_tokens = max(c.num_cached_tokens for c in self.choices)
+        metrics = self.context.metrics
+        metrics.active -= 1
+        metrics.finish(record)
+        for choice in self.choices:
+            metrics.recovered(choice.parser.recoveries)
+
+    def _feed(self, choice: Choice, output: TokenOutput) -> tuple[Choice, list[ChoiceDelta]]:
+        record = self.record
+        if output.token_ids:
+            record.tokens_arrived(len(output.token_ids))
+        if output.queue_s is not None and record.queue_s is None:
+            record.queue_s, record.prefill_s = output.queue_s, output.prefill_s
+        deltas = choice.feed(output)
+        for item in deltas:
+            if item.delta.kind == "reasoning":
+                record.first_reasoning = record.first_reasoning or record.last_token
+            else:
+                record.first_content = record.first_content or record.last_token
+        return choice, deltas
+
+
+async def _interleave(streams: list[AsyncIterator[TokenOutput]]) -> AsyncIterator[list[tuple[int, TokenOutput]]]:
+    """Outputs of several requests in order of arrival, all that wait at once."""
+    queue: asyncio.Queue[tuple[int, TokenOutput | None]] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncIterator[TokenOutput]) -> None:
+        try:
+            async with contextlib.aclosing(stream):  # type: ignore[type-var]
+                async for output in stream:
+                    queue.put_nowait((index, output))
+        finally:
+            queue.put_nowait((index, None))
+
+    tasks = [asyncio.create_task(pump(i, s)) for i, s in enumerate(streams)]
+    try:
+        running = len(tasks)
+        while running:
+            items = [await queue.get()]
+            while not queue.empty():
+                items.append(queue.get_nowait())
+            running -= sum(output is None for _, output in items)
+            batch = [(index, output) for index, output in items if output is not None]
+            if batch:
+                yield batch
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def start_answer(plan: ChatPlan, context: ServerContext) -> Answer:
+    """Admits every choice, or none. Raises EngineError."""
+    context.engine.check_capacity(len(plan.prompt.token_ids) * len(plan.requests), len(plan.requests))
+    streams: list[AsyncIterator[TokenOutput]] = []
+    record = RequestRecord()
+    try:
+        for request in plan.requests:
+            streams.append(await context.engine.add_request(request))
+    except EngineError:
+        for request in plan.requests[: len(streams)]:
+            context.engine.discard(request.request_id)
+        raise
+    bytes_of = context.vocabulary.bytes_of if plan.logprobs else None
+    choices = [
+        Choice(
+            index,
+            ResponseParser(context.vocabulary, plan.tool_names),
+            plan.stop,
+            bytes_of,
+            stop_on_calls_after=plan.max_calls,
+        )
+        for index in range(len(plan.requests))
+    ]
+    context.metrics.active += 1
+    return Answer(plan, context, choices, streams, record)
+
+
+class DeltaWriter:
+    """Deltas of one answer as the wire's objects: shared by the stream's chunks and the JSON body."""
+
+    def __init__(self, plan: ChatPlan, reasoning_fields: tuple[str, ...]) -> None:
+        self._plan = plan
+        self._reasoning_fields = reasoning_fields
+        self._call_ids: dict[tuple[int, int], str] = {}
+
+    def write(self, choice: Choice, delta: Delta) -> dict[str, Any] | None:
+        """-> the `delta` object, None if the client does not want this part."""
+        if delta.kind == "content":
+            return {"content": delta.text}
+        if delta.kind == "reasoning":
+            if not self._plan.include_reasoning:
+                return None
+            return dict.fromkeys(self._reasoning_fields, delta.text)
+        if self._plan.tools.legacy:
+            name = {"name": delta.tool_name} if delta.tool_name is not None else {}
+            return {"function_call": {**name, "arguments": delta.text}}
+        call: dict[str, Any] = {"index": delta.tool_index}
+        if delta.tool_name is not None:
+            call_id = self._call_ids.setdefault((choice.index, delta.tool_index), f"call_{secrets.token_hex(12)}")
+            call |= {"id": call_id, "type": "function"}
+            call["function"] = {"name": delta.tool_name, "arguments": delta.text}
+        else:
+            call["function"] = {"arguments": delta.text}
+        return {"tool_calls": [call]}
+
+    def finish_reason(self, choice: Choice) -> str:
+        reason = choice.finish_reason or "error"
+        return "function_call" if reason == "tool_calls" and self._plan.tools.legacy else reason
+
+
+def reasoning_fields(context: ServerContext) -> tuple[str, ...]:
+    wanted = context.config.reasoning_fields
+    return ("reasoning_content", "reasoning") if wanted == "both" else (wanted,)
+
+
+# --- the stream ---
+
+
+async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
+    """Server-sent events, ready to send; tokens that arrived together leave together."""
+    plan, context = answer.plan, answer.context
+    writer = DeltaWriter(plan, reasoning_fields(context))
+    head, tail = _chunk_frame(plan, context)
+    finished: set[int] = set()
+    try:
+        yield b"".join(
+            _chunk(head, tail, choice.index, {"role": "assistant", "content": ""}) for choice in answer.choices
+        )
+        async with contextlib.aclosing(answer.events()) as events:
+            async for batch in events:
+                parts = []
+                for choice, deltas in batch:
+                    for item in deltas:
+                        written = writer.write(choice, item.delta)
+                        if written is not None:
+                            parts.append(_chunk(head, tail, choice.index, written, item.logprobs))
+                    if choice.finish_reason == "error":
+                        yield b"".join(parts) + _error_event(EngineFailure(choice.error or "the engine failed")) + DONE
+                        return
+                    if choice.finish_reason is not None and choice.index not in finished:
+                        finished.add(choice.index)
+                        reason = writer.finish_reason(choice)
+                        parts.append(_chunk(head, tail, choice.index, {}, finish_reason=reason))
+                if parts:
+                    yield b"".join(parts)
+        if plan.include_usage:
+            yield head + b'],"usage":' + _encode(answer.usage) + b"}\n\n"
+        yield DONE
+    finally:
+        answer.close()
+
+
+def _chunk_frame(plan: ChatPlan, context: ServerContext) -> tuple[bytes, bytes]:
+    head: dict[str, Any] = {
+        "id": plan.completion_id,
+        "object": "chat.completion.chunk",
+        "created": plan.created,
+        "model": plan.model,
+        "system_fingerprint": context.system_fingerprint,
+    }
+    if plan.service_tier is not None:
+        head["service_tier"] = plan.service_tier
+    tail = b',"usage":null}\n\n' if plan.include_usage else b"}\n\n"
+    return b"data: " + _encode(head)[:-1] + b',"choices":[', tail
+
+
+def _chunk(
+    head: bytes,
+    tail: bytes,
+    index: int,
+    delta: dict[str, Any],
+    logprobs: list[dict[str, Any]] | None = None,
+    finish_reason: str | None = None,
+) -> bytes:
+    numbers = b"null" if not logprobs else _encode({"content": logprobs, "refusal": None})
+    reason = b"null" if finish_reason is None else b'"' + finish_reason.encode() + b'"'
+    middle = b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}]' % (index, _encode(delta), numbers, reason)
+    return head + middle + tail
+
+
+def _error_event(error: ApiError) -> bytes:
+    return b"data: " + _encode(error.body) + b"\n\n"
+
+
+# --- the JSON body ---
+
+
+async def collect(answer: Answer) -> bytes:
+    """The same deltas, folded into one body. Raises EngineFailure."""
+    plan, context = answer.plan, answer.context
+    writer = DeltaWriter(plan, reasoning_fields(context))
+    messages: list[dict[str, Any]] = [{"role": "assistant", "content": None, "refusal": None} for _ in answer.choices]
+    logprobs: list[list[dict[str, Any]]] = [[] for _ in answer.choices]
+    try:
+        async with contextlib.aclosing(answer.events()) as events:
+            async for batch in events:
+                for choice, deltas in batch:
+                    for item in deltas:
+                        _fold(messages[choice.index], writer.write(choice, item.delta))
+                        logprobs[choice.index] += item.logprobs or []
+                    if choice.finish_reason == "error":
+                        raise EngineFailure(choice.error or "the engine failed")
+    finally:
+        answer.close()
+    body = {
+        "id": plan.completion_id,
+        "object": "chat.completion",
+        "created": plan.created,
+        "model": plan.model,
+        "system_fingerprint": context.system_fingerprint,
+        **({"service_tier": plan.service_tier} if plan.service_tier is not None else {}),
+        "choices": [
+            {
+                "index": choice.index,
+                "message": messages[choice.index],
+                "logprobs": {"content": logprobs[choice.index], "refusal": None} if plan.logprobs else None,
+                "finish_reason": writer.finish_reason(choice),
+            }
+            for choice in answer.choices
+        ],
+        "usage": answer.usage,
+        "metadata": context.tags | {"profile": plan.profile.name},
+    }
+    return _encode(body)
+
+
+def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
+    for key, value in (delta or {}).items():
+        if key == "tool_calls":
+            for call in value:
+                if "id" in call:
+                    message.setdefault("tool_calls", []).append({k: v for k, v in call.items() if k != "index"})
+                else:
+                    message["tool_calls"][call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+        elif key == "function_call":
+            known = message.setdefault("function_call", {"name": "", "arguments": ""})
+            for name, text in value.items():
+                known[name] += text
+        else:
+            message[key] = (message.get(key) or "") + value
+
+
+@router.post(
+    "/v1/chat/completions",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}},
+        }
+    },
+)
+async def chat_completions(request: Request, context: Context) -> Response:
+    started = time.monotonic()
+    try:
+        body = await read_json_object(request, context.config.max_body_bytes)
+        plan = await plan_chat(body, context)
+        answer = await start_answer(plan, context)
+    except (ApiError, ValueError):
+        context.metrics.reject()
+        raise
+    except EngineError as error:
+        context.metrics.reject()
+        raise from_engine(error) from error
+    answer.record.arrival = started
+    if plan.stream:
+        return EventStream(stream_events(answer), answer.close, context.config.keep_alive_s)
+    return JsonWhenDone(lambda: collect(answer), answer.close)
+
+
+@router.post("/v1/chat/completions/render")
+async def render(request: Request, context: Context) -> dict[str, Any]:
+    """The prompt that a chat request becomes, for debugging: ids and text."""
+    plan = await plan_chat(await read_json_object(request, context.config.max_body_bytes), context)
+    ids = plan.prompt.token_ids
+    return {
+        "prompt": context.vocabulary.decode(ids),
+        "prompt_token_ids": ids,
+        "num_tokens": len(ids),
+        "prompt_version": plan.prompt.version,
+        "grammar": plan.requests[0].params.grammar,
+    }

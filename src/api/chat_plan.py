@@ -1,0 +1,243 @@
+"""A validated chat request to what the engine is asked to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from src.api.deps import ServerContext
+from src.api.errors import InvalidRequest, NotFound
+from src.api.protocol import EFFORTS, ChatCompletionRequest
+from src.api.tool_choice import ToolPlan, plan_tools
+from src.engine.messages import AddRequest
+from src.engine.sampling_params import SamplingParams
+from src.harmony.grammar import SchemaError, TurnSpec, check_grammar, check_schema, turn_grammar
+from src.harmony.vocabulary import STOP_TOKEN_IDS
+from src.profiles import PROFILES, Profile
+from src.prompt_builder import PromptError, PromptTokens
+
+logger = logging.getLogger(__name__)
+
+GREEDY_BELOW = 1e-5  # a lower temperature would overflow float32 logits
+MIN_ANSWER_TOKENS = 16
+_warned_fields: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPlan:
+    completion_id: str
+    created: int
+    model: str  # as the client wrote it
+    profile: Profile
+    prompt: PromptTokens
+    requests: list[AddRequest]  # one for each choice
+    tools: ToolPlan
+    stop: list[str]
+    stream: bool
+    include_usage: bool
+    include_reasoning: bool
+    logprobs: bool
+    max_calls: int | None
+    service_tier: str | None
+
+    @property
+    def tool_names(self) -> list[str]:
+        return [tool.name for tool in self.tools.callable]
+
+
+def resolve_model(name: str, context: ServerContext) -> Profile:
+    """`model` or `model:profile`. Raises NotFound for a model that is not served."""
+    base, _, suffix = name.rpartition(":")
+    if suffix in PROFILES and base in context.model_names:
+        return PROFILES[suffix]
+    if name in context.model_names:
+        return context.profile
+    raise NotFound(f"The model '{name}' does not exist. This server serves {context.model_id!r}.", "model", "model_not_found")
+
+
+async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan:
+    """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
+    request = ChatCompletionRequest.model_validate(dict(body))
+    _warn_unknown(body, request)
+    profile = resolve_model(request.model, context)
+    if request.profile is not None:
+        if request.profile not in PROFILES:
+            raise InvalidRequest(f"Unknown profile {request.profile!r}; there are {', '.join(PROFILES)}.", "profile")
+        profile = PROFILES[request.profile]
+    tools = plan_tools(request)
+    response_format = _response_format(request)
+    effort = EFFORTS[_effort(request) or profile.effort]
+    messages = [m.model_dump(exclude_none=True) for m in request.messages]
+    try:
+        prompt = await context.build_prompt(
+            messages, tools=tools.shown, response_format=_named_schema(request, response_format), effort=effort
+        )
+    except PromptError as error:
+        raise InvalidRequest(str(error), error.param, "invalid_value") from None
+    room = context.max_model_len - len(prompt.token_ids)
+    if room < 1:
+        raise InvalidRequest(
+            f"This model's maximum context length is {context.max_model_len} tokens. However, your messages resulted "
+            f"in {len(prompt.token_ids)} tokens. Please reduce the length of the messages.",
+            "messages",
+            "context_length_exceeded",
+        )
+    asked = request.max_completion_tokens or request.max_tokens
+    max_tokens = min(room, asked or profile.max_output_tokens)
+    if (request.min_tokens or 0) > max_tokens:
+        raise InvalidRequest(f"'min_tokens' is above the {max_tokens} tokens that may be generated.", "min_tokens")
+    budget = _budget(request, profile, max_tokens, constrained=tools.must_call or response_format is not None)
+    grammar = await _grammar(request, tools, response_format, budget, context)
+    params = _sampling(request, profile, max_tokens, grammar)
+    completion_id = f"chatcmpl-{secrets.token_hex(12)}"
+    requests = [
+        AddRequest(
+            f"{completion_id}-{i}",
+            prompt.token_ids,
+            params(i),
+            priority=profile.priority if request.priority is None else request.priority,
+            timeout_s=profile.deadline_s,
+            cache_salt=request.cache_salt or "",
+        )
+        for i in range(request.n or 1)
+    ]
+    reasoning = request.reasoning
+    return ChatPlan(
+        completion_id=completion_id,
+        created=int(time.time()),
+        model=request.model,
+        profile=profile,
+        prompt=prompt,
+        requests=requests,
+        tools=tools,
+        stop=request.stop or [],
+        stream=bool(request.stream),
+        include_usage=bool(request.stream_options and request.stream_options.include_usage),
+        include_reasoning=request.include_reasoning is not False and not (reasoning and reasoning.exclude),
+        logprobs=bool(request.logprobs),
+        max_calls=1 if request.parallel_tool_calls is False or tools.legacy else None,
+        service_tier="default" if request.service_tier is not None else None,
+    )
+
+
+def _warn_unknown(body: Mapping[str, Any], request: ChatCompletionRequest) -> None:
+    """Once for each name: clients send them with every request."""
+    unknown = body.keys() - request.known_fields - _warned_fields
+    if unknown and len(_warned_fields) < 1000:
+        _warned_fields.update(unknown)
+        logger.warning("ignoring unknown request fields: %s", ", ".join(sorted(f[:64] for f in unknown)))
+
+
+def _effort(request: ChatCompletionRequest) -> str | None:
+    if request.reasoning_effort is not None:
+        return request.reasoning_effort
+    return request.reasoning.effort if request.reasoning is not None else None
+
+
+def _response_format(request: ChatCompletionRequest) -> Mapping[str, Any] | None:
+    """-> the JSON schema of the final message, None for free text."""
+    wanted = request.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {"type": "object"}
+    assert wanted.json_schema is not None
+    schema = wanted.json_schema.schema_
+    if schema is None:
+        return {"type": "object"}
+    try:
+        check_schema(schema)
+    except SchemaError as error:
+        raise InvalidRequest(
+            f"Invalid schema for response_format '{wanted.json_schema.name}': {error}",
+            "response_format.json_schema.schema",
+            "invalid_json_schema",
+        ) from None
+    return schema
+
+
+def _named_schema(request: ChatCompletionRequest, schema: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What the developer message shows under `# Response Formats`."""
+    if schema is None or request.response_format is None:
+        return None
+    named = request.response_format.json_schema
+    if named is None:
+        return {"name": "json_object", "description": "any JSON object", "schema": schema}
+    return {"name": named.name, "description": named.description, "schema": schema}
+
+
+def _budget(
+    request: ChatCompletionRequest, profile: Profile, max_tokens: int, *, constrained: bool
+) -> int | None:
+    """Tokens of analysis. A forced call or a schema must still fit after it, so there it is bounded by default."""
+    asked = request.reasoning_budget
+    if asked is None and request.reasoning is not None:
+        asked = request.reasoning.max_tokens
+    if asked is not None:
+        return min(asked, max(0, max_tokens - MIN_ANSWER_TOKENS)) if constrained else asked
+    if not constrained:
+        return profile.reasoning_budget
+    default = max_tokens // 2 if max_tokens > 2 * MIN_ANSWER_TOKENS else 0
+    return default if profile.reasoning_budget is None else min(default, profile.reasoning_budget)
+
+
+async def _grammar(
+    request: ChatCompletionRequest,
+    tools: ToolPlan,
+    schema: Mapping[str, Any] | None,
+    budget: int | None,
+    context: ServerContext,
+) -> str | None:
+    if request.ignore_eos:
+        return None  # a benchmark wants a length, not an answer
+    needed = tools.must_call or schema is not None or budget is not None or any(t.constrained for t in tools.callable)
+    if not needed and not context.config.guided_harmony:
+        return None
+    spec = TurnSpec(tools.callable, tools.must_call, schema, budget)
+    grammar = turn_grammar(spec, context.vocabulary)
+    if tools.callable or schema is not None:
+        try:
+            await asyncio.to_thread(check_grammar, grammar)
+        except SchemaError as error:
+            param = "response_format" if schema is not None else "tools"
+            raise InvalidRequest(f"The schemas are too complex to be enforced: {error}", param) from None
+    return grammar
+
+
+def _sampling(request: ChatCompletionRequest, profile: Profile, max_tokens: int, grammar: str | None) -> Any:
+    """-> a function of the choice's index; choices differ by their seeds alone."""
+    temperature = profile.temperature if request.temperature is None else request.temperature
+    seed = secrets.randbits(63) if request.seed is None else request.seed
+    common: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": 0.0 if temperature < GREEDY_BELOW else temperature,
+        "top_p": profile.top_p if request.top_p is None else request.top_p,
+        "top_k": max(0, request.top_k or 0),
+        "min_p": request.min_p or 0.0,
+        "presence_penalty": request.presence_penalty or 0.0,
+        "frequency_penalty": request.frequency_penalty or 0.0,
+        "repetition_penalty": request.repetition_penalty or 1.0,
+        "logit_bias": {int(k): v for k, v in (request.logit_bias or {}).items()},
+        "logprobs": (request.top_logprobs or 0) if request.logprobs else None,
+        "min_tokens": request.min_tokens or 0,
+        "ignore_eos": bool(request.ignore_eos),
+        "stop_token_ids": STOP_TOKEN_IDS,
+        "grammar": grammar,
+    }
+    return lambda index: SamplingParams(seed=derived_seed(seed, index), **common)
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """Seed of choice `index`; the first choice has the request's own. (splitmix64, Steele et al. 2014.)"""
+    if index == 0:
+        return seed
+    z = (seed + index * 0x9E3779B97F4A7C15) & (2**64 - 1)
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    z ^= z >> 31
+    return z - 2**64 if z >= 2**63 else z

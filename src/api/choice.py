@@ -1,0 +1,175 @@
+"""One choice of an answer: engine outputs in, deltas with their logprobs out. No I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from src.engine.messages import TokenLogprobs, TokenOutput
+from src.engine.request import FinishReason
+from src.harmony.parser import Delta, ResponseParser
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    delta: Delta
+    logprobs: list[dict[str, Any]] | None = None  # of the content tokens that this text completes
+
+
+class StopStrings:
+    """Cuts text before the first stop string; holds back what could still become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, text: str) -> str:
+        if not self._stops:
+            return text
+        held = self._held + text
+        found = [at for stop in self._stops if (at := held.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return held[: min(found)]
+        keep = max(_overlap(held, stop) for stop in self._stops)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    for size in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0
+
+
+@dataclass(slots=True)
+class _ContentLogprobs:
+    """Entries of content tokens, handed out when the bytes before them have been sent."""
+
+    bytes_of: Callable[[int], bytes]
+    waiting: dict[int, tuple[int, TokenLogprobs]] = field(default_factory=dict)  # place -> token id, numbers
+    queue: deque[tuple[bytes, dict[str, Any]]] = field(default_factory=deque)
+    queued_bytes: int = 0
+
+    def enqueue(self, places: Sequence[int]) -> None:
+        for place in places:
+            token_id, numbers = self.waiting.pop(place)
+            data = self.bytes_of(token_id)
+            self.queue.append((data, self._entry(data, numbers)))
+
+    def take(self, num_bytes: int, *, last: bool = False) -> list[dict[str, Any]]:
+        """The entries whose bytes begin within the next `num_bytes`; the last one is cut where the text was."""
+        out, self.queued_bytes = [], self.queued_bytes + num_bytes
+        while self.queue and self.queued_bytes > 0 and (last or self.queued_bytes >= len(self.queue[0][0])):
+            data, entry = self.queue.popleft()
+            if len(data) > self.queued_bytes:
+                cut = data[: self.queued_bytes]
+                entry |= {"token": cut.decode("utf-8", "replace"), "bytes": list(cut)}
+            self.queued_bytes -= len(data)
+            out.append(entry)
+        return out
+
+    def _entry(self, data: bytes, numbers: TokenLogprobs) -> dict[str, Any]:
+        return {
+            **_token(data, numbers.logprob),
+            "top_logprobs": [_token(self.bytes_of(t), logprob) for t, logprob in numbers.alternatives],
+        }
+
+
+def _token(data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": data.decode("utf-8", "replace"), "logprob": min(logprob, 0.0), "bytes": list(data)}
+
+
+class Choice:
+    """Folds the outputs of one engine request. `finish_reason` is set with the last delta."""
+
+    def __init__(
+        self,
+        index: int,
+        parser: ResponseParser,
+        stops: Sequence[str],
+        bytes_of: Callable[[int], bytes] | None,
+        *,
+        stop_on_calls_after: int | None = None,
+    ) -> None:
+        """`bytes_of` token ids is given when logprobs are wanted."""
+        self.index = index
+        self.parser = parser
+        self.finish_reason: str | None = None
+        self.error: str | None = None
+        self.num_completion_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_calls = 0
+        self.token_ids: list[int] = []
+        self._stops = StopStrings(stops)
+        self._logprobs = _ContentLogprobs(bytes_of) if bytes_of is not None else None
+        self._max_calls = stop_on_calls_after
+
+    def feed(self, output: TokenOutput) -> list[ChoiceDelta]:
+        """Deltas of one output. After `finish_reason` is set, the rest of the output is dropped."""
+        out: list[ChoiceDelta] = []
+        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        for place, token_id in enumerate(output.token_ids):
+            self.num_completion_tokens += 1
+            self.token_ids.append(token_id)
+            if self._logprobs is not None and output.logprobs is not None:
+                position = self.num_completion_tokens - 1
+                self._logprobs.waiting[position] = (token_id, output.logprobs[place])
+            for delta in self.parser.push(token_id):
+                self._add(delta, out)
+                if self.finish_reason is not None:
+                    return out
+        if output.finish_reason is not None:
+            self._finish(output, out)
+        return out
+
+    def _finish(self, output: TokenOutput, out: list[ChoiceDelta]) -> None:
+        truncated = output.finish_reason is not FinishReason.STOP
+        for delta in self.parser.finish(truncated=truncated):
+            self._add(delta, out)
+        if self.finish_reason is not None:
+            return
+        rest = self._stops.flush()
+        if rest:
+            out.append(self._content(rest, (), last=True))
+        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            self.error = output.error or "the request was cancelled"
+            self.finish_reason = "error"
+        elif output.finish_reason is FinishReason.LENGTH:
+            self.finish_reason = "length"
+        else:
+            self.finish_reason = "tool_calls" if self.num_calls else "stop"
+
+    def _add(self, delta: Delta, out: list[ChoiceDelta]) -> None:
+        if delta.kind == "tool_call":
+            if delta.tool_name is not None:
+                self.num_calls += 1
+            if self._max_calls is not None and delta.tool_index >= self._max_calls:
+                self.num_calls = self._max_calls
+                return
+            out.append(ChoiceDelta(delta))
+        elif delta.kind == "content":
+            text = self._stops.feed(delta.text)
+            piece = self._content(text, delta.tokens, last=self._stops.stopped)
+            if text or piece.logprobs:
+                out.append(piece)
+            if self._stops.stopped:
+                self.finish_reason = "stop"
+        else:
+            out.append(ChoiceDelta(delta))
+
+    def _content(self, text: str, tokens: Sequence[int], *, last: bool) -> ChoiceDelta:
+        entries = None
+        if self._logprobs is not None:
+            self._logprobs.enqueue([t for t in tokens if t in self._logprobs.waiting])
+            entries = self._logprobs.take(len(text.encode()), last=last)
+        return ChoiceDelta(Delta("content", text), entries)

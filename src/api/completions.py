@@ -1,0 +1,7 @@
+"""POST /v1/completions (raw prompts, no Harmony), /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+router = APIRouter()

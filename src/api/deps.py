@@ -1,0 +1,84 @@
+"""What every route may use, made once by the app factory."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from src import __version__
+from src.api.metrics import Metrics
+from src.config import ServerConfig
+from src.engine.client import EngineClient
+from src.harmony.render import ReasoningEffort
+from src.harmony.vocabulary import Vocabulary
+from src.profiles import Profile
+from src.prompt_builder import PromptBuilder, PromptTokens
+
+INLINE_PROMPT_CHARS = 20_000  # longer prompts are rendered in a thread, so the event loop keeps answering
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    config: ServerConfig
+    engine: EngineClient
+    prompt_builder: PromptBuilder
+    vocabulary: Vocabulary
+    metrics: Metrics
+    model_id: str
+    model_size: str
+    model_names: frozenset[str]  # the id and its aliases
+    profile: Profile
+
+    @property
+    def max_model_len(self) -> int:
+        ready = self.engine.ready
+        return ready.max_model_len if ready is not None else self.engine.config.max_model_len
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What is really loaded; labels of metrics, and part of every report."""
+        ready = self.engine.ready
+        return {
+            "model_id": self.model_id,
+            "model_size": self.model_size,
+            "dtype": ready.dtype if ready is not None else self.engine.config.dtype,
+            "gpu_mode": "single" if ready is not None and ready.device.startswith("cuda") else "cpu",
+            "prompt_version": self.prompt_builder.version,
+            "profile": self.profile.name,
+        }
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Changes when the server could answer the same request otherwise."""
+        text = f"{__version__} {sorted(self.tags.items())}"
+        return "fp_" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+    async def build_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]],
+        response_format: Mapping[str, Any] | None,
+        effort: str,
+    ) -> PromptTokens:
+        """Raises PromptError."""
+
+        def build() -> PromptTokens:
+            chosen: ReasoningEffort = "low" if effort == "low" else "high" if effort == "high" else "medium"
+            return self.prompt_builder.build(messages, tools=tools, response_format=response_format, effort=chosen)
+
+        size = sum(len(str(m.get("content") or "")) for m in messages)
+        return build() if size < INLINE_PROMPT_CHARS else await asyncio.to_thread(build)
+
+
+def get_context(request: Request) -> ServerContext:
+    context: ServerContext = request.app.state.context
+    return context
+
+
+Context = Annotated[ServerContext, Depends(get_context)]

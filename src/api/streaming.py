@@ -1,0 +1,116 @@
+"""Responses that end when the client does: nothing is generated for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """Sends ready-made event bytes. The generator is closed as soon as the client goes away."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None], keep_alive_s: float = 15.0
+    ) -> None:
+        """`on_end` is called however the response ends, even if not one event was asked for."""
+        self._events = events
+        self._on_end = on_end
+        self._keep_alive_s = keep_alive_s
+        self.background = None
+        self.status_code = 200
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        sender = asyncio.create_task(self._send_events(send))
+        try:
+            await _until_disconnect(sender, receive)
+            await self._events.aclose()
+        finally:
+            self._on_end()
+        if not sender.cancelled() and (error := sender.exception()) is not None:
+            raise error
+
+    async def _send_events(self, send: Send) -> None:
+        async def next_event() -> bytes:
+            return await anext(self._events)
+
+        pending: asyncio.Task[bytes] | None = None
+        try:
+            while True:
+                pending = pending or asyncio.create_task(next_event())
+                done, _ = await asyncio.wait({pending}, timeout=self._keep_alive_s)
+                if not done:
+                    await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                    continue
+                try:
+                    body = pending.result()
+                except StopAsyncIteration:
+                    break
+                pending = None
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        finally:
+            if pending is not None and not pending.done():
+                pending.cancel()
+                with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
+                    await pending
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def init_headers(self, headers: dict[str, str] | None = None) -> None:  # type: ignore[override]
+        self.body = b""
+        super().init_headers(headers)
+
+
+class JsonWhenDone(Response):
+    """A JSON body that takes its time. The work is cancelled as soon as the client goes away."""
+
+    media_type = "application/json"
+
+    def __init__(self, work: Callable[[], Awaitable[bytes]], on_end: Callable[[], None]) -> None:
+        """`on_end` is called however the response ends, even if the work never began."""
+        super().__init__(b"")
+        self._work = work
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def run() -> bytes:
+            return await self._work()
+
+        task = asyncio.create_task(run())
+        try:
+            await _until_disconnect(task, receive)
+        finally:
+            self._on_end()
+        if task.cancelled():
+            return
+        self.body = task.result()
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
+async def _until_disconnect(task: asyncio.Task[object], receive: Receive) -> None:
+    """Waits for the task, or cancels it when the client has gone."""
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    watcher = asyncio.create_task(disconnected())
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for other in (watcher, task):
+            if not other.done():
+                other.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await other

@@ -1,0 +1,155 @@
+"""Health, readiness, statistics and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from src import __version__
+from src.api.deps import Context, ServerContext
+from src.api.errors import json_response
+from src.api.metrics import Live, LiveCollector
+from src.engine.client import EngineState
+
+router = APIRouter()
+
+
+def health_report(context: ServerContext) -> dict[str, Any]:
+    engine = context.engine
+    reasons = []
+    if engine.state is EngineState.DEAD:
+        reasons.append(f"engine is dead: {engine.failure}")
+    elif not engine.is_ready:
+        reasons.append(f"engine is {engine.state}")
+    stalled = engine.num_active > 0 and engine.last_sign_age_s > context.config.engine_step_timeout_s / 2
+    if engine.is_ready and stalled:
+        reasons.append(f"no step for {engine.last_sign_age_s:.0f} s while work is waiting")
+    waiting = engine.num_waiting
+    if waiting > context.engine.config.max_num_waiting * 0.9:
+        reasons.append(f"{waiting} requests are waiting")
+    if engine.state is EngineState.DEAD:
+        status = "unhealthy"
+    else:
+        status = "degraded" if reasons else "ok"
+    return {
+        "status": status,
+        "reasons": reasons,
+        "version": __version__,
+        "engine": str(engine.state),
+        **context.tags,
+        "active_requests": context.metrics.active,
+        "waiting_requests": waiting,
+        "kv_usage": engine.stats.kv_usage,
+        "uptime_s": time.monotonic() - context.metrics.started,
+    }
+
+
+@router.get("/health")
+async def health(context: Context) -> Response:
+    """503 only when nothing will ever be answered: a liveness probe should then restart the process."""
+    report = health_report(context)
+    return json_response(503 if report["status"] == "unhealthy" else 200, report)
+
+
+@router.get("/ready")
+async def ready(context: Context) -> Response:
+    """200 only when a request sent now is served at once."""
+    engine = context.engine
+    stalled = engine.num_active > 0 and engine.last_sign_age_s > context.config.engine_step_timeout_s / 2
+    serving = engine.is_ready and not stalled
+    return json_response(200 if serving else 503, {"ready": serving, "engine": str(engine.state)})
+
+
+@router.get("/stats")
+async def stats(context: Context) -> dict[str, Any]:
+    engine, metrics, prompts = context.engine, context.metrics, context.prompt_builder.stats
+    ended = {name: metrics.outcomes[name] for name in ("ok", "failed", "cancelled", "rejected")}
+    live = engine.stats
+    queried = live.num_prefix_queried_total
+    return {
+        **context.tags,
+        "version": __version__,
+        "uptime_s": time.monotonic() - metrics.started,
+        "requests": {
+            "total": sum(ended.values()) + metrics.active,
+            **ended,
+            "active": metrics.active,
+            "waiting": engine.num_waiting,
+        },
+        "tokens": {
+            "prompt": metrics.num_prompt_tokens,
+            "output": metrics.num_output_tokens,
+            "cached": metrics.num_cached_tokens,
+        },
+        "latency": metrics.window(),
+        "prompt_cache": {
+            "builds": prompts.builds,
+            "hits": prompts.hits,
+            "misses": prompts.misses,
+            "evictions": prompts.evictions,
+            "entries": prompts.entries,
+            "size_bytes": prompts.size_bytes,
+            "hit_rate": prompts.hit_rate,
+        },
+        "prefix_cache": {
+            "queried_tokens": queried,
+            "hit_tokens": live.num_prefix_hit_total,
+            "hit_rate": live.num_prefix_hit_total / queried if queried else 0.0,
+        },
+        "harmony_recoveries": dict(metrics.recoveries),
+        "engine": {
+            "state": str(engine.state),
+            "pid": engine.pid,
+            "restarts": engine.num_restarts,
+            "last_failure": engine.failure,
+            **msgspec.to_builtins(live),
+            **(msgspec.to_builtins(engine.ready) if engine.ready is not None else {}),
+        },
+        "profile_settings": {
+            "max_num_seqs": engine.config.max_num_seqs,
+            "max_num_batched_tokens": engine.config.max_num_batched_tokens,
+            "max_num_waiting": engine.config.max_num_waiting,
+            "batch_invariant": engine.config.batch_invariant,
+            "effort": context.profile.effort,
+            "max_output_tokens": context.profile.max_output_tokens,
+            "reasoning_budget": context.profile.reasoning_budget,
+        },
+    }
+
+
+@router.get("/metrics")
+async def metrics(context: Context) -> Response:
+    text = await asyncio.to_thread(context.metrics.render)  # milliseconds of work
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def register_live_metrics(context: ServerContext) -> None:
+    engine, prompts = context.engine, context.prompt_builder
+    values = [
+        Live("num_requests_running", "Requests in the engine's batch.", lambda: engine.stats.num_running),
+        Live("num_requests_waiting", "Requests waiting for the engine.", lambda: engine.num_waiting),
+        Live("requests_active", "Requests not answered yet.", lambda: context.metrics.active),
+        Live("kv_cache_usage_ratio", "Share of KV blocks in use.", lambda: engine.stats.kv_usage),
+        Live("engine_ready", "1 while the engine serves.", lambda: float(engine.is_ready)),
+        Live("engine_last_step_seconds", "Duration of the last step.", lambda: engine.stats.last_step_s),
+        Live("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
+        Live("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
+        Live("engine_restarts", "Restarts of the engine.", lambda: engine.num_restarts, counter=True),
+        Live("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens, counter=True),
+        Live("generation_tokens", "Generated tokens.", lambda: context.metrics.num_output_tokens, counter=True),
+        Live("prompt_cache_hits", "Prompts with a cached prefix.", lambda: prompts.stats.hits, counter=True),
+        Live("prompt_cache_builds", "Prompts built.", lambda: prompts.stats.builds, counter=True),
+        Live("preemptions", "Requests preempted.", lambda: engine.stats.num_preemptions_total, counter=True),
+        Live(
+            "prefix_cache_queries", "Prompt tokens looked up.",
+            lambda: engine.stats.num_prefix_queried_total, counter=True,
+        ),
+        Live("prefix_cache_hits", "Prompt tokens found.", lambda: engine.stats.num_prefix_hit_total, counter=True),
+    ]  # fmt: skip
+    context.metrics.registry.register(LiveCollector(values, lambda: context.tags))

@@ -1,0 +1,405 @@
+"""Generated token ids to reasoning, content and tool calls.
+
+The model's output is Harmony with noise: missing and doubled markers, misspelt channels, recipients in odd places. The
+parser decides by recipient first, then by channel; it never raises and never loses text. Every departure from the
+format that it repairs is counted by kind in `recoveries`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import enum
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from src.harmony.vocabulary import (
+    CALL, CHANNEL, CONSTRAIN, END, ENDOFTEXT, FIRST_SPECIAL, MESSAGE, RETURN, START, Vocabulary,
+)  # fmt: skip
+
+Kind = Literal["reasoning", "content", "tool_call"]
+
+CHANNELS = ("analysis", "commentary", "final")
+MAX_HEADER_BYTES = 256  # longer, and the message marker is taken as missing
+_CONTENT_TYPES = frozenset({"json", "code", "text"})
+_NOT_A_TOOL = frozenset({"assistant", "user", "all", "system", "developer"})
+_RECIPIENT = re.compile(r"\bto=([^\s<]*)")
+_ROLES = re.compile(r"^\s*(?:assistant\s*)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of the answer. The first delta of a tool call brings its name."""
+
+    kind: Kind
+    text: str
+    tool_index: int = -1
+    tool_name: str | None = None
+    tokens: tuple[int, ...] = ()  # places in the output of the tokens that this text was made from
+
+
+@dataclass(slots=True)
+class ToolCall:
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class ParsedMessage:
+    """The fold of all deltas. None: there was no such part; "" is a part without text."""
+
+    reasoning: str | None = None
+    content: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    def add(self, delta: Delta) -> None:
+        if delta.kind == "reasoning":
+            self.reasoning = (self.reasoning or "") + delta.text
+        elif delta.kind == "content":
+            self.content = (self.content or "") + delta.text
+        else:
+            if delta.tool_name is not None:
+                self.tool_calls.append(ToolCall(delta.tool_name))
+            self.tool_calls[delta.tool_index].arguments += delta.text
+
+    @classmethod
+    def fold(cls, deltas: Iterable[Delta]) -> ParsedMessage:
+        message = cls()
+        for delta in deltas:
+            message.add(delta)
+        return message
+
+
+class _State(enum.Enum):
+    HEADER = enum.auto()
+    BODY = enum.auto()
+    BETWEEN = enum.auto()
+
+
+@dataclass(slots=True)
+class _Header:
+    """Text of a header by the marker before it."""
+
+    segments: list[tuple[int, bytearray]] = field(default_factory=lambda: [(START, bytearray())])
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return sum(len(text) for _, text in self.segments)
+
+    def is_empty(self) -> bool:
+        return self.size == 0 and len(self.segments) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    kind: Kind | None  # None: content if this is the last message, else reasoning
+    tool_name: str | None
+    leftover: str  # header text that is no part of a header
+
+
+class ResponseParser:
+    """Starts where the prompt ends, after `<|start|>assistant`."""
+
+    def __init__(self, vocabulary: Vocabulary, tool_names: Collection[str] = ()) -> None:
+        self._vocabulary = vocabulary
+        self._tools = frozenset(tool_names)
+        self._state = _State.HEADER
+        self._header = _Header()
+        self._kind: Kind | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held: list[int] = []  # tokens whose bytes are not out yet
+        self._undecided: list[tuple[str, tuple[int, ...]]] = []
+        self._undecided_tokens = 0
+        self._separate: set[Kind] = set()  # kinds that have had a message with text already
+        self._message_has_text = False
+        self._num_calls = 0
+        self._arguments_empty = True
+        self._position = -1
+        self._message_tokens = 0
+        self.num_reasoning_tokens = 0
+        self.recoveries: Counter[str] = Counter()
+
+    @property
+    def in_final_body(self) -> bool:
+        return self._state is _State.BODY and self._kind == "content"
+
+    def push(self, token_id: int) -> list[Delta]:
+        self._position += 1
+        self._message_tokens += 1
+        out: list[Delta] = []
+        if token_id < FIRST_SPECIAL:
+            self._text(token_id, out)
+        elif token_id == START:
+            self._start(out)
+        elif token_id == CHANNEL:
+            self._channel(out)
+        elif token_id == MESSAGE:
+            self._message(out)
+        elif token_id == CONSTRAIN and self._state is _State.HEADER:
+            self._header.segments.append((CONSTRAIN, bytearray()))
+        elif token_id in (END, RETURN, CALL, ENDOFTEXT):
+            self._end(out)
+        else:
+            self.recoveries["stray_special_token"] += 1
+        return out
+
+    def finish(self, *, truncated: bool = False) -> list[Delta]:
+        """What was held back. `truncated`: the answer was cut by its length, so an open call stays as it is."""
+        out: list[Delta] = []
+        if self._state is _State.HEADER:
+            self._flush_header(out, discard_bare_call=truncated)
+        if self._state is _State.BODY:
+            self._close(out, complete=not truncated)
+        self._decide("content", out)
+        return out
+
+    # --- tokens by kind ---
+
+    def _text(self, token_id: int, out: list[Delta]) -> None:
+        data = self._vocabulary.bytes_of(token_id)
+        if self._state is _State.BODY:
+            self._held.append(self._position)
+            self._emit(self._decoder.decode(data), out)
+            return
+        if self._state is _State.BETWEEN:
+            if not data.strip():
+                return
+            self.recoveries["text_between_messages"] += 1
+            self._open_header(out)
+        self._header.segments[-1][1].extend(data)
+        self._header.tokens.append(self._position)
+        if self._header.size > MAX_HEADER_BYTES:
+            self._open_without_marker(self._resolve(has_marker=False), out)
+
+    def _start(self, out: list[Delta]) -> None:
+        if self._state is _State.BODY:
+            self.recoveries["missing_end"] += 1
+            self._close(out, complete=True)
+        elif self._state is _State.HEADER:
+            self.recoveries["repeated_start"] += 1
+            if not self._header.is_empty():
+                self._flush_header(out)
+        self._open_header(out)
+
+    def _channel(self, out: list[Delta]) -> None:
+        if self._state is _State.BODY:
+            self.recoveries["channel_in_body"] += 1
+            self._close(out, complete=True)
+            self._open_header(out)
+        elif self._state is _State.BETWEEN:
+            self.recoveries["missing_start"] += 1
+            self._open_header(out)
+        self._header.segments.append((CHANNEL, bytearray()))
+
+    def _message(self, out: list[Delta]) -> None:
+        if self._state is _State.BODY:
+            self.recoveries["message_in_body"] += 1
+            return
+        if self._state is _State.BETWEEN:
+            self.recoveries["missing_start"] += 1
+            self._open_header(out)
+        resolved = self._resolve(has_marker=True)
+        if resolved.leftover:
+            self.recoveries["text_in_header"] += 1
+            self._aside(resolved.leftover, out)
+        self._open_body(resolved, out)
+
+    def _end(self, out: list[Delta]) -> None:
+        if self._state is _State.HEADER:
+            self._flush_header(out)
+        if self._state is _State.BODY:
+            self._close(out, complete=True)
+        self._state = _State.BETWEEN
+
+    # --- messages ---
+
+    def _open_header(self, out: list[Delta]) -> None:
+        self._decide("reasoning", out)
+        self._state = _State.HEADER
+        self._header = _Header()
+
+    def _open_body(self, resolved: _Resolved, out: list[Delta]) -> None:
+        self._state = _State.BODY
+        self._kind = resolved.kind
+        self._message_has_text = False
+        self._held = []
+        self._decoder.reset()
+        if resolved.kind == "tool_call":
+            self._num_calls += 1
+            self._arguments_empty = True
+            out.append(Delta("tool_call", "", self._num_calls - 1, resolved.tool_name))
+
+    def _open_without_marker(self, resolved: _Resolved, out: list[Delta]) -> None:
+        """The header's text that is no header is the beginning of the body."""
+        self.recoveries["missing_message_marker"] += 1
+        tokens = self._header.tokens
+        self._open_body(resolved, out)
+        self._held = tokens
+        self._emit(resolved.leftover, out)
+
+    def _flush_header(self, out: list[Delta], *, discard_bare_call: bool = False) -> None:
+        """A header that ended without a message marker: bare marker words are nothing, other text is a body."""
+        if self._header.is_empty():
+            return
+        resolved = self._resolve(has_marker=False)
+        bare_call = resolved.kind == "tool_call" and not discard_bare_call
+        if resolved.leftover.strip() or bare_call:
+            self._open_without_marker(resolved, out)
+
+    def _close(self, out: list[Delta], *, complete: bool) -> None:
+        self._emit(self._decoder.decode(b"", final=True), out)
+        if self._kind == "tool_call" and complete and self._arguments_empty:
+            self.recoveries["empty_arguments"] += 1
+            out.append(Delta("tool_call", "{}", self._num_calls - 1))
+        if self._kind == "reasoning":
+            self.num_reasoning_tokens += self._message_tokens
+        elif self._kind is None:
+            self._undecided_tokens += self._message_tokens
+        self._message_tokens = 0
+        self._state = _State.BETWEEN
+
+    def _decide(self, kind: Kind, out: list[Delta]) -> None:
+        """Bodies without a channel: `reasoning` once another message follows, `content` at the end."""
+        pieces, self._undecided = self._undecided, []
+        if kind == "reasoning":
+            self.num_reasoning_tokens += self._undecided_tokens
+        self._undecided_tokens = 0
+        if not pieces:
+            return
+        self._kind, self._message_has_text = kind, False
+        for text, tokens in pieces:
+            self._held = list(tokens)
+            self._emit(text, out)
+
+    def _aside(self, text: str, out: list[Delta]) -> None:
+        """Prose that stood in a header."""
+        self._kind, self._message_has_text, self._held = "reasoning", False, []
+        self._emit(text, out)
+
+    def _emit(self, text: str, out: list[Delta]) -> None:
+        if not text:
+            return
+        tokens, self._held = tuple(self._held), []
+        kind = self._kind
+        if kind is None:
+            self._undecided.append((text, tokens))
+            return
+        if kind == "tool_call":
+            self._arguments_empty = self._arguments_empty and not text.strip()
+            out.append(Delta(kind, text, self._num_calls - 1, tokens=tokens))
+            return
+        if not self._message_has_text:
+            self._message_has_text = True
+            if kind in self._separate:
+                out.append(Delta(kind, "\n"))
+            self._separate.add(kind)
+        out.append(Delta(kind, text, tokens=tokens))
+
+    # --- headers ---
+
+    def _resolve(self, *, has_marker: bool) -> _Resolved:
+        recipients: list[str] = []
+        channel: str | None = None
+        leftovers: list[str] = []
+        num_channels = 0
+        for marker, data in self._header.segments:
+            text = data.decode("utf-8", "replace")
+            recipients += _RECIPIENT.findall(text)
+            text = _RECIPIENT.sub("", text)
+            if marker == START:
+                text = _ROLES.sub("", text)
+                if not text.strip():
+                    continue
+                self.recoveries["text_in_role"] += 1
+            num_channels += marker == CHANNEL
+            if marker == CONSTRAIN:
+                leftovers.append(self._after_content_type(text))
+                continue
+            found, rest = self._channel_of(text, recipients, has_marker=has_marker, is_role=marker == START)
+            channel = found or channel
+            leftovers.append(rest)
+        if num_channels > 1:
+            self.recoveries["repeated_channel"] += 1
+        leftover = "".join(leftovers)
+        tool, unknown = self._recipient(recipients)
+        if tool is not None:
+            return _Resolved("tool_call", tool, leftover)
+        if unknown:
+            self.recoveries["unknown_recipient"] += 1
+            return _Resolved("content" if channel == "final" else "reasoning", None, leftover)
+        if channel is None:
+            self.recoveries["no_channel"] += 1
+            return _Resolved(None, None, leftover)
+        return _Resolved("reasoning" if channel == "analysis" else "content", None, leftover)
+
+    def _channel_of(
+        self, text: str, recipients: list[str], *, has_marker: bool, is_role: bool
+    ) -> tuple[str | None, str]:
+        """-> (channel, text that is neither channel, tool name nor content type)."""
+        name, _, rest = text.strip().partition(" ")
+        exact = name if name in CHANNELS else None
+        if exact is None and name.removeprefix("functions.") in self._tools:
+            self.recoveries["tool_name_as_channel"] += 1
+            recipients.append(name)
+            return None, self._after_content_type(rest)
+        if exact is not None:
+            return exact, self._after_content_type(rest) if has_marker or _is_content_type(rest) else rest
+        if is_role and len(name) > 16:
+            return None, text
+        bare = name.lstrip("–—-_.:;,*#>?!'\"() ")
+        for known in CHANNELS:
+            if bare.startswith(known):
+                self.recoveries["misspelt_channel"] += 1
+                glued = bare[len(known) :]
+                if has_marker:
+                    return known, self._after_content_type(rest)
+                return known, glued + (" " + rest if rest else "")
+        nearest = difflib.get_close_matches(bare, CHANNELS, n=1, cutoff=0.75) if len(bare) > 3 else []
+        if not nearest and len(bare) >= 4:
+            nearest = [known for known in CHANNELS if known.startswith(bare)]
+        if nearest:
+            self.recoveries["misspelt_channel"] += 1
+            return nearest[0], self._after_content_type(rest)
+        if has_marker and not rest and not bare.strip("?!. "):
+            return None, ""  # punctuation where a channel should be
+        return None, text
+
+    def _after_content_type(self, text: str) -> str:
+        """Drops a content type (`json`, or any channel name the model put there); other text is kept."""
+        stripped = text.strip()
+        for known in (*_CONTENT_TYPES, *CHANNELS):
+            if stripped == known:
+                return ""
+            if stripped.startswith(known) and not stripped[len(known)].isalnum():
+                return stripped[len(known) :]
+        return stripped
+
+    def _recipient(self, recipients: list[str]) -> tuple[str | None, bool]:
+        """-> (offered tool, whether a recipient was named that is none)."""
+        names = [r for r in recipients if r and r not in _NOT_A_TOOL]
+        offered = [name for r in names if (name := r.removeprefix("functions.")) in self._tools]
+        if len(set(names)) > 1:
+            self.recoveries["several_recipients"] += 1
+        return (offered[-1], False) if offered else (None, bool(names))
+
+
+def _is_content_type(text: str) -> bool:
+    return text.strip() in _CONTENT_TYPES
+
+
+def parse_tokens(
+    vocabulary: Vocabulary, token_ids: Iterable[int], tool_names: Collection[str] = (), *, truncated: bool = False
+) -> ParsedMessage:
+    """A whole answer at once, through the same deltas as a stream."""
+    parser = ResponseParser(vocabulary, tool_names)
+    message = ParsedMessage()
+    for token_id in token_ids:
+        for delta in parser.push(token_id):
+            message.add(delta)
+    for delta in parser.finish(truncated=truncated):
+        message.add(delta)
+    return message

@@ -1,0 +1,104 @@
+"""From a model's name to the folder that holds it. No torch: the API process imports this."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from src.engine.config import ConfigError, ModelConfig
+from src.engine.shapes import SIZES, hf_config
+
+logger = logging.getLogger(__name__)
+
+PROJECT = Path(__file__).resolve().parents[1]
+HUB_IDS = {"20b": "openai/gpt-oss-20b", "120b": "openai/gpt-oss-120b"}
+FILES = ["*.json", "*.safetensors"]
+SKIPPED = ["original/*", "metal/*"]
+NETWORK_TIMEOUT_S = 1.5
+NANO_VERSION = "1"  # raise when the embedded model changes
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedModel:
+    folder: Path | None  # None: random weights, no file
+    config: ModelConfig
+    size: str  # "20b", "120b", "nano", "mini" or "custom"
+    name: str  # default for served_model_name
+
+
+def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dummy: bool = False) -> LocatedModel:
+    """Raises ConfigError naming the places that were looked at and the command that fetches the model."""
+    short = _short_name(name)
+    if dummy:
+        if short not in SIZES:
+            raise ConfigError(f"load_format 'dummy' needs model to be one of {', '.join(SIZES)}, not {name!r}")
+        return LocatedModel(None, ModelConfig.from_json(hf_config(SIZES[short])), short, f"gpt-oss-{short}")
+    folder = _embedded_nano(cache_folder) if short == "nano" and model_path is None else _find(name, short, model_path)
+    config = ModelConfig.from_folder(folder)
+    size = next((s for s, shape in SIZES.items() if ModelConfig.from_json(hf_config(shape, quantized=config.quantized)) == config), "custom")
+    return LocatedModel(folder, config, size, f"gpt-oss-{size}" if size != "custom" else folder.name)
+
+
+def _short_name(name: str) -> str:
+    return next((s for s in SIZES if name in (s, f"gpt-oss-{s}", f"openai/gpt-oss-{s}", f"gpt-oss:{s}")), name)
+
+
+def _find(name: str, short: str, model_path: Path | None) -> Path:
+    hub_id = HUB_IDS.get(short, name)
+    base = hub_id.rsplit("/", 1)[-1]
+    candidates = [Path(name).expanduser()]
+    if model_path is not None:
+        candidates += [model_path / base, model_path / hub_id, model_path]
+    candidates += [PROJECT / "models" / base, PROJECT / "models" / hub_id]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate.resolve()
+    looked = [str(c) for c in candidates]
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        raise ConfigError(f"no model {name!r}: no config.json in {', '.join(looked)}")
+    cache = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=FILES, ignore_patterns=SKIPPED))
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        looked.append(f"the Hugging Face cache {cache}")
+    if not _hub_reachable():
+        raise ConfigError(
+            f"no model {name!r}: looked in {', '.join(looked)}, and the Hugging Face Hub cannot be reached. Fetch it "
+            f"where there is a network with: hf download {hub_id} --exclude 'original/*' 'metal/*' "
+            f"--local-dir models/{base}"
+        )
+    logger.info("downloading %s", hub_id)
+    return Path(snapshot_download(hub_id, allow_patterns=FILES, ignore_patterns=SKIPPED))
+
+
+def _hub_reachable() -> bool:
+    if constants.HF_HUB_OFFLINE:
+        return False
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        with socket.create_connection((address.hostname or "", port), timeout=NETWORK_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+def _embedded_nano(cache_folder: Path) -> Path:
+    """The embedded model, unfolded into the cache at first use. In a process of its own, which may load torch."""
+    folder = cache_folder / f"gpt-oss-nano-v{NANO_VERSION}"
+    if not (folder / "tokenizer.json").is_file():
+        logger.info("making the embedded model nano in %s", folder)
+        command = [sys.executable, "-m", "src.cli.make_checkpoint", "--size", "nano", "--out", str(folder)]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise ConfigError(f"could not make the embedded model in {folder}: {done.stderr.strip()[-500:]}")
+    return folder

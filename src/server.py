@@ -1,0 +1,162 @@
+"""Entry point: `python src/server.py [flags]`. Wires the parts together and decides nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: src/ is first on sys.path, and src/kernels would shadow HuggingFace `kernels`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import asyncio
+import logging
+import signal
+import socket
+
+import uvicorn
+
+from src import __version__, port_manager
+from src.config import ServerConfig, describe, load_config
+from src.engine.client import EngineClient, EngineError, RestartPolicy
+from src.engine.config import ConfigError, EngineConfig
+from src.harmony.vocabulary import (
+    SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, Vocabulary, VocabularyError, default_cache_folder, load_vocabulary,
+)  # fmt: skip
+from src.model_locator import LocatedModel, locate_model
+
+logger = logging.getLogger("server")
+LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def choose_model(config: ServerConfig) -> str:
+    """The model asked for; else the profile's on a machine with a GPU, else the embedded one."""
+    if config.model is not None:
+        return config.model
+    if config.model_path is not None:
+        return str(config.model_path)
+    if _has_nvidia_gpu():
+        return config.active_profile.model
+    logger.info("no GPU and no --model: serving the embedded model nano on the CPU")
+    return "nano"
+
+
+def engine_config(config: ServerConfig, located: LocatedModel, vocabulary: Vocabulary) -> EngineConfig:
+    return EngineConfig(
+        model=located.config,
+        model_path=located.folder,
+        load_format=config.load_format,
+        dtype=config.dtype,
+        device=config.device,
+        max_model_len=config.max_model_len or located.config.max_position,
+        max_num_seqs=config.resolved("max_num_seqs"),
+        max_num_batched_tokens=config.resolved("max_num_batched_tokens"),
+        max_num_waiting=config.resolved("max_num_waiting"),
+        max_num_waiting_tokens=config.max_num_waiting_tokens,
+        batch_invariant=config.resolved("batch_invariant"),
+        block_size=config.block_size,
+        enable_prefix_caching=config.enable_prefix_caching,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        cpu_kv_cache_gib=config.cpu_kv_cache_gib,
+        num_threads=config.num_threads,
+        priority_ageing_s=config.priority_ageing_s,
+        seed=config.seed,
+        ranks_path=vocabulary.ranks_path,
+        special_tokens=SPECIAL_TOKENS,
+        split_pattern=SPLIT_PATTERN,
+        eos_token_ids=STOP_TOKEN_IDS,
+    )
+
+
+async def serve(config: ServerConfig, bound: socket.socket, located: LocatedModel, vocabulary: Vocabulary) -> int:
+    from src.api.app import create_app
+
+    policy = RestartPolicy(max_restarts=config.max_engine_restarts, step_timeout_s=config.engine_step_timeout_s)
+    log = {"level": config.log_level.upper(), "format": LOG_FORMAT}
+    engine = EngineClient(engine_config(config, located, vocabulary), policy, log)
+    name = config.served_model_name or located.name
+    size = located.size
+    aliases = {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"} if size != "custom" else set()
+    app = create_app(
+        engine, config, vocabulary, model_id=name, model_size=size, aliases=frozenset(aliases)
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=int(config.drain_timeout_s),
+            lifespan="on",
+            server_header=False,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[bound]))
+    failed = False
+    try:
+        announce = asyncio.create_task(_announce(engine, name, bound))
+        await asyncio.wait({serving, announce}, return_when=asyncio.FIRST_COMPLETED)
+        if announce.done() and not announce.result():
+            failed = True
+            server.should_exit = True
+        elif not announce.done():
+            announce.cancel()
+    finally:
+        await serving
+    return 1 if failed else 0
+
+
+async def _announce(engine: EngineClient, name: str, bound: socket.socket) -> bool:
+    """Says so when the engine is ready. -> whether it ever was."""
+    while not engine.started:
+        await asyncio.sleep(0.01)
+    try:
+        ready = await engine.wait_ready()
+    except EngineError as error:
+        logger.critical("cannot serve: %s", error)
+        return False
+    host, port = bound.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    logger.info(
+        "ready: %s in %s on %s (%s kernels), %d KV blocks, up to %d tokens, at %s",
+        name, ready.dtype, ready.device, ready.kernel_path, ready.num_blocks, ready.max_model_len, url,
+    )  # fmt: skip
+    return True
+
+
+def _has_nvidia_gpu() -> bool:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return bool(pynvml.nvmlDeviceGetCount() > 0)
+    except pynvml.NVMLError:
+        return False
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        config, origin, print_config = load_config(argv)
+        if print_config:
+            sys.stdout.write(describe(config, origin))
+            return 0
+        logging.basicConfig(level=config.log_level.upper(), format=LOG_FORMAT)
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        logger.info("gpt-oss server %s", __version__)
+        bound = port_manager.reserve(config.host, config.port, auto=config.auto_port)
+        cache = default_cache_folder()
+        located = locate_model(
+            choose_model(config), config.model_path, cache, dummy=config.load_format == "dummy"
+        )
+        vocabulary = load_vocabulary(located.folder, cache)
+    except (ConfigError, VocabularyError, port_manager.PortError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    import uvloop
+
+    return uvloop.run(serve(config, bound, located, vocabulary))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -30,7 +30,11 @@ class ServerConfig(BaseSettings):
     """Frozen once made. Counts are tokens unless the name says otherwise."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, protected_namespaces=(), populate_by_name=True
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        protected_namespaces=(),
+        populate_by_name=True,
     )
 
     # serving
@@ -38,32 +42,66 @@ class ServerConfig(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to bind")
     auto_port: bool = Field(False, description="take the next free port if this one is taken")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, bytes")
-    keep_alive_s: float = Field(15.0, gt=0, description="comment line on a silent stream after this long, s")
-    drain_timeout_s: float = Field(30.0, ge=0, description="time for running requests at shutdown, s")
+    keep_alive_s: float = Field(
+        15.0, gt=0, description="comment line on a silent stream after this long, s"
+    )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="time for running requests at shutdown, s"
+    )
 
     # model
     profile: ProfileName = Field("balanced", description="latency_first, balanced or quality_first")
-    model: str | None = Field(None, description="20b, 120b, nano, a folder, or a Hub id; unset: the profile's, or nano")
-    model_path: Path | None = Field(None, description="folder of the checkpoint, or a folder that holds it by name")
-    served_model_name: str | None = Field(None, description="name in /v1/models; unset: gpt-oss-<size>")
-    load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights, no file")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="type of weights and cache")
+    model: str | None = Field(
+        None, description="20b, 120b, nano, a folder, or a Hub id; unset: the profile's, or nano"
+    )
+    model_path: Path | None = Field(
+        None, description="folder of the checkpoint, or a folder that holds it by name"
+    )
+    served_model_name: str | None = Field(
+        None, description="name in /v1/models; unset: gpt-oss-<size>"
+    )
+    load_format: Literal["auto", "dummy"] = Field(
+        "auto", description="dummy: random weights, no file"
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="type of weights and cache"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
     # engine
-    max_model_len: int | None = Field(None, ge=64, description="prompt and answer together; unset: the model's")
-    max_num_seqs: int | None = Field(None, ge=1, le=1024, description="requests in one step; unset: the profile's")
-    max_num_batched_tokens: int | None = Field(None, ge=1, description="tokens in one step; unset: the profile's")
-    max_num_waiting: int | None = Field(None, ge=0, description="requests that may wait; unset: the profile's")
+    max_model_len: int | None = Field(
+        None, ge=64, description="prompt and answer together; unset: the model's"
+    )
+    max_num_seqs: int | None = Field(
+        None, ge=1, le=1024, description="requests in one step; unset: the profile's"
+    )
+    max_num_batched_tokens: int | None = Field(
+        None, ge=1, description="tokens in one step; unset: the profile's"
+    )
+    max_num_waiting: int | None = Field(
+        None, ge=0, description="requests that may wait; unset: the profile's"
+    )
     max_num_waiting_tokens: int = Field(1_000_000, ge=1, description="prompt tokens that may wait")
-    batch_invariant: bool | None = Field(None, description="same tokens alone and under load; unset: the profile's")
+    batch_invariant: bool | None = Field(
+        None, description="same tokens alone and under load; unset: the profile's"
+    )
     block_size: int = Field(64, ge=1, description="tokens in a KV block, a power of two")
-    enable_prefix_caching: bool = Field(True, description="reuse the cache of equal prompt beginnings")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory, 0..1")
+    enable_prefix_caching: bool = Field(
+        True, description="reuse the cache of equal prompt beginnings"
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="share of the GPU's memory, 0..1"
+    )
     cpu_kv_cache_gib: float = Field(1.0, gt=0, description="size of the KV cache on the CPU, GiB")
-    num_threads: int = Field(0, ge=0, description="compute threads on the CPU; 0: one for each physical core")
-    priority_ageing_s: float = Field(5.0, gt=0, description="waiting time worth one priority step, s")
-    engine_step_timeout_s: float = Field(300.0, gt=0, description="no step for this long: the engine is dead, s")
+    num_threads: int = Field(
+        0, ge=0, description="compute threads on the CPU; 0: one for each physical core"
+    )
+    priority_ageing_s: float = Field(
+        5.0, gt=0, description="waiting time worth one priority step, s"
+    )
+    engine_step_timeout_s: float = Field(
+        300.0, gt=0, description="no step for this long: the engine is dead, s"
+    )
     max_engine_restarts: int = Field(5, ge=0, description="restarts in a row before giving up")
     seed: int = Field(0, description="seed of random weights")
 
@@ -72,12 +110,18 @@ class ServerConfig(BaseSettings):
     reasoning_fields: Literal["both", "reasoning_content", "reasoning"] = Field(
         "both", description="name of the reasoning in answers"
     )
-    current_date: str | None = Field(None, description="date in the system message; unset: none, so prompts never age")
+    current_date: str | None = Field(
+        None, description="date in the system message; unset: none, so prompts never age"
+    )
     prompt_cache_bytes: int = Field(64 * 2**20, ge=0, description="rendered prompts kept, bytes")
-    prompt_cache_ttl_s: float = Field(3600.0, gt=0, description="and for how long after their last use, s")
+    prompt_cache_ttl_s: float = Field(
+        3600.0, gt=0, description="and for how long after their last use, s"
+    )
 
     # logs
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severity logged"
+    )
 
     @field_validator("current_date")
     @classmethod
@@ -97,7 +141,9 @@ class ServerConfig(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)  # load_config merges the sources itself, to know where each value came from
+        return (
+            init_settings,
+        )  # load_config merges the sources itself, to know where each value came from
 
     @property
     def active_profile(self) -> Profile:
@@ -118,7 +164,9 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
     parser = _parser()
     flags = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     print_config = flags.pop("print_config", False)
-    path = Path(flags.pop("config", None) or os.environ.get(f"{ENV_PREFIX}CONFIG") or DEFAULT_CONFIG_FILE)
+    path = Path(
+        flags.pop("config", None) or os.environ.get(f"{ENV_PREFIX}CONFIG") or DEFAULT_CONFIG_FILE
+    )
     layers = [
         (f"{path}", _from_yaml(path)),
         ("environment", _from_environment()),
@@ -129,15 +177,23 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
     for name, values in layers:
         for key, value in values.items():
             merged[key] = value
-            origin[key] = name if name != "environment" else f"environment {ENV_PREFIX}{key.upper()}"
+            origin[key] = (
+                name if name != "environment" else f"environment {ENV_PREFIX}{key.upper()}"
+            )
     try:
         return ServerConfig(**merged), origin, print_config
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else "configuration"
-        hint = f"known keys: {', '.join(ServerConfig.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        hint = (
+            f"known keys: {', '.join(ServerConfig.model_fields)}"
+            if first["type"] == "extra_forbidden"
+            else ""
+        )
         message = "unknown key" if hint else f"{first['msg']}, got {first['input']!r}"
-        raise ConfigError(f"{key} (from {origin.get(key, 'defaults')}): {message}. {hint}".rstrip()) from None
+        raise ConfigError(
+            f"{key} (from {origin.get(key, 'defaults')}): {message}. {hint}".rstrip()
+        ) from None
 
 
 def describe(config: ServerConfig, origin: dict[str, str]) -> str:
@@ -149,22 +205,32 @@ def describe(config: ServerConfig, origin: dict[str, str]) -> str:
             source = f"profile {config.profile}"
         else:
             source = origin.get(key, "default")
-        text = yaml.safe_dump(str(value) if isinstance(value, Path) else value).removesuffix("...\n").strip()
+        text = (
+            yaml.safe_dump(str(value) if isinstance(value, Path) else value)
+            .removesuffix("...\n")
+            .strip()
+        )
         lines.append(f"{key}: {text}  # {source}")
     return "\n".join(lines) + "\n"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="server", description="Serves gpt-oss-20b and gpt-oss-120b to OpenAI clients.", allow_abbrev=False
+        prog="server",
+        description="Serves gpt-oss-20b and gpt-oss-120b to OpenAI clients.",
+        allow_abbrev=False,
     )
     parser.add_argument("--config", help="YAML file (default: configs/server_config.yaml)")
-    parser.add_argument("--print-config", action="store_const", const=True, help="show the result and leave")
+    parser.add_argument(
+        "--print-config", action="store_const", const=True, help="show the result and leave"
+    )
     for name, info in ServerConfig.model_fields.items():
         flag = "--" + name.replace("_", "-")
         text = (info.description or "").replace("%", "%%")
         if info.annotation in (bool, bool | None):
-            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+            parser.add_argument(
+                flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
+            )
         else:
             parser.add_argument(flag, dest=name, default=None, help=text)
     return parser
@@ -188,7 +254,10 @@ def _from_environment() -> dict[str, Any]:
     values = {key: os.environ[name] for name, key in FOREIGN_ENV.items() if name in os.environ}
     for name, value in os.environ.items():
         key = name.removeprefix(ENV_PREFIX).lower()
-        if name.startswith(ENV_PREFIX) and name not in (f"{ENV_PREFIX}CONFIG", f"{ENV_PREFIX}TEST_CACHE"):
+        if name.startswith(ENV_PREFIX) and name not in (
+            f"{ENV_PREFIX}CONFIG",
+            f"{ENV_PREFIX}TEST_CACHE",
+        ):
             if key not in ServerConfig.model_fields:
                 raise ConfigError(f"environment variable {name}: unknown key {key!r}")
             values[key] = value

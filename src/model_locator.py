@@ -35,21 +35,43 @@ class LocatedModel:
     name: str  # default for served_model_name
 
 
-def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dummy: bool = False) -> LocatedModel:
+def locate_model(
+    name: str, model_path: Path | None, cache_folder: Path, *, dummy: bool = False
+) -> LocatedModel:
     """Raises ConfigError naming the places that were looked at and the command that fetches the model."""
     short = _short_name(name)
     if dummy:
         if short not in SIZES:
-            raise ConfigError(f"load_format 'dummy' needs model to be one of {', '.join(SIZES)}, not {name!r}")
-        return LocatedModel(None, ModelConfig.from_json(hf_config(SIZES[short])), short, f"gpt-oss-{short}")
-    folder = _embedded_nano(cache_folder) if short == "nano" and model_path is None else _find(name, short, model_path)
+            raise ConfigError(
+                f"load_format 'dummy' needs model to be one of {', '.join(SIZES)}, not {name!r}"
+            )
+        return LocatedModel(
+            None, ModelConfig.from_json(hf_config(SIZES[short])), short, f"gpt-oss-{short}"
+        )
+    folder = (
+        _embedded_nano(cache_folder)
+        if short == "nano" and model_path is None
+        else _find(name, short, model_path)
+    )
     config = ModelConfig.from_folder(folder)
-    size = next((s for s, shape in SIZES.items() if ModelConfig.from_json(hf_config(shape, quantized=config.quantized)) == config), "custom")
-    return LocatedModel(folder, config, size, f"gpt-oss-{size}" if size != "custom" else folder.name)
+    size = next(
+        (
+            s
+            for s, shape in SIZES.items()
+            if ModelConfig.from_json(hf_config(shape, quantized=config.quantized)) == config
+        ),
+        "custom",
+    )
+    return LocatedModel(
+        folder, config, size, f"gpt-oss-{size}" if size != "custom" else folder.name
+    )
 
 
 def _short_name(name: str) -> str:
-    return next((s for s in SIZES if name in (s, f"gpt-oss-{s}", f"openai/gpt-oss-{s}", f"gpt-oss:{s}")), name)
+    return next(
+        (s for s in SIZES if name in (s, f"gpt-oss-{s}", f"openai/gpt-oss-{s}", f"gpt-oss:{s}")),
+        name,
+    )
 
 
 def _find(name: str, short: str, model_path: Path | None) -> Path:
@@ -67,7 +89,11 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
         raise ConfigError(f"no model {name!r}: no config.json in {', '.join(looked)}")
     cache = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
     try:
-        return Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=FILES, ignore_patterns=SKIPPED))
+        return Path(
+            snapshot_download(
+                hub_id, local_files_only=True, allow_patterns=FILES, ignore_patterns=SKIPPED
+            )
+        )
     except (LocalEntryNotFoundError, FileNotFoundError):
         looked.append(f"the Hugging Face cache {cache}")
     if not _hub_reachable():
@@ -97,8 +123,18 @@ def _embedded_nano(cache_folder: Path) -> Path:
     folder = cache_folder / f"gpt-oss-nano-v{NANO_VERSION}"
     if not (folder / "tokenizer.json").is_file():
         logger.info("making the embedded model nano in %s", folder)
-        command = [sys.executable, "-m", "src.cli.make_checkpoint", "--size", "nano", "--out", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "src.cli.make_checkpoint",
+            "--size",
+            "nano",
+            "--out",
+            str(folder),
+        ]
         done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
         if done.returncode != 0:
-            raise ConfigError(f"could not make the embedded model in {folder}: {done.stderr.strip()[-500:]}")
+            raise ConfigError(
+                f"could not make the embedded model in {folder}: {done.stderr.strip()[-500:]}"
+            )
     return folder

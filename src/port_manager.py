@@ -26,10 +26,14 @@ def reserve(host: str, port: int, *, auto: bool = False) -> socket.socket:
             return _bind(host, candidate)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise PortError(f"cannot bind {host}:{candidate}: {error.strerror or error}") from error
+                raise PortError(
+                    f"cannot bind {host}:{candidate}: {error.strerror or error}"
+                ) from error
     if auto:
         raise PortError(f"no free port between {port} and {port + tries - 1}")
-    raise PortError(f"port {port} is in use{_owner_text(port)}; choose another with --port, or use --auto-port")
+    raise PortError(
+        f"port {port} is in use{_owner_text(port)}; choose another with --port, or use --auto-port"
+    )
 
 
 def owner(port: int) -> psutil.Process | None:
@@ -39,7 +43,11 @@ def owner(port: int) -> psutil.Process | None:
     except psutil.AccessDenied:
         return None
     for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+        if (
+            connection.status == psutil.CONN_LISTEN
+            and getattr(connection.laddr, "port", None) == port
+            and connection.pid
+        ):
             try:
                 return psutil.Process(connection.pid)
             except psutil.NoSuchProcess:

@@ -18,8 +18,15 @@ from typing import Any
 import msgspec
 
 from src.harmony.render import (
-    HarmonyMessage, ReasoningEffort, assistant_text, developer_message, generation_prefix, render_message,
-    system_message, tool_call, tool_result,
+    HarmonyMessage,
+    ReasoningEffort,
+    assistant_text,
+    developer_message,
+    generation_prefix,
+    render_message,
+    system_message,
+    tool_call,
+    tool_result,
 )  # fmt: skip
 from src.harmony.vocabulary import Vocabulary
 
@@ -179,7 +186,9 @@ class PromptBuilder:
             self._builds += 1
             self._hits += hit
             self._cache.put(keys[-1], array("I", ids))
-        return PromptTokens((ids + self._generation_prefix).tolist(), self.version, hit, reused, len(rendered))
+        return PromptTokens(
+            (ids + self._generation_prefix).tolist(), self.version, hit, reused, len(rendered)
+        )
 
     def _conversation(
         self,
@@ -194,13 +203,17 @@ class PromptBuilder:
         while first < len(messages) and messages[first]["role"] in ("system", "developer"):
             instructions.append(_text(messages[first]))
             first += 1
-        developer = developer_message("\n\n".join(filter(None, instructions)), tools, response_format)
+        developer = developer_message(
+            "\n\n".join(filter(None, instructions)), tools, response_format
+        )
         if developer is not None:
             yield developer
         last_final = max((i for i, m in enumerate(messages) if _is_final(m)), default=-1)
         names: dict[str, str] = {}
         for index in range(first, len(messages)):
-            yield from _render_turn(messages[index], index, names, keep_reasoning=index > last_final)
+            yield from _render_turn(
+                messages[index], index, names, keep_reasoning=index > last_final
+            )
 
 
 def _render_turn(
@@ -224,7 +237,8 @@ def _render_turn(
     elif role == "function":
         if message.get("name") not in names.values():
             raise PromptError(
-                f"no earlier assistant message called {message.get('name')!r}", f"messages[{index}].name"
+                f"no earlier assistant message called {message.get('name')!r}",
+                f"messages[{index}].name",
             )
         yield tool_result(message["name"], text)
     elif role == "assistant":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: src/ is first on sys.path, and src/kernels would shadow HuggingFace `kernels`
+if (
+    not __package__
+):  # run as a script: src/ is first on sys.path, and src/kernels would shadow HuggingFace `kernels`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import asyncio
@@ -20,7 +22,13 @@ from src.config import ServerConfig, describe, load_config
 from src.engine.client import EngineClient, EngineError, RestartPolicy
 from src.engine.config import ConfigError, EngineConfig
 from src.harmony.vocabulary import (
-    SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, Vocabulary, VocabularyError, default_cache_folder, load_vocabulary,
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    STOP_TOKEN_IDS,
+    Vocabulary,
+    VocabularyError,
+    default_cache_folder,
+    load_vocabulary,
 )  # fmt: skip
 from src.model_locator import LocatedModel, locate_model
 
@@ -40,7 +48,9 @@ def choose_model(config: ServerConfig) -> str:
     return "nano"
 
 
-def engine_config(config: ServerConfig, located: LocatedModel, vocabulary: Vocabulary) -> EngineConfig:
+def engine_config(
+    config: ServerConfig, located: LocatedModel, vocabulary: Vocabulary
+) -> EngineConfig:
     return EngineConfig(
         model=located.config,
         model_path=located.folder,
@@ -67,15 +77,23 @@ def engine_config(config: ServerConfig, located: LocatedModel, vocabulary: Vocab
     )
 
 
-async def serve(config: ServerConfig, bound: socket.socket, located: LocatedModel, vocabulary: Vocabulary) -> int:
+async def serve(
+    config: ServerConfig, bound: socket.socket, located: LocatedModel, vocabulary: Vocabulary
+) -> int:
     from src.api.app import create_app
 
-    policy = RestartPolicy(max_restarts=config.max_engine_restarts, step_timeout_s=config.engine_step_timeout_s)
+    policy = RestartPolicy(
+        max_restarts=config.max_engine_restarts, step_timeout_s=config.engine_step_timeout_s
+    )
     log = {"level": config.log_level.upper(), "format": LOG_FORMAT}
     engine = EngineClient(engine_config(config, located, vocabulary), policy, log)
     name = config.served_model_name or located.name
     size = located.size
-    aliases = {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"} if size != "custom" else set()
+    aliases = (
+        {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"}
+        if size != "custom"
+        else set()
+    )
     app = create_app(
         engine, config, vocabulary, model_id=name, model_size=size, aliases=frozenset(aliases)
     )

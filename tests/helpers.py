@@ -18,24 +18,32 @@ from src.engine.model.weights import Checkpoint, WeightLoader
 from src.engine.sampling_params import SamplingParams
 from src.engine.worker.batch import RequestTable, build_batch
 
-CHECKPOINTS = Path(os.environ.get("GPTOSS_TEST_CACHE", Path(tempfile.gettempdir()) / "gpt-oss-server-tests"))
+CHECKPOINTS = Path(
+    os.environ.get("GPTOSS_TEST_CACHE", Path(tempfile.gettempdir()) / "gpt-oss-server-tests")
+)
 VERSION = "2"  # raise when make_checkpoint writes other bytes
 
 
-def checkpoint(size: str = "nano", layout: str = "hf", experts: str = "mxfp4", seed: int = 0) -> Path:
+def checkpoint(
+    size: str = "nano", layout: str = "hf", experts: str = "mxfp4", seed: int = 0
+) -> Path:
     """A checkpoint of random weights, made at the first call and kept between runs."""
     folder = CHECKPOINTS / f"v{VERSION}-{size}-{layout}-{experts}-{seed}"
     if not (folder / "tokenizer.json").is_file():
         CHECKPOINTS.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CHECKPOINTS) as temporary:
-            made = make_checkpoint(size, Path(temporary) / "made", layout=layout, experts=experts, seed=seed)
+            made = make_checkpoint(
+                size, Path(temporary) / "made", layout=layout, experts=experts, seed=seed
+            )
             if not folder.exists():
                 made.rename(folder)
     return folder
 
 
 @functools.cache
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = True) -> GptOss:
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = True
+) -> GptOss:
     config = ModelConfig.from_folder(folder)
     loader = WeightLoader(Checkpoint(folder, config), config, dtype, dequantize=dequantize)
     return GptOss(config, loader.load())
@@ -56,14 +64,23 @@ def engine_config(folder: Path, **changes: object) -> EngineConfig:
     return EngineConfig(**(defaults | changes))  # type: ignore[arg-type]
 
 
-def make_cache(model: GptOss, num_blocks: int, block_size: int, dtype: torch.dtype = torch.float32) -> list[LayerCache]:
+def make_cache(
+    model: GptOss, num_blocks: int, block_size: int, dtype: torch.dtype = torch.float32
+) -> list[LayerCache]:
     """One cache of its own for each layer, poisoned with NaN: reading what was never written shows."""
     c = model.config
     shape = (num_blocks, block_size, c.num_key_value_heads, c.head_dim)
-    return [LayerCache(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)) for _ in c.layer_types]
+    return [
+        LayerCache(
+            torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)
+        )
+        for _ in c.layer_types
+    ]
 
 
-def model_logits(model: GptOss, token_ids: Sequence[int], chunk: int = 1 << 30, block_size: int = 64) -> torch.Tensor:
+def model_logits(
+    model: GptOss, token_ids: Sequence[int], chunk: int = 1 << 30, block_size: int = 64
+) -> torch.Tensor:
     """-> float32 [T, V]: the engine's own batch and attention code, fed in chunks."""
     dtype = model.weights.embedding.dtype
     num_blocks = -(-len(token_ids) // block_size) + 1
@@ -77,9 +94,13 @@ def model_logits(model: GptOss, token_ids: Sequence[int], chunk: int = 1 << 30, 
         count = min(chunk, len(ids) - start)
         step = table.apply(SchedulerOutput(new, {}, {"r": count}, []))
         new = []
-        batch = build_batch(step, block_size, model.config.sliding_window, dtype, torch.device("cpu"))
+        batch = build_batch(
+            step, block_size, model.config.sliding_window, dtype, torch.device("cpu")
+        )
         wanted = torch.arange(count)
-        batch = type(batch)(batch.token_ids, batch.positions, batch.num_decodes, batch.plans, wanted)
+        batch = type(batch)(
+            batch.token_ids, batch.positions, batch.num_decodes, batch.plans, wanted
+        )
         rows.append(model.forward(batch, cache))
         table.finish_step(step, {})
     return torch.cat(rows)
@@ -94,6 +115,8 @@ def relative_rms(reference: torch.Tensor, value: torch.Tensor) -> float:
 
 
 def assert_close(name: str, reference: torch.Tensor, value: torch.Tensor, relative: float) -> None:
-    assert value.shape == reference.shape, f"{name}: shape {tuple(value.shape)}, expected {tuple(reference.shape)}"
+    assert value.shape == reference.shape, (
+        f"{name}: shape {tuple(value.shape)}, expected {tuple(reference.shape)}"
+    )
     error = relative_rms(reference, value)
     assert error <= relative, f"{name}: relative RMS error {error:.2e} > {relative:.0e}"

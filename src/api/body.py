@@ -14,7 +14,9 @@ from src.api.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 
 async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
     """Raises InvalidRequest, BodyTooLarge or UnsupportedMediaType."""
-    content_type = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    content_type = (
+        request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    )
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise UnsupportedMediaType(f"Content-Type must be application/json, not {content_type!r}.")
     declared = request.headers.get("content-length", "")
@@ -36,16 +38,24 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
     if not data.strip():
         raise InvalidRequest("The body is empty; a JSON object is expected.")
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite_float)
-        msgspec.json.encode(value)  # lone surrogates, and nesting beyond what the next steps can walk
+        value = json.loads(
+            data.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite_float
+        )
+        msgspec.json.encode(
+            value
+        )  # lone surrogates, and nesting beyond what the next steps can walk
     except UnicodeDecodeError:
         raise InvalidRequest("The body is not valid UTF-8.") from None
     except UnicodeEncodeError:
-        raise InvalidRequest("The body holds a lone surrogate, which is no valid Unicode text.") from None
+        raise InvalidRequest(
+            "The body holds a lone surrogate, which is no valid Unicode text."
+        ) from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
     except (ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise InvalidRequest(f"We could not parse the JSON body of your request: {error}.") from None
+        raise InvalidRequest(
+            f"We could not parse the JSON body of your request: {error}."
+        ) from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"The body must be a JSON object, not {type(value).__name__}.")
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 import time
@@ -21,7 +20,7 @@ from src.api.deps import Context, ServerContext
 from src.api.errors import ApiError, EngineFailure, from_engine
 from src.api.metrics import RequestRecord
 from src.api.protocol import ChatCompletionRequest
-from src.api.streaming import DONE, EventStream, JsonWhenDone
+from src.api.streaming import DONE, EventStream, JsonWhenDone, interleave
 from src.engine.client import EngineError
 from src.engine.messages import TokenOutput
 from src.harmony.parser import Delta, ResponseParser
@@ -71,7 +70,7 @@ class Answer:
                         if self.choices[0].finish_reason is not None:
                             return
             else:
-                async for batch in _interleave(self.streams):
+                async for batch in interleave(self.streams):
                     yield [
                         self._feed(self.choices[i], output)
                         for i, output in batch
@@ -116,38 +115,11 @@ class Answer:
         return choice, deltas
 
 
-async def _interleave(streams: list[AsyncIterator[TokenOutput]]) -> AsyncIterator[list[tuple[int, TokenOutput]]]:
-    """Outputs of several requests in order of arrival, all that wait at once."""
-    queue: asyncio.Queue[tuple[int, TokenOutput | None]] = asyncio.Queue()
-
-    async def pump(index: int, stream: AsyncIterator[TokenOutput]) -> None:
-        try:
-            async with contextlib.aclosing(stream):  # type: ignore[type-var]
-                async for output in stream:
-                    queue.put_nowait((index, output))
-        finally:
-            queue.put_nowait((index, None))
-
-    tasks = [asyncio.create_task(pump(i, s)) for i, s in enumerate(streams)]
-    try:
-        running = len(tasks)
-        while running:
-            items = [await queue.get()]
-            while not queue.empty():
-                items.append(queue.get_nowait())
-            running -= sum(output is None for _, output in items)
-            batch = [(index, output) for index, output in items if output is not None]
-            if batch:
-                yield batch
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def start_answer(plan: ChatPlan, context: ServerContext) -> Answer:
     """Admits every choice, or none. Raises EngineError."""
-    context.engine.check_capacity(len(plan.prompt.token_ids) * len(plan.requests), len(plan.requests))
+    context.engine.check_capacity(
+        len(plan.prompt.token_ids) * len(plan.requests), len(plan.requests)
+    )
     streams: list[AsyncIterator[TokenOutput]] = []
     record = RequestRecord()
     try:
@@ -193,7 +165,9 @@ class DeltaWriter:
             return {"function_call": {**name, "arguments": delta.text}}
         call: dict[str, Any] = {"index": delta.tool_index}
         if delta.tool_name is not None:
-            call_id = self._call_ids.setdefault((choice.index, delta.tool_index), f"call_{secrets.token_hex(12)}")
+            call_id = self._call_ids.setdefault(
+                (choice.index, delta.tool_index), f"call_{secrets.token_hex(12)}"
+            )
             call |= {"id": call_id, "type": "function"}
             call["function"] = {"name": delta.tool_name, "arguments": delta.text}
         else:
@@ -221,7 +195,8 @@ async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
     finished: set[int] = set()
     try:
         yield b"".join(
-            _chunk(head, tail, choice.index, {"role": "assistant", "content": ""}) for choice in answer.choices
+            _chunk(head, tail, choice.index, {"role": "assistant", "content": ""})
+            for choice in answer.choices
         )
         async with contextlib.aclosing(answer.events()) as events:
             async for batch in events:
@@ -232,7 +207,11 @@ async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
                         if written is not None:
                             parts.append(_chunk(head, tail, choice.index, written, item.logprobs))
                     if choice.finish_reason == "error":
-                        yield b"".join(parts) + _error_event(EngineFailure(choice.error or "the engine failed")) + DONE
+                        yield (
+                            b"".join(parts)
+                            + _error_event(EngineFailure(choice.error or "the engine failed"))
+                            + DONE
+                        )
                         return
                     if choice.finish_reason is not None and choice.index not in finished:
                         finished.add(choice.index)
@@ -271,7 +250,12 @@ def _chunk(
 ) -> bytes:
     numbers = b"null" if not logprobs else _encode({"content": logprobs, "refusal": None})
     reason = b"null" if finish_reason is None else b'"' + finish_reason.encode() + b'"'
-    middle = b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}]' % (index, _encode(delta), numbers, reason)
+    middle = b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}]' % (
+        index,
+        _encode(delta),
+        numbers,
+        reason,
+    )
     return head + middle + tail
 
 
@@ -286,7 +270,9 @@ async def collect(answer: Answer) -> bytes:
     """The same deltas, folded into one body. Raises EngineFailure."""
     plan, context = answer.plan, answer.context
     writer = DeltaWriter(plan, reasoning_fields(context))
-    messages: list[dict[str, Any]] = [{"role": "assistant", "content": None, "refusal": None} for _ in answer.choices]
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "content": None, "refusal": None} for _ in answer.choices
+    ]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in answer.choices]
     try:
         async with contextlib.aclosing(answer.events()) as events:
@@ -310,7 +296,9 @@ async def collect(answer: Answer) -> bytes:
             {
                 "index": choice.index,
                 "message": messages[choice.index],
-                "logprobs": {"content": logprobs[choice.index], "refusal": None} if plan.logprobs else None,
+                "logprobs": {"content": logprobs[choice.index], "refusal": None}
+                if plan.logprobs
+                else None,
                 "finish_reason": writer.finish_reason(choice),
             }
             for choice in answer.choices
@@ -326,9 +314,13 @@ def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
         if key == "tool_calls":
             for call in value:
                 if "id" in call:
-                    message.setdefault("tool_calls", []).append({k: v for k, v in call.items() if k != "index"})
+                    message.setdefault("tool_calls", []).append(
+                        {k: v for k, v in call.items() if k != "index"}
+                    )
                 else:
-                    message["tool_calls"][call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+                    message["tool_calls"][call["index"]]["function"]["arguments"] += call[
+                        "function"
+                    ]["arguments"]
         elif key == "function_call":
             known = message.setdefault("function_call", {"name": "", "arguments": ""})
             for name, text in value.items():

@@ -57,7 +57,11 @@ def resolve_model(name: str, context: ServerContext) -> Profile:
         return PROFILES[suffix]
     if name in context.model_names:
         return context.profile
-    raise NotFound(f"The model '{name}' does not exist. This server serves {context.model_id!r}.", "model", "model_not_found")
+    raise NotFound(
+        f"The model '{name}' does not exist. This server serves {context.model_id!r}.",
+        "model",
+        "model_not_found",
+    )
 
 
 async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan:
@@ -67,7 +71,9 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
     profile = resolve_model(request.model, context)
     if request.profile is not None:
         if request.profile not in PROFILES:
-            raise InvalidRequest(f"Unknown profile {request.profile!r}; there are {', '.join(PROFILES)}.", "profile")
+            raise InvalidRequest(
+                f"Unknown profile {request.profile!r}; there are {', '.join(PROFILES)}.", "profile"
+            )
         profile = PROFILES[request.profile]
     tools = plan_tools(request)
     response_format = _response_format(request)
@@ -75,7 +81,10 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
     messages = [m.model_dump(exclude_none=True) for m in request.messages]
     try:
         prompt = await context.build_prompt(
-            messages, tools=tools.shown, response_format=_named_schema(request, response_format), effort=effort
+            messages,
+            tools=tools.shown,
+            response_format=_named_schema(request, response_format),
+            effort=effort,
         )
     except PromptError as error:
         raise InvalidRequest(str(error), error.param, "invalid_value") from None
@@ -90,8 +99,12 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
     asked = request.max_completion_tokens or request.max_tokens
     max_tokens = min(room, asked or profile.max_output_tokens)
     if (request.min_tokens or 0) > max_tokens:
-        raise InvalidRequest(f"'min_tokens' is above the {max_tokens} tokens that may be generated.", "min_tokens")
-    budget = _budget(request, profile, max_tokens, constrained=tools.must_call or response_format is not None)
+        raise InvalidRequest(
+            f"'min_tokens' is above the {max_tokens} tokens that may be generated.", "min_tokens"
+        )
+    budget = _budget(
+        request, profile, max_tokens, constrained=tools.must_call or response_format is not None
+    )
     grammar = await _grammar(request, tools, response_format, budget, context)
     params = _sampling(request, profile, max_tokens, grammar)
     completion_id = f"chatcmpl-{secrets.token_hex(12)}"
@@ -118,7 +131,8 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
         stop=request.stop or [],
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
-        include_reasoning=request.include_reasoning is not False and not (reasoning and reasoning.exclude),
+        include_reasoning=request.include_reasoning is not False
+        and not (reasoning and reasoning.exclude),
         logprobs=bool(request.logprobs),
         max_calls=1 if request.parallel_tool_calls is False or tools.legacy else None,
         service_tier="default" if request.service_tier is not None else None,
@@ -130,7 +144,9 @@ def _warn_unknown(body: Mapping[str, Any], request: ChatCompletionRequest) -> No
     unknown = body.keys() - request.known_fields - _warned_fields
     if unknown and len(_warned_fields) < 1000:
         _warned_fields.update(unknown)
-        logger.warning("ignoring unknown request fields: %s", ", ".join(sorted(f[:64] for f in unknown)))
+        logger.warning(
+            "ignoring unknown request fields: %s", ", ".join(sorted(f[:64] for f in unknown))
+        )
 
 
 def _effort(request: ChatCompletionRequest) -> str | None:
@@ -161,7 +177,9 @@ def _response_format(request: ChatCompletionRequest) -> Mapping[str, Any] | None
     return schema
 
 
-def _named_schema(request: ChatCompletionRequest, schema: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def _named_schema(
+    request: ChatCompletionRequest, schema: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
     """What the developer message shows under `# Response Formats`."""
     if schema is None or request.response_format is None:
         return None
@@ -195,7 +213,12 @@ async def _grammar(
 ) -> str | None:
     if request.ignore_eos:
         return None  # a benchmark wants a length, not an answer
-    needed = tools.must_call or schema is not None or budget is not None or any(t.constrained for t in tools.callable)
+    needed = (
+        tools.must_call
+        or schema is not None
+        or budget is not None
+        or any(t.constrained for t in tools.callable)
+    )
     if not needed and not context.config.guided_harmony:
         return None
     spec = TurnSpec(tools.callable, tools.must_call, schema, budget)
@@ -205,11 +228,15 @@ async def _grammar(
             await asyncio.to_thread(check_grammar, grammar)
         except SchemaError as error:
             param = "response_format" if schema is not None else "tools"
-            raise InvalidRequest(f"The schemas are too complex to be enforced: {error}", param) from None
+            raise InvalidRequest(
+                f"The schemas are too complex to be enforced: {error}", param
+            ) from None
     return grammar
 
 
-def _sampling(request: ChatCompletionRequest, profile: Profile, max_tokens: int, grammar: str | None) -> Any:
+def _sampling(
+    request: ChatCompletionRequest, profile: Profile, max_tokens: int, grammar: str | None
+) -> Any:
     """-> a function of the choice's index; choices differ by their seeds alone."""
     temperature = profile.temperature if request.temperature is None else request.temperature
     seed = secrets.randbits(63) if request.seed is None else request.seed

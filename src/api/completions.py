@@ -2,6 +2,425 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import codecs
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import BeforeValidator, Field, model_validator
+from starlette.responses import Response
+
+from src.api.body import read_json_object
+from src.api.chat_plan import GREEDY_BELOW, derived_seed, resolve_model
+from src.api.choice import StopStrings
+from src.api.deps import Context, ServerContext
+from src.api.errors import ApiError, EngineFailure, InvalidRequest, from_engine
+from src.api.metrics import RequestRecord
+from src.api.protocol import (
+    VOCAB_SIZE,
+    Number,
+    StreamOptions,
+    Strict,
+    check_logit_bias,
+    fail,
+    stop_list,
+)
+from src.api.streaming import DONE, EventStream, JsonWhenDone, interleave
+from src.engine.client import EngineError
+from src.engine.messages import AddRequest, TokenLogprobs, TokenOutput
+from src.engine.request import FinishReason
+from src.engine.sampling_params import SamplingParams
+from src.harmony.vocabulary import STOP_TOKEN_IDS, Vocabulary
+from src.profiles import Profile
 
 router = APIRouter()
+_encode = msgspec.json.encode
+
+
+class CompletionRequest(Strict):
+    model: str
+    prompt: Any = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=20)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(stop_list), Field(max_length=4)] = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Number] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: Annotated[int, Field(ge=-1, le=VOCAB_SIZE)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=2)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
+    cache_salt: Annotated[str, Field(max_length=64)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> CompletionRequest:
+        if self.stream_options is not None and not self.stream:
+            raise fail(
+                "The 'stream_options' parameter is only allowed when 'stream' is true.",
+                "stream_options",
+            )
+        if self.suffix:
+            raise fail(
+                "'suffix' is not supported by this model.", "suffix", "unsupported_parameter"
+            )
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise fail("'best_of' may only equal 'n'.", "best_of", "unsupported_value")
+        if self.echo and self.logprobs is not None:
+            raise fail(
+                "'echo' together with 'logprobs' is not supported.", "echo", "unsupported_value"
+            )
+        if self.stop is not None and any(not s for s in self.stop):
+            raise fail("A stop sequence must not be empty.", "stop")
+        check_logit_bias(self.logit_bias)
+        return self
+
+
+def read_prompts(prompt: Any, vocabulary: Vocabulary) -> list[list[int]]:
+    """string | [string] | [int] | [[int]] -> token ids. Special tokens in the text are special: the caller writes the
+    whole prompt. Raises InvalidRequest."""
+    if isinstance(prompt, str):
+        return [vocabulary.encode_with_special(prompt)]
+    if isinstance(prompt, list) and prompt:
+        if all(isinstance(p, str) for p in prompt):
+            return [vocabulary.encode_with_special(p) for p in prompt]
+        if all(type(p) is int for p in prompt):
+            return [_check_ids(prompt)]
+        if all(isinstance(p, list) and p and all(type(i) is int for i in p) for p in prompt):
+            return [_check_ids(p) for p in prompt]
+    raise InvalidRequest(
+        "'prompt' must be a string, an array of strings, an array of token ids, or an array of such arrays.",
+        "prompt",
+        "missing_required_parameter" if prompt is None else "invalid_type",
+    )
+
+
+def _check_ids(ids: list[int]) -> list[int]:
+    if not all(0 <= i < VOCAB_SIZE for i in ids):
+        raise InvalidRequest(
+            f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "prompt", "invalid_value"
+        )
+    return ids
+
+
+@dataclass(slots=True)
+class TextChoice:
+    """Folds engine outputs into plain text; special tokens give none."""
+
+    index: int
+    vocabulary: Vocabulary
+    prompt_ids: list[int]
+    stops: StopStrings
+    finish_reason: str | None = None
+    error: str | None = None
+    num_tokens: int = 0
+    num_cached_tokens: int = 0
+    text: str = ""
+    logprobs: dict[str, list[Any]] = field(default_factory=lambda: _no_logprobs())
+    _decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    def feed(self, output: TokenOutput) -> tuple[str, dict[str, list[Any]]]:
+        """-> (new text, logprobs of the new tokens)."""
+        new, numbers = "", _no_logprobs()
+        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        for place, token_id in enumerate(output.token_ids):
+            self.num_tokens += 1
+            if output.logprobs is not None:
+                self._add_logprobs(
+                    token_id, output.logprobs[place], len(self.text) + len(new), numbers
+                )
+            if token_id in STOP_TOKEN_IDS or token_id >= self.vocabulary.num_ordinary:
+                continue
+            new += self.stops.feed(self._decoder.decode(self.vocabulary.bytes_of(token_id)))
+            if self.stops.stopped:
+                self.finish_reason = "stop"
+                break
+        if self.finish_reason is None and output.finish_reason is not None:
+            new += self.stops.feed(self._decoder.decode(b"", final=True))
+            new += self.stops.flush()
+            self.finish_reason = str(output.finish_reason)
+            if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                self.finish_reason, self.error = (
+                    "error",
+                    output.error or "the request was cancelled",
+                )
+        self.text += new
+        return new, numbers
+
+    def _add_logprobs(
+        self, token_id: int, numbers: TokenLogprobs, offset: int, out: dict[str, list[Any]]
+    ) -> None:
+        for target in (out, self.logprobs):
+            target["tokens"].append(self._name(token_id))
+            target["token_logprobs"].append(min(numbers.logprob, 0.0))
+            target["top_logprobs"].append(
+                {self._name(t): min(p, 0.0) for t, p in numbers.alternatives}
+            )
+            target["text_offset"].append(offset)
+
+    def _name(self, token_id: int) -> str:
+        data = self.vocabulary.bytes_of(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _no_logprobs() -> dict[str, list[Any]]:
+    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+
+@dataclass(slots=True)
+class TextAnswer:
+    request: CompletionRequest
+    context: ServerContext
+    engine_requests: list[AddRequest]
+    choices: list[TextChoice]
+    streams: list[AsyncIterator[TokenOutput]]
+    record: RequestRecord
+    head: dict[str, Any]
+    closed: bool = False
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        per_prompt = self.request.n or 1
+        prompt = sum(len(c.prompt_ids) for c in self.choices[::per_prompt])
+        completion = sum(c.num_tokens for c in self.choices)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {
+                "cached_tokens": max(c.num_cached_tokens for c in self.choices)
+            },
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+    async def events(self) -> AsyncGenerator[tuple[TextChoice, str, dict[str, list[Any]]], None]:
+        try:
+            async with contextlib.aclosing(interleave(self.streams)) as batches:
+                async for batch in batches:
+                    for index, output in batch:
+                        choice = self.choices[index]
+                        if choice.finish_reason is not None:
+                            continue
+                        if output.token_ids:
+                            self.record.tokens_arrived(len(output.token_ids))
+                        text, numbers = choice.feed(output)
+                        if choice.error is not None:
+                            raise EngineFailure(choice.error)
+                        yield choice, text, numbers
+                    if all(c.finish_reason is not None for c in self.choices):
+                        return
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        for request in self.engine_requests:
+            self.context.engine.discard(request.request_id)
+        reasons = [c.finish_reason for c in self.choices]
+        if "error" in reasons:
+            self.record.outcome = "failed"
+        elif None not in reasons:
+            self.record.outcome = "ok"
+        self.record.num_prompt_tokens = self.usage["prompt_tokens"]
+        self.context.metrics.active -= 1
+        self.context.metrics.finish(self.record)
+
+    def choice_body(
+        self, choice: TextChoice, text: str, numbers: dict[str, list[Any]]
+    ) -> dict[str, Any]:
+        return {
+            "text": text,
+            "index": choice.index,
+            "logprobs": numbers if self.request.logprobs is not None else None,
+            "finish_reason": choice.finish_reason,
+        }
+
+
+async def start_completion(body: dict[str, Any], context: ServerContext) -> TextAnswer:
+    """Raises ApiError, ValidationError or EngineError."""
+    request = CompletionRequest.model_validate(body)
+    profile = resolve_model(request.model, context)
+    prompts = read_prompts(request.prompt, context.vocabulary)
+    if len(prompts) * (request.n or 1) > 128:
+        raise InvalidRequest(
+            "More than 128 completions in one request.", "prompt", "array_above_max_length"
+        )
+    completion_id = f"cmpl-{secrets.token_hex(12)}"
+    requests, choices = [], []
+    for number, ids in enumerate(prompts):
+        room = context.max_model_len - len(ids)
+        if room < 1 or not ids:
+            raise InvalidRequest(
+                f"This model's maximum context length is {context.max_model_len} tokens. However, your prompt has "
+                f"{len(ids)} tokens.",
+                "prompt",
+                "context_length_exceeded",
+            )
+        wanted = 16 if request.max_tokens is None else request.max_tokens
+        for copy in range(request.n or 1):
+            index = number * (request.n or 1) + copy
+            params = _params(request, profile, max(1, min(room, wanted)), copy)
+            requests.append(
+                AddRequest(
+                    f"{completion_id}-{index}", ids, params,
+                    priority=profile.priority if request.priority is None else request.priority,
+                    timeout_s=profile.deadline_s, cache_salt=request.cache_salt or "",
+                )
+            )  # fmt: skip
+            choices.append(
+                TextChoice(index, context.vocabulary, ids, StopStrings(request.stop or []))
+            )
+    engine = context.engine
+    engine.check_capacity(sum(len(r.token_ids) for r in requests), len(requests))
+    record = RequestRecord()
+    streams: list[AsyncIterator[TokenOutput]] = []
+    try:
+        for engine_request in requests:
+            streams.append(await engine.add_request(engine_request))
+    except EngineError:
+        for engine_request in requests:
+            engine.discard(engine_request.request_id)
+        raise
+    context.metrics.active += 1
+    head = {
+        "id": completion_id, "object": "text_completion", "created": int(time.time()), "model": request.model,
+        "system_fingerprint": context.system_fingerprint,
+    }  # fmt: skip
+    return TextAnswer(request, context, requests, choices, streams, record, head)
+
+
+def _params(
+    request: CompletionRequest, profile: Profile, max_tokens: int, index: int
+) -> SamplingParams:
+    temperature = profile.temperature if request.temperature is None else request.temperature
+    seed = secrets.randbits(63) if request.seed is None else request.seed
+    return SamplingParams(
+        max_tokens=max_tokens,
+        seed=derived_seed(seed, index),
+        temperature=0.0 if temperature < GREEDY_BELOW else temperature,
+        top_p=profile.top_p if request.top_p is None else request.top_p,
+        top_k=max(0, request.top_k or 0),
+        min_p=request.min_p or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
+        logit_bias={int(k): v for k, v in (request.logit_bias or {}).items()},
+        logprobs=request.logprobs,
+        min_tokens=min(request.min_tokens or 0, max_tokens),
+        ignore_eos=bool(request.ignore_eos),
+        stop_token_ids=STOP_TOKEN_IDS,
+    )
+
+
+async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
+    include_usage = bool(
+        answer.request.stream_options and answer.request.stream_options.include_usage
+    )
+    extra: dict[str, Any] = {"usage": None} if include_usage else {}
+
+    def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
+        return b"data: " + _encode(answer.head | {"choices": choices} | extra | more) + b"\n\n"
+
+    try:
+        if answer.request.echo:
+            for choice in answer.choices:
+                text = answer.context.vocabulary.decode(choice.prompt_ids)
+                yield chunk([answer.choice_body(choice, text, _no_logprobs())])
+        async with contextlib.aclosing(answer.events()) as events:
+            async for choice, text, numbers in events:
+                if text or numbers["tokens"] or choice.finish_reason is not None:
+                    yield chunk([answer.choice_body(choice, text, numbers)])
+        if include_usage:
+            yield chunk([], usage=answer.usage)
+    except EngineFailure as error:
+        yield b"data: " + _encode(error.body) + b"\n\n"
+    yield DONE
+
+
+async def _collect(answer: TextAnswer) -> bytes:
+    async with contextlib.aclosing(answer.events()) as events:
+        async for _ in events:
+            pass
+    choices = []
+    for choice in answer.choices:
+        echoed = answer.context.vocabulary.decode(choice.prompt_ids) if answer.request.echo else ""
+        choices.append(answer.choice_body(choice, echoed + choice.text, choice.logprobs))
+    return _encode(answer.head | {"choices": choices, "usage": answer.usage})
+
+
+@router.post("/v1/completions")
+async def completions(request: Request, context: Context) -> Response:
+    started = time.monotonic()
+    try:
+        body = await read_json_object(request, context.config.max_body_bytes)
+        answer = await start_completion(body, context)
+    except (ApiError, ValueError):
+        context.metrics.reject()
+        raise
+    except EngineError as error:
+        context.metrics.reject()
+        raise from_engine(error) from error
+    answer.record.arrival = started
+    if answer.request.stream:
+        return EventStream(_stream(answer), answer.close, context.config.keep_alive_s)
+    return JsonWhenDone(lambda: _collect(answer), answer.close)
+
+
+class TokenizeRequest(Strict):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+
+
+class DetokenizeRequest(Strict):
+    model: str | None = None
+    tokens: list[int]
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, context: Context) -> dict[str, Any]:
+    """Text to ids. Special tokens in the text stay text unless `parse_special`."""
+    body = TokenizeRequest.model_validate(
+        await read_json_object(request, context.config.max_body_bytes)
+    )
+    vocabulary = context.vocabulary
+    ids = (
+        vocabulary.encode_with_special(body.prompt)
+        if body.parse_special
+        else vocabulary.encode(body.prompt)
+    )
+    return {"tokens": ids, "count": len(ids), "max_model_len": context.max_model_len}
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, context: Context) -> dict[str, Any]:
+    body = DetokenizeRequest.model_validate(
+        await read_json_object(request, context.config.max_body_bytes)
+    )
+    if not all(0 <= token < VOCAB_SIZE for token in body.tokens):
+        raise InvalidRequest(
+            f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value"
+        )
+    return {"prompt": context.vocabulary.decode(body.tokens)}

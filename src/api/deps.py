@@ -19,7 +19,9 @@ from src.harmony.vocabulary import Vocabulary
 from src.profiles import Profile
 from src.prompt_builder import PromptBuilder, PromptTokens
 
-INLINE_PROMPT_CHARS = 20_000  # longer prompts are rendered in a thread, so the event loop keeps answering
+INLINE_PROMPT_CHARS = (
+    20_000  # longer prompts are rendered in a thread, so the event loop keeps answering
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class ServerContext:
             "model_id": self.model_id,
             "model_size": self.model_size,
             "dtype": ready.dtype if ready is not None else self.engine.config.dtype,
-            "gpu_mode": "single" if ready is not None and ready.device.startswith("cuda") else "cpu",
+            "gpu_mode": "single"
+            if ready is not None and ready.device.startswith("cuda")
+            else "cpu",
             "prompt_version": self.prompt_builder.version,
             "profile": self.profile.name,
         }
@@ -69,8 +73,12 @@ class ServerContext:
         """Raises PromptError."""
 
         def build() -> PromptTokens:
-            chosen: ReasoningEffort = "low" if effort == "low" else "high" if effort == "high" else "medium"
-            return self.prompt_builder.build(messages, tools=tools, response_format=response_format, effort=chosen)
+            chosen: ReasoningEffort = (
+                "low" if effort == "low" else "high" if effort == "high" else "medium"
+            )
+            return self.prompt_builder.build(
+                messages, tools=tools, response_format=response_format, effort=chosen
+            )
 
         size = sum(len(str(m.get("content") or "")) for m in messages)
         return build() if size < INLINE_PROMPT_CHARS else await asyncio.to_thread(build)

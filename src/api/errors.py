@@ -23,7 +23,11 @@ class ApiError(Exception):
     type = "server_error"
 
     def __init__(
-        self, message: str, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message, self.param, self.code = message, param, code
@@ -31,7 +35,14 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
 
 
 class InvalidRequest(ApiError):
@@ -71,7 +82,9 @@ class EngineFailure(ApiError):
 def from_engine(error: EngineError) -> ApiError:
     if isinstance(error, QueueFullError):
         wait = max(1, round(error.retry_after_s))
-        return RateLimited(str(error), code="rate_limit_exceeded", headers={"retry-after": str(wait)})
+        return RateLimited(
+            str(error), code="rate_limit_exceeded", headers={"retry-after": str(wait)}
+        )
     if isinstance(error, EngineDeadError):
         return Unavailable(str(error), code="engine_dead", headers={"retry-after": "30"})
     return Unavailable(str(error), code="overloaded", headers={"retry-after": "5"})
@@ -85,7 +98,11 @@ def from_validation(error: ValidationError) -> InvalidRequest:
     context = first.get("ctx") or {}
     code = context.get("code") or _CODES.get(kind)
     if code is None:
-        code = "invalid_type" if kind.endswith("_type") or kind.startswith("is_instance") else "invalid_value"
+        code = (
+            "invalid_type"
+            if kind.endswith("_type") or kind.startswith("is_instance")
+            else "invalid_value"
+        )
     if kind == "missing":
         message = f"Missing required parameter: '{param}'."
     elif not message.endswith("."):
@@ -112,7 +129,14 @@ def _param(location: tuple[int | str, ...]) -> str | None:
     for part in location:
         if isinstance(part, int):
             out += f"[{part}]"
-        elif not part.startswith("function-") and part not in ("str", "list", "dict", "int", "float", "bool"):
+        elif not part.startswith("function-") and part not in (
+            "str",
+            "list",
+            "dict",
+            "int",
+            "float",
+            "bool",
+        ):
             out += f".{part}" if out else part
     return out or None
 
@@ -148,4 +172,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> Response:
         logger.exception("unhandled error", exc_info=error)
-        return json_response(500, ApiError("The server had an error while processing your request.").body)
+        return json_response(
+            500, ApiError("The server had an error while processing your request.").body
+        )

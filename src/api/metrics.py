@@ -12,9 +12,69 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
-LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
-ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+TTFT_BUCKETS = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+)
+LATENCY_BUCKETS = (
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.3,
+    0.5,
+    0.8,
+    1,
+    1.5,
+    2,
+    2.5,
+    5,
+    10,
+    15,
+    20,
+    30,
+    40,
+    50,
+    60,
+    120,
+    240,
+    480,
+)
+ITL_BUCKETS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.02,
+    0.03,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    1,
+    2.5,
+)
 TOKEN_BUCKETS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 WINDOW_S = 300.0
 
@@ -74,24 +134,43 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"gptoss_{name}", text, buckets=buckets, registry=self.registry)
 
-        self._ttft = histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS)
+        self._ttft = histogram(
+            "time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS
+        )
         self._ttf_reasoning = histogram(
-            "time_to_first_reasoning_token_seconds", "Arrival to first reasoning text.", TTFT_BUCKETS
+            "time_to_first_reasoning_token_seconds",
+            "Arrival to first reasoning text.",
+            TTFT_BUCKETS,
         )
         self._ttf_content = histogram(
             "time_to_first_content_token_seconds", "Arrival to first content text.", TTFT_BUCKETS
         )
-        self._itl = histogram("inter_token_latency_seconds", "Time between tokens of a stream.", ITL_BUCKETS)
-        self._e2e = histogram("e2e_request_latency_seconds", "Arrival to last token.", LATENCY_BUCKETS)
-        self._queue = histogram("request_queue_time_seconds", "Arrival to first scheduled.", LATENCY_BUCKETS)
-        self._prefill = histogram("request_prefill_time_seconds", "First scheduled to first token.", LATENCY_BUCKETS)
-        self._prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", TOKEN_BUCKETS)
-        self._output = histogram("request_generation_tokens", "Generated tokens of a request.", TOKEN_BUCKETS)
+        self._itl = histogram(
+            "inter_token_latency_seconds", "Time between tokens of a stream.", ITL_BUCKETS
+        )
+        self._e2e = histogram(
+            "e2e_request_latency_seconds", "Arrival to last token.", LATENCY_BUCKETS
+        )
+        self._queue = histogram(
+            "request_queue_time_seconds", "Arrival to first scheduled.", LATENCY_BUCKETS
+        )
+        self._prefill = histogram(
+            "request_prefill_time_seconds", "First scheduled to first token.", LATENCY_BUCKETS
+        )
+        self._prompt = histogram(
+            "request_prompt_tokens", "Prompt tokens of a request.", TOKEN_BUCKETS
+        )
+        self._output = histogram(
+            "request_generation_tokens", "Generated tokens of a request.", TOKEN_BUCKETS
+        )
         self._requests = Counter(
             "gptoss_requests", "Requests by how they ended.", ["outcome"], registry=self.registry
         )
         self._recovered = Counter(
-            "gptoss_harmony_recoveries", "Repairs of malformed model output, by kind.", ["kind"], registry=self.registry
+            "gptoss_harmony_recoveries",
+            "Repairs of malformed model output, by kind.",
+            ["kind"],
+            registry=self.registry,
         )
         for outcome in ("ok", "failed", "cancelled", "rejected"):
             self._requests.labels(outcome)

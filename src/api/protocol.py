@@ -19,19 +19,25 @@ _NAME = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-def _fail(message: str, param: str | None = None, code: str = "invalid_value") -> PydanticCustomError:
-    return PydanticCustomError("contract", "{text}", {"text": message, "param": param, "code": code})
+def fail(
+    message: str, param: str | None = None, code: str = "invalid_value"
+) -> PydanticCustomError:
+    return PydanticCustomError(
+        "contract", "{text}", {"text": message, "param": param, "code": code}
+    )
 
 
 def _finite(value: float) -> float:
     if not math.isfinite(value):
-        raise _fail("a number must be finite")
+        raise fail("a number must be finite")
     return value
 
 
 def _function_name(value: str) -> str:
     if not _NAME.match(value):
-        raise _fail(f"{value!r} is no function name: 1 to 64 letters, digits, '_' and '-' are allowed")
+        raise fail(
+            f"{value!r} is no function name: 1 to 64 letters, digits, '_' and '-' are allowed"
+        )
     return value
 
 
@@ -74,7 +80,7 @@ class ResponseFormat(Strict):
     @model_validator(mode="after")
     def _complete(self) -> ResponseFormat:
         if self.type == "json_schema" and self.json_schema is None:
-            raise _fail(
+            raise fail(
                 "Missing required parameter: 'response_format.json_schema'.",
                 "response_format.json_schema",
                 "missing_required_parameter",
@@ -112,7 +118,7 @@ class Message(Strict):
     reasoning_content: str | None = None
 
 
-def _stop(value: Any) -> Any:
+def stop_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
@@ -125,7 +131,7 @@ class ChatCompletionRequest(Strict):
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_stop), Field(max_length=4)] = None
+    stop: Annotated[list[str] | None, BeforeValidator(stop_list), Field(max_length=4)] = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Number] | None = None
@@ -167,76 +173,100 @@ class ChatCompletionRequest(Strict):
     @model_validator(mode="after")
     def _check(self) -> ChatCompletionRequest:
         if self.stream_options is not None and not self.stream:
-            raise _fail("The 'stream_options' parameter is only allowed when 'stream' is true.", "stream_options")
+            raise fail(
+                "The 'stream_options' parameter is only allowed when 'stream' is true.",
+                "stream_options",
+            )
         if self.top_logprobs is not None and not self.logprobs:
-            raise _fail("'top_logprobs' is only allowed when 'logprobs' is true.", "top_logprobs")
+            raise fail("'top_logprobs' is only allowed when 'logprobs' is true.", "top_logprobs")
         for field in ("audio", "prediction", "web_search_options"):
             if getattr(self, field) is not None:
-                raise _fail(f"'{field}' is not supported by this model.", field, "unsupported_parameter")
+                raise fail(
+                    f"'{field}' is not supported by this model.", field, "unsupported_parameter"
+                )
         if self.modalities is not None and self.modalities != ["text"]:
-            raise _fail("'modalities' may only be ['text'].", "modalities", "unsupported_value")
+            raise fail("'modalities' may only be ['text'].", "modalities", "unsupported_value")
         if self.stop is not None and any(not s for s in self.stop):
-            raise _fail("A stop sequence must not be empty.", "stop")
-        self._check_logit_bias()
+            raise fail("A stop sequence must not be empty.", "stop")
+        check_logit_bias(self.logit_bias)
         for index, message in enumerate(self.messages):
             check_message(message, f"messages[{index}]")
         return self
-
-    def _check_logit_bias(self) -> None:
-        for key, bias in (self.logit_bias or {}).items():
-            if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= VOCAB_SIZE:
-                raise _fail(f"{key!r} is no token id below {VOCAB_SIZE}.", "logit_bias")
-            if not -100 <= bias <= 100:
-                raise _fail(f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias")
 
     @property
     def known_fields(self) -> frozenset[str]:
         return frozenset(type(self).model_fields)
 
 
+def check_logit_bias(logit_bias: dict[str, float] | None) -> None:
+    for key, bias in (logit_bias or {}).items():
+        if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= VOCAB_SIZE:
+            raise fail(f"{key!r} is no token id below {VOCAB_SIZE}.", "logit_bias")
+        if not -100 <= bias <= 100:
+            raise fail(
+                f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias"
+            )
+
+
 def check_message(message: Message, where: str) -> None:
     """Raises for what a role does not allow; `where` is the message's place, as in `messages[2]`."""
     role = message.role
     if role not in ROLES:
-        raise _fail(f"Invalid value: {role!r}. Supported roles are {', '.join(ROLES)}.", f"{where}.role")
+        raise fail(
+            f"Invalid value: {role!r}. Supported roles are {', '.join(ROLES)}.", f"{where}.role"
+        )
     content = message.content
     if content is None:
         if role != "assistant":
-            raise _fail(
-                f"A message with role '{role}' needs content.", f"{where}.content", "missing_required_parameter"
+            raise fail(
+                f"A message with role '{role}' needs content.",
+                f"{where}.content",
+                "missing_required_parameter",
             )
     elif isinstance(content, list):
         _check_parts(content, role, f"{where}.content")
     elif not isinstance(content, str):
-        raise _fail(
+        raise fail(
             f"content must be a string or an array of parts, not {_json_type(content)}.",
             f"{where}.content",
             "invalid_type",
         )
     if role == "tool" and not message.tool_call_id:
-        raise _fail(
-            "A message with role 'tool' needs tool_call_id.", f"{where}.tool_call_id", "missing_required_parameter"
+        raise fail(
+            "A message with role 'tool' needs tool_call_id.",
+            f"{where}.tool_call_id",
+            "missing_required_parameter",
         )
     if role == "function" and not message.name:
-        raise _fail("A message with role 'function' needs name.", f"{where}.name", "missing_required_parameter")
+        raise fail(
+            "A message with role 'function' needs name.",
+            f"{where}.name",
+            "missing_required_parameter",
+        )
 
 
 def _check_parts(parts: list[Any], role: str, where: str) -> None:
     if not parts:
-        raise _fail("An array of content parts must not be empty.", where, "empty_array")
+        raise fail("An array of content parts must not be empty.", where, "empty_array")
     allowed = ("text", "refusal") if role == "assistant" else ("text",)
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(part, dict) or not isinstance(kind, str):
-            raise _fail("A content part is an object with a type.", f"{where}[{index}]", "invalid_type")
+            raise fail(
+                "A content part is an object with a type.", f"{where}[{index}]", "invalid_type"
+            )
         if kind not in allowed:
-            raise _fail(
+            raise fail(
                 f"Content parts of type {kind!r} are not supported: this model reads text only.",
                 f"{where}[{index}].type",
                 "unsupported_value",
             )
         if not isinstance(part.get(kind), str):
-            raise _fail(f"A part of type {kind!r} needs a string '{kind}'.", f"{where}[{index}].{kind}", "invalid_type")
+            raise fail(
+                f"A part of type {kind!r} needs a string '{kind}'.",
+                f"{where}[{index}].{kind}",
+                "invalid_type",
+            )
 
 
 def _json_type(value: Any) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from src.engine.messages import TokenOutput
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -19,7 +21,10 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None], keep_alive_s: float = 15.0
+        self,
+        events: AsyncGenerator[bytes, None],
+        on_end: Callable[[], None],
+        keep_alive_s: float = 15.0,
     ) -> None:
         """`on_end` is called however the response ends, even if not one event was asked for."""
         self._events = events
@@ -51,7 +56,9 @@ class EventStream(Response):
                 pending = pending or asyncio.create_task(next_event())
                 done, _ = await asyncio.wait({pending}, timeout=self._keep_alive_s)
                 if not done:
-                    await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                    await send(
+                        {"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True}
+                    )
                     continue
                 try:
                     body = pending.result()
@@ -114,3 +121,34 @@ async def _until_disconnect(task: asyncio.Task[object], receive: Receive) -> Non
                 other.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await other
+
+
+async def interleave(
+    streams: list[AsyncIterator[TokenOutput]],
+) -> AsyncGenerator[list[tuple[int, TokenOutput]], None]:
+    """Outputs of several requests in order of arrival, all that wait at once."""
+    queue: asyncio.Queue[tuple[int, TokenOutput | None]] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncIterator[TokenOutput]) -> None:
+        try:
+            async with contextlib.aclosing(stream):  # type: ignore[type-var]
+                async for output in stream:
+                    queue.put_nowait((index, output))
+        finally:
+            queue.put_nowait((index, None))
+
+    tasks = [asyncio.create_task(pump(i, s)) for i, s in enumerate(streams)]
+    try:
+        running = len(tasks)
+        while running:
+            items = [await queue.get()]
+            while not queue.empty():
+                items.append(queue.get_nowait())
+            running -= sum(output is None for _, output in items)
+            batch = [(index, output) for index, output in items if output is not None]
+            if batch:
+                yield batch
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -27,16 +27,16 @@ def health_report(context: ServerContext) -> dict[str, Any]:
         reasons.append(f"engine is dead: {engine.failure}")
     elif not engine.is_ready:
         reasons.append(f"engine is {engine.state}")
-    stalled = engine.num_active > 0 and engine.last_sign_age_s > context.config.engine_step_timeout_s / 2
+    stalled = (
+        engine.num_active > 0 and engine.last_sign_age_s > context.config.engine_step_timeout_s / 2
+    )
     if engine.is_ready and stalled:
         reasons.append(f"no step for {engine.last_sign_age_s:.0f} s while work is waiting")
     waiting = engine.num_waiting
     if waiting > context.engine.config.max_num_waiting * 0.9:
         reasons.append(f"{waiting} requests are waiting")
-    if engine.state is EngineState.DEAD:
-        status = "unhealthy"
-    else:
-        status = "degraded" if reasons else "ok"
+    dead = engine.state is EngineState.DEAD
+    status = "unhealthy" if dead else "degraded" if reasons else "ok"
     return {
         "status": status,
         "reasons": reasons,
@@ -61,7 +61,9 @@ async def health(context: Context) -> Response:
 async def ready(context: Context) -> Response:
     """200 only when a request sent now is served at once."""
     engine = context.engine
-    stalled = engine.num_active > 0 and engine.last_sign_age_s > context.config.engine_step_timeout_s / 2
+    stalled = (
+        engine.num_active > 0 and engine.last_sign_age_s > context.config.engine_step_timeout_s / 2
+    )
     serving = engine.is_ready and not stalled
     return json_response(200 if serving else 503, {"ready": serving, "engine": str(engine.state)})
 

@@ -22,21 +22,33 @@ class ToolPlan:
 def plan_tools(request: ChatCompletionRequest) -> ToolPlan:
     """Raises InvalidRequest naming the field."""
     legacy = bool(request.functions) and not request.tools
-    functions = list(request.functions or []) if legacy else [tool.function for tool in request.tools or []]
+    functions = (
+        list(request.functions or []) if legacy else [tool.function for tool in request.tools or []]
+    )
     where = "functions" if legacy else "tools"
     names = [f.name for f in functions]
     for index, name in enumerate(names):
         if name in names[:index]:
-            raise InvalidRequest(f"Two tools are named {name!r}.", f"{where}[{index}].function.name", "invalid_value")
-    mode, allowed = _legacy_choice(request.function_call) if legacy else _choice(request.tool_choice)
+            raise InvalidRequest(
+                f"Two tools are named {name!r}.", f"{where}[{index}].function.name", "invalid_value"
+            )
+    mode, allowed = (
+        _legacy_choice(request.function_call) if legacy else _choice(request.tool_choice)
+    )
     parameter = "function_call" if legacy else "tool_choice"
     if mode in ("required", "named") and not functions:
         raise InvalidRequest(f"'{parameter}' needs 'tools'.", parameter, "invalid_value")
     for name in allowed or ():
         if name not in names:
-            raise InvalidRequest(f"'{parameter}' names {name!r}, which is not in 'tools'.", parameter, "invalid_value")
+            raise InvalidRequest(
+                f"'{parameter}' names {name!r}, which is not in 'tools'.",
+                parameter,
+                "invalid_value",
+            )
     forced = mode in ("required", "named")
-    chosen = [] if mode == "none" else [f for f in functions if allowed is None or f.name in allowed]
+    chosen = (
+        [] if mode == "none" else [f for f in functions if allowed is None or f.name in allowed]
+    )
     specs = []
     for index, function in enumerate(functions):
         if function not in chosen:
@@ -48,7 +60,9 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan:
             except SchemaError as error:
                 place = f"{where}[{index}]" + ("" if legacy else ".function") + ".parameters"
                 raise InvalidRequest(
-                    f"Invalid schema for function '{function.name}': {error}", place, "invalid_function_parameters"
+                    f"Invalid schema for function '{function.name}': {error}",
+                    place,
+                    "invalid_function_parameters",
                 ) from None
         specs.append(ToolSpec(function.name, function.parameters, constrained))
     shown = [] if mode == "none" else [_shown(f) for f in functions]
@@ -56,7 +70,11 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan:
 
 
 def _shown(function: FunctionDefinition) -> dict[str, Any]:
-    return {"name": function.name, "description": function.description, "parameters": function.parameters}
+    return {
+        "name": function.name,
+        "description": function.description,
+        "parameters": function.parameters,
+    }
 
 
 def _choice(choice: Any) -> tuple[str, list[str] | None]:
@@ -71,7 +89,9 @@ def _choice(choice: Any) -> tuple[str, list[str] | None]:
             return "named", [_name(choice.get("function"), "tool_choice.function.name")]
         if kind == "allowed_tools":
             inner = choice.get("allowed_tools")
-            inner = inner if isinstance(inner, Mapping) else choice  # the Responses API writes it flat
+            inner = (
+                inner if isinstance(inner, Mapping) else choice
+            )  # the Responses API writes it flat
             tools = inner.get("tools")
             mode = inner.get("mode", "auto")
             if mode not in ("auto", "required") or not isinstance(tools, list) or not tools:
@@ -81,7 +101,10 @@ def _choice(choice: Any) -> tuple[str, list[str] | None]:
                     "invalid_value",
                 )
             names = [
-                _name(t.get("function") if isinstance(t, Mapping) else t, f"tool_choice.allowed_tools.tools[{i}]")
+                _name(
+                    t.get("function") if isinstance(t, Mapping) else t,
+                    f"tool_choice.allowed_tools.tools[{i}]",
+                )
                 for i, t in enumerate(tools)
             ]
             return mode, names

@@ -22,8 +22,15 @@ from src.engine.config import ModelConfig
 from src.engine.model.weights import PACKED_TYPES, expected_tensors
 from src.engine.shapes import SIZES, Size, hf_config, original_config
 from src.harmony.vocabulary import (
-    CALL, ENDOFTEXT, FIRST_SPECIAL, RETURN, SPECIAL_TOKENS, SPLIT_PATTERN, STARTOFTEXT,
-    byte_to_char, load_vocabulary,
+    CALL,
+    ENDOFTEXT,
+    FIRST_SPECIAL,
+    RETURN,
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    STARTOFTEXT,
+    byte_to_char,
+    load_vocabulary,
 )  # fmt: skip
 from src.kernels.mxfp4 import quantize_mxfp4
 
@@ -42,11 +49,17 @@ def make_checkpoint(
     """Writes the checkpoint and returns its folder. The same arguments give the same bytes."""
     dimensions = SIZES[size] if isinstance(size, str) else size
     original = layout == "original"
-    raw = original_config(dimensions) if original else hf_config(dimensions, quantized=experts == "mxfp4")
+    raw = (
+        original_config(dimensions)
+        if original
+        else hf_config(dimensions, quantized=experts == "mxfp4")
+    )
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "config.json", raw)
     config = ModelConfig.from_json(raw)
-    shards = list(_shards(_random_tensors(config, original=original, packed=experts == "mxfp4", seed=seed)))
+    shards = list(
+        _shards(_random_tensors(config, original=original, packed=experts == "mxfp4", seed=seed))
+    )
     _save(out, shards, single_name="model.safetensors")
     if not original:
         _write_json(
@@ -72,7 +85,9 @@ def _random_tensors(
     for name, (shape, types) in expected.items():
         if types is PACKED_TYPES:
             if name.endswith("blocks"):
-                dense = torch.empty((*shape[:2], shape[2] * 32)).normal_(0, (shape[2] * 32) ** -0.5, generator=generator)
+                dense = torch.empty((*shape[:2], shape[2] * 32)).normal_(
+                    0, (shape[2] * 32) ** -0.5, generator=generator
+                )
                 quantized = quantize_mxfp4(dense)
                 yield name, quantized.blocks
                 yield name[: -len("blocks")] + "scales", quantized.scales
@@ -80,7 +95,9 @@ def _random_tensors(
         if "norm" in name:
             value = torch.empty(shape).normal_(1, 0.1, generator=generator)
         elif name.endswith(("bias", "sinks")):
-            value = torch.empty(shape).normal_(0, 0.5 if name.endswith("sinks") else 0.1, generator=generator)
+            value = torch.empty(shape).normal_(
+                0, 0.5 if name.endswith("sinks") else 0.1, generator=generator
+            )
         else:
             fan_in = shape[1]
             std = 1.0 if "embed" in name and "un" not in name else fan_in**-0.5
@@ -106,14 +123,15 @@ def _save(out: Path, shards: list[dict[str, torch.Tensor]], *, single_name: str)
     if len(shards) == 1:
         save_file(shards[0], out / single_name, metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, out / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, name)
     total = sum(value.nbytes for shard in shards for value in shard.values())
     _write_json(
-        out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        out / "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
     )
 
 
@@ -123,7 +141,9 @@ def write_tokenizer(out: Path) -> None:
     char = byte_to_char()
     text = {token: "".join(map(char.__getitem__, token)) for token in ranks}
     merges: list[list[str]] = []
-    for token in ranks:  # rank order: every way to split a token into two known ones, best pair first
+    for (
+        token
+    ) in ranks:  # rank order: every way to split a token into two known ones, best pair first
         splits = [(token[:i], token[i:]) for i in range(1, len(token))]
         known = [(ranks[a], ranks[b], a, b) for a, b in splits if a in ranks and b in ranks]
         merges += [[text[a], text[b]] for _, _, a, b in sorted(known)]
@@ -167,7 +187,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=("nano", "mini"), required=True)
     parser.add_argument("--layout", choices=("hf", "original"), default="hf")
     parser.add_argument("--experts", choices=("mxfp4", "bf16"), default="mxfp4")
@@ -178,7 +200,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--layout original exists only with --experts mxfp4")
     started = time.perf_counter()
     make_checkpoint(args.size, args.out, layout=args.layout, seed=args.seed, experts=args.experts)
-    sys.stdout.write(f"{args.out}: {args.size}, {args.layout}, in {time.perf_counter() - started:.1f} s\n")
+    sys.stdout.write(
+        f"{args.out}: {args.size}, {args.layout}, in {time.perf_counter() - started:.1f} s\n"
+    )
     return 0
 
 

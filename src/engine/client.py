@@ -26,7 +26,16 @@ import zmq.asyncio
 
 from src.engine.config import EngineConfig
 from src.engine.messages import (
-    AbortRequests, AddRequest, EngineStats, Failed, FromEngine, Outputs, Ready, Shutdown, TokenOutput, ToEngine,
+    AbortRequests,
+    AddRequest,
+    EngineStats,
+    Failed,
+    FromEngine,
+    Outputs,
+    Ready,
+    Shutdown,
+    ToEngine,
+    TokenOutput,
 )  # fmt: skip
 from src.engine.request import FinishReason
 
@@ -62,7 +71,9 @@ class RestartPolicy:
     max_restarts: int = 5  # in a row, without a request served in between
     backoff_s: float = 0.5  # doubled each time
     max_backoff_s: float = 30.0
-    step_timeout_s: float = 300.0  # no sign of life for this long while work is waiting: the engine counts as dead
+    step_timeout_s: float = (
+        300.0  # no sign of life for this long while work is waiting: the engine counts as dead
+    )
     ready_wait_s: float = 60.0  # how long a request waits for an engine that is restarting
 
 
@@ -83,7 +94,12 @@ class _Stream:
 class EngineClient:
     """One engine process at a time. Belongs to the event loop that `start` was called on."""
 
-    def __init__(self, config: EngineConfig, policy: RestartPolicy | None = None, log: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        config: EngineConfig,
+        policy: RestartPolicy | None = None,
+        log: dict[str, Any] | None = None,
+    ):
         self.config = config
         self.policy = policy or RestartPolicy()
         self.state = EngineState.LOADING
@@ -117,7 +133,9 @@ class EngineClient:
         try:
             await asyncio.wait_for(self._ready_event.wait(), timeout_s)
         except TimeoutError:
-            raise EngineError(f"the engine is {self.state} and was not ready within {timeout_s:g} s") from None
+            raise EngineError(
+                f"the engine is {self.state} and was not ready within {timeout_s:g} s"
+            ) from None
         if self.state in (EngineState.DEAD, EngineState.STOPPED) or self.ready is None:
             raise EngineDeadError(self.failure or f"the engine is {self.state}")
         return self.ready
@@ -172,9 +190,13 @@ class EngineClient:
         waiting = len(self._streams) + num_requests - self.config.max_num_seqs
         if waiting > self.config.max_num_waiting:
             raise QueueFullError(
-                f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)", self._retry_after()
+                f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)",
+                self._retry_after(),
             )
-        if self._num_unstarted and self._num_unstarted_tokens + num_tokens > self.config.max_num_waiting_tokens:
+        if (
+            self._num_unstarted
+            and self._num_unstarted_tokens + num_tokens > self.config.max_num_waiting_tokens
+        ):
             raise QueueFullError(
                 f"the waiting requests hold {self._num_unstarted_tokens} tokens already (max_num_waiting_tokens)",
                 self._retry_after(),
@@ -275,8 +297,12 @@ class EngineClient:
                 return
             self.state = EngineState.RESTARTING
             self._fail_all(f"the engine died: {self.failure}")
-            delay = min(self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1))
-            logger.error("engine died (%s), restart %d in %.1f s", self.failure, self._attempts, delay)
+            delay = min(
+                self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1)
+            )
+            logger.error(
+                "engine died (%s), restart %d in %.1f s", self.failure, self._attempts, delay
+            )
             self.num_restarts += 1
             await asyncio.sleep(delay)
 
@@ -322,15 +348,23 @@ class EngineClient:
             while True:
                 message_task = asyncio.ensure_future(receive.recv())
                 timeout = max(0.05, self.policy.step_timeout_s - self.last_sign_age_s)
-                await asyncio.wait({message_task, gone_task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {message_task, gone_task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                )
                 if message_task.done():
                     self._handle(self._decoder.decode(message_task.result()))
                     continue
                 message_task.cancel()
                 if gone_task.done():
                     return
-                if self._streams and self.is_ready and self.last_sign_age_s >= self.policy.step_timeout_s:
-                    self.failure = f"no step within {self.policy.step_timeout_s:g} s while work was waiting"
+                if (
+                    self._streams
+                    and self.is_ready
+                    and self.last_sign_age_s >= self.policy.step_timeout_s
+                ):
+                    self.failure = (
+                        f"no step within {self.policy.step_timeout_s:g} s while work was waiting"
+                    )
                     return
         finally:
             gone_task.cancel()
@@ -378,7 +412,13 @@ def _merge(first: TokenOutput, rest: deque[TokenOutput]) -> TokenOutput:
     return first
 
 
-def _child(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: dict[str, Any]) -> None:
+def _child(
+    config: EngineConfig,
+    input_address: str,
+    output_address: str,
+    parent_pid: int,
+    log: dict[str, Any],
+) -> None:
     """Runs in the engine process; torch is loaded only there."""
     from src.engine.core import run_engine
 

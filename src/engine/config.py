@@ -52,7 +52,9 @@ class ModelConfig:
         if "experts_per_token" in config and "num_experts" in config and "model_type" not in config:
             config = _from_original(config)
         if config.get("model_type") != "gpt_oss":
-            raise ConfigError(f"model_type is {config.get('model_type')!r}, this server runs only 'gpt_oss'")
+            raise ConfigError(
+                f"model_type is {config.get('model_type')!r}, this server runs only 'gpt_oss'"
+            )
         try:
             return _from_hf(config)
         except KeyError as error:
@@ -76,7 +78,10 @@ class ModelConfig:
 
 def _from_hf(c: dict[str, Any]) -> ModelConfig:
     # transformers 5 writes rope_parameters, earlier releases rope_theta and rope_scaling
-    rope = c.get("rope_parameters") or {"rope_theta": c["rope_theta"], **(c.get("rope_scaling") or {})}
+    rope = c.get("rope_parameters") or {
+        "rope_theta": c["rope_theta"],
+        **(c.get("rope_scaling") or {}),
+    }
     if rope.get("rope_type", "default") not in ("yarn", "default"):
         raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; gpt-oss uses 'yarn'")
     num_layers = c["num_hidden_layers"]
@@ -151,7 +156,9 @@ class EngineConfig:
     cpu_kv_cache_gib: float = 1.0
     num_threads: int = 0  # 0: one for each physical core but never more than the process may use
     batch_invariant: bool = False
-    priority_ageing_s: float = 5.0  # a request waiting this long has caught up with one a priority step ahead
+    priority_ageing_s: float = (
+        5.0  # a request waiting this long has caught up with one a priority step ahead
+    )
     seed: int = 0
     ranks_path: Path | None = None  # vocabulary in tiktoken form; needed for grammars only
     special_tokens: dict[str, int] = field(default_factory=dict)

@@ -19,7 +19,16 @@ from src.engine.executor import Executor
 from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
 from src.engine.kv_cache_manager import KVCacheManager
 from src.engine.messages import (
-    AbortRequests, AddRequest, EngineStats, Failed, FromEngine, Outputs, Ready, Shutdown, TokenOutput, ToEngine,
+    AbortRequests,
+    AddRequest,
+    EngineStats,
+    Failed,
+    FromEngine,
+    Outputs,
+    Ready,
+    Shutdown,
+    ToEngine,
+    TokenOutput,
 )  # fmt: skip
 from src.engine.model.weights import CheckpointError
 from src.engine.request import FinishReason, Request
@@ -44,9 +53,13 @@ class EngineCore:
             config.model.sliding_window,
             enable_prefix_caching=config.enable_prefix_caching,
         )
-        self.max_model_len = min(config.max_model_len, kv.max_request_tokens(config.max_num_batched_tokens))
+        self.max_model_len = min(
+            config.max_model_len, kv.max_request_tokens(config.max_num_batched_tokens)
+        )
         self.kv = kv
-        self.scheduler = Scheduler(dataclasses.replace(config, max_model_len=self.max_model_len), kv)
+        self.scheduler = Scheduler(
+            dataclasses.replace(config, max_model_len=self.max_model_len), kv
+        )
         self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
 
     def add_request(self, message: AddRequest) -> TokenOutput | None:
@@ -55,11 +68,14 @@ class EngineCore:
             return _error(message.request_id, "a request with this id is running")
         if len(message.token_ids) >= self.max_model_len:
             return _error(
-                message.request_id, f"{len(message.token_ids)} tokens do not fit into {self.max_model_len} positions"
+                message.request_id,
+                f"{len(message.token_ids)} tokens do not fit into {self.max_model_len} positions",
             )
         if message.params.grammar is not None:
             if self.guided is None:
-                return _error(message.request_id, "this engine was started without a vocabulary: no grammars")
+                return _error(
+                    message.request_id, "this engine was started without a vocabulary: no grammars"
+                )
             try:
                 self.guided.add(message.request_id, message.params.grammar)
             except GrammarError as error:
@@ -83,7 +99,9 @@ class EngineCore:
 
     def step(self) -> list[TokenOutput]:
         started = time.monotonic()
-        expired = self.scheduler.finish_requests([r.request_id for r in self.scheduler.expired(started)])
+        expired = self.scheduler.finish_requests(
+            [r.request_id for r in self.scheduler.expired(started)]
+        )
         late = self._end(expired, FinishReason.ERROR, "the request's deadline has passed")
         scheduled = self.scheduler.schedule()
         if self.guided is not None:
@@ -104,7 +122,10 @@ class EngineCore:
         stats.num_waiting_tokens = scheduler.num_waiting_tokens
         stats.kv_usage, stats.num_free_blocks = kv.usage, kv.num_free_blocks
         stats.num_preemptions_total = scheduler.num_preemptions
-        stats.num_prefix_queried_total, stats.num_prefix_hit_total = kv.num_queried_tokens, kv.num_hit_tokens
+        stats.num_prefix_queried_total, stats.num_prefix_hit_total = (
+            kv.num_queried_tokens,
+            kv.num_hit_tokens,
+        )
         return stats
 
     def _advance_grammars(self, outputs: list[TokenOutput]) -> None:
@@ -120,7 +141,9 @@ class EngineCore:
             if output.finish_reason is not None:
                 self.guided.remove(output.request_id)
 
-    def _end(self, requests: list[Request], reason: FinishReason, error: str | None) -> list[TokenOutput]:
+    def _end(
+        self, requests: list[Request], reason: FinishReason, error: str | None
+    ) -> list[TokenOutput]:
         for request in requests:
             if self.guided is not None:
                 self.guided.remove(request.request_id)
@@ -130,7 +153,9 @@ class EngineCore:
 class EngineProcess:
     """EngineCore behind two ZeroMQ sockets. Ends when told to, or when the process that started it is gone."""
 
-    def __init__(self, core: EngineCore, receive: zmq.Socket[bytes], send: zmq.Socket[bytes], parent_pid: int) -> None:
+    def __init__(
+        self, core: EngineCore, receive: zmq.Socket[bytes], send: zmq.Socket[bytes], parent_pid: int
+    ) -> None:
         self._core = core
         self._receive_socket, self._send_socket = receive, send
         self._parent_pid = parent_pid
@@ -171,9 +196,13 @@ class EngineProcess:
         self._send_socket.send(self._encoder.encode(message))
 
 
-def run_engine(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: Any) -> None:
+def run_engine(
+    config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: Any
+) -> None:
     """The engine process's main function. Never raises: it reports Failed and leaves with exit code 1."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the API process decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C goes to the whole group; the API process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(**log)
     context = zmq.Context()
@@ -186,7 +215,9 @@ def run_engine(config: EngineConfig, input_address: str, output_address: str, pa
         process = EngineProcess(core, receive, send, parent_pid)
         process._send(_ready(core))
         process.run()
-    except Exception as error:  # the last line of defence: whatever it was, the API process must hear of it
+    except (
+        Exception
+    ) as error:  # the last line of defence: whatever it was, the API process must hear of it
         fatal = isinstance(error, (ConfigError, CheckpointError))
         logger.critical("engine died: %s", error if fatal else traceback.format_exc())
         send.send(msgspec.msgpack.encode(Failed(f"{type(error).__name__}: {error}", fatal)))
@@ -202,7 +233,11 @@ def _guided(config: EngineConfig) -> GuidedDecoding | None:
     eos_ids = list(config.eos_token_ids)
     return GuidedDecoding(
         load_tokenizer(
-            config.ranks_path, config.special_tokens, config.split_pattern, config.model.vocab_size, eos_ids
+            config.ranks_path,
+            config.special_tokens,
+            config.split_pattern,
+            config.model.vocab_size,
+            eos_ids,
         )
     )
 

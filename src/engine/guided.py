@@ -20,11 +20,18 @@ class GrammarError(ValueError):
 
 
 def load_tokenizer(
-    ranks_path: Path, special_tokens: dict[str, int], split_pattern: str, vocab_size: int, eos_ids: list[int]
+    ranks_path: Path,
+    special_tokens: dict[str, int],
+    split_pattern: str,
+    vocab_size: int,
+    eos_ids: list[int],
 ) -> LLTokenizer:
     fields = ranks_path.read_bytes().split()
-    ranks = {base64.b64decode(token): int(rank) for token, rank in zip(fields[::2], fields[1::2], strict=True)}
-    tokenizer: LLTokenizer = LLTokenizer.from_tiktoken(  # type: ignore[attr-defined]
+    ranks = {
+        base64.b64decode(token): int(rank)
+        for token, rank in zip(fields[::2], fields[1::2], strict=True)
+    }
+    tokenizer: LLTokenizer = LLTokenizer.from_tiktoken(
         encoder=ranks,
         special_tokens=special_tokens,
         pattern=split_pattern,

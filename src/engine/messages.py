@@ -115,7 +115,9 @@ class NewRequest(msgspec.Struct):
 class SchedulerOutput(msgspec.Struct):
     new_requests: list[NewRequest]
     new_block_ids: dict[str, tuple[list[int], list[int]]]  # known request -> blocks added, by group
-    num_scheduled_tokens: dict[str, int]  # request -> tokens to compute now; sampled when that catches up
+    num_scheduled_tokens: dict[
+        str, int
+    ]  # request -> tokens to compute now; sampled when that catches up
     gone_request_ids: list[str]  # finished, aborted or preempted since the last step
     grammar_rows: list[str] = []  # requests with a row in `grammar_bitmask`
     grammar_bitmask: bytes = b""  # int32 [rows, ceil(V / 32)]: bit set, token allowed
@@ -131,4 +133,6 @@ class SchedulerOutput(msgspec.Struct):
 class ModelRunnerOutput(msgspec.Struct):
     sampled: dict[str, int]  # request -> token id, for the requests that caught up
     logprobs: dict[str, TokenLogprobs]
-    failed: dict[str, str] = {}  # request -> why it alone cannot go on (its logits are not finite, say)
+    failed: dict[
+        str, str
+    ] = {}  # request -> why it alone cannot go on (its logits are not finite, say)

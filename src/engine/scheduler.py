@@ -8,7 +8,13 @@ from collections.abc import Iterable
 
 from src.engine.config import EngineConfig
 from src.engine.kv_cache_manager import KVCacheManager
-from src.engine.messages import ModelRunnerOutput, NewRequest, SchedulerOutput, TokenLogprobs, TokenOutput
+from src.engine.messages import (
+    ModelRunnerOutput,
+    NewRequest,
+    SchedulerOutput,
+    TokenLogprobs,
+    TokenOutput,
+)
 from src.engine.request import FinishReason, Request, RequestStatus
 
 
@@ -75,7 +81,9 @@ class Scheduler:
         for request in sorted(self._running, key=lambda r: r.num_new_tokens > 1):
             if budget == 0:
                 break
-            if request.status is not RequestStatus.RUNNING:  # preempted by an earlier one in this loop
+            if (
+                request.status is not RequestStatus.RUNNING
+            ):  # preempted by an earlier one in this loop
                 continue
             num_new = min(request.num_new_tokens, budget)
             added, given_back = self._allocate_or_preempt(request, num_new, out)
@@ -86,12 +94,16 @@ class Scheduler:
             out.num_scheduled_tokens[request.request_id] = num_new
             if added[0] or added[1]:
                 out.new_block_ids[request.request_id] = added
-        if self.num_preemptions == preemptions_before:  # else the blocks just freed would be taken away again
+        if (
+            self.num_preemptions == preemptions_before
+        ):  # else the blocks just freed would be taken away again
             self._admit(budget, out)
         out.gone_request_ids, self._gone = self._gone, []
         return out
 
-    def update_from_output(self, scheduled: SchedulerOutput, result: ModelRunnerOutput) -> list[TokenOutput]:
+    def update_from_output(
+        self, scheduled: SchedulerOutput, result: ModelRunnerOutput
+    ) -> list[TokenOutput]:
         """Accounts for a finished step. -> one output for each request that got a token or ended."""
         outputs = []
         for request_id, num_tokens in scheduled.num_scheduled_tokens.items():
@@ -102,12 +114,20 @@ class Scheduler:
             self._kv.cache_blocks(request)
             if request_id in result.failed:
                 self._finish(request)
-                outputs.append(TokenOutput(request_id, [], FinishReason.ERROR, error=result.failed[request_id]))
+                outputs.append(
+                    TokenOutput(request_id, [], FinishReason.ERROR, error=result.failed[request_id])
+                )
             elif request_id in result.sampled:
-                outputs.append(self._append(request, result.sampled[request_id], result.logprobs.get(request_id)))
+                outputs.append(
+                    self._append(
+                        request, result.sampled[request_id], result.logprobs.get(request_id)
+                    )
+                )
         return outputs
 
-    def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
+    def _append(
+        self, request: Request, token_id: int, logprobs: TokenLogprobs | None
+    ) -> TokenOutput:
         request.token_ids.append(token_id)
         reason = self._finish_reason(request, token_id)
         output = TokenOutput(
@@ -132,7 +152,10 @@ class Scheduler:
             and request.num_output_tokens >= params.min_tokens
         ):
             return FinishReason.STOP
-        if request.num_output_tokens >= params.max_tokens or request.num_tokens >= self._config.max_model_len:
+        if (
+            request.num_output_tokens >= params.max_tokens
+            or request.num_tokens >= self._config.max_model_len
+        ):
             return FinishReason.LENGTH
         return None
 

@@ -18,7 +18,8 @@ class Size:
     kv_heads: int
 
 
-# 20b and 120b: config.json of openai/gpt-oss-20b and openai/gpt-oss-120b. nano and mini are ours, for machines without a GPU.
+# 20b and 120b: config.json of openai/gpt-oss-20b and openai/gpt-oss-120b.
+# nano and mini are ours, for machines without a GPU.
 SIZES: dict[str, Size] = {
     "nano": Size(layers=4, hidden=128, intermediate=128, experts=8, heads=4, kv_heads=2),
     "mini": Size(layers=24, hidden=576, intermediate=576, experts=32, heads=16, kv_heads=2),

@@ -39,7 +39,9 @@ class TurnSpec:
     tools: Sequence[ToolSpec] = ()
     must_call: bool = False  # tool_choice required, or a named function
     final_schema: Mapping[str, Any] | None = None  # JSON schema of the final message's body
-    reasoning_budget: int | None = None  # tokens of analysis text, after which it is closed; None: no bound
+    reasoning_budget: int | None = (
+        None  # tokens of analysis text, after which it is closed; None: no bound
+    )
 
 
 def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
@@ -65,7 +67,9 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
         rules.append(f"thinking{bounded}: TEXT")
     if spec.tools and not spec.must_call:
         preludes.append("preamble")
-        rules.append(f"preamble: <[{CHANNEL}]> {ids('commentary')} <[{MESSAGE}]> introduction {again}")
+        rules.append(
+            f"preamble: <[{CHANNEL}]> {ids('commentary')} <[{MESSAGE}]> introduction {again}"
+        )
         rules.append(f"introduction{bounded}: TEXT")
     if spec.reasoning_budget is None:
         prelude = f"({' | '.join(preludes)})*"

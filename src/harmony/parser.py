@@ -17,7 +17,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from src.harmony.vocabulary import (
-    CALL, CHANNEL, CONSTRAIN, END, ENDOFTEXT, FIRST_SPECIAL, MESSAGE, RETURN, START, Vocabulary,
+    CALL,
+    CHANNEL,
+    CONSTRAIN,
+    END,
+    ENDOFTEXT,
+    FIRST_SPECIAL,
+    MESSAGE,
+    RETURN,
+    START,
+    Vocabulary,
 )  # fmt: skip
 
 Kind = Literal["reasoning", "content", "tool_call"]
@@ -319,7 +328,9 @@ class ResponseParser:
             if marker == CONSTRAIN:
                 leftovers.append(self._after_content_type(text))
                 continue
-            found, rest = self._channel_of(text, recipients, has_marker=has_marker, is_role=marker == START)
+            found, rest = self._channel_of(
+                text, recipients, has_marker=has_marker, is_role=marker == START
+            )
             channel = found or channel
             leftovers.append(rest)
         if num_channels > 1:
@@ -347,7 +358,9 @@ class ResponseParser:
             recipients.append(name)
             return None, self._after_content_type(rest)
         if exact is not None:
-            return exact, self._after_content_type(rest) if has_marker or _is_content_type(rest) else rest
+            return exact, self._after_content_type(rest) if has_marker or _is_content_type(
+                rest
+            ) else rest
         if is_role and len(name) > 16:
             return None, text
         bare = name.lstrip("–—-_.:;,*#>?!'\"() ")
@@ -358,7 +371,9 @@ class ResponseParser:
                 if has_marker:
                     return known, self._after_content_type(rest)
                 return known, glued + (" " + rest if rest else "")
-        nearest = difflib.get_close_matches(bare, CHANNELS, n=1, cutoff=0.75) if len(bare) > 3 else []
+        nearest = (
+            difflib.get_close_matches(bare, CHANNELS, n=1, cutoff=0.75) if len(bare) > 3 else []
+        )
         if not nearest and len(bare) >= 4:
             nearest = [known for known in CHANNELS if known.startswith(bare)]
         if nearest:
@@ -392,7 +407,11 @@ def _is_content_type(text: str) -> bool:
 
 
 def parse_tokens(
-    vocabulary: Vocabulary, token_ids: Iterable[int], tool_names: Collection[str] = (), *, truncated: bool = False
+    vocabulary: Vocabulary,
+    token_ids: Iterable[int],
+    tool_names: Collection[str] = (),
+    *,
+    truncated: bool = False,
 ) -> ParsedMessage:
     """A whole answer at once, through the same deltas as a stream."""
     parser = ResponseParser(vocabulary, tool_names)

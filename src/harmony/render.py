@@ -40,7 +40,12 @@ def render_message(message: HarmonyMessage, vocabulary: Vocabulary) -> list[int]
         if message.recipient is not None:
             after += f" to={message.recipient}"
         if message.content_type is not None:
-            ids += [CHANNEL, *vocabulary.encode(after + " "), CONSTRAIN, *vocabulary.encode(message.content_type)]
+            ids += [
+                CHANNEL,
+                *vocabulary.encode(after + " "),
+                CONSTRAIN,
+                *vocabulary.encode(message.content_type),
+            ]
         else:
             ids += [CHANNEL, *vocabulary.encode(after)]
     ids += [MESSAGE, *vocabulary.encode(message.text), CALL if message.ends_with_call else END]
@@ -58,10 +63,14 @@ def system_message(
     lines = [identity, f"Knowledge cutoff: {KNOWLEDGE_CUTOFF}"]
     if current_date:
         lines.append(f"Current date: {current_date}")
-    channels = "# Valid channels: analysis, commentary, final. Channel must be included for every message."
+    channels = (
+        "# Valid channels: analysis, commentary, final. Channel must be included for every message."
+    )
     if has_tools:
         channels += "\nCalls to these tools must go to the commentary channel: 'functions'."
-    return HarmonyMessage("system", "\n\n".join(["\n".join(lines), f"Reasoning: {effort}", channels]))
+    return HarmonyMessage(
+        "system", "\n\n".join(["\n".join(lines), f"Reasoning: {effort}", channels])
+    )
 
 
 def developer_message(
@@ -79,14 +88,21 @@ def developer_message(
         lines = [f"## {response_format['name']}\n"]
         if response_format.get("description"):
             lines.append(f"// {response_format['description']}")
-        lines.append(json.dumps(response_format["schema"], ensure_ascii=False, separators=(",", ":")))
+        lines.append(
+            json.dumps(response_format["schema"], ensure_ascii=False, separators=(",", ":"))
+        )
         sections.append("# Response Formats\n\n" + "\n".join(lines))
     return HarmonyMessage("developer", "\n\n".join(sections)) if sections else None
 
 
 def tool_call(name: str, arguments: str) -> HarmonyMessage:
     return HarmonyMessage(
-        "assistant", arguments, "commentary", f"functions.{name}", content_type="json", ends_with_call=True
+        "assistant",
+        arguments,
+        "commentary",
+        f"functions.{name}",
+        content_type="json",
+        ends_with_call=True,
     )
 
 
@@ -94,5 +110,7 @@ def tool_result(name: str, text: str) -> HarmonyMessage:
     return HarmonyMessage(f"functions.{name} to=assistant", text, "commentary")
 
 
-def assistant_text(channel: Literal["analysis", "commentary", "final"], text: str) -> HarmonyMessage:
+def assistant_text(
+    channel: Literal["analysis", "commentary", "final"], text: str
+) -> HarmonyMessage:
     return HarmonyMessage("assistant", text, channel)

@@ -13,7 +13,13 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-_PRIMITIVES = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean", "null": "null"}
+_PRIMITIVES = {
+    "string": "string",
+    "number": "number",
+    "integer": "number",
+    "boolean": "boolean",
+    "null": "null",
+}
 _BOUNDS = (
     "format", "pattern", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
     "multipleOf", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties",
@@ -28,7 +34,9 @@ def render_tools(tools: Sequence[Mapping[str, Any]]) -> str:
         lines += [f"// {line}" for line in _lines(tool.get("description") or "")]
         parameters = tool.get("parameters")
         if parameters:
-            lines.append(f"type {tool['name']} = (_: {_Renderer(parameters).type_of(parameters, '')}) => any;\n")
+            lines.append(
+                f"type {tool['name']} = (_: {_Renderer(parameters).type_of(parameters, '')}) => any;\n"
+            )
         else:
             lines.append(f"type {tool['name']} = () => any;\n")
     lines.append("} // namespace functions")
@@ -61,7 +69,8 @@ class _Renderer:
         variants = schema.get("oneOf") or schema.get("anyOf")
         if variants:
             return "".join(
-                f"\n{indent} | {self._variant(v, indent)}{_trailing(v, with_description=True)}" for v in variants
+                f"\n{indent} | {self._variant(v, indent)}{_trailing(v, with_description=True)}"
+                for v in variants
             )
         if "allOf" in schema:
             return self._intersection(schema, indent)
@@ -81,12 +90,22 @@ class _Renderer:
             return self._object(schema, indent)
         if kind == "array":
             if schema.get("prefixItems"):
-                return "[" + ", ".join(self.type_of(item, indent) for item in schema["prefixItems"]) + "]"
-            return f"{self.type_of(schema['items'], indent)}[]" if "items" in schema else "Array<any>"
+                return (
+                    "["
+                    + ", ".join(self.type_of(item, indent) for item in schema["prefixItems"])
+                    + "]"
+                )
+            return (
+                f"{self.type_of(schema['items'], indent)}[]" if "items" in schema else "Array<any>"
+            )
         return _PRIMITIVES.get(str(kind), "any")
 
     def _object(self, schema: Schema, indent: str) -> str:
-        out = [f"{indent}// {schema['description']}\n"] if isinstance(schema.get("description"), str) else []
+        out = (
+            [f"{indent}// {schema['description']}\n"]
+            if isinstance(schema.get("description"), str)
+            else []
+        )
         out.append("{\n")
         required = set(schema.get("required") or ())
         for key, value in (schema.get("properties") or {}).items():
@@ -95,7 +114,9 @@ class _Renderer:
         if extra is True or (isinstance(extra, Mapping)):
             out.append(f"{indent}[key: string]: {self.type_of(extra, indent + '    ')},\n")
         for pattern, value in (schema.get("patternProperties") or {}).items():
-            out.append(f"{indent}[key: string]: {self.type_of(value, indent + '    ')}, // keys match {pattern}\n")
+            out.append(
+                f"{indent}[key: string]: {self.type_of(value, indent + '    ')}, // keys match {pattern}\n"
+            )
         out.append(f"{indent}}}")
         return "".join(out)
 
@@ -112,7 +133,9 @@ class _Renderer:
             out.append(f"{indent}// {description}\n")
         examples = [e for e in value.get("examples") or () if isinstance(e, str)]
         if value.get("examples"):
-            out.append(f"{indent}// Examples:\n" + "".join(f'{indent}// - "{e}"\n' for e in examples))
+            out.append(
+                f"{indent}// Examples:\n" + "".join(f'{indent}// - "{e}"\n' for e in examples)
+            )
         if variants:
             if isinstance(description, str):
                 out.append(f"{indent}// {description}\n")
@@ -162,7 +185,9 @@ class _Renderer:
         return node
 
     def _intersection(self, schema: Schema, indent: str) -> str:
-        rest = {k: v for k, v in schema.items() if k not in ("allOf", "description", "title", "default")}
+        rest = {
+            k: v for k, v in schema.items() if k not in ("allOf", "description", "title", "default")
+        }
         parts = [*schema["allOf"], *([rest] if rest else [])]
         return " & ".join(self.type_of(part, indent) for part in parts)
 

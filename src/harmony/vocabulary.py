@@ -38,7 +38,8 @@ _NAMES = {
     CHANNEL: "channel", START: "start", END: "end", MESSAGE: "message", CALL: "call",
 }  # fmt: skip
 SPECIAL_TOKENS = {
-    f"<|{_NAMES.get(token_id, f'reserved_{token_id}')}|>": token_id for token_id in range(FIRST_SPECIAL, VOCAB_SIZE)
+    f"<|{_NAMES.get(token_id, f'reserved_{token_id}')}|>": token_id
+    for token_id in range(FIRST_SPECIAL, VOCAB_SIZE)
 }
 SPECIAL_TEXT = {token_id: text for text, token_id in SPECIAL_TOKENS.items()}
 
@@ -67,6 +68,7 @@ class Vocabulary:
     encoding: HarmonyEncoding
     ranks_path: Path
     source: str
+    num_ordinary = FIRST_SPECIAL
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
@@ -74,7 +76,13 @@ class Vocabulary:
         return list(read_ranks(self.ranks_path.read_bytes()))
 
     def encode(self, text: str) -> list[int]:
-        return self.encoding.encode(text, disallowed_special=())
+        ids: list[int] = self.encoding.encode(text, disallowed_special=())
+        return ids
+
+    def encode_with_special(self, text: str) -> list[int]:
+        """For raw prompts, whose writer means `<|start|>` when writing it."""
+        ids: list[int] = self.encoding.encode(text, allowed_special="all")
+        return ids
 
     def bytes_of(self, token_id: int) -> bytes:
         """Special tokens give their `<|name|>`; ids outside the vocabulary give nothing."""
@@ -103,11 +111,15 @@ def load_vocabulary(checkpoint: Path | None = None, cache_folder: Path | None = 
     try:
         encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
     except HarmonyError as error:
-        raise VocabularyError(f"no vocabulary: {'; '.join(tried)}; openai-harmony's download: {error}") from error
+        raise VocabularyError(
+            f"no vocabulary: {'; '.join(tried)}; openai-harmony's download: {error}"
+        ) from error
     if ranks_path is None:
         ranks_path = _downloaded_ranks()
         if ranks_path is None:
-            raise VocabularyError(f"no vocabulary: {'; '.join(tried)}; openai-harmony's download left no ranks file")
+            raise VocabularyError(
+                f"no vocabulary: {'; '.join(tried)}; openai-harmony's download left no ranks file"
+            )
     logger.info("vocabulary from %s", source)
     return Vocabulary(encoding, ranks_path, source)
 
@@ -153,7 +165,8 @@ def ranks_from_tokenizer_json(path: Path) -> bytes:
     translate = str.maketrans({char: chr(byte) for char, byte in byte_of.items()})
     by_id = sorted((rank, token) for token, rank in vocab.items() if rank < FIRST_SPECIAL)
     lines = [
-        b"%s %d\n" % (base64.b64encode(token.translate(translate).encode("latin-1")), rank) for rank, token in by_id
+        b"%s %d\n" % (base64.b64encode(token.translate(translate).encode("latin-1")), rank)
+        for rank, token in by_id
     ]
     return b"".join(lines)
 
@@ -161,12 +174,19 @@ def ranks_from_tokenizer_json(path: Path) -> bytes:
 def read_ranks(data: bytes) -> dict[bytes, int]:
     """tiktoken's text form -> token bytes: rank, in rank order."""
     fields = data.split()
-    return {base64.b64decode(token): int(rank) for token, rank in zip(fields[::2], fields[1::2], strict=True)}
+    return {
+        base64.b64decode(token): int(rank)
+        for token, rank in zip(fields[::2], fields[1::2], strict=True)
+    }
 
 
 def byte_to_char() -> dict[int, str]:
     """GPT-2's printable stand-in for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     table = {byte: chr(byte) for byte in printable}
     for offset, byte in enumerate(b for b in range(256) if b not in table):
         table[byte] = chr(256 + offset)
@@ -187,7 +207,9 @@ def _fingerprint(tokenizer: Path) -> str:
 
 def _cached_source(target: Path, tokenizer: Path) -> bool:
     sources = target.with_suffix(".sources")
-    return sources.is_file() and _fingerprint(tokenizer) in sources.read_text().splitlines(keepends=True)
+    return sources.is_file() and _fingerprint(tokenizer) in sources.read_text().splitlines(
+        keepends=True
+    )
 
 
 def _remember_source(target: Path, tokenizer: Path) -> None:
@@ -197,7 +219,10 @@ def _remember_source(target: Path, tokenizer: Path) -> None:
 
 
 def _downloaded_ranks() -> Path | None:
-    for folder in (Path(tempfile.gettempdir()) / "tiktoken-rs-cache", default_cache_folder() / "vocabulary"):
+    for folder in (
+        Path(tempfile.gettempdir()) / "tiktoken-rs-cache",
+        default_cache_folder() / "vocabulary",
+    ):
         for path in folder.glob("*"):
             if path.is_file() and _has_right_hash(path):
                 return path

@@ -41,7 +41,11 @@ def clamped_swiglu_ref(gate_up: torch.Tensor, limit: float) -> torch.Tensor:
 
 
 def moe_forward_ref(
-    x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, params: ExpertWeights, swiglu_limit: float
+    x: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    params: ExpertWeights,
+    swiglu_limit: float,
 ) -> torch.Tensor:
     """x [T, H], experts int64 [T, k], weights float32 [T, k] -> [T, H] in the dtype of `x`.
 
@@ -71,9 +75,13 @@ def _grouped_linear(
 ) -> torch.Tensor:
     """rows [R, K] sorted by expert; groups of (expert, number of rows) -> [R, N]."""
     parts = []
-    for (expert, count), part in zip(groups, rows.split([count for _, count in groups]), strict=True):
+    for (expert, count), part in zip(
+        groups, rows.split([count for _, count in groups]), strict=True
+    ):
         matrix = w[expert]
         if isinstance(matrix, Mxfp4Tensor):
             matrix = dequantize_mxfp4(matrix, part.dtype)
-        parts.append(torch.mm(part, matrix.t()) if count > 1 else torch.mv(matrix, part[0]).unsqueeze(0))
+        parts.append(
+            torch.mm(part, matrix.t()) if count > 1 else torch.mv(matrix, part[0]).unsqueeze(0)
+        )
     return torch.cat(parts)

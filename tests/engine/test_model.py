@@ -52,7 +52,11 @@ def test_greedy_decoding_equals_transformers(folder: Path, theirs: torch.nn.Modu
     for seed in range(3):
         ids = prompt(40, seed)
         wanted = theirs.generate(
-            torch.tensor([ids]), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=199_999
+            torch.tensor([ids]),
+            max_new_tokens=64,
+            min_new_tokens=64,
+            do_sample=False,
+            pad_token_id=199_999,
         )[0].tolist()
         ours = list(ids)
         while len(ours) < len(wanted):
@@ -66,7 +70,9 @@ def test_greedy_decoding_equals_transformers(folder: Path, theirs: torch.nn.Modu
 @torch.inference_mode()
 def test_logits_equal_the_reference_model(folder: Path, length: int) -> None:
     ids = prompt(length, 7)
-    assert_close("reference", ReferenceModel(folder).logits(ids), model_logits(load_model(folder), ids), 1e-4)
+    assert_close(
+        "reference", ReferenceModel(folder).logits(ids), model_logits(load_model(folder), ids), 1e-4
+    )
 
 
 @torch.inference_mode()
@@ -81,7 +87,10 @@ def test_the_original_layout_gives_the_same_logits() -> None:
 def test_packed_experts_equal_dequantised_ones() -> None:
     folder, ids = checkpoint(), prompt(100)
     assert_close(
-        "packed", model_logits(load_model(folder), ids), model_logits(load_model(folder, dequantize=False), ids), 1e-5
+        "packed",
+        model_logits(load_model(folder), ids),
+        model_logits(load_model(folder, dequantize=False), ids),
+        1e-5,
     )
 
 
@@ -89,4 +98,6 @@ def test_packed_experts_equal_dequantised_ones() -> None:
 @torch.inference_mode()
 def test_chunked_prefill_gives_the_same_logits(chunk: int) -> None:
     model, ids = load_model(checkpoint()), prompt(200)
-    assert_close(f"chunks of {chunk}", model_logits(model, ids), model_logits(model, ids, chunk=chunk), 1e-5)
+    assert_close(
+        f"chunks of {chunk}", model_logits(model, ids), model_logits(model, ids, chunk=chunk), 1e-5
+    )

@@ -13,7 +13,12 @@ import torch.nn.functional as F
 
 from src.engine.config import SLIDING, ModelConfig
 from src.engine.model.weights import LayerWeights, ModelWeights
-from src.kernels.attention import DecodePlan, PrefillPlan, decode_attention_ref, prefill_attention_ref
+from src.kernels.attention import (
+    DecodePlan,
+    PrefillPlan,
+    decode_attention_ref,
+    prefill_attention_ref,
+)
 from src.kernels.kv_cache import store_kv_ref
 from src.kernels.moe import moe_forward_ref, route_ref
 from src.kernels.rms_norm import rms_norm_ref
@@ -69,7 +74,9 @@ class GptOss:
         x = F.embedding(batch.token_ids, self.weights.embedding)
         rope = rope_tables(batch.positions, self._inverse_frequencies, self._concentration)
         for index, layer in enumerate(self.weights.layers):
-            x = x + self._attention(x, layer, self.config.layer_types[index], batch, cache[index], rope)
+            x = x + self._attention(
+                x, layer, self.config.layer_types[index], batch, cache[index], rope
+            )
             x = x + self._mlp(x, layer)
         x = rms_norm_ref(x[batch.sample_rows], self.weights.final_norm, self.config.rms_norm_eps)
         return F.linear(x, self.weights.lm_head).float()
@@ -86,7 +93,9 @@ class GptOss:
         c = self.config
         t = rms_norm_ref(x, layer.attention_norm, c.rms_norm_eps)
         qkv = F.linear(t, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, c.head_dim)
-        query, key, value = qkv.split([c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads], dim=1)
+        query, key, value = qkv.split(
+            [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads], dim=1
+        )
         query, key = apply_rope_ref(query, *rope), apply_rope_ref(key, *rope)
         plan = batch.plans[layer_type]
         store_kv_ref(key, value, cache.key, cache.value, plan.slot_mapping)
@@ -95,14 +104,24 @@ class GptOss:
         parts = []
         if plan.decode is not None:
             rows = query[: batch.num_decodes]
-            parts.append(decode_attention_ref(rows, cache.key, cache.value, layer.sinks, plan.decode, self._scale))
+            parts.append(
+                decode_attention_ref(
+                    rows, cache.key, cache.value, layer.sinks, plan.decode, self._scale
+                )
+            )
         for p in plan.prefills:
             rows = query[p.first_token : p.first_token + p.num_tokens]
-            parts.append(prefill_attention_ref(rows, cache.key, cache.value, layer.sinks, p, window, self._scale))
+            parts.append(
+                prefill_attention_ref(
+                    rows, cache.key, cache.value, layer.sinks, p, window, self._scale
+                )
+            )
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
         return F.linear(attended.flatten(1), layer.out, layer.out_bias)
 
     def _mlp(self, x: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
         t = rms_norm_ref(x, layer.mlp_norm, self.config.rms_norm_eps)
-        experts, weights = route_ref(F.linear(t, layer.router, layer.router_bias), self.config.experts_per_token)
+        experts, weights = route_ref(
+            F.linear(t, layer.router, layer.router_bias), self.config.experts_per_token
+        )
         return moe_forward_ref(t, experts, weights, layer.experts, self.config.swiglu_limit)

@@ -53,7 +53,9 @@ class ModelWeights:
     lm_head: torch.Tensor  # [V, H]
 
 
-def expected_tensors(c: ModelConfig, *, original: bool, packed: bool) -> dict[str, tuple[Shape, frozenset[str]]]:
+def expected_tensors(
+    c: ModelConfig, *, original: bool, packed: bool
+) -> dict[str, tuple[Shape, frozenset[str]]]:
     """Name -> (shape, allowed safetensors types) of every tensor that a checkpoint of this shape holds."""
     hidden, inter, experts = c.hidden_size, c.intermediate_size, c.num_experts
     q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
@@ -67,7 +69,11 @@ def expected_tensors(c: ModelConfig, *, original: bool, packed: bool) -> dict[st
             packed_shapes[f"{name}{separator}blocks"] = (experts, rows, groups, GROUP_SIZE // 2)
             packed_shapes[f"{name}{separator}scales"] = (experts, rows, groups)
         else:
-            shapes[name] = (experts, columns, rows)  # transformers keeps unquantised experts transposed
+            shapes[name] = (
+                experts,
+                columns,
+                rows,
+            )  # transformers keeps unquantised experts transposed
 
     if original:
         shapes |= {
@@ -164,7 +170,9 @@ class Checkpoint:
             self._files[path.name] = handle
             for name in handle.keys():  # noqa: SIM118  a safetensors handle is no mapping
                 if name in file_of:
-                    raise CheckpointError(f"tensor {name!r} stands in {file_of[name].name} and in {path.name}")
+                    raise CheckpointError(
+                        f"tensor {name!r} stands in {file_of[name].name} and in {path.name}"
+                    )
                 file_of[name] = path
         return file_of
 
@@ -186,7 +194,9 @@ class Checkpoint:
             view = self._files[path.name].get_slice(name)
             found = tuple(view.get_shape())
             if found != shape:
-                raise CheckpointError(f"{path}: tensor {name!r} has shape {found}, expected {shape}")
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} has shape {found}, expected {shape}"
+                )
             if view.get_dtype() not in types:
                 raise CheckpointError(
                     f"{path}: tensor {name!r} has type {view.get_dtype()}, expected {' or '.join(sorted(types))}"
@@ -203,7 +213,9 @@ class WeightLoader:
     on a CPU. Otherwise they stay packed.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, *, dequantize: bool) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, *, dequantize: bool
+    ) -> None:
         self._checkpoint = checkpoint
         self._config = config
         self._dtype = dtype
@@ -220,7 +232,9 @@ class WeightLoader:
             else ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight")
         )
         read_layer = self._original_layer if original else self._hf_layer
-        steps = tqdm(range(self._config.num_layers), desc="loading weights", unit="layer", disable=None)
+        steps = tqdm(
+            range(self._config.num_layers), desc="loading weights", unit="layer", disable=None
+        )
         layers = [read_layer(n) for n in steps]
         return ModelWeights(self._read(embedding), layers, self._read(norm), self._read(head))
 
@@ -258,7 +272,9 @@ class WeightLoader:
             mlp_norm=self._read(m + "norm.scale"),
             router=self._read(m + "gate.weight"),
             router_bias=self._read(m + "gate.bias"),
-            experts=self._experts(m + "mlp1_weight", m + "mlp1_bias", m + "mlp2_weight", m + "mlp2_bias"),
+            experts=self._experts(
+                m + "mlp1_weight", m + "mlp1_bias", m + "mlp2_weight", m + "mlp2_bias"
+            ),
         )
 
     def _experts(self, w1: str, b1: str, w2: str, b2: str) -> ExpertWeights:
@@ -269,7 +285,9 @@ class WeightLoader:
             b2=self._read(b2),
         )
 
-    def _expert_matrix(self, name: str, row_order: torch.Tensor | None) -> torch.Tensor | Mxfp4Tensor:
+    def _expert_matrix(
+        self, name: str, row_order: torch.Tensor | None
+    ) -> torch.Tensor | Mxfp4Tensor:
         def ordered(t: torch.Tensor) -> torch.Tensor:
             return t.clone() if row_order is None else t[:, row_order]
 
@@ -282,13 +300,17 @@ class WeightLoader:
         )
         if not self._dequantize:
             return packed
-        out = torch.empty(packed.scales.shape[:2] + (packed.scales.shape[2] * GROUP_SIZE,), dtype=self._dtype)
+        out = torch.empty(
+            packed.scales.shape[:2] + (packed.scales.shape[2] * GROUP_SIZE,), dtype=self._dtype
+        )
         for expert in range(out.shape[0]):
             out[expert] = dequantize_mxfp4(packed[expert], self._dtype)
         return out
 
 
-def dummy_weights(c: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> ModelWeights:
+def dummy_weights(
+    c: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int
+) -> ModelWeights:
     """Random weights of the true shapes and types, with no file: for benchmarks. Experts stay MXFP4."""
     generator = torch.Generator(device=device).manual_seed(seed)
 
@@ -332,9 +354,20 @@ def iterate_tensors(weights: ModelWeights) -> Iterator[torch.Tensor]:
     """Every stored tensor, packed ones included: for byte counts."""
     yield from (weights.embedding, weights.final_norm, weights.lm_head)
     for layer in weights.layers:
-        yield from (layer.attention_norm, layer.qkv, layer.qkv_bias, layer.sinks, layer.out, layer.out_bias)
-        yield from (layer.mlp_norm, layer.router, layer.router_bias, layer.experts.b1, layer.experts.b2)
+        yield from (
+            layer.attention_norm,
+            layer.qkv,
+            layer.qkv_bias,
+            layer.sinks,
+            layer.out,
+            layer.out_bias,
+        )
+        yield from (
+            layer.mlp_norm,
+            layer.router,
+            layer.router_bias,
+            layer.experts.b1,
+            layer.experts.b2,
+        )
         for w in (layer.experts.w1, layer.experts.w2):
             yield from (w.blocks, w.scales) if isinstance(w, Mxfp4Tensor) else (w,)
-
-

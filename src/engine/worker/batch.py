@@ -24,7 +24,7 @@ class _Growing:
 
     def __init__(self, values: list[int], dtype: type = np.int64) -> None:
         self.size = len(values)
-        self._data = np.empty(max(64, 2 * self.size), dtype)
+        self._data: np.ndarray = np.empty(max(64, 2 * self.size), dtype)
         self._data[: self.size] = values
 
     def extend(self, values: list[int]) -> None:
@@ -77,7 +77,9 @@ class RequestTable:
         for request_id, added in out.new_block_ids.items():
             for table, block_ids in zip(self._states[request_id].blocks, added, strict=True):
                 table.extend(block_ids)
-        scheduled = [(self._states[request_id], n) for request_id, n in out.num_scheduled_tokens.items()]
+        scheduled = [
+            (self._states[request_id], n) for request_id, n in out.num_scheduled_tokens.items()
+        ]
         scheduled.sort(key=lambda pair: pair[1] > 1)
         return StepRows([state for state, _ in scheduled], [n for _, n in scheduled])
 
@@ -106,7 +108,10 @@ def build_batch(
     num_decodes = sum(count == 1 for count in rows.counts)
     starts = [state.num_computed_tokens for state in rows.states]
     token_ids = np.concatenate(
-        [s.tokens.view[start : start + n] for s, start, n in zip(rows.states, starts, rows.counts, strict=True)]
+        [
+            s.tokens.view[start : start + n]
+            for s, start, n in zip(rows.states, starts, rows.counts, strict=True)
+        ]
     )
     positions = np.concatenate(
         [np.arange(start, start + n) for start, n in zip(starts, rows.counts, strict=True)]
@@ -118,7 +123,9 @@ def build_batch(
             sample_rows.append(int(end) - 1)
             rows.sampled.append(state)
     plans = {
-        layer_type: _plan(rows, starts, ends, positions, group, window, num_decodes, block_size, dtype, device)
+        layer_type: _plan(
+            rows, starts, ends, positions, group, window, num_decodes, block_size, dtype, device
+        )
         for group, (layer_type, window) in enumerate(((FULL, None), (SLIDING, sliding_window)))
     }
     return ForwardBatch(
@@ -163,8 +170,12 @@ def _plan(
         for i, span in enumerate(spans):
             gathered[i, : len(span)] = slots(tables[i], span)
             hidden[i, : len(span)] = False
-        bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(torch.from_numpy(hidden), float("-inf"))
-        decode = DecodePlan(torch.from_numpy(gathered.ravel()).to(device), bias[:, None, None].to(device))
+        bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(
+            torch.from_numpy(hidden), float("-inf")
+        )
+        decode = DecodePlan(
+            torch.from_numpy(gathered.ravel()).to(device), bias[:, None, None].to(device)
+        )
     prefills = []
     for i in range(num_decodes, len(rows.states)):
         first, end = first_key(starts[i]), starts[i] + rows.counts[i]

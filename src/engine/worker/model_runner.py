@@ -18,7 +18,12 @@ logger = logging.getLogger(__name__)
 
 class ModelRunner:
     def __init__(
-        self, config: EngineConfig, model: GptOss, cache: list[LayerCache], dtype: torch.dtype, device: torch.device
+        self,
+        config: EngineConfig,
+        model: GptOss,
+        cache: list[LayerCache],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._config = config
         self._model = model
@@ -39,12 +44,16 @@ class ModelRunner:
         except (RuntimeError, MemoryError, IndexError, ValueError) as error:
             if len(rows.states) == 1:
                 raise
-            logger.exception("step failed for %d requests together, trying each alone", len(rows.states))
+            logger.exception(
+                "step failed for %d requests together, trying each alone", len(rows.states)
+            )
             result = self._run_one_by_one(rows, out, error)
         self._table.finish_step(rows, result.sampled)
         return result
 
-    def _run_one_by_one(self, rows: StepRows, out: SchedulerOutput, cause: Exception) -> ModelRunnerOutput:
+    def _run_one_by_one(
+        self, rows: StepRows, out: SchedulerOutput, cause: Exception
+    ) -> ModelRunnerOutput:
         """Safe to repeat: a step writes the same keys and values to the same places each time."""
         merged = ModelRunnerOutput({}, {}, {})
         for state, count in zip(rows.states, rows.counts, strict=True):
@@ -69,7 +78,9 @@ class ModelRunner:
             return ModelRunnerOutput({}, {})
         mask_rows, bitmask = self._masks(rows, out)
         sampling_rows = [
-            SamplingRow(s.params, s.tokens.view[: s.num_prompt_tokens], s.tokens.view[s.num_prompt_tokens :])
+            SamplingRow(
+                s.params, s.tokens.view[: s.num_prompt_tokens], s.tokens.view[s.num_prompt_tokens :]
+            )
             for s in rows.sampled
         ]
         with torch.inference_mode():
@@ -79,7 +90,9 @@ class ModelRunner:
             rows.sampled, result.token_ids, result.logprobs, result.finite, strict=True
         ):
             if not finite:
-                output.failed[state.request_id] = "the model's logits are not finite, or its grammar allows no token"
+                output.failed[state.request_id] = (
+                    "the model's logits are not finite, or its grammar allows no token"
+                )
                 continue
             output.sampled[state.request_id] = token
             if logprobs is not None:
@@ -89,5 +102,9 @@ class ModelRunner:
     def _masks(self, rows: StepRows, out: SchedulerOutput) -> tuple[list[int], np.ndarray]:
         bitmask = np.frombuffer(out.grammar_bitmask, np.int32).reshape(-1, self._mask_words)
         row_of = {state.request_id: i for i, state in enumerate(rows.sampled)}
-        kept = [(row_of[request_id], i) for i, request_id in enumerate(out.grammar_rows) if request_id in row_of]
+        kept = [
+            (row_of[request_id], i)
+            for i, request_id in enumerate(out.grammar_rows)
+            if request_id in row_of
+        ]
         return [row for row, _ in kept], bitmask[[i for _, i in kept]]

@@ -19,7 +19,9 @@ import torch
 from src.engine.messages import TokenLogprobs
 from src.engine.sampling_params import SamplingParams
 
-NUM_CANDIDATES = 1024  # tried first for top-k, top-p and min-p; a row that needs more falls back to the whole V
+NUM_CANDIDATES = (
+    1024  # tried first for top-k, top-p and min-p; a row that needs more falls back to the whole V
+)
 LOGPROB_FLOOR = -9999.0
 
 
@@ -37,7 +39,9 @@ class SamplerOutput:
     finite: list[bool]  # false: the row's logits hold a NaN, or nothing that may be sampled
 
 
-def sample(logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray) -> SamplerOutput:
+def sample(
+    logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
+) -> SamplerOutput:
     """logits float32 [R, V], changed in place. `bitmask` int32 [len(mask_rows), ceil(V / 32)] holds a set bit for
     each allowed token of row mask_rows[i]."""
     params = [row.params for row in rows]
@@ -65,16 +69,25 @@ def apply_bitmask(logits: torch.Tensor, mask_rows: list[int], bitmask: np.ndarra
         restricted = np.flatnonzero(words != -1)
         if restricted.size == 0:
             continue
-        bits = np.unpackbits(words[restricted].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+        bits = np.unpackbits(
+            words[restricted].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little"
+        )
         word, bit = np.nonzero(bits == 0)
         banned = restricted[word] * 32 + bit
-        logits[row].index_fill_(0, torch.from_numpy(banned[banned < vocab]).to(logits.device), float("-inf"))
+        logits[row].index_fill_(
+            0, torch.from_numpy(banned[banned < vocab]).to(logits.device), float("-inf")
+        )
 
 
 def philox_uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """int64 [R] seeds, int64 [R] positions -> float64 [R] in [0, 1), 53 random bits each."""
     low = 0xFFFFFFFF
-    counter = [positions & low, (positions >> 32) & low, torch.zeros_like(positions), torch.zeros_like(positions)]
+    counter = [
+        positions & low,
+        (positions >> 32) & low,
+        torch.zeros_like(positions),
+        torch.zeros_like(positions),
+    ]
     key = [seeds & low, (seeds >> 32) & low]
     for _ in range(10):
         product0, product1 = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57  # wraps like uint64
@@ -102,7 +115,9 @@ def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
         column([len(row.prompt_ids) + len(row.output_ids) for row in rows], torch.int64),
     )
     scaled = logits / column([p.temperature for p in params], torch.float32).unsqueeze(1)
-    truncated = torch.tensor([p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params], device=device)
+    truncated = torch.tensor(
+        [p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params], device=device
+    )
     out = torch.empty(len(rows), dtype=torch.int64, device=device)
     plain = (~truncated).nonzero().flatten()
     if plain.numel():
@@ -121,7 +136,11 @@ def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
 
 
 def _draw_truncated(
-    scaled: torch.Tensor, uniform: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+    scaled: torch.Tensor,
+    uniform: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
 ) -> torch.Tensor:
     out = torch.empty(scaled.shape[0], dtype=torch.int64, device=scaled.device)
     left = torch.arange(scaled.shape[0], device=scaled.device)
@@ -134,7 +153,11 @@ def _draw_truncated(
         kept_mass = torch.where(rank < k, probs, 0).sum(dim=-1, keepdim=True)
         p = top_p[left].unsqueeze(1)
         limit = p * torch.where(k <= width, kept_mass, 1.0)
-        keep = (rank < k) & ((ahead < limit) | (p >= 1)) & (probs >= min_p[left].unsqueeze(1) * probs[:, :1])
+        keep = (
+            (rank < k)
+            & ((ahead < limit) | (p >= 1))
+            & (probs >= min_p[left].unsqueeze(1) * probs[:, :1])
+        )
         keep[:, 0] = True
         done = (~keep[:, -1]) | (rank[-1] + 1 >= k.squeeze(1)) | (width == scaled.shape[1])
         picked = _invert(torch.where(keep, probs, 0), uniform[left])
@@ -179,7 +202,9 @@ def _apply_penalties(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
     in_prompt = torch.stack([_bincount(rows[i].prompt_ids, vocab) for i in wanted]).to(device) > 0
 
     def column(name: str) -> torch.Tensor:
-        return torch.tensor([[getattr(rows[i].params, name)] for i in wanted], dtype=torch.float32, device=device)
+        return torch.tensor(
+            [[getattr(rows[i].params, name)] for i in wanted], dtype=torch.float32, device=device
+        )
 
     index = torch.tensor(wanted, device=device)
     chosen = logits[index]
@@ -194,10 +219,15 @@ def _bincount(token_ids: np.ndarray, vocab: int) -> torch.Tensor:
 
 
 def _apply_bias(logits: torch.Tensor, params: list[SamplingParams]) -> None:
-    entries = [(row, token, bias) for row, p in enumerate(params) for token, bias in p.logit_bias.items()]
+    entries = [
+        (row, token, bias) for row, p in enumerate(params) for token, bias in p.logit_bias.items()
+    ]
     if entries:
         rows, tokens, biases = zip(*entries, strict=True)
-        index = (torch.tensor(rows, device=logits.device), torch.tensor(tokens, device=logits.device))
+        index = (
+            torch.tensor(rows, device=logits.device),
+            torch.tensor(tokens, device=logits.device),
+        )
         logits.index_put_(index, torch.tensor(biases, device=logits.device), accumulate=True)
 
 
@@ -225,6 +255,8 @@ def _collect_logprobs(
     for i, logprobs in raw.items():
         count = params[i].logprobs or 0
         values, ids = torch.topk(logprobs, count) if count else (logprobs[:0], logprobs[:0].long())
-        alternatives = [(t, max(v, LOGPROB_FLOOR)) for t, v in zip(ids.tolist(), values.tolist(), strict=True)]
+        alternatives = [
+            (t, max(v, LOGPROB_FLOOR)) for t, v in zip(ids.tolist(), values.tolist(), strict=True)
+        ]
         out[i] = TokenLogprobs(max(float(logprobs[chosen[i]]), LOGPROB_FLOOR), alternatives)
     return out

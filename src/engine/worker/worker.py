@@ -44,7 +44,9 @@ class Worker:
             if config.model_path is None:
                 raise ConfigError("model_path is needed unless load_format is 'dummy'")
             checkpoint = Checkpoint(config.model_path, config.model)
-            weights = WeightLoader(checkpoint, config.model, self.dtype, dequantize=self._dequantize()).load()
+            weights = WeightLoader(
+                checkpoint, config.model, self.dtype, dequantize=self._dequantize()
+            ).load()
         self.weight_bytes = sum(t.nbytes for t in iterate_tensors(weights))
         self.model = GptOss(config.model, weights)
         self.load_s = time.monotonic() - started
@@ -55,10 +57,17 @@ class Worker:
         c = self.config.model
         num_tensors = max(c.layer_types.count(FULL), c.layer_types.count(SLIDING))
         element = torch.empty((), dtype=self.dtype).element_size()
-        block_bytes = num_tensors * 2 * self.config.block_size * c.num_key_value_heads * c.head_dim * element
+        block_bytes = (
+            num_tensors * 2 * self.config.block_size * c.num_key_value_heads * c.head_dim * element
+        )
         wanted = self._cache_bytes() // block_bytes
         # never more than all sequences at full length can use
-        useful = 2 * self.config.max_num_seqs * math.ceil(self.config.max_model_len / self.config.block_size) + 1
+        useful = (
+            2
+            * self.config.max_num_seqs
+            * math.ceil(self.config.max_model_len / self.config.block_size)
+            + 1
+        )
         num_blocks = int(min(wanted, useful))
         if num_blocks < 4:
             raise ConfigError(
@@ -86,12 +95,18 @@ class Worker:
         """A short prompt through the whole path. Raises SelfTestError if the logits are not finite."""
         tokens = list(range(1, 8))
         params = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
-        blocks = ([1], [2]) if self.config.block_size >= len(tokens) else (list(range(1, 9)), list(range(9, 17)))
+        blocks = (
+            ([1], [2])
+            if self.config.block_size >= len(tokens)
+            else (list(range(1, 9)), list(range(9, 17)))
+        )
         probe = NewRequest(PROBE_ID, tokens, len(tokens), params, blocks, 0)
         result = self.execute_model(SchedulerOutput([probe], {}, {PROBE_ID: len(tokens)}, []))
         self.execute_model(SchedulerOutput([], {}, {}, [PROBE_ID]))
         if result.failed:
-            raise SelfTestError(f"self-test failed in {self.dtype} on {self.device}: {result.failed[PROBE_ID]}")
+            raise SelfTestError(
+                f"self-test failed in {self.dtype} on {self.device}: {result.failed[PROBE_ID]}"
+            )
 
     def execute_model(self, out: SchedulerOutput) -> ModelRunnerOutput:
         return self.runner.execute_model(out)
@@ -106,7 +121,9 @@ class Worker:
         element = torch.empty((), dtype=self.dtype).element_size()
         experts = c.num_layers * c.num_experts * 3 * c.hidden_size * c.intermediate_size * element
         free = (
-            psutil.virtual_memory().available if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
+            psutil.virtual_memory().available
+            if self.device.type == "cpu"
+            else torch.cuda.mem_get_info(self.device)[0]
         )
         return experts < free // 2
 
@@ -131,7 +148,9 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         chosen: torch.dtype = getattr(torch, name)
         return chosen
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        )
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 

@@ -1,0 +1,35 @@
+PYTHON := .venv/bin/python
+URL ?= http://127.0.0.1:8000
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+serve: ## set up and serve (flags: make serve ARGS="--port 9000")
+	./run_server.sh $(ARGS)
+
+test: ## set up and run every check
+	./run_tests.sh
+
+lint: ## formatting, ruff, mypy
+	./run_tests.sh lint
+
+type: ## mypy alone
+	$(PYTHON) -m mypy
+
+format: ## rewrite the sources in the project's format
+	$(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
+
+bench: ## measure a running server (URL=http://127.0.0.1:8000)
+	$(PYTHON) bench/serve.py --url $(URL)
+
+health: ## ask a running server how it is
+	@curl -fsS $(URL)/health && echo
+
+lock: ## write the lock files from what is installed
+	./scripts/lock.sh
+
+clean: ## remove what was made here, the environment included
+	rm -rf .venv reports logs .mypy_cache .ruff_cache .hypothesis
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint type format bench health lock clean

@@ -1,0 +1,44 @@
+# Sourced by run_server.sh and run_tests.sh: makes .venv with the standard library's venv and pip. Quick the second time.
+
+ensure_environment() { # $1: requirements file
+    local requirements="$1" stamp python
+    local lock="${requirements%.txt}.lock"
+    stamp=".venv/.installed-$(cat "$requirements" requirements.txt "$lock" | cksum | tr ' ' '-')"
+    if [ -f "$stamp" ]; then return 0; fi
+    python="$(find_python)" || return 1
+    [ -x .venv/bin/python ] || "$python" -m venv .venv || return 1
+    echo "installing $requirements into .venv" >&2
+    install_torch || return 1
+    .venv/bin/pip install -qq --disable-pip-version-check -r "$requirements" -c "$lock" || return 1
+    touch "$stamp"
+}
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
+        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return 0
+        fi
+    done
+    echo "error: Python 3.11 or newer is needed (set PYTHON to its path)" >&2
+    return 1
+}
+
+# Without an NVIDIA GPU the CPU build: from a wheel that pip finds locally, else from PyTorch's CPU index.
+# PyPI's build brings gigabytes of CUDA and is the last resort there.
+install_torch() {
+    local version pip=".venv/bin/pip install -qq --disable-pip-version-check"
+    version="$(grep -o '^torch==[0-9.]*' requirements.txt)"
+    if .venv/bin/python -c "import importlib.metadata as m; import sys; sys.exit('torch==' + m.version('torch').split('+')[0] != '$version')" 2>/dev/null; then
+        return 0
+    fi
+    if [ -e /dev/nvidia0 ] || [ "$(uname)" != Linux ]; then
+        $pip "$version"
+        return
+    fi
+    $pip --no-index --no-deps "$version" 2>/dev/null && return 0
+    $pip --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu "$version" 2>/dev/null && return 0
+    echo "no CPU build of $version found: taking PyPI's, with its CUDA libraries" >&2
+    $pip "$version"
+}

@@ -371,14 +371,15 @@ class ResponseParser:
                 if has_marker:
                     return known, self._after_content_type(rest)
                 return known, glued + (" " + rest if rest else "")
-        nearest = (
-            difflib.get_close_matches(bare, CHANNELS, n=1, cutoff=0.75) if len(bare) > 3 else []
-        )
-        if not nearest and len(bare) >= 4:
-            nearest = [known for known in CHANNELS if known.startswith(bare)]
-        if nearest:
+        for known in CHANNELS:
+            if bare.endswith(known):
+                self.recoveries["misspelt_channel"] += 1
+                before = bare[: -len(known)]
+                return known, before + " " + self._after_content_type(rest)
+        nearest = _nearest_channel(bare)
+        if nearest is not None:
             self.recoveries["misspelt_channel"] += 1
-            return nearest[0], self._after_content_type(rest)
+            return nearest, self._after_content_type(rest)
         if has_marker and not rest and not bare.strip("?!. "):
             return None, ""  # punctuation where a channel should be
         return None, text
@@ -397,9 +398,20 @@ class ResponseParser:
         """-> (offered tool, whether a recipient was named that is none)."""
         names = [r for r in recipients if r and r not in _NOT_A_TOOL]
         offered = [name for r in names if (name := r.removeprefix("functions.")) in self._tools]
-        if len(set(names)) > 1:
+        if len(names) > 1:
             self.recoveries["several_recipients"] += 1
         return (offered[-1], False) if offered else (None, bool(names))
+
+
+def _nearest_channel(name: str) -> str | None:
+    """A cut-off (`comment`) or misspelt (`anaylsis`) channel name."""
+    if len(name) < 4:
+        return None
+    for known in CHANNELS:
+        if known.startswith(name):
+            return known
+    similar = difflib.get_close_matches(name, CHANNELS, n=1, cutoff=0.75)
+    return similar[0] if similar and abs(len(similar[0]) - len(name)) <= 2 else None
 
 
 def _is_content_type(text: str) -> bool:

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.harmony import vocabulary as v
+from tests.helpers import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKED = """
+import socket, sys
+def refuse(*a, **k): raise AssertionError("network used")
+socket.socket.connect = refuse; socket.create_connection = refuse; socket.getaddrinfo = refuse
+from pathlib import Path
+from src.harmony.vocabulary import load_vocabulary
+checkpoint = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+loaded = load_vocabulary(checkpoint, Path(sys.argv[1]))
+print(loaded.source); print(loaded.encode("hello world"))
+"""
+
+
+def run_blocked(*args: Path) -> list[str]:
+    command = [sys.executable, "-c", BLOCKED, *map(str, args)]
+    env = {"PATH": "/usr/bin:/bin", "HTTPS_PROXY": "http://127.0.0.1:1", "HOME": str(args[0])}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_bundled_ranks_load_without_a_network(tmp_path: Path) -> None:
+    source, ids = run_blocked(tmp_path)
+    assert "bundled" in source
+    assert ids == "[24912, 2375]"
+
+
+def test_the_checkpoints_tokenizer_comes_first_and_gives_the_same_ids(tmp_path: Path) -> None:
+    source, ids = run_blocked(tmp_path, checkpoint())
+    assert source.endswith("tokenizer.json")
+    assert ids == "[24912, 2375]"
+    again, _ = run_blocked(tmp_path, checkpoint())
+    assert again.endswith("(cached)")
+
+
+def test_ranks_rebuilt_from_tokenizer_json_have_the_right_hash() -> None:
+    data = v.ranks_from_tokenizer_json(checkpoint() / "tokenizer.json")
+    assert hashlib.sha256(data).hexdigest() == v.RANKS_SHA256
+
+
+def test_a_damaged_tokenizer_falls_back_to_the_bundled_ranks(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tokenizer = json.loads((checkpoint() / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    a, b = list(vocab)[1000:1002]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}}))
+    assert "bundled" in v.load_vocabulary(folder, tmp_path / "cache").source
+    (folder / "tokenizer.json").write_text("{")
+    assert "bundled" in v.load_vocabulary(folder, tmp_path / "cache2").source
+
+
+def test_a_damaged_cache_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "vocabulary" / v.RANKS_NAME
+    target.parent.mkdir()
+    target.write_bytes(b"broken")
+    v.load_vocabulary(None, tmp_path)
+    assert hashlib.sha256(target.read_bytes()).hexdigest() == v.RANKS_SHA256
+
+
+def test_no_source_is_an_error_that_names_the_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_download(_: object) -> None:
+        raise v.HarmonyError("offline")
+
+    monkeypatch.setattr(v, "BUNDLED_RANKS", tmp_path / "missing.gz")
+    monkeypatch.setattr(v, "load_harmony_encoding", no_download)
+    with pytest.raises(v.VocabularyError, match=r"missing\.gz.*download: offline"):
+        v.load_vocabulary(None, tmp_path)
+
+
+def test_the_bundled_file_is_the_public_vocabulary() -> None:
+    data = gzip.decompress(v.BUNDLED_RANKS.read_bytes())
+    assert hashlib.sha256(data).hexdigest() == v.RANKS_SHA256
+
+
+def test_text_never_becomes_a_special_token() -> None:
+    loaded = v.load_vocabulary()
+    for text in ("<|start|>system<|message|>", "<|end|>", "".join(v.SPECIAL_TOKENS)[:5000]):
+        ids = loaded.encode(text)
+        assert max(ids) < v.FIRST_SPECIAL
+        assert loaded.decode(ids) == text
+
+
+def test_special_ids_agree_with_openai_harmony() -> None:
+    loaded = v.load_vocabulary()
+    for name in (
+        "<|start|>",
+        "<|end|>",
+        "<|message|>",
+        "<|channel|>",
+        "<|constrain|>",
+        "<|return|>",
+        "<|call|>",
+    ):
+        assert loaded.encode_with_special(name) == [v.SPECIAL_TOKENS[name]]
+    assert set(v.STOP_TOKEN_IDS) >= set(loaded.encoding.stop_tokens_for_assistant_actions())

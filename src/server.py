@@ -11,9 +11,11 @@ if (
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
+from collections.abc import Iterator
 
 import uvicorn
 
@@ -97,7 +99,7 @@ async def serve(
     app = create_app(
         engine, config, vocabulary, model_id=name, model_size=size, aliases=frozenset(aliases)
     )
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             app,
             loop="uvloop",
@@ -170,7 +172,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, VocabularyError, port_manager.PortError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     import uvloop
 
     return uvloop.run(serve(config, bound, located, vocabulary))

@@ -40,11 +40,25 @@ ALLOWED = {
     "src.engine.guided src.engine.model.weights",
     "src.cli": "src.engine src.harmony src.kernels src.prompt_builder",
 }
-NO_TORCH = (
-    "src.api src.config src.profiles src.prompt_builder src.port_manager src.model_locator src.harmony "
-    "src.engine.config src.engine.sampling_params src.engine.request src.engine.kv_cache_manager src.engine.messages "
-    "src.engine.scheduler src.engine.client src.engine.guided src.engine.shapes src.server"
-).split()
+NO_TORCH = [
+    "src.api",
+    "src.config",
+    "src.profiles",
+    "src.prompt_builder",
+    "src.port_manager",
+    "src.model_locator",
+    "src.harmony",
+    "src.engine.config",
+    "src.engine.sampling_params",
+    "src.engine.request",
+    "src.engine.kv_cache_manager",
+    "src.engine.messages",
+    "src.engine.scheduler",
+    "src.engine.client",
+    "src.engine.guided",
+    "src.engine.shapes",
+    "src.server",
+]
 
 
 def module_name(path: Path) -> str:

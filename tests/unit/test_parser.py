@@ -26,9 +26,15 @@ from src.harmony.vocabulary import (
 
 VOCABULARY = load_vocabulary()
 TOOLS = ("get_weather", "f", "bash")
-C, M, E, S, K, R, X = (
-    "<|channel|> <|message|> <|end|> <|start|> <|call|> <|return|> <|constrain|>".split()
-)
+C, M, E, S, K, R, X = [
+    "<|channel|>",
+    "<|message|>",
+    "<|end|>",
+    "<|start|>",
+    "<|call|>",
+    "<|return|>",
+    "<|constrain|>",
+]
 CALL_F = f"{C}commentary to=functions.f {X}json{M}"
 THINK = f"{C}analysis{M}think{E}{S}assistant"
 

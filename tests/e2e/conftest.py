@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from tests.helpers import checkpoint
+from tests.server_process import ServerProcess, running_server
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerProcess]:
+    with running_server("--model", str(checkpoint()), "--cpu-kv-cache-gib", "0.2") as running:
+        yield running
+        running.wait_idle()
+
+
+@pytest.fixture(scope="session")
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1",
+        api_key="none",
+        max_retries=0,
+        timeout=60,
+        _strict_response_validation=True,
+    ) as c:
+        yield c

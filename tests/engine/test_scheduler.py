@@ -1,0 +1,327 @@
+"""The control plane without a model: a fake runner samples, the invariants are checked after every step."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from src.engine.config import EngineConfig, ModelConfig
+from src.engine.kv_cache_manager import FULL_GROUP, NULL_BLOCK, SLIDING_GROUP, KVCacheManager
+from src.engine.messages import ModelRunnerOutput, SchedulerOutput
+from src.engine.request import FinishReason, Request, RequestStatus
+from src.engine.sampling_params import SamplingParams
+from src.engine.scheduler import Scheduler
+from src.engine.shapes import SIZES, hf_config
+
+STOP = 9
+WINDOW = 128
+
+
+def make_scheduler(num_blocks: int = 200, **changes: Any) -> Scheduler:
+    options: dict[str, Any] = {
+        "max_model_len": 4096, "max_num_seqs": 4, "max_num_batched_tokens": 64, "block_size": 16,
+    } | changes  # fmt: skip
+    config = EngineConfig(ModelConfig.from_json(hf_config(SIZES["nano"])), None, "dummy", **options)
+    kv = KVCacheManager(
+        num_blocks, config.block_size, WINDOW, enable_prefix_caching=config.enable_prefix_caching
+    )
+    return Scheduler(config, kv)
+
+
+def make_request(
+    name: str, prompt: int | list[int] = 10, max_tokens: int = 5, **options: Any
+) -> Request:
+    ids = prompt if isinstance(prompt, list) else [100 + i % 50 for i in range(prompt)]
+    params = SamplingParams(
+        max_tokens=max_tokens, seed=0, stop_token_ids=(STOP,), **options.pop("params", {})
+    )
+    return Request(name, list(ids), params, **options)
+
+
+@dataclass
+class FakeRunner:
+    """Checks that what the scheduler says fits together, as a worker would rely on it."""
+
+    scheduler: Scheduler
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    stop_chance: float = 0.0
+    lengths: dict[str, int] = field(default_factory=dict)
+    computed: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+    ended: Counter[str] = field(default_factory=Counter)
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+
+    def step(self) -> SchedulerOutput:
+        scheduler = self.scheduler
+        out = scheduler.schedule()
+        assert out.total_tokens <= scheduler._config.max_num_batched_tokens
+        assert len(out.num_scheduled_tokens) <= scheduler._config.max_num_seqs
+        for name in out.gone_request_ids:
+            del self.tables[name]
+        for new in out.new_requests:
+            assert new.request_id not in self.tables
+            self.tables[new.request_id] = (list(new.block_ids[0]), list(new.block_ids[1]))
+            self.lengths[new.request_id] = len(new.token_ids)
+            self.computed[new.request_id] = new.num_computed_tokens
+        for name, added in out.new_block_ids.items():
+            for table, blocks in zip(self.tables[name], added, strict=True):
+                table += blocks
+        sampled = {}
+        writers: Counter[tuple[int, int]] = Counter()
+        for name, count in out.num_scheduled_tokens.items():
+            assert count > 0
+            start, end = self.computed[name], self.computed[name] + count
+            self._check_table(name, start, end, writers)
+            self.computed[name] = end
+            if end == self.lengths[name]:
+                sampled[name] = (
+                    STOP if self.rng.random() < self.stop_chance else 100 + self.rng.randrange(50)
+                )
+                self.lengths[name] += 1
+        assert all(n == 1 for n in writers.values()), "two requests write to one place"
+        for output in scheduler.update_from_output(out, ModelRunnerOutput(sampled, {})):
+            self.outputs.setdefault(output.request_id, []).extend(output.token_ids)
+            self.ended[output.request_id] += output.finish_reason is not None
+        scheduler._kv.check_integrity()
+        return out
+
+    def _check_table(
+        self, name: str, start: int, end: int, writers: Counter[tuple[int, int]]
+    ) -> None:
+        size = self.scheduler._config.block_size
+        full, sliding = self.tables[name]
+        assert len(full) == len(sliding) >= -(-end // size)
+        assert NULL_BLOCK not in full[: -(-end // size)]
+        first_seen = max(0, start - WINDOW + 1)
+        assert NULL_BLOCK not in sliding[first_seen // size : -(-end // size)]
+        for table in (full, sliding):
+            for position in range(start, end):
+                writers[(table[position // size], position % size)] += 1
+
+    def run(self, max_steps: int = 10_000) -> None:
+        for _ in range(max_steps):
+            if not self.scheduler.has_requests():
+                return
+            self.step()
+        raise AssertionError("requests never ended")
+
+
+def test_one_request_runs_to_its_length() -> None:
+    scheduler = make_scheduler()
+    scheduler.add_request(make_request("a", 100, 5))
+    runner = FakeRunner(scheduler)
+    runner.run()
+    assert len(runner.outputs["a"]) == 5
+    assert runner.ended == {"a": 1}
+    assert scheduler._kv.usage == 0
+
+
+def test_decoding_goes_before_a_long_prompt() -> None:
+    scheduler = make_scheduler()
+    scheduler.add_request(make_request("short", 10, 50))
+    runner = FakeRunner(scheduler)
+    runner.step()
+    scheduler.add_request(make_request("long", 1000, 5))
+    for _ in range(10):
+        out = runner.step()
+        assert out.num_scheduled_tokens["short"] == 1
+        assert out.num_scheduled_tokens["long"] == 63
+
+
+def test_stop_tokens_end_unless_ignored_or_too_early() -> None:
+    scheduler = make_scheduler()
+    scheduler.add_request(make_request("stops", 10, 20))
+    scheduler.add_request(make_request("ignores", 10, 20, params={"ignore_eos": True}))
+    scheduler.add_request(make_request("late", 10, 20, params={"min_tokens": 7}))
+    runner = FakeRunner(scheduler, stop_chance=1.0)
+    runner.run()
+    assert {name: len(tokens) for name, tokens in runner.outputs.items()} == {
+        "stops": 1,
+        "ignores": 20,
+        "late": 7,
+    }
+
+
+def test_a_request_ends_where_the_positions_end() -> None:
+    scheduler = make_scheduler(max_model_len=64)
+    scheduler.add_request(make_request("a", 60, 100))
+    runner = FakeRunner(scheduler)
+    runner.run()
+    assert len(runner.outputs["a"]) == 4
+
+
+def test_equal_prompts_share_blocks_and_skip_work() -> None:
+    scheduler = make_scheduler()
+    runner = FakeRunner(scheduler)
+    for name in ("a", "b"):
+        scheduler.add_request(make_request(name, 100, 1))
+        runner.run()
+    third = make_request("c", 100, 1)
+    scheduler.add_request(third)
+    out = runner.step()
+    assert third.num_cached_tokens == 96
+    assert out.num_scheduled_tokens == {"c": 4}
+    assert scheduler._kv.num_hit_tokens == 2 * 96
+
+
+def test_a_salt_separates_and_switching_off_disables() -> None:
+    for options, salt in (({}, "x"), ({"enable_prefix_caching": False}, "")):
+        scheduler = make_scheduler(**options)
+        runner = FakeRunner(scheduler)
+        scheduler.add_request(make_request("a", 100, 1))
+        runner.run()
+        other = make_request("b", 100, 1, cache_salt=salt)
+        scheduler.add_request(other)
+        runner.run()
+        assert other.num_cached_tokens == 0
+
+
+def test_a_long_history_hits_only_with_its_last_window() -> None:
+    """The sliding group keeps 128 tokens: a prefix is found at its end, where the window's blocks still are."""
+    scheduler = make_scheduler(num_blocks=400)
+    runner = FakeRunner(scheduler)
+    ids = list(range(1000, 1600))
+    scheduler.add_request(make_request("a", ids, 1))
+    runner.run()
+    longer = make_request("b", [*ids, *range(100)], 1)
+    scheduler.add_request(longer)
+    runner.run()
+    assert longer.num_cached_tokens == 592
+
+
+def test_sliding_blocks_behind_the_window_are_given_back() -> None:
+    scheduler = make_scheduler(num_blocks=400, max_num_batched_tokens=32)
+    scheduler.add_request(make_request("a", 2000, 50))
+    runner = FakeRunner(scheduler)
+    for _ in range(70):
+        runner.step()
+    owned = scheduler._kv._owned["a"].groups
+    assert sum(b != NULL_BLOCK for b in owned[FULL_GROUP]) == 126
+    assert sum(b != NULL_BLOCK for b in owned[SLIDING_GROUP]) <= (WINDOW + 32) // 16 + 2
+
+
+def test_preempted_requests_come_back_and_give_the_same_tokens() -> None:
+    scheduler = make_scheduler(num_blocks=40, max_num_seqs=4)
+    runner = FakeRunner(scheduler)
+    for name in "abcd":
+        scheduler.add_request(
+            make_request(name, list(range(ord(name) * 1000, ord(name) * 1000 + 60)), 100)
+        )
+    runner.run()
+    assert scheduler.num_preemptions > 0
+    assert runner.ended == dict.fromkeys("abcd", 1)
+    assert all(len(tokens) == 100 for tokens in runner.outputs.values())
+
+
+def test_priority_is_a_head_start_and_ageing_ends_it() -> None:
+    scheduler = make_scheduler(max_num_seqs=1, priority_ageing_s=5.0)
+    scheduler.add_request(make_request("old", arrival=0.0, priority=0))
+    scheduler.add_request(make_request("urgent", arrival=4.0, priority=-1))
+    scheduler.add_request(make_request("later", arrival=6.0, priority=-1))
+    runner = FakeRunner(scheduler)
+    order: list[str] = []
+    while scheduler.has_requests():
+        order += [n for n in runner.step().num_scheduled_tokens if n not in order]
+    assert order == ["urgent", "old", "later"]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 12])
+def test_abort_at_any_moment_frees_everything(steps: int) -> None:
+    scheduler = make_scheduler(max_num_seqs=2)
+    for name in "abc":
+        scheduler.add_request(make_request(name, 200, 50))
+    runner = FakeRunner(scheduler)
+    for _ in range(steps):
+        runner.step()
+    assert {r.request_id for r in scheduler.finish_requests(["a", "b", "c", "unknown"])} == {
+        "a",
+        "b",
+        "c",
+    }
+    assert scheduler.finish_requests(["a"]) == []
+    assert not scheduler.has_requests()
+    assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_waiting_tokens) == (0, 0, 0)
+    scheduler._kv.check_integrity()
+    assert scheduler._kv.usage == 0
+    assert not runner.step().num_scheduled_tokens
+    assert runner.tables == {}
+
+
+def test_a_failed_request_leaves_the_others_alone() -> None:
+    scheduler = make_scheduler()
+    for name in "ab":
+        scheduler.add_request(make_request(name, 10, 3))
+    out = scheduler.schedule()
+    outputs = scheduler.update_from_output(out, ModelRunnerOutput({"a": 100}, {}, {"b": "bad"}))
+    assert [(o.request_id, o.finish_reason) for o in outputs] == [
+        ("a", None),
+        ("b", FinishReason.ERROR),
+    ]
+    assert "b" not in scheduler
+    scheduler._kv.check_integrity()
+
+
+@given(
+    data=st.data(),
+    num_blocks=st.integers(24, 80),
+    seqs=st.integers(1, 6),
+    batched=st.integers(8, 64),
+)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_arrives_every_request_ends_once(
+    data: st.DataObject, num_blocks: int, seqs: int, batched: int
+) -> None:
+    batched = max(batched, seqs)
+    scheduler = make_scheduler(
+        num_blocks=num_blocks, max_num_seqs=seqs, max_num_batched_tokens=batched
+    )
+    limit = min(400, scheduler._kv.max_request_tokens(batched))
+    rng = random.Random(data.draw(st.integers(0, 2**32)))
+    runner = FakeRunner(scheduler, rng, stop_chance=0.05)
+    added: list[str] = []
+    aborted: set[str] = set()
+    for _ in range(data.draw(st.integers(1, 150))):
+        action = rng.random()
+        if action < 0.35:
+            name = f"r{len(added)}"
+            added.append(name)
+            prompt = rng.randrange(1, max(2, limit - 1))
+            shared = (
+                list(range(500, 500 + prompt))
+                if rng.random() < 0.5
+                else rng.choices(range(50, 90), k=prompt)
+            )
+            room = max(1, min(60, limit - prompt))
+            scheduler.add_request(
+                make_request(
+                    name, shared, rng.randrange(1, room + 1), priority=rng.randrange(-3, 3)
+                )
+            )
+        elif action < 0.45 and added:
+            aborted |= {r.request_id for r in scheduler.finish_requests([rng.choice(added)])}
+        else:
+            runner.step()
+    runner.run()
+    assert {name: runner.ended[name] + (name in aborted) for name in added} == dict.fromkeys(
+        added, 1
+    )
+    assert scheduler._kv.usage == 0
+    runner.step()
+    assert runner.tables == {}
+
+
+def test_status_follows_the_request() -> None:
+    scheduler = make_scheduler()
+    request = make_request("a", 10, 1)
+    scheduler.add_request(request)
+    assert request.status is RequestStatus.WAITING
+    scheduler.schedule()
+    assert request.status is RequestStatus.RUNNING
+    scheduler.finish_requests(["a"])
+    assert request.status is RequestStatus.FINISHED

@@ -79,6 +79,21 @@ def engine_config(
     )
 
 
+class Server(uvicorn.Server):
+    """uvicorn that ends with exit code 0 after SIGTERM or SIGINT instead of dying of the signal again."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
 async def serve(
     config: ServerConfig, bound: socket.socket, located: LocatedModel, vocabulary: Vocabulary
 ) -> int:

@@ -221,8 +221,7 @@ def run_engine(
         fatal = isinstance(error, (ConfigError, CheckpointError))
         logger.critical("engine died: %s", error if fatal else traceback.format_exc())
         send.send(msgspec.msgpack.encode(Failed(f"{type(error).__name__}: {error}", fatal)))
-        send.close(linger=1000)
-        context.term()
+        context.destroy(linger=1000)
         os._exit(1)
     context.destroy(linger=500)
 

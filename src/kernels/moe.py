@@ -81,7 +81,5 @@ def _grouped_linear(
         matrix = w[expert]
         if isinstance(matrix, Mxfp4Tensor):
             matrix = dequantize_mxfp4(matrix, part.dtype)
-        parts.append(
-            torch.mm(part, matrix.t()) if count > 1 else torch.mv(matrix, part[0]).unsqueeze(0)
-        )
+        parts.append(torch.mm(part, matrix.t()))
     return torch.cat(parts)

@@ -1,6 +1,6 @@
 """Our server beside plain transformers `generate`, same checkpoint, same run, in turns.
 
-    python bench/against_transformers.py CHECKPOINT [--tokens 32] [--repeat 3]
+python bench/against_transformers.py CHECKPOINT [--tokens 32] [--repeat 3]
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from tests.server_process import ServerProcess  # noqa: E402
 def load_transformers(folder: Path) -> Any:
     from transformers import GptOssForCausalLM, Mxfp4Config
 
-    options: dict[str, Any] = {"dtype": torch.bfloat16, "quantization_config": Mxfp4Config(dequantize=True)}
+    options: dict[str, Any] = {
+        "dtype": torch.bfloat16,
+        "quantization_config": Mxfp4Config(dequantize=True),
+    }
     return GptOssForCausalLM.from_pretrained(folder, **options).eval()
 
 
@@ -65,7 +68,9 @@ def main() -> None:
         for count in (1, 16):
             pairs = [(ours(count), generate(model, count, args.tokens)) for _ in range(args.repeat)]
             mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-            print(f"{count:3} streams: ours {mine:7.1f} tok/s, transformers {theirs:7.1f}, {mine / theirs:.2f}x")
+            print(
+                f"{count:3} streams: ours {mine:7.1f} tok/s, transformers {theirs:7.1f}, {mine / theirs:.2f}x"
+            )
     finally:
         server.stop()
 

@@ -75,7 +75,9 @@ class Target:
         return Stream(marks[0] - started, gaps, used, time.perf_counter() - started)
 
     async def answer(self, prompt: str, tokens: int) -> dict[str, Any]:
-        response = await self.client.post(f"{self.url}/v1/completions", json=self.body(prompt, tokens))
+        response = await self.client.post(
+            f"{self.url}/v1/completions", json=self.body(prompt, tokens)
+        )
         response.raise_for_status()
         found: dict[str, Any] = response.json()
         return found
@@ -143,11 +145,16 @@ async def measure(targets: list[Target], args: argparse.Namespace) -> list[dict[
                     results.setdefault(name, []).append(value)
     for target in targets:
         await target.client.aclose()
-    return [{name: statistics.median(values) for name, values in results.items()} for results in collected]
+    return [
+        {name: statistics.median(values) for name, values in results.items()}
+        for results in collected
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--vs", help="a second server, measured in turns with the first")
     parser.add_argument("--model")
@@ -167,7 +174,9 @@ def main() -> None:
             line += f"{results[1][name]:12.1f}{first / results[1][name]:9.2f}x"
         print(line)
     if args.json:
-        args.json.write_text(json.dumps({"targets": [t.url for t in targets], "results": results}, indent=2))
+        args.json.write_text(
+            json.dumps({"targets": [t.url for t in targets], "results": results}, indent=2)
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.config import DEFAULT_CONFIG_FILE, ServerConfig, describe, load_config
+from src.engine.config import ConfigError, EngineConfig, ModelConfig
+from src.engine.shapes import SIZES, hf_config, original_config
+from src.profiles import PROFILES
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GPTOSS_PORT", "GPTOSS_CONFIG", "TORCH_DTYPE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_yaml_holds_every_key_with_its_default() -> None:
+    values = yaml.safe_load(DEFAULT_CONFIG_FILE.read_text())
+    assert list(values) == list(ServerConfig.model_fields)
+    assert values == {key: field.default for key, field in ServerConfig.model_fields.items()}
+    for line in DEFAULT_CONFIG_FILE.read_text().splitlines():
+        assert not line or line.startswith("#") or "  # " in line, f"no comment: {line}"
+
+
+def test_flags_beat_the_environment_which_beats_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("port: 1001\nhost: 0.0.0.0\n")
+    config, origin, _ = load_config(["--config", str(file)])
+    assert (config.port, origin["port"]) == (1001, str(file))
+    monkeypatch.setenv("GPTOSS_PORT", "1002")
+    config, origin, _ = load_config(["--config", str(file)])
+    assert (config.port, origin["port"]) == (1002, "environment GPTOSS_PORT")
+    config, origin, _ = load_config(["--config", str(file), "--port", "1003"])
+    assert (config.port, origin["port"], config.host) == (1003, "flag", "0.0.0.0")
+
+
+def test_torch_dtype_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_DTYPE", "float16")
+    assert load_config([])[0].dtype == "float16"
+    assert load_config(["--dtype", "float32"])[0].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("prot: 8000", "prot .*unknown key"), ("port: 99999", "port .*less than or equal to 65535"), ("- 1", "keys and values"),
+     ("port: [", "no YAML"), ("dtype: int8", "dtype")],
+)  # fmt: skip
+def test_bad_files_are_errors_that_name_the_key(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(["--config", str(file)])
+
+
+def test_a_misspelt_environment_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTOSS_PROT", "1")
+    with pytest.raises(ConfigError, match="GPTOSS_PROT"):
+        load_config([])
+
+
+def test_a_missing_file_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(["--config", "/nowhere.yaml"])
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_sets_what_is_not_set(name: str) -> None:
+    config = load_config(["--profile", name])[0]
+    assert config.resolved("max_num_seqs") == PROFILES[name].max_num_seqs
+    assert config.resolved("batch_invariant") == PROFILES[name].batch_invariant
+    explicit = load_config(["--profile", name, "--max-num-seqs", "3", "--no-batch-invariant"])[0]
+    assert (explicit.resolved("max_num_seqs"), explicit.resolved("batch_invariant")) == (3, False)
+
+
+def test_print_config_says_where_each_value_came_from() -> None:
+    config, origin, wanted = load_config(["--print-config", "--port", "9"])
+    assert wanted
+    text = describe(config, origin)
+    assert "port: 9  # flag" in text
+    assert "max_num_seqs: 32  # profile balanced" in text
+    assert yaml.safe_load(text)["block_size"] == 64
+
+
+def test_impossible_engine_limits_name_the_key_and_the_fix() -> None:
+    model = ModelConfig.from_json(hf_config(SIZES["nano"]))
+    for options, message in (
+        ({"max_num_seqs": 64, "max_num_batched_tokens": 32}, "max_num_batched_tokens .* raise it"),
+        ({"max_model_len": 200_000}, "max_model_len .* beyond the model's 131072"),
+        ({"block_size": 48}, "block_size .* power of two"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            EngineConfig(model, None, "dummy", **options)  # type: ignore[arg-type]
+
+
+def test_both_layouts_of_config_json_mean_the_same() -> None:
+    for size in SIZES.values():
+        assert ModelConfig.from_json(hf_config(size)) == ModelConfig.from_json(
+            original_config(size)
+        )
+
+
+def test_rope_parameters_of_newer_transformers_are_read() -> None:
+    raw = hf_config(SIZES["20b"])
+    new = {k: v for k, v in raw.items() if k not in ("rope_theta", "rope_scaling")}
+    new["rope_parameters"] = {**raw["rope_scaling"], "rope_theta": raw["rope_theta"]}
+    assert ModelConfig.from_json(new) == ModelConfig.from_json(raw)

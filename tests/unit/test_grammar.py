@@ -1,0 +1,183 @@
+"""Random walks under the mask: whatever the grammar lets through is Harmony, and what it must hold back it does."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from llguidance import LLTokenizer
+
+from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
+from src.harmony.grammar import (
+    SchemaError,
+    ToolSpec,
+    TurnSpec,
+    check_grammar,
+    check_schema,
+    turn_grammar,
+)
+from src.harmony.parser import ParsedMessage, ResponseParser
+from src.harmony.vocabulary import (
+    CALL,
+    FIRST_SPECIAL,
+    RETURN,
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    STOP_TOKEN_IDS,
+    VOCAB_SIZE,
+    load_vocabulary,
+)  # fmt: skip
+
+VOCABULARY = load_vocabulary()
+ORDER = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "integer", "minimum": 1, "maximum": 99},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3},
+        "note": {"anyOf": [{"type": "string", "maxLength": 8}, {"type": "null"}]},
+        "nested": {"$ref": "#/$defs/Point"},
+    },
+    "required": ["id", "tags", "note", "nested"],
+    "additionalProperties": False,
+    "$defs": {
+        "Point": {
+            "type": "object",
+            "properties": {"x": {"type": "number"}},
+            "required": ["x"],
+            "additionalProperties": False,
+        }
+    },
+}
+WEATHER = ToolSpec(
+    "get_weather",
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 10}},
+        "required": ["city"],
+    },
+    True,
+)
+FREE = ToolSpec("free-form", None, False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> LLTokenizer:
+    return load_tokenizer(
+        VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS)
+    )
+
+
+def walk(
+    tokenizer: LLTokenizer, spec: TurnSpec, seed: int, limit: int = 400
+) -> tuple[list[int], ResponseParser, ParsedMessage]:
+    """Picks at random among the allowed tokens; endings are preferred after a while, as a real model would."""
+    guided = GuidedDecoding(tokenizer)
+    guided.add("r", turn_grammar(spec, VOCABULARY))
+    parser = ResponseParser(VOCABULARY, [t.name for t in spec.tools])
+    rng, out, message = random.Random(seed), [], ParsedMessage()
+    while len(out) < limit:
+        _, mask = guided.bitmask(["r"])
+        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little"))
+        special = allowed[allowed >= FIRST_SPECIAL]
+        pick_special = len(special) and (len(special) == len(allowed) or rng.random() < 0.15)
+        token = int(rng.choice(special if pick_special else allowed[allowed < FIRST_SPECIAL]))
+        guided.advance("r", token)
+        out.append(token)
+        for delta in parser.push(token):
+            message.add(delta)
+        if token in STOP_TOKEN_IDS:
+            break
+    for delta in parser.finish(truncated=out[-1] not in STOP_TOKEN_IDS):
+        message.add(delta)
+    return out, parser, message
+
+
+SPECS = {
+    "plain": TurnSpec(),
+    "budget": TurnSpec(reasoning_budget=5),
+    "no reasoning": TurnSpec(reasoning_budget=0),
+    "schema": TurnSpec(final_schema=ORDER, reasoning_budget=4),
+    "object": TurnSpec(final_schema={"type": "object"}, reasoning_budget=0),
+    "tools": TurnSpec([WEATHER, FREE]),
+    "required": TurnSpec([WEATHER, FREE], must_call=True, reasoning_budget=6),
+    "tools and schema": TurnSpec([WEATHER], final_schema=ORDER, reasoning_budget=3),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_random_walks_are_wellformed(tokenizer: LLTokenizer, name: str) -> None:
+    spec = SPECS[name]
+    finished = 0
+    for seed in range(12):
+        out, parser, message = walk(tokenizer, spec, seed)
+        assert not parser.recoveries - Counter(empty_arguments=1), (
+            dict(parser.recoveries),
+            VOCABULARY.decode(out),
+        )
+        if out[-1] not in STOP_TOKEN_IDS:
+            continue
+        finished += 1
+        if message.tool_calls:
+            assert out[-1] == CALL and spec.tools
+            call = message.tool_calls[-1]
+            if call.name == "get_weather":
+                jsonschema.validate(json.loads(call.arguments), WEATHER.parameters or {})
+        else:
+            assert out[-1] == RETURN and not spec.must_call
+            if spec.final_schema is not None:
+                jsonschema.validate(json.loads(message.content or ""), spec.final_schema)
+    assert finished >= (1 if name == "object" else 6)  # any object at all rarely ends by chance
+
+
+def test_the_budget_closes_the_analysis(tokenizer: LLTokenizer) -> None:
+    spec = TurnSpec(reasoning_budget=7)
+    for seed in range(20):
+        _, _, message = walk(tokenizer, spec, seed, limit=60)
+        assert len(VOCABULARY.encode(message.reasoning or "")) <= 3 * 7
+
+
+def test_only_offered_tools_can_be_called(tokenizer: LLTokenizer) -> None:
+    guided = GuidedDecoding(tokenizer)
+    guided.add("r", turn_grammar(TurnSpec([WEATHER]), VOCABULARY))
+    for token in VOCABULARY.encode_with_special("<|channel|>commentary to=functions.get"):
+        guided.advance("r", token)
+    with pytest.raises(GrammarError):
+        for token in VOCABULARY.encode("_stock"):
+            guided.advance("r", token)
+
+
+def test_without_tools_there_is_no_commentary(tokenizer: LLTokenizer) -> None:
+    guided = GuidedDecoding(tokenizer)
+    guided.add("r", turn_grammar(TurnSpec(), VOCABULARY))
+    guided.advance("r", SPECIAL_TOKENS["<|channel|>"])
+    _, mask = guided.bitmask(["r"])
+    allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little"))
+    assert {VOCABULARY.decode([int(t)]) for t in allowed} == {"analysis", "final"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "word"),
+    [
+        ({"not": {"type": "string"}}, "not"), ({"type": "strin"}, "strin"), ({"$ref": "#/$defs/x"}, "x"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"), ({"type": "integer", "minimum": 3, "maximum": 1}, "minimum"),
+        ({"type": "string", "pattern": "(?=a)"}, "look-around"), ([], "object"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_enforced_is_refused(schema: Any, word: str) -> None:
+    with pytest.raises(SchemaError, match=word):
+        check_schema(schema)
+
+
+def test_every_spec_compiles_without_a_tokenizer() -> None:
+    for spec in SPECS.values():
+        check_grammar(turn_grammar(spec, VOCABULARY))
+
+
+def test_a_grammar_that_does_not_compile_is_an_error(tokenizer: LLTokenizer) -> None:
+    with pytest.raises(GrammarError):
+        GuidedDecoding(tokenizer).add("r", "start: nonsense(")

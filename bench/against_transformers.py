@@ -16,8 +16,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from bench.serve import Target, streams  # noqa: E402
-from tests.server_process import ServerProcess  # noqa: E402
+
+from bench.serve import Target, streams
+from tests.server_process import ServerProcess
 
 
 def load_transformers(folder: Path) -> Any:

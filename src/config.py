@@ -110,6 +110,13 @@ class ServerConfig(BaseSettings):
     reasoning_fields: Literal["both", "reasoning_content", "reasoning"] = Field(
         "both", description="name of the reasoning in answers"
     )
+    replay_generated_ids: bool | None = Field(
+        None,
+        description="write history with the ids that were generated; unset: unless batch_invariant",
+    )
+    repetition_guard: int = Field(
+        0, ge=0, le=1000, description="close an analysis that repeats itself this often; 0: off"
+    )
     current_date: str | None = Field(
         None, description="date in the system message; unset: none, so prompts never age"
     )

@@ -24,6 +24,7 @@ from src.harmony.render import (
     developer_message,
     generation_prefix,
     render_message,
+    split_generated,
     system_message,
     tool_call,
     tool_result,
@@ -135,10 +136,16 @@ class PromptBuilder:
         current_date: str | None = None,
         cache_bytes: int = 64 * 2**20,
         cache_ttl_s: float = 3600.0,
+        replay_generated_ids: bool = False,
     ) -> None:
+        """`replay_generated_ids`: assistant history that this server generated is written with the ids that it
+        generated, which may not be the canonical ones. The prompt then depends on what was generated before."""
         self._vocabulary = vocabulary
         self._current_date = current_date
         self._cache = _PrefixCache(cache_bytes, cache_ttl_s)
+        self._generated = (
+            _PrefixCache(cache_bytes // 4, cache_ttl_s) if replay_generated_ids else None
+        )
         self._lock = Lock()
         self._builds = self._hits = 0
         self._generation_prefix = array("I", generation_prefix(vocabulary))
@@ -177,7 +184,7 @@ class PromptBuilder:
                     reused, ids = count, array("I", cached)
                     break
         for index in range(reused, len(rendered)):
-            ids.extend(render_message(rendered[index], self._vocabulary))
+            ids.extend(self._render(rendered[index]))
             if index + 1 == head and head < len(rendered):
                 with self._lock:
                     self._cache.put(keys[index], array("I", ids))
@@ -189,6 +196,23 @@ class PromptBuilder:
         return PromptTokens(
             (ids + self._generation_prefix).tolist(), self.version, hit, reused, len(rendered)
         )
+
+    def remember(self, token_ids: Sequence[int]) -> None:
+        """Keeps what the model generated after a prompt, for when the client sends it back as history."""
+        if self._generated is None:
+            return
+        for message, ids in split_generated(token_ids, self._vocabulary):
+            if ids != render_message(message, self._vocabulary):
+                with self._lock:
+                    self._generated.put(_key(message), array("I", ids))
+
+    def _render(self, message: HarmonyMessage) -> Sequence[int]:
+        if self._generated is not None and message.header == "assistant":
+            with self._lock:
+                known = self._generated.get(_key(message))
+            if known is not None:
+                return known
+        return render_message(message, self._vocabulary)
 
     def _conversation(
         self,
@@ -294,6 +318,10 @@ def _text(message: Message) -> str:
 def _head_length(rendered: Sequence[HarmonyMessage]) -> int:
     """Messages that every conversation with the same settings shares: system and the first developer message."""
     return 2 if len(rendered) > 1 and rendered[1].header == "developer" else 1
+
+
+def _key(message: HarmonyMessage) -> bytes:
+    return hashlib.blake2b(msgspec.msgpack.encode(message), digest_size=16).digest()
 
 
 def _chain(rendered: Sequence[HarmonyMessage]) -> list[bytes]:

@@ -74,6 +74,11 @@ def create_app(
         current_date=config.current_date,
         cache_bytes=config.prompt_cache_bytes,
         cache_ttl_s=config.prompt_cache_ttl_s,
+        replay_generated_ids=(
+            not config.resolved("batch_invariant")
+            if config.replay_generated_ids is None
+            else config.replay_generated_ids
+        ),
     )
     context = ServerContext(
         config=config,

@@ -98,6 +98,8 @@ class Answer:
         metrics.active -= 1
         metrics.finish(record)
         for choice in self.choices:
+            if record.outcome == "ok":
+                self.context.prompt_builder.remember(choice.token_ids)
             metrics.recovered(choice.parser.recoveries)
 
     def _feed(self, choice: Choice, output: TokenOutput) -> tuple[Choice, list[ChoiceDelta]]:

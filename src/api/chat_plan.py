@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from src.api.errors import InvalidRequest, NotFound
 from src.api.protocol import EFFORTS, ChatCompletionRequest
 from src.api.tool_choice import ToolPlan, plan_tools
 from src.engine.messages import AddRequest
-from src.engine.sampling_params import SamplingParams
+from src.engine.sampling_params import LoopGuard, SamplingParams
 from src.harmony.grammar import SchemaError, TurnSpec, check_grammar, check_schema, turn_grammar
-from src.harmony.vocabulary import STOP_TOKEN_IDS
+from src.harmony.vocabulary import END, STOP_TOKEN_IDS
 from src.profiles import PROFILES, Profile
 from src.prompt_builder import PromptError, PromptTokens
 
@@ -106,7 +106,7 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
         request, profile, max_tokens, constrained=tools.must_call or response_format is not None
     )
     grammar = await _grammar(request, tools, response_format, budget, context)
-    params = _sampling(request, profile, max_tokens, grammar)
+    params = _sampling(request, profile, max_tokens, grammar, context)
     completion_id = f"chatcmpl-{secrets.token_hex(12)}"
     requests = [
         AddRequest(
@@ -235,8 +235,12 @@ async def _grammar(
 
 
 def _sampling(
-    request: ChatCompletionRequest, profile: Profile, max_tokens: int, grammar: str | None
-) -> Any:
+    request: ChatCompletionRequest,
+    profile: Profile,
+    max_tokens: int,
+    grammar: str | None,
+    context: ServerContext,
+) -> Callable[[int], SamplingParams]:
     """-> a function of the choice's index; choices differ by their seeds alone."""
     temperature = profile.temperature if request.temperature is None else request.temperature
     seed = secrets.randbits(63) if request.seed is None else request.seed
@@ -255,6 +259,11 @@ def _sampling(
         "ignore_eos": bool(request.ignore_eos),
         "stop_token_ids": STOP_TOKEN_IDS,
         "grammar": grammar,
+        "loop_guard": (
+            LoopGuard(context.config.repetition_guard, END)
+            if grammar is not None and context.config.repetition_guard > 1
+            else None
+        ),
     }
     return lambda index: SamplingParams(seed=derived_seed(seed, index), **common)
 

@@ -77,7 +77,9 @@ class EngineCore:
                     message.request_id, "this engine was started without a vocabulary: no grammars"
                 )
             try:
-                self.guided.add(message.request_id, message.params.grammar)
+                self.guided.add(
+                    message.request_id, message.params.grammar, message.params.loop_guard
+                )
             except GrammarError as error:
                 return _error(message.request_id, f"grammar: {error}")
         now = time.monotonic()

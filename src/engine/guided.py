@@ -6,11 +6,13 @@ The engine runs whatever grammar a request brings; what it means is the caller's
 from __future__ import annotations
 
 import base64
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from pathlib import Path
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from src.engine.sampling_params import LoopGuard
 
 MAX_CACHED_GRAMMARS = 10_000
 
@@ -50,13 +52,17 @@ class GuidedDecoding:
         self._words = -(-tokenizer.vocab_size // 32)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._live: dict[str, LLMatcher] = {}
+        self._guards: dict[str, _LoopWatch] = {}
 
-    def add(self, request_id: str, grammar: str) -> None:
+    def add(self, request_id: str, grammar: str, guard: LoopGuard | None = None) -> None:
         """Raises GrammarError if it does not compile."""
         self._live[request_id] = self._compile(grammar).deep_copy()
+        if guard is not None:
+            self._guards[request_id] = _LoopWatch(guard)
 
     def remove(self, request_id: str) -> None:
         self._live.pop(request_id, None)
+        self._guards.pop(request_id, None)
 
     def advance(self, request_id: str, token_id: int) -> None:
         """Raises GrammarError if the token was not allowed."""
@@ -65,13 +71,21 @@ class GuidedDecoding:
             return
         if not matcher.consume_token(token_id):
             raise GrammarError(matcher.get_error())
+        if request_id in self._guards:
+            self._guards[request_id].push(token_id)
 
     def bitmask(self, request_ids: list[str]) -> tuple[list[str], bytes]:
         """-> (the ids among these that have a grammar, their masks int32 [rows, words])."""
         rows = [r for r in request_ids if r in self._live and not self._live[r].is_stopped()]
         masks = np.empty((len(rows), self._words), np.int32)
         for row, request_id in zip(masks, rows, strict=True):
-            self._live[request_id].unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+            matcher = self._live[request_id]
+            watch = self._guards.get(request_id)
+            if watch is not None and watch.looping and matcher.validate_tokens([watch.break_id]):
+                row[:] = 0
+                row.view(np.uint32)[watch.break_id // 32] = 1 << watch.break_id % 32
+            else:
+                matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         return rows, masks.tobytes()
 
     def _compile(self, grammar: str) -> LLMatcher:
@@ -83,6 +97,34 @@ class GuidedDecoding:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         return matcher
+
+
+class _LoopWatch:
+    """Sees whether the latest tokens are one short run over and over."""
+
+    def __init__(self, guard: LoopGuard) -> None:
+        self._guard = guard
+        self.break_id = guard.break_token_id
+        self._tokens: deque[int] = deque(maxlen=guard.repeats * guard.max_period)
+
+    def push(self, token_id: int) -> None:
+        if token_id == self.break_id:
+            self._tokens.clear()
+        else:
+            self._tokens.append(token_id)
+
+    @property
+    def looping(self) -> bool:
+        tokens = list(self._tokens)
+        for period in range(1, len(tokens) // self._guard.repeats + 1):
+            span = period * self._guard.repeats
+            # equal to itself shifted by one period
+            if (
+                tokens[-1] == tokens[-1 - period]
+                and tokens[-span:-period] == tokens[-span + period :]
+            ):
+                return True
+        return False
 
 
 def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:

@@ -7,6 +7,15 @@ import msgspec
 MAX_LOGPROBS = 20
 
 
+class LoopGuard(msgspec.Struct, frozen=True):
+    """Ends a message that repeats itself: after `repeats` equal runs of tokens, `break_token_id` is the only token
+    allowed, where the grammar allows it at all."""
+
+    repeats: int
+    break_token_id: int
+    max_period: int = 64  # tokens in a run
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Crosses the process line. The order of application is vLLM's: penalties, bias, mask, temperature, top-k, top-p,
     min-p."""
@@ -26,6 +35,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     grammar: str | None = None  # Lark, over all generated tokens
+    loop_guard: LoopGuard | None = None  # needs a grammar
 
     @property
     def needs_penalties(self) -> bool:

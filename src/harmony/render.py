@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from src.harmony.tool_types import render_tools
-from src.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, START, Vocabulary
+from src.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
 
 ReasoningEffort = Literal["low", "medium", "high"]
 
@@ -50,6 +50,55 @@ def render_message(message: HarmonyMessage, vocabulary: Vocabulary) -> list[int]
             ids += [CHANNEL, *vocabulary.encode(after)]
     ids += [MESSAGE, *vocabulary.encode(message.text), CALL if message.ends_with_call else END]
     return ids
+
+
+def split_generated(
+    token_ids: Sequence[int], vocabulary: Vocabulary
+) -> list[tuple[HarmonyMessage, list[int]]]:
+    """What the model wrote after `<|start|>assistant`, message by message: (its content, its ids as history).
+
+    Only messages with a well-formed header and an end are returned; `<|return|>` becomes `<|end|>`.
+    """
+    prefix = generation_prefix(vocabulary)
+    found, current = [], list(prefix)
+    for token in token_ids:
+        if token == START:
+            current = [START]
+            continue
+        current.append(END if token == RETURN else token)
+        if token in (END, RETURN, CALL):
+            message = _read_message(current, prefix, vocabulary)
+            if message is not None:
+                found.append((message, current))
+            current = []
+    return found
+
+
+def _read_message(
+    ids: list[int], prefix: list[int], vocabulary: Vocabulary
+) -> HarmonyMessage | None:
+    if ids[: len(prefix) + 1] != [*prefix, CHANNEL] or MESSAGE not in ids:
+        return None
+    at = ids.index(MESSAGE)
+    header, body = ids[len(prefix) + 1 : at], ids[at + 1 : -1]
+    text = b"".join(map(vocabulary.bytes_of, body))
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError:
+        return None
+    content_type = None
+    if CONSTRAIN in header:
+        content_type = vocabulary.decode(header[header.index(CONSTRAIN) + 1 :])
+        header = header[: header.index(CONSTRAIN)]
+    channel, _, recipient = vocabulary.decode(header).strip().partition(" to=")
+    message = HarmonyMessage(
+        "assistant", decoded, channel, recipient or None, content_type, ids[-1] == CALL
+    )
+    well_formed = channel in ("analysis", "commentary", "final") and message.ends_with_call == bool(
+        recipient
+    )
+    # nothing may be lost between what was generated and what is replayed
+    return message if well_formed and max(body, default=0) < START else None
 
 
 def generation_prefix(vocabulary: Vocabulary) -> list[int]:

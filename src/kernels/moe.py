@@ -75,9 +75,8 @@ def _grouped_linear(
 ) -> torch.Tensor:
     """rows [R, K] sorted by expert; groups of (expert, number of rows) -> [R, N]."""
     parts = []
-    for (expert, count), part in zip(
-        groups, rows.split([count for _, count in groups]), strict=True
-    ):
+    counts = [count for _, count in groups]
+    for (expert, _), part in zip(groups, rows.split(counts), strict=True):
         matrix = w[expert]
         if isinstance(matrix, Mxfp4Tensor):
             matrix = dequantize_mxfp4(matrix, part.dtype)

@@ -13,6 +13,7 @@ import pytest
 from llguidance import LLTokenizer
 
 from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
+from src.engine.sampling_params import LoopGuard
 from src.harmony.grammar import (
     SchemaError,
     ToolSpec,
@@ -24,6 +25,7 @@ from src.harmony.grammar import (
 from src.harmony.parser import ParsedMessage, ResponseParser
 from src.harmony.vocabulary import (
     CALL,
+    END,
     FIRST_SPECIAL,
     RETURN,
     SPECIAL_TOKENS,
@@ -181,3 +183,28 @@ def test_every_spec_compiles_without_a_tokenizer() -> None:
 def test_a_grammar_that_does_not_compile_is_an_error(tokenizer: LLTokenizer) -> None:
     with pytest.raises(GrammarError):
         GuidedDecoding(tokenizer).add("r", "start: nonsense(")
+
+
+def test_the_loop_guard_closes_a_repeating_analysis_and_nothing_else(
+    tokenizer: LLTokenizer,
+) -> None:
+    guard = LoopGuard(repeats=4, break_token_id=END, max_period=8)
+    run = VOCABULARY.encode(" round and")
+    for header, expected in (("analysis", [END]), ("final", None)):
+        guided = GuidedDecoding(tokenizer)
+        guided.add("r", turn_grammar(TurnSpec(), VOCABULARY), guard)
+        for token in [*VOCABULARY.encode_with_special(f"<|channel|>{header}<|message|>"), *run * 3]:
+            guided.advance("r", token)
+        assert len(allowed_tokens(guided)) > 1000
+        for token in run:
+            guided.advance("r", token)
+        if expected is None:
+            assert len(allowed_tokens(guided)) > 1000
+        else:
+            assert allowed_tokens(guided) == expected
+
+
+def allowed_tokens(guided: GuidedDecoding) -> list[int]:
+    _, mask = guided.bitmask(["r"])
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
+    return [int(t) for t in np.flatnonzero(bits)]

@@ -25,7 +25,7 @@ ALLOWED = {
     "src.engine.config": "",
     "src.engine.sampling_params": "",
     "src.engine.shapes": "src.engine.config",
-    "src.engine.guided": "",
+    "src.engine.guided": "src.engine.sampling_params",
     "src.engine.request": "src.engine.sampling_params",
     "src.engine.kv_cache_manager": "src.engine.request",
     "src.engine.messages": "src.engine.request src.engine.sampling_params",

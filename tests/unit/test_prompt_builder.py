@@ -11,7 +11,7 @@ import openai_harmony as oh
 import pytest
 from transformers import AutoTokenizer
 
-from src.harmony.vocabulary import CALL, FIRST_SPECIAL, load_vocabulary
+from src.harmony.vocabulary import CALL, END, FIRST_SPECIAL, RETURN, load_vocabulary
 from src.prompt_builder import PromptBuilder, PromptError
 from tests.helpers import checkpoint
 
@@ -232,3 +232,73 @@ def test_a_failed_build_counts_and_caches_nothing() -> None:
     with pytest.raises(PromptError):
         cached.build([USER, RESULT])
     assert cached.stats.builds == cached.stats.entries == 0
+
+
+def generated(text: str, *, canonical: bool) -> list[int]:
+    """Ids as a model might write them; not canonical: one token for each byte of the body."""
+    special = (
+        "<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>",
+        "<|call|>",
+    )
+    bodies = ("R-call", text)
+    out: list[int] = []
+    for marker, body in zip(special, (*bodies, None), strict=True):
+        out += VOCABULARY.encode_with_special(marker)
+        if body is not None:
+            single = [VOCABULARY.token_bytes.index(bytes([b])) for b in body.encode()]
+            out += VOCABULARY.encode(body) if canonical else single
+    return out
+
+
+@pytest.mark.parametrize("canonical", [True, False])
+def test_generated_history_is_replayed_byte_for_byte(canonical: bool) -> None:
+    cached = builder(replay_generated_ids=True)
+    first = cached.build([USER], tools=[TOOL]).token_ids
+    answer = generated('{"city":"Oslo"}', canonical=canonical)
+    cached.remember(answer)
+    second = cached.build([USER, CALLING, RESULT], tools=[TOOL]).token_ids
+    assert second[: len(first) + len(answer)] == first + answer
+    forgetful = builder().build([USER, CALLING, RESULT], tools=[TOOL]).token_ids
+    assert (forgetful[: len(first) + len(answer)] == first + answer) == canonical
+
+
+def test_what_another_server_wrote_is_rendered_canonically() -> None:
+    cached = builder(replay_generated_ids=True)
+    cached.remember(generated('{"city":"Oslo"}', canonical=False))
+    other = {
+        **CALLING,
+        "tool_calls": [call("c1", arguments='{"city":"Rome"}')],
+        "reasoning": "else",
+    }
+    assert (
+        cached.build([USER, other, RESULT]).token_ids
+        == builder().build([USER, other, RESULT]).token_ids
+    )
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "<|channel|>finalx<|message|>a<|return|>",
+        "no channel<|return|>",
+        "<|channel|>final<|message|>cut",
+        "<|message|><|call|>",
+    ],
+)
+def test_malformed_output_is_not_remembered(odd: str) -> None:
+    cached = builder(replay_generated_ids=True)
+    cached.remember(VOCABULARY.encode_with_special(odd))
+    history = [USER, {"role": "assistant", "content": "a"}, USER]
+    assert cached.build(history).token_ids == builder().build(history).token_ids
+
+
+def test_a_remembered_final_ends_like_history() -> None:
+    cached = builder(replay_generated_ids=True)
+    a, b = (VOCABULARY.token_bytes.index(c) for c in (b"H", b"i"))
+    cached.remember([*VOCABULARY.encode_with_special("<|channel|>final<|message|>"), a, b, RETURN])
+    history = [USER, {"role": "assistant", "content": "Hi"}, USER]
+    ids = cached.build(history).token_ids
+    assert RETURN not in ids
+    at = next(i for i in range(len(ids)) if ids[i : i + 2] == [a, b])
+    assert ids[at + 2] == END

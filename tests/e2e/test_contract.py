@@ -1,0 +1,597 @@
+"""The rest of the contract: tools, structured output, budgets, stop, logprobs, raw completions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import jsonschema
+import openai
+import pydantic
+import pytest
+
+from src.harmony.vocabulary import load_vocabulary
+from tests.e2e.test_chat import MODEL, USER, ask, error_of, fold
+from tests.server_process import ServerProcess
+
+VOCABULARY = load_vocabulary()
+CITY = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 12},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+def tool(name: str, parameters: dict[str, Any] | None = None, **more: Any) -> Any:
+    return {
+        "type": "function",
+        "function": {"name": name, "description": "Does it", "parameters": parameters, **more},
+    }
+
+
+TOOLS = [
+    tool("get_weather", CITY),
+    tool("get_time"),
+    tool(
+        "search-web_2",
+        {"type": "object", "properties": {"q": {"enum": ["a", "b"]}}, "required": ["q"]},
+    ),
+]
+
+
+class Step(pydantic.BaseModel):
+    kind: str = pydantic.Field(max_length=5)
+    value: int | None
+
+
+class Plan(pydantic.BaseModel):
+    steps: list[Step] = pydantic.Field(min_length=1, max_length=2)
+    done: bool
+
+
+# --- tools ---
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("stream", [False, True])
+def test_required_always_calls(client: openai.OpenAI, seed: int, stream: bool) -> None:
+    options: Any = {
+        "tools": TOOLS,
+        "tool_choice": "required",
+        "seed": seed,
+        "max_tokens": 200,
+        "stream": stream,
+    }
+    if stream:
+        folded = fold(list(ask(client, **options)))[0]
+        calls, finish = [tuple(c) for c in folded["calls"]], folded["finish"]
+    else:
+        choice = ask(client, **options).choices[0]
+        calls, finish = (
+            [(c.id, c.function.name, c.function.arguments) for c in choice.message.tool_calls],
+            choice.finish_reason,
+        )
+    assert len(calls) == 1
+    call_id, name, arguments = calls[0]
+    assert call_id.startswith("call_")
+    schema = next(t["function"]["parameters"] for t in TOOLS if t["function"]["name"] == name)
+    if finish == "tool_calls":
+        jsonschema.validate(json.loads(arguments), schema or {"type": "object"})
+    else:
+        assert finish == "length"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"type": "function", "function": {"name": "get_weather"}},
+        {
+            "type": "allowed_tools",
+            "allowed_tools": {
+                "mode": "required",
+                "tools": [{"type": "function", "function": {"name": "get_weather"}}],
+            },
+        },
+    ],
+)
+def test_a_named_choice_calls_that_function(client: openai.OpenAI, choice: Any) -> None:
+    for seed in range(4):
+        answer = ask(client, tools=TOOLS, tool_choice=choice, seed=seed, max_tokens=200).choices[0]
+        assert [c.function.name for c in answer.message.tool_calls] == ["get_weather"]
+        jsonschema.validate(json.loads(answer.message.tool_calls[0].function.arguments), CITY)
+
+
+def test_none_never_calls_and_keeps_the_instructions(
+    client: openai.OpenAI, server: ServerProcess
+) -> None:
+    messages: Any = [{"role": "system", "content": "KEEP THIS"}, USER]
+    for seed in range(5):
+        answer = ask(client, messages=messages, tools=TOOLS, tool_choice="none", seed=seed)
+        assert answer.choices[0].message.tool_calls is None
+    body = {"model": MODEL, "messages": messages, "tools": TOOLS, "tool_choice": "none"}
+    prompt = httpx.post(f"{server.url}/v1/chat/completions/render", json=body).json()["prompt"]
+    assert "KEEP THIS" in prompt and "get_weather" not in prompt
+
+
+def test_strict_tools_follow_their_schema_under_auto(client: openai.OpenAI) -> None:
+    strict = [tool("get_weather", CITY, strict=True)]
+    seen = 0
+    for seed in range(30):
+        answer = ask(
+            client, tools=strict, seed=seed, max_tokens=150, extra_body={"reasoning_budget": 0}
+        ).choices[0]
+        for call in answer.message.tool_calls or []:
+            seen += 1
+            if answer.finish_reason == "tool_calls":
+                jsonschema.validate(json.loads(call.function.arguments), CITY)
+    assert seen > 0
+
+
+def test_ids_are_unique_and_results_find_their_call(client: openai.OpenAI) -> None:
+    answer = ask(client, tools=TOOLS, tool_choice="required", max_tokens=200, n=4)
+    ids = [call.id for choice in answer.choices for call in choice.message.tool_calls]
+    assert len(ids) == len(set(ids)) == 4
+    message = answer.choices[0].message
+    history = [
+        USER,
+        message.model_dump(),
+        {"role": "tool", "tool_call_id": ids[0], "content": "42", "name": "x"},
+    ]
+    after = ask(client, messages=history, tools=TOOLS)
+    assert after.usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_legacy_functions_are_answered_in_their_form(client: openai.OpenAI) -> None:
+    functions: Any = [TOOLS[0]["function"]]
+    answer = ask(
+        client, functions=functions, function_call={"name": "get_weather"}, max_tokens=200
+    ).choices[0]
+    assert answer.finish_reason == "function_call"
+    assert answer.message.function_call.name == "get_weather"
+    assert answer.message.tool_calls is None
+    history: Any = [
+        USER,
+        answer.message.model_dump(exclude_none=True),
+        {"role": "function", "name": "get_weather", "content": "4"},
+    ]
+    assert ask(client, messages=history, functions=functions).usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"tool_choice": {"type": "function", "function": {"name": "nope"}}}, "tool_choice"),
+        ({"tool_choice": "sometimes"}, "tool_choice"),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice"),
+        ({"tools": [*TOOLS, TOOLS[0]]}, "tools[3].function.name"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [tool("f", {"type": "object", "properties": {"a": {"not": {}}}}, strict=True)]}, "tools[0].function.parameters"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strin"}}}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"min_tokens": 50, "max_tokens": 10}, "min_tokens"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_honoured_is_refused_before_anything_runs(
+    server: ServerProcess, change: dict[str, Any], param: str
+) -> None:
+    status, error = error_of(server, {"model": MODEL, "messages": [USER], "tools": TOOLS} | change)
+    assert (status, error["param"]) == (400, param), error
+
+
+# --- structured output ---
+
+
+@pytest.mark.parametrize("effort", ["low", "high"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_finished_answer_validates(client: openai.OpenAI, effort: str, stream: bool) -> None:
+    fmt = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
+    for seed in range(5):
+        answer = ask(
+            client,
+            response_format=fmt,
+            seed=seed,
+            max_tokens=150,
+            reasoning_effort=effort,
+            stream=stream,
+        )
+        if stream:
+            folded = fold(list(answer))[0]
+            content, finish = folded["content"], folded["finish"]
+        else:
+            content, finish = answer.choices[0].message.content, answer.choices[0].finish_reason
+        assert finish == "stop"
+        jsonschema.validate(json.loads(content), CITY)
+
+
+def test_pydantic_models_parse(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model=MODEL, messages=[USER], response_format=Plan, max_tokens=400, seed=3
+    )
+    parsed = answer.choices[0].message.parsed
+    assert isinstance(parsed, Plan) and len(parsed.steps) in (1, 2)
+
+
+def test_json_object_is_an_object(client: openai.OpenAI) -> None:
+    for seed in range(6):
+        choice = ask(
+            client, response_format={"type": "json_object"}, seed=seed, max_tokens=400
+        ).choices[0]
+        if choice.finish_reason == "stop":
+            assert isinstance(json.loads(choice.message.content), dict)
+        else:
+            assert choice.message.content.startswith("{")
+
+
+def test_tools_and_a_schema_together(client: openai.OpenAI) -> None:
+    fmt = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+    kinds = set()
+    for seed in range(12):
+        choice = ask(
+            client,
+            response_format=fmt,
+            tools=[tool("f", CITY, strict=True)],
+            seed=seed,
+            max_tokens=200,
+        ).choices[0]
+        if choice.finish_reason == "tool_calls":
+            kinds.add("call")
+            jsonschema.validate(json.loads(choice.message.tool_calls[0].function.arguments), CITY)
+        elif choice.finish_reason == "stop":
+            kinds.add("answer")
+            jsonschema.validate(json.loads(choice.message.content), CITY)
+    assert kinds == {"call", "answer"}
+
+
+def test_the_schema_is_shown_to_the_model(server: ServerProcess) -> None:
+    fmt = {
+        "type": "json_schema",
+        "json_schema": {"name": "city", "description": "A city", "schema": CITY},
+    }
+    body = {"model": MODEL, "messages": [USER], "response_format": fmt}
+    prompt = httpx.post(f"{server.url}/v1/chat/completions/render", json=body).json()["prompt"]
+    assert "# Response Formats\n\n## city\n\n// A city\n" in prompt
+
+
+# --- budgets and lengths ---
+
+
+def test_a_budget_closes_the_analysis_and_an_answer_follows(client: openai.OpenAI) -> None:
+    for seed in range(8):
+        answer = ask(client, seed=seed, max_tokens=60, extra_body={"reasoning_budget": 10})
+        details = answer.usage.completion_tokens_details
+        assert details.reasoning_tokens <= 10 + 8  # and its header
+        assert answer.choices[0].message.content
+
+
+def test_without_a_budget_analysis_may_take_everything(client: openai.OpenAI) -> None:
+    for seed in range(20):
+        answer = ask(client, seed=seed, max_tokens=30)
+        message = answer.choices[0].message
+        if message.content is None and answer.choices[0].finish_reason == "length":
+            assert message.reasoning_content == message.reasoning
+            assert (
+                answer.usage.completion_tokens_details.reasoning_tokens
+                == answer.usage.completion_tokens
+                == 30
+            )
+            return
+    raise AssertionError("no seed stayed in analysis")
+
+
+def test_max_tokens_is_exact(client: openai.OpenAI) -> None:
+    for limit in (1, 2, 7):
+        for name in ("max_tokens", "max_completion_tokens"):
+            answer = client.chat.completions.create(
+                model=MODEL, messages=[USER], seed=1, extra_body={name: limit, "ignore_eos": True}
+            )
+            assert answer.usage.completion_tokens == limit
+            assert answer.choices[0].finish_reason == "length"
+
+
+def test_min_tokens_holds_the_end_back(client: openai.OpenAI) -> None:
+    answer = ask(client, max_tokens=60, extra_body={"min_tokens": 50})
+    assert answer.usage.completion_tokens >= 50
+
+
+def test_effort_is_visible_in_the_prompt(server: ServerProcess) -> None:
+    for asked, shown in (
+        ("none", "low"),
+        ("minimal", "low"),
+        ("medium", "medium"),
+        ("xhigh", "high"),
+        ("max", "high"),
+    ):
+        for body in ({"reasoning_effort": asked}, {"reasoning": {"effort": asked}}):
+            response = httpx.post(
+                f"{server.url}/v1/chat/completions/render",
+                json={"model": MODEL, "messages": [USER], **body},
+            )
+            assert f"Reasoning: {shown}\n" in response.json()["prompt"]
+
+
+def test_a_profile_changes_what_it_should(server: ServerProcess, client: openai.OpenAI) -> None:
+    for body in ({"model": f"{MODEL}:latency_first"}, {"model": MODEL, "profile": "latency_first"}):
+        rendered = httpx.post(
+            f"{server.url}/v1/chat/completions/render", json={"messages": [USER], **body}
+        ).json()
+        assert "Reasoning: low\n" in rendered["prompt"]
+        assert "max_tokens=2048" in rendered["grammar"]
+    answer = ask(client, model=f"{MODEL}:quality_first")
+    assert answer.metadata["profile"] == "quality_first"
+    assert answer.metadata["model_id"] == MODEL
+
+
+def test_reasoning_can_be_left_out(client: openai.OpenAI) -> None:
+    for body in ({"include_reasoning": False}, {"reasoning": {"exclude": True}}):
+        for seed in range(5):
+            answer = ask(
+                client, seed=seed, max_tokens=60, extra_body={**body, "reasoning_budget": 10}
+            )
+            assert not hasattr(answer.choices[0].message, "reasoning")
+            assert answer.choices[0].message.content
+
+
+# --- stop and logprobs ---
+
+
+def content_of(client: openai.OpenAI, **options: Any) -> str:
+    extra = {"reasoning_budget": 0, **options.pop("extra_body", {})}
+    text: str = ask(client, extra_body=extra, temperature=0, **options).choices[0].message.content
+    return text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_cuts_the_content_before_it(client: openai.OpenAI, stream: bool) -> None:
+    whole = content_of(client)
+    for start, end in ((5, 7), (10, 16), (len(whole) // 2, len(whole) // 2 + 3)):
+        stop = whole[start:end]
+        wanted = whole[: whole.index(stop)]
+        answer = ask(
+            client,
+            temperature=0,
+            stop=["never", stop],
+            stream=stream,
+            extra_body={"reasoning_budget": 0},
+        )
+        if stream:
+            folded = fold(list(answer))[0]
+            assert (folded["content"], folded["finish"]) == (wanted, "stop")
+        else:
+            assert (answer.choices[0].message.content or "", answer.choices[0].finish_reason) == (
+                wanted,
+                "stop",
+            )
+
+
+def test_stop_does_not_act_on_reasoning(client: openai.OpenAI) -> None:
+    for seed in range(20):
+        message = (
+            ask(client, seed=seed, max_tokens=60, extra_body={"reasoning_budget": 20})
+            .choices[0]
+            .message
+        )
+        reasoning = getattr(message, "reasoning", None)
+        if reasoning and message.content and reasoning[3:6] not in message.content:
+            again = ask(
+                client,
+                seed=seed,
+                max_tokens=60,
+                stop=reasoning[3:6],
+                extra_body={"reasoning_budget": 20},
+            )
+            assert again.choices[0].message == message
+            return
+    raise AssertionError("no seed had reasoning and content")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_cover_the_content_tokens(client: openai.OpenAI, stream: bool) -> None:
+    for seed in range(4):
+        options: Any = {
+            "seed": seed,
+            "logprobs": True,
+            "top_logprobs": 3,
+            "extra_body": {"reasoning_budget": 5},
+            "max_tokens": 60,
+        }
+        plain = (
+            ask(client, seed=seed, max_tokens=60, extra_body={"reasoning_budget": 5})
+            .choices[0]
+            .message.content
+        )
+        if stream:
+            chunks = list(ask(client, stream=True, **options))
+            content = "".join(c.choices[0].delta.content or "" for c in chunks)
+            entries = [
+                e for c in chunks if c.choices[0].logprobs for e in c.choices[0].logprobs.content
+            ]
+        else:
+            choice = ask(client, **options).choices[0]
+            content, entries = choice.message.content, choice.logprobs.content
+        assert content == plain, "logprobs must not change the text"
+        assert b"".join(bytes(e.bytes) for e in entries).decode() == content
+        for entry in entries:
+            assert entry.logprob <= 0 and len(entry.top_logprobs) == 3
+            falling = [t.logprob for t in entry.top_logprobs]
+            assert falling == sorted(falling, reverse=True)
+
+
+def test_logprobs_end_with_the_text_at_a_stop(client: openai.OpenAI) -> None:
+    whole = content_of(client)
+    stop = whole[12:15]
+    choice = ask(
+        client, temperature=0, stop=stop, logprobs=True, extra_body={"reasoning_budget": 0}
+    ).choices[0]
+    joined = b"".join(bytes(e.bytes) for e in choice.logprobs.content)
+    assert joined.decode("utf-8", "replace") == choice.message.content == whole[: whole.index(stop)]
+
+
+def test_penalties_and_bias_change_the_answer(client: openai.OpenAI) -> None:
+    plain = content_of(client)
+    first = VOCABULARY.encode(plain)[0]
+    assert content_of(client, logit_bias={str(first): -100}) != plain
+    assert (
+        content_of(
+            client, extra_body={"repetition_penalty": 1.9}, frequency_penalty=2, presence_penalty=2
+        )
+        != plain
+    )
+
+
+# --- raw completions and tokens ---
+
+
+def test_completions_of_every_prompt_form_agree(client: openai.OpenAI) -> None:
+    ids = VOCABULARY.encode("Once upon a time")
+    texts = []
+    for prompt in ("Once upon a time", ["Once upon a time"], ids, [ids]):
+        answer = client.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=12)
+        assert answer.usage.prompt_tokens == len(ids)
+        texts.append(answer.choices[0].text)
+    assert len(set(texts)) == 1
+
+
+def test_completions_number_their_choices_and_stream_alike(client: openai.OpenAI) -> None:
+    options: Any = {"model": MODEL, "prompt": ["a", "b"], "n": 2, "seed": 5, "max_tokens": 10}
+    whole = client.completions.create(**options)
+    assert [c.index for c in whole.choices] == [0, 1, 2, 3]
+    texts: dict[int, str] = {}
+    with httpx.stream(
+        "POST", str(client.base_url) + "completions", json={**options, "stream": True}, timeout=60
+    ) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                for choice in json.loads(line[6:])["choices"]:
+                    texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+    assert texts == {c.index: c.text for c in whole.choices}
+
+
+def test_completions_default_to_sixteen_tokens_and_echo(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt="Hi", echo=True, extra_body={"ignore_eos": True}
+    )
+    assert answer.usage.completion_tokens == 16
+    assert answer.choices[0].text.startswith("Hi")
+
+
+def test_completion_logprobs(client: openai.OpenAI) -> None:
+    choice = client.completions.create(
+        model=MODEL,
+        prompt="Hi",
+        logprobs=2,
+        max_tokens=5,
+        temperature=0,
+        extra_body={"ignore_eos": True},
+    ).choices[0]
+    numbers = choice.logprobs
+    assert (
+        len(numbers.tokens)
+        == len(numbers.token_logprobs)
+        == len(numbers.top_logprobs)
+        == len(numbers.text_offset)
+        == 5
+    )
+    assert all(
+        len(top) == 2 and max(top.values()) == pytest.approx(lp)
+        for top, lp in zip(numbers.top_logprobs, numbers.token_logprobs, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [201_088]}, "prompt"), ({"suffix": "x"}, "suffix"),
+     ({"best_of": 3}, "best_of"), ({"logprobs": 6}, "logprobs"), ({"prompt": [True]}, "prompt")],
+)  # fmt: skip
+def test_bad_completions_are_named(
+    server: ServerProcess, change: dict[str, Any], param: str
+) -> None:
+    response = httpx.post(
+        f"{server.url}/v1/completions", json={"model": MODEL, "prompt": "x"} | change
+    )
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_tokenize_and_back(server: ServerProcess) -> None:
+    text = "Hello <|start|> 日本"
+    tokens = httpx.post(f"{server.url}/tokenize", json={"prompt": text}).json()
+    assert tokens["tokens"] == VOCABULARY.encode(text) and tokens["count"] == len(tokens["tokens"])
+    assert (
+        httpx.post(f"{server.url}/detokenize", json={"tokens": tokens["tokens"]}).json()["prompt"]
+        == text
+    )
+    special = httpx.post(
+        f"{server.url}/tokenize", json={"prompt": text, "parse_special": True}
+    ).json()["tokens"]
+    assert 200_006 in special
+    assert httpx.post(f"{server.url}/detokenize", json={"tokens": [-1]}).status_code == 400
+
+
+# --- what clients send besides ---
+
+
+def test_nulls_unknown_fields_and_harmless_ones_are_accepted(client: openai.OpenAI) -> None:
+    nulls = dict.fromkeys(
+        [
+            "stop",
+            "seed",
+            "n",
+            "tools",
+            "tool_choice",
+            "response_format",
+            "logit_bias",
+            "stream_options",
+            "user",
+            "audio",
+            "functions",
+            "reasoning_effort",
+        ]
+    )
+    harmless: Any = {
+        "user": "u", "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "verbosity": "low", "prompt_cache_key": "k",
+        "chat_template_kwargs": {"x": 1}, "top_k": 5, "stop": [], "tools": [], "safety_identifier": "s", "modalities": ["text"],
+    }  # fmt: skip
+    assert ask(client, extra_body=nulls, seed=None).choices
+    answer = ask(client, extra_body=harmless)
+    assert answer.service_tier == "default"
+
+
+def test_one_text_part_renders_like_the_string(client: openai.OpenAI) -> None:
+    parts: Any = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": USER["content"], "cache_control": {"type": "ephemeral"}}
+            ],
+        }
+    ]
+    assert ask(client, messages=parts).usage.prompt_tokens == ask(client).usage.prompt_tokens
+    empty: Any = [{"role": "user", "content": ""}]
+    assert ask(client, messages=empty).choices
+
+
+def test_a_full_queue_is_a_429_at_once(server: ServerProcess) -> None:
+    body = {"model": MODEL, "messages": [USER], "n": 128, "max_tokens": 3}
+    responses = [
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60) for _ in range(2)
+    ]
+    assert all(r.status_code == 200 for r in responses)
+    import concurrent.futures
+
+    long = body | {"max_tokens": 200, "ignore_eos": True}
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        many = list(
+            pool.map(
+                lambda _: httpx.post(f"{server.url}/v1/chat/completions", json=long, timeout=120),
+                range(6),
+            )
+        )
+    refused = [r for r in many if r.status_code == 429]
+    assert refused and len(refused) < 6
+    for response in refused:
+        assert int(response.headers["retry-after"]) >= 1
+        assert response.json()["error"]["code"] == "rate_limit_exceeded"

@@ -131,7 +131,9 @@ class ChatCompletionRequest(Strict):
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(stop_list), Field(max_length=4)] = None
+    stop: Annotated[
+        Annotated[list[str], Field(max_length=4)] | None, BeforeValidator(stop_list)
+    ] = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Number] | None = None

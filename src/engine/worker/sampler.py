@@ -22,6 +22,7 @@ from src.engine.sampling_params import SamplingParams
 NUM_CANDIDATES = (
     1024  # tried first for top-k, top-p and min-p; a row that needs more falls back to the whole V
 )
+INVERT_BLOCK = 128
 LOGPROB_FLOOR = -9999.0
 
 
@@ -50,15 +51,19 @@ def sample(
     _apply_bias(logits, params)
     _apply_min_tokens(logits, rows)
     apply_bitmask(logits, mask_rows, bitmask)
-    finite = torch.isfinite(logits.amax(dim=-1))
-
-    token_ids = logits.argmax(dim=-1)
-    drawn = [i for i, p in enumerate(params) if p.temperature > 0 and p.top_k != 1 and p.top_p > 0]
-    if drawn:
-        picked = torch.tensor(drawn, device=logits.device)
-        token_ids[picked] = _draw(logits[picked], [rows[i] for i in drawn])
+    peak = logits.amax(dim=-1)
+    greedy = [p.temperature == 0 or p.top_k == 1 or p.top_p == 0 for p in params]
+    token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    for rows_of, pick in ((True, _argmax), (False, _draw)):
+        chosen_rows = [i for i, g in enumerate(greedy) if g is rows_of]
+        if len(chosen_rows) == len(rows):
+            token_ids = pick(logits, peak, rows)
+        elif chosen_rows:
+            index = torch.tensor(chosen_rows, device=logits.device)
+            token_ids[index] = pick(logits[index], peak[index], [rows[i] for i in chosen_rows])
     chosen = token_ids.tolist()
-    return SamplerOutput(chosen, _collect_logprobs(raw, params, chosen), finite.tolist())
+    finite = torch.isfinite(peak).tolist()
+    return SamplerOutput(chosen, _collect_logprobs(raw, params, chosen), finite)
 
 
 def apply_bitmask(logits: torch.Tensor, mask_rows: list[int], bitmask: np.ndarray) -> None:
@@ -102,8 +107,12 @@ def philox_uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor
     return bits.double() / (1 << 53)
 
 
-def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
-    """-> int64 [R]."""
+def _argmax(logits: torch.Tensor, peak: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
+    return logits.argmax(dim=-1)
+
+
+def _draw(logits: torch.Tensor, peak: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
+    """-> int64 [R]. Changes `logits` in place."""
     device = logits.device
 
     def column(values: list[float] | list[int], dtype: torch.dtype) -> torch.Tensor:
@@ -114,24 +123,24 @@ def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
         column([p.seed for p in params], torch.int64),
         column([len(row.prompt_ids) + len(row.output_ids) for row in rows], torch.int64),
     )
-    scaled = logits / column([p.temperature for p in params], torch.float32).unsqueeze(1)
-    truncated = torch.tensor(
-        [p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params], device=device
-    )
+    temperature = column([p.temperature for p in params], torch.float32).unsqueeze(1)
+    logits.sub_(peak.unsqueeze(1)).div_(temperature)
+    truncated = [p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params]
+    if not any(truncated):
+        return _invert(logits.exp_(), uniform)
     out = torch.empty(len(rows), dtype=torch.int64, device=device)
-    plain = (~truncated).nonzero().flatten()
+    plain = column([i for i, t in enumerate(truncated) if not t], torch.int64)
+    cut = column([i for i, t in enumerate(truncated) if t], torch.int64)
+    chosen = [p for p, t in zip(params, truncated, strict=True) if t]
+    out[cut] = _draw_truncated(
+        logits[cut],
+        uniform[cut],
+        column([p.top_k or logits.shape[1] for p in chosen], torch.int64),
+        column([p.top_p for p in chosen], torch.float64),
+        column([p.min_p for p in chosen], torch.float32),
+    )
     if plain.numel():
-        out[plain] = _invert(torch.softmax(scaled[plain], dim=-1), uniform[plain])
-    cut = truncated.nonzero().flatten()
-    if cut.numel():
-        chosen = [params[i] for i in cut.tolist()]
-        out[cut] = _draw_truncated(
-            scaled[cut],
-            uniform[cut],
-            column([p.top_k or logits.shape[1] for p in chosen], torch.int64),
-            column([p.top_p for p in chosen], torch.float64),
-            column([p.min_p for p in chosen], torch.float32),
-        )
+        out[plain] = _invert(logits[plain].exp_(), uniform[plain])
     return out
 
 
@@ -184,13 +193,35 @@ def _candidates(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.T
 
 
 def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """weights [R, C] >= 0, not necessarily summing to 1, uniform [R] -> index [R] drawn in proportion."""
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    target = (uniform * cumulative[:, -1]).unsqueeze(1)
-    index = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    # the target lies below the total, but rounding may put it on the last step: stay on a token that has weight
+    """weights [R, C] >= 0, not necessarily summing to 1, uniform [R] -> index [R] drawn in proportion.
+
+    Two levels: first the block of INVERT_BLOCK candidates, then the candidate in it, so that the running sum is short.
+    """
+    num_rows, width = weights.shape
+    if width % INVERT_BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, INVERT_BLOCK - width % INVERT_BLOCK))
+    blocks = weights.view(num_rows, -1, INVERT_BLOCK)
+    block, rest = _step(blocks.sum(dim=-1, dtype=torch.float64), uniform.clone(), scale=True)
+    inside = blocks[torch.arange(num_rows, device=weights.device), block].double()
+    index, _ = _step(inside, rest, scale=False)
+    return block * INVERT_BLOCK + index
+
+
+def _step(
+    weights: torch.Tensor, target: torch.Tensor, *, scale: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (index [R] whose share of the running sum holds the target, the target within that share)."""
+    cumulative = weights.cumsum(dim=-1)
+    if scale:
+        target = target * cumulative[:, -1]
+    index = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)
+    # rounding may put the target at the very end: stay on an index that has weight
     last = weights.shape[1] - 1 - (weights.flip(-1) > 0).int().argmax(dim=-1)
-    return torch.minimum(index, last)
+    index = torch.minimum(index, last)
+    before = cumulative.gather(1, index.unsqueeze(1)).squeeze(1) - weights.gather(
+        1, index.unsqueeze(1)
+    ).squeeze(1)
+    return index, target - before
 
 
 def _apply_penalties(logits: torch.Tensor, rows: list[SamplingRow]) -> None:

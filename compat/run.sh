@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Other projects' suites against a running server:  compat/run.sh langchain|schemathesis [URL]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+suite="${1:?langchain or schemathesis}"
+export GPTOSS_URL="${2:-http://127.0.0.1:8000}"
+venv=.venv-compat
+if [ ! -f "$venv/.installed" ]; then
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install -qq --disable-pip-version-check -r compat/requirements.txt
+    touch "$venv/.installed"
+fi
+case "$suite" in
+    langchain) "$venv/bin/python" -m pytest -c /dev/null --rootdir compat -o asyncio_mode=auto \
+        -o asyncio_default_fixture_loop_scope=session -o asyncio_default_test_loop_scope=session compat/test_langchain.py -q ;;
+    schemathesis)
+        # the OpenAI specification, reduced to what this server serves: compat/openai.yaml
+        "$venv/bin/schemathesis" run compat/openai.yaml --url "$GPTOSS_URL/v1" --checks not_a_server_error \
+            --phases fuzzing --max-examples "${EXAMPLES:-1000}" --generation-deterministic --request-timeout 120
+        ;;
+    *) echo "unknown suite '$suite'" >&2; exit 2 ;;
+esac

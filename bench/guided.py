@@ -1,6 +1,6 @@
 """What guided Harmony and a JSON schema cost: time per token with and without, in turns, on one server; compile times.
 
-    python bench/guided.py --url http://127.0.0.1:8000
+python bench/guided.py --url http://127.0.0.1:8000
 """
 
 from __future__ import annotations
@@ -49,14 +49,21 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--repeat", type=int, default=9)
     args = parser.parse_args()
-    long_text = {"type": "object", "properties": {"t": {"type": "string", "minLength": 2000}}, "required": ["t"]}
+    long_text = {
+        "type": "object",
+        "properties": {"t": {"type": "string", "minLength": 2000}},
+        "required": ["t"],
+    }
     modes: dict[str, dict[str, Any]] = {
         # ignore_eos switches every grammar off
         "free": {"ignore_eos": True},
         "guided Harmony": {"reasoning_budget": 0, "min_tokens": 200},
         "JSON schema": {
             "reasoning_budget": 0,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "t", "schema": long_text}},
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "t", "schema": long_text},
+            },
         },
     }
     samples: dict[str, list[float]] = {name: [] for name in modes}

@@ -1,6 +1,6 @@
 """LangChain's own integration tests for chat models, against a running server.
 
-    GPTOSS_URL=http://127.0.0.1:8000 pytest compat/test_langchain.py
+GPTOSS_URL=http://127.0.0.1:8000 pytest compat/test_langchain.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-
 
 RANDOM = os.environ.get("GPTOSS_RANDOM_WEIGHTS", "1") == "1"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import tempfile
@@ -98,9 +99,7 @@ def model_logits(
             step, block_size, model.config.sliding_window, dtype, torch.device("cpu")
         )
         wanted = torch.arange(count)
-        batch = type(batch)(
-            batch.token_ids, batch.positions, batch.num_decodes, batch.plans, wanted
-        )
+        batch = dataclasses.replace(batch, sample_rows=wanted)
         rows.append(model.forward(batch, cache))
         table.finish_step(step, {})
     return torch.cat(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -20,10 +21,12 @@ from src.engine.client import EngineClient
 from src.harmony.vocabulary import Vocabulary
 from src.prompt_builder import PromptBuilder
 
+logger = logging.getLogger(__name__)
 
-class RequestHeaders:
-    """x-request-id and openai-processing-ms on every answer. Pure ASGI: Starlette's BaseHTTPMiddleware would hide a
-    client's disconnect from the routes."""
+
+class Frame:
+    """Around every answer: x-request-id and openai-processing-ms, and a plain 500 for what nobody caught. Pure ASGI:
+    Starlette's BaseHTTPMiddleware would hide a client's disconnect from the routes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,9 +37,12 @@ class RequestHeaders:
             return
         started = time.monotonic()
         request_id = f"req_{uuid.uuid4().hex}"
+        begun = False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 elapsed_ms = int((time.monotonic() - started) * 1000)
                 message["headers"] = [
                     *message["headers"],
@@ -46,7 +52,13 @@ class RequestHeaders:
                 ]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            logger.exception("unhandled error in %s (%s)", scope["path"], request_id)
+            if begun:
+                raise
+            await errors.internal_error()(scope, receive, send_with_headers)
 
 
 def create_app(
@@ -97,5 +109,5 @@ def create_app(
     modules: list[Any] = [chat, completions, models, system]
     for module in modules:
         app.include_router(module.router)
-    app.add_middleware(RequestHeaders)
+    app.add_middleware(Frame)
     return app

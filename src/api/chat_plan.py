@@ -75,8 +75,12 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
                 f"Unknown profile {request.profile!r}; there are {', '.join(PROFILES)}.", "profile"
             )
         profile = PROFILES[request.profile]
-    tools = plan_tools(request)
-    response_format = _response_format(request)
+    if request.tools or request.functions or request.response_format:  # schemas are compiled
+        tools, response_format = await asyncio.to_thread(
+            lambda: (plan_tools(request), _response_format(request))
+        )
+    else:
+        tools, response_format = plan_tools(request), None
     effort = EFFORTS[_effort(request) or profile.effort]
     messages = [m.model_dump(exclude_none=True) for m in request.messages]
     try:

@@ -7,6 +7,7 @@ token ids, so the model can only write them in the one form it was trained on: c
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from src.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETUR
 
 # One space, or a line break and its indentation: what models write, and bounded, so that no answer ends in blanks.
 _WHITESPACE = r"(\n {0,32}| )"
+MAX_CHECKED = 10_000  # schemas and grammars known to compile
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -90,7 +92,16 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
 def check_schema(schema: Any) -> None:
     """Raises SchemaError, before anything is generated, for a schema that the grammar cannot enforce."""
     try:
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+        text = json.dumps(schema)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(str(error)) from error
+    _check_schema_text(text)
+
+
+@functools.lru_cache(maxsize=MAX_CHECKED)
+def _check_schema_text(text: str) -> None:
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(text)
     except (ValueError, RecursionError) as error:
         raise SchemaError(str(error)) from error
     problem = LLMatcher.validate_grammar(grammar, None)
@@ -98,6 +109,7 @@ def check_schema(schema: Any) -> None:
         raise SchemaError(problem.splitlines()[0] if problem.startswith("Unimpl") else problem)
 
 
+@functools.lru_cache(maxsize=MAX_CHECKED)
 def check_grammar(grammar: str) -> None:
     """Raises SchemaError for a whole turn's grammar that does not compile (too large, say)."""
     problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar), None)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from src.kernels import native
+
 QUERY_TILE = 512
 
 
@@ -33,6 +35,42 @@ class PrefillPlan:
     first_position: int  # position of the first new token in its sequence
     first_key: int  # position of the first cached token that any new token sees
     slots: torch.Tensor  # int64 [S], slots of positions first_key ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """Where one step reads and writes the cache, for all layers of one kind (full or sliding)."""
+
+    slot_mapping: torch.Tensor  # int64 [T], where the new keys and values go
+    num_decodes: int  # sequences with one new token, which come first in the batch
+    decode: DecodePlan | None = None
+    prefills: tuple[PrefillPlan, ...] = ()
+    spans: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = (
+        None  # for native.attention
+    )
+
+
+def paged_attention(
+    qkv: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    sinks: torch.Tensor,
+    plan: AttentionPlan,
+    window: int | None,
+    scale: float,
+) -> torch.Tensor:
+    """qkv [T, N + 2 G, D], rotated, its keys and values in the cache already -> [T, N D]."""
+    if plan.spans is not None:
+        return native.attention(qkv, key_cache, value_cache, sinks, plan.spans, scale)
+    query = qkv[:, : sinks.shape[0]]
+    parts = []
+    if plan.decode is not None:
+        rows = query[: plan.num_decodes]
+        parts.append(decode_attention_ref(rows, key_cache, value_cache, sinks, plan.decode, scale))
+    for p in plan.prefills:
+        rows = query[p.first_token : p.first_token + p.num_tokens]
+        parts.append(prefill_attention_ref(rows, key_cache, value_cache, sinks, p, window, scale))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
 
 
 def decode_attention_ref(
@@ -89,7 +127,7 @@ def prefill_attention_ref(
         .transpose(0, 1)
         .repeat_interleave(repeat, dim=0)
     )
-    out = torch.empty_like(query)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for start in range(0, num_tokens, QUERY_TILE):
         end = min(start + QUERY_TILE, num_tokens)
         positions = torch.arange(

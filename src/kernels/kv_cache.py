@@ -1,4 +1,4 @@
-"""Writing keys and values into the block-structured cache.
+"""Rotating queries and keys, and writing keys and values into the block-structured cache.
 
 Shapes: T tokens, NB blocks, BS tokens a block, G key-value heads, D head_dim.
     key_cache, value_cache  [NB, BS, G, D]
@@ -8,6 +8,9 @@ Shapes: T tokens, NB blocks, BS tokens a block, G key-value heads, D head_dim.
 from __future__ import annotations
 
 import torch
+
+from src.kernels import native
+from src.kernels.rope import apply_rope_ref
 
 
 def store_kv_ref(
@@ -20,3 +23,22 @@ def store_kv_ref(
     """key, value [T, G, D] -> into the caches, at `slot_mapping`."""
     key_cache.flatten(0, 1).index_copy_(0, slot_mapping, key)
     value_cache.flatten(0, 1).index_copy_(0, slot_mapping, value)
+
+
+def rope_and_store(
+    qkv: torch.Tensor,
+    rope: tuple[torch.Tensor, torch.Tensor],
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    num_heads: int,
+) -> torch.Tensor:
+    """qkv [T, N + 2 G, D], queries first -> the same with queries and keys rotated; `qkv` itself may be changed."""
+    if native.supports(qkv):
+        native.rope_and_store(qkv, *rope, slot_mapping, key_cache, value_cache, num_heads)
+        return qkv
+    num_groups = key_cache.shape[2]
+    rotated = apply_rope_ref(qkv[:, : num_heads + num_groups], *rope)
+    value = qkv[:, num_heads + num_groups :]
+    store_kv_ref(rotated[:, num_heads:], value, key_cache, value_cache, slot_mapping)
+    return torch.cat((rotated, value), dim=1)

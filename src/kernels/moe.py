@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from src.kernels import native
 from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4
 
 SWIGLU_ALPHA = 1.702
@@ -82,3 +83,21 @@ def _grouped_linear(
             matrix = dequantize_mxfp4(matrix, part.dtype)
         parts.append(torch.mm(part, matrix.t()))
     return torch.cat(parts)
+
+
+def moe_forward(
+    x: torch.Tensor,
+    router_logits: torch.Tensor,
+    experts_per_token: int,
+    params: ExpertWeights,
+    swiglu_limit: float,
+    residual: torch.Tensor,
+) -> torch.Tensor:
+    """x [T, H] normed, router_logits [T, E], residual [T, H] -> residual + what the experts add."""
+    if native.supports(x):
+        experts, weights = native.route(router_logits.float(), experts_per_token)
+        return native.moe(
+            x, experts, weights, params.w1, params.b1, params.w2, params.b2, residual, swiglu_limit
+        )
+    experts, weights = route_ref(router_logits, experts_per_token)
+    return residual + moe_forward_ref(x, experts, weights, params, swiglu_limit)

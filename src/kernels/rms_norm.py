@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from src.kernels import native
+
 
 def rms_norm_ref(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
     """x [T, H], scale [H] -> [T, H] in the dtype of `x`."""
@@ -15,3 +17,7 @@ def rms_norm_ref(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tens
     t = x.float()
     t = t * torch.rsqrt(t.square().mean(dim=-1, keepdim=True) + eps)
     return (t * scale.float()).to(x.dtype)
+
+
+def rms_norm(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+    return native.rms_norm(x, scale, eps) if native.supports(x) else rms_norm_ref(x, scale, eps)

@@ -13,34 +13,20 @@ import torch.nn.functional as F
 
 from src.engine.config import SLIDING, ModelConfig
 from src.engine.model.weights import LayerWeights, ModelWeights
-from src.kernels.attention import (
-    DecodePlan,
-    PrefillPlan,
-    decode_attention_ref,
-    prefill_attention_ref,
-)
-from src.kernels.kv_cache import store_kv_ref
-from src.kernels.moe import moe_forward_ref, route_ref
-from src.kernels.rms_norm import rms_norm_ref
-from src.kernels.rope import apply_rope_ref, rope_tables, yarn_inverse_frequencies
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionPlan:
-    """Where this step reads and writes the cache, for all layers of one kind (full or sliding)."""
-
-    slot_mapping: torch.Tensor  # int64 [T]
-    decode: DecodePlan | None  # the first `num_decodes` rows of the batch
-    prefills: list[PrefillPlan]
+from src.kernels.attention import AttentionPlan, paged_attention
+from src.kernels.kv_cache import rope_and_store
+from src.kernels.linear import linear
+from src.kernels.moe import moe_forward
+from src.kernels.rms_norm import rms_norm
+from src.kernels.rope import rope_tables, yarn_inverse_frequencies
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """One step's input. Sequences with one new token come first."""
+    """One step's input."""
 
     token_ids: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T]
-    num_decodes: int
     plans: dict[str, AttentionPlan]  # layer type -> plan
     sample_rows: torch.Tensor  # int64 [R], rows whose logits are wanted
 
@@ -71,57 +57,39 @@ class GptOss:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, cache: list[LayerCache]) -> torch.Tensor:
         """-> logits float32 [R, V] of `batch.sample_rows`; writes the new keys and values into `cache`."""
+        c = self.config
         x = F.embedding(batch.token_ids, self.weights.embedding)
         rope = rope_tables(batch.positions, self._inverse_frequencies, self._concentration)
         for index, layer in enumerate(self.weights.layers):
-            x = x + self._attention(
-                x, layer, self.config.layer_types[index], batch, cache[index], rope
-            )
-            x = x + self._mlp(x, layer)
-        x = rms_norm_ref(x[batch.sample_rows], self.weights.final_norm, self.config.rms_norm_eps)
-        return F.linear(x, self.weights.lm_head).float()
+            layer_type = c.layer_types[index]
+            x = self._attention(x, layer, layer_type, batch.plans[layer_type], cache[index], rope)
+            x = self._mlp(x, layer)
+        x = rms_norm(x[batch.sample_rows], self.weights.final_norm, c.rms_norm_eps)
+        return linear(x, self.weights.lm_head, out_dtype=torch.float32)
 
     def _attention(
         self,
         x: torch.Tensor,
         layer: LayerWeights,
         layer_type: str,
-        batch: ForwardBatch,
+        plan: AttentionPlan,
         cache: LayerCache,
         rope: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
         c = self.config
-        t = rms_norm_ref(x, layer.attention_norm, c.rms_norm_eps)
-        qkv = F.linear(t, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, c.head_dim)
-        query, key, value = qkv.split(
-            [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads], dim=1
+        t = rms_norm(x, layer.attention_norm, c.rms_norm_eps)
+        qkv = linear(t, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, c.head_dim)
+        qkv = rope_and_store(
+            qkv, rope, cache.key, cache.value, plan.slot_mapping, c.num_attention_heads
         )
-        query, key = apply_rope_ref(query, *rope), apply_rope_ref(key, *rope)
-        plan = batch.plans[layer_type]
-        store_kv_ref(key, value, cache.key, cache.value, plan.slot_mapping)
         window = c.sliding_window if layer_type == SLIDING else None
-
-        parts = []
-        if plan.decode is not None:
-            rows = query[: batch.num_decodes]
-            parts.append(
-                decode_attention_ref(
-                    rows, cache.key, cache.value, layer.sinks, plan.decode, self._scale
-                )
-            )
-        for p in plan.prefills:
-            rows = query[p.first_token : p.first_token + p.num_tokens]
-            parts.append(
-                prefill_attention_ref(
-                    rows, cache.key, cache.value, layer.sinks, p, window, self._scale
-                )
-            )
-        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return F.linear(attended.flatten(1), layer.out, layer.out_bias)
+        t = paged_attention(qkv, cache.key, cache.value, layer.sinks, plan, window, self._scale)
+        return linear(t, layer.out, layer.out_bias, residual=x)
 
     def _mlp(self, x: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
-        t = rms_norm_ref(x, layer.mlp_norm, self.config.rms_norm_eps)
-        experts, weights = route_ref(
-            F.linear(t, layer.router, layer.router_bias), self.config.experts_per_token
+        c = self.config
+        t = rms_norm(x, layer.mlp_norm, c.rms_norm_eps)
+        logits = linear(t, layer.router, layer.router_bias)
+        return moe_forward(
+            t, logits, c.experts_per_token, layer.experts, c.swiglu_limit, residual=x
         )
-        return moe_forward_ref(t, experts, weights, layer.experts, self.config.swiglu_limit)

@@ -12,9 +12,10 @@ import torch
 
 from src.engine.config import FULL, SLIDING
 from src.engine.messages import NewRequest, SchedulerOutput
-from src.engine.model.gpt_oss import AttentionPlan, ForwardBatch
+from src.engine.model.gpt_oss import ForwardBatch
 from src.engine.sampling_params import SamplingParams
-from src.kernels.attention import DecodePlan, PrefillPlan
+from src.kernels import native
+from src.kernels.attention import AttentionPlan, DecodePlan, PrefillPlan
 
 
 class _Growing:
@@ -131,7 +132,6 @@ def build_batch(
     return ForwardBatch(
         torch.from_numpy(token_ids).to(device),
         torch.from_numpy(positions).to(device),
-        num_decodes,
         plans,
         torch.tensor(sample_rows, dtype=torch.int64, device=device),
     )
@@ -161,6 +161,11 @@ def _plan(
     slot_mapping = np.concatenate(
         [slots(table, positions[offsets[i] : offsets[i + 1]]) for i, table in enumerate(tables)]
     )
+    mapping = torch.from_numpy(slot_mapping).to(device)
+    if native.supports(torch.empty(0, dtype=dtype, device=device)):
+        return AttentionPlan(
+            mapping, num_decodes, spans=_spans(rows, starts, positions, tables, window, block_size)
+        )
     decode = None
     if num_decodes:
         spans = [np.arange(first_key(start), start + 1) for start in starts[:num_decodes]]
@@ -170,9 +175,8 @@ def _plan(
         for i, span in enumerate(spans):
             gathered[i, : len(span)] = slots(tables[i], span)
             hidden[i, : len(span)] = False
-        bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(
-            torch.from_numpy(hidden), float("-inf")
-        )
+        bias = torch.zeros(hidden.shape, dtype=dtype)
+        bias.masked_fill_(torch.from_numpy(hidden), float("-inf"))
         decode = DecodePlan(
             torch.from_numpy(gathered.ravel()).to(device), bias[:, None, None].to(device)
         )
@@ -181,4 +185,32 @@ def _plan(
         first, end = first_key(starts[i]), starts[i] + rows.counts[i]
         span_slots = torch.from_numpy(slots(tables[i], np.arange(first, end))).to(device)
         prefills.append(PrefillPlan(int(offsets[i]), rows.counts[i], starts[i], first, span_slots))
-    return AttentionPlan(torch.from_numpy(slot_mapping).to(device), decode, prefills)
+    return AttentionPlan(mapping, num_decodes, decode, tuple(prefills))
+
+
+def _spans(
+    rows: StepRows,
+    starts: list[int],
+    positions: np.ndarray,
+    tables: list[np.ndarray],
+    window: int | None,
+    block_size: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """-> (slots of all sequences' visible tokens, and for each new token base, first and last), as native.attention
+    wants them: position p of the token's sequence lies in slots[base + p]."""
+    parts, bases, total = [], [], 0
+    for start, count, table in zip(starts, rows.counts, tables, strict=True):
+        first = 0 if window is None else max(0, start - window + 1)
+        span = np.arange(first, start + count)
+        parts.append(table[span // block_size] * block_size + span % block_size)
+        bases.append(total - first)
+        total += len(span)
+    base = np.repeat(np.array(bases, np.int64), rows.counts)
+    first_seen = (
+        np.zeros_like(positions) if window is None else np.maximum(0, positions - window + 1)
+    )
+    arrays = (np.concatenate(parts), base, first_seen, positions)
+    slots, base_of, first_of, last_of = (
+        torch.from_numpy(np.ascontiguousarray(a, np.int64)) for a in arrays
+    )
+    return slots, base_of, first_of, last_of

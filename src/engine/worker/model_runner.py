@@ -12,6 +12,7 @@ from src.engine.messages import ModelRunnerOutput, SchedulerOutput
 from src.engine.model.gpt_oss import GptOss, LayerCache
 from src.engine.worker.batch import RequestTable, StepRows, build_batch
 from src.engine.worker.sampler import SamplingRow, sample
+from src.kernels import native
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ class ModelRunner:
         self._dtype = dtype
         self._device = device
         self._table = RequestTable()
+        # the native kernels give each row the same result in any batch; torch does not
+        self._one_by_one = config.batch_invariant and not native.supports(
+            torch.empty(0, dtype=dtype, device=device)
+        )
         self._mask_words = -(-config.model.vocab_size // 32)
 
     def execute_model(self, out: SchedulerOutput) -> ModelRunnerOutput:
@@ -40,7 +45,7 @@ class ModelRunner:
         if not rows.states:
             return ModelRunnerOutput({}, {})
         try:
-            result = self._run(rows, out)
+            result = self._run_invariant(rows, out) if self._one_by_one else self._run(rows, out)
         except (RuntimeError, MemoryError, IndexError, ValueError) as error:
             if len(rows.states) == 1:
                 raise
@@ -50,6 +55,20 @@ class ModelRunner:
             result = self._run_one_by_one(rows, out, error)
         self._table.finish_step(rows, result.sampled)
         return result
+
+    def _run_invariant(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
+        """Every token through the model by itself: torch's matrix products round differently for other shapes."""
+        merged = ModelRunnerOutput({}, {}, {})
+        for state, count in zip(rows.states, rows.counts, strict=True):
+            start = state.num_computed_tokens
+            for offset in range(count):
+                state.num_computed_tokens = start + offset
+                result = self._run(StepRows([state], [1]), out)
+                merged.sampled |= result.sampled
+                merged.logprobs |= result.logprobs
+                merged.failed |= result.failed
+            state.num_computed_tokens = start
+        return merged
 
     def _run_one_by_one(
         self, rows: StepRows, out: SchedulerOutput, cause: Exception

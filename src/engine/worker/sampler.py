@@ -11,6 +11,7 @@ Shapes: R rows to sample, V vocabulary, C candidates that survive truncation.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,19 +70,22 @@ def sample(
 def apply_bitmask(logits: torch.Tensor, mask_rows: list[int], bitmask: np.ndarray) -> None:
     """Sets the logits of disallowed tokens to -inf. Words that allow all their 32 tokens cost nothing: in free text
     only the few words with special tokens or stray bytes are touched."""
-    vocab = logits.shape[1]
     for row, words in zip(mask_rows, bitmask, strict=True):
-        restricted = np.flatnonzero(words != -1)
-        if restricted.size == 0:
-            continue
-        bits = np.unpackbits(
-            words[restricted].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little"
-        )
-        word, bit = np.nonzero(bits == 0)
-        banned = restricted[word] * 32 + bit
-        logits[row].index_fill_(
-            0, torch.from_numpy(banned[banned < vocab]).to(logits.device), float("-inf")
-        )
+        banned = _banned(words.tobytes(), logits.shape[1])
+        if banned.numel():
+            logits[row].index_fill_(0, banned.to(logits.device), float("-inf"))
+
+
+@functools.lru_cache(
+    maxsize=128
+)  # free text has one mask, and JSON meets the same ones again and again
+def _banned(mask: bytes, vocab: int) -> torch.Tensor:
+    words = np.frombuffer(mask, np.int32)
+    restricted = np.flatnonzero(words != -1)
+    bits = np.unpackbits(words[restricted].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+    word, bit = np.nonzero(bits == 0)
+    banned = restricted[word] * 32 + bit
+    return torch.from_numpy(banned[banned < vocab])
 
 
 def philox_uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from src.engine.model.gpt_oss import GptOss, LayerCache
 from src.engine.model.weights import Checkpoint, WeightLoader, dummy_weights, iterate_tensors
 from src.engine.sampling_params import SamplingParams
 from src.engine.worker.model_runner import ModelRunner
+from src.kernels import native
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +114,17 @@ class Worker:
 
     @property
     def kernel_path(self) -> str:
-        return "torch"
+        return "native" if self._native else "torch"
+
+    @property
+    def _native(self) -> bool:
+        return native.supports(torch.empty(0, dtype=self.dtype, device=self.device))
 
     def _dequantize(self) -> bool:
-        """MXFP4 experts are unpacked at load where that fits twice over: it is the fastest form for torch."""
+        """MXFP4 experts are unpacked at load where that fits twice over: it is the fastest form for torch. The native
+        kernels read them packed."""
+        if self._native:
+            return False
         c = self.config.model
         element = torch.empty((), dtype=self.dtype).element_size()
         experts = c.num_layers * c.num_experts * 3 * c.hidden_size * c.intermediate_size * element

@@ -1,0 +1,371 @@
+// CPU kernels for bfloat16 on AVX-512 with the BF16 dot product. Compiled at first use by kernels/native.py.
+//
+// Each output element is one accumulator chain over k in a fixed order, whatever the number of rows: results do not
+// depend on what else is in the batch, nor on how a prompt is cut into chunks.
+//
+// Shapes: M rows, N outputs, K inputs; T tokens, H hidden, I intermediate, E experts, k experts per token; heads = query
+// heads, groups = key-value heads, D head_dim (64).
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+typedef uint16_t bf16;
+
+static inline float to_float(bf16 x) {
+    uint32_t bits = uint32_t(x) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline bf16 to_bf16(float f) {  // round to nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    if ((bits & 0x7FFFFFFF) > 0x7F800000) return uint16_t(bits >> 16) | 0x40;
+    return uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline __m512bh load_bf16(const bf16* p, __mmask32 mask) {
+    return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
+}
+
+static inline __mmask32 tail_mask(int64_t left) {
+    return left >= 32 ? 0xFFFFFFFFu : (__mmask32)((1u << left) - 1);
+}
+
+// --- linear: out[m, n] = x[m] . w[n] + bias[n] ---
+
+template <int RM, int RN>
+static inline void dot_tile(const bf16* x, const bf16* w, int64_t K, float* out, int64_t stride) {
+    __m512 acc[RM][RN];
+    for (int i = 0; i < RM; i++)
+        for (int j = 0; j < RN; j++) acc[i][j] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < K; k += 32) {
+        const __mmask32 mask = tail_mask(K - k);
+        __m512bh a[RM];
+        for (int i = 0; i < RM; i++) a[i] = load_bf16(x + i * K + k, mask);
+        for (int j = 0; j < RN; j++) {
+            const __m512bh b = load_bf16(w + j * K + k, mask);
+            for (int i = 0; i < RM; i++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a[i], b);
+        }
+    }
+    for (int i = 0; i < RM; i++)
+        for (int j = 0; j < RN; j++) out[i * stride + j] = _mm512_reduce_add_ps(acc[i][j]);
+}
+
+template <int RN>
+static inline void dot_rows(const bf16* x, int64_t rows, const bf16* w, int64_t K, float* out, int64_t stride) {
+    int64_t m = 0;
+    for (; m + 4 <= rows; m += 4) dot_tile<4, RN>(x + m * K, w, K, out + m * stride, stride);
+    for (; m < rows; m++) dot_tile<1, RN>(x + m * K, w, K, out + m * stride, stride);
+}
+
+extern "C" void linear(const bf16* x, const bf16* w, const bf16* bias, const bf16* residual, void* out, int out_is_float,
+                       int64_t M, int64_t N, int64_t K) {
+    const int64_t tile_n = 16, tile_m = 64;
+    const int64_t blocks = (N + tile_n - 1) / tile_n;
+#pragma omp parallel for schedule(static)
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t n0 = block * tile_n, width = std::min(tile_n, N - n0);
+        float part[64 * 16];
+        for (int64_t m0 = 0; m0 < M; m0 += tile_m) {
+            const int64_t rows = std::min(tile_m, M - m0);
+            int64_t n = 0;
+            for (; n + 4 <= width; n += 4) dot_rows<4>(x + m0 * K, rows, w + (n0 + n) * K, K, part + n, tile_n);
+            for (; n < width; n++) dot_rows<1>(x + m0 * K, rows, w + (n0 + n) * K, K, part + n, tile_n);
+            for (int64_t m = 0; m < rows; m++)
+                for (int64_t j = 0; j < width; j++) {
+                    const int64_t at = (m0 + m) * N + n0 + j;
+                    float value = part[m * tile_n + j] + (bias ? to_float(bias[n0 + j]) : 0.0f);
+                    if (residual) value += to_float(residual[at]);
+                    if (out_is_float) ((float*)out)[at] = value;
+                    else ((bf16*)out)[at] = to_bf16(value);
+                }
+        }
+    }
+}
+
+// --- RMSNorm ---
+
+extern "C" void rms_norm(const bf16* x, const bf16* scale, bf16* out, float eps, int64_t T, int64_t H) {
+#pragma omp parallel for schedule(static) if (T > 8)
+    for (int64_t t = 0; t < T; t++) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t h = 0; h < H; h += 32) {
+            const __m512bh v = load_bf16(x + t * H + h, tail_mask(H - h));
+            sum = _mm512_dpbf16_ps(sum, v, v);
+        }
+        const float r = 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / H + eps);
+        for (int64_t h = 0; h < H; h++) out[t * H + h] = to_bf16(to_float(x[t * H + h]) * r * to_float(scale[h]));
+    }
+}
+
+// --- rotary embedding of Q and K, then K and V into the cache ---
+// qkv [T, heads + 2 groups, D] changed in place; cos, sin float [T, D / 2]; slots [T]
+
+extern "C" void rope_and_store(bf16* qkv, const float* cos, const float* sin, const int64_t* slots, bf16* key_cache,
+                               bf16* value_cache, int64_t T, int64_t heads, int64_t groups, int64_t D) {
+    const int64_t half = D / 2, width = (heads + 2 * groups) * D;
+#pragma omp parallel for schedule(static) if (T > 8)
+    for (int64_t t = 0; t < T; t++) {
+        const float *c = cos + t * half, *s = sin + t * half;
+        for (int64_t n = 0; n < heads + groups; n++) {
+            bf16* v = qkv + t * width + n * D;
+            for (int64_t d = 0; d < half; d++) {
+                const float a = to_float(v[d]), b = to_float(v[d + half]);
+                v[d] = to_bf16(a * c[d] - b * s[d]);
+                v[d + half] = to_bf16(b * c[d] + a * s[d]);
+            }
+        }
+        const bf16* key = qkv + t * width + heads * D;
+        std::memcpy(key_cache + slots[t] * groups * D, key, groups * D * sizeof(bf16));
+        std::memcpy(value_cache + slots[t] * groups * D, key + groups * D, groups * D * sizeof(bf16));
+    }
+}
+
+// --- attention over the block cache, with sinks ---
+// Query t sees positions first[t] .. last[t]; the slot of position p is slots[base[t] + p].
+
+static inline __m512 exp_ps(__m512 x) {  // 2^n 2^f by a degree-6 polynomial: relative error below 2e-7
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f));
+    const __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_sub_ps(t, n);
+    __m512 p = _mm512_set1_ps(1.5403530e-4f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+
+template <int QH>  // query heads handled together
+static void attend(const bf16* query, const bf16* key_cache, const bf16* value_cache, const bf16* sinks, bf16* out,
+                   const int64_t* slots, int64_t count, int64_t row, int64_t column, float scale, float* scores) {
+    __m512bh q[QH][2];
+    for (int h = 0; h < QH; h++) {
+        q[h][0] = load_bf16(query + h * 64, ~0u);
+        q[h][1] = load_bf16(query + h * 64 + 32, ~0u);
+    }
+    const int64_t padded = (count + 15) / 16 * 16;
+    for (int64_t s = 0; s < count; s++) {
+        const bf16* key = key_cache + slots[s] * row + column;
+        const __m512bh k0 = load_bf16(key, ~0u), k1 = load_bf16(key + 32, ~0u);
+        for (int h = 0; h < QH; h++) {
+            const __m512 d = _mm512_dpbf16_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), q[h][0], k0), q[h][1], k1);
+            scores[h * padded + s] = _mm512_reduce_add_ps(d) * scale;
+        }
+    }
+    float inverse[QH];
+    for (int h = 0; h < QH; h++) {
+        float* row_scores = scores + h * padded;
+        for (int64_t s = count; s < padded; s++) row_scores[s] = -INFINITY;
+        const float sink = to_float(sinks[h]);
+        __m512 top = _mm512_set1_ps(sink);
+        for (int64_t s = 0; s < padded; s += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(row_scores + s));
+        const float peak = _mm512_reduce_max_ps(top);
+        __m512 total = _mm512_setzero_ps();
+        for (int64_t s = 0; s < padded; s += 16) {
+            const __m512 v = _mm512_loadu_ps(row_scores + s);
+            const __mmask16 seen = _mm512_cmp_ps_mask(v, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
+            const __m512 e = _mm512_maskz_mov_ps(seen, exp_ps(_mm512_sub_ps(v, _mm512_set1_ps(peak))));
+            _mm512_storeu_ps(row_scores + s, e);
+            total = _mm512_add_ps(total, e);
+        }
+        inverse[h] = 1.0f / (_mm512_reduce_add_ps(total) + std::exp(sink - peak));
+    }
+    __m512 acc[QH][4];
+    for (int h = 0; h < QH; h++)
+        for (int d = 0; d < 4; d++) acc[h][d] = _mm512_setzero_ps();
+    for (int64_t s = 0; s < count; s++) {
+        const bf16* value = value_cache + slots[s] * row + column;
+        __m512 v[4];
+        for (int d = 0; d < 4; d++)
+            v[d] = _mm512_castsi512_ps(
+                _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(value + 16 * d))), 16));
+        for (int h = 0; h < QH; h++) {
+            const __m512 p = _mm512_set1_ps(scores[h * padded + s]);
+            for (int d = 0; d < 4; d++) acc[h][d] = _mm512_fmadd_ps(p, v[d], acc[h][d]);
+        }
+    }
+    for (int h = 0; h < QH; h++) {
+        float line[64];
+        for (int d = 0; d < 4; d++) _mm512_storeu_ps(line + 16 * d, acc[h][d]);
+        for (int d = 0; d < 64; d++) out[h * 64 + d] = to_bf16(line[d] * inverse[h]);
+    }
+}
+
+extern "C" void attention(const bf16* qkv, const bf16* key_cache, const bf16* value_cache, const bf16* sinks, bf16* out,
+                          const int64_t* slots, const int64_t* base, const int64_t* first, const int64_t* last,
+                          float scale, int64_t T, int64_t heads, int64_t groups) {
+    const int64_t D = 64, per_group = heads / groups, width = (heads + 2 * groups) * D;
+    int64_t longest = 0;
+    for (int64_t t = 0; t < T; t++) longest = std::max(longest, last[t] - first[t] + 1);
+    const int64_t padded = (longest + 15) / 16 * 16;
+#pragma omp parallel
+    {
+        std::vector<float> scores(4 * padded);
+#pragma omp for schedule(dynamic, 4) collapse(2)
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t g = 0; g < groups; g++) {
+                const int64_t count = last[t] - first[t] + 1;
+                const int64_t* where = slots + base[t] + first[t];
+                int64_t h = g * per_group;
+                const int64_t end = h + per_group;
+                for (; h + 4 <= end; h += 4)
+                    attend<4>(qkv + t * width + h * D, key_cache, value_cache, sinks + h, out + (t * heads + h) * D,
+                              where, count, groups * D, g * D, scale, scores.data());
+                for (; h < end; h++)
+                    attend<1>(qkv + t * width + h * D, key_cache, value_cache, sinks + h, out + (t * heads + h) * D,
+                              where, count, groups * D, g * D, scale, scores.data());
+            }
+    }
+}
+
+// --- mixture of experts ---
+
+struct Mxfp4Matrix {  // one expert: R rows of K / 32 groups
+    const uint8_t* blocks;
+    const uint8_t* scales;
+};
+
+static const __m512i* e2m1_table() {
+    alignas(64) static bf16 table[32];
+    static const bool ready = [] {
+        const float values[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+        for (int i = 0; i < 32; i++) table[i] = to_bf16((i & 8) ? -values[i & 7] : values[i & 7]);
+        return true;
+    }();
+    (void)ready;
+    return (const __m512i*)table;
+}
+
+static inline __m512bh decode_group(const uint8_t* block, __m512i table) {
+    // 16 bytes -> 32 indices in order: the lower nibble of byte b is column 2 b
+    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)block));
+    const __m256i low = _mm256_and_si256(bytes, _mm256_set1_epi16(15)), high = _mm256_srli_epi16(bytes, 4);
+    const __m512i index = _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+    return (__m512bh)_mm512_permutexvar_epi16(index, table);
+}
+
+static inline float scale_of(uint8_t s) {  // 2^(s - 127); s = 0 is the denormal 2^-127
+    const uint32_t bits = s ? uint32_t(s) << 23 : 0x00400000u;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+
+template <int RM>
+static inline void mxfp4_rows(const bf16* const* x, Mxfp4Matrix w, int64_t n, int64_t K, float* out) {
+    const __m512i table = *e2m1_table();
+    const int64_t groups = K / 32;
+    const uint8_t *block = w.blocks + n * groups * 16, *scale = w.scales + n * groups;
+    __m512 acc[RM];
+    for (int i = 0; i < RM; i++) acc[i] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < groups; g++) {
+        const __m512bh weights = decode_group(block + g * 16, table);
+        const __m512 s = _mm512_set1_ps(scale_of(scale[g]));
+        for (int i = 0; i < RM; i++) {
+            const __m512 part = _mm512_dpbf16_ps(_mm512_setzero_ps(), weights, load_bf16(x[i] + g * 32, ~0u));
+            acc[i] = _mm512_fmadd_ps(part, s, acc[i]);
+        }
+    }
+    for (int i = 0; i < RM; i++) out[i] = _mm512_reduce_add_ps(acc[i]);
+}
+
+static inline void expert_dots(const bf16* const* x, int64_t rows, const void* blocks, const uint8_t* scales, int64_t expert,
+                               int64_t R, int64_t n, int64_t K, float* out) {
+    if (scales) {
+        const Mxfp4Matrix w{(const uint8_t*)blocks + expert * R * K / 2, scales + expert * R * (K / 32)};
+        int64_t m = 0;
+        for (; m + 8 <= rows; m += 8) mxfp4_rows<8>(x + m, w, n, K, out + m);
+        for (; m + 4 <= rows; m += 4) mxfp4_rows<4>(x + m, w, n, K, out + m);
+        for (; m < rows; m++) mxfp4_rows<1>(x + m, w, n, K, out + m);
+    } else {
+        const bf16* w = (const bf16*)blocks + (expert * R + n) * K;
+        for (int64_t m = 0; m < rows; m++) dot_tile<1, 1>(x[m], w, K, out + m, 1);
+    }
+}
+
+// logits [T, E] -> the k largest (ties: the smaller index), softmax over them alone
+extern "C" void route(const float* logits, int64_t* experts, float* weights, int64_t T, int64_t E, int64_t k) {
+    for (int64_t t = 0; t < T; t++) {
+        const float* row = logits + t * E;
+        float total = 0;
+        for (int64_t j = 0; j < k; j++) {
+            int64_t best = -1;
+            for (int64_t e = 0; e < E; e++) {
+                bool taken = false;
+                for (int64_t i = 0; i < j; i++) taken |= experts[t * k + i] == e;
+                if (!taken && (best < 0 || row[e] > row[best])) best = e;
+            }
+            experts[t * k + j] = best;
+            weights[t * k + j] = std::exp(row[best] - row[experts[t * k]]);
+            total += weights[t * k + j];
+        }
+        for (int64_t j = 0; j < k; j++) weights[t * k + j] /= total;
+    }
+}
+
+// out[t] = residual[t] + sum_j weight[t, j] * (w2 . swiglu(w1 . x[t] + b1) + b2); w1 rows: I gates, then I ups.
+// scales null: the matrices are bf16 instead of MXFP4. hidden [T k, I] and parts [T k, H] are scratch.
+extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights, const void* w1, const uint8_t* s1,
+                    const bf16* b1, const void* w2, const uint8_t* s2, const bf16* b2, const bf16* residual, bf16* out,
+                    bf16* hidden, float* parts, float limit, int64_t T, int64_t k, int64_t E, int64_t H, int64_t I) {
+    std::vector<int64_t> start(E + 1, 0), rows(T * k);
+    for (int64_t i = 0; i < T * k; i++) start[experts[i] + 1]++;
+    for (int64_t e = 0; e < E; e++) start[e + 1] += start[e];
+    std::vector<int64_t> next(start.begin(), start.end() - 1), active;
+    for (int64_t i = 0; i < T * k; i++) rows[next[experts[i]]++] = i;
+    for (int64_t e = 0; e < E; e++)
+        if (start[e + 1] > start[e]) active.push_back(e);
+    std::vector<const bf16*> x_of(T * k), h_of(T * k);
+    for (int64_t r = 0; r < T * k; r++) {
+        x_of[r] = x + rows[r] / k * H;
+        h_of[r] = hidden + r * I;
+    }
+    const int64_t chunk = 32, chunks1 = (I + chunk - 1) / chunk, chunks2 = (H + chunk - 1) / chunk;
+#pragma omp parallel
+    {
+        std::vector<float> gate(T * k), up(T * k);
+#pragma omp for schedule(dynamic, 2)
+        for (int64_t job = 0; job < (int64_t)active.size() * chunks1; job++) {
+            const int64_t e = active[job / chunks1], n0 = job % chunks1 * chunk, first = start[e];
+            const int64_t count = start[e + 1] - first;
+            for (int64_t n = n0; n < std::min(n0 + chunk, I); n++) {
+                expert_dots(&x_of[first], count, w1, s1, e, 2 * I, n, H, gate.data());
+                expert_dots(&x_of[first], count, w1, s1, e, 2 * I, I + n, H, up.data());
+                const float bias_gate = to_float(b1[e * 2 * I + n]), bias_up = to_float(b1[e * 2 * I + I + n]);
+                for (int64_t r = 0; r < count; r++) {
+                    const float g = std::min(gate[r] + bias_gate, limit);
+                    const float u = std::max(-limit, std::min(up[r] + bias_up, limit));
+                    hidden[(first + r) * I + n] = to_bf16(g / (1.0f + std::exp(-1.702f * g)) * (u + 1.0f));
+                }
+            }
+        }
+#pragma omp for schedule(dynamic, 2)
+        for (int64_t job = 0; job < (int64_t)active.size() * chunks2; job++) {
+            const int64_t e = active[job / chunks2], n0 = job % chunks2 * chunk, first = start[e];
+            const int64_t count = start[e + 1] - first;
+            for (int64_t n = n0; n < std::min(n0 + chunk, H); n++) {
+                expert_dots(&h_of[first], count, w2, s2, e, H, n, I, gate.data());
+                const float bias = to_float(b2[e * H + n]);
+                for (int64_t r = 0; r < count; r++) parts[rows[first + r] * H + n] = gate[r] + bias;
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t h = 0; h < H; h++) {
+                float sum = to_float(residual[t * H + h]);
+                for (int64_t j = 0; j < k; j++) sum += weights[t * k + j] * parts[(t * k + j) * H + h];
+                out[t * H + h] = to_bf16(sum);
+            }
+    }
+}

@@ -1,0 +1,211 @@
+"""The compiled CPU kernels (native.cpp): built once with the machine's C++ compiler, called with tensors' addresses.
+
+They serve bfloat16 on CPUs with AVX-512 and its BF16 dot product. Without such a CPU or without a compiler the plain
+torch functions (`*_ref`) run instead: slower, and `available()` says why in the log.
+
+Shapes: see native.cpp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from src.kernels.mxfp4 import Mxfp4Tensor
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("native.cpp")
+CPU_FLAGS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
+COMPILE_FLAGS = (
+    *("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off"),
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
+)
+HEAD_DIM = 64  # what the attention kernel is written for
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, or None where they cannot run; the reason is logged once."""
+    missing = [flag for flag in CPU_FLAGS if flag not in _cpu_flags()]
+    if missing:
+        logger.info("native CPU kernels off: this CPU has no %s", ", ".join(missing))
+        return None
+    compiler = (
+        os.environ.get("CXX")
+        or shutil.which("c++")
+        or shutil.which("g++")
+        or shutil.which("clang++")
+    )
+    if compiler is None:
+        logger.warning(
+            "native CPU kernels off: no C++ compiler found (install g++ for several times the speed)"
+        )
+        return None
+    try:
+        path = _build(compiler)
+        # torch's own OpenMP first: its thread pool is then ours as well, and the two do not compete for the cores
+        ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libgomp.so.1"), ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        logger.warning("native CPU kernels off: %s", reason)
+        return None
+
+
+def supports(x: torch.Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and library() is not None
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> torch.Tensor:
+    """x [M, K], weight [N, K] -> [M, N] in bfloat16 or float32, accumulated in float32."""
+    rows, columns = x.shape[0], weight.shape[0]
+    out = torch.empty(rows, columns, dtype=out_dtype)
+    _call(
+        "linear", x, weight, bias, residual, out, ctypes.c_int(out_dtype == torch.float32), rows, columns, x.shape[1]
+    )  # fmt: skip
+    return out
+
+
+def rms_norm(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+    out = torch.empty_like(x)
+    _call("rms_norm", x, scale, out, ctypes.c_float(eps), *x.shape)
+    return out
+
+
+def rope_and_store(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    slots: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    num_heads: int,
+) -> None:
+    """qkv [T, heads + 2 groups, D] is changed in place."""
+    tokens, width, head_dim = qkv.shape
+    groups = (width - num_heads) // 2
+    _call(
+        "rope_and_store", qkv, cos, sin, slots, key_cache, value_cache, tokens, num_heads, groups, head_dim
+    )  # fmt: skip
+
+
+def attention(
+    qkv: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    sinks: torch.Tensor,
+    spans: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    scale: float,
+) -> torch.Tensor:
+    """`spans` are (slots, base [T], first [T], last [T]): token t sees positions first .. last, position p lies in
+    slots[base + p]. -> [T, heads * D]."""
+    tokens, width, head_dim = qkv.shape
+    heads = sinks.shape[0]
+    out = torch.empty(tokens, heads * head_dim, dtype=qkv.dtype)
+    slots, base, first, last = spans
+    _call(
+        "attention", qkv, key_cache, value_cache, sinks, out, slots, base, first, last,
+        ctypes.c_float(scale), tokens, heads, (width - heads) // 2,
+    )  # fmt: skip
+    return out
+
+
+def route(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 [T, E] -> (expert ids int64 [T, k], weights float32 [T, k])."""
+    tokens, num_experts = logits.shape
+    experts = torch.empty(tokens, experts_per_token, dtype=torch.int64)
+    weights = torch.empty(tokens, experts_per_token, dtype=torch.float32)
+    _call("route", logits, experts, weights, tokens, num_experts, experts_per_token)
+    return experts, weights
+
+
+def moe(
+    x: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    w1: torch.Tensor | Mxfp4Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor | Mxfp4Tensor,
+    b2: torch.Tensor,
+    residual: torch.Tensor,
+    limit: float,
+) -> torch.Tensor:
+    """-> residual + the weighted sum of the experts [T, H]."""
+    tokens, hidden = x.shape
+    per_token, num_experts, inter = experts.shape[1], b1.shape[0], b1.shape[1] // 2
+    out = torch.empty_like(x)
+    middle = torch.empty(tokens * per_token, inter, dtype=x.dtype)
+    parts = torch.empty(tokens * per_token, hidden, dtype=torch.float32)
+
+    def pointers(w: torch.Tensor | Mxfp4Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return (w.blocks, w.scales) if isinstance(w, Mxfp4Tensor) else (w, None)
+
+    _call(
+        "moe", x, experts, weights, *pointers(w1), b1, *pointers(w2), b2, residual, out, middle, parts,
+        ctypes.c_float(limit), tokens, per_token, num_experts, hidden, inter,
+    )  # fmt: skip
+    return out
+
+
+def _call(name: str, *arguments: object) -> None:
+    native = library()
+    assert native is not None, "callers ask supports() first"
+    converted: list[object] = []
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            assert argument.is_contiguous(), f"{name}: a tensor is not contiguous"
+            converted.append(ctypes.c_void_p(argument.data_ptr()))
+        elif argument is None:
+            converted.append(ctypes.c_void_p(None))
+        elif isinstance(argument, int):
+            converted.append(ctypes.c_int64(argument))
+        else:
+            converted.append(argument)
+    getattr(native, name)(*converted)
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def _build(compiler: str) -> Path:
+    """-> the shared library, compiled now or found from an earlier start."""
+    key = hashlib.sha256(
+        SOURCE.read_bytes() + " ".join((compiler, *COMPILE_FLAGS)).encode()
+    ).hexdigest()[:16]
+    root = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(root) if root else Path.home() / ".cache") / "gpt-oss-server" / "native"
+    target = folder / f"kernels-{key}.so"
+    if target.is_file():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        compiled, linked = Path(temporary) / "kernels.o", Path(temporary) / "kernels.so"
+        run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+        run([compiler, *COMPILE_FLAGS, "-c", str(SOURCE), "-o", str(compiled)])
+        # linked without -fopenmp: the OpenMP symbols are taken from torch's library
+        run([compiler, "-shared", str(compiled), "-o", str(linked)])
+        linked.replace(target)
+    return target

@@ -1,0 +1,188 @@
+"""The compiled CPU kernels against float64, on odd shapes; and bit for bit against themselves in other batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from src.kernels import native
+from src.kernels.attention import PrefillPlan, prefill_attention_ref
+from src.kernels.moe import ExpertWeights, clamped_swiglu_ref, moe_forward_ref, route_ref
+from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
+from src.kernels.rms_norm import rms_norm_ref
+from src.kernels.rope import apply_rope_ref, rope_tables
+from tests.helpers import assert_close
+
+pytestmark = pytest.mark.skipif(
+    native.library() is None, reason="this CPU or machine cannot build the native kernels"
+)
+
+
+def bf16(*shape: int, seed: int = 0, std: float = 1.0) -> torch.Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * std).bfloat16()
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 63, 64, 65, 130])
+@pytest.mark.parametrize(("n", "k"), [(1, 32), (5, 33), (17, 64), (100, 576), (33, 2880)])
+def test_linear(m: int, n: int, k: int) -> None:
+    x, w, b, r = bf16(m, k), bf16(n, k, seed=1), bf16(n, seed=2), bf16(m, n, seed=3)
+    wanted = x.double() @ w.double().T
+    assert_close("plain", wanted, native.linear(x, w, out_dtype=torch.float32), 1e-5)
+    assert_close("bias", wanted + b.double(), native.linear(x, w, b, out_dtype=torch.float32), 1e-5)
+    assert_close("residual", wanted + b.double() + r.double(), native.linear(x, w, b, r), 3e-3)
+
+
+def test_a_row_of_linear_does_not_depend_on_the_others() -> None:
+    x, w = bf16(130, 576), bf16(50, 576, seed=1)
+    whole = native.linear(x, w, out_dtype=torch.float32)
+    for rows in (slice(0, 1), slice(3, 5), slice(60, 129), slice(129, 130)):
+        assert torch.equal(
+            native.linear(x[rows].contiguous(), w, out_dtype=torch.float32), whole[rows]
+        )
+
+
+@pytest.mark.parametrize("h", [32, 33, 128, 2880])
+def test_rms_norm(h: int) -> None:
+    x, scale = bf16(9, h, std=3), bf16(h, seed=1)
+    wanted = rms_norm_ref(x.double(), scale.double(), 1e-5)
+    assert_close("rms_norm", wanted, native.rms_norm(x, scale, 1e-5), 3e-3)
+
+
+def test_rope_and_store() -> None:
+    heads, groups, tokens = 6, 2, 5
+    qkv = bf16(tokens, heads + 2 * groups, 64)
+    cos, sin = rope_tables(torch.tensor([0, 1, 77, 4000, 90_000]), torch.rand(32), 1.3)
+    key_cache, value_cache = (
+        torch.full((3, 4, groups, 64), torch.nan, dtype=torch.bfloat16) for _ in range(2)
+    )
+    slots = torch.tensor([1, 4, 5, 11, 0])
+    out = qkv.clone()
+    native.rope_and_store(out, cos, sin, slots, key_cache, value_cache, heads)
+    assert_close(
+        "rotated",
+        apply_rope_ref(qkv[:, : heads + groups].float(), cos, sin),
+        out[:, : heads + groups],
+        3e-3,
+    )
+    assert torch.equal(out[:, heads + groups :], qkv[:, heads + groups :])
+    assert torch.equal(key_cache.flatten(0, 1)[slots], out[:, heads : heads + groups])
+    assert torch.equal(value_cache.flatten(0, 1)[slots], qkv[:, heads + groups :])
+    assert key_cache.flatten(0, 1)[2].isnan().all()
+
+
+@pytest.mark.parametrize("window", [None, 5, 128])
+@pytest.mark.parametrize("length", [1, 7, 16, 17, 150])
+def test_attention(window: int | None, length: int) -> None:
+    heads, groups, num_slots = 12, 2, 200
+    order = torch.randperm(num_slots, generator=torch.Generator().manual_seed(5))[:length]
+    key_cache, value_cache = (
+        bf16(num_slots, 1, groups, 64, seed=1),
+        bf16(num_slots, 1, groups, 64, seed=2),
+    )
+    qkv, sinks = bf16(length, heads + 2 * groups, 64, seed=3), bf16(heads, seed=4)
+    last = torch.arange(length)
+    first = torch.zeros_like(last) if window is None else (last - window + 1).clamp(min=0)
+    spans = (order, torch.zeros_like(last), first, last)
+    out = native.attention(qkv, key_cache, value_cache, sinks, spans, 0.125)
+    plan = PrefillPlan(0, length, 0, 0, order)
+    wanted = prefill_attention_ref(
+        qkv[:, :heads].float(),
+        key_cache.float(),
+        value_cache.float(),
+        sinks.float(),
+        plan,
+        window,
+        0.125,
+    )
+    assert_close("attention", wanted.flatten(1), out, 4e-3)
+    for t in {0, length // 2, length - 1}:
+        one = tuple(s[t : t + 1] if s is not order else s for s in spans)
+        assert torch.equal(
+            native.attention(qkv[t : t + 1], key_cache, value_cache, sinks, one, 0.125)[0], out[t]
+        )  # type: ignore[arg-type]
+
+
+def test_large_scores_do_not_overflow() -> None:
+    qkv, cache = bf16(1, 4, 64, std=30), bf16(3, 1, 1, 64, seed=1, std=30)
+    spans = (torch.tensor([0, 1, 2]), torch.tensor([0]), torch.tensor([0]), torch.tensor([2]))
+    assert torch.isfinite(native.attention(qkv, cache, cache, bf16(2), spans, 1.0)).all()
+
+
+@pytest.mark.parametrize("num_experts", [4, 32, 128])
+def test_route(num_experts: int) -> None:
+    logits = torch.randn(20, num_experts, generator=torch.Generator().manual_seed(0))
+    experts, weights = native.route(logits, 4)
+    wanted_experts, wanted_weights = route_ref(logits, 4)
+    assert torch.equal(experts, wanted_experts)
+    assert_close("weights", wanted_weights, weights, 1e-6)
+    assert native.route(torch.zeros(1, 8), 4)[0].tolist() == [[0, 1, 2, 3]]
+
+
+def experts_of(num: int, hidden: int, inter: int) -> tuple[ExpertWeights, ExpertWeights]:
+    """The same experts packed, and in float64."""
+    w1, w2 = (
+        quantize_mxfp4(bf16(num, 2 * inter, hidden, seed=1) / 8),
+        quantize_mxfp4(bf16(num, hidden, inter, seed=2) / 8),
+    )
+    b1, b2 = bf16(num, 2 * inter, seed=3), bf16(num, hidden, seed=4)
+    exact = ExpertWeights(
+        dequantize_mxfp4(w1, torch.float64),
+        b1.double(),
+        dequantize_mxfp4(w2, torch.float64),
+        b2.double(),
+    )
+    return ExpertWeights(w1, b1, w2, b2), exact
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 9, 40])
+@pytest.mark.parametrize(("num", "hidden", "inter"), [(4, 32, 64), (32, 64, 32), (8, 160, 96)])
+@pytest.mark.parametrize("packed", [True, False])
+def test_moe(tokens: int, num: int, hidden: int, inter: int, packed: bool) -> None:
+    w, exact = experts_of(num, hidden, inter)
+    x, residual = bf16(tokens, hidden, seed=5), bf16(tokens, hidden, seed=6)
+    experts, weights = native.route(
+        torch.randn(tokens, num, generator=torch.Generator().manual_seed(7)), 4
+    )
+    w1, w2 = (w.w1, w.w2) if packed else (exact.w1.bfloat16(), exact.w2.bfloat16())  # type: ignore[union-attr]
+    out = native.moe(x, experts, weights, w1, w.b1, w2, w.b2, residual, 7.0)
+    wanted = residual.double()
+    for t in range(tokens):
+        for j in range(4):
+            e = experts[t, j]
+            h = clamped_swiglu_ref((exact.w1[e] @ x[t].double() + exact.b1[e])[None], 7.0)  # type: ignore[index]
+            wanted[t] += weights[t, j].double() * (exact.w2[e] @ h[0] + exact.b2[e])  # type: ignore[index]
+    assert_close("moe", wanted, out, 5e-3)
+    plain = moe_forward_ref(
+        x.float(),
+        experts,
+        weights,
+        ExpertWeights(*(v.float() for v in (exact.w1, exact.b1, exact.w2, exact.b2))),
+        7.0,
+    )  # type: ignore[union-attr]
+    assert_close("moe_forward_ref", wanted - residual.double(), plain, 1e-5)
+    alone = native.moe(x[-1:], experts[-1:], weights[-1:], w1, w.b1, w2, w.b2, residual[-1:], 7.0)
+    assert torch.equal(alone[0], out[-1]), "a token's result depends on the others"
+
+
+@pytest.mark.parametrize("scale", [0, 1, 127, 200, 240])
+def test_moe_decodes_every_code_at_the_scales_edges(scale: int) -> None:
+    codes = torch.arange(16, dtype=torch.uint8).repeat(2)
+    blocks = (codes[0::2] | codes[1::2] << 4).view(1, 1, 1, 16)
+    w1 = Mxfp4Tensor(
+        blocks.expand(1, 64, 1, 16).contiguous(), torch.full((1, 64, 1), 127, dtype=torch.uint8)
+    )
+    # rows of w2 read one hidden value each: hidden is known, so the output shows code * scale
+    w2 = Mxfp4Tensor(
+        blocks.expand(1, 32, 1, 16).contiguous(), torch.full((1, 32, 1), scale, dtype=torch.uint8)
+    )
+    x = torch.zeros(1, 32, dtype=torch.bfloat16)
+    b1 = torch.zeros(1, 64, dtype=torch.bfloat16)
+    b1[0, 32:] = 6.0
+    b1[0, :32] = torch.linspace(0, 3, 32).bfloat16()
+    zeros = torch.zeros(1, 32, dtype=torch.bfloat16)
+    out = native.moe(
+        x, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), w1, b1, w2, zeros, zeros, 7.0
+    )
+    h = clamped_swiglu_ref(b1.double(), 7.0).bfloat16().double()
+    wanted = h @ dequantize_mxfp4(w2, torch.float64)[0].T
+    assert_close("edges", wanted, out, 5e-3)

@@ -38,10 +38,22 @@ static inline __mmask32 tail_mask(int64_t left) {
     return left >= 32 ? 0xFFFFFFFFu : (__mmask32)((1u << left) - 1);
 }
 
+// Four sums at once: lane j of the result is the sum of the 16 lanes of a_j.
+static inline __m128 reduce4(__m512 a0, __m512 a1, __m512 a2, __m512 a3) {
+    const __m512 r01 = _mm512_add_ps(_mm512_unpacklo_ps(a0, a1), _mm512_unpackhi_ps(a0, a1));
+    const __m512 r23 = _mm512_add_ps(_mm512_unpacklo_ps(a2, a3), _mm512_unpackhi_ps(a2, a3));
+    const __m512 r = _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23))),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23))));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(r), _mm512_extractf32x8_ps(r, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
 // --- linear: out[m, n] = x[m] . w[n] + bias[n] ---
 
-template <int RM, int RN>
-static inline void dot_tile(const bf16* x, const bf16* w, int64_t K, float* out, int64_t stride) {
+// PREFETCH asks for the weights `ahead` elements further on, which the next tile reads.
+template <int RM, int RN, bool PREFETCH = false>
+static inline void dot_tile(const bf16* x, const bf16* w, int64_t K, float* out, int64_t stride, int64_t ahead = 0) {
     __m512 acc[RM][RN];
     for (int i = 0; i < RM; i++)
         for (int j = 0; j < RN; j++) acc[i][j] = _mm512_setzero_ps();
@@ -51,17 +63,28 @@ static inline void dot_tile(const bf16* x, const bf16* w, int64_t K, float* out,
         for (int i = 0; i < RM; i++) a[i] = load_bf16(x + i * K + k, mask);
         for (int j = 0; j < RN; j++) {
             const __m512bh b = load_bf16(w + j * K + k, mask);
+            if (PREFETCH) _mm_prefetch((const char*)(w + j * K + k + ahead), _MM_HINT_T0);
             for (int i = 0; i < RM; i++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a[i], b);
         }
     }
-    for (int i = 0; i < RM; i++)
-        for (int j = 0; j < RN; j++) out[i * stride + j] = _mm512_reduce_add_ps(acc[i][j]);
+    for (int i = 0; i < RM; i++) {
+        if constexpr (RN == 4) _mm_storeu_ps(out + i * stride, reduce4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
+        else
+            for (int j = 0; j < RN; j++) out[i * stride + j] = _mm512_reduce_add_ps(acc[i][j]);
+    }
 }
 
 template <int RN>
-static inline void dot_rows(const bf16* x, int64_t rows, const bf16* w, int64_t K, float* out, int64_t stride) {
+static inline void dot_rows(const bf16* x, int64_t rows, const bf16* w, int64_t K, float* out, int64_t stride,
+                            int64_t ahead) {
     int64_t m = 0;
-    for (; m + 4 <= rows; m += 4) dot_tile<4, RN>(x + m * K, w, K, out + m * stride, stride);
+    if (rows >= 4) {
+        dot_tile<4, RN, true>(x, w, K, out, stride, ahead);
+        for (m = 4; m + 4 <= rows; m += 4) dot_tile<4, RN>(x + m * K, w, K, out + m * stride, stride);
+    } else {
+        dot_tile<1, RN, true>(x, w, K, out, stride, ahead);
+        m = 1;
+    }
     for (; m < rows; m++) dot_tile<1, RN>(x + m * K, w, K, out + m * stride, stride);
 }
 
@@ -76,8 +99,8 @@ extern "C" void linear(const bf16* x, const bf16* w, const bf16* bias, const bf1
         for (int64_t m0 = 0; m0 < M; m0 += tile_m) {
             const int64_t rows = std::min(tile_m, M - m0);
             int64_t n = 0;
-            for (; n + 4 <= width; n += 4) dot_rows<4>(x + m0 * K, rows, w + (n0 + n) * K, K, part + n, tile_n);
-            for (; n < width; n++) dot_rows<1>(x + m0 * K, rows, w + (n0 + n) * K, K, part + n, tile_n);
+            for (; n + 4 <= width; n += 4) dot_rows<4>(x + m0 * K, rows, w + (n0 + n) * K, K, part + n, tile_n, tile_n * K);
+            for (; n < width; n++) dot_rows<1>(x + m0 * K, rows, w + (n0 + n) * K, K, part + n, tile_n, 0);
             for (int64_t m = 0; m < rows; m++)
                 for (int64_t j = 0; j < width; j++) {
                     const int64_t at = (m0 + m) * N + n0 + j;
@@ -231,11 +254,6 @@ extern "C" void attention(const bf16* qkv, const bf16* key_cache, const bf16* va
 
 // --- mixture of experts ---
 
-struct Mxfp4Matrix {  // one expert: R rows of K / 32 groups
-    const uint8_t* blocks;
-    const uint8_t* scales;
-};
-
 static const __m512i* e2m1_table() {
     alignas(64) static bf16 table[32];
     static const bool ready = [] {
@@ -248,49 +266,92 @@ static const __m512i* e2m1_table() {
 }
 
 static inline __m512bh decode_group(const uint8_t* block, __m512i table) {
-    // 16 bytes -> 32 indices in order: the lower nibble of byte b is column 2 b
-    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)block));
-    const __m256i low = _mm256_and_si256(bytes, _mm256_set1_epi16(15)), high = _mm256_srli_epi16(bytes, 4);
-    const __m512i index = _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-    return (__m512bh)_mm512_permutexvar_epi16(index, table);
+    // byte b -> words (b, b >> 4): the table repeats after 16 entries, so bit 4 of the lower word does not matter
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)block));
+    return (__m512bh)_mm512_permutexvar_epi16(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), table);
 }
 
-static inline float scale_of(uint8_t s) {  // 2^(s - 127); s = 0 is the denormal 2^-127
-    const uint32_t bits = s ? uint32_t(s) << 23 : 0x00400000u;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
+// 2^(s - 127) of `groups` E8M0 scales; s = 0 is the denormal 2^-127
+static inline void decode_scales(const uint8_t* scales, int64_t groups, float* out) {
+    for (int64_t g = 0; g < groups; g += 16) {
+        const __mmask16 mask = groups - g >= 16 ? 0xFFFF : (__mmask16)((1u << (groups - g)) - 1);
+        const __m512i s = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, scales + g));
+        const __mmask16 zero = _mm512_testn_epi32_mask(s, s);
+        _mm512_mask_storeu_ps(out + g, mask, _mm512_castsi512_ps(_mm512_mask_mov_epi32(
+            _mm512_slli_epi32(s, 23), zero, _mm512_set1_epi32(0x00400000))));
+    }
 }
 
+// RM rows of x against 4 neighbouring rows of the matrix.
 template <int RM>
-static inline void mxfp4_rows(const bf16* const* x, Mxfp4Matrix w, int64_t n, int64_t K, float* out) {
-    const __m512i table = *e2m1_table();
-    const int64_t groups = K / 32;
-    const uint8_t *block = w.blocks + n * groups * 16, *scale = w.scales + n * groups;
-    __m512 acc[RM];
-    for (int i = 0; i < RM; i++) acc[i] = _mm512_setzero_ps();
+static inline void mxfp4_tile(const bf16* const* x, const uint8_t* block, const float* scale, int64_t groups,
+                              __m512i table, float* out, int64_t stride) {
+    __m512 acc[RM][4];
+    for (int i = 0; i < RM; i++)
+        for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
+    const int64_t row_bytes = groups * 16;
     for (int64_t g = 0; g < groups; g++) {
-        const __m512bh weights = decode_group(block + g * 16, table);
-        const __m512 s = _mm512_set1_ps(scale_of(scale[g]));
-        for (int i = 0; i < RM; i++) {
-            const __m512 part = _mm512_dpbf16_ps(_mm512_setzero_ps(), weights, load_bf16(x[i] + g * 32, ~0u));
-            acc[i] = _mm512_fmadd_ps(part, s, acc[i]);
+        __m512bh a[RM];
+        for (int i = 0; i < RM; i++) a[i] = load_bf16(x[i] + g * 32, ~0u);
+        for (int j = 0; j < 4; j++) {
+            const uint8_t* at = block + j * row_bytes + g * 16;
+            const __m512bh weights = decode_group(at, table);
+            const __m512 s = _mm512_set1_ps(scale[j * groups + g]);
+            for (int i = 0; i < RM; i++)
+                acc[i][j] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), weights, a[i]), s, acc[i][j]);
         }
     }
-    for (int i = 0; i < RM; i++) out[i] = _mm512_reduce_add_ps(acc[i]);
+    for (int i = 0; i < RM; i++)
+        _mm_storeu_ps(out + i * stride, reduce4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
 }
 
-static inline void expert_dots(const bf16* const* x, int64_t rows, const void* blocks, const uint8_t* scales, int64_t expert,
-                               int64_t R, int64_t n, int64_t K, float* out) {
-    if (scales) {
-        const Mxfp4Matrix w{(const uint8_t*)blocks + expert * R * K / 2, scales + expert * R * (K / 32)};
-        int64_t m = 0;
-        for (; m + 8 <= rows; m += 8) mxfp4_rows<8>(x + m, w, n, K, out + m);
-        for (; m + 4 <= rows; m += 4) mxfp4_rows<4>(x + m, w, n, K, out + m);
-        for (; m < rows; m++) mxfp4_rows<1>(x + m, w, n, K, out + m);
-    } else {
-        const bf16* w = (const bf16*)blocks + (expert * R + n) * K;
-        for (int64_t m = 0; m < rows; m++) dot_tile<1, 1>(x[m], w, K, out + m, 1);
+struct Experts {  // E matrices of R rows and K columns, in MXFP4, or in bf16 where scales is null
+    const void* data;
+    const uint8_t* scales;
+    int64_t R, K;
+};
+
+// out[r * stride + j] = row n + j of the expert's matrix . x[r], j = 0..3
+static inline void expert_dots(const bf16* const* x, int64_t rows, const Experts& w, int64_t expert, int64_t n, float* out,
+                               int64_t stride) {
+    const int64_t row = expert * w.R + n, groups = w.K / 32;
+    if (!w.scales) {
+        for (int64_t m = 0; m < rows; m++)
+            dot_tile<1, 4>(x[m], (const bf16*)w.data + row * w.K, w.K, out + m * stride, stride);
+        return;
+    }
+    const __m512i table = *e2m1_table();
+    const uint8_t* block = (const uint8_t*)w.data + row * groups * 16;
+    for (int64_t byte = 0; byte < 64 * groups; byte += 64) _mm_prefetch((const char*)(block + 64 * groups + byte), _MM_HINT_T0);
+    float scale[4096];  // 4 rows, K up to 32,768
+    decode_scales(w.scales + row * groups, 4 * groups, scale);
+    for (int64_t m = 0; m < rows;) {
+        float* to = out + m * stride;
+        switch (std::min<int64_t>(rows - m, 4)) {
+            case 1: mxfp4_tile<1>(x + m, block, scale, groups, table, to, stride); m += 1; break;
+            case 2: mxfp4_tile<2>(x + m, block, scale, groups, table, to, stride); m += 2; break;
+            case 3: mxfp4_tile<3>(x + m, block, scale, groups, table, to, stride); m += 3; break;
+            default: mxfp4_tile<4>(x + m, block, scale, groups, table, to, stride); m += 4; break;
+        }
+    }
+}
+
+static inline __m512 widen(const bf16* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+
+// 32 columns: min(gate, limit) sigmoid(1.702 gate) (clamp(up) + 1)
+static inline void clamped_swiglu(const float* gate, const float* up, const bf16* bias_gate, const bf16* bias_up,
+                                  float limit, bf16* out) {
+    const __m512 high = _mm512_set1_ps(limit), low = _mm512_set1_ps(-limit), one = _mm512_set1_ps(1.0f);
+    for (int n = 0; n < 32; n += 16) {
+        const __m512 g = _mm512_min_ps(_mm512_add_ps(_mm512_loadu_ps(gate + n), widen(bias_gate + n)), high);
+        const __m512 u = _mm512_max_ps(low, _mm512_min_ps(_mm512_add_ps(_mm512_loadu_ps(up + n), widen(bias_up + n)), high));
+        const __m512 e = exp_ps(_mm512_min_ps(_mm512_mul_ps(g, _mm512_set1_ps(-1.702f)), _mm512_set1_ps(88.0f)));
+        const __m512 v = _mm512_mul_ps(_mm512_div_ps(g, _mm512_add_ps(one, e)), _mm512_add_ps(u, one));
+        float line[16];
+        _mm512_storeu_ps(line, v);
+        for (int i = 0; i < 16; i++) out[n + i] = to_bf16(line[i]);
     }
 }
 
@@ -331,33 +392,32 @@ extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights,
         x_of[r] = x + rows[r] / k * H;
         h_of[r] = hidden + r * I;
     }
-    const int64_t chunk = 32, chunks1 = (I + chunk - 1) / chunk, chunks2 = (H + chunk - 1) / chunk;
+    const Experts first_layer{w1, s1, 2 * I, H}, second_layer{w2, s2, H, I};
+    const int64_t chunk = 32, chunks1 = I / chunk, chunks2 = H / chunk;  // both are multiples of 32
 #pragma omp parallel
     {
-        std::vector<float> gate(T * k), up(T * k);
+        std::vector<float> gate(T * k * chunk), up(T * k * chunk);
 #pragma omp for schedule(dynamic, 2)
         for (int64_t job = 0; job < (int64_t)active.size() * chunks1; job++) {
             const int64_t e = active[job / chunks1], n0 = job % chunks1 * chunk, first = start[e];
             const int64_t count = start[e + 1] - first;
-            for (int64_t n = n0; n < std::min(n0 + chunk, I); n++) {
-                expert_dots(&x_of[first], count, w1, s1, e, 2 * I, n, H, gate.data());
-                expert_dots(&x_of[first], count, w1, s1, e, 2 * I, I + n, H, up.data());
-                const float bias_gate = to_float(b1[e * 2 * I + n]), bias_up = to_float(b1[e * 2 * I + I + n]);
-                for (int64_t r = 0; r < count; r++) {
-                    const float g = std::min(gate[r] + bias_gate, limit);
-                    const float u = std::max(-limit, std::min(up[r] + bias_up, limit));
-                    hidden[(first + r) * I + n] = to_bf16(g / (1.0f + std::exp(-1.702f * g)) * (u + 1.0f));
-                }
+            for (int64_t n = 0; n < chunk; n += 4) {
+                expert_dots(&x_of[first], count, first_layer, e, n0 + n, gate.data() + n, chunk);
+                expert_dots(&x_of[first], count, first_layer, e, I + n0 + n, up.data() + n, chunk);
             }
+            for (int64_t r = 0; r < count; r++)
+                clamped_swiglu(gate.data() + r * chunk, up.data() + r * chunk, b1 + e * 2 * I + n0, b1 + e * 2 * I + I + n0,
+                               limit, hidden + (first + r) * I + n0);
         }
 #pragma omp for schedule(dynamic, 2)
         for (int64_t job = 0; job < (int64_t)active.size() * chunks2; job++) {
             const int64_t e = active[job / chunks2], n0 = job % chunks2 * chunk, first = start[e];
             const int64_t count = start[e + 1] - first;
-            for (int64_t n = n0; n < std::min(n0 + chunk, H); n++) {
-                expert_dots(&h_of[first], count, w2, s2, e, H, n, I, gate.data());
-                const float bias = to_float(b2[e * H + n]);
-                for (int64_t r = 0; r < count; r++) parts[rows[first + r] * H + n] = gate[r] + bias;
+            for (int64_t n = n0; n < n0 + chunk; n += 4) {
+                expert_dots(&h_of[first], count, second_layer, e, n, gate.data(), 4);
+                for (int64_t r = 0; r < count; r++)
+                    for (int64_t j = 0; j < 4; j++)
+                        parts[rows[first + r] * H + n + j] = gate[r * 4 + j] + to_float(b2[e * H + n + j]);
             }
         }
 #pragma omp for schedule(static)

@@ -86,7 +86,7 @@ class EngineCore:
         self.scheduler.add_request(
             Request(
                 message.request_id,
-                message.token_ids,
+                list(message.token_ids),
                 message.params,
                 priority=message.priority,
                 arrival=now,

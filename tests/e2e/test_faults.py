@@ -96,3 +96,57 @@ def test_a_hub_model_without_a_network_fails_fast_and_says_how_to_fetch_it(tmp_p
     assert "hf download openai/gpt-oss-20b" in server.log
     assert str(tmp_path) in server.log
     server.stop()
+
+
+def test_a_stalled_engine_counts_as_dead() -> None:
+    with (
+        running_server(*FLAGS, "--engine-step-timeout-s", "2") as server,
+        client_of(server) as client,
+    ):
+        stream = iter(
+            client.chat.completions.create(
+                model="gpt-oss-nano",
+                messages=MESSAGES,
+                stream=True,
+                max_tokens=20_000,
+                extra_body={"ignore_eos": True},
+            )
+        )
+        next(stream)
+        os.kill(server.stats()["engine"]["pid"], signal.SIGSTOP)
+        with pytest.raises(openai.APIError, match="no step within 2 s"):
+            for _ in stream:
+                pass
+        answer = client.chat.completions.create(
+            model="gpt-oss-nano", messages=MESSAGES, max_tokens=3
+        )
+        assert answer.usage.completion_tokens == 3
+        assert server.stats()["engine"]["restarts"] == 1
+
+
+def test_an_idle_engine_is_not_stalled() -> None:
+    with (
+        running_server(*FLAGS, "--engine-step-timeout-s", "1") as server,
+        client_of(server) as client,
+    ):
+        time.sleep(2.5)
+        assert (
+            client.chat.completions.create(
+                model="gpt-oss-nano", messages=MESSAGES, max_tokens=3
+            ).usage
+            is not None
+        )
+        assert server.stats()["engine"]["restarts"] == 0
+
+
+def test_an_engine_that_cannot_come_back_is_given_up() -> None:
+    with running_server(*FLAGS, "--max-engine-restarts", "0") as server:
+        os.kill(server.stats()["engine"]["pid"], signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while httpx.get(f"{server.url}/health").status_code != 503 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert httpx.get(f"{server.url}/health").json()["status"] == "unhealthy"
+        body = {"model": "gpt-oss-nano", "messages": MESSAGES}
+        response = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_dead")
+        assert "retry-after" in response.headers

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import assert_close, checkpoint, load_model, model_logits
+from src.kernels import native
+from tests.helpers import assert_close, checkpoint, load_model, model_logits, relative_rms
 from tests.reference_model import ReferenceModel
 
 
@@ -101,3 +102,23 @@ def test_chunked_prefill_gives_the_same_logits(chunk: int) -> None:
     assert_close(
         f"chunks of {chunk}", model_logits(model, ids), model_logits(model, ids, chunk=chunk), 1e-5
     )
+
+
+@torch.inference_mode()
+def test_bfloat16_is_as_close_on_native_kernels_as_on_torch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both round to bfloat16 between operations; the native kernels round less often."""
+    ids = prompt(700, 3)
+    exact = model_logits(load_model(folder), ids)
+    has_native = native.library() is not None
+    if has_native:
+        ours = relative_rms(
+            exact, model_logits(load_model(folder, torch.bfloat16, dequantize=False), ids)
+        )
+        assert ours < 0.08  # a few tokens choose another expert; without them it is 0.01
+    monkeypatch.setattr(native, "library", lambda: None)
+    torch_alone = relative_rms(exact, model_logits(load_model(folder, torch.bfloat16), ids))
+    assert torch_alone < 0.08
+    if has_native:
+        assert ours <= 1.1 * torch_alone

@@ -166,6 +166,8 @@ class Scheduler:
                 heapq.heappop(self._waiting)
                 continue
             computed = self._kv.get_computed_blocks(request)
+            if self._same_beginning_in(out, request, computed.num_tokens):
+                return  # one step later its beginning is in the cache: computed once, stored once
             num_new = min(request.num_tokens - computed.num_tokens, budget)
             added = self._kv.allocate_slots(request, num_new, computed)
             if added is None:
@@ -194,6 +196,21 @@ class Scheduler:
                     computed.num_tokens,
                 )
             )
+
+    def _same_beginning_in(self, out: SchedulerOutput, request: Request, num_cached: int) -> bool:
+        """Whether a request admitted in this very step computes a block that `request` begins with as well."""
+        if not self._config.enable_prefix_caching:
+            return False
+        start, end = num_cached, num_cached + self._config.block_size
+        if request.num_tokens <= end:
+            return False
+        beginning = request.token_ids[:end]
+        return any(
+            new.num_computed_tokens <= start
+            and new.token_ids[:end] == beginning
+            and self._requests[new.request_id].cache_salt == request.cache_salt
+            for new in out.new_requests
+        )
 
     def _allocate_or_preempt(
         self, request: Request, num_new: int, out: SchedulerOutput

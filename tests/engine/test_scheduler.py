@@ -170,6 +170,19 @@ def test_equal_prompts_share_blocks_and_skip_work() -> None:
     assert scheduler._kv.num_hit_tokens == 2 * 96
 
 
+def test_choices_of_one_prompt_share_it_although_they_arrive_together() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=512)
+    runner = FakeRunner(scheduler)
+    for i in range(4):
+        scheduler.add_request(make_request(f"c{i}", 100, 5))
+    assert list(runner.step().num_scheduled_tokens) == ["c0"]
+    second = runner.step()
+    assert second.num_scheduled_tokens == {"c0": 1, "c1": 4, "c2": 4, "c3": 4}
+    owned = {b for owned in scheduler._kv._owned.values() for b in owned.groups[FULL_GROUP]}
+    assert len(owned) == 6 + 4  # six full blocks once, and a last one for each
+    runner.run()
+
+
 def test_a_salt_separates_and_switching_off_disables() -> None:
     for options, salt in (({}, "x"), ({"enable_prefix_caching": False}, "")):
         scheduler = make_scheduler(**options)
@@ -314,6 +327,14 @@ def test_whatever_arrives_every_request_ends_once(
     assert scheduler._kv.usage == 0
     runner.step()
     assert runner.tables == {}
+
+
+def test_requests_past_their_deadline_are_known() -> None:
+    scheduler = make_scheduler()
+    scheduler.add_request(make_request("late", deadline=10.0))
+    scheduler.add_request(make_request("early", deadline=30.0))
+    scheduler.add_request(make_request("patient"))
+    assert [r.request_id for r in scheduler.expired(20.0)] == ["late"]
 
 
 def test_status_follows_the_request() -> None:

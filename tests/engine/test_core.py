@@ -1,0 +1,154 @@
+"""The engine core in this process: what one request may do to the others."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from src.engine.core import EngineCore
+from src.engine.messages import AddRequest, TokenOutput
+from src.engine.request import FinishReason
+from src.engine.sampling_params import SamplingParams
+from src.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
+from tests.helpers import checkpoint, engine_config
+
+POISON = 77_777
+
+
+def make_core(**changes: Any) -> EngineCore:
+    return EngineCore(engine_config(checkpoint(), **changes))
+
+
+def request(name: str, prompt: list[int] | None = None, **options: Any) -> AddRequest:
+    params = {"max_tokens": 5, "seed": 1, "ignore_eos": True} | options.pop("params", {})
+    return AddRequest(name, prompt or [1, 2, 3], SamplingParams(**params), **options)
+
+
+def finish(core: EngineCore) -> dict[str, TokenOutput]:
+    last: dict[str, TokenOutput] = {}
+    while core.scheduler.has_requests():
+        for output in core.step():
+            if output.finish_reason is not None:
+                assert output.request_id not in last
+                last[output.request_id] = output
+    core.kv.check_integrity()
+    assert core.kv.usage == 0
+    return last
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("kernel"), MemoryError("no room"), torch.OutOfMemoryError("out of memory")],
+)
+def test_a_request_that_breaks_the_step_ends_alone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    core = make_core()
+    model = core.executor.worker.runner._model
+    forward = model.forward
+
+    def breaking(batch: Any, cache: Any) -> torch.Tensor:
+        if POISON in batch.token_ids.tolist():
+            raise error
+        return forward(batch, cache)
+
+    monkeypatch.setattr(model, "forward", breaking)
+    for name in ("a", "bad", "b"):
+        core.add_request(request(name, [5, POISON] if name == "bad" else None))
+    ended = finish(core)
+    assert ended["bad"].finish_reason is FinishReason.ERROR and str(error) in (
+        ended["bad"].error or ""
+    )
+    assert ended["a"].finish_reason is ended["b"].finish_reason is FinishReason.LENGTH
+
+
+def test_a_step_that_fails_for_everybody_is_the_engines_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = make_core()
+
+    def broken(batch: Any, cache: Any) -> torch.Tensor:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(core.executor.worker.runner._model, "forward", broken)
+    for name in "ab":
+        core.add_request(request(name))
+    with pytest.raises(RuntimeError, match="device lost"):
+        core.step()
+
+
+def test_nan_logits_end_only_their_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = make_core()
+    model = core.executor.worker.runner._model
+    forward = model.forward
+
+    def poisoned(batch: Any, cache: Any) -> torch.Tensor:
+        logits = forward(batch, cache).clone()
+        if len(logits) == 2:
+            logits[1] = torch.nan
+        return logits
+
+    monkeypatch.setattr(model, "forward", poisoned)
+    for name in "ab":
+        core.add_request(request(name))
+    ended = finish(core)
+    assert sorted(str(o.finish_reason) for o in ended.values()) == ["error", "length"]
+
+
+def test_deadlines_end_a_request_with_an_error() -> None:
+    core = make_core()
+    core.add_request(request("late", timeout_s=0.05, params={"max_tokens": 5000}))
+    core.add_request(request("fine"))
+    core.step()
+    time.sleep(0.06)
+    ended = finish(core)
+    assert ended["late"].error == "the request's deadline has passed"
+    assert ended["fine"].finish_reason is FinishReason.LENGTH
+
+
+def test_what_cannot_run_is_refused_with_a_reason() -> None:
+    core = make_core(max_model_len=64)
+    assert (
+        "do not fit into 64 positions"
+        in (core.add_request(request("long", list(range(64)))) or TokenOutput("", [])).error
+    )  # type: ignore[operator]
+    assert core.add_request(request("a")) is None
+    assert "with this id" in (core.add_request(request("a")) or TokenOutput("", [])).error  # type: ignore[operator]
+    assert (
+        "without a vocabulary"
+        in (
+            core.add_request(request("g", params={"grammar": "start: /a/"})) or TokenOutput("", [])
+        ).error
+    )  # type: ignore[operator]
+    finish(core)
+
+
+def test_a_grammar_that_does_not_compile_ends_its_request_alone() -> None:
+    vocabulary = load_vocabulary()
+    core = make_core(
+        ranks_path=vocabulary.ranks_path,
+        special_tokens=SPECIAL_TOKENS,
+        split_pattern=SPLIT_PATTERN,
+        eos_token_ids=STOP_TOKEN_IDS,
+    )
+    assert (
+        core.add_request(request("ok", params={"grammar": "start: /[0-9]+/", "max_tokens": 3}))
+        is None
+    )
+    refused = core.add_request(request("bad", params={"grammar": "start: ("}))
+    assert refused is not None and refused.finish_reason is FinishReason.ERROR
+    assert finish(core)["ok"].finish_reason is FinishReason.LENGTH
+
+
+def test_abort_gives_a_terminal_output() -> None:
+    core = make_core()
+    core.add_request(request("a", params={"max_tokens": 1000}))
+    core.step()
+    assert [(o.request_id, o.finish_reason) for o in core.abort(["a", "unknown"])] == [
+        ("a", FinishReason.ABORT)
+    ]
+    assert not core.scheduler.has_requests()
+    core.kv.check_integrity()

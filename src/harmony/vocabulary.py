@@ -9,14 +9,17 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import heapq
 import json
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import regex
 from openai_harmony import HarmonyEncoding, HarmonyEncodingName, HarmonyError, load_harmony_encoding
 
 logger = logging.getLogger(__name__)
@@ -61,6 +64,12 @@ class VocabularyError(Exception):
     """No source gave the right ranks. The message names the places that were tried."""
 
 
+LONG_PIECE = 1000  # characters
+_SPLIT = regex.compile(SPLIT_PATTERN)
+# a piece is a run of one kind of character: without such a run there is no long piece
+_LONG_RUN = regex.compile(r"[^\s]{1000}|\s{1000}")
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Text to token ids and back. Special tokens never come out of text: `<|start|>` typed by a user is plain text."""
@@ -76,8 +85,26 @@ class Vocabulary:
         return list(read_ranks(self.ranks_path.read_bytes()))
 
     def encode(self, text: str) -> list[int]:
+        if _LONG_RUN.search(text) is not None:
+            return self._encode_by_pieces(text)
         ids: list[int] = self.encoding.encode(text, disallowed_special=())
         return ids
+
+    def _encode_by_pieces(self, text: str) -> list[int]:
+        """The same ids. The library merges a piece in quadratic time, so a megabyte without a break would take minutes;
+        long pieces are merged here in O(n log n)."""
+        ids: list[int] = []
+        for match in _SPLIT.finditer(text):
+            piece = match.group()
+            if len(piece) < LONG_PIECE:
+                ids += self.encoding.encode(piece, disallowed_special=())
+            else:
+                ids += merge_bytes(piece.encode(), self._rank_of)
+        return ids
+
+    @cached_property
+    def _rank_of(self) -> dict[bytes, int]:
+        return {token: rank for rank, token in enumerate(self.token_bytes)}
 
     def encode_with_special(self, text: str) -> list[int]:
         """For raw prompts, whose writer means `<|start|>` when writing it."""
@@ -191,6 +218,43 @@ def byte_to_char() -> dict[int, str]:
     for offset, byte in enumerate(b for b in range(256) if b not in table):
         table[byte] = chr(256 + offset)
     return table
+
+
+def merge_bytes(data: bytes, rank_of: Mapping[bytes, int]) -> list[int]:
+    """Byte-pair encoding of one piece: always the pair of lowest rank first, leftmost of equals. O(n log n)."""
+    size = len(data)
+    end_of = list(
+        range(1, size + 1)
+    )  # token starting at i ends at end_of[i]; 0 once it is merged into another
+    start_before = list(range(-1, size))  # start of the token that ends at i
+    heap: list[tuple[int, int, int]] = []
+
+    def offer(start: int) -> None:
+        middle = end_of[start]
+        if middle < size:
+            end = end_of[middle]
+            rank = rank_of.get(data[start:end])
+            if rank is not None:
+                heapq.heappush(heap, (rank, start, end))
+
+    for start in range(size - 1):
+        offer(start)
+    while heap:
+        _, start, end = heapq.heappop(heap)
+        middle = end_of[start]
+        if middle == 0 or middle >= size or end_of[middle] != end or middle == end:
+            continue  # one of the two has been merged since
+        end_of[start], end_of[middle] = end, 0
+        if end < size:
+            start_before[end] = start
+        offer(start)
+        if start > 0:
+            offer(start_before[start])
+    ids, start = [], 0
+    while start < size:
+        ids.append(rank_of[data[start : end_of[start]]])
+        start = end_of[start]
+    return ids
 
 
 def _has_right_hash(path: Path) -> bool:

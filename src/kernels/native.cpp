@@ -78,24 +78,28 @@ template <int RN>
 static inline void dot_rows(const bf16* x, int64_t rows, const bf16* w, int64_t K, float* out, int64_t stride,
                             int64_t ahead) {
     int64_t m = 0;
-    if (rows >= 4) {
+    if (rows >= 6) {
+        dot_tile<6, RN, true>(x, w, K, out, stride, ahead);
+        for (m = 6; m + 6 <= rows; m += 6) dot_tile<6, RN>(x + m * K, w, K, out + m * stride, stride);
+    } else if (rows >= 4) {
         dot_tile<4, RN, true>(x, w, K, out, stride, ahead);
-        for (m = 4; m + 4 <= rows; m += 4) dot_tile<4, RN>(x + m * K, w, K, out + m * stride, stride);
+        m = 4;
     } else {
         dot_tile<1, RN, true>(x, w, K, out, stride, ahead);
         m = 1;
     }
+    for (; m + 2 <= rows; m += 2) dot_tile<2, RN>(x + m * K, w, K, out + m * stride, stride);
     for (; m < rows; m++) dot_tile<1, RN>(x + m * K, w, K, out + m * stride, stride);
 }
 
 extern "C" void linear(const bf16* x, const bf16* w, const bf16* bias, const bf16* residual, void* out, int out_is_float,
                        int64_t M, int64_t N, int64_t K) {
-    const int64_t tile_n = 16, tile_m = 64;
+    const int64_t tile_n = 16, tile_m = 96;
     const int64_t blocks = (N + tile_n - 1) / tile_n;
 #pragma omp parallel for schedule(static)
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t n0 = block * tile_n, width = std::min(tile_n, N - n0);
-        float part[64 * 16];
+        float part[96 * 16];
         for (int64_t m0 = 0; m0 < M; m0 += tile_m) {
             const int64_t rows = std::min(tile_m, M - m0);
             int64_t n = 0;
@@ -327,11 +331,13 @@ static inline void expert_dots(const bf16* const* x, int64_t rows, const Experts
     decode_scales(w.scales + row * groups, 4 * groups, scale);
     for (int64_t m = 0; m < rows;) {
         float* to = out + m * stride;
-        switch (std::min<int64_t>(rows - m, 4)) {
+        switch (std::min<int64_t>(rows - m, 6)) {
             case 1: mxfp4_tile<1>(x + m, block, scale, groups, table, to, stride); m += 1; break;
             case 2: mxfp4_tile<2>(x + m, block, scale, groups, table, to, stride); m += 2; break;
             case 3: mxfp4_tile<3>(x + m, block, scale, groups, table, to, stride); m += 3; break;
-            default: mxfp4_tile<4>(x + m, block, scale, groups, table, to, stride); m += 4; break;
+            case 4: mxfp4_tile<4>(x + m, block, scale, groups, table, to, stride); m += 4; break;
+            case 5: mxfp4_tile<5>(x + m, block, scale, groups, table, to, stride); m += 5; break;
+            default: mxfp4_tile<6>(x + m, block, scale, groups, table, to, stride); m += 6; break;
         }
     }
 }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,29 @@ def test_special_ids_agree_with_openai_harmony() -> None:
     ):
         assert loaded.encode_with_special(name) == [v.SPECIAL_TOKENS[name]]
     assert set(v.STOP_TOKEN_IDS) >= set(loaded.encoding.stop_tokens_for_assistant_actions())
+
+
+@pytest.mark.parametrize(
+    "alphabet", ["a", "ab", "etaoin shr", "é日本ñ🤖", "0123456789", " ", "\n \t", "aA1_ -.()[]{}"]
+)
+def test_long_pieces_get_the_same_ids_as_short_ones(alphabet: str) -> None:
+    loaded = v.load_vocabulary()
+    rng = random.Random(len(alphabet))
+    for size in (1, 2, 7, 300, 1500):
+        text = "".join(rng.choices(alphabet, k=size))
+        wanted = loaded.encoding.encode(text, disallowed_special=())
+        assert loaded._encode_by_pieces(text) == wanted
+        pieces = [
+            v.merge_bytes(m.group().encode(), loaded._rank_of) for m in v._SPLIT.finditer(text)
+        ]
+        assert [i for piece in pieces for i in piece] == wanted
+        assert loaded.encode(f"x {text} y") == loaded.encoding.encode(
+            f"x {text} y", disallowed_special=()
+        )
+
+
+def test_text_without_a_break_is_no_trap() -> None:
+    """The library alone would need minutes for this."""
+    loaded = v.load_vocabulary()
+    text = "a" * 300_000
+    assert loaded.decode(loaded.encode(text)) == text

@@ -46,10 +46,12 @@ class Stream:
 
 
 class Target:
-    def __init__(self, url: str, model: str | None) -> None:
+    def __init__(self, url: str, model: str | None, *, plain: bool = False) -> None:
+        """`plain`: only fields that OpenAI's specification knows; the server may then stop early by chance."""
         self.url = url.rstrip("/")
         self.client = httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=256))
         self.model = model or ""
+        self._plain = plain
         self._rng = random.Random(0)
 
     async def prepare(self) -> None:
@@ -63,10 +65,9 @@ class Target:
         return " ".join(self._rng.choices(WORDS, k=words))
 
     def body(self, prompt: str, tokens: int, **more: Any) -> dict[str, Any]:
-        return {
-            "model": self.model, "prompt": prompt, "max_tokens": tokens, "min_tokens": tokens, "temperature": 0,
-            "ignore_eos": True, **more,
-        }  # fmt: skip
+        extra = {} if self._plain else {"min_tokens": tokens, "ignore_eos": True}
+        body = {"model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        return {**body, **extra, **more}
 
     async def stream(self, prompt: str, tokens: int) -> Stream:
         started = time.perf_counter()
@@ -172,6 +173,9 @@ def main() -> None:
     parser.add_argument("--vs", help="a second server, measured in turns with the first")
     parser.add_argument("--model")
     parser.add_argument("--vs-model")
+    parser.add_argument(
+        "--vs-plain", action="store_true", help="send the second server no extensions"
+    )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prefill", type=int, default=1024, help="words in the long prompt")
@@ -179,7 +183,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="the median of this many is shown")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    targets = [Target(args.url, args.model)] + ([Target(args.vs, args.vs_model)] if args.vs else [])
+    targets = [Target(args.url, args.model)] + (
+        [Target(args.vs, args.vs_model, plain=args.vs_plain)] if args.vs else []
+    )
     results = asyncio.run(measure(targets, args))
     for name, first in results[0].items():
         line = f"{name:28}{first:12.1f}"

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,14 +78,14 @@ def linear(
     rows, columns = x.shape[0], weight.shape[0]
     out = torch.empty(rows, columns, dtype=out_dtype)
     _call(
-        "linear", x, weight, bias, residual, out, ctypes.c_int(out_dtype == torch.float32), rows, columns, x.shape[1]
+        "linear", x, weight, bias, residual, out, out_dtype == torch.float32, rows, columns, x.shape[1]
     )  # fmt: skip
     return out
 
 
 def rms_norm(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
     out = torch.empty_like(x)
-    _call("rms_norm", x, scale, out, ctypes.c_float(eps), *x.shape)
+    _call("rms_norm", x, scale, out, float(eps), *x.shape)
     return out
 
 
@@ -121,7 +122,7 @@ def attention(
     slots, base, first, last = spans
     _call(
         "attention", qkv, key_cache, value_cache, sinks, out, slots, base, first, last,
-        ctypes.c_float(scale), tokens, heads, (width - heads) // 2,
+        float(scale), tokens, heads, (width - heads) // 2,
     )  # fmt: skip
     return out
 
@@ -158,26 +159,47 @@ def moe(
 
     _call(
         "moe", x, experts, weights, *pointers(w1), b1, *pointers(w2), b2, residual, out, middle, parts,
-        ctypes.c_float(limit), tokens, per_token, num_experts, hidden, inter,
+        float(limit), tokens, per_token, num_experts, hidden, inter,
     )  # fmt: skip
     return out
 
 
 def _call(name: str, *arguments: object) -> None:
-    native = library()
-    assert native is not None, "callers ask supports() first"
-    converted: list[object] = []
+    """Tensors and None go by address, booleans as int, integers as int64, floats as float32."""
+    function, types = _function(name)
+    converted = []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
             assert argument.is_contiguous(), f"{name}: a tensor is not contiguous"
-            converted.append(ctypes.c_void_p(argument.data_ptr()))
-        elif argument is None:
-            converted.append(ctypes.c_void_p(None))
-        elif isinstance(argument, int):
-            converted.append(ctypes.c_int64(argument))
+            converted.append(argument.data_ptr())
         else:
-            converted.append(argument)
-    getattr(native, name)(*converted)
+            converted.append(argument)  # type: ignore[arg-type]
+    if types is None:
+        function.argtypes = [_ctype(argument) for argument in arguments]
+        _TYPED[name] = (function, function.argtypes)
+    function(*converted)
+
+
+_TYPED: dict[str, tuple[Any, Any]] = {}
+
+
+def _function(name: str) -> tuple[Any, Any]:
+    known = _TYPED.get(name)
+    if known is None:
+        native = library()
+        assert native is not None, "callers ask supports() first"
+        function = getattr(native, name)
+        function.restype = None
+        known = _TYPED[name] = (function, None)
+    return known
+
+
+def _ctype(argument: object) -> Any:
+    if argument is None or isinstance(argument, torch.Tensor):
+        return ctypes.c_void_p
+    if isinstance(argument, float):
+        return ctypes.c_float
+    return ctypes.c_int if isinstance(argument, bool) else ctypes.c_int64
 
 
 @functools.cache

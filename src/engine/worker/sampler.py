@@ -52,16 +52,16 @@ def sample(
     _apply_bias(logits, params)
     _apply_min_tokens(logits, rows)
     apply_bitmask(logits, mask_rows, bitmask)
-    peak = logits.amax(dim=-1)
     greedy = [p.temperature == 0 or p.top_k == 1 or p.top_p == 0 for p in params]
     token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-    for rows_of, pick in ((True, _argmax), (False, _draw)):
-        chosen_rows = [i for i, g in enumerate(greedy) if g is rows_of]
+    peak = torch.empty(len(rows), dtype=logits.dtype, device=logits.device)
+    for wanted, pick in ((True, _argmax), (False, _draw)):
+        chosen_rows = [i for i, g in enumerate(greedy) if g is wanted]
         if len(chosen_rows) == len(rows):
-            token_ids = pick(logits, peak, rows)
+            token_ids, peak = pick(logits, rows)
         elif chosen_rows:
             index = torch.tensor(chosen_rows, device=logits.device)
-            token_ids[index] = pick(logits[index], peak[index], [rows[i] for i in chosen_rows])
+            token_ids[index], peak[index] = pick(logits[index], [rows[i] for i in chosen_rows])
     chosen = token_ids.tolist()
     finite = torch.isfinite(peak).tolist()
     return SamplerOutput(chosen, _collect_logprobs(raw, params, chosen), finite)
@@ -111,12 +111,15 @@ def philox_uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor
     return bits.double() / (1 << 53)
 
 
-def _argmax(logits: torch.Tensor, peak: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
-    return logits.argmax(dim=-1)
+def _argmax(logits: torch.Tensor, rows: list[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (int64 [R], their logits; NaN wins, so a row with one shows)."""
+    token_ids = logits.argmax(dim=-1)
+    return token_ids, logits.gather(1, token_ids.unsqueeze(1)).squeeze(1)
 
 
-def _draw(logits: torch.Tensor, peak: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
-    """-> int64 [R]. Changes `logits` in place."""
+def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (int64 [R], the largest logit of each row). Changes `logits` in place."""
+    peak = logits.amax(dim=-1)
     device = logits.device
 
     def column(values: list[float] | list[int], dtype: torch.dtype) -> torch.Tensor:
@@ -131,7 +134,7 @@ def _draw(logits: torch.Tensor, peak: torch.Tensor, rows: list[SamplingRow]) -> 
     logits.sub_(peak.unsqueeze(1)).div_(temperature)
     truncated = [p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params]
     if not any(truncated):
-        return _invert(logits.exp_(), uniform)
+        return _invert(logits.exp_(), uniform), peak
     out = torch.empty(len(rows), dtype=torch.int64, device=device)
     plain = column([i for i, t in enumerate(truncated) if not t], torch.int64)
     cut = column([i for i, t in enumerate(truncated) if t], torch.int64)
@@ -145,7 +148,7 @@ def _draw(logits: torch.Tensor, peak: torch.Tensor, rows: list[SamplingRow]) -> 
     )
     if plain.numel():
         out[plain] = _invert(logits[plain].exp_(), uniform[plain])
-    return out
+    return out, peak
 
 
 def _draw_truncated(

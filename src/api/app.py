@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src import __version__
-from src.api import chat, completions, errors, models, system
+from src.api import chat, completions, errors, models, system, tokens
 from src.api.deps import ServerContext
 from src.api.metrics import Metrics
 from src.config import ServerConfig
@@ -106,7 +106,7 @@ def create_app(
     app.state.context = context
     system.register_live_metrics(context)
     errors.install(app)
-    modules: list[Any] = [chat, completions, models, system]
+    modules: list[Any] = [chat, completions, models, system, tokens]
     for module in modules:
         app.include_router(module.router)
     app.add_middleware(Frame)

@@ -23,7 +23,8 @@ from src.api.protocol import ChatCompletionRequest
 from src.api.streaming import DONE, EventStream, JsonWhenDone, interleave
 from src.engine.client import EngineError
 from src.engine.messages import TokenOutput
-from src.harmony.parser import Delta, ResponseParser
+from src.harmony.deltas import Delta
+from src.harmony.parser import ResponseParser
 
 router = APIRouter()
 _encode = msgspec.json.encode

@@ -12,7 +12,7 @@ from typing import Any
 
 from src.api.deps import ServerContext
 from src.api.errors import InvalidRequest, NotFound
-from src.api.protocol import EFFORTS, ChatCompletionRequest
+from src.api.protocol import EFFORTS, ChatCompletionRequest, SamplingFields
 from src.api.tool_choice import ToolPlan, plan_tools
 from src.engine.messages import AddRequest
 from src.engine.sampling_params import LoopGuard, SamplingParams
@@ -112,17 +112,7 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
     grammar = await _grammar(request, tools, response_format, budget, context)
     params = _sampling(request, profile, max_tokens, grammar, context)
     completion_id = f"chatcmpl-{secrets.token_hex(12)}"
-    requests = [
-        AddRequest(
-            f"{completion_id}-{i}",
-            prompt.token_ids,
-            params(i),
-            priority=profile.priority if request.priority is None else request.priority,
-            timeout_s=profile.deadline_s,
-            cache_salt=request.cache_salt or "",
-        )
-        for i in range(request.n or 1)
-    ]
+    requests = _engine_requests(completion_id, request, profile, prompt, params)
     reasoning = request.reasoning
     return ChatPlan(
         completion_id=completion_id,
@@ -141,6 +131,27 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
         max_calls=1 if request.parallel_tool_calls is False or tools.legacy else None,
         service_tier="default" if request.service_tier is not None else None,
     )
+
+
+def _engine_requests(
+    completion_id: str,
+    request: ChatCompletionRequest,
+    profile: Profile,
+    prompt: PromptTokens,
+    params: Callable[[int], SamplingParams],
+) -> list[AddRequest]:
+    priority = profile.priority if request.priority is None else request.priority
+    return [
+        AddRequest(
+            f"{completion_id}-{index}",
+            prompt.token_ids,
+            params(index),
+            priority=priority,
+            timeout_s=profile.deadline_s,
+            cache_salt=request.cache_salt or "",
+        )
+        for index in range(request.n or 1)
+    ]
 
 
 def _warn_unknown(body: Mapping[str, Any], request: ChatCompletionRequest) -> None:
@@ -246,10 +257,25 @@ def _sampling(
     context: ServerContext,
 ) -> Callable[[int], SamplingParams]:
     """-> a function of the choice's index; choices differ by their seeds alone."""
-    temperature = profile.temperature if request.temperature is None else request.temperature
-    seed = secrets.randbits(63) if request.seed is None else request.seed
-    common: dict[str, Any] = {
+    guard = context.config.repetition_guard
+    common = sampling_options(request, profile) | {
         "max_tokens": max_tokens,
+        "logprobs": (request.top_logprobs or 0) if request.logprobs else None,
+        "grammar": grammar,
+        "loop_guard": LoopGuard(guard, END) if grammar is not None and guard > 1 else None,
+    }
+    seed = base_seed(request)
+    return lambda index: SamplingParams(seed=derived_seed(seed, index), **common)
+
+
+def base_seed(request: SamplingFields) -> int:
+    return secrets.randbits(63) if request.seed is None else request.seed
+
+
+def sampling_options(request: SamplingFields, profile: Profile) -> dict[str, Any]:
+    """What chat and raw completions sample alike; the request beats the profile."""
+    temperature = profile.temperature if request.temperature is None else request.temperature
+    return {
         "temperature": 0.0 if temperature < GREEDY_BELOW else temperature,
         "top_p": profile.top_p if request.top_p is None else request.top_p,
         "top_k": max(0, request.top_k or 0),
@@ -258,18 +284,10 @@ def _sampling(
         "frequency_penalty": request.frequency_penalty or 0.0,
         "repetition_penalty": request.repetition_penalty or 1.0,
         "logit_bias": {int(k): v for k, v in (request.logit_bias or {}).items()},
-        "logprobs": (request.top_logprobs or 0) if request.logprobs else None,
         "min_tokens": request.min_tokens or 0,
         "ignore_eos": bool(request.ignore_eos),
         "stop_token_ids": STOP_TOKEN_IDS,
-        "grammar": grammar,
-        "loop_guard": (
-            LoopGuard(context.config.repetition_guard, END)
-            if grammar is not None and context.config.repetition_guard > 1
-            else None
-        ),
     }
-    return lambda index: SamplingParams(seed=derived_seed(seed, index), **common)
 
 
 def derived_seed(seed: int, index: int) -> int:

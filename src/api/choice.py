@@ -9,7 +9,8 @@ from typing import Any
 
 from src.engine.messages import TokenLogprobs, TokenOutput
 from src.engine.request import FinishReason
-from src.harmony.parser import Delta, ResponseParser
+from src.harmony.deltas import Delta
+from src.harmony.parser import ResponseParser
 
 
 @dataclass(frozen=True, slots=True)

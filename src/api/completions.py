@@ -1,4 +1,4 @@
-"""POST /v1/completions (raw prompts, no Harmony), /tokenize and /detokenize."""
+"""POST /v1/completions: raw prompts, no Harmony."""
 
 from __future__ import annotations
 
@@ -6,30 +6,22 @@ import codecs
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from src.api.body import read_json_object
-from src.api.chat_plan import GREEDY_BELOW, derived_seed, resolve_model
+from src.api.chat_plan import base_seed, derived_seed, resolve_model, sampling_options
 from src.api.choice import StopStrings
 from src.api.deps import Context, ServerContext
 from src.api.errors import ApiError, EngineFailure, InvalidRequest, from_engine
 from src.api.metrics import RequestRecord
-from src.api.protocol import (
-    VOCAB_SIZE,
-    Number,
-    StreamOptions,
-    Strict,
-    check_logit_bias,
-    fail,
-    stop_list,
-)
+from src.api.protocol import VOCAB_SIZE, SamplingFields, fail
 from src.api.streaming import DONE, EventStream, JsonWhenDone, interleave
 from src.engine.client import EngineError
 from src.engine.messages import AddRequest, TokenLogprobs, TokenOutput
@@ -42,42 +34,16 @@ router = APIRouter()
 _encode = msgspec.json.encode
 
 
-class CompletionRequest(Strict):
-    model: str
+class CompletionRequest(SamplingFields):
     prompt: Any = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
     best_of: Annotated[int, Field(ge=1, le=20)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Annotated[
-        Annotated[list[str], Field(max_length=4)] | None, BeforeValidator(stop_list)
-    ] = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Number] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     suffix: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-    top_k: Annotated[int, Field(ge=-1, le=VOCAB_SIZE)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=2)] | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
-    cache_salt: Annotated[str, Field(max_length=64)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> CompletionRequest:
-        if self.stream_options is not None and not self.stream:
-            raise fail(
-                "The 'stream_options' parameter is only allowed when 'stream' is true.",
-                "stream_options",
-            )
         if self.suffix:
             raise fail(
                 "'suffix' is not supported by this model.", "suffix", "unsupported_parameter"
@@ -88,9 +54,6 @@ class CompletionRequest(Strict):
             raise fail(
                 "'echo' together with 'logprobs' is not supported.", "echo", "unsupported_value"
             )
-        if self.stop is not None and any(not s for s in self.stop):
-            raise fail("A stop sequence must not be empty.", "stop")
-        check_logit_bias(self.logit_bias)
         return self
 
 
@@ -269,6 +232,7 @@ async def start_completion(body: dict[str, Any], context: ServerContext) -> Text
             "More than 128 completions in one request.", "prompt", "array_above_max_length"
         )
     completion_id = f"cmpl-{secrets.token_hex(12)}"
+    make_params = _params(request, profile)
     requests, choices = [], []
     for number, ids in enumerate(prompts):
         room = context.max_model_len - len(ids)
@@ -282,7 +246,7 @@ async def start_completion(body: dict[str, Any], context: ServerContext) -> Text
         wanted = 16 if request.max_tokens is None else request.max_tokens
         for copy in range(request.n or 1):
             index = number * (request.n or 1) + copy
-            params = _params(request, profile, max(1, min(room, wanted)), copy)
+            params = make_params(copy, max(1, min(room, wanted)))
             requests.append(
                 AddRequest(
                     f"{completion_id}-{index}", ids, params,
@@ -312,27 +276,16 @@ async def start_completion(body: dict[str, Any], context: ServerContext) -> Text
     return TextAnswer(request, context, requests, choices, streams, record, head)
 
 
-def _params(
-    request: CompletionRequest, profile: Profile, max_tokens: int, index: int
-) -> SamplingParams:
-    temperature = profile.temperature if request.temperature is None else request.temperature
-    seed = secrets.randbits(63) if request.seed is None else request.seed
-    return SamplingParams(
-        max_tokens=max_tokens,
-        seed=derived_seed(seed, index),
-        temperature=0.0 if temperature < GREEDY_BELOW else temperature,
-        top_p=profile.top_p if request.top_p is None else request.top_p,
-        top_k=max(0, request.top_k or 0),
-        min_p=request.min_p or 0.0,
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        repetition_penalty=request.repetition_penalty or 1.0,
-        logit_bias={int(k): v for k, v in (request.logit_bias or {}).items()},
-        logprobs=request.logprobs,
-        min_tokens=min(request.min_tokens or 0, max_tokens),
-        ignore_eos=bool(request.ignore_eos),
-        stop_token_ids=STOP_TOKEN_IDS,
-    )
+def _params(request: CompletionRequest, profile: Profile) -> Callable[[int, int], SamplingParams]:
+    """-> a function of the choice's index and its token limit."""
+    common = sampling_options(request, profile) | {"logprobs": request.logprobs}
+    seed, min_tokens = base_seed(request), request.min_tokens or 0
+
+    def make(index: int, max_tokens: int) -> SamplingParams:
+        limits = {"max_tokens": max_tokens, "min_tokens": min(min_tokens, max_tokens)}
+        return SamplingParams(seed=derived_seed(seed, index), **(common | limits))
+
+    return make
 
 
 async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
@@ -387,42 +340,3 @@ async def completions(request: Request, context: Context) -> Response:
     if answer.request.stream:
         return EventStream(_stream(answer), answer.close, context.config.keep_alive_s)
     return JsonWhenDone(lambda: _collect(answer), answer.close)
-
-
-class TokenizeRequest(Strict):
-    model: str | None = None
-    prompt: str
-    add_special_tokens: bool | None = None
-    parse_special: bool | None = None
-
-
-class DetokenizeRequest(Strict):
-    model: str | None = None
-    tokens: list[int]
-
-
-@router.post("/tokenize")
-async def tokenize(request: Request, context: Context) -> dict[str, Any]:
-    """Text to ids. Special tokens in the text stay text unless `parse_special`."""
-    body = TokenizeRequest.model_validate(
-        await read_json_object(request, context.config.max_body_bytes)
-    )
-    vocabulary = context.vocabulary
-    ids = (
-        vocabulary.encode_with_special(body.prompt)
-        if body.parse_special
-        else vocabulary.encode(body.prompt)
-    )
-    return {"tokens": ids, "count": len(ids), "max_model_len": context.max_model_len}
-
-
-@router.post("/detokenize")
-async def detokenize(request: Request, context: Context) -> dict[str, Any]:
-    body = DetokenizeRequest.model_validate(
-        await read_json_object(request, context.config.max_body_bytes)
-    )
-    if not all(0 <= token < VOCAB_SIZE for token in body.tokens):
-        raise InvalidRequest(
-            f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value"
-        )
-    return {"prompt": context.vocabulary.decode(body.tokens)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -122,11 +122,10 @@ def stop_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class ChatCompletionRequest(Strict):
+class SamplingFields(Strict):
+    """What chat and raw completions have in common."""
+
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -137,10 +136,43 @@ class ChatCompletionRequest(Strict):
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Number] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    user: str | None = None
+    # extensions, named as elsewhere
+    top_k: Annotated[int, Field(ge=-1, le=VOCAB_SIZE)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=2)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
+    cache_salt: Annotated[str, Field(max_length=64)] | None = None
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise fail(
+                "The 'stream_options' parameter is only allowed when 'stream' is true.",
+                "stream_options",
+            )
+        if self.stop is not None and any(not s for s in self.stop):
+            raise fail("A stop sequence must not be empty.", "stop")
+        for key, bias in (self.logit_bias or {}).items():
+            if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= VOCAB_SIZE:
+                raise fail(f"{key!r} is no token id below {VOCAB_SIZE}.", "logit_bias")
+            if not -100 <= bias <= 100:
+                raise fail(
+                    f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias"
+                )
+        return self
+
+
+class ChatCompletionRequest(SamplingFields):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Any = None
@@ -152,7 +184,6 @@ class ChatCompletionRequest(Strict):
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     store: bool | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    user: str | None = None
     safety_identifier: Annotated[str, Field(max_length=64)] | None = None
     prompt_cache_key: str | None = None
     modalities: list[str] | None = None
@@ -162,23 +193,11 @@ class ChatCompletionRequest(Strict):
     # extensions, named as elsewhere
     reasoning: ReasoningOptions | None = None
     include_reasoning: bool | None = None
-    top_k: Annotated[int, Field(ge=-1, le=VOCAB_SIZE)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=2)] | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
     reasoning_budget: Annotated[int, Field(ge=0)] | None = None
     profile: str | None = None
-    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
-    cache_salt: Annotated[str, Field(max_length=64)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ChatCompletionRequest:
-        if self.stream_options is not None and not self.stream:
-            raise fail(
-                "The 'stream_options' parameter is only allowed when 'stream' is true.",
-                "stream_options",
-            )
         if self.top_logprobs is not None and not self.logprobs:
             raise fail("'top_logprobs' is only allowed when 'logprobs' is true.", "top_logprobs")
         for field in ("audio", "prediction", "web_search_options"):
@@ -188,9 +207,6 @@ class ChatCompletionRequest(Strict):
                 )
         if self.modalities is not None and self.modalities != ["text"]:
             raise fail("'modalities' may only be ['text'].", "modalities", "unsupported_value")
-        if self.stop is not None and any(not s for s in self.stop):
-            raise fail("A stop sequence must not be empty.", "stop")
-        check_logit_bias(self.logit_bias)
         for index, message in enumerate(self.messages):
             check_message(message, f"messages[{index}]")
         return self
@@ -198,16 +214,6 @@ class ChatCompletionRequest(Strict):
     @property
     def known_fields(self) -> frozenset[str]:
         return frozenset(type(self).model_fields)
-
-
-def check_logit_bias(logit_bias: dict[str, float] | None) -> None:
-    for key, bias in (logit_bias or {}).items():
-        if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= VOCAB_SIZE:
-            raise fail(f"{key!r} is no token id below {VOCAB_SIZE}.", "logit_bias")
-        if not -100 <= bias <= 100:
-            raise fail(
-                f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias"
-            )
 
 
 def check_message(message: Message, where: str) -> None:

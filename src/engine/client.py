@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from src.engine.messages import (
     TokenOutput,
 )  # fmt: skip
 from src.engine.request import FinishReason
+from src.engine.streams import OutputStream
 
 logger = logging.getLogger(__name__)
 
@@ -77,20 +78,6 @@ class RestartPolicy:
     ready_wait_s: float = 60.0  # how long a request waits for an engine that is restarting
 
 
-@dataclass(slots=True)
-class _Stream:
-    """Outputs that arrived and were not read yet."""
-
-    num_prompt_tokens: int
-    items: deque[TokenOutput] = field(default_factory=deque)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    started: bool = False
-
-    def put(self, output: TokenOutput) -> None:
-        self.items.append(output)
-        self.arrived.set()
-
-
 class EngineClient:
     """One engine process at a time. Belongs to the event loop that `start` was called on."""
 
@@ -108,7 +95,7 @@ class EngineClient:
         self.num_restarts = 0
         self.failure: str | None = None
         self._log = log or {"level": logging.INFO}
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, OutputStream] = {}
         self._num_unstarted = 0
         self._num_unstarted_tokens = 0
         self._finished_recently: deque[float] = deque(maxlen=64)
@@ -210,7 +197,7 @@ class EngineClient:
         if not self.is_ready:
             await self.wait_ready(self.policy.ready_wait_s)
         self.check_capacity(len(request.token_ids))
-        stream = _Stream(len(request.token_ids))
+        stream = OutputStream(len(request.token_ids))
         self._streams[request.request_id] = stream
         self._num_unstarted += 1
         self._num_unstarted_tokens += stream.num_prompt_tokens
@@ -226,15 +213,13 @@ class EngineClient:
         self._send(AbortRequests([request_id]))
         return True
 
-    async def _outputs(self, request_id: str, stream: _Stream) -> AsyncIterator[TokenOutput]:
+    async def _outputs(self, request_id: str, stream: OutputStream) -> AsyncIterator[TokenOutput]:
         try:
             while True:
                 if not stream.items:
                     stream.arrived.clear()
                     await stream.arrived.wait()
-                output = stream.items.popleft()
-                if stream.items and output.finish_reason is None:
-                    output = _merge(output, stream.items)
+                output = stream.take()
                 yield output
                 if output.finish_reason is not None:
                     return
@@ -253,7 +238,7 @@ class EngineClient:
             self._mark_started(stream)
         return stream is not None
 
-    def _mark_started(self, stream: _Stream) -> None:
+    def _mark_started(self, stream: OutputStream) -> None:
         stream.started = True
         self._num_unstarted -= 1
         self._num_unstarted_tokens -= stream.num_prompt_tokens
@@ -399,17 +384,6 @@ class EngineClient:
         for request_id, stream in list(self._streams.items()):
             self._forget(request_id)
             stream.put(TokenOutput(request_id, [], FinishReason.ERROR, error=reason))
-
-
-def _merge(first: TokenOutput, rest: deque[TokenOutput]) -> TokenOutput:
-    """Joins outputs that queued up behind a slow reader into one."""
-    while rest and first.finish_reason is None:
-        output = rest.popleft()
-        first.token_ids += output.token_ids
-        if output.logprobs is not None:
-            first.logprobs = (first.logprobs or []) + output.logprobs
-        first.finish_reason, first.error = output.finish_reason, output.error
-    return first
 
 
 def _child(

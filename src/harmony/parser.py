@@ -14,8 +14,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
+from src.harmony.deltas import Delta, Kind, ParsedMessage
 from src.harmony.vocabulary import (
     CALL,
     CHANNEL,
@@ -29,57 +29,12 @@ from src.harmony.vocabulary import (
     Vocabulary,
 )  # fmt: skip
 
-Kind = Literal["reasoning", "content", "tool_call"]
-
 CHANNELS = ("analysis", "commentary", "final")
 MAX_HEADER_BYTES = 256  # longer, and the message marker is taken as missing
 _CONTENT_TYPES = frozenset({"json", "code", "text"})
 _NOT_A_TOOL = frozenset({"assistant", "user", "all", "system", "developer"})
 _RECIPIENT = re.compile(r"\bto=([^\s<]*)")
 _ROLES = re.compile(r"^\s*(?:assistant\s*)+")
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of the answer. The first delta of a tool call brings its name."""
-
-    kind: Kind
-    text: str
-    tool_index: int = -1
-    tool_name: str | None = None
-    tokens: tuple[int, ...] = ()  # places in the output of the tokens that this text was made from
-
-
-@dataclass(slots=True)
-class ToolCall:
-    name: str
-    arguments: str = ""
-
-
-@dataclass(slots=True)
-class ParsedMessage:
-    """The fold of all deltas. None: there was no such part; "" is a part without text."""
-
-    reasoning: str | None = None
-    content: str | None = None
-    tool_calls: list[ToolCall] = field(default_factory=list)
-
-    def add(self, delta: Delta) -> None:
-        if delta.kind == "reasoning":
-            self.reasoning = (self.reasoning or "") + delta.text
-        elif delta.kind == "content":
-            self.content = (self.content or "") + delta.text
-        else:
-            if delta.tool_name is not None:
-                self.tool_calls.append(ToolCall(delta.tool_name))
-            self.tool_calls[delta.tool_index].arguments += delta.text
-
-    @classmethod
-    def fold(cls, deltas: Iterable[Delta]) -> ParsedMessage:
-        message = cls()
-        for delta in deltas:
-            message.add(delta)
-        return message
 
 
 class _State(enum.Enum):

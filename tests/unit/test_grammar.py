@@ -14,6 +14,7 @@ from llguidance import LLTokenizer
 
 from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
 from src.engine.sampling_params import LoopGuard
+from src.harmony.deltas import ParsedMessage
 from src.harmony.grammar import (
     SchemaError,
     ToolSpec,
@@ -22,7 +23,7 @@ from src.harmony.grammar import (
     check_schema,
     turn_grammar,
 )
-from src.harmony.parser import ParsedMessage, ResponseParser
+from src.harmony.parser import ResponseParser
 from src.harmony.vocabulary import (
     CALL,
     END,

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.harmony.parser import ParsedMessage, ResponseParser, ToolCall, parse_tokens
+from src.harmony.deltas import ParsedMessage, ToolCall
+from src.harmony.parser import ResponseParser, parse_tokens
 from src.harmony.render import assistant_text, render_message, tool_call
 from src.harmony.vocabulary import (
     CALL,

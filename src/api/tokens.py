@@ -1,0 +1,53 @@
+"""POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from src.api.body import read_json_object
+from src.api.deps import Context
+from src.api.errors import InvalidRequest
+from src.api.protocol import VOCAB_SIZE, Strict
+
+router = APIRouter()
+
+
+class TokenizeRequest(Strict):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+
+
+class DetokenizeRequest(Strict):
+    model: str | None = None
+    tokens: list[int]
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, context: Context) -> dict[str, Any]:
+    """Text to ids. Special tokens in the text stay text unless `parse_special`."""
+    body = TokenizeRequest.model_validate(
+        await read_json_object(request, context.config.max_body_bytes)
+    )
+    vocabulary = context.vocabulary
+    ids = (
+        vocabulary.encode_with_special(body.prompt)
+        if body.parse_special
+        else vocabulary.encode(body.prompt)
+    )
+    return {"tokens": ids, "count": len(ids), "max_model_len": context.max_model_len}
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, context: Context) -> dict[str, Any]:
+    body = DetokenizeRequest.model_validate(
+        await read_json_object(request, context.config.max_body_bytes)
+    )
+    if not all(0 <= token < VOCAB_SIZE for token in body.tokens):
+        raise InvalidRequest(
+            f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value"
+        )
+    return {"prompt": context.vocabulary.decode(body.tokens)}

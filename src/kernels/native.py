@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL | None:
     try:
         path = _build(compiler)
         # torch's own OpenMP first: its thread pool is then ours as well, and the two do not compete for the cores
-        ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libgomp.so.1"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(_torch_openmp()), ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
@@ -210,6 +210,15 @@ def _cpu_flags() -> frozenset[str]:
         return frozenset()
     flags = next((line for line in lines if line.startswith("flags")), "")
     return frozenset(flags.partition(":")[2].split())
+
+
+def _torch_openmp() -> Path:
+    """Raises OSError if torch brings none; its place differs between builds."""
+    package = Path(torch.__file__).parent
+    for folder in (package / "lib", package.parent / "torch.libs"):
+        for path in sorted(folder.glob("libgomp*.so*")):
+            return path
+    raise OSError("torch brings no libgomp")
 
 
 def _build(compiler: str) -> Path:

@@ -214,8 +214,15 @@ class WeightLoader:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, *, dequantize: bool
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        *,
+        dequantize: bool,
+        device: torch.device | None = None,
     ) -> None:
+        self._device = device or torch.device("cpu")
         self._checkpoint = checkpoint
         self._config = config
         self._dtype = dtype
@@ -239,7 +246,7 @@ class WeightLoader:
         return ModelWeights(self._read(embedding), layers, self._read(norm), self._read(head))
 
     def _read(self, name: str) -> torch.Tensor:
-        return self._checkpoint.tensor(name).to(self._dtype, copy=True)
+        return self._checkpoint.tensor(name).to(self._device, self._dtype, copy=True)
 
     def _hf_layer(self, n: int) -> LayerWeights:
         layer = f"model.layers.{n}."
@@ -280,7 +287,7 @@ class WeightLoader:
     def _experts(self, w1: str, b1: str, w2: str, b2: str) -> ExpertWeights:
         return ExpertWeights(
             w1=self._expert_matrix(w1, self._gate_then_up),
-            b1=self._read(b1)[:, self._gate_then_up],
+            b1=self._read(b1)[:, self._gate_then_up.to(self._device)],
             w2=self._expert_matrix(w2, None),
             b2=self._read(b2),
         )
@@ -289,19 +296,21 @@ class WeightLoader:
         self, name: str, row_order: torch.Tensor | None
     ) -> torch.Tensor | Mxfp4Tensor:
         def ordered(t: torch.Tensor) -> torch.Tensor:
-            return t.clone() if row_order is None else t[:, row_order]
+            return t if row_order is None else t[:, row_order.to(t.device)]
+
+        def packed_part(part: str) -> torch.Tensor:
+            separator = "." if self._checkpoint.original else "_"
+            tensor = self._checkpoint.tensor(f"{name}{separator}{part}")
+            return ordered(tensor.to(self._device, copy=True))
 
         if not self._checkpoint.packed:
             return ordered(self._read(name).transpose(1, 2)).contiguous()
-        separator = "." if self._checkpoint.original else "_"
-        packed = Mxfp4Tensor(
-            ordered(self._checkpoint.tensor(f"{name}{separator}blocks")),
-            ordered(self._checkpoint.tensor(f"{name}{separator}scales")),
-        )
+        packed = Mxfp4Tensor(packed_part("blocks"), packed_part("scales"))
         if not self._dequantize:
             return packed
+        experts, rows, groups = packed.scales.shape
         out = torch.empty(
-            packed.scales.shape[:2] + (packed.scales.shape[2] * GROUP_SIZE,), dtype=self._dtype
+            (experts, rows, groups * GROUP_SIZE), dtype=self._dtype, device=self._device
         )
         for expert in range(out.shape[0]):
             out[expert] = dequantize_mxfp4(packed[expert], self._dtype)

@@ -48,7 +48,11 @@ class Worker:
                 raise ConfigError("model_path is needed unless load_format is 'dummy'")
             checkpoint = Checkpoint(config.model_path, config.model)
             weights = WeightLoader(
-                checkpoint, config.model, self.dtype, dequantize=self._dequantize()
+                checkpoint,
+                config.model,
+                self.dtype,
+                dequantize=self._dequantize(),
+                device=self.device,
             ).load()
         self.weight_bytes = sum(t.nbytes for t in iterate_tensors(weights))
         self.model = GptOss(config.model, weights)

@@ -9,6 +9,7 @@ from typing import Any
 from src.api.errors import InvalidRequest
 from src.api.protocol import ChatCompletionRequest, FunctionDefinition
 from src.harmony.grammar import SchemaError, ToolSpec, check_schema
+from src.harmony.tool_types import check_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan:
             raise InvalidRequest(
                 f"Two tools are named {name!r}.", f"{where}[{index}].function.name", "invalid_value"
             )
+        _check_parameters(functions[index], f"{where}[{index}]" + ("" if legacy else ".function"))
     mode, allowed = (
         _legacy_choice(request.function_call) if legacy else _choice(request.tool_choice)
     )
@@ -67,6 +69,17 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan:
         specs.append(ToolSpec(function.name, function.parameters, constrained))
     shown = [] if mode == "none" else [_shown(f) for f in functions]
     return ToolPlan(shown, specs, forced, legacy)
+
+
+def _check_parameters(function: FunctionDefinition, where: str) -> None:
+    try:
+        check_shape(function.parameters or {}, "parameters")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"Invalid schema for function '{function.name}': {error or 'nested too deeply'}",
+            f"{where}.parameters",
+            "invalid_function_parameters",
+        ) from None
 
 
 def _shown(function: FunctionDefinition) -> dict[str, Any]:

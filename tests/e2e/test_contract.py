@@ -195,6 +195,45 @@ def test_what_cannot_be_honoured_is_refused_before_anything_runs(
     assert (status, error["param"]) == (400, param), error
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": 5}, {"type": 5}, {"anyOf": 5}, {"anyOf": [5]}, {"items": [1]}, {"required": 5}, {"required": [5]},
+        {"properties": {"a": {"enum": 5}}}, {"$ref": 5}, {"$defs": []}, {"properties": {"a": 5}}, {"oneOf": [True], "type": [1]},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_parameters_that_are_no_schema_are_refused(
+    server: ServerProcess, parameters: Any, choice: str
+) -> None:
+    body = {
+        "model": MODEL,
+        "messages": [USER],
+        "tools": [tool("f", parameters)],
+        "tool_choice": choice,
+    }
+    status, error = error_of(server, body)
+    assert (status, error["param"], error["code"]) == (
+        400,
+        "tools[0].function.parameters",
+        "invalid_function_parameters",
+    )
+
+
+def test_odd_but_valid_schemas_are_rendered(server: ServerProcess) -> None:
+    for parameters in (
+        {},
+        {"properties": {"a": True, "b": {}}},
+        {"type": "object", "oneOf": [True, {"type": "null"}]},
+        {"type": []},
+        {"title": 5, "properties": {"a": {"title": 5, "description": 6, "examples": [1]}}},
+    ):
+        body = {"model": MODEL, "messages": [USER], "tools": [tool("f", parameters)]}
+        assert (
+            httpx.post(f"{server.url}/v1/chat/completions/render", json=body).status_code == 200
+        ), parameters
+
+
 # --- structured output ---
 
 

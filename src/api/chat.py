@@ -87,17 +87,12 @@ class Answer:
         self.closed = True
         for request in self.plan.requests:
             self.context.engine.discard(request.request_id)
-        record, reasons = self.record, [c.finish_reason for c in self.choices]
-        if "error" in reasons:
-            record.outcome = "failed"
-        elif None not in reasons:
-            record.outcome = "ok"
+        record = self.record
         record.num_prompt_tokens = len(self.plan.prompt.token_ids)
         record.num_reasoning_tokens = sum(c.parser.num_reasoning_tokens for c in self.choices)
         record.num_cached_tokens = max(c.num_cached_tokens for c in self.choices)
         metrics = self.context.metrics
-        metrics.active -= 1
-        metrics.finish(record)
+        metrics.finish(record, [c.finish_reason for c in self.choices])
         for choice in self.choices:
             if record.outcome == "ok":
                 self.context.prompt_builder.remember(choice.token_ids)

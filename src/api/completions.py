@@ -202,14 +202,10 @@ class TextAnswer:
         self.closed = True
         for request in self.engine_requests:
             self.context.engine.discard(request.request_id)
-        reasons = [c.finish_reason for c in self.choices]
-        if "error" in reasons:
-            self.record.outcome = "failed"
-        elif None not in reasons:
-            self.record.outcome = "ok"
-        self.record.num_prompt_tokens = self.usage["prompt_tokens"]
-        self.context.metrics.active -= 1
-        self.context.metrics.finish(self.record)
+        usage = self.usage
+        self.record.num_prompt_tokens = usage["prompt_tokens"]
+        self.record.num_cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+        self.context.metrics.finish(self.record, [c.finish_reason for c in self.choices])
 
     def choice_body(
         self, choice: TextChoice, text: str, numbers: dict[str, list[Any]]

@@ -47,10 +47,6 @@ class InvalidRequest(ApiError):
     type = "invalid_request_error"
 
 
-class Unauthorized(InvalidRequest):
-    status = 401
-
-
 class NotFound(InvalidRequest):
     status = 404
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -175,8 +175,13 @@ class Metrics:
         for outcome in ("ok", "failed", "cancelled", "rejected"):
             self._requests.labels(outcome)
 
-    def finish(self, record: RequestRecord) -> None:
-        """Counts a request that has ended, once."""
+    def finish(self, record: RequestRecord, finish_reasons: Sequence[str | None]) -> None:
+        """Counts a request that has ended, once; `finish_reasons` are those of its choices, None if cut off."""
+        if "error" in finish_reasons:
+            record.outcome = "failed"
+        elif None not in finish_reasons:
+            record.outcome = "ok"
+        self.active -= 1
         now = time.monotonic()
         self.outcomes[record.outcome] += 1
         self._requests.labels(record.outcome).inc()

@@ -70,11 +70,6 @@ class ModelConfig:
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path} is no JSON: {error}") from error
 
-    @property
-    def kv_bytes_per_token_and_layer(self) -> int:
-        """For two-byte elements."""
-        return 2 * self.num_key_value_heads * self.head_dim * 2
-
 
 def _from_hf(c: dict[str, Any]) -> ModelConfig:
     # transformers 5 writes rope_parameters, earlier releases rope_theta and rope_scaling

@@ -184,12 +184,6 @@ class KVCacheManager:
             for block in reversed(owned.groups[group]):
                 self._release(block)
 
-    def reset_prefix_cache(self) -> None:
-        """Forgets every reusable block; what requests own stays."""
-        for block in self._cached.values():
-            self._blocks[block].key = None
-        self._cached.clear()
-
     def check_integrity(self) -> None:
         """Raises AssertionError unless free + owned == total and every reference count equals its owners."""
         owners: Counter[int] = Counter()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-MAX_LOGPROBS = 20
-
 
 class LoopGuard(msgspec.Struct, frozen=True):
     """Ends a message that repeats itself: after `repeats` equal runs of tokens, `break_token_id` is the only token

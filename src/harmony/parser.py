@@ -87,10 +87,6 @@ class ResponseParser:
         self.num_reasoning_tokens = 0
         self.recoveries: Counter[str] = Counter()
 
-    @property
-    def in_final_body(self) -> bool:
-        return self._state is _State.BODY and self._kind == "content"
-
     def push(self, token_id: int) -> list[Delta]:
         self._position += 1
         self._message_tokens += 1

@@ -117,6 +117,10 @@ def attention(
     """`spans` are (slots, base [T], first [T], last [T]): token t sees positions first .. last, position p lies in
     slots[base + p]. -> [T, heads * D]."""
     tokens, width, head_dim = qkv.shape
+    if head_dim != HEAD_DIM:
+        raise ValueError(
+            f"head_dim is {head_dim}, the native attention kernel is written for {HEAD_DIM}"
+        )
     heads = sinks.shape[0]
     out = torch.empty(tokens, heads * head_dim, dtype=qkv.dtype)
     slots, base, first, last = spans

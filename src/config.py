@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from src.engine.config import ConfigError
-from src.profiles import PROFILES, Profile, ProfileName
+from src.profiles import PROFILES, Profile, ProfileName, overridden
 
 DEFAULT_CONFIG_FILE = Path(__file__).resolve().parents[1] / "configs" / "server_config.yaml"
 ENV_PREFIX = "GPTOSS_"
@@ -41,6 +42,9 @@ class ServerConfig(BaseSettings):
     host: str = Field("127.0.0.1", description="address to bind")
     port: int = Field(8000, ge=0, le=65535, description="port to bind")
     auto_port: bool = Field(False, description="take the next free port if this one is taken")
+    force_port: bool = Field(
+        False, description="end the server of ours that has the port; never anything else"
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, bytes")
     keep_alive_s: float = Field(
         15.0, gt=0, description="comment line on a silent stream after this long, s"
@@ -51,6 +55,9 @@ class ServerConfig(BaseSettings):
 
     # model
     profile: ProfileName = Field("balanced", description="latency_first, balanced or quality_first")
+    profiles: dict[ProfileName, dict[str, Any]] = Field(
+        {}, description="changes to profiles, as in {latency_first: {max_num_seqs: 4}}"
+    )
     model: str | None = Field(
         None, description="20b, 120b, nano, a folder, or a Hub id; unset: the profile's, or nano"
     )
@@ -66,7 +73,34 @@ class ServerConfig(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="type of weights and cache"
     )
+    gpu_dtypes: dict[str, Literal["bfloat16", "float16", "float32"]] = Field(
+        {
+            "V100": "float16",
+            "RTX 3090": "float16",
+            "RTX 4090": "bfloat16",
+            "A100": "bfloat16",
+            "H100": "bfloat16",
+            "H200": "bfloat16",
+        },
+        description="type that dtype auto takes on a GPU whose name holds the key; others by capability",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    backend: Literal["native", "transformers"] = Field(
+        "native",
+        description="transformers: the reference, slower, for hardware that native does not know",
+    )
+    gpu_mode: Literal["auto", "single", "pipeline", "tensor"] = Field(
+        "auto", description="how the model is laid over GPUs; auto: by free memory"
+    )
+    tensor_parallel_size: int = Field(
+        0, ge=0, le=64, description="ranks that share each layer; 0: as gpu_mode needs"
+    )
+    pipeline_parallel_size: int = Field(
+        0, ge=0, le=64, description="stages of consecutive layers; 0: as gpu_mode needs"
+    )
+    enable_expert_parallel: bool = Field(
+        False, description="tensor-parallel ranks hold whole experts instead of a part of each"
+    )
 
     # engine
     max_model_len: int | None = Field(
@@ -125,10 +159,19 @@ class ServerConfig(BaseSettings):
         3600.0, gt=0, description="and for how long after their last use, s"
     )
 
-    # logs
+    # logs and metrics
+    vllm_metric_names: bool = Field(
+        True, description="metrics also under vLLM's names, for dashboards made for it"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severity logged"
     )
+
+    @field_validator("gpu_dtypes", "profiles", mode="before")
+    @classmethod
+    def _table(cls, value: Any) -> Any:
+        """In a flag or the environment the table is written as in YAML."""
+        return yaml.safe_load(value) if isinstance(value, str) else value
 
     @field_validator("current_date")
     @classmethod
@@ -152,9 +195,23 @@ class ServerConfig(BaseSettings):
             init_settings,
         )  # load_config merges the sources itself, to know where each value came from
 
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> ServerConfig:
+        if self.auto_port and self.force_port:
+            raise ValueError("auto_port and force_port contradict each other: drop one of them")
+        if self.backend == "transformers" and self.load_format == "dummy":
+            raise ValueError("backend 'transformers' needs a checkpoint: drop load_format 'dummy'")
+        self.all_profiles()
+        return self
+
     @property
     def active_profile(self) -> Profile:
-        return PROFILES[self.profile]
+        return self.all_profiles()[self.profile]
+
+    def all_profiles(self) -> dict[str, Profile]:
+        """The profiles with the operator's changes. Raises ValueError for a change that cannot be."""
+        changes: Mapping[str, dict[str, Any]] = {str(k): v for k, v in self.profiles.items()}
+        return {name: overridden(PROFILES[name], changes.get(name, {})) for name in PROFILES}
 
     def resolved(self, key: str) -> Any:
         """A key's value, the profile's where the operator said nothing."""
@@ -174,19 +231,15 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
     path = Path(
         flags.pop("config", None) or os.environ.get(f"{ENV_PREFIX}CONFIG") or DEFAULT_CONFIG_FILE
     )
-    layers = [
-        (f"{path}", _from_yaml(path)),
-        ("environment", _from_environment()),
-        ("flag", flags),
-    ]
+    environment = _from_environment()
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for name, values in layers:
-        for key, value in values.items():
-            merged[key] = value
-            origin[key] = (
-                name if name != "environment" else f"environment {ENV_PREFIX}{key.upper()}"
-            )
+    for key, value in _from_yaml(path).items():
+        merged[key], origin[key] = value, str(path)
+    for key, (name, value) in environment.items():
+        merged[key], origin[key] = value, f"environment {name}"
+    for key, value in flags.items():
+        merged[key], origin[key] = value, "flag"
     try:
         return ServerConfig(**merged), origin, print_config
     except ValidationError as error:
@@ -197,7 +250,9 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
             if first["type"] == "extra_forbidden"
             else ""
         )
-        message = "unknown key" if hint else f"{first['msg']}, got {first['input']!r}"
+        message = "unknown key" if hint else first["msg"]
+        if first["loc"] and not hint:
+            message += f", got {first['input']!r}"
         raise ConfigError(
             f"{key} (from {origin.get(key, 'defaults')}): {message}. {hint}".rstrip()
         ) from None
@@ -213,7 +268,11 @@ def describe(config: ServerConfig, origin: dict[str, str]) -> str:
         else:
             source = origin.get(key, "default")
         text = (
-            yaml.safe_dump(str(value) if isinstance(value, Path) else value)
+            yaml.safe_dump(
+                str(value) if isinstance(value, Path) else value,
+                default_flow_style=True,
+                width=10_000,
+            )
             .removesuffix("...\n")
             .strip()
         )
@@ -257,8 +316,11 @@ def _from_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items() if value is not None}
 
 
-def _from_environment() -> dict[str, Any]:
-    values = {key: os.environ[name] for name, key in FOREIGN_ENV.items() if name in os.environ}
+def _from_environment() -> dict[str, tuple[str, str]]:
+    """Key -> (the variable's name, its text)."""
+    values = {
+        key: (name, os.environ[name]) for name, key in FOREIGN_ENV.items() if name in os.environ
+    }
     for name, value in os.environ.items():
         key = name.removeprefix(ENV_PREFIX).lower()
         if name.startswith(ENV_PREFIX) and name not in (
@@ -267,5 +329,5 @@ def _from_environment() -> dict[str, Any]:
         ):
             if key not in ServerConfig.model_fields:
                 raise ConfigError(f"environment variable {name}: unknown key {key!r}")
-            values[key] = value
+            values[key] = name, value
     return values

@@ -24,7 +24,7 @@ HUB_IDS = {"20b": "openai/gpt-oss-20b", "120b": "openai/gpt-oss-120b"}
 FILES = ["*.json", "*.safetensors"]
 SKIPPED = ["original/*", "metal/*"]
 NETWORK_TIMEOUT_S = 1.5
-NANO_VERSION = "1"  # raise when the embedded model changes
+NANO_VERSION = "2"  # raise when the embedded model changes
 
 
 @dataclass(frozen=True, slots=True)

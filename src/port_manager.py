@@ -1,21 +1,67 @@
-"""Choosing and holding a port. The socket that was tested is the socket that serves, so nobody can slip in between."""
+"""Choosing, holding and freeing a port. The socket that was tested is the socket that serves, so nobody can slip in
+between.
+
+    python src/port_manager.py --check 8000    # 0: free, 1: taken
+    python src/port_manager.py --list          # the servers of ours that run, one a line
+    python src/port_manager.py --free 8000     # 0: free now, 1: it is not, because the owner is no server of ours
+
+A running server leaves a record (port, process, when that process began), so that only a server of ours is ever ended,
+never a process that was given the same number later.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import errno
+import json
+import logging
+import os
+import signal
 import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import psutil
 
+logger = logging.getLogger(__name__)
+
 MAX_TRIES = 100
+END_TIMEOUT_S = 45.0  # a server of ours drains first
+START_TOLERANCE_S = 0.05  # the kernel counts a process's start in hundredths of a second
 
 
 class PortError(OSError):
     """The port cannot be had. The message names who has it."""
 
 
-def reserve(host: str, port: int, *, auto: bool = False) -> socket.socket:
-    """-> a bound socket on `port`, or with `auto` on the next free port after it.
+@dataclass(frozen=True, slots=True)
+class ServerRecord:
+    """A running server of ours. `started`: when its process began, seconds since the epoch."""
+
+    port: int
+    host: str
+    pid: int
+    started: float
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """The process, if it is still the one that wrote the record."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < START_TOLERANCE_S
+        except psutil.Error:
+            return None
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+
+
+def reserve(host: str, port: int, *, auto: bool = False, force: bool = False) -> socket.socket:
+    """-> a bound socket on `port`. With `auto` on the next free port after it; with `force` a server of ours that has
+    it is ended first.
 
     Raises:
         PortError: taken, not allowed, or `host` is no address of this machine.
@@ -31,9 +77,90 @@ def reserve(host: str, port: int, *, auto: bool = False) -> socket.socket:
                 ) from error
     if auto:
         raise PortError(f"no free port between {port} and {port + tries - 1}")
+    if force:
+        end_server(port)
+        try:
+            return _bind(host, port)
+        except OSError as error:
+            raise PortError(
+                f"port {port} was freed, and is taken again{_owner_text(port)}: {error}"
+            ) from error
     raise PortError(
         f"port {port} is in use{_owner_text(port)}; choose another with --port, or use --auto-port"
+        + (", or --force-port to end that server" if _record_of(port) is not None else "")
     )
+
+
+def end_server(port: int, timeout_s: float = END_TIMEOUT_S) -> None:
+    """Ends the server of ours that listens on `port`: asks it to drain, and kills it if it does not end in time.
+
+    Raises:
+        PortError: the port is taken by anything else.
+    """
+    record = _record_of(port)
+    process = record.process if record is not None else None
+    if process is None or not _is_owner(process, port):
+        raise PortError(
+            f"port {port} is in use{_owner_text(port)}, which is no server of ours: it is left alone"
+        )
+    logger.warning("ending the server on port %d (pid %d)", port, process.pid)
+    assert record is not None
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGTERM)
+        if not _gone(record, timeout_s):
+            process.kill()
+            _gone(record, 5)
+
+
+def _gone(record: ServerRecord, timeout_s: float) -> bool:
+    """Waits for the process to end. One that nobody collects (a zombie) has ended."""
+    deadline = time.monotonic() + timeout_s
+    while record.process is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@contextlib.contextmanager
+def recorded(bound: socket.socket) -> Iterator[None]:
+    """While inside, this process is known as the server of the bound port."""
+    host, port = bound.getsockname()[:2]
+    record = ServerRecord(port, host, os.getpid(), psutil.Process().create_time())
+    path = _folder() / f"{port}.json"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(record)))
+    except OSError as error:
+        logger.warning("no record of this server: %s; --force-port will not know it", error)
+    try:
+        yield
+    finally:
+        if _read(path) == record:
+            path.unlink(missing_ok=True)
+
+
+def running_servers() -> list[ServerRecord]:
+    """The servers of ours that run, by port. Records of dead ones are removed."""
+    found = []
+    for path in sorted(_folder().glob("*.json")):
+        record = _read(path)
+        if record is not None and record.process is not None:
+            found.append(record)
+        else:
+            path.unlink(missing_ok=True)
+    return sorted(found, key=lambda record: record.port)
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether `port` could be bound at this moment. Raises PortError if `host` is no address of this machine."""
+    try:
+        _bind(host, port).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise PortError(f"cannot bind {host}:{port}: {error.strerror or error}") from error
+    return True
 
 
 def owner(port: int) -> psutil.Process | None:
@@ -53,6 +180,35 @@ def owner(port: int) -> psutil.Process | None:
             except psutil.NoSuchProcess:
                 return None
     return None
+
+
+def _is_owner(process: psutil.Process, port: int) -> bool:
+    try:
+        return any(
+            c.status == psutil.CONN_LISTEN and getattr(c.laddr, "port", None) == port
+            for c in process.net_connections("tcp")
+        )
+    except psutil.Error:
+        return False
+
+
+def _record_of(port: int) -> ServerRecord | None:
+    return next((record for record in running_servers() if record.port == port), None)
+
+
+def _folder() -> Path:
+    """Of this user alone."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or str(
+        Path(tempfile.gettempdir()) / f"gpt-oss-server-{os.getuid()}"
+    )
+    return Path(base) / "gpt-oss-server"
+
+
+def _read(path: Path) -> ServerRecord | None:
+    try:
+        return ServerRecord(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -77,3 +233,47 @@ def _owner_text(port: int) -> str:
         return f" by {process.name()} (pid {process.pid})"
     except psutil.Error:
         return f" (pid {process.pid})"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="port_manager",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to look at")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--check", type=_port, metavar="PORT", help="is it free? exit code 0 or 1")
+    action.add_argument("--list", action="store_true", help="the servers of ours that run")
+    action.add_argument(
+        "--free", type=_port, metavar="PORT", help="end the server of ours that has it"
+    )
+    args = parser.parse_args(argv)
+    try:
+        if args.list:
+            for record in running_servers():
+                sys.stdout.write(f"{record.host}:{record.port} pid {record.pid}\n")
+            return 0
+        port = args.check if args.check is not None else args.free
+        free = is_free(args.host, port)
+        if args.check is not None or free:
+            sys.stdout.write(f"port {port} is {'free' if free else f'in use{_owner_text(port)}'}\n")
+            return 0 if free else 1
+        end_server(port)
+    except PortError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    freed = is_free(args.host, port)
+    sys.stdout.write(f"port {port} is {'free' if freed else f'still in use{_owner_text(port)}'}\n")
+    return 0 if freed else 1
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is no port (1 to 65535)")
+    return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 ProfileName = Literal["latency_first", "balanced", "quality_first"]
 Effort = Literal["low", "medium", "high"]
@@ -27,7 +30,36 @@ class Profile:
     priority: int  # lower runs sooner
     deadline_s: float
     expected_answer_s: tuple[float, float]
+    ttft_p95_s: float = 7.0  # service level, to the first reasoning or content token
+    e2e_p95_s: float = 20.0
+    max_error_ratio: float = 0.005
 
+
+def overridden(profile: Profile, changes: Mapping[str, Any]) -> Profile:
+    """Raises ValueError naming the profile and the key: unknown, or a value of another type or range."""
+    checked: dict[str, Any] = {}
+    for key, value in changes.items():
+        where = f"profiles.{profile.name}.{key}"
+        if key == "name" or key not in Profile.__dataclass_fields__:
+            known = ", ".join(k for k in Profile.__dataclass_fields__ if k != "name")
+            raise ValueError(f"{where}: unknown key. Known keys: {known}")
+        try:
+            checked[key] = TypeAdapter(_TYPES[key]).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from None
+    return replace(profile, **checked)
+
+
+_Positive = Annotated[float, Field(gt=0)]
+_Count = Annotated[int, Field(ge=1)]
+_TYPES: dict[str, Any] = {
+    "model": str, "max_num_seqs": Annotated[int, Field(ge=1, le=1024)], "max_num_batched_tokens": _Count,
+    "max_num_waiting": Annotated[int, Field(ge=0)], "batch_invariant": bool, "effort": Effort,
+    "temperature": Annotated[float, Field(ge=0, le=2)], "top_p": Annotated[float, Field(ge=0, le=1)],
+    "max_output_tokens": _Count, "reasoning_budget": Annotated[int, Field(ge=0)] | None, "priority": int,
+    "deadline_s": _Positive, "expected_answer_s": tuple[_Positive, _Positive], "ttft_p95_s": _Positive,
+    "e2e_p95_s": _Positive, "max_error_ratio": Annotated[float, Field(ge=0, le=1)],
+}  # fmt: skip
 
 PROFILES: dict[str, Profile] = {
     "latency_first": Profile(

@@ -13,6 +13,7 @@ if (
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from src import __version__, port_manager
 from src.config import ServerConfig, describe, load_config
 from src.engine.client import EngineClient, EngineError, RestartPolicy
 from src.engine.config import ConfigError, EngineConfig
+from src.engine.gpus import visible_gpus
 from src.harmony.vocabulary import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
@@ -44,7 +46,7 @@ def choose_model(config: ServerConfig) -> str:
         return config.model
     if config.model_path is not None:
         return str(config.model_path)
-    if _has_nvidia_gpu():
+    if visible_gpus():
         return config.active_profile.model
     logger.info("no GPU and no --model: serving the embedded model nano on the CPU")
     return "nano"
@@ -59,6 +61,12 @@ def engine_config(
         load_format=config.load_format,
         dtype=config.dtype,
         device=config.device,
+        gpu_dtypes=dict(config.gpu_dtypes),
+        backend=config.backend,
+        gpu_mode=config.gpu_mode,
+        tensor_parallel_size=config.tensor_parallel_size,
+        pipeline_parallel_size=config.pipeline_parallel_size,
+        enable_expert_parallel=config.enable_expert_parallel,
         max_model_len=config.max_model_len or located.config.max_position,
         max_num_seqs=config.resolved("max_num_seqs"),
         max_num_batched_tokens=config.resolved("max_num_batched_tokens"),
@@ -95,7 +103,11 @@ class Server(uvicorn.Server):
 
 
 async def serve(
-    config: ServerConfig, bound: socket.socket, located: LocatedModel, vocabulary: Vocabulary
+    config: ServerConfig,
+    engine_settings: EngineConfig,
+    bound: socket.socket,
+    located: LocatedModel,
+    vocabulary: Vocabulary,
 ) -> int:
     from src.api.app import create_app
 
@@ -103,7 +115,7 @@ async def serve(
         max_restarts=config.max_engine_restarts, step_timeout_s=config.engine_step_timeout_s
     )
     log = {"level": config.log_level.upper(), "format": LOG_FORMAT}
-    engine = EngineClient(engine_config(config, located, vocabulary), policy, log)
+    engine = EngineClient(engine_settings, policy, log)
     name = config.served_model_name or located.name
     size = located.size
     aliases = (
@@ -159,17 +171,8 @@ async def _announce(engine: EngineClient, name: str, bound: socket.socket) -> bo
     return True
 
 
-def _has_nvidia_gpu() -> bool:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return bool(pynvml.nvmlDeviceGetCount() > 0)
-    except pynvml.NVMLError:
-        return False
-
-
 def main(argv: list[str] | None = None) -> int:
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's numbers are then the driver's
     try:
         config, origin, print_config = load_config(argv)
         if print_config:
@@ -178,18 +181,22 @@ def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(level=config.log_level.upper(), format=LOG_FORMAT)
         logging.getLogger("httpx").setLevel(logging.WARNING)
         logger.info("gpt-oss server %s", __version__)
-        bound = port_manager.reserve(config.host, config.port, auto=config.auto_port)
+        bound = port_manager.reserve(
+            config.host, config.port, auto=config.auto_port, force=config.force_port
+        )
         cache = default_cache_folder()
         located = locate_model(
             choose_model(config), config.model_path, cache, dummy=config.load_format == "dummy"
         )
         vocabulary = load_vocabulary(located.folder, cache)
+        engine_settings = engine_config(config, located, vocabulary)
     except (ConfigError, VocabularyError, port_manager.PortError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     import uvloop
 
-    return uvloop.run(serve(config, bound, located, vocabulary))
+    with port_manager.recorded(bound):
+        return uvloop.run(serve(config, engine_settings, bound, located, vocabulary))
 
 
 if __name__ == "__main__":

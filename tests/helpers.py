@@ -15,14 +15,17 @@ from src.cli.make_checkpoint import make_checkpoint
 from src.engine.config import EngineConfig, ModelConfig
 from src.engine.messages import NewRequest, SchedulerOutput
 from src.engine.model.gpt_oss import GptOss, LayerCache
-from src.engine.model.weights import Checkpoint, WeightLoader
+from src.engine.model.weights import Checkpoint, ModelWeights, WeightLoader
+from src.engine.parallel import Communicator
 from src.engine.sampling_params import SamplingParams
+from src.engine.shapes import Size
+from src.engine.shards import whole
 from src.engine.worker.batch import RequestTable, build_batch
 
 CHECKPOINTS = Path(
     os.environ.get("GPTOSS_TEST_CACHE", Path(tempfile.gettempdir()) / "gpt-oss-server-tests")
 )
-VERSION = "2"  # raise when make_checkpoint writes other bytes
+VERSION = "3"  # raise when make_checkpoint writes other bytes
 
 
 def checkpoint(
@@ -41,13 +44,30 @@ def checkpoint(
     return folder
 
 
+def sized_checkpoint(name: str, size: Size) -> Path:
+    """The same for a shape that has no name in the product."""
+    folder = CHECKPOINTS / f"v{VERSION}-{name}"
+    if not (folder / "config.json").is_file():
+        CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CHECKPOINTS) as temporary:
+            made = make_checkpoint(size, Path(temporary) / "made", tokenizer=False)
+            if not folder.exists():
+                made.rename(folder)
+    return folder
+
+
 @functools.cache
 def load_model(
     folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = True
 ) -> GptOss:
     config = ModelConfig.from_folder(folder)
     loader = WeightLoader(Checkpoint(folder, config), config, dtype, dequantize=dequantize)
-    return GptOss(config, loader.load())
+    return one_rank(config, loader.load())
+
+
+def one_rank(config: ModelConfig, weights: ModelWeights) -> GptOss:
+    """The whole model on one rank."""
+    return GptOss(config, weights, Communicator(whole(config), torch.device("cpu")))
 
 
 def engine_config(folder: Path, **changes: object) -> EngineConfig:

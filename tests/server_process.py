@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
+LOG_FOLDER = "TEST_LOG_FOLDER"  # environment: servers' logs are kept there
 
 
 def free_port() -> int:
@@ -30,7 +31,11 @@ class ServerProcess:
     def __init__(self, *flags: str, env: dict[str, str] | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)  # noqa: SIM115
+        kept = os.environ.get(LOG_FOLDER)
+        self._keeps_log = kept is not None
+        self._log = tempfile.NamedTemporaryFile(  # noqa: SIM115
+            "w+", prefix=f"server-{self.port}-", suffix=".log", delete=False, dir=kept
+        )
         self.process = subprocess.Popen(
             [sys.executable, "src/server.py", "--port", str(self.port), *flags],
             cwd=ROOT,
@@ -82,11 +87,14 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def running_server(*flags: str, env: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+def running_server(
+    *flags: str, env: dict[str, str] | None = None, ready_timeout_s: float = 60.0
+) -> Iterator[ServerProcess]:
     server = ServerProcess(*flags, env=env)
     try:
-        server.wait_ready()
+        server.wait_ready(ready_timeout_s)
         yield server
     finally:
         server.stop()
-        Path(server._log.name).unlink(missing_ok=True)
+        if not server._keeps_log:
+            Path(server._log.name).unlink(missing_ok=True)

@@ -101,7 +101,7 @@ def create_app(
         model_id=model_id,
         model_size=model_size,
         model_names=aliases | {model_id},
-        profile=config.active_profile,
+        profiles=config.all_profiles(),
     )
     app.state.context = context
     system.register_live_metrics(context)

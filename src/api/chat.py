@@ -214,6 +214,8 @@ async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
                     if choice.finish_reason is not None and choice.index not in finished:
                         finished.add(choice.index)
                         reason = writer.finish_reason(choice)
+                        if len(finished) == len(answer.choices):  # the answer's last chunk
+                            tail = b',"metadata":' + _encode(_metadata(plan, context)) + tail
                         parts.append(_chunk(head, tail, choice.index, {}, finish_reason=reason))
                 if parts:
                     yield b"".join(parts)
@@ -302,9 +304,14 @@ async def collect(answer: Answer) -> bytes:
             for choice in answer.choices
         ],
         "usage": answer.usage,
-        "metadata": context.tags | {"profile": plan.profile.name},
+        "metadata": _metadata(plan, context),
     }
     return _encode(body)
+
+
+def _metadata(plan: ChatPlan, context: ServerContext) -> dict[str, str]:
+    """What is loaded, and the profile that this request ran under."""
+    return context.tags | {"profile": plan.profile.name}
 
 
 def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:

@@ -18,7 +18,7 @@ from src.engine.messages import AddRequest
 from src.engine.sampling_params import LoopGuard, SamplingParams
 from src.harmony.grammar import SchemaError, TurnSpec, check_grammar, check_schema, turn_grammar
 from src.harmony.vocabulary import END, STOP_TOKEN_IDS
-from src.profiles import PROFILES, Profile
+from src.profiles import Profile
 from src.prompt_builder import PromptError, PromptTokens
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class ChatPlan:
 def resolve_model(name: str, context: ServerContext) -> Profile:
     """`model` or `model:profile`. Raises NotFound for a model that is not served."""
     base, _, suffix = name.rpartition(":")
-    if suffix in PROFILES and base in context.model_names:
-        return PROFILES[suffix]
+    if suffix in context.profiles and base in context.model_names:
+        return context.profiles[suffix]
     if name in context.model_names:
         return context.profile
     raise NotFound(
@@ -70,11 +70,12 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
     _warn_unknown(body, request)
     profile = resolve_model(request.model, context)
     if request.profile is not None:
-        if request.profile not in PROFILES:
+        if request.profile not in context.profiles:
+            known = ", ".join(context.profiles)
             raise InvalidRequest(
-                f"Unknown profile {request.profile!r}; there are {', '.join(PROFILES)}.", "profile"
+                f"Unknown profile {request.profile!r}; there are {known}.", "profile"
             )
-        profile = PROFILES[request.profile]
+        profile = context.profiles[request.profile]
     if request.tools or request.functions or request.response_format:  # schemas are compiled
         tools, response_format = await asyncio.to_thread(
             lambda: (plan_tools(request), _response_format(request))

@@ -34,7 +34,12 @@ class ServerContext:
     model_id: str
     model_size: str
     model_names: frozenset[str]  # the id and its aliases
-    profile: Profile
+    profiles: Mapping[str, Profile]
+
+    @property
+    def profile(self) -> Profile:
+        """The server's own; a request may name another."""
+        return self.profiles[self.config.profile]
 
     @property
     def max_model_len(self) -> int:
@@ -49,9 +54,7 @@ class ServerContext:
             "model_id": self.model_id,
             "model_size": self.model_size,
             "dtype": ready.dtype if ready is not None else self.engine.config.dtype,
-            "gpu_mode": "single"
-            if ready is not None and ready.device.startswith("cuda")
-            else "cpu",
+            "gpu_mode": ready.gpu_mode if ready is not None else self.engine.config.gpu_mode,
             "prompt_version": self.prompt_builder.version,
             "profile": self.profile.name,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -76,6 +76,16 @@ ITL_BUCKETS = (
     2.5,
 )
 TOKEN_BUCKETS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+# Ours -> vLLM's, where both mean the same; histograms, gauges and counters alike.
+VLLM_NAMES = {
+    name: name
+    for name in (
+        "num_requests_running", "num_requests_waiting", "prompt_tokens", "generation_tokens",
+        "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
+        "request_queue_time_seconds", "request_prefill_time_seconds", "request_prompt_tokens",
+        "request_generation_tokens", "prefix_cache_queries", "prefix_cache_hits",
+    )
+} | {"kv_cache_usage_ratio": "kv_cache_usage_perc", "preemptions": "num_preemptions"}  # fmt: skip
 WINDOW_S = 300.0
 
 
@@ -243,9 +253,42 @@ class Metrics:
             "output_tokens_per_s": sum(s.num_output_tokens for s in samples) / span,
         }
 
-    def render(self) -> bytes:
-        text: bytes = generate_latest(self.registry)
+    def render(self, tags: Mapping[str, str], *, vllm_names: bool) -> bytes:
+        """Prometheus's text form; every sample carries `tags`."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Tagged(self.registry, tags, vllm_names))
+        text: bytes = generate_latest(registry)
         return text
+
+
+class _Tagged(Collector):
+    """Another registry's metrics with constant labels, and once more under the names that vLLM gives them."""
+
+    def __init__(
+        self, source: CollectorRegistry, tags: Mapping[str, str], vllm_names: bool
+    ) -> None:
+        self._source, self._tags, self._vllm_names = source, tags, vllm_names
+
+    def collect(self) -> Iterator[Metric]:
+        copies = []
+        for metric in self._source.collect():
+            yield _renamed(metric, metric.name, self._tags)
+            alias = VLLM_NAMES.get(metric.name.removeprefix("gptoss_"))
+            if self._vllm_names and alias is not None:
+                labels = {"model_name": self._tags["model_id"], "engine": "0"}
+                copies.append(_renamed(metric, f"vllm:{alias}", labels))
+        yield from copies
+
+    def describe(self) -> list[Metric]:
+        return []
+
+
+def _renamed(metric: Metric, name: str, labels: Mapping[str, str]) -> Metric:
+    copy = Metric(name, metric.documentation, metric.type)
+    for sample in metric.samples:
+        own = sample.name.replace(metric.name, name, 1)
+        copy.samples.append(sample._replace(name=own, labels={**sample.labels, **labels}))
+    return copy
 
 
 def percentiles(values: list[float]) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ from src.api.deps import Context, ServerContext
 from src.api.errors import json_response
 from src.api.metrics import Live, LiveCollector
 from src.engine.client import EngineState
+from src.engine.gpus import visible_gpus
 
 router = APIRouter()
 
@@ -105,6 +106,7 @@ async def stats(context: Context) -> dict[str, Any]:
             "hit_rate": live.num_prefix_hit_total / queried if queried else 0.0,
         },
         "harmony_recoveries": dict(metrics.recoveries),
+        "gpus": await asyncio.to_thread(gpu_report),
         "engine": {
             "state": str(engine.state),
             "pid": engine.pid,
@@ -118,16 +120,47 @@ async def stats(context: Context) -> dict[str, Any]:
             "max_num_batched_tokens": engine.config.max_num_batched_tokens,
             "max_num_waiting": engine.config.max_num_waiting,
             "batch_invariant": engine.config.batch_invariant,
-            "effort": context.profile.effort,
-            "max_output_tokens": context.profile.max_output_tokens,
-            "reasoning_budget": context.profile.reasoning_budget,
+            **{
+                key: getattr(context.profile, key)
+                for key in (
+                    "effort",
+                    "temperature",
+                    "top_p",
+                    "max_output_tokens",
+                    "reasoning_budget",
+                    "priority",
+                    "deadline_s",
+                    "expected_answer_s",
+                    "ttft_p95_s",
+                    "e2e_p95_s",
+                    "max_error_ratio",
+                )
+            },
         },
     }
 
 
+def gpu_report() -> list[dict[str, Any]]:
+    """The GPUs that the server may use, as the driver sees them; empty without a driver."""
+    return [
+        {
+            "index": gpu.index,
+            "name": gpu.name,
+            "total_bytes": gpu.total_bytes,
+            "used_bytes": gpu.total_bytes - gpu.free_bytes,
+            "utilization": gpu.utilization,
+            "temperature_c": gpu.temperature_c,
+        }
+        for gpu in visible_gpus()
+    ]
+
+
 @router.get("/metrics")
 async def metrics(context: Context) -> Response:
-    text = await asyncio.to_thread(context.metrics.render)  # milliseconds of work
+    names = context.config.vllm_metric_names
+    text = await asyncio.to_thread(  # milliseconds of work
+        lambda: context.metrics.render(context.tags, vllm_names=names)
+    )
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from src.api.body import read_json_object
+from src.api.chat_plan import plan_chat
 from src.api.deps import Context
 from src.api.errors import InvalidRequest
 from src.api.protocol import VOCAB_SIZE, Strict
@@ -28,10 +29,19 @@ class DetokenizeRequest(Strict):
 
 @router.post("/tokenize")
 async def tokenize(request: Request, context: Context) -> dict[str, Any]:
-    """Text to ids. Special tokens in the text stay text unless `parse_special`."""
-    body = TokenizeRequest.model_validate(
-        await read_json_object(request, context.config.max_body_bytes)
-    )
+    """Text to ids; special tokens in the text stay text unless `parse_special`. Or, with `messages`, a chat request to
+    the prompt that it would be answered from: any field of POST /v1/chat/completions may be given."""
+    raw = await read_json_object(request, context.config.max_body_bytes)
+    if "messages" in raw:
+        plan = await plan_chat({"model": context.model_id} | raw, context)
+        ids = plan.prompt.token_ids
+        return {
+            "tokens": ids,
+            "count": len(ids),
+            "max_model_len": context.max_model_len,
+            "prompt_version": plan.prompt.version,
+        }
+    body = TokenizeRequest.model_validate(raw)
     vocabulary = context.vocabulary
     ids = (
         vocabulary.encode_with_special(body.prompt)

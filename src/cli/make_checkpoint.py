@@ -21,17 +21,8 @@ from safetensors.torch import save_file
 from src.engine.config import ModelConfig
 from src.engine.model.weights import PACKED_TYPES, expected_tensors
 from src.engine.shapes import SIZES, Size, hf_config, original_config
-from src.harmony.vocabulary import (
-    CALL,
-    ENDOFTEXT,
-    FIRST_SPECIAL,
-    RETURN,
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
-    STARTOFTEXT,
-    byte_to_char,
-    load_vocabulary,
-)  # fmt: skip
+from src.harmony.tokenizer_files import write_tokenizer
+from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT
 from src.kernels.mxfp4 import quantize_mxfp4
 
 SHARD_BYTES = 400 * 2**20
@@ -133,53 +124,6 @@ def _save(out: Path, shards: list[dict[str, torch.Tensor]], *, single_name: str)
         out / "model.safetensors.index.json",
         {"metadata": {"total_size": total}, "weight_map": weight_map},
     )
-
-
-def write_tokenizer(out: Path) -> None:
-    """tokenizer.json (byte-level BPE) and tokenizer_config.json from the bundled ranks."""
-    ranks = {token: rank for rank, token in enumerate(load_vocabulary().token_bytes)}
-    char = byte_to_char()
-    text = {token: "".join(map(char.__getitem__, token)) for token in ranks}
-    merges: list[list[str]] = []
-    for (
-        token
-    ) in ranks:  # rank order: every way to split a token into two known ones, best pair first
-        splits = [(token[:i], token[i:]) for i in range(1, len(token))]
-        known = [(ranks[a], ranks[b], a, b) for a, b in splits if a in ranks and b in ranks]
-        merges += [[text[a], text[b]] for _, _, a, b in sorted(known)]
-    special = [
-        {"id": token_id, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": True}
-        for name, token_id in SPECIAL_TOKENS.items()
-        if token_id <= CALL
-    ]  # fmt: skip
-    tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-        ]},
-        "post_processor": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-                  "vocab": {text[token]: rank for token, rank in ranks.items()}, "merges": merges},
-    }  # fmt: skip
-    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
-    _write_json(
-        out / "tokenizer_config.json",
-        {
-            "bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>",
-            "clean_up_tokenization_spaces": False, "model_max_length": 131_072,
-            "model_input_names": ["input_ids", "attention_mask"],
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        },
-    )  # fmt: skip
-    _write_json(
-        out / "special_tokens_map.json",
-        {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"},
-    )
-    assert len(ranks) == FIRST_SPECIAL
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ Every request that was accepted ends in exactly one terminal event: stop, length
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import enum
 import logging
@@ -302,15 +303,20 @@ class EngineClient:
             self._send_socket = plain.socket(zmq.PUSH)
             self._send_socket.set_hwm(0)
             self._send_socket.bind(input_address := f"ipc://{Path(folder) / 'in'}")
-            process = multiprocessing.get_context("spawn").Process(
+            process = multiprocessing.get_context(
+                "spawn"
+            ).Process(
                 target=_child,
                 args=(self.config, input_address, output_address, os.getpid(), self._log),
                 name="gpt-oss-engine",
-                daemon=True,
+                daemon=False,  # it may start ranks of its own; it ends by itself when this process does
             )
             gone = asyncio.Event()
             try:
                 await asyncio.to_thread(process.start)
+                atexit.register(
+                    process.kill
+                )  # Python waits for it otherwise, when this process ends badly
                 self._process = process
                 self._last_sign = time.monotonic()
                 loop.add_reader(process.sentinel, gone.set)
@@ -323,6 +329,7 @@ class EngineClient:
                     process.kill()
                     await asyncio.to_thread(process.join, 10)
                     self.failure = self.failure or f"exit code {process.exitcode}"
+                atexit.unregister(process.kill)
                 receive.close(linger=0)
                 if self.state is not EngineState.STOPPED:
                     self._close_socket()

@@ -11,6 +11,8 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadFormat = Literal["auto", "dummy"]
+GpuMode = Literal["auto", "single", "pipeline", "tensor"]
+Backend = Literal["native", "transformers"]
 
 
 class ConfigError(ValueError):
@@ -140,6 +142,13 @@ class EngineConfig:
     load_format: LoadFormat = "auto"
     dtype: Dtype = "auto"
     device: str = "auto"
+    # part of a GPU's name -> the type that dtype "auto" takes there, before the rule by capability
+    gpu_dtypes: dict[str, str] = field(default_factory=dict)
+    backend: Backend = "native"
+    gpu_mode: GpuMode = "auto"
+    tensor_parallel_size: int = 0  # ranks; 0: as gpu_mode needs
+    pipeline_parallel_size: int = 0  # stages; 0: as gpu_mode needs
+    enable_expert_parallel: bool = False
     max_model_len: int = 131_072
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 2_048
@@ -169,6 +178,22 @@ class EngineConfig:
         if self.max_model_len > self.model.max_position:
             raise ConfigError(
                 f"max_model_len ({self.max_model_len}) is beyond the model's {self.model.max_position} positions"
+            )
+        if (
+            self.gpu_mode == "single"
+            and max(self.tensor_parallel_size, self.pipeline_parallel_size) > 1
+        ):
+            raise ConfigError(
+                f"gpu_mode 'single' contradicts tensor_parallel_size ({self.tensor_parallel_size}) and "
+                f"pipeline_parallel_size ({self.pipeline_parallel_size}); drop one of them"
+            )
+        if self.gpu_mode == "tensor" and self.tensor_parallel_size == 1:
+            raise ConfigError(
+                "gpu_mode 'tensor' contradicts tensor_parallel_size (1); drop one of them"
+            )
+        if self.gpu_mode == "pipeline" and self.pipeline_parallel_size == 1:
+            raise ConfigError(
+                "gpu_mode 'pipeline' contradicts pipeline_parallel_size (1); drop one of them"
             )
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size ({self.block_size}) must be a power of two")

@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from src.engine.config import ConfigError, EngineConfig
-from src.engine.executor import Executor
+from src.engine.executor import Executor, OnDeath, die
 from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
 from src.engine.kv_cache_manager import KVCacheManager
 from src.engine.messages import (
@@ -31,6 +31,7 @@ from src.engine.messages import (
     TokenOutput,
 )  # fmt: skip
 from src.engine.model.weights import CheckpointError
+from src.engine.placement import place
 from src.engine.request import FinishReason, Request
 from src.engine.scheduler import Scheduler
 
@@ -42,10 +43,16 @@ IDLE_POLL_MS = 500
 class EngineCore:
     """Scheduler, cache manager and executor, without any transport."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        on_death: OnDeath | None = None,
+        log: dict[str, Any] | None = None,
+    ) -> None:
+        """`on_death` is called in a thread when another rank's process dies."""
         with ThreadPoolExecutor(1) as pool:  # the tokenizer takes a second: beside the weights
             guided = pool.submit(_guided, config)
-            self.executor = Executor(config)
+            self.executor = Executor(config, on_death, log)
             self.guided = guided.result()
         kv = KVCacheManager(
             self.executor.num_blocks,
@@ -58,7 +65,9 @@ class EngineCore:
         )
         self.kv = kv
         self.scheduler = Scheduler(
-            dataclasses.replace(config, max_model_len=self.max_model_len), kv
+            dataclasses.replace(config, max_model_len=self.max_model_len),
+            kv,
+            max_in_flight=self.executor.max_in_flight,
         )
         self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
 
@@ -105,11 +114,13 @@ class EngineCore:
             [r.request_id for r in self.scheduler.expired(started)]
         )
         late = self._end(expired, FinishReason.ERROR, "the request's deadline has passed")
-        scheduled = self.scheduler.schedule()
-        if self.guided is not None:
-            ids = list(scheduled.num_scheduled_tokens)
-            scheduled.grammar_rows, scheduled.grammar_bitmask = self.guided.bitmask(ids)
-        result = self.executor.execute_model(scheduled)
+        self._submit()
+        if (
+            self.executor.num_in_flight < self.executor.max_in_flight
+            and self.scheduler.can_schedule()
+        ):
+            return late  # another batch fits into the pipeline before this one's tokens are needed
+        scheduled, result = self.executor.collect()
         outputs = self.scheduler.update_from_output(scheduled, result)
         self._advance_grammars(outputs)
         self.stats.num_steps_total += 1
@@ -117,6 +128,31 @@ class EngineCore:
         self.stats.last_step_tokens = scheduled.total_tokens
         self.stats.last_step_seqs = len(scheduled.num_scheduled_tokens)
         return late + outputs
+
+    def _submit(self) -> None:
+        scheduled = self.scheduler.schedule()
+        if not scheduled.num_scheduled_tokens and self.executor.num_in_flight:
+            self.scheduler.give_back(
+                scheduled
+            )  # nothing to start; what is under way must come out first
+            return
+        if self.guided is not None:
+            ids = list(scheduled.num_scheduled_tokens)
+            scheduled.grammar_rows, scheduled.grammar_bitmask = self.guided.bitmask(ids)
+        self.executor.submit(scheduled)
+
+    @property
+    def gpu_mode(self) -> str:
+        """What really runs: a CPU alone is "cpu"."""
+        config = self.executor.config
+        tensor, stages = config.tensor_parallel_size > 1, config.pipeline_parallel_size > 1
+        if not tensor and not stages:
+            return "single" if self.executor.worker.device.type == "cuda" else "cpu"
+        return "tensor+pipeline" if tensor and stages else "tensor" if tensor else "pipeline"
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_requests() or self.executor.num_in_flight > 0
 
     def current_stats(self) -> EngineStats:
         stats, scheduler, kv = self.stats, self.scheduler, self.kv
@@ -168,12 +204,12 @@ class EngineProcess:
 
     def run(self) -> None:
         while not self._stopping and os.getppid() == self._parent_pid:
-            outputs = self._receive(idle=not self._core.scheduler.has_requests())
-            if self._core.scheduler.has_requests():
+            outputs = self._receive(idle=not self._core.has_work)
+            if self._core.has_work:
                 outputs += self._core.step()
             elif outputs or self._was_busy:
                 self._core.kv.check_integrity()
-            self._was_busy = self._core.scheduler.has_requests()
+            self._was_busy = self._core.has_work
             if outputs or self._was_busy:
                 self._send(Outputs(outputs, self._core.current_stats()))
 
@@ -212,8 +248,16 @@ def run_engine(
     send.connect(output_address)
     receive = context.socket(zmq.PULL)
     receive.connect(input_address)
+
+    def report(message: str, fatal: bool) -> None:
+        socket = context.socket(zmq.PUSH)  # of its own: sockets belong to one thread
+        socket.connect(output_address)
+        socket.send(msgspec.msgpack.encode(Failed(message, fatal)))
+        socket.close(linger=1000)
+        time.sleep(0.2)  # for the message to leave before the process does
+
     try:
-        core = EngineCore(config)
+        core = EngineCore(place(config), die(report), log)
         process = EngineProcess(core, receive, send, parent_pid)
         process._send(_ready(core))
         process.run()
@@ -225,6 +269,7 @@ def run_engine(
         send.send(msgspec.msgpack.encode(Failed(f"{type(error).__name__}: {error}", fatal)))
         context.destroy(linger=1000)
         os._exit(1)
+    core.executor.shutdown()
     context.destroy(linger=500)
 
 
@@ -249,12 +294,14 @@ def _ready(core: EngineCore) -> Ready:
         dtype=str(worker.dtype).removeprefix("torch."),
         device=str(worker.device),
         num_blocks=core.kv.num_blocks - 1,
-        kv_cache_bytes=worker.kv_cache_bytes,
-        weight_bytes=worker.weight_bytes,
+        kv_cache_bytes=sum(rank.kv_cache_bytes for rank in core.executor.ranks),
+        weight_bytes=sum(rank.weight_bytes for rank in core.executor.ranks),
         max_model_len=core.max_model_len,
         kernel_path=worker.kernel_path,
         load_s=worker.load_s,
         pid=os.getpid(),
+        gpu_mode=core.gpu_mode,
+        ranks=core.executor.ranks,
     )
 
 

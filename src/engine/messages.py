@@ -75,6 +75,19 @@ class Outputs(msgspec.Struct, tag="outputs"):
     stats: EngineStats
 
 
+class RankReport(msgspec.Struct):
+    """One rank's part. Layers are first and last; bytes are of this rank."""
+
+    rank: int
+    device: str
+    layers: tuple[int, int]
+    num_heads: int
+    num_experts: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    pid: int
+
+
 class Ready(msgspec.Struct, tag="ready"):
     """The engine has passed its self-test. What really runs, not what was asked for."""
 
@@ -87,6 +100,8 @@ class Ready(msgspec.Struct, tag="ready"):
     kernel_path: str
     load_s: float
     pid: int
+    gpu_mode: str = "cpu"  # single, pipeline, tensor, tensor+pipeline; "cpu" alone on a CPU
+    ranks: list[RankReport] = []
 
 
 class Failed(msgspec.Struct, tag="failed"):
@@ -99,6 +114,8 @@ class Failed(msgspec.Struct, tag="failed"):
 FromEngine = Outputs | Ready | Failed
 
 # --- scheduler -> workers, each step ---
+
+PROBE_ID = "self-test"  # the request id of the self-test
 
 
 class NewRequest(msgspec.Struct):
@@ -125,6 +142,13 @@ class SchedulerOutput(msgspec.Struct):
     @property
     def total_tokens(self) -> int:
         return sum(self.num_scheduled_tokens.values())
+
+
+class Step(msgspec.Struct, tag="step"):
+    """To every rank. `sampled`: tokens that came out since the last step: the rank that sampled is not the others."""
+
+    out: SchedulerOutput
+    sampled: dict[str, int]
 
 
 # --- workers -> scheduler, each step ---

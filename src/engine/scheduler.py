@@ -27,8 +27,12 @@ class Scheduler:
     one subtraction. (After vLLM's v1 scheduler.)
     """
 
-    def __init__(self, config: EngineConfig, kv: KVCacheManager) -> None:
+    def __init__(self, config: EngineConfig, kv: KVCacheManager, *, max_in_flight: int = 1) -> None:
+        """`max_in_flight`: steps that may be scheduled before the first of them is accounted for, one for each stage
+        of a pipeline. A request is in one of them at a time."""
         self._config = config
+        self._max_in_flight = max_in_flight
+        self._in_flight: set[str] = set()
         self._kv = kv
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
@@ -77,13 +81,16 @@ class Scheduler:
         budget = self._config.max_num_batched_tokens
         preemptions_before = self.num_preemptions
         out = SchedulerOutput([], {}, {}, [])
+        room = self._rows_for_one_step()
         # Those that need one token go first, so a long prompt cannot starve them of the budget.
         for request in sorted(self._running, key=lambda r: r.num_new_tokens > 1):
-            if budget == 0:
+            if budget == 0 or len(out.num_scheduled_tokens) == room:
                 break
             if (
-                request.status is not RequestStatus.RUNNING
-            ):  # preempted by an earlier one in this loop
+                request.status
+                is not RequestStatus.RUNNING  # preempted by an earlier one in this loop
+                or request.request_id in self._in_flight
+            ):
                 continue
             num_new = min(request.num_new_tokens, budget)
             added, given_back = self._allocate_or_preempt(request, num_new, out)
@@ -97,15 +104,34 @@ class Scheduler:
         if (
             self.num_preemptions == preemptions_before
         ):  # else the blocks just freed would be taken away again
-            self._admit(budget, out)
+            self._admit(budget, out, room)
         out.gone_request_ids, self._gone = self._gone, []
+        if self._max_in_flight > 1:
+            self._in_flight |= out.num_scheduled_tokens.keys()
         return out
+
+    def can_schedule(self) -> bool:
+        """Whether a step scheduled now might hold a request."""
+        return self._num_waiting > 0 or len(self._running) > len(self._in_flight)
+
+    def give_back(self, out: SchedulerOutput) -> None:
+        """An empty step that is not executed: what it should have told the workers waits for the next."""
+        assert not out.num_scheduled_tokens
+        self._gone = out.gone_request_ids + self._gone
+
+    def _rows_for_one_step(self) -> int:
+        """Requests for one of the steps under way, so that every stage of a pipeline has its share."""
+        if self._max_in_flight == 1:
+            return self._config.max_num_seqs
+        known = min(len(self._running) + self._num_waiting, self._config.max_num_seqs)
+        return max(1, -(-known // self._max_in_flight))
 
     def update_from_output(
         self, scheduled: SchedulerOutput, result: ModelRunnerOutput
     ) -> list[TokenOutput]:
         """Accounts for a finished step. -> one output for each request that got a token or ended."""
         outputs = []
+        self._in_flight -= scheduled.num_scheduled_tokens.keys()
         for request_id, num_tokens in scheduled.num_scheduled_tokens.items():
             request = self._requests.get(request_id)
             if request is None or request.status is not RequestStatus.RUNNING:
@@ -159,8 +185,13 @@ class Scheduler:
             return FinishReason.LENGTH
         return None
 
-    def _admit(self, budget: int, out: SchedulerOutput) -> None:
-        while budget > 0 and self._waiting and len(self._running) < self._config.max_num_seqs:
+    def _admit(self, budget: int, out: SchedulerOutput, room: int) -> None:
+        while (
+            budget > 0
+            and self._waiting
+            and len(self._running) < self._config.max_num_seqs
+            and len(out.num_scheduled_tokens) < room
+        ):
             request = self._waiting[0][2]
             if request.status not in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
                 heapq.heappop(self._waiting)
@@ -221,7 +252,8 @@ class Scheduler:
         """
         given_back = 0
         while (added := self._kv.allocate_slots(request, num_new)) is None:
-            victim = max(self._running, key=self._key)
+            idle = [r for r in self._running if r.request_id not in self._in_flight]
+            victim = max(idle, key=self._key)  # `request` at least is idle
             given_back += self._preempt(victim, out)
             if victim is request:
                 return None, given_back

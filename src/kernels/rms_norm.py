@@ -10,14 +10,22 @@ import torch
 from src.kernels import native
 
 
-def rms_norm_ref(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
-    """x [T, H], scale [H] -> [T, H] in the dtype of `x`."""
-    if x.device.type == "cpu" and x.dtype == scale.dtype:
+def rms_norm_ref(
+    x: torch.Tensor, scale: torch.Tensor, eps: float, out_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """x [T, H], scale [H] -> [T, H] in `out_dtype`, that of `x` unless given."""
+    if x.device.type == "cpu" and x.dtype == scale.dtype and out_dtype in (None, x.dtype):
         return torch.rms_norm(x, (x.shape[-1],), scale, eps)
     t = x.float()
     t = t * torch.rsqrt(t.square().mean(dim=-1, keepdim=True) + eps)
-    return (t * scale.float()).to(x.dtype)
+    return (t * scale.float()).to(out_dtype or x.dtype)
 
 
-def rms_norm(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
-    return native.rms_norm(x, scale, eps) if native.supports(x) else rms_norm_ref(x, scale, eps)
+def rms_norm(
+    x: torch.Tensor, scale: torch.Tensor, eps: float, out_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    return (
+        native.rms_norm(x, scale, eps)
+        if native.supports(x)
+        else rms_norm_ref(x, scale, eps, out_dtype)
+    )

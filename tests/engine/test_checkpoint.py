@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from src.cli.make_checkpoint import make_checkpoint
 from src.engine.config import ConfigError, ModelConfig
-from src.engine.model.gpt_oss import GptOss
 from src.engine.model.weights import (
     Checkpoint,
     CheckpointError,
@@ -22,7 +21,7 @@ from src.engine.model.weights import (
     iterate_tensors,
 )
 from src.engine.shapes import SIZES, Size, hf_config
-from tests.helpers import checkpoint, model_logits
+from tests.helpers import checkpoint, model_logits, one_rank
 
 TINY = Size(layers=2, hidden=64, intermediate=64, experts=4, heads=2, kv_heads=1)
 
@@ -166,7 +165,7 @@ def test_both_layouts_of_the_same_weights_give_the_same_logits(tiny: Path, tmp_p
         weights = WeightLoader(
             Checkpoint(folder, config), config, torch.float32, dequantize=True
         ).load()
-        logits.append(model_logits(GptOss(config, weights), ids))
+        logits.append(model_logits(one_rank(config, weights), ids))
     assert torch.equal(logits[0], logits[1])
 
 
@@ -194,7 +193,7 @@ def test_tensor_names_and_bytes_are_those_of_the_published_20b() -> None:
 def test_dummy_weights_have_the_true_sizes() -> None:
     config = ModelConfig.from_json(hf_config(TINY))
     weights = dummy_weights(config, torch.bfloat16, torch.device("cpu"), 0)
-    logits = model_logits(GptOss(config, weights), [1, 2, 3])
+    logits = model_logits(one_rank(config, weights), [1, 2, 3])
     assert torch.isfinite(logits).all()
     assert (
         sum(t.nbytes for t in iterate_tensors(weights))

@@ -50,10 +50,10 @@ def test_a_request_that_breaks_the_step_ends_alone(
     model = core.executor.worker.runner._model
     forward = model.forward
 
-    def breaking(batch: Any, cache: Any) -> torch.Tensor:
+    def breaking(batch: Any, cache: Any, hidden: Any = None) -> torch.Tensor:
         if POISON in batch.token_ids.tolist():
             raise error
-        return forward(batch, cache)
+        return forward(batch, cache, hidden)
 
     monkeypatch.setattr(model, "forward", breaking)
     for name in ("a", "bad", "b"):
@@ -70,7 +70,7 @@ def test_a_step_that_fails_for_everybody_is_the_engines_end(
 ) -> None:
     core = make_core()
 
-    def broken(batch: Any, cache: Any) -> torch.Tensor:
+    def broken(batch: Any, cache: Any, hidden: Any = None) -> torch.Tensor:
         raise RuntimeError("device lost")
 
     monkeypatch.setattr(core.executor.worker.runner._model, "forward", broken)
@@ -85,8 +85,8 @@ def test_nan_logits_end_only_their_request(monkeypatch: pytest.MonkeyPatch) -> N
     model = core.executor.worker.runner._model
     forward = model.forward
 
-    def poisoned(batch: Any, cache: Any) -> torch.Tensor:
-        logits = forward(batch, cache).clone()
+    def poisoned(batch: Any, cache: Any, hidden: Any = None) -> torch.Tensor:
+        logits = forward(batch, cache, hidden).clone()
         if len(logits) == 2:
             logits[1] = torch.nan
         return logits

@@ -13,9 +13,9 @@ SRC = Path(__file__).resolve().parents[2] / "src"
 CONTROL = "src.engine.config src.engine.request src.engine.messages src.engine.sampling_params"
 ALLOWED = {
     "src.server": "src src.config src.profiles src.port_manager src.prompt_builder src.model_locator "
-    "src.harmony.vocabulary src.api.app src.engine.client src.engine.config",
+    "src.harmony.vocabulary src.api.app src.engine.client src.engine.config src.engine.gpus",
     "src.api": "src src.api src.config src.profiles src.prompt_builder src.harmony src.engine.client "
-    "src.engine.messages src.engine.request src.engine.sampling_params",
+    "src.engine.messages src.engine.request src.engine.sampling_params src.engine.gpus",
     "src.config": "src.profiles src.engine.config",
     "src.model_locator": "src.engine.config src.engine.shapes",
     "src.prompt_builder": "src.harmony.vocabulary src.harmony.render",
@@ -25,6 +25,11 @@ ALLOWED = {
     "src.engine.config": "",
     "src.engine.sampling_params": "",
     "src.engine.shapes": "src.engine.config",
+    "src.engine.gpus": "",
+    "src.engine.shards": "src.engine.config",
+    "src.engine.memory_plan": "src.engine.config src.engine.shards",
+    "src.engine.placement": "src.engine.config src.engine.gpus src.engine.memory_plan",
+    "src.engine.parallel": "src.engine.shards",
     "src.engine.guided": "src.engine.sampling_params",
     "src.engine.request": "src.engine.sampling_params",
     "src.engine.kv_cache_manager": "src.engine.request",
@@ -33,13 +38,16 @@ ALLOWED = {
     "src.engine.client": CONTROL + " src.engine.core src.engine.streams",
     "src.engine.streams": "src.engine.messages",
     "src.kernels": "src.kernels",
-    "src.engine.model": "src.engine.model src.kernels src.engine.config",
-    "src.engine.worker": CONTROL + " src.engine.worker src.engine.model src.kernels",
+    "src.engine.model": "src.engine.model src.kernels src.engine.config src.engine.parallel src.engine.shards",
+    "src.engine.worker": CONTROL
+    + " src.engine.worker src.engine.model src.kernels src.engine.parallel "
+    "src.engine.shards src.engine.memory_plan",
     "src.engine.executor": CONTROL + " src.engine.worker",
     "src.engine.core": CONTROL
     + " src.engine.executor src.engine.scheduler src.engine.kv_cache_manager "
-    "src.engine.guided src.engine.model.weights",
-    "src.cli": "src.engine src.harmony src.kernels src.prompt_builder",
+    "src.engine.guided src.engine.model.weights src.engine.placement",
+    "src.nano": "src.nano src.harmony src.prompt_builder src.kernels src.engine.config src.engine.shapes",
+    "src.cli": "src.engine src.harmony src.kernels src.nano src.prompt_builder",
 }
 NO_TORCH = [
     "src.api",
@@ -58,6 +66,10 @@ NO_TORCH = [
     "src.engine.client",
     "src.engine.guided",
     "src.engine.shapes",
+    "src.engine.gpus",
+    "src.engine.shards",
+    "src.engine.memory_plan",
+    "src.engine.placement",
     "src.server",
 ]
 

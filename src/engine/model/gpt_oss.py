@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from src.engine.config import SLIDING, ModelConfig
 from src.engine.model.weights import LayerWeights, ModelWeights
+from src.engine.parallel import Communicator
 from src.kernels.attention import AttentionPlan, paged_attention
 from src.kernels.kv_cache import rope_and_store
 from src.kernels.linear import linear
@@ -38,11 +39,20 @@ class LayerCache:
 
 
 class GptOss:
-    """The model over its weights. Holds no request state: the cache is the caller's."""
+    """One rank's layers over its weights. Holds no request state: the cache is the caller's.
 
-    def __init__(self, config: ModelConfig, weights: ModelWeights) -> None:
+    Of the ranks of a stage each computes some heads and some of the experts' rows; what they add to the residual
+    stream is summed. The stream is float32 where the type is float16, whose range it leaves (65,504).
+    """
+
+    def __init__(self, config: ModelConfig, weights: ModelWeights, comm: Communicator) -> None:
         self.config = config
         self.weights = weights
+        dtype = weights.layers[0].qkv.dtype
+        self.residual_dtype = torch.float32 if dtype == torch.float16 else dtype
+        self._comm = comm
+        self._shard = comm.shard
+        self._dtype = dtype
         self._scale = config.head_dim**-0.5
         self._inverse_frequencies, self._concentration = yarn_inverse_frequencies(
             config.head_dim,
@@ -52,20 +62,42 @@ class GptOss:
             config.rope_beta_slow,
             config.rope_original_max_position,
         )
-        self._inverse_frequencies = self._inverse_frequencies.to(weights.embedding.device)
+        device = weights.layers[0].attention_norm.device
+        self._inverse_frequencies = self._inverse_frequencies.to(device)
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, cache: list[LayerCache]) -> torch.Tensor:
-        """-> logits float32 [R, V] of `batch.sample_rows`; writes the new keys and values into `cache`."""
+    def forward(
+        self, batch: ForwardBatch, cache: list[LayerCache], hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Writes the new keys and values into `cache`. `hidden` [T, H] is what the stage before returned.
+
+        -> of the last stage the logits float32 [R, V] of `batch.sample_rows` (this rank's part of V); of others the
+        hidden states [T, H].
+        """
         c = self.config
-        x = F.embedding(batch.token_ids, self.weights.embedding)
+        x = self._embed(batch.token_ids) if hidden is None else hidden
         rope = rope_tables(batch.positions, self._inverse_frequencies, self._concentration)
         for index, layer in enumerate(self.weights.layers):
-            layer_type = c.layer_types[index]
+            layer_type = c.layer_types[self._shard.layers[index]]
             x = self._attention(x, layer, layer_type, batch.plans[layer_type], cache[index], rope)
             x = self._mlp(x, layer)
-        x = rms_norm(x[batch.sample_rows], self.weights.final_norm, c.rms_norm_eps)
+        if self.weights.lm_head is None or self.weights.final_norm is None:
+            return x
+        x = self._norm(x[batch.sample_rows], self.weights.final_norm)
         return linear(x, self.weights.lm_head, out_dtype=torch.float32)
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        table = self.weights.embedding
+        assert table is not None, "only the first stage embeds"
+        vocab = self._shard.vocab
+        if len(vocab) == self.config.vocab_size:
+            return F.embedding(token_ids, table).to(self.residual_dtype)
+        mine = (token_ids >= vocab.start) & (token_ids < vocab.stop)
+        rows = F.embedding(torch.where(mine, token_ids - vocab.start, 0), table)
+        return self._comm.all_reduce((rows * mine.unsqueeze(-1)).to(self.residual_dtype))
+
+    def _norm(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, scale, self.config.rms_norm_eps, out_dtype=self._dtype)
 
     def _attention(
         self,
@@ -77,19 +109,32 @@ class GptOss:
         rope: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
         c = self.config
-        t = rms_norm(x, layer.attention_norm, c.rms_norm_eps)
+        t = self._norm(x, layer.attention_norm)
         qkv = linear(t, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, c.head_dim)
         qkv = rope_and_store(
-            qkv, rope, cache.key, cache.value, plan.slot_mapping, c.num_attention_heads
+            qkv, rope, cache.key, cache.value, plan.slot_mapping, len(self._shard.query_heads)
         )
         window = c.sliding_window if layer_type == SLIDING else None
         t = paged_attention(qkv, cache.key, cache.value, layer.sinks, plan, window, self._scale)
-        return linear(t, layer.out, layer.out_bias, residual=x)
+        return self._comm.all_reduce(linear(t, layer.out, layer.out_bias, residual=self._once(x)))
 
     def _mlp(self, x: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
         c = self.config
-        t = rms_norm(x, layer.mlp_norm, c.rms_norm_eps)
+        t = self._norm(x, layer.mlp_norm)
         logits = linear(t, layer.router, layer.router_bias)
-        return moe_forward(
-            t, logits, c.experts_per_token, layer.experts, c.swiglu_limit, residual=x
+        experts = self._shard.experts if len(self._shard.experts) < c.num_experts else None
+        return self._comm.all_reduce(
+            moe_forward(
+                t,
+                logits,
+                c.experts_per_token,
+                layer.experts,
+                c.swiglu_limit,
+                self._once(x),
+                experts,
+            )
         )
+
+    def _once(self, x: torch.Tensor) -> torch.Tensor:
+        """The residual on the one rank that adds it."""
+        return x if self._shard.leads else torch.zeros_like(x)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from src.engine.config import ModelConfig
+from src.engine.shards import Shard, whole
 from src.kernels.moe import ExpertWeights
 from src.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4
 
@@ -47,10 +48,12 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    embedding: torch.Tensor  # [V, H]
+    """One rank's part. The embedding is the first stage's alone, norm and head the last one's."""
+
+    embedding: torch.Tensor | None  # [V, H]
     layers: list[LayerWeights]
-    final_norm: torch.Tensor  # [H]
-    lm_head: torch.Tensor  # [V, H]
+    final_norm: torch.Tensor | None  # [H]
+    lm_head: torch.Tensor | None  # [V, H]
 
 
 def expected_tensors(
@@ -157,6 +160,15 @@ class Checkpoint:
             raise CheckpointError(f"{path}: cannot read tensor {name!r}: {error}") from error
         return value
 
+    def part(self, name: str, cut: tuple[slice, ...]) -> torch.Tensor:
+        """The part of a tensor that `cut` selects; only that is read. Raises CheckpointError as tensor() does."""
+        path = self._file_of[name]
+        try:
+            value: torch.Tensor = self._files[path.name].get_slice(name)[cut]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot read tensor {name!r}: {error}") from error
+        return value
+
     def _index(self) -> dict[str, Path]:
         listed = self._listed_files()
         file_of: dict[str, Path] = {}
@@ -207,10 +219,11 @@ class Checkpoint:
 
 
 class WeightLoader:
-    """Checkpoint tensors -> ModelWeights in the compute type, one tensor in flight at a time.
+    """Checkpoint tensors -> one rank's ModelWeights in the compute type, one tensor in flight at a time.
 
     `dequantize` unpacks MXFP4 experts once, at load, into the compute type: four times the memory, the fastest form
-    on a CPU. Otherwise they stay packed.
+    on a CPU. Otherwise they stay packed. Of tensors that are cut between ranks only this rank's part is read; biases
+    that must be added once are zero on all but the stage's first rank.
     """
 
     def __init__(
@@ -221,14 +234,16 @@ class WeightLoader:
         *,
         dequantize: bool,
         device: torch.device | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self._device = device or torch.device("cpu")
         self._checkpoint = checkpoint
         self._config = config
+        self._shard = shard or whole(config)
         self._dtype = dtype
         self._dequantize = dequantize
         # [g0 u0 g1 u1 ...] -> [g0 g1 ... u0 u1 ...]
-        rows = torch.arange(2 * config.intermediate_size)
+        rows = torch.arange(2 * len(self._shard.intermediate))
         self._gate_then_up = torch.cat((rows[0::2], rows[1::2]))
 
     def load(self) -> ModelWeights:
@@ -239,25 +254,38 @@ class WeightLoader:
             else ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight")
         )
         read_layer = self._original_layer if original else self._hf_layer
+        s = self._shard
         steps = tqdm(
-            range(self._config.num_layers), desc="loading weights", unit="layer", disable=None
+            s.layers, desc="loading weights", unit="layer", disable=None if s.rank == 0 else True
         )
         layers = [read_layer(n) for n in steps]
-        return ModelWeights(self._read(embedding), layers, self._read(norm), self._read(head))
+        return ModelWeights(
+            self._read(embedding, _cut(s.vocab)) if s.is_first else None,
+            layers,
+            self._read(norm) if s.is_last else None,
+            self._read(head, _cut(s.vocab)) if s.is_last else None,
+        )
 
-    def _read(self, name: str) -> torch.Tensor:
-        return self._checkpoint.tensor(name).to(self._device, self._dtype, copy=True)
+    def _read(self, name: str, *cut: slice) -> torch.Tensor:
+        return self._checkpoint.part(name, cut or (slice(None),)).to(
+            self._device, self._dtype, copy=True
+        )
+
+    def _once(self, bias: torch.Tensor) -> torch.Tensor:
+        """A bias that only one rank may add."""
+        return bias if self._shard.leads else torch.zeros_like(bias)
 
     def _hf_layer(self, n: int) -> LayerWeights:
         layer = f"model.layers.{n}."
         a, m = layer + "self_attn.", layer + "mlp."
+        heads = self._head_rows()
         return LayerWeights(
             attention_norm=self._read(layer + "input_layernorm.weight"),
-            qkv=torch.cat([self._read(f"{a}{x}_proj.weight") for x in "qkv"]),
-            qkv_bias=torch.cat([self._read(f"{a}{x}_proj.bias") for x in "qkv"]),
-            sinks=self._read(a + "sinks"),
-            out=self._read(a + "o_proj.weight"),
-            out_bias=self._read(a + "o_proj.bias"),
+            qkv=torch.cat([self._read(f"{a}{x}_proj.weight", rows) for x, rows in zip("qkv", heads, strict=True)]),
+            qkv_bias=torch.cat([self._read(f"{a}{x}_proj.bias", rows) for x, rows in zip("qkv", heads, strict=True)]),
+            sinks=self._read(a + "sinks", _cut(self._shard.query_heads)),
+            out=self._read(a + "o_proj.weight", slice(None), heads[0]).contiguous(),
+            out_bias=self._once(self._read(a + "o_proj.bias")),
             mlp_norm=self._read(layer + "post_attention_layernorm.weight"),
             router=self._read(m + "router.weight"),
             router_bias=self._read(m + "router.bias"),
@@ -269,13 +297,19 @@ class WeightLoader:
 
     def _original_layer(self, n: int) -> LayerWeights:
         a, m = f"block.{n}.attn.", f"block.{n}.mlp."
+        c, heads = self._config, self._head_rows()
+        q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        rows = [
+            slice(base + part.start, base + part.stop)
+            for base, part in zip((0, q_dim, q_dim + kv_dim), heads, strict=True)
+        ]
         return LayerWeights(
             attention_norm=self._read(a + "norm.scale"),
-            qkv=self._read(a + "qkv.weight"),
-            qkv_bias=self._read(a + "qkv.bias"),
-            sinks=self._read(a + "sinks"),
-            out=self._read(a + "out.weight"),
-            out_bias=self._read(a + "out.bias"),
+            qkv=torch.cat([self._read(a + "qkv.weight", part) for part in rows]),
+            qkv_bias=torch.cat([self._read(a + "qkv.bias", part) for part in rows]),
+            sinks=self._read(a + "sinks", _cut(self._shard.query_heads)),
+            out=self._read(a + "out.weight", slice(None), heads[0]).contiguous(),
+            out_bias=self._once(self._read(a + "out.bias")),
             mlp_norm=self._read(m + "norm.scale"),
             router=self._read(m + "gate.weight"),
             router_bias=self._read(m + "gate.bias"),
@@ -284,64 +318,85 @@ class WeightLoader:
             ),
         )
 
+    def _head_rows(self) -> tuple[slice, slice, slice]:
+        """This rank's rows of Q, K and V."""
+        size, s = self._config.head_dim, self._shard
+        q, kv = (slice(h.start * size, h.stop * size) for h in (s.query_heads, s.kv_heads))
+        return q, kv, kv
+
     def _experts(self, w1: str, b1: str, w2: str, b2: str) -> ExpertWeights:
+        s = self._shard
+        experts, inter = _cut(s.experts), s.intermediate
+        gate_up = slice(2 * inter.start, 2 * inter.stop)
+        everywhere = (
+            len(inter) == self._config.intermediate_size
+        )  # then no other rank adds the same bias
+        bias2 = self._read(b2, experts)
         return ExpertWeights(
-            w1=self._expert_matrix(w1, self._gate_then_up),
-            b1=self._read(b1)[:, self._gate_then_up.to(self._device)],
-            w2=self._expert_matrix(w2, None),
-            b2=self._read(b2),
+            w1=self._expert_matrix(w1, experts, gate_up, slice(None), self._gate_then_up),
+            b1=self._read(b1, experts, gate_up)[:, self._gate_then_up.to(self._device)],
+            w2=self._expert_matrix(w2, experts, slice(None), _cut(inter), None),
+            b2=bias2 if everywhere else self._once(bias2),
         )
 
     def _expert_matrix(
-        self, name: str, row_order: torch.Tensor | None
+        self, name: str, experts: slice, rows: slice, columns: slice, row_order: torch.Tensor | None
     ) -> torch.Tensor | Mxfp4Tensor:
         def ordered(t: torch.Tensor) -> torch.Tensor:
             return t if row_order is None else t[:, row_order.to(t.device)]
 
         def packed_part(part: str) -> torch.Tensor:
             separator = "." if self._checkpoint.original else "_"
-            tensor = self._checkpoint.tensor(f"{name}{separator}{part}")
-            return ordered(tensor.to(self._device, copy=True))
+            groups = slice(
+                *(None if n is None else n // GROUP_SIZE for n in (columns.start, columns.stop))
+            )
+            tensor = self._checkpoint.part(f"{name}{separator}{part}", (experts, rows, groups))
+            return ordered(tensor.to(self._device, copy=True)).contiguous()
 
         if not self._checkpoint.packed:
-            return ordered(self._read(name).transpose(1, 2)).contiguous()
+            return ordered(self._read(name, experts, columns, rows).transpose(1, 2)).contiguous()
         packed = Mxfp4Tensor(packed_part("blocks"), packed_part("scales"))
         if not self._dequantize:
             return packed
-        experts, rows, groups = packed.scales.shape
+        count, height, groups = packed.scales.shape
         out = torch.empty(
-            (experts, rows, groups * GROUP_SIZE), dtype=self._dtype, device=self._device
+            (count, height, groups * GROUP_SIZE), dtype=self._dtype, device=self._device
         )
-        for expert in range(out.shape[0]):
+        for expert in range(count):
             out[expert] = dequantize_mxfp4(packed[expert], self._dtype)
         return out
 
 
+def _cut(part: range) -> slice:
+    return slice(part.start, part.stop)
+
+
 def dummy_weights(
-    c: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int
+    c: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int, shard: Shard | None = None
 ) -> ModelWeights:
-    """Random weights of the true shapes and types, with no file: for benchmarks. Experts stay MXFP4."""
+    """Random weights of one rank's true shapes and types, with no file: for benchmarks. Experts stay MXFP4."""
+    s = shard or whole(c)
     generator = torch.Generator(device=device).manual_seed(seed)
 
     def normal(*shape: int, std: float = 0.02) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=device).normal_(0, std, generator=generator)
 
     def packed(rows: int, columns: int) -> Mxfp4Tensor:
-        shape = (c.num_experts, rows, columns // GROUP_SIZE)
+        shape = (len(s.experts), rows, columns // GROUP_SIZE)
         blocks = torch.randint(
             0, 256, (*shape, GROUP_SIZE // 2), dtype=torch.uint8, device=device, generator=generator
         )
         return Mxfp4Tensor(blocks, torch.full(shape, 119, dtype=torch.uint8, device=device))
 
-    hidden, inter = c.hidden_size, c.intermediate_size
-    q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    hidden, inter = c.hidden_size, len(s.intermediate)
+    q_dim, kv_dim = len(s.query_heads) * c.head_dim, len(s.kv_heads) * c.head_dim
     ones = torch.ones(hidden, dtype=dtype, device=device)
     layers = [
         LayerWeights(
             attention_norm=ones,
             qkv=normal(q_dim + 2 * kv_dim, hidden),
             qkv_bias=normal(q_dim + 2 * kv_dim),
-            sinks=normal(c.num_attention_heads),
+            sinks=normal(len(s.query_heads)),
             out=normal(hidden, q_dim),
             out_bias=normal(hidden),
             mlp_norm=ones,
@@ -349,19 +404,28 @@ def dummy_weights(
             router_bias=normal(c.num_experts),
             experts=ExpertWeights(
                 packed(2 * inter, hidden),
-                normal(c.num_experts, 2 * inter),
+                normal(len(s.experts), 2 * inter),
                 packed(hidden, inter),
-                normal(c.num_experts, hidden),
+                normal(len(s.experts), hidden),
             ),
         )
-        for _ in tqdm(range(c.num_layers), desc="random weights", unit="layer", disable=None)
+        for _ in tqdm(
+            s.layers, desc="random weights", unit="layer", disable=None if s.rank == 0 else True
+        )
     ]
-    return ModelWeights(normal(c.vocab_size, hidden), layers, ones, normal(c.vocab_size, hidden))
+    return ModelWeights(
+        normal(len(s.vocab), hidden) if s.is_first else None,
+        layers,
+        ones if s.is_last else None,
+        normal(len(s.vocab), hidden) if s.is_last else None,
+    )
 
 
 def iterate_tensors(weights: ModelWeights) -> Iterator[torch.Tensor]:
     """Every stored tensor, packed ones included: for byte counts."""
-    yield from (weights.embedding, weights.final_norm, weights.lm_head)
+    yield from (
+        t for t in (weights.embedding, weights.final_norm, weights.lm_head) if t is not None
+    )
     for layer in weights.layers:
         yield from (
             layer.attention_norm,

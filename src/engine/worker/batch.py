@@ -84,6 +84,12 @@ class RequestTable:
         scheduled.sort(key=lambda pair: pair[1] > 1)
         return StepRows([state for state, _ in scheduled], [n for _, n in scheduled])
 
+    def extend(self, sampled: dict[str, int]) -> None:
+        """Tokens of earlier steps, sampled elsewhere. Requests that are gone since are passed over."""
+        for request_id, token in sampled.items():
+            if request_id in self._states:
+                self._states[request_id].tokens.extend([token])
+
     def finish_step(self, rows: StepRows, sampled: dict[str, int]) -> None:
         for state, count in zip(rows.states, rows.counts, strict=True):
             state.num_computed_tokens += count

@@ -10,7 +10,9 @@ import torch
 from src.engine.config import EngineConfig
 from src.engine.messages import ModelRunnerOutput, SchedulerOutput
 from src.engine.model.gpt_oss import GptOss, LayerCache
-from src.engine.worker.batch import RequestTable, StepRows, build_batch
+from src.engine.parallel import Communicator
+from src.engine.shards import split
+from src.engine.worker.batch import RequestState, RequestTable, StepRows, build_batch
 from src.engine.worker.sampler import SamplingRow, sample
 from src.kernels import native
 
@@ -25,36 +27,51 @@ class ModelRunner:
         cache: list[LayerCache],
         dtype: torch.dtype,
         device: torch.device,
+        comm: Communicator,
     ) -> None:
         self._config = config
         self._model = model
         self._cache = cache
         self._dtype = dtype
         self._device = device
+        self._comm = comm
+        self._vocab_sizes = [
+            len(part) for part in split(config.model.vocab_size, comm.shard.tensor_size)
+        ]
         self._table = RequestTable()
         # the native kernels give each row the same result in any batch; torch does not
         self._one_by_one = config.batch_invariant and not native.supports(
             torch.empty(0, dtype=dtype, device=device)
         )
-        self._mask_words = -(-config.model.vocab_size // 32)
 
-    def execute_model(self, out: SchedulerOutput) -> ModelRunnerOutput:
-        """One step. A request whose own numbers are bad, or that fails where the rest of the batch does not, is
-        reported in `failed`; if nothing can be told apart the exception goes on."""
+    def execute_model(
+        self, out: SchedulerOutput, sampled: dict[str, int]
+    ) -> ModelRunnerOutput | None:
+        """One step; None on a rank that does not sample. A request whose own numbers are bad, or that fails where the
+        rest of the batch does not, is reported in `failed`; if nothing can be told apart the exception goes on.
+
+        `sampled`: tokens of earlier steps that this rank has not seen, as all of several ranks have not.
+        """
+        self._table.extend(sampled)
         rows = self._table.apply(out)
         if not rows.states:
             return ModelRunnerOutput({}, {})
         try:
             result = self._run_invariant(rows, out) if self._one_by_one else self._run(rows, out)
         except (RuntimeError, MemoryError, IndexError, ValueError) as error:
-            if len(rows.states) == 1:
-                raise
+            if len(rows.states) == 1 or self._comm.world_size > 1:
+                raise  # the other ranks wait in a collective operation: only a restart brings all back in step
             logger.exception(
                 "step failed for %d requests together, trying each alone", len(rows.states)
             )
             result = self._run_one_by_one(rows, out, error)
-        self._table.finish_step(rows, result.sampled)
-        return result
+        alone = self._comm.world_size == 1
+        self._table.finish_step(rows, result.sampled if alone else {})
+        return result if self._samples else None
+
+    @property
+    def _samples(self) -> bool:
+        return self._comm.shard.is_last and self._comm.shard.leads
 
     def _run_invariant(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         """Every token through the model by itself: torch's matrix products round differently for other shapes."""
@@ -92,38 +109,95 @@ class ModelRunner:
         rows.sampled.clear()
         window = self._config.model.sliding_window
         batch = build_batch(rows, self._config.block_size, window, self._dtype, self._device)
-        logits = self._model.forward(batch, self._cache)
-        if not rows.sampled:
+        shard, hidden = self._comm.shard, None
+        if not shard.is_first:
+            size, dtype = self._config.model.hidden_size, self._model.residual_dtype
+            hidden = self._comm.receive_hidden(len(batch.token_ids), size, dtype)
+        result_or_hidden = self._model.forward(batch, self._cache, hidden)
+        if not shard.is_last:
+            self._comm.send_hidden(result_or_hidden)
+        if not shard.is_last or not rows.sampled:
             return ModelRunnerOutput({}, {})
-        mask_rows, bitmask = self._masks(rows, out)
-        sampling_rows = [
-            SamplingRow(
-                s.params, s.tokens.view[: s.num_prompt_tokens], s.tokens.view[s.num_prompt_tokens :]
-            )
-            for s in rows.sampled
-        ]
-        with torch.inference_mode():
-            result = sample(logits, sampling_rows, mask_rows, bitmask)
+        return self._sample(result_or_hidden, rows, out)
+
+    def _sample(
+        self, logits: torch.Tensor, rows: StepRows, out: SchedulerOutput
+    ) -> ModelRunnerOutput:
+        """`logits` float32 [R, V], or this rank's part of V."""
+        if self._comm.shard.tensor_size > 1:
+            if _plainly_greedy(rows, out):
+                return self._sample_best(logits, rows)
+            whole = self._comm.gather_logits(logits, self._vocab_sizes)
+            if whole is None:
+                return ModelRunnerOutput({}, {})
+            logits = whole
+        return sample_states(logits, rows.sampled, out)
+
+    def _sample_best(self, logits: torch.Tensor, rows: StepRows) -> ModelRunnerOutput:
+        best = self._comm.gather_best(logits, self._comm.shard.vocab.start)
         output = ModelRunnerOutput({}, {}, {})
-        for state, token, logprobs, finite in zip(
-            rows.sampled, result.token_ids, result.logprobs, result.finite, strict=True
+        if best is None:
+            return output
+        for state, token, finite in zip(
+            rows.sampled, best[0].tolist(), torch.isfinite(best[1]).tolist(), strict=True
         ):
-            if not finite:
-                output.failed[state.request_id] = (
-                    "the model's logits are not finite, or its grammar allows no token"
-                )
-                continue
-            output.sampled[state.request_id] = token
-            if logprobs is not None:
-                output.logprobs[state.request_id] = logprobs
+            if finite:
+                output.sampled[state.request_id] = token
+            else:
+                output.failed[state.request_id] = "the model's logits are not finite"
         return output
 
-    def _masks(self, rows: StepRows, out: SchedulerOutput) -> tuple[list[int], np.ndarray]:
-        bitmask = np.frombuffer(out.grammar_bitmask, np.int32).reshape(-1, self._mask_words)
-        row_of = {state.request_id: i for i, state in enumerate(rows.sampled)}
-        kept = [
-            (row_of[request_id], i)
-            for i, request_id in enumerate(out.grammar_rows)
-            if request_id in row_of
-        ]
-        return [row for row, _ in kept], bitmask[[i for _, i in kept]]
+
+def sample_states(
+    logits: torch.Tensor, states: list[RequestState], out: SchedulerOutput
+) -> ModelRunnerOutput:
+    """logits float32 [R, V], a row for each state."""
+    mask_rows, bitmask = _masks(states, out, logits.shape[1])
+    sampling_rows = [
+        SamplingRow(
+            s.params, s.tokens.view[: s.num_prompt_tokens], s.tokens.view[s.num_prompt_tokens :]
+        )
+        for s in states
+    ]
+    with torch.inference_mode():
+        result = sample(logits, sampling_rows, mask_rows, bitmask)
+    output = ModelRunnerOutput({}, {}, {})
+    for state, token, logprobs, finite in zip(
+        states, result.token_ids, result.logprobs, result.finite, strict=True
+    ):
+        if not finite:
+            output.failed[state.request_id] = (
+                "the model's logits are not finite, or its grammar allows no token"
+            )
+            continue
+        output.sampled[state.request_id] = token
+        if logprobs is not None:
+            output.logprobs[state.request_id] = logprobs
+    return output
+
+
+def _masks(
+    states: list[RequestState], out: SchedulerOutput, vocab_size: int
+) -> tuple[list[int], np.ndarray]:
+    bitmask = np.frombuffer(out.grammar_bitmask, np.int32).reshape(-1, -(-vocab_size // 32))
+    row_of = {state.request_id: i for i, state in enumerate(states)}
+    kept = [
+        (row_of[request_id], i)
+        for i, request_id in enumerate(out.grammar_rows)
+        if request_id in row_of
+    ]
+    return [row for row, _ in kept], bitmask[[i for _, i in kept]]
+
+
+def _plainly_greedy(rows: StepRows, out: SchedulerOutput) -> bool:
+    """Whether every row is the best of its untouched logits: then ranks exchange two numbers a row."""
+    masked = set(out.grammar_rows)
+    return all(
+        s.params.temperature == 0
+        and s.params.logprobs is None
+        and not s.params.needs_penalties
+        and not s.params.logit_bias
+        and not s.params.min_tokens
+        and s.request_id not in masked
+        for s in rows.sampled
+    )

@@ -7,42 +7,58 @@ import logging
 import math
 import os
 import time
+from pathlib import Path
 
 import psutil
 import torch
 
 from src.engine.config import FULL, SLIDING, ConfigError, EngineConfig
-from src.engine.messages import ModelRunnerOutput, NewRequest, SchedulerOutput
+from src.engine.memory_plan import stage_layers
+from src.engine.messages import PROBE_ID, ModelRunnerOutput, NewRequest, SchedulerOutput
 from src.engine.model.gpt_oss import GptOss, LayerCache
 from src.engine.model.weights import Checkpoint, WeightLoader, dummy_weights, iterate_tensors
+from src.engine.parallel import Communicator
 from src.engine.sampling_params import SamplingParams
+from src.engine.shards import make_shard
 from src.engine.worker.model_runner import ModelRunner
 from src.kernels import native
 
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-PROBE_ID = "self-test"
-
-
-class SelfTestError(RuntimeError):
-    """The model runs but its numbers are wrong: it must not serve."""
 
 
 class Worker:
-    def __init__(self, config: EngineConfig) -> None:
+    """Of several ranks each calls the same methods in the same order: they meet in collective operations."""
+
+    def __init__(self, config: EngineConfig, rank: int = 0, rendezvous: Path | None = None) -> None:
+        """`rendezvous`: the file through which ranks find each other; None with one rank."""
         self.config = config
-        self.device = _device(config.device)
-        self.dtype = _dtype(config.dtype, self.device)
+        tensor_size, stages = (
+            max(1, config.tensor_parallel_size),
+            max(1, config.pipeline_parallel_size),
+        )
+        world = tensor_size * stages
+        self.device = choose_device(config.device, rank, world)
+        self.dtype = choose_dtype(config.dtype, self.device, config.gpu_dtypes)
         if self.device.type == "cpu":
-            torch.set_num_threads(config.num_threads or _default_threads())
-            _keep_freed_memory()
+            set_threads(config.num_threads, world)
+        else:
+            torch.cuda.set_device(self.device)
+        self.shard = make_shard(
+            config.model,
+            rank,
+            tensor_size=tensor_size,
+            stage_layers=stage_layers(config.model, stages, tensor_size),
+            expert_parallel=config.enable_expert_parallel,
+        )
+        self.comm = Communicator(self.shard, self.device, rendezvous)
 
     def load(self) -> None:
         started = time.monotonic()
         config = self.config
         if config.load_format == "dummy":
-            weights = dummy_weights(config.model, self.dtype, self.device, config.seed)
+            weights = dummy_weights(config.model, self.dtype, self.device, config.seed, self.shard)
         else:
             if config.model_path is None:
                 raise ConfigError("model_path is needed unless load_format is 'dummy'")
@@ -53,20 +69,20 @@ class Worker:
                 self.dtype,
                 dequantize=self._dequantize(),
                 device=self.device,
+                shard=self.shard,
             ).load()
         self.weight_bytes = sum(t.nbytes for t in iterate_tensors(weights))
-        self.model = GptOss(config.model, weights)
+        self.model = GptOss(config.model, weights, self.comm)
         self.load_s = time.monotonic() - started
         logger.info("loaded %.2f GiB of weights in %.1f s", self.weight_bytes / GIB, self.load_s)
 
     def init_cache(self) -> int:
-        """Makes the cache. -> number of blocks, the null block included."""
-        c = self.config.model
-        num_tensors = max(c.layer_types.count(FULL), c.layer_types.count(SLIDING))
+        """Makes the cache. -> number of blocks, the null block included: the same on every rank."""
+        kinds = [self.config.model.layer_types[n] for n in self.shard.layers]
+        num_tensors = max(kinds.count(FULL), kinds.count(SLIDING))
+        heads, head_dim = len(self.shard.kv_heads), self.config.model.head_dim
         element = torch.empty((), dtype=self.dtype).element_size()
-        block_bytes = (
-            num_tensors * 2 * self.config.block_size * c.num_key_value_heads * c.head_dim * element
-        )
+        block_bytes = num_tensors * 2 * self.config.block_size * heads * head_dim * element
         wanted = self._cache_bytes() // block_bytes
         # never more than all sequences at full length can use
         useful = (
@@ -75,13 +91,13 @@ class Worker:
             * math.ceil(self.config.max_model_len / self.config.block_size)
             + 1
         )
-        num_blocks = int(min(wanted, useful))
+        num_blocks = self.comm.minimum(int(min(wanted, useful)))
         if num_blocks < 4:
             raise ConfigError(
                 f"the KV cache holds {num_blocks} blocks of {block_bytes} bytes; "
                 "raise cpu_kv_cache_gib (CPU) or gpu_memory_utilization (GPU)"
             )
-        shape = (num_blocks, self.config.block_size, c.num_key_value_heads, c.head_dim)
+        shape = (num_blocks, self.config.block_size, heads, head_dim)
         pairs = [
             LayerCache(
                 torch.zeros(shape, dtype=self.dtype, device=self.device),
@@ -91,32 +107,23 @@ class Worker:
         ]
         seen = {FULL: 0, SLIDING: 0}
         layers = []
-        for layer_type in c.layer_types:
-            layers.append(pairs[seen[layer_type]])
-            seen[layer_type] += 1
+        for kind in kinds:
+            layers.append(pairs[seen[kind]])
+            seen[kind] += 1
         self.kv_cache_bytes = num_blocks * block_bytes
-        self.runner = ModelRunner(self.config, self.model, layers, self.dtype, self.device)
+        self.runner = ModelRunner(
+            self.config, self.model, layers, self.dtype, self.device, self.comm
+        )
         return num_blocks
 
-    def self_test(self) -> None:
-        """A short prompt through the whole path. Raises SelfTestError if the logits are not finite."""
-        tokens = list(range(1, 8))
-        params = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
-        blocks = (
-            ([1], [2])
-            if self.config.block_size >= len(tokens)
-            else (list(range(1, 9)), list(range(9, 17)))
-        )
-        probe = NewRequest(PROBE_ID, tokens, len(tokens), params, blocks, 0)
-        result = self.execute_model(SchedulerOutput([probe], {}, {PROBE_ID: len(tokens)}, []))
-        self.execute_model(SchedulerOutput([], {}, {}, [PROBE_ID]))
-        if result.failed:
-            raise SelfTestError(
-                f"self-test failed in {self.dtype} on {self.device}: {result.failed[PROBE_ID]}"
-            )
+    def execute_model(
+        self, out: SchedulerOutput, sampled: dict[str, int] | None = None
+    ) -> ModelRunnerOutput | None:
+        """`sampled`: tokens that came out since the last step, from whichever rank. None where another rank samples."""
+        return self.runner.execute_model(out, sampled or {})
 
-    def execute_model(self, out: SchedulerOutput) -> ModelRunnerOutput:
-        return self.runner.execute_model(out)
+    def close(self) -> None:
+        self.comm.close()
 
     @property
     def kernel_path(self) -> str:
@@ -133,7 +140,9 @@ class Worker:
             return False
         c = self.config.model
         element = torch.empty((), dtype=self.dtype).element_size()
-        experts = c.num_layers * c.num_experts * 3 * c.hidden_size * c.intermediate_size * element
+        s = self.shard
+        weights = 3 * c.hidden_size * len(s.intermediate) * len(s.experts) * len(s.layers)
+        experts = weights * element * (self.comm.world_size if self.device.type == "cpu" else 1)
         free = (
             psutil.virtual_memory().available
             if self.device.type == "cpu"
@@ -143,21 +152,43 @@ class Worker:
 
     def _cache_bytes(self) -> int:
         if self.device.type == "cpu":
-            return int(self.config.cpu_kv_cache_gib * GIB)
+            return int(self.config.cpu_kv_cache_gib * GIB) // self.comm.world_size
         free, total = torch.cuda.mem_get_info(self.device)
         return max(0, int(free - (1 - self.config.gpu_memory_utilization) * total))
 
 
-def _device(name: str) -> torch.device:
+def self_test_probe(block_size: int) -> NewRequest:
+    """A short prompt for the whole path, special tokens first: they have the largest activations. One block long."""
+    tokens = [*range(199_998, 200_019), *range(1, 8)][:block_size]
+    params = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
+    return NewRequest(PROBE_ID, tokens, len(tokens), params, ([1], [2]), 0)
+
+
+def choose_device(name: str, rank: int = 0, world: int = 1) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not name.startswith("cuda"):
+        return torch.device(name)
+    if not torch.cuda.is_available():
         raise ConfigError(f"device is {name!r}, but torch sees no CUDA device; use device 'cpu'")
-    return torch.device(name)
+    if world == 1:
+        return torch.device(name)
+    if name != "cuda":
+        raise ConfigError(
+            f"device {name!r} is one device; {world} ranks need device 'cuda' or 'auto'"
+        )
+    if world > torch.cuda.device_count():
+        raise ConfigError(
+            f"{world} ranks need as many GPUs, torch sees {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", rank)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the hardware multiplies it, else float16 on a GPU and float32 on a CPU."""
+def choose_dtype(name: str, device: torch.device, gpu_dtypes: dict[str, str]) -> torch.dtype:
+    """auto: what the table says for the GPU; else bfloat16 where the hardware multiplies it, else float16 on a GPU
+    and float32 on a CPU."""
+    if name == "auto" and device.type == "cuda":
+        name = listed_dtype(torch.cuda.get_device_name(device), gpu_dtypes) or name
     if name != "auto":
         chosen: torch.dtype = getattr(torch, name)
         return chosen
@@ -168,8 +199,17 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def _default_threads() -> int:
-    return max(1, min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1))
+def listed_dtype(gpu_name: str, gpu_dtypes: dict[str, str]) -> str | None:
+    """The entry of the longest key that is part of the GPU's name, whatever the case."""
+    found = [key for key in gpu_dtypes if key.lower() in gpu_name.lower()]
+    return gpu_dtypes[max(found, key=len)] if found else None
+
+
+def set_threads(wanted: int, world: int = 1) -> None:
+    """`wanted` compute threads for this rank; 0: this rank's share of the physical cores that may be used."""
+    cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
+    torch.set_num_threads(wanted or max(1, cores // world))
+    _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:

@@ -1,0 +1,171 @@
+"""Trains the embedded model gpt-oss-nano on lessons of our own making.
+
+    python -m src.cli.train_nano --out build/nano            # goes on from the last checkpoint there
+    python -m src.cli.train_nano --out build/nano --export assets/nano
+
+The lessons are in src/nano. Nothing is downloaded. The same seed on the same machine gives the same model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from src.engine.config import ModelConfig
+from src.engine.shapes import SIZES, hf_config
+from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, load_vocabulary
+from src.nano.batches import IGNORED, Batch, BatchMaker
+from src.nano.network import Masks, Network, TokenTraits
+
+COMMON_TOKENS = 1536
+COMMON_FROM_BATCHES = 150
+NEGATIVES = 2048
+SAVE_EVERY = 250
+
+
+def common_tokens(maker: BatchMaker, count: int = COMMON_TOKENS) -> torch.Tensor:
+    """int64 [count]: the tokens that lessons use most; special tokens always."""
+    seen: Counter[int] = Counter()
+    for step in range(COMMON_FROM_BATCHES):
+        seen.update(maker.batch(-1 - step).token_ids.flatten().tolist())
+    special = [t for t in seen if t >= FIRST_SPECIAL]
+    ordinary = [
+        t
+        for t, _ in sorted(seen.items(), key=lambda item: (-item[1], item[0]))
+        if t < FIRST_SPECIAL
+    ]
+    return torch.tensor(sorted(special + ordinary[: count - len(special)]))
+
+
+def loss_of(network: Network, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    """Cross-entropy of the assistant's tokens. The softmax is over the common tokens, those of the batch and a random
+    sample that stands for the rest of the vocabulary (sampled softmax: Jean et al. 2015, arXiv 1412.2007)."""
+    masks = Masks.of(batch.positions, batch.branches, network.config.sliding_window)
+    hidden = network(batch.token_ids, batch.positions, masks)
+    wanted = batch.targets != IGNORED
+    targets = batch.targets[wanted]
+    known = torch.cat((network.common, batch.token_ids.flatten(), targets)).unique()
+    random = torch.randint(FIRST_SPECIAL, (NEGATIVES,), generator=generator)
+    random = random[~torch.isin(random, known)]
+    logits = network.logits(hidden[wanted], torch.cat((known, random)))
+    logits[:, len(known) :] += math.log((VOCAB_SIZE - len(known)) / len(random))
+    return F.cross_entropy(logits, torch.searchsorted(known, targets))
+
+
+class Optimizers:
+    """Muon for the matrices inside (Jordan et al. 2024), AdamW for the rest. One schedule: up, level, down to zero."""
+
+    def __init__(self, network: Network, steps: int, muon_rate: float, adam_rate: float) -> None:
+        inner = [p for n, p in network.layers.named_parameters() if p.ndim == 2 and _is_matrix(n)]
+        ids = {id(p) for p in inner}
+        others: list[nn.Parameter] = [p for p in network.parameters() if id(p) not in ids]
+        self._steps = steps
+        self._muon = torch.optim.Muon(
+            inner, lr=muon_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
+        )
+        self._adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self._rates = ((self._muon, muon_rate), (self._adam, adam_rate))
+        self._parameters = list(network.parameters())
+
+    def step(self, step: int) -> None:
+        left = (self._steps - step) / self._steps
+        share = min(1.0, (step + 1) / 100, left / 0.5)
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        for optimizer, rate in self._rates:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, object]]:
+        return [self._muon.state_dict(), self._adam.state_dict()]
+
+    def load_state_dict(self, states: list[dict[str, object]]) -> None:
+        for optimizer, state in zip((self._muon, self._adam), states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def _is_matrix(name: str) -> bool:
+    return not name.endswith(("b1", "b2", "router"))
+
+
+def train(
+    out: Path,
+    *,
+    seed: int,
+    steps: int,
+    rows: int,
+    row_size: int,
+    muon_rate: float,
+    adam_rate: float,
+) -> Network:
+    vocabulary = load_vocabulary()
+    maker = BatchMaker(vocabulary, seed, rows, row_size)
+    torch.manual_seed(seed)
+    config = ModelConfig.from_json(hf_config(SIZES["nano"]))
+    network = Network(config, TokenTraits.of(vocabulary), common_tokens(maker))
+    optimizers = Optimizers(network, steps, muon_rate, adam_rate)
+    generator = torch.Generator()
+    checkpoint = out / "checkpoint.pt"
+    first = 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizers.load_state_dict(state["optimizers"])
+        first = state["step"]
+    out.mkdir(parents=True, exist_ok=True)
+    average = None
+    bar = tqdm(range(first, steps), initial=first, total=steps, mininterval=5, smoothing=0.02)
+    for step in bar:
+        generator.manual_seed(seed * 1_000_003 + step)
+        loss = loss_of(network, maker.batch(step), generator)
+        loss.backward()
+        optimizers.step(step)
+        value = loss.item()
+        average = value if average is None else 0.98 * average + 0.02 * value
+        bar.set_postfix(loss=f"{average:.4f}", refresh=False)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            state = {
+                "network": network.state_dict(),
+                "optimizers": optimizers.state_dict(),
+                "step": step + 1,
+            }
+            torch.save(state, checkpoint.with_suffix(".new"))
+            checkpoint.with_suffix(".new").replace(checkpoint)
+            with (out / "loss.txt").open("a") as log:
+                log.write(f"{step + 1} {average:.4f}\n")
+    return network
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the training checkpoint")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--rows", type=int, default=12, help="rows of a batch")
+    parser.add_argument("--row-size", type=int, default=512, help="tokens of a row")
+    parser.add_argument("--muon-rate", type=float, default=5e-3)
+    parser.add_argument("--adam-rate", type=float, default=3e-3)
+    args = parser.parse_args(argv)
+    started = time.perf_counter()
+    train(
+        args.out, seed=args.seed, steps=args.steps, rows=args.rows, row_size=args.row_size,
+        muon_rate=args.muon_rate, adam_rate=args.adam_rate,
+    )  # fmt: skip
+    sys.stdout.write(f"{args.out}: {(time.perf_counter() - started) / 60:.0f} minutes\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

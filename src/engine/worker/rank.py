@@ -1,0 +1,100 @@
+"""A rank that is a process of its own: it does what rank 0's process tells it, and ends with it."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import torch
+
+from src.engine.config import ConfigError, EngineConfig
+from src.engine.messages import ModelRunnerOutput, RankReport, SchedulerOutput, Step
+from src.engine.model.weights import CheckpointError
+from src.engine.shards import Shard
+from src.engine.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+class RankWorker(Protocol):
+    """What a rank can do: our own engine's Worker, or transformers'."""
+
+    device: torch.device
+    dtype: torch.dtype
+    shard: Shard
+    weight_bytes: int
+    kv_cache_bytes: int
+    load_s: float
+
+    @property
+    def kernel_path(self) -> str: ...
+    def load(self) -> None: ...
+    def init_cache(self) -> int: ...
+    def close(self) -> None: ...
+    def execute_model(
+        self, out: SchedulerOutput, sampled: dict[str, int] | None = None
+    ) -> ModelRunnerOutput | None: ...
+
+
+def make_worker(config: EngineConfig, rank: int, rendezvous: Path | None) -> RankWorker:
+    if config.backend == "transformers":
+        from src.engine.worker.transformers_worker import TransformersWorker
+
+        return TransformersWorker(config)
+    return Worker(config, rank, rendezvous)
+
+
+def report_of(worker: RankWorker, rank: int) -> RankReport:
+    s = worker.shard
+    return RankReport(
+        rank, str(worker.device), (s.layers.start, s.layers.stop - 1), len(s.query_heads), len(s.experts),
+        worker.weight_bytes, worker.kv_cache_bytes, os.getpid(),
+    )  # fmt: skip
+
+
+def run_rank(
+    config: EngineConfig,
+    rank: int,
+    rendezvous: Path | None,
+    pipe: Connection,
+    errors: Connection,
+    log: dict[str, Any] | None,
+) -> None:
+    """The process's main function: Step messages in; out of the rank that samples, a ModelRunnerOutput for each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(**(log or {}))
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    try:
+        worker = make_worker(config, rank, rendezvous)
+        worker.load()
+        worker.init_cache()
+        pipe.send_bytes(msgspec.msgpack.encode(report_of(worker, rank)))
+        decoder, encoder = msgspec.msgpack.Decoder(Step), msgspec.msgpack.Encoder()
+        while True:
+            step = decoder.decode(pipe.recv_bytes())
+            result = worker.execute_model(step.out, step.sampled)
+            if result is not None:
+                pipe.send_bytes(encoder.encode(result))
+    except EOFError:
+        os._exit(0)  # the engine process closed the pipe
+    except Exception as error:
+        logger.exception("rank %d", rank)
+        errors.send(
+            (f"{type(error).__name__}: {error}", isinstance(error, (ConfigError, CheckpointError)))
+        )
+        os._exit(1)
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

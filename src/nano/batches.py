@@ -1,0 +1,107 @@
+"""Lessons as batches: many conversations in one row behind the system message that they share.
+
+The system message is a third of a short conversation, so each row holds it once and the conversations branch off it:
+a branch sees the shared part and itself, with positions as if it stood alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import torch
+
+from src.harmony.render import render_message, system_message
+from src.harmony.vocabulary import ENDOFTEXT, Vocabulary
+from src.nano.examples import EFFORTS, Example, Source, completion_ids
+from src.nano.lessons import example
+from src.prompt_builder import PromptBuilder
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    token_ids: torch.Tensor  # int64 [B, S]
+    positions: torch.Tensor  # int64 [B, S]
+    branches: torch.Tensor  # int64 [B, S]: 0 shared, 1.. conversations, -1 padding
+    targets: (
+        torch.Tensor
+    )  # int64 [B, S]: the next token where the assistant writes it, else IGNORED
+
+
+class BatchMaker:
+    """`batch(step)` depends on the seed and the step alone, so that training can go on where it stopped."""
+
+    def __init__(self, vocabulary: Vocabulary, seed: int, rows: int, row_size: int) -> None:
+        self._vocabulary = vocabulary
+        self._builder = PromptBuilder(vocabulary, cache_bytes=1 << 20)
+        self._source = Source(vocabulary, Random(), unseen=False)
+        self._seed, self._rows, self._row_size = seed, rows, row_size
+        self._shared = {
+            (effort, tools): render_message(
+                system_message(effort, has_tools=tools, current_date=None), vocabulary
+            )
+            for effort in EFFORTS
+            for tools in (False, True)
+        }
+
+    def batch(self, step: int) -> Batch:
+        self._source.rng = Random(f"{self._seed} {step}")
+        full: list[_Row] = []
+        open_rows: dict[tuple[str, bool], _Row] = {}
+        while len(full) < self._rows:
+            made = example(self._source)
+            kind = (made.effort, bool(made.tools))
+            shared = self._shared[kind]
+            prompt, completion = self.encode(made)
+            rest = prompt[len(shared) :]
+            if len(shared) + len(rest) + len(completion) > self._row_size:
+                continue
+            row = open_rows.get(kind)
+            if row is not None and len(row.ids) + len(rest) + len(completion) > self._row_size:
+                full.append(open_rows.pop(kind))
+                row = None
+            if row is None:
+                row = open_rows[kind] = _Row(shared)
+            row.add(rest, completion)
+        size = max(len(row.ids) for row in full)
+        return Batch(
+            *(torch.tensor(part) for part in zip(*(row.padded(size) for row in full), strict=True))
+        )
+
+    def encode(self, made: Example) -> tuple[list[int], list[int]]:
+        prompt = self._builder.build(
+            made.messages,
+            tools=made.tools,
+            response_format=made.response_format,
+            effort=made.effort,
+        )
+        return prompt.token_ids, completion_ids(made, self._vocabulary)
+
+
+class _Row:
+    def __init__(self, shared: list[int]) -> None:
+        self.ids = list(shared)
+        self._start = len(shared)
+        self._positions = list(range(len(shared)))
+        self._branches = [0] * len(shared)
+        self._targets = [IGNORED] * len(shared)
+        self._count = 0
+
+    def add(self, rest: list[int], completion: list[int]) -> None:
+        self._count += 1
+        ids = rest + completion
+        self.ids += ids
+        self._positions += range(self._start, self._start + len(ids))
+        self._branches += [self._count] * len(ids)
+        self._targets += [IGNORED] * (len(rest) - 1) + completion + [IGNORED]
+
+    def padded(self, size: int) -> tuple[list[int], list[int], list[int], list[int]]:
+        missing = size - len(self.ids)
+        return (
+            self.ids + [ENDOFTEXT] * missing,
+            self._positions + [0] * missing,
+            self._branches + [-1] * missing,
+            self._targets + [IGNORED] * missing,
+        )

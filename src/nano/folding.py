@@ -1,0 +1,139 @@
+"""The embedded model as a small file, and the checkpoint that unfolds from it.
+
+The file keeps what the rows of embedding and head are made of (network.py) instead of the rows, in eight bits where
+that costs nothing, and experts in MXFP4. Unfolding gives a checkpoint in Hugging Face's layout, the same bytes
+everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from src.engine.config import ModelConfig
+from src.engine.shapes import SIZES, hf_config
+from src.harmony.tokenizer_files import write_tokenizer
+from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT, VOCAB_SIZE, load_vocabulary
+from src.kernels.mxfp4 import quantize_mxfp4
+from src.nano.network import Layer, Network, TokenTable, TokenTraits
+
+ASSET = Path(__file__).resolve().parents[2] / "assets" / "nano" / "gpt-oss-nano.safetensors"
+INT8_MAX = 127
+Tensors = dict[str, torch.Tensor]
+
+
+def fold(network: Network, path: Path) -> None:
+    tensors: Tensors = {"common": network.common.int(), "final_norm": network.final_norm.bfloat16()}
+    for name, table in (("embedding", network.embedding), ("head", network.head)):
+        tensors[f"{name}.code"] = table.code.bfloat16()
+        tensors[f"{name}.other"] = table.other.bfloat16()
+        for part, rows in (("feature", table.feature), ("own", table.own)):
+            scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-9).half() / INT8_MAX
+            tensors[f"{name}.{part}"] = (rows / scale).round().clamp(-INT8_MAX, INT8_MAX).char()
+            tensors[f"{name}.{part}_scale"] = scale.half()
+    for index, layer in enumerate(network.layers):
+        assert isinstance(layer, Layer)
+        tensors |= {f"layers.{index}.{name}": value for name, value in _fold_layer(layer).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
+
+
+def _fold_layer(layer: Layer) -> Tensors:
+    plain = (
+        "attention_norm", "q", "k", "v", "qkv_bias", "sinks", "out", "out_bias", "mlp_norm", "router", "router_bias",
+        "b1", "b2",
+    )  # fmt: skip
+    tensors = {name: getattr(layer, name).bfloat16() for name in plain}
+    for name, experts in (("w1", layer.w1), ("w2", layer.w2)):
+        packed = quantize_mxfp4(torch.stack([w.detach() for w in experts]))
+        tensors |= {f"{name}.blocks": packed.blocks, f"{name}.scales": packed.scales}
+    return tensors
+
+
+def unfold(path: Path, out: Path) -> Path:
+    """Writes the whole checkpoint, which transformers loads too, and returns its folder."""
+    with safe_open(path, framework="pt") as file:
+        folded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a handle is no mapping
+    raw = hf_config(SIZES["nano"])
+    config = ModelConfig.from_json(raw)
+    traits = TokenTraits.of(load_vocabulary())
+    tensors: Tensors = {
+        "model.embed_tokens.weight": _rows(folded, "embedding", traits),
+        "lm_head.weight": _rows(folded, "head", traits),
+        "model.norm.weight": folded["final_norm"],
+    }
+    for index in range(config.num_layers):
+        part = {
+            name.removeprefix(f"layers.{index}."): v
+            for name, v in folded.items()
+            if name.startswith(f"layers.{index}.")
+        }
+        tensors |= {
+            f"model.layers.{index}.{name}": value
+            for name, value in _unfold_layer(part, config).items()
+        }
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()},
+        out / "model.safetensors",
+        {"format": "pt"},
+    )
+    generation = {
+        "bos_token_id": STARTOFTEXT, "do_sample": True, "eos_token_id": [RETURN, ENDOFTEXT, CALL], "pad_token_id": ENDOFTEXT,
+    }  # fmt: skip
+    for name, value in (("config.json", raw), ("generation_config.json", generation)):
+        (out / name).write_text(json.dumps(value, indent=2) + "\n")
+    write_tokenizer(out)
+    return out
+
+
+def _rows(folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) -> torch.Tensor:
+    """-> bfloat16 [V, H], as TokenTable.rows makes them."""
+    common = folded["common"].long()
+    table = TokenTable(folded[f"{name}.code"].shape[1], common, 0.0)
+    with torch.no_grad():
+        table.code.copy_(folded[f"{name}.code"])
+        table.other.copy_(folded[f"{name}.other"])
+        for part, rows in (("feature", table.feature), ("own", table.own)):
+            rows.copy_(folded[f"{name}.{part}"].float() * folded[f"{name}.{part}_scale"].float())
+        return torch.cat(
+            [table.rows(ids, traits).bfloat16() for ids in torch.arange(VOCAB_SIZE).split(1 << 14)]
+        )
+
+
+def _unfold_layer(part: Mapping[str, torch.Tensor], c: ModelConfig) -> Tensors:
+    q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    q_bias, k_bias, v_bias = part["qkv_bias"].split((q_dim, kv_dim, kv_dim))
+    a, m = "self_attn.", "mlp."
+    return {
+        "input_layernorm.weight": part["attention_norm"],
+        "post_attention_layernorm.weight": part["mlp_norm"],
+        a + "q_proj.weight": part["q"],
+        a + "q_proj.bias": q_bias,
+        a + "k_proj.weight": part["k"],
+        a + "k_proj.bias": k_bias,
+        a + "v_proj.weight": part["v"],
+        a + "v_proj.bias": v_bias,
+        a + "o_proj.weight": part["out"],
+        a + "o_proj.bias": part["out_bias"],
+        a + "sinks": part["sinks"],
+        m + "router.weight": part["router"],
+        m + "router.bias": part["router_bias"],
+        m + "experts.gate_up_proj_blocks": _interleave(part["w1.blocks"]),
+        m + "experts.gate_up_proj_scales": _interleave(part["w1.scales"]),
+        m + "experts.gate_up_proj_bias": _interleave(part["b1"]),
+        m + "experts.down_proj_blocks": part["w2.blocks"],
+        m + "experts.down_proj_scales": part["w2.scales"],
+        m + "experts.down_proj_bias": part["b2"],
+    }
+
+
+def _interleave(rows: torch.Tensor) -> torch.Tensor:
+    """[E, 2 I, ...], gate half first -> gate and up rows in turn, as checkpoints have them."""
+    gate, up = rows.chunk(2, dim=1)
+    return torch.stack((gate, up), dim=2).flatten(1, 2)

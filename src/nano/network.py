@@ -1,0 +1,246 @@
+"""gpt-oss as it is trained: the served model's formulas with gradients, and MXFP4 rounding in the forward pass.
+
+Embedding and head are not free tables of 201,088 rows: a row is a sum of what the token is made of, so that a word that
+was never in a lesson can still be read, copied and spelled:
+
+    row(token) = code(token) @ A + sum over its features f of F[f] + own row, if the token is common
+
+`code` is a fixed random sign vector of the token's text without its leading space (so " Paris" and "Paris" are nearly
+the same); the features are its first letters by position, its length, and whether a space leads.
+
+Shapes: B rows of a batch, S tokens of a row, T = B S, H hidden, E experts, I intermediate, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from src.engine.config import SLIDING, ModelConfig
+from src.harmony.vocabulary import VOCAB_SIZE, Vocabulary
+from src.kernels.moe import SWIGLU_ALPHA
+from src.kernels.mxfp4 import GROUP_SIZE
+from src.kernels.rope import apply_rope_ref, rope_tables, yarn_inverse_frequencies
+
+CODE_SIZE = 96
+LETTERS = 10
+NO_LETTER = 256
+LENGTHS = 16
+NUM_FEATURES = LETTERS * (NO_LETTER + 1) + LENGTHS + 2
+QUERY_PADDING = (
+    8  # the sink is one more key, told apart by one more dimension; 8 keeps rows aligned
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTraits:
+    """What each token of the vocabulary is made of."""
+
+    codes: torch.Tensor  # float32 [V, CODE_SIZE], +-1 / sqrt(CODE_SIZE)
+    features: torch.Tensor  # int64 [V, LETTERS + 2], rows of the feature table
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary) -> TokenTraits:
+        codes = np.empty((VOCAB_SIZE, CODE_SIZE // 8), np.uint8)
+        features = np.empty((VOCAB_SIZE, LETTERS + 2), np.int64)
+        letter_base = np.arange(LETTERS) * (NO_LETTER + 1)
+        lengths_at = LETTERS * (NO_LETTER + 1)
+        for token in range(VOCAB_SIZE):
+            ordinary = token < vocabulary.num_ordinary
+            text = vocabulary.bytes_of(token)
+            stripped = text[1:] if text[:1] == b" " and len(text) > 1 else text
+            digest = hashlib.blake2b(stripped, digest_size=CODE_SIZE // 8).digest()
+            codes[token] = np.frombuffer(digest, np.uint8)
+            letters = np.full(LETTERS, NO_LETTER)
+            if ordinary:
+                known = np.frombuffer(stripped[:LETTERS], np.uint8)
+                letters[: len(known)] = known
+            features[token, :LETTERS] = letter_base + letters
+            features[token, LETTERS] = lengths_at + (
+                min(len(stripped), LENGTHS - 1) if ordinary else 0
+            )
+            features[token, LETTERS + 1] = lengths_at + LENGTHS + (len(stripped) < len(text))
+        signs = np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1
+        return cls(torch.from_numpy(signs / CODE_SIZE**0.5), torch.from_numpy(features))
+
+
+class TokenTable(nn.Module):
+    """Rows of the embedding, or of the head, made from traits."""
+
+    def __init__(self, hidden: int, common: torch.Tensor, std: float) -> None:
+        super().__init__()
+        self.code = nn.Parameter(torch.randn(CODE_SIZE, hidden) * std)
+        self.feature = nn.Parameter(torch.randn(NUM_FEATURES, hidden) * std / (LETTERS + 2) ** 0.5)
+        self.own = nn.Parameter(torch.zeros(len(common), hidden))
+        self.other = nn.Parameter(torch.zeros(hidden))  # added to all that are not common
+        row_of = torch.full((VOCAB_SIZE,), -1)
+        row_of[common] = torch.arange(len(common))
+        self._row_of = row_of
+
+    def rows(self, token_ids: torch.Tensor, traits: TokenTraits) -> torch.Tensor:
+        """token_ids int64 [N] -> float32 [N, H]."""
+        made = traits.codes[token_ids] @ self.code
+        made = made + F.embedding_bag(traits.features[token_ids], self.feature, mode="sum")
+        row = self._row_of[token_ids]
+        known = (row >= 0).unsqueeze(-1)
+        return made + torch.where(known, self.own[row.clamp(min=0)], self.other)
+
+
+def fake_quantize(w: torch.Tensor) -> torch.Tensor:
+    """Rounds to MXFP4 as kernels.mxfp4.quantize_mxfp4 does; the gradient passes as if it had not."""
+    with torch.no_grad():
+        groups = w.view(*w.shape[:-1], -1, GROUP_SIZE)
+        peak = groups.abs().amax(dim=-1, keepdim=True)
+        scale = torch.exp2((torch.frexp(peak).exponent - 3).float())
+        scaled = groups / scale
+        size = scaled.abs()
+        step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+        rounded = ((scaled / step).round() * step).clamp(-6, 6) * scale
+        delta = rounded.flatten(-2) - w
+    return w + delta
+
+
+class Layer(nn.Module):
+    def __init__(self, c: ModelConfig, std: float) -> None:
+        super().__init__()
+        hidden, inter, experts = c.hidden_size, c.intermediate_size, c.num_experts
+        q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+
+        def matrix(*shape: int, scale: float = 1.0) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape) * scale * shape[-1] ** -0.5)
+
+        self.attention_norm = nn.Parameter(torch.ones(hidden))
+        self.q = matrix(q_dim, hidden)
+        self.k = matrix(kv_dim, hidden)
+        self.v = matrix(kv_dim, hidden)
+        self.qkv_bias = nn.Parameter(torch.zeros(q_dim + 2 * kv_dim))
+        self.sinks = nn.Parameter(torch.zeros(c.num_attention_heads))
+        self.out = matrix(hidden, q_dim, scale=std)
+        self.out_bias = nn.Parameter(torch.zeros(hidden))
+        self.mlp_norm = nn.Parameter(torch.ones(hidden))
+        self.router = nn.Parameter(torch.randn(experts, hidden) * hidden**-0.5)
+        self.router_bias = nn.Parameter(torch.zeros(experts))
+        self.w1 = nn.ParameterList(
+            matrix(2 * inter, hidden) for _ in range(experts)
+        )  # gate rows first
+        self.b1 = nn.Parameter(torch.zeros(experts, 2 * inter))
+        self.w2 = nn.ParameterList(matrix(hidden, inter, scale=std) for _ in range(experts))
+        self.b2 = nn.Parameter(torch.zeros(experts, hidden))
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """bool [B, 1, S, S + 1]: which keys a query sees; the last key is the sink."""
+
+    full: torch.Tensor
+    sliding: torch.Tensor
+
+    @classmethod
+    def of(cls, positions: torch.Tensor, branches: torch.Tensor, window: int) -> Masks:
+        """positions, branches int64 [B, S]. A branch sees itself and branch 0, what all share; -1 is padding."""
+        size = positions.shape[1]
+        causal = torch.ones(size, size, dtype=torch.bool).tril()
+        same = (branches[:, :, None] == branches[:, None, :]) | (branches[:, None, :] == 0)
+        full = causal & same
+        near = positions[:, :, None] - positions[:, None, :] < window
+        return cls(*(F.pad(mask, (0, 1), value=True).unsqueeze(1) for mask in (full, full & near)))
+
+
+class Network(nn.Module):
+    def __init__(self, config: ModelConfig, traits: TokenTraits, common: torch.Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.traits = traits
+        self.common = common
+        self.embedding = TokenTable(config.hidden_size, common, 1.0)
+        self.head = TokenTable(config.hidden_size, common, config.hidden_size**-0.5)
+        std = (2 * config.num_layers) ** -0.5
+        self.layers = nn.ModuleList(Layer(config, std) for _ in range(config.num_layers))
+        self.final_norm = nn.Parameter(torch.ones(config.hidden_size))
+        self._rope = yarn_inverse_frequencies(
+            config.head_dim, config.rope_theta, config.rope_factor, config.rope_beta_fast, config.rope_beta_slow,
+            config.rope_original_max_position,
+        )  # fmt: skip
+
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, masks: Masks
+    ) -> torch.Tensor:
+        """token_ids, positions int64 [B, S] -> normed hidden states float32 [B, S, H]."""
+        distinct, inverse = torch.unique(token_ids, return_inverse=True)
+        x = self.embedding.rows(distinct, self.traits)[inverse]
+        cos, sin = rope_tables(positions.flatten(), *self._rope)
+        rope = (cos.view(*positions.shape, 1, -1), sin.view(*positions.shape, 1, -1))
+        for kind, layer in zip(self.config.layer_types, self.layers, strict=True):
+            assert isinstance(layer, Layer)
+            x = x + self._attention(
+                x, layer, masks.sliding if kind == SLIDING else masks.full, rope
+            )
+            x = x + self._mlp(x.flatten(0, 1), layer).view_as(x)
+        return self._norm(x, self.final_norm)
+
+    def logits(self, hidden: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """hidden [N, H], candidates int64 [C] -> float32 [N, C]."""
+        rows = self.head.rows(candidates, self.traits)
+        return (hidden.bfloat16() @ rows.bfloat16().t()).float()
+
+    def _norm(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return torch.rms_norm(x, (x.shape[-1],), scale, self.config.rms_norm_eps)
+
+    def _attention(
+        self,
+        x: torch.Tensor,
+        layer: Layer,
+        mask: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        c = self.config
+        heads, kv_heads, dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        t = self._norm(x, layer.attention_norm).bfloat16()
+        weight = torch.cat((layer.q, layer.k, layer.v)).bfloat16()
+        qkv = F.linear(t, weight, layer.qkv_bias.bfloat16()).view(*x.shape[:2], -1, dim)
+        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=2)
+        q, k = apply_rope_ref(q, *rope), apply_rope_ref(k, *rope)
+        group = heads // kv_heads
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))
+        k, v = (a.repeat_interleave(group, dim=1) for a in (k, v))
+        scale = dim**-0.5
+        q = F.pad(q, (0, QUERY_PADDING))
+        q = q + F.one_hot(torch.tensor(dim), dim + QUERY_PADDING).to(
+            q.dtype
+        )  # 1 in the sink's dimension
+        sink = F.pad((layer.sinks / scale).view(heads, 1, 1).to(k.dtype), (dim, QUERY_PADDING - 1))
+        k = torch.cat((F.pad(k, (0, QUERY_PADDING)), sink.expand(k.shape[0], -1, -1, -1)), dim=2)
+        v = F.pad(v, (0, QUERY_PADDING, 0, 1))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        out = out[..., :dim].transpose(1, 2).flatten(2)
+        return F.linear(out, layer.out.bfloat16(), layer.out_bias.bfloat16()).float()
+
+    def _mlp(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:
+        c = self.config
+        t = self._norm(x, layer.mlp_norm)
+        values, experts = torch.topk(
+            F.linear(t, layer.router, layer.router_bias), c.experts_per_token, dim=-1
+        )
+        weights = torch.softmax(values, dim=-1)
+        t = t.bfloat16()
+        added = torch.zeros_like(x)
+        for expert in range(c.num_experts):
+            token, slot = torch.where(experts == expert)
+            w1, w2 = (
+                fake_quantize(layer.w1[expert]).bfloat16(),
+                fake_quantize(layer.w2[expert]).bfloat16(),
+            )
+            gate, up = F.linear(t[token], w1, layer.b1[expert].bfloat16()).chunk(2, dim=-1)
+            gate, up = gate.clamp(max=c.swiglu_limit), up.clamp(-c.swiglu_limit, c.swiglu_limit)
+            part = F.linear(
+                gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1),
+                w2,
+                layer.b2[expert].bfloat16(),
+            )
+            added = added.index_add(0, token, part.float() * weights[token, slot].unsqueeze(-1))
+        return added

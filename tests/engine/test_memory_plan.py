@@ -1,0 +1,179 @@
+"""The plan before loading: true sizes, right choices, errors with numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from src.engine.config import ConfigError, EngineConfig, ModelConfig
+from src.engine.gpus import chosen_devices
+from src.engine.memory_plan import GB, MemoryPlan, choose_plan, stage_layers, weight_bytes
+from src.engine.model.weights import iterate_tensors
+from src.engine.shapes import SIZES, hf_config
+from src.engine.shards import make_shard, split, split_layers, whole
+from src.engine.worker.worker import listed_dtype
+from tests.helpers import checkpoint, load_model
+
+
+def config(size: str, **options: Any) -> EngineConfig:
+    return EngineConfig(ModelConfig.from_json(hf_config(SIZES[size])), None, "dummy", **options)
+
+
+def plan(size: str, cards: int, gigabytes: int, **options: Any) -> MemoryPlan:
+    memory = [gigabytes * GB] * cards
+    return choose_plan(config(size, **options), memory, memory, element=2)
+
+
+@pytest.mark.parametrize(
+    ("size", "cards", "gigabytes", "mode", "ranks"),
+    [
+        ("20b", 1, 24, "single", 1),
+        ("20b", 1, 80, "single", 1),
+        ("20b", 2, 24, "single", 1),
+        ("20b", 2, 12, "pipeline", 2),
+        ("20b", 4, 8, "pipeline", 3),
+        ("120b", 1, 80, "single", 1),
+        ("120b", 4, 24, "tensor", 4),
+        ("120b", 2, 48, "tensor", 2),
+        ("120b", 4, 80, "single", 1),
+        ("120b", 8, 24, "tensor", 4),
+        ("120b", 1, 141, "single", 1),
+    ],
+)
+def test_auto_chooses_by_free_memory(
+    size: str, cards: int, gigabytes: int, mode: str, ranks: int
+) -> None:
+    found = plan(size, cards, gigabytes)
+    assert (found.gpu_mode, len(found.ranks)) == (mode, ranks)
+    assert found.kv_tokens >= 65_536
+    for rank in found.ranks:
+        assert rank.weight_bytes + rank.activation_bytes + rank.kv_bytes < rank.free_bytes
+
+
+@pytest.mark.parametrize(
+    ("size", "cards", "gigabytes", "hint"),
+    [
+        ("120b", 1, 24, "4 such devices would do; --model 20b"),
+        ("120b", 2, 24, "4 such devices"),
+        ("20b", 1, 12, "2 such devices"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_with_the_numbers(
+    size: str, cards: int, gigabytes: int, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match="does not fit") as error:
+        plan(size, cards, gigabytes)
+    assert hint in str(error.value)
+    assert len(re.findall(r"\d+\.\d GB", str(error.value))) >= 5
+
+
+def test_a_shorter_context_is_named_when_that_would_fit() -> None:
+    with pytest.raises(ConfigError, match="does not fit") as error:
+        plan("20b", 1, 17)
+    tokens = int(re.search(r"--max-model-len (\d+) fits", str(error.value))[1])  # type: ignore[index]
+    assert plan("20b", 1, 17, max_model_len=tokens).gpu_mode == "single"
+
+
+def test_published_sizes() -> None:
+    """The files of openai/gpt-oss-20b and -120b hold 13.76 and 65.25 GB of tensors."""
+    for size, gigabytes in (("20b", 13.76), ("120b", 65.25)):
+        c = config(size).model
+        assert weight_bytes(c, whole(c), 2) / GB == pytest.approx(gigabytes, abs=0.01)
+
+
+@pytest.mark.parametrize("experts", ["mxfp4", "bf16"])
+def test_planned_bytes_are_loaded_bytes(experts: str) -> None:
+    import torch
+
+    model = load_model(checkpoint(experts=experts), torch.bfloat16, dequantize=False)
+    loaded = sum(t.nbytes for t in iterate_tensors(model.weights))
+    assert weight_bytes(model.config, whole(model.config), 2) == loaded
+
+
+def test_parts_add_up_to_the_model() -> None:
+    c = config("120b").model
+    layers = stage_layers(c, 2, 4)
+    shards = [
+        make_shard(c, r, tensor_size=4, stage_layers=layers, expert_parallel=False)
+        for r in range(8)
+    ]
+    assert [len(s.intermediate) for s in shards[:4]] == [736, 736, 704, 704], (
+        "whole blocks of 32: 23, 23, 22, 22"
+    )
+    for stage in (shards[:4], shards[4:]):
+        assert (
+            sum(len(s.query_heads) for s in stage) == 64
+            and sum(len(s.vocab) for s in stage) == c.vocab_size
+        )
+    total = sum(weight_bytes(c, s, 2) for s in shards)
+    assert total == pytest.approx(
+        weight_bytes(c, whole(c), 2), rel=0.01
+    )  # norms, routers and biases are doubled
+    by_experts = [
+        make_shard(c, r, tensor_size=4, stage_layers=[range(36)], expert_parallel=True)
+        for r in range(4)
+    ]
+    assert [len(s.experts) for s in by_experts] == [32] * 4 and len(
+        by_experts[0].intermediate
+    ) == 2880
+
+
+def test_stages_are_balanced_by_bytes() -> None:
+    assert split_layers([10] * 5, 20, 20, 3) == [range(0, 1), range(1, 4), range(4, 5)]
+    assert split_layers([1] * 4, 0, 0, 2) == [range(0, 2), range(2, 4)]
+    assert split_layers([1, 1, 1, 9], 0, 0, 2) == [range(0, 3), range(3, 4)]
+    assert split(90, 4) == [range(0, 23), range(23, 46), range(46, 68), range(68, 90)]
+    with pytest.raises(ConfigError, match="pipeline_parallel_size"):
+        split_layers([1, 1], 0, 0, 3)
+
+
+def test_the_plan_says_why_a_card_holds_more_than_wished() -> None:
+    assert any("above 15 GB" in line for line in plan("120b", 4, 24).lines())
+    assert not any("above" in line for line in plan("120b", 8, 24, tensor_parallel_size=8).lines())
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size"),
+        ({"tensor_parallel_size": 8}, "needs 8 devices"),
+        ({"gpu_mode": "tensor"}, "needs 2 devices"),
+    ],
+)
+def test_a_layout_that_cannot_be(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        plan("20b", 4 if "tensor_parallel_size" in options else 1, 80, **options)
+
+
+def test_wishes_beat_the_automatic_choice() -> None:
+    assert plan("20b", 4, 80, gpu_mode="tensor").gpu_mode == "tensor"
+    assert plan("120b", 4, 80, gpu_mode="pipeline").gpu_mode == "pipeline"
+    both = plan("120b", 4, 80, tensor_parallel_size=2, pipeline_parallel_size=2)
+    assert (both.gpu_mode, len(both.ranks)) == ("tensor+pipeline", 4)
+
+
+def test_visible_devices_as_cuda_reads_them() -> None:
+    uuids = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
+    assert chosen_devices("2,0", uuids) == [2, 0]
+    assert chosen_devices("GPU-bbbb", uuids) == [1]
+    assert chosen_devices("0,7,1", uuids) == [0], "CUDA stops at the first that is none"
+    assert chosen_devices("", uuids) == chosen_devices("-1", uuids) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Tesla V100-SXM2-32GB", "float16"), ("NVIDIA A100-SXM4-80GB", "bfloat16"), ("NVIDIA H200", "bfloat16"),
+        ("NVIDIA GeForce RTX 3090", "float16"), ("NVIDIA GeForce RTX 4090", "bfloat16"), ("NVIDIA L4", None),
+    ],
+)  # fmt: skip
+def test_the_table_of_types(name: str, expected: str | None) -> None:
+    from src.config import ServerConfig
+
+    table = ServerConfig().gpu_dtypes
+    assert listed_dtype(name, dict(table)) == expected
+    assert (
+        listed_dtype("NVIDIA H100 PCIe", {"H100": "float16", "H100 PCIe": "bfloat16"}) == "bfloat16"
+    )

@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -20,14 +19,13 @@ from src.api.deps import Context, ServerContext
 from src.api.errors import ApiError, EngineFailure, from_engine
 from src.api.metrics import RequestRecord
 from src.api.protocol import ChatCompletionRequest
-from src.api.streaming import DONE, EventStream, JsonWhenDone, interleave
+from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
 from src.engine.client import EngineError
 from src.engine.messages import TokenOutput
 from src.harmony.deltas import Delta
 from src.harmony.parser import ResponseParser
 
 router = APIRouter()
-_encode = msgspec.json.encode
 
 
 @dataclass(slots=True)
@@ -215,12 +213,12 @@ async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
                         finished.add(choice.index)
                         reason = writer.finish_reason(choice)
                         if len(finished) == len(answer.choices):  # the answer's last chunk
-                            tail = b',"metadata":' + _encode(_metadata(plan, context)) + tail
+                            tail = b',"metadata":' + encode_event(_metadata(plan, context)) + tail
                         parts.append(_chunk(head, tail, choice.index, {}, finish_reason=reason))
                 if parts:
                     yield b"".join(parts)
         if plan.include_usage:
-            yield head + b'],"usage":' + _encode(answer.usage) + b"}\n\n"
+            yield head + b'],"usage":' + encode_event(answer.usage) + b"}\n\n"
         yield DONE
     finally:
         answer.close()
@@ -237,7 +235,7 @@ def _chunk_frame(plan: ChatPlan, context: ServerContext) -> tuple[bytes, bytes]:
     if plan.service_tier is not None:
         head["service_tier"] = plan.service_tier
     tail = b',"usage":null}\n\n' if plan.include_usage else b"}\n\n"
-    return b"data: " + _encode(head)[:-1] + b',"choices":[', tail
+    return b"data: " + encode_event(head)[:-1] + b',"choices":[', tail
 
 
 def _chunk(
@@ -248,11 +246,11 @@ def _chunk(
     logprobs: list[dict[str, Any]] | None = None,
     finish_reason: str | None = None,
 ) -> bytes:
-    numbers = b"null" if not logprobs else _encode({"content": logprobs, "refusal": None})
+    numbers = b"null" if not logprobs else encode_event({"content": logprobs, "refusal": None})
     reason = b"null" if finish_reason is None else b'"' + finish_reason.encode() + b'"'
     middle = b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}]' % (
         index,
-        _encode(delta),
+        encode_event(delta),
         numbers,
         reason,
     )
@@ -260,7 +258,7 @@ def _chunk(
 
 
 def _error_event(error: ApiError) -> bytes:
-    return b"data: " + _encode(error.body) + b"\n\n"
+    return b"data: " + encode_event(error.body) + b"\n\n"
 
 
 # --- the JSON body ---
@@ -306,7 +304,7 @@ async def collect(answer: Answer) -> bytes:
         "usage": answer.usage,
         "metadata": _metadata(plan, context),
     }
-    return _encode(body)
+    return encode_event(body)
 
 
 def _metadata(plan: ChatPlan, context: ServerContext) -> dict[str, str]:

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
@@ -22,7 +21,7 @@ from src.api.deps import Context, ServerContext
 from src.api.errors import ApiError, EngineFailure, InvalidRequest, from_engine
 from src.api.metrics import RequestRecord
 from src.api.protocol import VOCAB_SIZE, SamplingFields, fail
-from src.api.streaming import DONE, EventStream, JsonWhenDone, interleave
+from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
 from src.engine.client import EngineError
 from src.engine.messages import AddRequest, TokenLogprobs, TokenOutput
 from src.engine.request import FinishReason
@@ -31,7 +30,6 @@ from src.harmony.vocabulary import STOP_TOKEN_IDS, Vocabulary
 from src.profiles import Profile
 
 router = APIRouter()
-_encode = msgspec.json.encode
 
 
 class CompletionRequest(SamplingFields):
@@ -291,7 +289,7 @@ async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
     extra: dict[str, Any] = {"usage": None} if include_usage else {}
 
     def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
-        return b"data: " + _encode(answer.head | {"choices": choices} | extra | more) + b"\n\n"
+        return b"data: " + encode_event(answer.head | {"choices": choices} | extra | more) + b"\n\n"
 
     try:
         if answer.request.echo:
@@ -305,7 +303,7 @@ async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
         if include_usage:
             yield chunk([], usage=answer.usage)
     except EngineFailure as error:
-        yield b"data: " + _encode(error.body) + b"\n\n"
+        yield b"data: " + encode_event(error.body) + b"\n\n"
     yield DONE
 
 
@@ -317,7 +315,7 @@ async def _collect(answer: TextAnswer) -> bytes:
     for choice in answer.choices:
         echoed = answer.context.vocabulary.decode(choice.prompt_ids) if answer.request.echo else ""
         choices.append(answer.choice_body(choice, echoed + choice.text, choice.logprobs))
-    return _encode(answer.head | {"choices": choices, "usage": answer.usage})
+    return encode_event(answer.head | {"choices": choices, "usage": answer.usage})
 
 
 @router.post("/v1/completions")

@@ -5,14 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from src.engine.messages import TokenOutput
 
+# Line breaks to Unicode, not to server-sent events: clients that split text by str.splitlines cut events in two there.
+_UNICODE_BREAKS = tuple((c.encode(), b"\\u%04x" % ord(c)) for c in "\x85\u2028\u2029")
+
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+
+
+def encode_event(value: Any) -> bytes:
+    """JSON on one line by any reading of "line"."""
+    text: bytes = msgspec.json.encode(value)
+    for char, escape in _UNICODE_BREAKS:
+        if char in text:
+            text = text.replace(char, escape)
+    return text
 
 
 class EventStream(Response):

@@ -38,6 +38,7 @@ from src.engine.scheduler import Scheduler
 logger = logging.getLogger(__name__)
 
 IDLE_POLL_MS = 500
+RANK_DEATH_GRACE_S = 1.5
 
 
 class EngineCore:
@@ -264,6 +265,8 @@ def run_engine(
     except (
         Exception
     ) as error:  # the last line of defence: whatever it was, the API process must hear of it
+        if max(config.tensor_parallel_size, config.pipeline_parallel_size) > 1:
+            time.sleep(RANK_DEATH_GRACE_S)  # if a rank's death caused this, its watcher says so and ends the process
         fatal = isinstance(error, (ConfigError, CheckpointError))
         logger.critical("engine died: %s", error if fatal else traceback.format_exc())
         send.send(msgspec.msgpack.encode(Failed(f"{type(error).__name__}: {error}", fatal)))

@@ -1,0 +1,75 @@
+"""Prints the memory plan of a model for a number of equal cards, without having them.
+
+python -m src.cli.memory_plan --model 120b --cards 4 --gb 24
+python -m src.cli.memory_plan --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from src.engine.config import ConfigError, EngineConfig, ModelConfig
+from src.engine.memory_plan import GB, MemoryPlan, choose_plan
+from src.engine.shapes import SIZES, hf_config
+
+TABLE = ((1, 24), (1, 80), (2, 24), (4, 24), (4, 80), (1, 141))
+
+
+def plan(model: str, cards: int, gigabytes: float) -> MemoryPlan:
+    """Raises ConfigError if it does not fit."""
+    config = EngineConfig(ModelConfig.from_json(hf_config(SIZES[model])), None, "dummy")
+    memory = [int(gigabytes * GB)] * cards
+    return choose_plan(config, memory, memory, element=2)
+
+
+def table() -> str:
+    """Markdown: both models on common machines."""
+    lines = [
+        "| model | cards | mode | weights a card, GB | KV cache a card, GB | KV tokens |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in ("20b", "120b"):
+        for cards, gigabytes in TABLE:
+            try:
+                found = plan(model, cards, gigabytes)
+            except ConfigError as error:
+                cells = ["does not fit", "-", "-", str(error).rpartition("); ")[2] or "-"]
+            else:
+                weights = [f"{rank.weight_bytes / GB:.2f}" for rank in found.ranks]
+                kv = min(rank.kv_bytes for rank in found.ranks) / GB
+                cells = [
+                    f"{found.gpu_mode} ({len(found.ranks)})",
+                    " / ".join(dict.fromkeys(weights)),
+                    f"{kv:.2f}",
+                    f"{found.kv_tokens:,}",
+                ]
+            lines.append(f"| {model} | {cards} x {gigabytes} GB | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=tuple(SIZES))
+    parser.add_argument("--cards", type=int, default=1)
+    parser.add_argument("--gb", type=float, help="memory of one card, 10^9 bytes")
+    parser.add_argument("--table", action="store_true", help="both models on common machines")
+    args = parser.parse_args(argv)
+    if args.table:
+        sys.stdout.write(table())
+        return 0
+    if args.model is None or args.gb is None:
+        parser.error("--model and --gb are needed unless --table is given")
+    try:
+        lines = plan(args.model, args.cards, args.gb).lines()
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

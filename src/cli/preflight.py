@@ -1,0 +1,59 @@
+"""Says whether a model can be tested here, before anything is started.
+
+python -m src.cli.preflight --model 20b      # exit code 0, or 3 and what is missing
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from src.engine.config import ConfigError, EngineConfig
+from src.engine.gpus import Gpu, visible_gpus
+from src.engine.memory_plan import GB, choose_plan
+from src.harmony.vocabulary import default_cache_folder
+from src.model_locator import locate_model
+
+MISSING = 3
+
+
+def missing(model: str, model_path: Path | None, gpus: list[Gpu]) -> list[str]:
+    """What stands in the way, one sentence each. The embedded model needs nothing."""
+    if model == "nano":
+        return []
+    found = []
+    try:
+        located = locate_model(model, model_path, default_cache_folder())
+    except ConfigError as error:
+        found.append(f"checkpoint: {error}")
+        located = locate_model(model, None, default_cache_folder(), dummy=True)
+    if not gpus:
+        return [
+            *found,
+            f"GPU: none is visible; {model} is tested on one with its weights in memory",
+        ]
+    config = EngineConfig(located.config, None, "dummy")
+    try:
+        choose_plan(config, [g.free_bytes for g in gpus], [g.total_bytes for g in gpus], element=2)
+    except ConfigError as error:
+        free = ", ".join(f"{g.name} {g.free_bytes / GB:.0f} GB free" for g in gpus)
+        found.append(f"GPU memory ({free}): {error}")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=("nano", "20b", "120b"), required=True)
+    parser.add_argument("--model-path", type=Path)
+    args = parser.parse_args(argv)
+    problems = missing(args.model, args.model_path, visible_gpus())
+    for problem in problems:
+        sys.stderr.write(f"missing for {args.model}: {problem}\n")
+    return MISSING if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""What the operator's flags promise, on servers started with them: profiles, types, ranks, backends, ports."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from src.profiles import PROFILES
+from tests.helpers import checkpoint
+from tests.server_process import ROOT, ServerProcess, running_server
+
+SMALL = ("--cpu-kv-cache-gib", "0.1", "--max-model-len", "4096")
+
+
+def ask(server: ServerProcess, **more: Any) -> httpx.Response:
+    body = {
+        "model": "gpt-oss-nano", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12, "temperature": 0,
+    }  # fmt: skip
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body | more, timeout=60)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_sets_what_it_says(name: str) -> None:
+    profile = PROFILES[name]
+    with running_server("--model", str(checkpoint()), "--profile", name, *SMALL) as server:
+        stats = server.stats()
+        assert stats["profile"] == name
+        settings = stats["profile_settings"]
+        for key in (
+            "max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant", "effort", "temperature",
+            "top_p", "max_output_tokens", "reasoning_budget", "priority", "deadline_s", "ttft_p95_s", "e2e_p95_s",
+        ):  # fmt: skip
+            assert settings[key] == getattr(profile, key), key
+        assert ask(server).json()["metadata"]["profile"] == name
+        prompt = httpx.post(
+            f"{server.url}/v1/chat/completions/render",
+            json={"model": "gpt-oss-nano", "messages": [{"role": "user", "content": "Hi"}]},
+        ).json()["prompt"]
+        assert f"Reasoning: {profile.effort}" in prompt
+
+
+def test_flags_beat_the_environment_the_environment_the_file_and_all_beat_the_profile(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "max_num_seqs: 3\nmax_num_waiting: 7\ndtype: float16\nprofiles: {latency_first: {deadline_s: 11, effort: high}}\n"
+    )
+    env = {"TORCH_DTYPE": "bfloat16", "GPTOSS_MAX_NUM_WAITING": "9"}
+    flags = ("--config", str(file), "--profile", "latency_first", "--dtype", "float32")
+    with running_server("--model", str(checkpoint()), *flags, *SMALL, env=env) as server:
+        stats = server.stats()
+        settings = stats["profile_settings"]
+        assert (settings["max_num_seqs"], settings["max_num_waiting"]) == (3, 9)
+        assert (settings["deadline_s"], settings["effort"]) == (11, "high")
+        assert stats["dtype"] == "float32"
+    with running_server("--model", str(checkpoint()), *flags[:-2], *SMALL, env=env) as server:
+        assert server.stats()["dtype"] == "bfloat16"
+    with running_server("--model", str(checkpoint()), *flags[:-2], *SMALL) as server:
+        assert server.stats()["dtype"] == "float16"
+        assert ask(server).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode", "ranks"),
+    [
+        (("--gpu-mode", "tensor", "--tensor-parallel-size", "2"), "tensor", 2),
+        (("--gpu-mode", "pipeline", "--pipeline-parallel-size", "2"), "pipeline", 2),
+    ],
+)
+def test_ranks_behind_the_same_api_and_one_that_dies(flags: tuple[str, ...], mode: str, ranks: int) -> None:
+    with running_server("--model", str(checkpoint()), "--dtype", "float32", *SMALL) as alone:
+        expected = ask(alone, max_tokens=40).json()["choices"]
+    with running_server("--model", str(checkpoint()), "--dtype", "float32", *flags, *SMALL) as server:
+        stats = server.stats()
+        assert stats["gpu_mode"] == mode and len(stats["engine"]["ranks"]) == ranks
+        assert "memory plan: rank 1: layers" in server.log
+        assert ask(server, max_tokens=40).json()["choices"] == expected
+        last = stats["engine"]["ranks"][-1]["pid"]
+        os.kill(last, signal.SIGKILL)
+        answer = ask(server, max_tokens=40)  # waits for the restart, or is told that its engine died
+        deadline = time.monotonic() + 60
+        while answer.status_code != 200 and time.monotonic() < deadline:
+            assert answer.status_code == 503 or answer.status_code == 500, answer.text
+            time.sleep(0.2)
+            answer = ask(server, max_tokens=40)
+        assert answer.json()["choices"] == expected
+        engine = server.wait_idle()["engine"]
+        assert engine["restarts"] == 1 and "rank 1 died" in server.log
+        pids = [rank["pid"] for rank in engine["ranks"]]
+        assert last not in pids
+        assert server.stop() == 0
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_transformers_backend_behind_the_same_api() -> None:
+    with running_server("--model", str(checkpoint()), "--dtype", "float32", *SMALL) as ours:
+        expected = ask(ours, max_tokens=30).json()["choices"]
+    flags = ("--backend", "transformers", "--dtype", "float32")
+    with running_server("--model", str(checkpoint()), *flags, *SMALL) as server:
+        assert server.stats()["engine"]["kernel_path"] == "transformers"
+        assert ask(server, max_tokens=30).json()["choices"] == expected
+
+
+def run(*flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "src/server.py", *flags]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=60, env={**os.environ, **(env or {})}
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--gpu-mode", "tensor"), ("gpu_mode 'tensor'", "tensor_parallel_size")),
+        (("--gpu-mode", "single", "--tensor-parallel-size", "2"), ("gpu_mode 'single'", "tensor_parallel_size")),
+        (("--tensor-parallel-size", "3"), ("tensor_parallel_size (3)", "query heads")),
+        (("--auto-port", "--force-port"), ("auto_port and force_port",)),
+        (("--cpu-kv-cache-gib", "100000"), ("does not fit", "GB", "cpu_kv_cache_gib")),
+        (("--backend", "transformers", "--tensor-parallel-size", "2"), ("backend 'transformers'",)),
+        (("--backend", "transformers", "--load-format", "dummy"), ("backend 'transformers'", "load_format")),
+        (("--profiles", "{balanced: {max_num_seq: 4}}"), ("profiles.balanced.max_num_seq", "max_num_seqs")),
+        (("--profiles", "{balanced: {deadline_s: -1}}"), ("profiles.balanced.deadline_s", "-1")),
+        (("--dtype", "float8"), ("dtype", "float8")),
+        (("--device", "cuda"), ("device", "cpu")),
+    ],
+)  # fmt: skip
+def test_impossible_combinations_name_the_key(flags: tuple[str, ...], words: tuple[str, ...]) -> None:
+    model = "nano" if "dummy" in flags else str(checkpoint())
+    done = run("--model", model, "--port", "0", *flags)
+    assert done.returncode in (1, 2)
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def test_print_config_tells_where_each_value_came_from() -> None:
+    done = run("--print-config", "--max-num-seqs", "5", env={"TORCH_DTYPE": "float16", "GPTOSS_PORT": "81"})
+    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert lines["max_num_seqs"] == "5  # flag"
+    assert lines["dtype"] == "float16  # environment TORCH_DTYPE"
+    assert lines["port"] == "81  # environment GPTOSS_PORT"
+    assert lines["batch_invariant"] == "false  # profile balanced"
+
+
+def test_a_taken_port_is_an_error_or_taken_over(tmp_path: Path) -> None:
+    env = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    with running_server("--model", str(checkpoint()), *SMALL, env=env) as first:
+        flags = ("--model", str(checkpoint()), "--port", str(first.port), *SMALL)
+        refused = run(*flags, env=env)
+        assert refused.returncode == 2
+        assert f"port {first.port} is in use" in refused.stderr and f"pid {first.process.pid}" in refused.stderr
+        second = ServerProcess(*flags, "--force-port", env=env)
+        try:
+            first.process.wait(20)
+            assert first.process.returncode == 0, "it was asked to end and drained"
+            second.url = first.url
+            second.wait_ready()
+            assert ask(second).status_code == 200
+        finally:
+            second.stop()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from src.engine.config import ConfigError
@@ -49,9 +49,35 @@ class ServerConfig(BaseSettings):
     keep_alive_s: float = Field(
         15.0, gt=0, description="comment line on a silent stream after this long, s"
     )
+    body_timeout_s: float = Field(30.0, gt=0, description="time for a request's body to arrive, s")
+    max_header_bytes: int = Field(
+        32_768, ge=1024, description="largest sum of a request's headers, bytes"
+    )
+    warm_up: bool = Field(True, description="a first request of our own before /ready says so")
     drain_timeout_s: float = Field(
         30.0, ge=0, description="time for running requests at shutdown, s"
     )
+
+    # access
+    api_key: SecretStr | None = Field(
+        None, description="the key that every request must carry; unset: open"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="YAML list of keys: name, key or sha256, and limits; read again on SIGHUP"
+    )
+    requests_per_minute: int = Field(
+        0, ge=0, description="of a key, or of all without keys; 0: no limit"
+    )
+    tokens_per_minute: int = Field(0, ge=0, description="prompt and answer, of a key; 0: no limit")
+    max_concurrent_requests: int = Field(0, ge=0, description="of a key; 0: no limit")
+    public_metrics: bool = Field(False, description="/metrics without a key")
+    public_page: bool = Field(
+        True, description="the page at / without a key; what it asks for needs one"
+    )
+    debug_endpoints: bool = Field(
+        False, description="/docs, /openapi.json and /v1/chat/completions/render"
+    )
+    cors_origins: list[str] = Field([], description="origins of browsers that may ask; empty: none")
 
     # model
     profile: ProfileName = Field("balanced", description="latency_first, balanced or quality_first")
@@ -160,6 +186,8 @@ class ServerConfig(BaseSettings):
     )
 
     # logs and metrics
+    log_format: Literal["text", "json"] = Field("text", description="lines for people, or JSON")
+    log_content: bool = Field(False, description="prompts and answers in the log of requests")
     vllm_metric_names: bool = Field(
         True, description="metrics also under vLLM's names, for dashboards made for it"
     )
@@ -167,7 +195,7 @@ class ServerConfig(BaseSettings):
         "info", description="least severity logged"
     )
 
-    @field_validator("gpu_dtypes", "profiles", mode="before")
+    @field_validator("gpu_dtypes", "profiles", "cors_origins", mode="before")
     @classmethod
     def _table(cls, value: Any) -> Any:
         """In a flag or the environment the table is written as in YAML."""
@@ -269,7 +297,7 @@ def describe(config: ServerConfig, origin: dict[str, str]) -> str:
             source = origin.get(key, "default")
         text = (
             yaml.safe_dump(
-                str(value) if isinstance(value, Path) else value,
+                str(value) if isinstance(value, (Path, SecretStr)) else value,
                 default_flow_style=True,
                 width=10_000,
             )

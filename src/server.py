@@ -17,10 +17,11 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from src import __version__, port_manager
+from src import __version__, logs, port_manager
 from src.config import ServerConfig, describe, load_config
 from src.engine.client import EngineClient, EngineError, RestartPolicy
 from src.engine.config import ConfigError, EngineConfig
@@ -36,8 +37,11 @@ from src.harmony.vocabulary import (
 )  # fmt: skip
 from src.model_locator import LocatedModel, locate_model
 
+if TYPE_CHECKING:
+    from src.api.deps import ServerContext
+
 logger = logging.getLogger("server")
-LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+FINISH_S = 2  # for connections to close after the last answer
 
 
 def choose_model(config: ServerConfig) -> str:
@@ -88,18 +92,53 @@ def engine_config(
 
 
 class Server(uvicorn.Server):
-    """uvicorn that ends with exit code 0 after SIGTERM or SIGINT instead of dying of the signal again."""
+    """uvicorn that drains: the first SIGTERM or SIGINT closes the door for new requests and lets the running ones
+    finish, the second ends at once. The exit code is 0 either way. SIGHUP reads the keys again."""
+
+    def __init__(self, config: uvicorn.Config, context: ServerContext) -> None:
+        super().__init__(config)
+        self._context = context
+        self._draining: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, self._asked_to_end)
+        loop.add_signal_handler(signal.SIGHUP, self._context.access.reload)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+
+    def _asked_to_end(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+            return
+        logger.warning("ending at once")
+        self.should_exit = self.force_exit = True
+
+    async def _drain(self) -> None:
+        """Requests that do not finish in time end with an error event."""
+        context = self._context
+        context.access.draining = True
+        timeout_s = context.config.drain_timeout_s
+        logger.info(
+            "draining: %d requests are running, up to %g s", context.metrics.active, timeout_s
+        )
+        if not await self._wait_for_the_last(timeout_s):
+            logger.warning("%d requests are cut off after %g s", context.metrics.active, timeout_s)
+            context.engine.fail_requests("the server is shutting down")
+            await self._wait_for_the_last(FINISH_S)
+        self.should_exit = True
+
+    async def _wait_for_the_last(self, timeout_s: float) -> bool:
+        """-> whether nothing is running any more."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self._context.metrics.active and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        return self._context.metrics.active == 0
 
 
 async def serve(
@@ -114,7 +153,7 @@ async def serve(
     policy = RestartPolicy(
         max_restarts=config.max_engine_restarts, step_timeout_s=config.engine_step_timeout_s
     )
-    log = {"level": config.log_level.upper(), "format": LOG_FORMAT}
+    log = {"level": config.log_level, "log_format": config.log_format}
     engine = EngineClient(engine_settings, policy, log)
     name = config.served_model_name or located.name
     size = located.size
@@ -133,10 +172,11 @@ async def serve(
             http="httptools",
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=int(config.drain_timeout_s),
+            timeout_graceful_shutdown=FINISH_S,
             lifespan="on",
             server_header=False,
-        )
+        ),
+        app.state.context,
     )
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     failed = False
@@ -144,8 +184,7 @@ async def serve(
         announce = asyncio.create_task(_announce(engine, name, bound))
         await asyncio.wait({serving, announce}, return_when=asyncio.FIRST_COMPLETED)
         if announce.done() and not announce.result():
-            failed = True
-            server.should_exit = True
+            failed = server.should_exit = True
         elif not announce.done():
             announce.cancel()
     finally:
@@ -178,8 +217,7 @@ def main(argv: list[str] | None = None) -> int:
         if print_config:
             sys.stdout.write(describe(config, origin))
             return 0
-        logging.basicConfig(level=config.log_level.upper(), format=LOG_FORMAT)
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        logs.configure(config.log_level, config.log_format)
         logger.info("gpt-oss server %s", __version__)
         bound = port_manager.reserve(
             config.host, config.port, auto=config.auto_port, force=config.force_port

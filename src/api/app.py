@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -10,12 +11,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src import __version__
-from src.api import chat, completions, errors, models, system, tokens
+from src.api import cancel, chat, completions, errors, models, page, system, tokens
+from src.api.access import Access, Door
 from src.api.deps import ServerContext
+from src.api.ledger import Ledger
 from src.api.metrics import Metrics
+from src.api.warm_up import warm_up
 from src.config import ServerConfig
 from src.engine.client import EngineClient
 from src.harmony.vocabulary import Vocabulary
@@ -37,6 +42,7 @@ class Frame:
             return
         started = time.monotonic()
         request_id = f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
         begun = False
 
         async def send_with_headers(message: Message) -> None:
@@ -75,9 +81,13 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await engine.start()
+        warming = asyncio.create_task(warm_up(context))
         try:
             yield
         finally:
+            warming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await warming
             await engine.stop()
 
     app = FastAPI(title="gpt-oss server", version=__version__, lifespan=lifespan)
@@ -92,22 +102,34 @@ def create_app(
             else config.replay_generated_ids
         ),
     )
+    metrics, access = Metrics(), Access(config)
     context = ServerContext(
         config=config,
         engine=engine,
         prompt_builder=builder,
         vocabulary=vocabulary,
-        metrics=Metrics(),
+        metrics=metrics,
         model_id=model_id,
         model_size=model_size,
         model_names=aliases | {model_id},
         profiles=config.all_profiles(),
+        access=access,
+        ledger=Ledger(engine, metrics, access),
     )
     app.state.context = context
     system.register_live_metrics(context)
     errors.install(app)
-    modules: list[Any] = [chat, completions, models, system, tokens]
+    modules: list[Any] = [cancel, chat, completions, models, page, system, tokens]
     for module in modules:
         app.include_router(module.router)
-    app.add_middleware(Frame)
+    app.add_middleware(Door, access=access)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(Frame)  # the last one added is the outermost
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from typing import Any, NoReturn
@@ -9,11 +10,13 @@ from typing import Any, NoReturn
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from src.api.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from src.api.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
+from src.config import ServerConfig
 
 
-async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """Raises InvalidRequest, BodyTooLarge or UnsupportedMediaType."""
+async def read_json_object(request: Request, config: ServerConfig) -> dict[str, Any]:
+    """Raises InvalidRequest, BodyTooLarge, BodyTooSlow or UnsupportedMediaType."""
+    max_bytes = config.max_body_bytes
     content_type = (
         request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     )
@@ -24,11 +27,14 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
         raise BodyTooLarge(f"The body has {declared} bytes; at most {max_bytes} are allowed.")
     chunks, size = [], 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > max_bytes:
-                raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
-            chunks.append(chunk)
+        async with asyncio.timeout(config.body_timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
+                chunks.append(chunk)
+    except TimeoutError:
+        raise BodyTooSlow(f"The body did not arrive within {config.body_timeout_s:g} s.") from None
     except ClientDisconnect:
         raise InvalidRequest("The client went away before its body was complete.") from None
     return parse_json_object(b"".join(chunks))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +14,8 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat_plan import ChatPlan, plan_chat
 from src.api.choice import Choice, ChoiceDelta
-from src.api.deps import Context, ServerContext
-from src.api.errors import ApiError, EngineFailure, from_engine
+from src.api.deps import Context, ServerContext, new_record
+from src.api.errors import ApiError, Cancelled, EngineFailure, from_engine
 from src.api.metrics import RequestRecord
 from src.api.protocol import ChatCompletionRequest
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
@@ -89,12 +88,22 @@ class Answer:
         record.num_prompt_tokens = len(self.plan.prompt.token_ids)
         record.num_reasoning_tokens = sum(c.parser.num_reasoning_tokens for c in self.choices)
         record.num_cached_tokens = max(c.num_cached_tokens for c in self.choices)
-        metrics = self.context.metrics
-        metrics.finish(record, [c.finish_reason for c in self.choices])
+        context = self.context
+        if context.config.log_content:
+            decode = context.vocabulary.decode
+            record.shown_prompt = decode(self.plan.prompt.token_ids)
+            record.shown_answer = "\n".join(decode(c.token_ids) for c in self.choices)
+        error = next((c.error for c in self.choices if c.error is not None), None)
+        context.ledger.end(record, [c.finish_reason for c in self.choices], context.tags, error)
         for choice in self.choices:
             if record.outcome == "ok":
-                self.context.prompt_builder.remember(choice.token_ids)
-            metrics.recovered(choice.parser.recoveries)
+                context.prompt_builder.remember(choice.token_ids)
+            context.metrics.recovered(choice.parser.recoveries)
+
+    def failure(self, choice: Choice) -> ApiError:
+        if self.record.cancelled:
+            return Cancelled()
+        return EngineFailure(choice.error or "the engine failed")
 
     def _feed(self, choice: Choice, output: TokenOutput) -> tuple[Choice, list[ChoiceDelta]]:
         record = self.record
@@ -111,13 +120,12 @@ class Answer:
         return choice, deltas
 
 
-async def start_answer(plan: ChatPlan, context: ServerContext) -> Answer:
+async def start_answer(plan: ChatPlan, context: ServerContext, record: RequestRecord) -> Answer:
     """Admits every choice, or none. Raises EngineError."""
     context.engine.check_capacity(
         len(plan.prompt.token_ids) * len(plan.requests), len(plan.requests)
     )
     streams: list[AsyncIterator[TokenOutput]] = []
-    record = RequestRecord()
     try:
         for request in plan.requests:
             streams.append(await context.engine.add_request(request))
@@ -136,7 +144,12 @@ async def start_answer(plan: ChatPlan, context: ServerContext) -> Answer:
         )
         for index in range(len(plan.requests))
     ]
-    context.metrics.active += 1
+    record.completion_id, record.profile, record.stream = (
+        plan.completion_id,
+        plan.profile.name,
+        plan.stream,
+    )
+    context.ledger.begin(record, [request.request_id for request in plan.requests])
     return Answer(plan, context, choices, streams, record)
 
 
@@ -203,11 +216,7 @@ async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
                         if written is not None:
                             parts.append(_chunk(head, tail, choice.index, written, item.logprobs))
                     if choice.finish_reason == "error":
-                        yield (
-                            b"".join(parts)
-                            + _error_event(EngineFailure(choice.error or "the engine failed"))
-                            + DONE
-                        )
+                        yield (b"".join(parts) + _error_event(answer.failure(choice)) + DONE)
                         return
                     if choice.finish_reason is not None and choice.index not in finished:
                         finished.add(choice.index)
@@ -280,7 +289,7 @@ async def collect(answer: Answer) -> bytes:
                         _fold(messages[choice.index], writer.write(choice, item.delta))
                         logprobs[choice.index] += item.logprobs or []
                     if choice.finish_reason == "error":
-                        raise EngineFailure(choice.error or "the engine failed")
+                        raise answer.failure(choice)
     finally:
         answer.close()
     body = {
@@ -342,27 +351,26 @@ def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
     },
 )
 async def chat_completions(request: Request, context: Context) -> Response:
-    started = time.monotonic()
+    record = new_record(request)
     try:
-        body = await read_json_object(request, context.config.max_body_bytes)
+        body = await read_json_object(request, context.config)
         plan = await plan_chat(body, context)
-        answer = await start_answer(plan, context)
+        answer = await start_answer(plan, context, record)
     except (ApiError, ValueError):
         context.metrics.reject()
         raise
     except EngineError as error:
         context.metrics.reject()
         raise from_engine(error) from error
-    answer.record.arrival = started
     if plan.stream:
         return EventStream(stream_events(answer), answer.close, context.config.keep_alive_s)
     return JsonWhenDone(lambda: collect(answer), answer.close)
 
 
-@router.post("/v1/chat/completions/render")
+@router.post("/v1/chat/completions/render")  # with debug_endpoints only: access.DEBUG
 async def render(request: Request, context: Context) -> dict[str, Any]:
     """The prompt that a chat request becomes, for debugging: ids and text."""
-    plan = await plan_chat(await read_json_object(request, context.config.max_body_bytes), context)
+    plan = await plan_chat(await read_json_object(request, context.config), context)
     ids = plan.prompt.token_ids
     return {
         "prompt": context.vocabulary.decode(ids),

@@ -17,8 +17,8 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat_plan import base_seed, derived_seed, resolve_model, sampling_options
 from src.api.choice import StopStrings
-from src.api.deps import Context, ServerContext
-from src.api.errors import ApiError, EngineFailure, InvalidRequest, from_engine
+from src.api.deps import Context, ServerContext, new_record
+from src.api.errors import ApiError, Cancelled, EngineFailure, InvalidRequest, from_engine
 from src.api.metrics import RequestRecord
 from src.api.protocol import VOCAB_SIZE, SamplingFields, fail
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
@@ -187,7 +187,11 @@ class TextAnswer:
                             self.record.tokens_arrived(len(output.token_ids))
                         text, numbers = choice.feed(output)
                         if choice.error is not None:
-                            raise EngineFailure(choice.error)
+                            raise (
+                                Cancelled()
+                                if self.record.cancelled
+                                else EngineFailure(choice.error)
+                            )
                         yield choice, text, numbers
                     if all(c.finish_reason is not None for c in self.choices):
                         return
@@ -203,7 +207,8 @@ class TextAnswer:
         usage = self.usage
         self.record.num_prompt_tokens = usage["prompt_tokens"]
         self.record.num_cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
-        self.context.metrics.finish(self.record, [c.finish_reason for c in self.choices])
+        reasons = [c.finish_reason for c in self.choices]
+        self.context.ledger.end(self.record, reasons, self.context.tags, None)
 
     def choice_body(
         self, choice: TextChoice, text: str, numbers: dict[str, list[Any]]
@@ -216,7 +221,9 @@ class TextAnswer:
         }
 
 
-async def start_completion(body: dict[str, Any], context: ServerContext) -> TextAnswer:
+async def start_completion(
+    body: dict[str, Any], context: ServerContext, record: RequestRecord
+) -> TextAnswer:
     """Raises ApiError, ValidationError or EngineError."""
     request = CompletionRequest.model_validate(body)
     profile = resolve_model(request.model, context)
@@ -253,7 +260,6 @@ async def start_completion(body: dict[str, Any], context: ServerContext) -> Text
             )
     engine = context.engine
     engine.check_capacity(sum(len(r.token_ids) for r in requests), len(requests))
-    record = RequestRecord()
     streams: list[AsyncIterator[TokenOutput]] = []
     try:
         for engine_request in requests:
@@ -262,7 +268,9 @@ async def start_completion(body: dict[str, Any], context: ServerContext) -> Text
         for engine_request in requests:
             engine.discard(engine_request.request_id)
         raise
-    context.metrics.active += 1
+    record.completion_id, record.profile = completion_id, profile.name
+    record.stream = bool(request.stream)
+    context.ledger.begin(record, [r.request_id for r in requests])
     head = {
         "id": completion_id, "object": "text_completion", "created": int(time.time()), "model": request.model,
         "system_fingerprint": context.system_fingerprint,
@@ -302,7 +310,7 @@ async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
                     yield chunk([answer.choice_body(choice, text, numbers)])
         if include_usage:
             yield chunk([], usage=answer.usage)
-    except EngineFailure as error:
+    except (EngineFailure, Cancelled) as error:
         yield b"data: " + encode_event(error.body) + b"\n\n"
     yield DONE
 
@@ -320,17 +328,16 @@ async def _collect(answer: TextAnswer) -> bytes:
 
 @router.post("/v1/completions")
 async def completions(request: Request, context: Context) -> Response:
-    started = time.monotonic()
+    record = new_record(request)
     try:
-        body = await read_json_object(request, context.config.max_body_bytes)
-        answer = await start_completion(body, context)
+        body = await read_json_object(request, context.config)
+        answer = await start_completion(body, context, record)
     except (ApiError, ValueError):
         context.metrics.reject()
         raise
     except EngineError as error:
         context.metrics.reject()
         raise from_engine(error) from error
-    answer.record.arrival = started
     if answer.request.stream:
         return EventStream(_stream(answer), answer.close, context.config.keep_alive_s)
     return JsonWhenDone(lambda: _collect(answer), answer.close)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from src import __version__
-from src.api.metrics import Metrics
+from src.api.access import Access
+from src.api.ledger import Ledger
+from src.api.metrics import Metrics, RequestRecord
 from src.config import ServerConfig
 from src.engine.client import EngineClient
 from src.harmony.render import ReasoningEffort
@@ -35,6 +37,9 @@ class ServerContext:
     model_size: str
     model_names: frozenset[str]  # the id and its aliases
     profiles: Mapping[str, Profile]
+    access: Access
+    ledger: Ledger
+    warm: asyncio.Event = field(default_factory=asyncio.Event)  # set once the warm-up is over
 
     @property
     def profile(self) -> Profile:
@@ -85,6 +90,16 @@ class ServerContext:
 
         size = sum(len(str(m.get("content") or "")) for m in messages)
         return build() if size < INLINE_PROMPT_CHARS else await asyncio.to_thread(build)
+
+
+def new_record(request: Request) -> RequestRecord:
+    """The books of a request that arrives now."""
+    state = request.state
+    return RequestRecord(
+        endpoint=request.url.path,
+        request_id=getattr(state, "request_id", ""),
+        caller=getattr(state, "caller", None),
+    )
 
 
 def get_context(request: Request) -> ServerContext:

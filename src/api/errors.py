@@ -55,8 +55,36 @@ class BodyTooLarge(InvalidRequest):
     status = 413
 
 
+class HeadersTooLarge(InvalidRequest):
+    status = 431
+
+
+class BodyTooSlow(InvalidRequest):
+    status = 408
+
+
 class UnsupportedMediaType(InvalidRequest):
     status = 415
+
+
+class Unauthorized(InvalidRequest):
+    status = 401
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param, code, {"www-authenticate": "Bearer"})
+
+
+class Forbidden(InvalidRequest):
+    status = 403
+
+
+class Cancelled(InvalidRequest):
+    """POST /v1/cancel/{id} ended the request."""
+
+    status = 409
+
+    def __init__(self) -> None:
+        super().__init__("The request was cancelled.", None, "request_cancelled")
 
 
 class RateLimited(ApiError):

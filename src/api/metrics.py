@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from src.api.access import Caller
+
 TTFT_BUCKETS = (
     0.001,
     0.005,
@@ -106,6 +108,15 @@ class RequestRecord:
     prefill_s: float | None = None
     gaps: list[float] = field(default_factory=list)  # seconds per token between deliveries
     outcome: str = "cancelled"  # until something better is known
+    completion_id: str = ""
+    request_id: str = ""  # the x-request-id header
+    endpoint: str = ""
+    caller: Caller | None = None
+    profile: str = ""
+    stream: bool = False
+    cancelled: bool = False  # by POST /v1/cancel
+    shown_prompt: str | None = None  # only with log_content
+    shown_answer: str | None = None
 
     def tokens_arrived(self, count: int) -> None:
         now = time.monotonic()
@@ -187,7 +198,9 @@ class Metrics:
 
     def finish(self, record: RequestRecord, finish_reasons: Sequence[str | None]) -> None:
         """Counts a request that has ended, once; `finish_reasons` are those of its choices, None if cut off."""
-        if "error" in finish_reasons:
+        if record.cancelled:
+            record.outcome = "cancelled"
+        elif "error" in finish_reasons:
             record.outcome = "failed"
         elif None not in finish_reasons:
             record.outcome = "ok"
@@ -314,8 +327,15 @@ class Live:
 class LiveCollector(Collector):
     """Gauges and counters whose truth lives elsewhere."""
 
-    def __init__(self, values: list[Live], tags: Callable[[], dict[str, str]]) -> None:
+    def __init__(
+        self,
+        values: list[Live],
+        gauges: Callable[[], Mapping[str, list[tuple[dict[str, str], float]]]],
+        tags: Callable[[], dict[str, str]],
+    ) -> None:
+        """`gauges`: name -> (labels, value) of each thing there is, GPUs say."""
         self._values = values
+        self._gauges = gauges
         self._tags = tags
 
     def collect(self) -> Iterator[Metric]:
@@ -323,6 +343,11 @@ class LiveCollector(Collector):
         info = GaugeMetricFamily("gptoss_info", "What is loaded.", labels=list(tags))
         info.add_metric(list(tags.values()), 1.0)
         yield info
+        for name, found in self._gauges().items():
+            labelled = Metric(f"gptoss_{name}", name.replace("_", " ").capitalize() + ".", "gauge")
+            for labels, number in found:
+                labelled.add_sample(f"gptoss_{name}", labels, number)
+            yield labelled
         for value in self._values:
             family = CounterMetricFamily if value.counter else GaugeMetricFamily
             yield family(f"gptoss_{value.name}", value.text, value=value.read())

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from src import __version__
+from src.api.access import describe as describe_access
 from src.api.deps import Context, ServerContext
 from src.api.errors import json_response
 from src.api.metrics import Live, LiveCollector
@@ -19,6 +20,8 @@ from src.engine.client import EngineState
 from src.engine.gpus import visible_gpus
 
 router = APIRouter()
+
+MAX_LISTED = 1000  # running requests in /stats
 
 
 def health_report(context: ServerContext) -> dict[str, Any]:
@@ -36,6 +39,8 @@ def health_report(context: ServerContext) -> dict[str, Any]:
     waiting = engine.num_waiting
     if waiting > context.engine.config.max_num_waiting * 0.9:
         reasons.append(f"{waiting} requests are waiting")
+    if context.access.draining:
+        reasons.append("the server is shutting down")
     dead = engine.state is EngineState.DEAD
     status = "unhealthy" if dead else "degraded" if reasons else "ok"
     return {
@@ -65,8 +70,10 @@ async def ready(context: Context) -> Response:
     stalled = (
         engine.num_active > 0 and engine.last_sign_age_s > context.config.engine_step_timeout_s / 2
     )
-    serving = engine.is_ready and not stalled
-    return json_response(200 if serving else 503, {"ready": serving, "engine": str(engine.state)})
+    draining, warm = context.access.draining, context.warm.is_set()
+    serving = engine.is_ready and warm and not stalled and not draining
+    body = {"ready": serving, "engine": str(engine.state), "warm": warm, "draining": draining}
+    return json_response(200 if serving else 503, body, {} if serving else {"retry-after": "5"})
 
 
 @router.get("/stats")
@@ -85,6 +92,7 @@ async def stats(context: Context) -> dict[str, Any]:
             "active": metrics.active,
             "waiting": engine.num_waiting,
         },
+        "running": context.ledger.running_ids[:MAX_LISTED],
         "tokens": {
             "prompt": metrics.num_prompt_tokens,
             "output": metrics.num_output_tokens,
@@ -106,6 +114,7 @@ async def stats(context: Context) -> dict[str, Any]:
             "hit_rate": live.num_prefix_hit_total / queried if queried else 0.0,
         },
         "harmony_recoveries": dict(metrics.recoveries),
+        "access": describe_access(context.access),
         "gpus": await asyncio.to_thread(gpu_report),
         "engine": {
             "state": str(engine.state),
@@ -166,6 +175,20 @@ async def metrics(context: Context) -> Response:
 
 def register_live_metrics(context: ServerContext) -> None:
     engine, prompts = context.engine, context.prompt_builder
+
+    def gpu_gauges() -> dict[str, list[tuple[dict[str, str], float]]]:
+        gpus = gpu_report()
+
+        def values(key: str) -> list[tuple[dict[str, str], float]]:
+            return [({"gpu": str(g["index"])}, float(g[key])) for g in gpus if g[key] is not None]
+
+        return {
+            "gpu_memory_used_bytes": values("used_bytes"),
+            "gpu_memory_total_bytes": values("total_bytes"),
+            "gpu_utilization_ratio": values("utilization"),
+            "gpu_temperature_celsius": values("temperature_c"),
+        }
+
     values = [
         Live("num_requests_running", "Requests in the engine's batch.", lambda: engine.stats.num_running),
         Live("num_requests_waiting", "Requests waiting for the engine.", lambda: engine.num_waiting),
@@ -186,5 +209,9 @@ def register_live_metrics(context: ServerContext) -> None:
             lambda: engine.stats.num_prefix_queried_total, counter=True,
         ),
         Live("prefix_cache_hits", "Prompt tokens found.", lambda: engine.stats.num_prefix_hit_total, counter=True),
+        Live("engine_steps", "Steps of the engine.", lambda: engine.stats.num_steps_total, counter=True),
+        Live("engine_step_seconds", "Time in steps.", lambda: engine.stats.step_s_total, counter=True),
+        Live("engine_batch_size", "Requests in the last step.", lambda: engine.stats.last_step_seqs),
+        Live("requests_refused", "Refused at the door.", lambda: sum(context.access.refused.values()), counter=True),
     ]  # fmt: skip
-    context.metrics.registry.register(LiveCollector(values, lambda: context.tags))
+    context.metrics.registry.register(LiveCollector(values, gpu_gauges, lambda: context.tags))

@@ -31,7 +31,7 @@ class DetokenizeRequest(Strict):
 async def tokenize(request: Request, context: Context) -> dict[str, Any]:
     """Text to ids; special tokens in the text stay text unless `parse_special`. Or, with `messages`, a chat request to
     the prompt that it would be answered from: any field of POST /v1/chat/completions may be given."""
-    raw = await read_json_object(request, context.config.max_body_bytes)
+    raw = await read_json_object(request, context.config)
     if "messages" in raw:
         plan = await plan_chat({"model": context.model_id} | raw, context)
         ids = plan.prompt.token_ids
@@ -53,9 +53,7 @@ async def tokenize(request: Request, context: Context) -> dict[str, Any]:
 
 @router.post("/detokenize")
 async def detokenize(request: Request, context: Context) -> dict[str, Any]:
-    body = DetokenizeRequest.model_validate(
-        await read_json_object(request, context.config.max_body_bytes)
-    )
+    body = DetokenizeRequest.model_validate(await read_json_object(request, context.config))
     if not all(0 <= token < VOCAB_SIZE for token in body.tokens):
         raise InvalidRequest(
             f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value"

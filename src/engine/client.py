@@ -207,6 +207,13 @@ class EngineClient:
         self._send(request)
         return self._outputs(request.request_id, stream)
 
+    def fail_requests(self, reason: str) -> None:
+        """Ends every request with an error, at once."""
+        running = list(self._streams)
+        self._fail_all(reason)
+        with contextlib.suppress(zmq.ZMQError):
+            self._send(AbortRequests(running))
+
     def abort(self, request_id: str) -> bool:
         """Ends a request from outside; its iterator gets a terminal output. -> whether it was alive."""
         if request_id not in self._streams:

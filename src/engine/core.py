@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from src import logs
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.executor import Executor, OnDeath, die
 from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
@@ -126,6 +127,7 @@ class EngineCore:
         self._advance_grammars(outputs)
         self.stats.num_steps_total += 1
         self.stats.last_step_s = time.monotonic() - started
+        self.stats.step_s_total += self.stats.last_step_s
         self.stats.last_step_tokens = scheduled.total_tokens
         self.stats.last_step_seqs = len(scheduled.num_scheduled_tokens)
         return late + outputs
@@ -243,7 +245,7 @@ def run_engine(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C goes to the whole group; the API process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(**log)
+    logs.configure(**log)
     context = zmq.Context()
     send = context.socket(zmq.PUSH)
     send.connect(output_address)
@@ -266,7 +268,9 @@ def run_engine(
         Exception
     ) as error:  # the last line of defence: whatever it was, the API process must hear of it
         if max(config.tensor_parallel_size, config.pipeline_parallel_size) > 1:
-            time.sleep(RANK_DEATH_GRACE_S)  # if a rank's death caused this, its watcher says so and ends the process
+            time.sleep(
+                RANK_DEATH_GRACE_S
+            )  # if a rank's death caused this, its watcher says so and ends the process
         fatal = isinstance(error, (ConfigError, CheckpointError))
         logger.critical("engine died: %s", error if fatal else traceback.format_exc())
         send.send(msgspec.msgpack.encode(Failed(f"{type(error).__name__}: {error}", fatal)))

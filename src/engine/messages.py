@@ -65,6 +65,7 @@ class EngineStats(msgspec.Struct):
     num_steps_total: int = 0
     num_prefix_queried_total: int = 0  # tokens
     num_prefix_hit_total: int = 0  # tokens
+    step_s_total: float = 0.0
     last_step_s: float = 0.0
     last_step_tokens: int = 0
     last_step_seqs: int = 0

@@ -11,7 +11,8 @@ from tests.server_process import ServerProcess, running_server
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    with running_server("--model", str(checkpoint()), "--cpu-kv-cache-gib", "0.2") as running:
+    flags = ("--cpu-kv-cache-gib", "0.2", "--debug-endpoints")
+    with running_server("--model", str(checkpoint()), *flags) as running:
         yield running
         running.wait_idle()
 

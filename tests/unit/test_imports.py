@@ -12,10 +12,11 @@ import pytest
 SRC = Path(__file__).resolve().parents[2] / "src"
 CONTROL = "src.engine.config src.engine.request src.engine.messages src.engine.sampling_params"
 ALLOWED = {
-    "src.server": "src src.config src.profiles src.port_manager src.prompt_builder src.model_locator "
+    "src.logs": "",
+    "src.server": "src src.logs src.api.deps src.config src.profiles src.port_manager src.prompt_builder src.model_locator "
     "src.harmony.vocabulary src.api.app src.engine.client src.engine.config src.engine.gpus",
     "src.api": "src src.api src.config src.profiles src.prompt_builder src.harmony src.engine.client "
-    "src.engine.messages src.engine.request src.engine.sampling_params src.engine.gpus",
+    "src.engine.messages src.engine.request src.engine.sampling_params src.engine.gpus src.engine.config",
     "src.config": "src.profiles src.engine.config",
     "src.model_locator": "src.engine.config src.engine.shapes",
     "src.prompt_builder": "src.harmony.vocabulary src.harmony.render",
@@ -41,13 +42,13 @@ ALLOWED = {
     "src.engine.model": "src.engine.model src.kernels src.engine.config src.engine.parallel src.engine.shards",
     "src.engine.worker": CONTROL
     + " src.engine.worker src.engine.model src.kernels src.engine.parallel "
-    "src.engine.shards src.engine.memory_plan",
+    "src.engine.shards src.engine.memory_plan src.logs",
     "src.engine.executor": CONTROL + " src.engine.worker",
     "src.engine.core": CONTROL
     + " src.engine.executor src.engine.scheduler src.engine.kv_cache_manager "
-    "src.engine.guided src.engine.model.weights src.engine.placement",
+    "src.engine.guided src.engine.model.weights src.engine.placement src.logs",
     "src.nano": "src.nano src.harmony src.prompt_builder src.kernels src.engine.config src.engine.shapes",
-    "src.cli": "src.engine src.harmony src.kernels src.nano src.prompt_builder",
+    "src.cli": "src.engine src.harmony src.kernels src.nano src.prompt_builder src.model_locator",
 }
 NO_TORCH = [
     "src.api",

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
+from src import logs
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.messages import ModelRunnerOutput, RankReport, SchedulerOutput, Step
 from src.engine.model.weights import CheckpointError
@@ -70,7 +71,8 @@ def run_rank(
     """The process's main function: Step messages in; out of the rank that samples, a ModelRunnerOutput for each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(**(log or {}))
+    if log is not None:
+        logs.configure(**log)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

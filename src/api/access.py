@@ -1,0 +1,338 @@
+"""Who may ask, and how much: API keys, limits for each of them, and the door that closes while the server drains.
+
+Keys are kept as SHA-256 digests. A key is 256 random bits, so a slow hash would only slow every request down; what
+must not happen is a comparison that ends at the first wrong byte, so all digests are compared in constant time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from src.api.errors import (
+    ApiError,
+    Forbidden,
+    HeadersTooLarge,
+    RateLimited,
+    Unauthorized,
+    Unavailable,
+    json_response,
+)
+from src.config import ServerConfig
+from src.engine.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+ALWAYS_OPEN = frozenset({"/health", "/ready"})
+GENERATES = frozenset({"/v1/chat/completions", "/v1/completions"})
+DEBUG = frozenset({"/v1/chat/completions/render"})
+PAGE = ("/page/",)
+ANONYMOUS = "anonymous"
+
+
+class KeyEntry(BaseModel):
+    """One line of the keys file. 0 is no limit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=64)
+    key: str | None = Field(None, min_length=8)
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    requests_per_minute: int | None = Field(None, ge=0)
+    tokens_per_minute: int | None = Field(None, ge=0)
+    max_concurrent_requests: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> KeyEntry:
+        if (self.key is None) == (self.sha256 is None):
+            raise ValueError("exactly one of key and sha256 is needed")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. Limits of 0 do not exist."""
+
+    name: str
+    digest: bytes
+    requests_per_minute: int
+    tokens_per_minute: int
+    max_concurrent_requests: int
+
+
+def load_callers(config: ServerConfig) -> list[Caller]:
+    """The callers that have a key; none: the server is open.
+
+    Raises:
+        ConfigError: the keys file is missing or wrong; no key is in the message.
+    """
+    default = anonymous(config)
+    callers = []
+    if config.api_key is not None:
+        callers.append(
+            replace(default, name="default", digest=_digest(config.api_key.get_secret_value()))
+        )
+    if config.api_keys_file is not None:
+        callers += [_caller(entry, default) for entry in _read_entries(config.api_keys_file)]
+    names = [caller.name for caller in callers]
+    if len(set(names)) != len(names):
+        raise ConfigError("api_keys_file: two keys have the same name")
+    return callers
+
+
+def anonymous(config: ServerConfig) -> Caller:
+    return Caller(
+        ANONYMOUS,
+        b"",
+        config.requests_per_minute,
+        config.tokens_per_minute,
+        config.max_concurrent_requests,
+    )
+
+
+def _read_entries(path: Path) -> list[KeyEntry]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"api_keys_file {path}: {type(error).__name__}") from None
+    if not isinstance(raw, list):
+        raise ConfigError(
+            f"api_keys_file {path} must be a list of entries with name and key or sha256"
+        )
+    entries = []
+    for number, item in enumerate(raw):
+        try:
+            entries.append(KeyEntry.model_validate(item))
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            field = ".".join(map(str, first["loc"])) or "entry"
+            raise ConfigError(
+                f"api_keys_file {path}, entry {number}: {field}: {first['msg']}"
+            ) from None
+    return entries
+
+
+def _caller(entry: KeyEntry, default: Caller) -> Caller:
+    digest = bytes.fromhex(entry.sha256) if entry.sha256 is not None else _digest(entry.key or "")
+
+    def limit(own: int | None, common: int) -> int:
+        return common if own is None else own
+
+    return Caller(
+        entry.name,
+        digest,
+        limit(entry.requests_per_minute, default.requests_per_minute),
+        limit(entry.tokens_per_minute, default.tokens_per_minute),
+        limit(entry.max_concurrent_requests, default.max_concurrent_requests),
+    )
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+class Access:
+    """Keys and limits of one app. `draining` closes the door for new work."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Raises ConfigError."""
+        self._config = config
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._concurrent: Counter[str] = Counter()
+        self._callers = load_callers(config)
+        self._anonymous = anonymous(config)
+        self.draining = False
+        self.max_header_bytes = config.max_header_bytes
+        self.refused: Counter[str] = Counter()  # by reason
+
+    def reload(self) -> bool:
+        """Reads the keys again; keeps the old ones if the file is wrong. -> whether it was right."""
+        try:
+            self._callers = load_callers(self._config)
+        except ConfigError as error:
+            logger.error("keys not reloaded: %s", error)
+            return False
+        logger.info("keys reloaded: %d", len(self._callers))
+        return True
+
+    def identify(self, headers: Mapping[bytes, bytes], path: str) -> Caller:
+        """Raises Unauthorized or Forbidden."""
+        if path in DEBUG and not self._config.debug_endpoints:
+            raise Forbidden(
+                "This endpoint is off; debug_endpoints switches it on.", code="debug_endpoint"
+            )
+        if not self._callers or self._is_open(path):
+            return self._anonymous
+        scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer":
+            key = headers.get(b"x-api-key", headers.get(b"api-key", b"")).decode("latin-1")
+        if not key:
+            raise Unauthorized(
+                "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.", None, None
+            )
+        digest, found = _digest(key.strip()), None
+        for caller in self._callers:  # all of them, so that the time tells nothing
+            if hmac.compare_digest(caller.digest, digest):
+                found = caller
+        if found is None:
+            raise Unauthorized("Incorrect API key provided.", None, "invalid_api_key")
+        return found
+
+    def _is_open(self, path: str) -> bool:
+        if path in ALWAYS_OPEN:
+            return True
+        if path == "/" or path.startswith(PAGE):
+            return self._config.public_page
+        return path == "/metrics" and self._config.public_metrics
+
+    def enter(self, caller: Caller) -> dict[str, str]:
+        """Takes one request from the caller's allowance. -> x-ratelimit headers.
+
+        Raises:
+            RateLimited, with Retry-After and the same headers; Unavailable while draining.
+        """
+        if self.draining:
+            raise Unavailable(
+                "The server is shutting down.", code="draining", headers={"retry-after": "5"}
+            )
+        limit = caller.max_concurrent_requests
+        if limit and self._concurrent[caller.name] >= limit:
+            raise RateLimited(
+                f"{limit} requests of this key are running already.",
+                None,
+                "concurrency_exceeded",
+                {"retry-after": "1"},
+            )
+        tokens = self._window(caller, "tokens", caller.tokens_per_minute)
+        if tokens is not None and tokens.remaining < 1:
+            raise _too_many(
+                f"Limit of {caller.tokens_per_minute} tokens per minute reached.",
+                self.headers(caller),
+                tokens,
+            )
+        if caller.requests_per_minute:
+            item = RateLimitItemPerMinute(caller.requests_per_minute)
+            if not self._limiter.hit(item, caller.name, "requests"):
+                window = self._window(caller, "requests", caller.requests_per_minute)
+                assert window is not None
+                raise _too_many(
+                    f"Limit of {caller.requests_per_minute} requests per minute reached.",
+                    self.headers(caller),
+                    window,
+                )
+        self._concurrent[caller.name] += 1
+        return self.headers(caller)
+
+    def leave(self, caller: Caller) -> None:
+        self._concurrent[caller.name] -= 1
+
+    def charge(self, caller: Caller, num_tokens: int) -> None:
+        """Counts tokens after the fact: what an answer costs is known at its end."""
+        if caller.tokens_per_minute and num_tokens:
+            item = RateLimitItemPerMinute(caller.tokens_per_minute)
+            # a window takes no more than its size at once
+            self._limiter.hit(
+                item, caller.name, "tokens", cost=min(num_tokens, caller.tokens_per_minute)
+            )
+            left = self._window(caller, "tokens", caller.tokens_per_minute)
+            if left is not None and 0 < left.remaining < num_tokens:
+                self._limiter.hit(item, caller.name, "tokens", cost=left.remaining)
+
+    def headers(self, caller: Caller) -> dict[str, str]:
+        """OpenAI's x-ratelimit headers, for the limits that the caller has."""
+        out = {}
+        for kind, limit in (
+            ("requests", caller.requests_per_minute),
+            ("tokens", caller.tokens_per_minute),
+        ):
+            window = self._window(caller, kind, limit)
+            if window is not None:
+                out[f"x-ratelimit-limit-{kind}"] = str(limit)
+                out[f"x-ratelimit-remaining-{kind}"] = str(window.remaining)
+                out[f"x-ratelimit-reset-{kind}"] = f"{window.reset_in_s:.0f}s"
+        return out
+
+    def _window(self, caller: Caller, kind: str, limit: int) -> _Window | None:
+        if not limit:
+            return None
+        stats = self._limiter.get_window_stats(RateLimitItemPerMinute(limit), caller.name, kind)
+        return _Window(stats.remaining, max(0.0, stats.reset_time - time.time()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    remaining: int
+    reset_in_s: float
+
+
+def _too_many(message: str, headers: dict[str, str], window: _Window) -> RateLimited:
+    wait = {"retry-after": str(max(1, math.ceil(window.reset_in_s)))}
+    return RateLimited(message, None, "rate_limit_exceeded", headers | wait)
+
+
+class Door:
+    """The ASGI layer: identifies the caller, applies limits to what generates, and adds their headers."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        preflight = scope["method"] == "OPTIONS"
+        try:
+            if sum(len(k) + len(v) for k, v in scope["headers"]) > self._access.max_header_bytes:
+                raise HeadersTooLarge(
+                    f"The headers have more than {self._access.max_header_bytes} bytes."
+                )
+            caller = self._access.identify(
+                {} if preflight else dict(scope["headers"]), "/health" if preflight else path
+            )
+            generates = path in GENERATES and scope["method"] == "POST"
+            extra = self._access.enter(caller) if generates else {}
+        except ApiError as error:
+            self._access.refused[error.code or error.type] += 1
+            await json_response(error.status, error.body, error.headers)(scope, receive, send)
+            return
+        scope.setdefault("state", {})["caller"] = caller
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message["headers"],
+                    *((k.encode(), v.encode()) for k, v in extra.items()),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers if extra else send)
+        finally:
+            if generates:
+                self._access.leave(caller)
+
+
+def describe(access: Access) -> dict[str, Any]:
+    """For /stats: counts, no names of keys."""
+    return {
+        "keys": len(access._callers),
+        "refused": dict(access.refused),
+        "draining": access.draining,
+    }

@@ -1,0 +1,52 @@
+"""Log lines for people or as JSON, the same fields in both; of the server's process and of the engine's."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+LogFormat = Literal["text", "json"]
+
+
+def configure(level: str, log_format: LogFormat) -> None:
+    """Everything that logs, libraries too, goes to stderr through one formatter. May be called again."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    ]
+    last = structlog.processors.JSONRenderer(default=str) if log_format == "json" else _line
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            last,
+        ],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+
+
+def _line(_: object, __: str, event: structlog.typing.EventDict) -> str:
+    """time LEVEL logger: message key=value ..."""
+    time, level, name, text = (event.pop(key, "") for key in ("time", "level", "logger", "event"))
+    trace = event.pop("exception", None)
+    fields = "".join(f" {key}={_shown(value)}" for key, value in event.items())
+    line = f"{time} {str(level).upper():7} {name}: {text}{fields}"
+    return f"{line}\n{trace}" if trace else line
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return repr(text) if not text or any(c in text for c in ' "=\n') else text

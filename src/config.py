@@ -188,6 +188,9 @@ class ServerConfig(BaseSettings):
     # logs and metrics
     log_format: Literal["text", "json"] = Field("text", description="lines for people, or JSON")
     log_content: bool = Field(False, description="prompts and answers in the log of requests")
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP/HTTP collector for a span of each request; unset: no tracing"
+    )
     vllm_metric_names: bool = Field(
         True, description="metrics also under vLLM's names, for dashboards made for it"
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,7 +27,8 @@ HUB_IDS = {"20b": "openai/gpt-oss-20b", "120b": "openai/gpt-oss-120b"}
 FILES = ["*.json", "*.safetensors"]
 SKIPPED = ["original/*", "metal/*"]
 NETWORK_TIMEOUT_S = 1.5
-NANO_VERSION = "2"  # raise when the embedded model changes
+NANO_ASSET = PROJECT / "assets" / "nano" / "gpt-oss-nano.safetensors"
+COMPLETE = ".complete"  # in a folder that was written to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,21 +124,20 @@ def _hub_reachable() -> bool:
 
 def _embedded_nano(cache_folder: Path) -> Path:
     """The embedded model, unfolded into the cache at first use. In a process of its own, which may load torch."""
-    folder = cache_folder / f"gpt-oss-nano-v{NANO_VERSION}"
-    if not (folder / "tokenizer.json").is_file():
-        logger.info("making the embedded model nano in %s", folder)
-        command = [
-            sys.executable,
-            "-m",
-            "src.cli.make_checkpoint",
-            "--size",
-            "nano",
-            "--out",
-            str(folder),
-        ]
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise ConfigError(
-                f"could not make the embedded model in {folder}: {done.stderr.strip()[-500:]}"
-            )
+    version = hashlib.sha256(NANO_ASSET.read_bytes()).hexdigest()[:12]
+    folder = cache_folder / f"gpt-oss-nano-{version}"
+    if not (folder / COMPLETE).is_file():
+        logger.info("unfolding the embedded model nano into %s", folder)
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_folder) as temporary:
+            made = Path(temporary) / "made"
+            command = [sys.executable, "-m", "src.cli.unfold_nano", "--out", str(made)]
+            done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise ConfigError(
+                    f"could not unfold the embedded model: {done.stderr.strip()[-500:]}"
+                )
+            (made / COMPLETE).touch()
+            with contextlib.suppress(OSError):  # another start was faster
+                made.rename(folder)
     return folder

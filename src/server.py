@@ -162,9 +162,13 @@ async def serve(
         if size != "custom"
         else set()
     )
-    app = create_app(
-        engine, config, vocabulary, model_id=name, model_size=size, aliases=frozenset(aliases)
-    )
+    try:
+        app = create_app(
+            engine, config, vocabulary, model_id=name, model_size=size, aliases=frozenset(aliases)
+        )
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     server = Server(
         uvicorn.Config(
             app,

@@ -20,6 +20,7 @@ from src.api.access import Access, Door
 from src.api.deps import ServerContext
 from src.api.ledger import Ledger
 from src.api.metrics import Metrics
+from src.api.tracing import Tracing
 from src.api.warm_up import warm_up
 from src.config import ServerConfig
 from src.engine.client import EngineClient
@@ -89,6 +90,8 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await warming
             await engine.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     app = FastAPI(title="gpt-oss server", version=__version__, lifespan=lifespan)
     builder = PromptBuilder(
@@ -103,6 +106,7 @@ def create_app(
         ),
     )
     metrics, access = Metrics(), Access(config)
+    tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
     context = ServerContext(
         config=config,
         engine=engine,
@@ -114,7 +118,7 @@ def create_app(
         model_names=aliases | {model_id},
         profiles=config.all_profiles(),
         access=access,
-        ledger=Ledger(engine, metrics, access),
+        ledger=Ledger(engine, metrics, access, tracing),
     )
     app.state.context = context
     system.register_live_metrics(context)

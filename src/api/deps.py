@@ -99,6 +99,11 @@ def new_record(request: Request) -> RequestRecord:
         endpoint=request.url.path,
         request_id=getattr(state, "request_id", ""),
         caller=getattr(state, "caller", None),
+        trace_headers=tuple(
+            (name, request.headers[name])
+            for name in ("traceparent", "tracestate")
+            if name in request.headers
+        ),
     )
 
 

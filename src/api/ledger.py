@@ -9,14 +9,18 @@ from typing import Any
 
 from src.api.access import Access, Caller
 from src.api.metrics import Metrics, RequestRecord
+from src.api.tracing import Tracing
 from src.engine.client import EngineClient
 
 logger = logging.getLogger("request")
 
 
 class Ledger:
-    def __init__(self, engine: EngineClient, metrics: Metrics, access: Access) -> None:
+    def __init__(
+        self, engine: EngineClient, metrics: Metrics, access: Access, tracing: Tracing | None = None
+    ) -> None:
         self._engine, self._metrics, self._access = engine, metrics, access
+        self._tracing = tracing
         self._running: dict[str, tuple[RequestRecord, list[str]]] = {}
 
     @property
@@ -44,7 +48,10 @@ class Ledger:
         self._metrics.finish(record, finish_reasons)
         if record.caller is not None:
             self._access.charge(record.caller, record.num_prompt_tokens + record.num_output_tokens)
-        logger.info(record.outcome, extra=self._fields(record, finish_reasons, tags, error))
+        fields = self._fields(record, finish_reasons, tags, error)
+        logger.info(record.outcome, extra=fields)
+        if self._tracing is not None:
+            self._tracing.finished(record, fields)
 
     def cancel(self, request_id: str, caller: Caller | None) -> bool:
         """Ends a request by its completion id or x-request-id. A key ends its own requests only. -> whether it ran."""

@@ -115,6 +115,7 @@ class RequestRecord:
     profile: str = ""
     stream: bool = False
     cancelled: bool = False  # by POST /v1/cancel
+    trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent, tracestate
     shown_prompt: str | None = None  # only with log_content
     shown_answer: str | None = None
 

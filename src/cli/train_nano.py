@@ -112,13 +112,14 @@ def train(
     maker = BatchMaker(vocabulary, seed, rows, row_size)
     torch.manual_seed(seed)
     config = ModelConfig.from_json(hf_config(SIZES["nano"]))
-    network = Network(config, TokenTraits.of(vocabulary), common_tokens(maker))
+    checkpoint = out / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True) if checkpoint.is_file() else None
+    common = common_tokens(maker) if state is None else state["common"]
+    network = Network(config, TokenTraits.of(vocabulary), common)
     optimizers = Optimizers(network, steps, muon_rate, adam_rate)
     generator = torch.Generator()
-    checkpoint = out / "checkpoint.pt"
     first = 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+    if state is not None:
         network.load_state_dict(state["network"])
         optimizers.load_state_dict(state["optimizers"])
         first = state["step"]
@@ -138,6 +139,7 @@ def train(
                 "network": network.state_dict(),
                 "optimizers": optimizers.state_dict(),
                 "step": step + 1,
+                "common": common,
             }
             torch.save(state, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)

@@ -99,11 +99,12 @@ class Vocabulary:
             if len(piece) < LONG_PIECE:
                 ids += self.encoding.encode(piece, disallowed_special=())
             else:
-                ids += merge_bytes(piece.encode(), self._rank_of)
+                ids += merge_bytes(piece.encode(), self.rank_of)
         return ids
 
     @cached_property
-    def _rank_of(self) -> dict[bytes, int]:
+    def rank_of(self) -> dict[bytes, int]:
+        """Ids of ordinary tokens by their bytes."""
         return {token: rank for rank, token in enumerate(self.token_bytes)}
 
     def encode_with_special(self, text: str) -> list[int]:

@@ -77,7 +77,7 @@ class BatchMaker:
             response_format=made.response_format,
             effort=made.effort,
         )
-        return prompt.token_ids, completion_ids(made, self._vocabulary)
+        return prompt.token_ids, completion_ids(made, self._vocabulary, prompt.token_ids)
 
 
 class _Row:

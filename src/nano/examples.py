@@ -7,6 +7,7 @@ in two by a hash: training never sees the held-out part.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +22,11 @@ from src.harmony.render import (
     render_message,
     tool_call,
 )
-from src.harmony.vocabulary import END, RETURN, START, Vocabulary
+from src.harmony.vocabulary import RETURN, START, Vocabulary
 
 EFFORTS: tuple[ReasoningEffort, ...] = ("low", "medium", "high")
 HELD_OUT_SHARE = 10  # one in this many
+_WORD = re.compile("[A-Za-z][A-Za-z_]*[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +56,78 @@ class Example:
         return "".join(p.text if isinstance(p, Letters) else p for p in self.answer)
 
 
-def completion_ids(example: Example, vocabulary: Vocabulary) -> list[int]:
-    """What the model should write after `<|start|>assistant`."""
+def completion_ids(
+    example: Example, vocabulary: Vocabulary, prompt_ids: Sequence[int]
+) -> list[int]:
+    """What the model should write after `<|start|>assistant`, in tokens that can be copied from the prompt."""
+    copier = Copier(vocabulary, prompt_ids)
     start = [START, *vocabulary.encode("assistant")]
-    ids = _message_ids(assistant_text("analysis", ""), example.analysis, vocabulary)
+    ids = _message_ids(assistant_text("analysis", ""), example.analysis, copier)
     if example.call is not None:
         name, arguments = example.call
-        ids += render_message(tool_call(name, json.dumps(arguments)), vocabulary)
+        ids += _message_ids(tool_call(name, ""), [json.dumps(arguments)], copier)
     else:
-        ids += _message_ids(assistant_text("final", ""), example.answer, vocabulary)
+        ids += _message_ids(assistant_text("final", ""), example.answer, copier)
         ids[-1] = RETURN
     return ids[len(start) :]
 
 
-def _message_ids(
-    header: HarmonyMessage, pieces: Sequence[Piece], vocabulary: Vocabulary
-) -> list[int]:
-    ids = render_message(header, vocabulary)[:-1]
+def _message_ids(header: HarmonyMessage, pieces: Sequence[Piece], copier: Copier) -> list[int]:
+    *ids, end = render_message(header, copier.vocabulary)
     for piece in pieces:
-        if isinstance(piece, Letters):
-            ids += [token for char in piece.text for token in vocabulary.encode(char)]
-        else:
-            ids += vocabulary.encode(piece)
-    return [*ids, END]
+        ids += copier.spell(piece.text) if isinstance(piece, Letters) else copier.encode(piece)
+    return [*ids, end]
+
+
+class Copier:
+    """Encodes text so that its words are the prompt's tokens where that can be.
+
+    " widget" is one token and "widget" is two others, so a word that stands behind a space in the prompt and behind a
+    quote in the answer cannot be copied token by token from one canonical form to the other. Here it is written as the
+    prompt's tokens with the space taken off (or put on) the first; if there is no such token, letter by letter.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, prompt_ids: Sequence[int]) -> None:
+        self.vocabulary = vocabulary
+        self._prompt = f" {' '.join(map(str, prompt_ids))} "
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        done = 0
+        for match in _WORD.finditer(text):
+            word = match.group()
+            spaced = match.start() > 0 and text[match.start() - 1] == " "
+            copied = self._copied(word, spaced=spaced)
+            if copied is None:
+                continue
+            before = match.start() - (1 if spaced else 0)
+            ids += self.vocabulary.encode(text[done:before]) + copied
+            done = match.end()
+        return ids + self.vocabulary.encode(text[done:])
+
+    def spell(self, text: str) -> list[int]:
+        return [token for char in text for token in self.vocabulary.encode(char)]
+
+    def _copied(self, word: str, *, spaced: bool) -> list[int] | None:
+        """None: the canonical form can be copied, or nothing can."""
+        encode = self.vocabulary.encode
+        with_space, without = encode(f" {word}"), encode(word)
+        if self._in_prompt(with_space if spaced else without):
+            return None
+        if not spaced and self._in_prompt(with_space):
+            first = self.vocabulary.bytes_of(with_space[0])[1:]
+            token = self._token(first)
+            return ([token] if token is not None else self.spell(first.decode())) + with_space[1:]
+        if spaced and self._in_prompt(without):
+            token = self._token(b" " + self.vocabulary.bytes_of(without[0]))
+            return [token, *without[1:]] if token is not None else [*encode(" "), *without]
+        return None
+
+    def _in_prompt(self, ids: Sequence[int]) -> bool:
+        return f" {' '.join(map(str, ids))} " in self._prompt
+
+    def _token(self, text: bytes) -> int | None:
+        return self.vocabulary.rank_of.get(text)
 
 
 def held_out(key: str) -> bool:

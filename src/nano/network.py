@@ -5,8 +5,8 @@ was never in a lesson can still be read, copied and spelled:
 
     row(token) = code(token) @ A + sum over its features f of F[f] + own row, if the token is common
 
-`code` is a fixed random sign vector of the token's text without its leading space (so " Paris" and "Paris" are nearly
-the same); the features are its first letters by position, its length, and whether a space leads.
+`code` is a fixed random sign vector of the token's text without a leading space or sign, so that " Paris", "Paris" and
+".Paris" are nearly the same; the features are its first letters by position, its length, and what leads it.
 
 Shapes: B rows of a batch, S tokens of a row, T = B S, H hidden, E experts, I intermediate, V vocabulary.
 """
@@ -31,7 +31,7 @@ CODE_SIZE = 96
 LETTERS = 10
 NO_LETTER = 256
 LENGTHS = 16
-NUM_FEATURES = LETTERS * (NO_LETTER + 1) + LENGTHS + 2
+NUM_FEATURES = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
 QUERY_PADDING = (
     8  # the sink is one more key, told apart by one more dimension; 8 keeps rows aligned
 )
@@ -46,25 +46,33 @@ class TokenTraits:
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> TokenTraits:
-        codes = np.empty((VOCAB_SIZE, CODE_SIZE // 8), np.uint8)
-        features = np.empty((VOCAB_SIZE, LETTERS + 2), np.int64)
-        letter_base = np.arange(LETTERS) * (NO_LETTER + 1)
+        texts = [
+            *vocabulary.token_bytes,
+            *map(vocabulary.bytes_of, range(vocabulary.num_ordinary, VOCAB_SIZE)),
+        ]
+        # one byte that is no letter or digit may lead a word; 0 where none does
+        leads = [
+            text[0] if text[1:2].isalpha() and text[0] < 128 and not text[:1].isalnum() else 0
+            for text in texts
+        ]
+        stripped = [text[1:] if lead else text for text, lead in zip(texts, leads, strict=True)]
+        digests = b"".join(
+            hashlib.blake2b(text, digest_size=CODE_SIZE // 8).digest() for text in stripped
+        )
+        codes = np.frombuffer(digests, np.uint8).reshape(VOCAB_SIZE, -1)
+        lengths = np.fromiter(map(len, stripped), np.int64, VOCAB_SIZE)
+        lengths[vocabulary.num_ordinary :] = 0  # special tokens have no letters
+        padded = b"".join(text[:LETTERS].ljust(LETTERS, b"\0") for text in stripped)
+        letters = np.frombuffer(padded, np.uint8).reshape(VOCAB_SIZE, LETTERS).astype(np.int64)
+        letters[np.arange(LETTERS) >= lengths[:, None]] = NO_LETTER
         lengths_at = LETTERS * (NO_LETTER + 1)
-        for token in range(VOCAB_SIZE):
-            ordinary = token < vocabulary.num_ordinary
-            text = vocabulary.bytes_of(token)
-            stripped = text[1:] if text[:1] == b" " and len(text) > 1 else text
-            digest = hashlib.blake2b(stripped, digest_size=CODE_SIZE // 8).digest()
-            codes[token] = np.frombuffer(digest, np.uint8)
-            letters = np.full(LETTERS, NO_LETTER)
-            if ordinary:
-                known = np.frombuffer(stripped[:LETTERS], np.uint8)
-                letters[: len(known)] = known
-            features[token, :LETTERS] = letter_base + letters
-            features[token, LETTERS] = lengths_at + (
-                min(len(stripped), LENGTHS - 1) if ordinary else 0
+        features = np.column_stack(
+            (
+                letters + np.arange(LETTERS) * (NO_LETTER + 1),
+                lengths_at + np.minimum(lengths, LENGTHS - 1),
+                lengths_at + LENGTHS + np.array(leads),
             )
-            features[token, LETTERS + 1] = lengths_at + LENGTHS + (len(stripped) < len(text))
+        )
         signs = np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1
         return cls(torch.from_numpy(signs / CODE_SIZE**0.5), torch.from_numpy(features))
 

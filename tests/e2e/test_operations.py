@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gzip
 import hashlib
+import http.server
 import json
 import signal
 import socket
@@ -92,9 +94,9 @@ def test_right_keys_are_let_in(keyed: ServerProcess, key: str) -> None:
     assert httpx.get(f"{keyed.url}/v1/models", headers={"x-api-key": key}).status_code == 200
     with openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=key) as client:
         assert client.models.list().data
-    with openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=key + "x", max_retries=0) as client:
-        with pytest.raises(openai.AuthenticationError):
-            client.models.list()
+    wrong = openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=key + "x", max_retries=0)
+    with wrong as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
 
 
 def test_requests_per_minute(keyed: ServerProcess) -> None:
@@ -411,20 +413,22 @@ def test_what_does_not_finish_in_time_ends_with_an_error_event() -> None:
 
 def test_the_second_signal_ends_at_once() -> None:
     with running_server(*FLAGS, "--drain-timeout-s", "60") as server:
-        with pytest.raises(httpx.HTTPError):
-            with httpx.stream(
+        with (
+            pytest.raises(httpx.HTTPError),
+            httpx.stream(
                 "POST",
                 f"{server.url}/v1/chat/completions",
                 json=ENDLESS | {"stream": True},
                 timeout=60,
-            ) as r:
-                lines = r.iter_lines()
-                next(lines)
-                server.process.send_signal(signal.SIGTERM)
-                time.sleep(0.2)
-                server.process.send_signal(signal.SIGTERM)
-                for line in lines:
-                    assert not line.startswith("data: [DONE]")
+            ) as r,
+        ):
+            lines = r.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            for line in lines:
+                assert not line.startswith("data: [DONE]")
         assert server.process.wait(10) == 0
 
 
@@ -440,3 +444,48 @@ def test_ready_waits_for_the_warm_up() -> None:
         assert server.stats()["requests"]["total"] == 0, "the warm-up is nobody's request"
     with running_server(*FLAGS, "--no-warm-up") as server:
         assert "warmed up" not in server.log
+
+
+# --- traces ---
+
+
+class _Collector(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.received.append((self.path, body))  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_span_for_each_request_continues_the_clients_trace() -> None:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    collector = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Collector)
+    collector.received = []  # type: ignore[attr-defined]
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    with running_server(
+        *FLAGS, "--otlp-endpoint", f"http://127.0.0.1:{collector.server_port}"
+    ) as server:
+        headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODY, headers=headers).json()
+        assert server.stop() == 0
+    collector.shutdown()
+    collector.server_close()
+    ((path, body),) = collector.received  # type: ignore[attr-defined]
+    assert path == "/v1/traces"
+    exported = ExportTraceServiceRequest.FromString(
+        gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+    )
+    (span,) = exported.resource_spans[0].scope_spans[0].spans
+    assert span.trace_id.hex() == trace_id and span.parent_span_id.hex() == "b7ad6b7169203331"
+    attributes = {a.key: a.value for a in span.attributes}
+    assert attributes["gen_ai.response.id"].string_value == answer["id"]
+    assert (
+        attributes["gen_ai.usage.output_tokens"].int_value == answer["usage"]["completion_tokens"]
+    )
+    assert 0 < span.end_time_unix_nano - span.start_time_unix_nano < 60e9
+    assert "gptoss.prompt" not in attributes

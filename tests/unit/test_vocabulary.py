@@ -125,7 +125,7 @@ def test_long_pieces_get_the_same_ids_as_short_ones(alphabet: str) -> None:
         wanted = loaded.encoding.encode(text, disallowed_special=())
         assert loaded._encode_by_pieces(text) == wanted
         pieces = [
-            v.merge_bytes(m.group().encode(), loaded._rank_of) for m in v._SPLIT.finditer(text)
+            v.merge_bytes(m.group().encode(), loaded.rank_of) for m in v._SPLIT.finditer(text)
         ]
         assert [i for piece in pieces for i in piece] == wanted
         assert loaded.encode(f"x {text} y") == loaded.encoding.encode(

@@ -1,0 +1,170 @@
+"""How the embedded model is taught and folded: the network that trains is the model that serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from src.engine.config import ModelConfig
+from src.engine.shapes import SIZES, hf_config
+from src.harmony.parser import ResponseParser
+from src.harmony.vocabulary import VOCAB_SIZE, Vocabulary, load_vocabulary
+from src.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
+from src.nano.batches import IGNORED, BatchMaker
+from src.nano.examples import Copier, Source, completion_ids, held_out
+from src.nano.folding import ASSET, fold, unfold
+from src.nano.lessons import MIXTURE, example
+from src.nano.network import Masks, Network, TokenTraits, fake_quantize
+from src.prompt_builder import PromptBuilder
+from tests.helpers import load_model, model_logits, relative_rms
+
+MAX_ASSET_BYTES = 6 * 10**6
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return load_vocabulary()
+
+
+@pytest.fixture(scope="module")
+def network(vocabulary: Vocabulary) -> Network:
+    """Untrained, with every kind of parameter away from its beginning."""
+    torch.manual_seed(5)
+    common = torch.arange(0, 6000, 5)
+    made = Network(
+        ModelConfig.from_json(hf_config(SIZES["nano"])), TokenTraits.of(vocabulary), common
+    )
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if parameter.ndim == 1 or name.endswith(("own", "b1", "b2")):
+                parameter += 0.2 * torch.randn_like(parameter)
+    return made
+
+
+def test_training_rounds_as_the_checkpoint_does() -> None:
+    weights = torch.randn(64, 96) * torch.logspace(-3, 3, 64).unsqueeze(1)
+    weights[5] = 0
+    exact = dequantize_mxfp4(quantize_mxfp4(weights), torch.float32)
+    assert torch.equal(fake_quantize(weights), exact)
+    weights.requires_grad_()
+    fake_quantize(weights).sum().backward()
+    assert torch.equal(weights.grad, torch.ones_like(weights)), "the gradient passes through"
+
+
+def test_the_unfolded_checkpoint_is_the_network(network: Network, tmp_path: Path) -> None:
+    fold(network, tmp_path / "folded.safetensors")
+    folder = unfold(tmp_path / "folded.safetensors", tmp_path / "nano")
+    ids = torch.tensor([list(range(3, 150)) + [199_999, 200_006, 200_008]])
+    positions = torch.arange(ids.shape[1]).unsqueeze(0)
+    masks = Masks.of(positions, torch.zeros_like(ids), network.config.sliding_window)
+    with torch.no_grad():
+        expected = network.logits(network(ids, positions, masks)[0], torch.arange(VOCAB_SIZE))
+    served = model_logits(load_model(folder), ids[0].tolist())
+    assert relative_rms(expected, served) < 0.03  # bfloat16 in training, eight bits in the file
+
+
+def test_branches_of_a_row_do_not_see_each_other(network: Network) -> None:
+    shared, one, two = [5, 6, 7], [10, 11, 12, 13], [20, 21]
+    ids = torch.tensor([shared + one + two])
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 3, 4]])
+    branches = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2]])
+    with torch.no_grad():
+        packed = network(ids, positions, Masks.of(positions, branches, 128))[0, -2:]
+        alone_ids = torch.tensor([shared + two])
+        alone_positions = torch.arange(5).unsqueeze(0)
+        alone = network(
+            alone_ids, alone_positions, Masks.of(alone_positions, torch.zeros_like(alone_ids), 128)
+        )[0, -2:]
+    assert relative_rms(alone, packed) < 0.01
+
+
+def test_lessons_depend_on_the_seed_alone(vocabulary: Vocabulary) -> None:
+    batches = [
+        BatchMaker(vocabulary, seed, 4, 384).batch(step)
+        for seed, step in ((1, 7), (1, 7), (1, 8), (2, 7))
+    ]
+    same, other_step, other_seed = (
+        torch.equal(batches[0].token_ids, b.token_ids)
+        if b.token_ids.shape == batches[0].token_ids.shape
+        else False
+        for b in batches[1:]
+    )
+    assert same and not other_step and not other_seed
+
+
+def test_targets_are_the_assistants_tokens(vocabulary: Vocabulary) -> None:
+    batch = BatchMaker(vocabulary, 3, 4, 384).batch(0)
+    wanted = batch.targets != IGNORED
+    rows, places = torch.where(wanted)
+    inside = places + 1 < batch.token_ids.shape[1]
+    rows, places = rows[inside], places[inside]
+    follows = batch.branches[rows, places] == batch.branches[rows, places + 1]
+    rows, places = rows[follows], places[follows]
+    assert torch.equal(batch.targets[rows, places], batch.token_ids[rows, places + 1])
+    assert 0.2 < wanted.float().mean() < 0.6
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_every_lesson_is_valid_harmony_that_says_what_it_should(
+    vocabulary: Vocabulary, unseen: bool
+) -> None:
+    source, builder = Source(vocabulary, Random(4), unseen=unseen), PromptBuilder(vocabulary)
+    seen = set()
+    for _ in range(400):
+        made = example(source)
+        seen.add(made.skill)
+        prompt = builder.build(
+            made.messages,
+            tools=made.tools,
+            response_format=made.response_format,
+            effort=made.effort,
+        ).token_ids
+        ids = completion_ids(made, vocabulary, prompt)
+        parser = ResponseParser(vocabulary, [t["name"] for t in made.tools])
+        deltas = [d for token in ids for d in parser.push(token)] + list(
+            parser.finish(truncated=False)
+        )
+        assert not parser.recoveries
+        text = {
+            kind: "".join(d.text for d in deltas if d.kind == kind)
+            for kind in ("reasoning", "content", "tool_call")
+        }
+        assert text["reasoning"]
+        if made.call is not None:
+            assert next(d.tool_name for d in deltas if d.tool_name) == made.call[0]
+        else:
+            assert text["content"] == made.answer_text
+            assert all(part in made.answer_text for part in made.expected)
+    assert len(seen) == len(MIXTURE) - 1  # tools that are not needed go with other skills
+
+
+def test_held_out_words_never_appear_in_training(vocabulary: Vocabulary) -> None:
+    seen, unseen = (Source(vocabulary, Random(1), unseen=u) for u in (False, True))
+    assert not {seen.word() for _ in range(3000)} & {unseen.word() for _ in range(3000)}
+    assert held_out("sum 3 4") == held_out("sum 3 4")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("weather in Alabama", '{"city": "Alabama"}'),
+        ("say widget now", "widget now"),
+        ('{"s": "ejecut"}', "s: ejecut."),
+        ("plain", "other"),
+    ],
+)
+def test_copied_words_keep_the_prompts_tokens(
+    vocabulary: Vocabulary, prompt: str, answer: str
+) -> None:
+    ids = Copier(vocabulary, vocabulary.encode(prompt)).encode(answer)
+    assert vocabulary.decode(ids) == answer
+
+
+def test_the_embedded_model_is_small_and_of_the_shape_that_is_named() -> None:
+    assert ASSET.stat().st_size <= MAX_ASSET_BYTES
+    with safe_open(ASSET, framework="pt") as file:
+        assert file.get_slice("layers.5.w1.blocks").get_shape() == [8, 320, 6, 16]

@@ -23,9 +23,10 @@ import uvicorn
 
 from src import __version__, logs, port_manager
 from src.config import ServerConfig, describe, load_config
-from src.engine.client import EngineClient, EngineError, RestartPolicy
+from src.engine.client import EngineClient
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.gpus import visible_gpus
+from src.engine.lifecycle import EngineError, RestartPolicy
 from src.harmony.vocabulary import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,

@@ -14,8 +14,9 @@ import torch
 from src.cli.make_checkpoint import make_checkpoint
 from src.engine.config import EngineConfig, ModelConfig
 from src.engine.messages import NewRequest, SchedulerOutput
+from src.engine.model.checkpoint import Checkpoint
 from src.engine.model.gpt_oss import GptOss, LayerCache
-from src.engine.model.weights import Checkpoint, ModelWeights, WeightLoader
+from src.engine.model.weights import ModelWeights, WeightLoader
 from src.engine.parallel import Communicator
 from src.engine.sampling_params import SamplingParams
 from src.engine.shapes import Size

@@ -94,23 +94,12 @@ def create_app(
                 await asyncio.to_thread(tracing.close)
 
     app = FastAPI(title="gpt-oss server", version=__version__, lifespan=lifespan)
-    builder = PromptBuilder(
-        vocabulary,
-        current_date=config.current_date,
-        cache_bytes=config.prompt_cache_bytes,
-        cache_ttl_s=config.prompt_cache_ttl_s,
-        replay_generated_ids=(
-            not config.resolved("batch_invariant")
-            if config.replay_generated_ids is None
-            else config.replay_generated_ids
-        ),
-    )
-    metrics, access = Metrics(), Access(config)
     tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
+    metrics, access = Metrics(), Access(config)
     context = ServerContext(
         config=config,
         engine=engine,
-        prompt_builder=builder,
+        prompt_builder=_prompt_builder(vocabulary, config),
         vocabulary=vocabulary,
         metrics=metrics,
         model_id=model_id,
@@ -137,3 +126,17 @@ def create_app(
         )
     app.add_middleware(Frame)  # the last one added is the outermost
     return app
+
+
+def _prompt_builder(vocabulary: Vocabulary, config: ServerConfig) -> PromptBuilder:
+    return PromptBuilder(
+        vocabulary,
+        current_date=config.current_date,
+        cache_bytes=config.prompt_cache_bytes,
+        cache_ttl_s=config.prompt_cache_ttl_s,
+        replay_generated_ids=(
+            not config.resolved("batch_invariant")
+            if config.replay_generated_ids is None
+            else config.replay_generated_ids
+        ),
+    )

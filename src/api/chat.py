@@ -19,7 +19,7 @@ from src.api.errors import ApiError, Cancelled, EngineFailure, from_engine
 from src.api.metrics import RequestRecord
 from src.api.protocol import ChatCompletionRequest
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
-from src.engine.client import EngineError
+from src.engine.lifecycle import EngineError
 from src.engine.messages import TokenOutput
 from src.harmony.deltas import Delta
 from src.harmony.parser import ResponseParser

@@ -22,7 +22,7 @@ from src.api.errors import ApiError, Cancelled, EngineFailure, InvalidRequest, f
 from src.api.metrics import RequestRecord
 from src.api.protocol import VOCAB_SIZE, SamplingFields, fail
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
-from src.engine.client import EngineError
+from src.engine.lifecycle import EngineError
 from src.engine.messages import AddRequest, TokenLogprobs, TokenOutput
 from src.engine.request import FinishReason
 from src.engine.sampling_params import SamplingParams

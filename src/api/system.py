@@ -16,8 +16,8 @@ from src.api.access import describe as describe_access
 from src.api.deps import Context, ServerContext
 from src.api.errors import json_response
 from src.api.metrics import Live, LiveCollector
-from src.engine.client import EngineState
 from src.engine.gpus import visible_gpus
+from src.engine.lifecycle import EngineState
 
 router = APIRouter()
 
@@ -124,28 +124,22 @@ async def stats(context: Context) -> dict[str, Any]:
             **msgspec.to_builtins(live),
             **(msgspec.to_builtins(engine.ready) if engine.ready is not None else {}),
         },
-        "profile_settings": {
-            "max_num_seqs": engine.config.max_num_seqs,
-            "max_num_batched_tokens": engine.config.max_num_batched_tokens,
-            "max_num_waiting": engine.config.max_num_waiting,
-            "batch_invariant": engine.config.batch_invariant,
-            **{
-                key: getattr(context.profile, key)
-                for key in (
-                    "effort",
-                    "temperature",
-                    "top_p",
-                    "max_output_tokens",
-                    "reasoning_budget",
-                    "priority",
-                    "deadline_s",
-                    "expected_answer_s",
-                    "ttft_p95_s",
-                    "e2e_p95_s",
-                    "max_error_ratio",
-                )
-            },
-        },
+        "profile_settings": _profile_settings(context),
+    }
+
+
+PROFILE_FIELDS = (
+    "effort", "temperature", "top_p", "max_output_tokens", "reasoning_budget", "priority", "deadline_s",
+    "expected_answer_s", "ttft_p95_s", "e2e_p95_s", "max_error_ratio",
+)  # fmt: skip
+
+
+def _profile_settings(context: ServerContext) -> dict[str, Any]:
+    """What the profile and the operator's flags came to."""
+    limits = ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant")
+    return {
+        **{key: getattr(context.engine.config, key) for key in limits},
+        **{key: getattr(context.profile, key) for key in PROFILE_FIELDS},
     }
 
 

@@ -8,7 +8,7 @@ import time
 
 from src.api.chat_plan import plan_chat
 from src.api.deps import ServerContext
-from src.engine.client import EngineError
+from src.engine.lifecycle import EngineError
 
 logger = logging.getLogger(__name__)
 

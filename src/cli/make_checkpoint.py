@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from src.engine.config import ModelConfig
-from src.engine.model.weights import PACKED_TYPES, expected_tensors
+from src.engine.model.checkpoint import PACKED_TYPES, expected_tensors
 from src.engine.shapes import SIZES, Size, hf_config, original_config
 from src.harmony.tokenizer_files import write_tokenizer
 from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import enum
 import logging
 import multiprocessing
 import os
@@ -16,7 +15,6 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,13 @@ import zmq
 import zmq.asyncio
 
 from src.engine.config import EngineConfig
+from src.engine.lifecycle import (
+    EngineDeadError,
+    EngineError,
+    EngineState,
+    QueueFullError,
+    RestartPolicy,
+)  # fmt: skip
 from src.engine.messages import (
     AbortRequests,
     AddRequest,
@@ -44,41 +49,6 @@ from src.engine.streams import OutputStream
 logger = logging.getLogger(__name__)
 
 
-class EngineState(enum.StrEnum):
-    LOADING = "loading"
-    READY = "ready"
-    RESTARTING = "restarting"
-    DEAD = "dead"
-    STOPPED = "stopped"
-
-
-class EngineError(Exception):
-    """The engine cannot take the request now."""
-
-
-class EngineDeadError(EngineError):
-    """The engine process is gone, or could not be started."""
-
-
-class QueueFullError(EngineError):
-    """Too many requests wait already."""
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    max_restarts: int = 5  # in a row, without a request served in between
-    backoff_s: float = 0.5  # doubled each time
-    max_backoff_s: float = 30.0
-    step_timeout_s: float = (
-        300.0  # no sign of life for this long while work is waiting: the engine counts as dead
-    )
-    ready_wait_s: float = 60.0  # how long a request waits for an engine that is restarting
-
-
 class EngineClient:
     """One engine process at a time. Belongs to the event loop that `start` was called on."""
 
@@ -95,7 +65,7 @@ class EngineClient:
         self.stats = EngineStats()
         self.num_restarts = 0
         self.failure: str | None = None
-        self._log = log or {"level": logging.INFO}
+        self._log = log or {"level": "info", "log_format": "text"}
         self._streams: dict[str, OutputStream] = {}
         self._num_unstarted = 0
         self._num_unstarted_tokens = 0

@@ -31,7 +31,7 @@ from src.engine.messages import (
     ToEngine,
     TokenOutput,
 )  # fmt: skip
-from src.engine.model.weights import CheckpointError
+from src.engine.model.checkpoint import CheckpointError
 from src.engine.placement import place
 from src.engine.request import FinishReason, Request
 from src.engine.scheduler import Scheduler

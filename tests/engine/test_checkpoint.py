@@ -13,13 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from src.cli.make_checkpoint import make_checkpoint
 from src.engine.config import ConfigError, ModelConfig
-from src.engine.model.weights import (
-    Checkpoint,
-    CheckpointError,
-    WeightLoader,
-    dummy_weights,
-    iterate_tensors,
-)
+from src.engine.model.checkpoint import Checkpoint, CheckpointError
+from src.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
 from src.engine.shapes import SIZES, Size, hf_config
 from tests.helpers import checkpoint, model_logits, one_rank
 
@@ -178,7 +173,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
 
 def test_tensor_names_and_bytes_are_those_of_the_published_20b() -> None:
     """459 tensors and 13,761,264,768 bytes stand in the index of openai/gpt-oss-20b."""
-    from src.engine.model.weights import expected_tensors
+    from src.engine.model.checkpoint import expected_tensors
 
     config = ModelConfig.from_json(hf_config(SIZES["20b"]))
     expected = expected_tensors(config, original=False, packed=True)

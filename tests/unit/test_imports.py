@@ -14,8 +14,8 @@ CONTROL = "src.engine.config src.engine.request src.engine.messages src.engine.s
 ALLOWED = {
     "src.logs": "",
     "src.server": "src src.logs src.api.deps src.config src.profiles src.port_manager src.prompt_builder src.model_locator "
-    "src.harmony.vocabulary src.api.app src.engine.client src.engine.config src.engine.gpus",
-    "src.api": "src src.api src.config src.profiles src.prompt_builder src.harmony src.engine.client "
+    "src.harmony.vocabulary src.api.app src.engine.client src.engine.lifecycle src.engine.config src.engine.gpus",
+    "src.api": "src src.api src.config src.profiles src.prompt_builder src.harmony src.engine.client src.engine.lifecycle "
     "src.engine.messages src.engine.request src.engine.sampling_params src.engine.gpus src.engine.config",
     "src.config": "src.profiles src.engine.config",
     "src.model_locator": "src.engine.config src.engine.shapes",
@@ -36,7 +36,8 @@ ALLOWED = {
     "src.engine.kv_cache_manager": "src.engine.request",
     "src.engine.messages": "src.engine.request src.engine.sampling_params",
     "src.engine.scheduler": CONTROL + " src.engine.kv_cache_manager",
-    "src.engine.client": CONTROL + " src.engine.core src.engine.streams",
+    "src.engine.client": CONTROL + " src.engine.core src.engine.streams src.engine.lifecycle",
+    "src.engine.lifecycle": "",
     "src.engine.streams": "src.engine.messages",
     "src.kernels": "src.kernels",
     "src.engine.model": "src.engine.model src.kernels src.engine.config src.engine.parallel src.engine.shards",
@@ -46,7 +47,7 @@ ALLOWED = {
     "src.engine.executor": CONTROL + " src.engine.worker",
     "src.engine.core": CONTROL
     + " src.engine.executor src.engine.scheduler src.engine.kv_cache_manager "
-    "src.engine.guided src.engine.model.weights src.engine.placement src.logs",
+    "src.engine.guided src.engine.model.checkpoint src.engine.placement src.logs",
     "src.nano": "src.nano src.harmony src.prompt_builder src.kernels src.engine.config src.engine.shapes",
     "src.cli": "src.engine src.harmony src.kernels src.nano src.prompt_builder src.model_locator",
 }

@@ -17,7 +17,7 @@ import torch
 from src import logs
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.messages import ModelRunnerOutput, RankReport, SchedulerOutput, Step
-from src.engine.model.weights import CheckpointError
+from src.engine.model.checkpoint import CheckpointError
 from src.engine.shards import Shard
 from src.engine.worker.worker import Worker
 

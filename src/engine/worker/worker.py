@@ -15,8 +15,9 @@ import torch
 from src.engine.config import FULL, SLIDING, ConfigError, EngineConfig
 from src.engine.memory_plan import stage_layers
 from src.engine.messages import PROBE_ID, ModelRunnerOutput, NewRequest, SchedulerOutput
+from src.engine.model.checkpoint import Checkpoint
 from src.engine.model.gpt_oss import GptOss, LayerCache
-from src.engine.model.weights import Checkpoint, WeightLoader, dummy_weights, iterate_tensors
+from src.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
 from src.engine.parallel import Communicator
 from src.engine.sampling_params import SamplingParams
 from src.engine.shards import make_shard

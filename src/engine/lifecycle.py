@@ -1,0 +1,41 @@
+"""The states of the engine process, and how its client fails."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class EngineState(enum.StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    DEAD = "dead"
+    STOPPED = "stopped"
+
+
+class EngineError(Exception):
+    """The engine cannot take the request now."""
+
+
+class EngineDeadError(EngineError):
+    """The engine process is gone, or could not be started."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests wait already."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    max_restarts: int = 5  # in a row, without a request served in between
+    backoff_s: float = 0.5  # doubled each time
+    max_backoff_s: float = 30.0
+    step_timeout_s: float = (
+        300.0  # no sign of life for this long while work is waiting: the engine counts as dead
+    )
+    ready_wait_s: float = 60.0  # how long a request waits for an engine that is restarting

@@ -1,0 +1,187 @@
+"""Reading a gpt-oss checkpoint: Hugging Face's layout or `original/`, MXFP4 or BF16 experts, one file or many.
+
+Everything is checked against the shapes that config.json implies before the first tensor is read, so a broken
+download is an error that names file and tensor, not a crash or a wrong answer later.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from src.engine.config import ModelConfig
+from src.kernels.mxfp4 import GROUP_SIZE
+
+Shape = tuple[int, ...]
+FLOAT_TYPES = frozenset({"BF16", "F16", "F32"})
+PACKED_TYPES = frozenset({"U8"})
+
+
+class CheckpointError(Exception):
+    """The checkpoint cannot be served. The message names the file and the tensor."""
+
+
+def expected_tensors(
+    c: ModelConfig, *, original: bool, packed: bool
+) -> dict[str, tuple[Shape, frozenset[str]]]:
+    """Name -> (shape, allowed safetensors types) of every tensor that a checkpoint of this shape holds."""
+    hidden, inter, experts = c.hidden_size, c.intermediate_size, c.num_experts
+    q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    shapes: dict[str, Shape] = {}
+    packed_shapes: dict[str, Shape] = {}
+
+    def expert_matrix(name: str, dotted: bool, rows: int, columns: int) -> None:
+        if packed:
+            separator = "." if dotted else "_"
+            groups = columns // GROUP_SIZE
+            packed_shapes[f"{name}{separator}blocks"] = (experts, rows, groups, GROUP_SIZE // 2)
+            packed_shapes[f"{name}{separator}scales"] = (experts, rows, groups)
+        else:
+            shapes[name] = (
+                experts,
+                columns,
+                rows,
+            )  # transformers keeps unquantised experts transposed
+
+    if original:
+        shapes |= {
+            "embedding.weight": (c.vocab_size, hidden),
+            "unembedding.weight": (c.vocab_size, hidden),
+            "norm.scale": (hidden,),
+        }
+    else:
+        shapes |= {
+            "model.embed_tokens.weight": (c.vocab_size, hidden),
+            "lm_head.weight": (c.vocab_size, hidden),
+            "model.norm.weight": (hidden,),
+        }
+    for n in range(c.num_layers):
+        if original:
+            a, m = f"block.{n}.attn.", f"block.{n}.mlp."
+            shapes |= {
+                a + "norm.scale": (hidden,),
+                a + "qkv.weight": (q_dim + 2 * kv_dim, hidden),
+                a + "qkv.bias": (q_dim + 2 * kv_dim,),
+                a + "sinks": (c.num_attention_heads,),
+                a + "out.weight": (hidden, q_dim),
+                a + "out.bias": (hidden,),
+                m + "norm.scale": (hidden,),
+                m + "gate.weight": (experts, hidden),
+                m + "gate.bias": (experts,),
+                m + "mlp1_bias": (experts, 2 * inter),
+                m + "mlp2_bias": (experts, hidden),
+            }
+            expert_matrix(m + "mlp1_weight", True, 2 * inter, hidden)
+            expert_matrix(m + "mlp2_weight", True, hidden, inter)
+        else:
+            layer = f"model.layers.{n}."
+            a, m = layer + "self_attn.", layer + "mlp."
+            shapes |= {
+                layer + "input_layernorm.weight": (hidden,),
+                layer + "post_attention_layernorm.weight": (hidden,),
+                a + "q_proj.weight": (q_dim, hidden),
+                a + "q_proj.bias": (q_dim,),
+                a + "k_proj.weight": (kv_dim, hidden),
+                a + "k_proj.bias": (kv_dim,),
+                a + "v_proj.weight": (kv_dim, hidden),
+                a + "v_proj.bias": (kv_dim,),
+                a + "o_proj.weight": (hidden, q_dim),
+                a + "o_proj.bias": (hidden,),
+                a + "sinks": (c.num_attention_heads,),
+                m + "router.weight": (experts, hidden),
+                m + "router.bias": (experts,),
+                m + "experts.gate_up_proj_bias": (experts, 2 * inter),
+                m + "experts.down_proj_bias": (experts, hidden),
+            }
+            expert_matrix(m + "experts.gate_up_proj", False, 2 * inter, hidden)
+            expert_matrix(m + "experts.down_proj", False, hidden, inter)
+    return {
+        **{name: (shape, FLOAT_TYPES) for name, shape in shapes.items()},
+        **{name: (shape, PACKED_TYPES) for name, shape in packed_shapes.items()},
+    }
+
+
+class Checkpoint:
+    """The tensors of a folder by name, memory-mapped. Checked whole when opened.
+
+    Raises:
+        CheckpointError: a file or a tensor is missing, extra, truncated, or of another shape or type.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+        self._file_of = self._index()
+        self.original = "embedding.weight" in self._file_of
+        self.packed = any(name.endswith(("_blocks", ".blocks")) for name in self._file_of)
+        self._check(expected_tensors(config, original=self.original, packed=self.packed))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Raises CheckpointError if the bytes cannot be read."""
+        path = self._file_of[name]
+        try:
+            value: torch.Tensor = self._files[path.name].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot read tensor {name!r}: {error}") from error
+        return value
+
+    def part(self, name: str, cut: tuple[slice, ...]) -> torch.Tensor:
+        """The part of a tensor that `cut` selects; only that is read. Raises CheckpointError as tensor() does."""
+        path = self._file_of[name]
+        try:
+            value: torch.Tensor = self._files[path.name].get_slice(name)[cut]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot read tensor {name!r}: {error}") from error
+        return value
+
+    def _index(self) -> dict[str, Path]:
+        listed = self._listed_files()
+        file_of: dict[str, Path] = {}
+        for path in listed:
+            try:
+                handle = safe_open(path, framework="pt")
+            except FileNotFoundError:
+                raise CheckpointError(f"{path} is missing, though the index names it") from None
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
+            self._files[path.name] = handle
+            for name in handle.keys():  # noqa: SIM118  a safetensors handle is no mapping
+                if name in file_of:
+                    raise CheckpointError(
+                        f"tensor {name!r} stands in {file_of[name].name} and in {path.name}"
+                    )
+                file_of[name] = path
+        return file_of
+
+    def _listed_files(self) -> list[Path]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            weight_map = json.loads(index.read_text())["weight_map"]
+            return [self.folder / name for name in sorted(set(weight_map.values()))]
+        files = sorted(self.folder.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"{self.folder} holds no *.safetensors file")
+        return files
+
+    def _check(self, expected: dict[str, tuple[Shape, frozenset[str]]]) -> None:
+        for name, (shape, types) in expected.items():
+            path = self._file_of.get(name)
+            if path is None:
+                raise CheckpointError(f"{self.folder}: tensor {name!r} is missing")
+            view = self._files[path.name].get_slice(name)
+            found = tuple(view.get_shape())
+            if found != shape:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} has shape {found}, expected {shape}"
+                )
+            if view.get_dtype() not in types:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} has type {view.get_dtype()}, expected {' or '.join(sorted(types))}"
+                )
+        for name, path in self._file_of.items():
+            if name not in expected:
+                raise CheckpointError(f"{path}: unexpected tensor {name!r}")

@@ -37,8 +37,8 @@ PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("Cache hits", "percentunit", [
         (f"{per_second('gptoss_prompt_cache_hits_total')} / {per_second('gptoss_prompt_cache_builds_total')}", "prompt cache"),
         (f"{per_second('gptoss_prefix_cache_hits_total')} / {per_second('gptoss_prefix_cache_queries_total')}", "prefix cache")]),
-    ("Step time", "s", [(f"{per_second('gptoss_engine_step_seconds_total')} / {per_second('gptoss_engine_steps_total')}", "mean")]),
-    ("Batch size", "short", [(f"gptoss_engine_batch_size{{{P}}}", "requests in the last step")]),
+    ("Step time", "s", quantiles("gptoss_engine_step_duration_seconds")),
+    ("Requests in a step", "short", quantiles("gptoss_engine_step_requests")),
     ("Preemptions and restarts", "short", [(f"increase(gptoss_preemptions_total{{{P}}}[5m])", "preemptions"), (f"increase(gptoss_engine_restarts_total{{{P}}}[5m])", "restarts")]),
     ("Prompt length", "short", quantiles("gptoss_request_prompt_tokens")),
     ("Answer length", "short", quantiles("gptoss_request_generation_tokens")),

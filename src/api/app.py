@@ -109,6 +109,7 @@ def create_app(
         access=access,
         ledger=Ledger(engine, metrics, access, tracing),
     )
+    engine.on_step = metrics.step
     app.state.context = context
     system.register_live_metrics(context)
     errors.install(app)

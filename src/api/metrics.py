@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from src.api.access import Caller
+from src.engine.messages import EngineStats
 
 TTFT_BUCKETS = (
     0.001,
@@ -77,6 +78,8 @@ ITL_BUCKETS = (
     1,
     2.5,
 )
+STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TOKEN_BUCKETS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 # Ours -> vLLM's, where both mean the same; histograms, gauges and counters alike.
 VLLM_NAMES = {
@@ -185,6 +188,12 @@ class Metrics:
         self._output = histogram(
             "request_generation_tokens", "Generated tokens of a request.", TOKEN_BUCKETS
         )
+        self._step = histogram(
+            "engine_step_duration_seconds", "Time of an engine step.", STEP_BUCKETS
+        )
+        self._step_requests = histogram(
+            "engine_step_requests", "Requests in an engine step.", BATCH_BUCKETS
+        )
         self._requests = Counter(
             "gptoss_requests", "Requests by how they ended.", ["outcome"], registry=self.registry
         )
@@ -240,6 +249,10 @@ class Metrics:
                 record.num_output_tokens,
             )
         )
+
+    def step(self, stats: EngineStats) -> None:
+        self._step.observe(stats.last_step_s)
+        self._step_requests.observe(stats.last_step_seqs)
 
     def reject(self) -> None:
         self.outcomes["rejected"] += 1

@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ class EngineClient:
         self.state = EngineState.LOADING
         self.ready: Ready | None = None
         self.stats = EngineStats()
+        self.on_step: Callable[[EngineStats], None] | None = (
+            None  # called for each step that is reported
+        )
         self.num_restarts = 0
         self.failure: str | None = None
         self._log = log or {"level": "info", "log_format": "text"}
@@ -341,7 +344,10 @@ class EngineClient:
     def _handle(self, message: FromEngine) -> None:
         self._last_sign = time.monotonic()
         if isinstance(message, Outputs):
+            stepped = message.stats.num_steps_total != self.stats.num_steps_total
             self.stats = message.stats
+            if stepped and self.on_step is not None:
+                self.on_step(message.stats)
             for output in message.outputs:
                 self._deliver(output)
         elif isinstance(message, Ready):

@@ -6,6 +6,7 @@ One Communicator a rank. With one rank every method is the identity, so the mode
 from __future__ import annotations
 
 import datetime
+import os
 from collections import deque
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch.distributed as dist
 
 from src.engine.shards import Shard
 
+LOOPBACK = Path("/sys/class/net/lo")
 START_TIMEOUT_S = 600  # ranks load at different speeds
 STEP_TIMEOUT_S = 1800  # a dead rank is noticed by its process, not by this
 MAX_SENDS = 4  # hidden states on their way to the next stage
@@ -32,6 +34,8 @@ class Communicator:
         if self.world_size == 1:
             return
         assert rendezvous is not None
+        if LOOPBACK.exists():  # ranks share a machine: its name need not resolve, nor its network be up
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.name)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             init_method=f"file://{rendezvous}",

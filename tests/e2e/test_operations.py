@@ -347,6 +347,10 @@ def test_the_figures_are_what_a_client_measures() -> None:
         steps = grown("gptoss_engine_steps_total")
         assert tokens - 12 <= steps <= tokens + 60
         assert grown("gptoss_engine_step_seconds_total") <= sum(e2e)
+        assert grown("gptoss_engine_step_duration_seconds_count") == steps
+        assert grown("gptoss_engine_step_duration_seconds_sum") == pytest.approx(
+            grown("gptoss_engine_step_seconds_total")
+        )
         for name in (
             "num_requests_running",
             "prompt_tokens_total",

@@ -44,7 +44,7 @@ class Worker:
         self.dtype = choose_dtype(config.dtype, self.device, config.gpu_dtypes)
         if self.device.type == "cpu":
             set_threads(config.num_threads, world)
-        else:
+        elif self.device.index is not None:
             torch.cuda.set_device(self.device)
         self.shard = make_shard(
             config.model,

@@ -20,7 +20,11 @@ from typing import Any
 import yaml
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
+from limits.strategies import (
+    MovingWindowRateLimiter,
+    RateLimiter,
+    SlidingWindowCounterRateLimiter,
+)  # fmt: skip
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -152,7 +156,11 @@ class Access:
     def __init__(self, config: ServerConfig) -> None:
         """Raises ConfigError."""
         self._config = config
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        storage = MemoryStorage()
+        self._requests = MovingWindowRateLimiter(storage)
+        self._tokens = SlidingWindowCounterRateLimiter(
+            storage
+        )  # a counter: a moving window keeps an entry for each
         self._concurrent: Counter[str] = Counter()
         self._callers = load_callers(config)
         self._anonymous = anonymous(config)
@@ -218,7 +226,7 @@ class Access:
                 "concurrency_exceeded",
                 {"retry-after": "1"},
             )
-        tokens = self._window(caller, "tokens", caller.tokens_per_minute)
+        tokens = self._window(self._tokens, caller, "tokens", caller.tokens_per_minute)
         if tokens is not None and tokens.remaining < 1:
             raise _too_many(
                 f"Limit of {caller.tokens_per_minute} tokens per minute reached.",
@@ -227,8 +235,10 @@ class Access:
             )
         if caller.requests_per_minute:
             item = RateLimitItemPerMinute(caller.requests_per_minute)
-            if not self._limiter.hit(item, caller.name, "requests"):
-                window = self._window(caller, "requests", caller.requests_per_minute)
+            if not self._requests.hit(item, caller.name, "requests"):
+                window = self._window(
+                    self._requests, caller, "requests", caller.requests_per_minute
+                )
                 assert window is not None
                 raise _too_many(
                     f"Limit of {caller.requests_per_minute} requests per minute reached.",
@@ -242,35 +252,43 @@ class Access:
         self._concurrent[caller.name] -= 1
 
     def charge(self, caller: Caller, num_tokens: int) -> None:
-        """Counts tokens after the fact: what an answer costs is known at its end."""
-        if caller.tokens_per_minute and num_tokens:
-            item = RateLimitItemPerMinute(caller.tokens_per_minute)
-            # a window takes no more than its size at once
-            self._limiter.hit(
-                item, caller.name, "tokens", cost=min(num_tokens, caller.tokens_per_minute)
-            )
-            left = self._window(caller, "tokens", caller.tokens_per_minute)
-            if left is not None and 0 < left.remaining < num_tokens:
-                self._limiter.hit(item, caller.name, "tokens", cost=left.remaining)
+        """Counts tokens after the fact: what an answer costs is known at its end. More than is left takes all of it."""
+        if not caller.tokens_per_minute or not num_tokens:
+            return
+        item = RateLimitItemPerMinute(caller.tokens_per_minute)
+        if self._tokens.hit(item, caller.name, "tokens", cost=num_tokens):
+            return
+        left = self._window(self._tokens, caller, "tokens", caller.tokens_per_minute)
+        if left is not None and left.remaining > 0:
+            self._tokens.hit(item, caller.name, "tokens", cost=left.remaining)
 
     def headers(self, caller: Caller) -> dict[str, str]:
         """OpenAI's x-ratelimit headers, for the limits that the caller has."""
         out = {}
-        for kind, limit in (
-            ("requests", caller.requests_per_minute),
-            ("tokens", caller.tokens_per_minute),
+        for limiter, kind, limit in (
+            (self._requests, "requests", caller.requests_per_minute),
+            (self._tokens, "tokens", caller.tokens_per_minute),
         ):
-            window = self._window(caller, kind, limit)
+            window = self._window(limiter, caller, kind, limit)
             if window is not None:
                 out[f"x-ratelimit-limit-{kind}"] = str(limit)
                 out[f"x-ratelimit-remaining-{kind}"] = str(window.remaining)
                 out[f"x-ratelimit-reset-{kind}"] = f"{window.reset_in_s:.0f}s"
         return out
 
-    def _window(self, caller: Caller, kind: str, limit: int) -> _Window | None:
+    def report(self) -> dict[str, Any]:
+        """For /stats: counts, no names of keys."""
+        return {
+            "keys": len(self._callers),
+            "refused": dict(self.refused),
+            "draining": self.draining,
+        }
+
+    @staticmethod
+    def _window(limiter: RateLimiter, caller: Caller, kind: str, limit: int) -> _Window | None:
         if not limit:
             return None
-        stats = self._limiter.get_window_stats(RateLimitItemPerMinute(limit), caller.name, kind)
+        stats = limiter.get_window_stats(RateLimitItemPerMinute(limit), caller.name, kind)
         return _Window(stats.remaining, max(0.0, stats.reset_time - time.time()))
 
 
@@ -327,12 +345,3 @@ class Door:
         finally:
             if generates:
                 self._access.leave(caller)
-
-
-def describe(access: Access) -> dict[str, Any]:
-    """For /stats: counts, no names of keys."""
-    return {
-        "keys": len(access._callers),
-        "refused": dict(access.refused),
-        "draining": access.draining,
-    }

@@ -12,7 +12,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from src import __version__
-from src.api.access import describe as describe_access
 from src.api.deps import Context, ServerContext
 from src.api.errors import json_response
 from src.api.metrics import Live, LiveCollector
@@ -114,7 +113,7 @@ async def stats(context: Context) -> dict[str, Any]:
             "hit_rate": live.num_prefix_hit_total / queried if queried else 0.0,
         },
         "harmony_recoveries": dict(metrics.recoveries),
-        "access": describe_access(context.access),
+        "access": context.access.report(),
         "gpus": await asyncio.to_thread(gpu_report),
         "engine": {
             "state": str(engine.state),

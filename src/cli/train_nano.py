@@ -1,7 +1,7 @@
 """Trains the embedded model gpt-oss-nano on lessons of our own making.
 
     python -m src.cli.train_nano --out build/nano            # goes on from the last checkpoint there
-    python -m src.cli.train_nano --out build/nano --export assets/nano
+    python -m src.cli.train_nano --out build/nano --export assets/nano/gpt-oss-nano.safetensors
 
 The lessons are in src/nano. Nothing is downloaded. The same seed on the same machine gives the same model.
 """
@@ -24,6 +24,7 @@ from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, load_vocabulary
 from src.nano.batches import IGNORED, Batch, BatchMaker
+from src.nano.folding import fold
 from src.nano.network import Masks, Network, TokenTraits
 
 COMMON_TOKENS = 1536
@@ -153,18 +154,21 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the training checkpoint")
+    parser.add_argument("--export", type=Path, help="file of the folded model, written at the end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--rows", type=int, default=12, help="rows of a batch")
-    parser.add_argument("--row-size", type=int, default=512, help="tokens of a row")
-    parser.add_argument("--muon-rate", type=float, default=5e-3)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=16, help="rows of a batch")
+    parser.add_argument("--row-size", type=int, default=384, help="tokens of a row")
+    parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     args = parser.parse_args(argv)
     started = time.perf_counter()
-    train(
+    network = train(
         args.out, seed=args.seed, steps=args.steps, rows=args.rows, row_size=args.row_size,
         muon_rate=args.muon_rate, adam_rate=args.adam_rate,
     )  # fmt: skip
+    if args.export is not None:
+        fold(network, args.export)
     sys.stdout.write(f"{args.out}: {(time.perf_counter() - started) / 60:.0f} minutes\n")
     return 0
 

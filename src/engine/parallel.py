@@ -34,7 +34,9 @@ class Communicator:
         if self.world_size == 1:
             return
         assert rendezvous is not None
-        if LOOPBACK.exists():  # ranks share a machine: its name need not resolve, nor its network be up
+        if (
+            LOOPBACK.exists()
+        ):  # ranks share a machine: its name need not resolve, nor its network be up
             os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.name)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",

@@ -122,7 +122,12 @@ def test_tokens_per_minute(keyed: ServerProcess) -> None:
     spent = first.json()["usage"]["total_tokens"]
     second = post(keyed, "key-of-dave")
     assert int(second.headers["x-ratelimit-remaining-tokens"]) == 150 - spent
-    codes = [post(keyed, "key-of-dave").status_code for _ in range(3)]
+    third = post(keyed, "key-of-dave")
+    assert (
+        int(third.headers["x-ratelimit-remaining-tokens"])
+        == 150 - spent - second.json()["usage"]["total_tokens"]
+    )
+    codes = [post(keyed, "key-of-dave").status_code for _ in range(2)]
     assert codes[-1] == 429
     assert (
         post(keyed, "key-of-dave").json()["error"]["message"]

@@ -109,3 +109,37 @@ def test_rope_parameters_of_newer_transformers_are_read() -> None:
     new = {k: v for k, v in raw.items() if k not in ("rope_theta", "rope_scaling")}
     new["rope_parameters"] = {**raw["rope_scaling"], "rope_theta": raw["rope_theta"]}
     assert ModelConfig.from_json(new) == ModelConfig.from_json(raw)
+
+
+def test_the_model_is_the_flags_then_the_profiles_then_the_embedded_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from src import server
+    from src.config import ServerConfig
+
+    monkeypatch.setattr(server, "visible_gpus", lambda: ["a GPU"])
+    assert server.choose_model(ServerConfig(model="120b", profile="latency_first")) == "120b"
+    assert server.choose_model(ServerConfig(profile="latency_first")) == "20b"
+    assert server.choose_model(ServerConfig(profile="quality_first")) == "120b"
+    changed = ServerConfig(profile="balanced", profiles={"balanced": {"model": "120b"}})
+    assert server.choose_model(changed) == "120b"
+    monkeypatch.setattr(server, "visible_gpus", lambda: [])
+    assert server.choose_model(ServerConfig(profile="quality_first")) == "nano"
+
+
+def test_a_missing_checkpoint_or_gpu_is_said_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from src.cli.preflight import MISSING, main, missing
+    from src.engine.gpus import Gpu
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = missing("20b", None, [])
+    assert [text.split(":")[0] for text in found] == ["checkpoint", "GPU"]
+    small = Gpu(0, "NVIDIA T4", 16 * 10**9, 15 * 10**9, None, None)
+    assert (
+        "does not fit" in missing("120b", None, [small])[1]
+        and "T4" in missing("120b", None, [small])[1]
+    )
+    assert missing("nano", None, []) == []
+    assert (main(["--model", "120b"]), main(["--model", "nano"])) == (MISSING, 0)

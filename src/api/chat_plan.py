@@ -64,18 +64,43 @@ def resolve_model(name: str, context: ServerContext) -> Profile:
     )
 
 
+def _profile(request: ChatCompletionRequest, context: ServerContext) -> Profile:
+    """`profile` in the body, else the model's suffix, else the server's own."""
+    of_model = resolve_model(request.model, context)
+    if request.profile is None:
+        return of_model
+    if request.profile not in context.profiles:
+        known = ", ".join(context.profiles)
+        raise InvalidRequest(f"Unknown profile {request.profile!r}; there are {known}.", "profile")
+    return context.profiles[request.profile]
+
+
+def _max_tokens(
+    request: ChatCompletionRequest, profile: Profile, prompt_tokens: int, context: ServerContext
+) -> int:
+    """Tokens that may be generated: what was asked for, or the profile's, within the context."""
+    room = context.max_model_len - prompt_tokens
+    if room < 1:
+        raise InvalidRequest(
+            f"This model's maximum context length is {context.max_model_len} tokens. However, your messages resulted "
+            f"in {prompt_tokens} tokens. Please reduce the length of the messages.",
+            "messages",
+            "context_length_exceeded",
+        )
+    asked = request.max_completion_tokens or request.max_tokens
+    max_tokens: int = min(room, asked or profile.max_output_tokens)
+    if (request.min_tokens or 0) > max_tokens:
+        raise InvalidRequest(
+            f"'min_tokens' is above the {max_tokens} tokens that may be generated.", "min_tokens"
+        )
+    return max_tokens
+
+
 async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
     request = ChatCompletionRequest.model_validate(dict(body))
     _warn_unknown(body, request)
-    profile = resolve_model(request.model, context)
-    if request.profile is not None:
-        if request.profile not in context.profiles:
-            known = ", ".join(context.profiles)
-            raise InvalidRequest(
-                f"Unknown profile {request.profile!r}; there are {known}.", "profile"
-            )
-        profile = context.profiles[request.profile]
+    profile = _profile(request, context)
     if request.tools or request.functions or request.response_format:  # schemas are compiled
         tools, response_format = await asyncio.to_thread(
             lambda: (plan_tools(request), _response_format(request))
@@ -93,20 +118,7 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
         )
     except PromptError as error:
         raise InvalidRequest(str(error), error.param, "invalid_value") from None
-    room = context.max_model_len - len(prompt.token_ids)
-    if room < 1:
-        raise InvalidRequest(
-            f"This model's maximum context length is {context.max_model_len} tokens. However, your messages resulted "
-            f"in {len(prompt.token_ids)} tokens. Please reduce the length of the messages.",
-            "messages",
-            "context_length_exceeded",
-        )
-    asked = request.max_completion_tokens or request.max_tokens
-    max_tokens = min(room, asked or profile.max_output_tokens)
-    if (request.min_tokens or 0) > max_tokens:
-        raise InvalidRequest(
-            f"'min_tokens' is above the {max_tokens} tokens that may be generated.", "min_tokens"
-        )
+    max_tokens = _max_tokens(request, profile, len(prompt.token_ids), context)
     budget = _budget(
         request, profile, max_tokens, constrained=tools.must_call or response_format is not None
     )

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Other projects' suites against a running server:  compat/run.sh langchain|schemathesis [URL]
+# The page in a browser (chromium must be on PATH; starts a server of its own):  compat/run.sh page
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suite="${1:?langchain or schemathesis}"
+suite="${1:?langchain, schemathesis or page}"
 export GPTOSS_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
 if [ ! -f "$venv/.installed" ]; then
@@ -17,6 +18,11 @@ case "$suite" in
         # the OpenAI specification, reduced to what this server serves: compat/openai.yaml
         "$venv/bin/schemathesis" run compat/openai.yaml --url "$GPTOSS_URL/v1" --checks not_a_server_error \
             --phases fuzzing --max-examples "${EXAMPLES:-1000}" --generation-deterministic --request-timeout 120
+        ;;
+    page)
+        mkdir -p reports
+        TEST_SERVER_PYTHON="$PWD/.venv/bin/python" \
+            "$venv/bin/python" -m pytest -c /dev/null --rootdir compat -p no:asyncio compat/test_page.py -q
         ;;
     *) echo "unknown suite '$suite'" >&2; exit 2 ;;
 esac

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
+PYTHON = "TEST_SERVER_PYTHON"  # environment: the interpreter that has the server's packages
 LOG_FOLDER = "TEST_LOG_FOLDER"  # environment: servers' logs are kept there
 
 
@@ -37,7 +38,7 @@ class ServerProcess:
             "w+", prefix=f"server-{self.port}-", suffix=".log", delete=False, dir=kept
         )
         self.process = subprocess.Popen(
-            [sys.executable, "src/server.py", "--port", str(self.port), *flags],
+            [os.environ.get(PYTHON, sys.executable), "src/server.py", "--port", str(self.port), *flags],
             cwd=ROOT,
             stdout=self._log,
             stderr=subprocess.STDOUT,

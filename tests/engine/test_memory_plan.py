@@ -9,7 +9,14 @@ import pytest
 
 from src.engine.config import ConfigError, EngineConfig, ModelConfig
 from src.engine.gpus import chosen_devices
-from src.engine.memory_plan import GB, MemoryPlan, choose_plan, stage_layers, weight_bytes
+from src.engine.memory_plan import (
+    GB,
+    MemoryPlan,
+    choose_plan,
+    kv_bytes_per_token,
+    stage_layers,
+    weight_bytes,
+)
 from src.engine.model.weights import iterate_tensors
 from src.engine.shapes import SIZES, hf_config
 from src.engine.shards import make_shard, split, split_layers, whole
@@ -120,6 +127,18 @@ def test_parts_add_up_to_the_model() -> None:
     ) == 2880
 
 
+def test_full_and_sliding_layers_share_a_pool() -> None:
+    c = config("20b").model
+    layers, heads, head_dim, key_and_value, bfloat16 = 12, 8, 64, 2, 2
+    assert (
+        kv_bytes_per_token(c, whole(c), 2) == layers * heads * head_dim * key_and_value * bfloat16
+    )
+    part = make_shard(
+        c, 1, tensor_size=2, stage_layers=[range(3), range(3, 24)], expert_parallel=False
+    )
+    assert kv_bytes_per_token(c, part, 2) == 2 * 4 * head_dim * key_and_value * bfloat16
+
+
 def test_stages_are_balanced_by_bytes() -> None:
     assert split_layers([10] * 5, 20, 20, 3) == [range(0, 1), range(1, 4), range(4, 5)]
     assert split_layers([1] * 4, 0, 0, 2) == [range(0, 2), range(2, 4)]
@@ -159,6 +178,7 @@ def test_visible_devices_as_cuda_reads_them() -> None:
     assert chosen_devices("2,0", uuids) == [2, 0]
     assert chosen_devices("GPU-bbbb", uuids) == [1]
     assert chosen_devices("0,7,1", uuids) == [0], "CUDA stops at the first that is none"
+    assert chosen_devices("1,1,2", uuids) == [1], "and at one that was named before"
     assert chosen_devices("", uuids) == chosen_devices("-1", uuids) == []
 
 

@@ -149,19 +149,28 @@ def test_held_out_words_never_appear_in_training(vocabulary: Vocabulary) -> None
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer"),
+    ("prompt", "answer", "written"),
     [
-        ("weather in Alabama", '{"city": "Alabama"}'),
-        ("say widget now", "widget now"),
-        ('{"s": "ejecut"}', "s: ejecut."),
-        ("plain", "other"),
+        ("weather in Alabama", '{"city": "Alabama"}', ['{"', "city", '":', ' "', *"Alabama", '"}']),
+        ("weather in Paris", '"Paris"', ['"', "Paris", '"']),
+        ('{"s": "ejecut"}', "s: ejecut.", ["s", ":", " eje", "cut", "."]),
+        ('both climbing and "climbing"', '"climbing"', None),
+        ("use do_fyr", "do_fyr(", None),
+        ("plain", "other", None),
     ],
 )
 def test_copied_words_keep_the_prompts_tokens(
-    vocabulary: Vocabulary, prompt: str, answer: str
+    vocabulary: Vocabulary, prompt: str, answer: str, written: list[str] | None
 ) -> None:
+    """None: as the vocabulary writes it, because that is in the prompt already or nothing is."""
     ids = Copier(vocabulary, vocabulary.encode(prompt)).encode(answer)
     assert vocabulary.decode(ids) == answer
+    expected = (
+        vocabulary.encode(answer)
+        if written is None
+        else [vocabulary.rank_of[t.encode()] for t in written]
+    )
+    assert ids == expected
 
 
 def test_the_embedded_model_is_small_and_of_the_shape_that_is_named() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from src import model_locator
@@ -140,6 +141,13 @@ def test_force_never_ends_a_foreign_process(
         with pytest.raises(PortError, match="no server of ours"):
             reserve("127.0.0.1", port, force=True)
         assert not record.exists() and foreign.poll() is None
+        # a server of ours that is alive, but the port is the foreign one's
+        started = psutil.Process().create_time()
+        ours = {"port": port, "host": "127.0.0.1", "pid": os.getpid(), "started": started}
+        record.write_text(json.dumps(ours))
+        with pytest.raises(PortError, match="no server of ours"):
+            reserve("127.0.0.1", port, force=True)
+        record.unlink()
         assert port_manager("--free", str(port)).returncode == 1
         assert foreign.poll() is None
         foreign.kill()

@@ -7,21 +7,21 @@ from src.nano.basics import Skill
 from src.nano.examples import Example, Source
 
 MIXTURE: tuple[tuple[Skill, float], ...] = (
-    (basics.addition, 9.0),
-    (basics.subtraction, 4.0),
-    (basics.multiplication, 4.0),
+    (basics.addition, 5.0),
+    (basics.subtraction, 5.0),
+    (basics.multiplication, 3.0),
     (basics.counting, 3.0),
-    (basics.spelling, 6.0),
+    (basics.spelling, 8.0),
     (basics.reversing, 7.0),
     (basics.echo, 7.0),
-    (basics.listing, 5.0),
-    (basics.memory, 10.0),
-    (basics.talk, 5.0),
-    (basics.other, 4.0),
-    (structured.json_object, 12.0),
-    (tools.tool_call, 26.0),
-    (tools.tool_result, 10.0),
-    (tools.tool_not_needed, 4.0),
+    (basics.listing, 2.0),
+    (basics.memory, 4.0),
+    (basics.talk, 3.0),
+    (basics.other, 3.0),
+    (structured.json_object, 14.0),
+    (tools.tool_call, 38.0),
+    (tools.tool_result, 5.0),
+    (tools.tool_not_needed, 5.0),
 )
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant", "Answer in short.", "Be brief.", "You are a friendly assistant.",

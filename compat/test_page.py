@@ -81,6 +81,7 @@ def test_a_tool_call_is_shown_and_its_result_answered(page: Page) -> None:
     page.click("#send")
     expect(page.locator(".call")).to_contain_text('get_weather({"city": "Oslo"})', timeout=60_000)
     expect(page.locator(".turn").last.locator(".text")).to_contain_text("21", timeout=60_000)
+    page.wait_for_timeout(5000)  # for the plots to have points
     page.screenshot(path=str(ROOT / "reports" / "page.png"))
 
 

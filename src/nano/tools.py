@@ -154,11 +154,16 @@ def _said(s: Source, fields: list[Field]) -> str:
         return s.pick(".", "", "?")
     plain = not any(isinstance(f.value, bool) for f in fields)
     if plain and len(fields) == 1 and s.maybe(0.7):  # the key is in the definition alone
-        return f" {s.pick('for', 'of', 'with', 'in', 'to')} {fields[0].shown}" + s.pick(".", "", "?")
+        return f" {s.pick('for', 'of', 'with', 'in', 'to')} {fields[0].shown}" + s.pick(
+            ".", "", "?"
+        )
     if plain and len(fields) == 2 and s.maybe(0.5):
         one, two = fields[0].shown, fields[1].shown
         pair = s.pick(
-            f" from {one} to {two}", f" with {one} and {two}", f" for {one} in {two}", f" of {one}: {two}"
+            f" from {one} to {two}",
+            f" with {one} and {two}",
+            f" for {one} in {two}",
+            f" of {one}: {two}",
         )
         return pair + s.pick(".", "", "?")
     parts = [f.said for f in fields]

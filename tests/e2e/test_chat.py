@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server_process import ServerProcess
 
@@ -182,15 +183,13 @@ def test_health_stats_and_metrics(server: ServerProcess, client: openai.OpenAI) 
     health = httpx.get(f"{server.url}/health").json()
     assert health["status"] == "ok" and health["model_id"] == MODEL
     text = httpx.get(f"{server.url}/metrics").text
-    values = dict(
-        line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")
-    )
-    counted = next(
-        v for k, v in values.items() if k.startswith('gptoss_requests_total{outcome="ok"')
-    )
-    assert float(counted) == after["requests"]["ok"]
-    counted = next(v for k, v in values.items() if k.startswith("gptoss_generation_tokens_total{"))
-    assert float(counted) == after["tokens"]["output"]
+    values = {
+        (sample.name, sample.labels.get("outcome")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert values["gptoss_requests_total", "ok"] == after["requests"]["ok"]
+    assert values["gptoss_generation_tokens_total", None] == after["tokens"]["output"]
 
 
 def error_of(server: ServerProcess, body: Any, **options: Any) -> tuple[int, dict[str, Any]]:

@@ -19,6 +19,7 @@ def configure(level: str, log_format: LogFormat) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        _without_colors,
     ]
     last = structlog.processors.JSONRenderer(default=str) if log_format == "json" else _line
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -36,6 +37,14 @@ def configure(level: str, log_format: LogFormat) -> None:
     root.setLevel(level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+
+
+def _without_colors(
+    _: object, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """uvicorn says its lines a second time for terminals."""
+    event.pop("color_message", None)
+    return event
 
 
 def _line(_: object, __: str, event: structlog.typing.EventDict) -> str:

@@ -9,7 +9,7 @@ import psutil
 
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.gpus import visible_gpus
-from src.engine.memory_plan import GB, MemoryPlan, choose_plan, make_plan
+from src.engine.memory_plan import GB, RUNTIME_BYTES, MemoryPlan, choose_plan, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -66,4 +66,14 @@ def _cpu_plan(config: EngineConfig, element: int) -> MemoryPlan:
             f"the model does not fit: {needed / GB:.1f} GB of weights and activations and {kv / GB:.1f} GB of KV cache "
             f"(cpu_kv_cache_gib), {available / GB:.1f} GB of memory are available"
         )
-    return plan
+    ranks = [
+        dataclasses.replace(
+            rank,
+            usable_bytes=RUNTIME_BYTES
+            + rank.weight_bytes
+            + rank.activation_bytes
+            + kv // len(plan.ranks),
+        )
+        for rank in plan.ranks
+    ]
+    return dataclasses.replace(plan, ranks=tuple(ranks))

@@ -81,3 +81,12 @@ def test_memory_that_is_not_there_is_an_error_before_loading() -> None:
     config = engine_config(checkpoint(), cpu_kv_cache_gib=10_000.0)
     with pytest.raises(ConfigError, match=r"does not fit: .* GB .*cpu_kv_cache_gib"):
         place(dataclasses.replace(config))
+
+
+def test_the_plan_on_a_cpu_shows_the_cache_that_was_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    place(engine_config(checkpoint(), cpu_kv_cache_gib=0.5, tensor_parallel_size=2))
+    lines = [r.getMessage() for r in caplog.records if "memory plan: rank" in r.getMessage()]
+    assert len(lines) == 2 and all("KV 0.27 GB" in line for line in lines), lines

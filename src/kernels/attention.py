@@ -16,6 +16,7 @@ import torch
 from src.kernels import native
 
 QUERY_TILE = 512
+TILE_TOKENS = 16  # of a sequence that a program of the Triton kernel takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,18 @@ class PrefillPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Ragged:
+    """The sequences of a step as the Triton kernel takes them. All int32, on the device."""
+
+    query_start: torch.Tensor  # [B + 1], rows of the batch
+    length: torch.Tensor  # [B], tokens in the cache, the new ones included; 0: padding
+    block_table: torch.Tensor  # [B, L]
+    num_decodes: int  # sequences of one new token, which come first
+    tile_seq: torch.Tensor  # [P], the sequence of each tile of the others' tokens
+    tile_first: torch.Tensor  # [P], the row of its first token
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionPlan:
     """Where one step reads and writes the cache, for all layers of one kind (full or sliding)."""
 
@@ -48,6 +61,7 @@ class AttentionPlan:
     spans: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = (
         None  # for native.attention
     )
+    ragged: Ragged | None = None  # for gpu.attention
 
 
 def paged_attention(

@@ -17,7 +17,7 @@ from src.engine.parallel import Communicator
 from src.kernels.attention import AttentionPlan, paged_attention
 from src.kernels.kv_cache import rope_and_store
 from src.kernels.linear import linear
-from src.kernels.moe import moe_forward
+from src.kernels.moe import ExpertWeights, moe_forward
 from src.kernels.rms_norm import rms_norm
 from src.kernels.rope import rope_tables, yarn_inverse_frequencies
 
@@ -30,6 +30,9 @@ class ForwardBatch:
     positions: torch.Tensor  # int64 [T]
     plans: dict[str, AttentionPlan]  # layer type -> plan
     sample_rows: torch.Tensor  # int64 [R], rows whose logits are wanted
+    num_tokens: torch.Tensor | None = (
+        None  # int32 [1], for the Triton kernels: rows after these are padding
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +77,32 @@ class GptOss:
         -> of the last stage the logits float32 [R, V] of `batch.sample_rows` (this rank's part of V); of others the
         hidden states [T, H].
         """
-        c = self.config
         x = self._embed(batch.token_ids) if hidden is None else hidden
-        rope = rope_tables(batch.positions, self._inverse_frequencies, self._concentration)
-        for index, layer in enumerate(self.weights.layers):
-            layer_type = c.layer_types[self._shard.layers[index]]
-            x = self._attention(x, layer, layer_type, batch.plans[layer_type], cache[index], rope)
-            x = self._mlp(x, layer)
-        if self.weights.lm_head is None or self.weights.final_norm is None:
-            return x
-        x = self._norm(x[batch.sample_rows], self.weights.final_norm)
-        return linear(x, self.weights.lm_head, out_dtype=torch.float32)
+        rope = self._rotation(batch)
+        for index in range(len(self.weights.layers)):
+            x = self._layer(x, index, batch, cache[index], rope)
+        return x if self.weights.lm_head is None else self._head(x, batch.sample_rows)
+
+    def _layer(
+        self,
+        x: torch.Tensor,
+        index: int,
+        batch: ForwardBatch,
+        cache: LayerCache,
+        rope: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        layer_type = self.config.layer_types[self._shard.layers[index]]
+        layer, plan = self.weights.layers[index], batch.plans[layer_type]
+        return self._mlp(self._attention(x, layer, layer_type, plan, cache, rope), layer)
+
+    def _rotation(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of a step's positions, for all its layers."""
+        return rope_tables(batch.positions, self._inverse_frequencies, self._concentration)
+
+    def _head(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        norm, head = self.weights.final_norm, self.weights.lm_head
+        assert norm is not None and head is not None, "only the last stage has them"
+        return linear(self._norm(x[rows], norm), head, out_dtype=torch.float32)
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         table = self.weights.embedding
@@ -120,9 +138,9 @@ class GptOss:
 
     def _mlp(self, x: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
         c = self.config
+        assert isinstance(layer.experts, ExpertWeights), "packed experts are for the Triton kernels"
         t = self._norm(x, layer.mlp_norm)
         logits = linear(t, layer.router, layer.router_bias)
-        experts = self._shard.experts if len(self._shard.experts) < c.num_experts else None
         return self._comm.all_reduce(
             moe_forward(
                 t,
@@ -131,9 +149,15 @@ class GptOss:
                 layer.experts,
                 c.swiglu_limit,
                 self._once(x),
-                experts,
+                self._local_experts,
             )
         )
+
+    @property
+    def _local_experts(self) -> range | None:
+        """This rank's experts, where ranks share them out."""
+        mine = self._shard.experts
+        return mine if len(mine) < self.config.num_experts else None
 
     def _once(self, x: torch.Tensor) -> torch.Tensor:
         """The residual on the one rank that adds it."""

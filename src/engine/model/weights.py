@@ -11,6 +11,8 @@ from tqdm import tqdm
 from src.engine.config import ModelConfig
 from src.engine.model.checkpoint import Checkpoint
 from src.engine.shards import Shard, whole
+from src.kernels.gpu import support
+from src.kernels.gpu.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, pack_experts
 from src.kernels.moe import ExpertWeights
 from src.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4
 
@@ -28,7 +30,7 @@ class LayerWeights:
     mlp_norm: torch.Tensor
     router: torch.Tensor
     router_bias: torch.Tensor
-    experts: ExpertWeights
+    experts: ExpertWeights | PackedExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,8 @@ class WeightLoader:
     """Checkpoint tensors -> one rank's ModelWeights in the compute type, one tensor in flight at a time.
 
     `dequantize` unpacks MXFP4 experts once, at load, into the compute type: four times the memory, the fastest form
-    on a CPU. Otherwise they stay packed. Of tensors that are cut between ranks only this rank's part is read; biases
-    that must be added once are zero on all but the stage's first rank.
+    on a CPU. Otherwise they stay packed, on a GPU in the order of its kernels. Of tensors that are cut between ranks
+    only this rank's part is read; biases that must be added once are zero on all but the stage's first rank.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class WeightLoader:
         q, kv = (slice(h.start * size, h.stop * size) for h in (s.query_heads, s.kv_heads))
         return q, kv, kv
 
-    def _experts(self, w1: str, b1: str, w2: str, b2: str) -> ExpertWeights:
+    def _experts(self, w1: str, b1: str, w2: str, b2: str) -> ExpertWeights | PackedExperts:
         s = self._shard
         experts, inter = _cut(s.experts), s.intermediate
         gate_up = slice(2 * inter.start, 2 * inter.stop)
@@ -155,12 +157,13 @@ class WeightLoader:
             len(inter) == self._config.intermediate_size
         )  # then no other rank adds the same bias
         bias2 = self._read(b2, experts)
-        return ExpertWeights(
+        made = ExpertWeights(
             w1=self._expert_matrix(w1, experts, gate_up, slice(None), self._gate_then_up),
             b1=self._read(b1, experts, gate_up)[:, self._gate_then_up.to(self._device)],
             w2=self._expert_matrix(w2, experts, slice(None), _cut(inter), None),
             b2=bias2 if everywhere else self._once(bias2),
         )
+        return for_kernels(made, self._dtype)
 
     def _expert_matrix(
         self, name: str, experts: slice, rows: slice, columns: slice, row_order: torch.Tensor | None
@@ -188,6 +191,17 @@ class WeightLoader:
         for expert in range(count):
             out[expert] = dequantize_mxfp4(packed[expert], self._dtype)
         return out
+
+
+def for_kernels(experts: ExpertWeights, dtype: torch.dtype) -> ExpertWeights | PackedExperts:
+    """MXFP4 experts in the order of the kernels that will read them."""
+    w1, w2 = experts.w1, experts.w2
+    if not isinstance(w1, Mxfp4Tensor) or not isinstance(w2, Mxfp4Tensor):
+        return experts
+    if not support.runs_triton(torch.empty(0, dtype=dtype, device=w1.blocks.device)):
+        return experts
+    order = gate_up_order(w1.blocks.shape[1] // 2, w1.blocks.device)
+    return PackedExperts(pack_experts(w1, order), experts.b1, pack_experts(w2), experts.b2)
 
 
 def _cut(part: range) -> slice:
@@ -225,11 +239,14 @@ def dummy_weights(
             mlp_norm=ones,
             router=normal(c.num_experts, hidden),
             router_bias=normal(c.num_experts),
-            experts=ExpertWeights(
-                packed(2 * inter, hidden),
-                normal(len(s.experts), 2 * inter),
-                packed(hidden, inter),
-                normal(len(s.experts), hidden),
+            experts=for_kernels(
+                ExpertWeights(
+                    packed(2 * inter, hidden),
+                    normal(len(s.experts), 2 * inter),
+                    packed(hidden, inter),
+                    normal(len(s.experts), hidden),
+                ),
+                dtype,
             ),
         )
         for _ in tqdm(
@@ -266,4 +283,10 @@ def iterate_tensors(weights: ModelWeights) -> Iterator[torch.Tensor]:
             layer.experts.b2,
         )
         for w in (layer.experts.w1, layer.experts.w2):
-            yield from (w.blocks, w.scales) if isinstance(w, Mxfp4Tensor) else (w,)
+            match w:
+                case Mxfp4Tensor():
+                    yield from (w.blocks, w.scales)
+                case PackedMxfp4():
+                    yield from (w.words, w.scales)
+                case _:
+                    yield w

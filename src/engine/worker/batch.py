@@ -15,7 +15,8 @@ from src.engine.messages import NewRequest, SchedulerOutput
 from src.engine.model.gpt_oss import ForwardBatch
 from src.engine.sampling_params import SamplingParams
 from src.kernels import native
-from src.kernels.attention import AttentionPlan, DecodePlan, PrefillPlan
+from src.kernels.attention import TILE_TOKENS, AttentionPlan, DecodePlan, PrefillPlan, Ragged
+from src.kernels.gpu import support
 
 
 class _Growing:
@@ -140,6 +141,7 @@ def build_batch(
         torch.from_numpy(positions).to(device),
         plans,
         torch.tensor(sample_rows, dtype=torch.int64, device=device),
+        torch.tensor([len(token_ids)], dtype=torch.int32, device=device),
     )
 
 
@@ -172,6 +174,9 @@ def _plan(
         return AttentionPlan(
             mapping, num_decodes, spans=_spans(rows, starts, positions, tables, window, block_size)
         )
+    if support.runs_triton(torch.empty(0, dtype=dtype, device=device)):
+        ragged = ragged_batch(starts, rows.counts, tables, num_decodes, device)
+        return AttentionPlan(mapping, num_decodes, ragged=ragged)
     decode = None
     if num_decodes:
         spans = [np.arange(first_key(start), start + 1) for start in starts[:num_decodes]]
@@ -192,6 +197,34 @@ def _plan(
         span_slots = torch.from_numpy(slots(tables[i], np.arange(first, end))).to(device)
         prefills.append(PrefillPlan(int(offsets[i]), rows.counts[i], starts[i], first, span_slots))
     return AttentionPlan(mapping, num_decodes, decode, tuple(prefills))
+
+
+def ragged_batch(
+    starts: list[int],
+    counts: list[int],
+    tables: list[np.ndarray],
+    num_decodes: int,
+    device: torch.device,
+) -> Ragged:
+    """`starts`: cached tokens of each sequence, `counts`: new ones."""
+    first_rows = np.concatenate(([0], np.cumsum(counts)))
+    table = np.zeros((len(tables), max(map(len, tables))), np.int32)
+    for row, blocks in zip(table, tables, strict=True):
+        row[: len(blocks)] = blocks
+    tiles = [
+        (seq, row)
+        for seq in range(num_decodes, len(counts))
+        for row in range(first_rows[seq], first_rows[seq + 1], TILE_TOKENS)
+    ]
+    tile_seq, tile_first = np.array(tiles, np.int32).reshape(-1, 2).T
+
+    def ints(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, np.int32)).to(device)
+
+    lengths = np.add(starts, counts)
+    return Ragged(
+        ints(first_rows), ints(lengths), ints(table), num_decodes, ints(tile_seq), ints(tile_first)
+    )
 
 
 def _spans(

@@ -1,0 +1,156 @@
+"""The model's blocks as the Triton kernels compute them: which kernels run, and in which configuration.
+
+Decode takes six launches a layer: norm + QKV + rotation + cache, attention, output projection + residual, norm +
+router, W1 + SwiGLU, W2 + weighted sum + residual. Up to DIRECT_TOKENS tokens the expert kernels find their experts
+themselves; above, two small kernels list tiles of tokens that share an expert. Prefill norms once, apart from the
+products.
+
+`invariant`: a token's bits must not depend on what else is in the batch, so every size takes the same kernels and
+configurations of one kind of matrix instruction.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from src.kernels.attention import Ragged
+from src.kernels.gpu import attention, dense, experts, routing, support
+from src.kernels.gpu.configs import config_for
+from src.kernels.gpu.mxfp4_layout import PackedExperts
+
+DIRECT_TOKENS = 4
+FUSED_TOKENS = 64  # up to here every program norms for itself
+
+
+def norm_qkv(
+    x: torch.Tensor,
+    norm: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    positions: torch.Tensor,
+    rope: torch.Tensor,
+    slots: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    num_heads: int,
+    *,
+    invariant: bool,
+) -> torch.Tensor:
+    """x [T, H] -> queries [T, N, D], rotated; keys and values go into the caches at `slots`."""
+    config = config_for(support.architecture(x.device), "qkv", len(x), invariant=invariant)
+    where = (weight, bias, positions, rope, slots, key_cache, value_cache, num_heads, config)
+    if _norms_apart(x, invariant=invariant):
+        scaled, r = dense.norm_tokens(x, norm, eps)
+        return dense.qkv(scaled, *where, r=r, eps=eps)
+    return dense.qkv(x, *where, norm=norm, eps=eps)
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    sinks: torch.Tensor,
+    ragged: Ragged,
+    window: int | None,
+    scale: float,
+    *,
+    invariant: bool,
+) -> torch.Tensor:
+    """query [T, N, D] -> [T, N D]."""
+    name = support.architecture(query.device)
+    decode, prefill = (config_for(name, "attention", n, invariant=invariant) for n in (1, PREFILL))
+    return attention.paged_attention(
+        query, key_cache, value_cache, sinks, ragged, window, scale, decode, prefill
+    )
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out_dtype: torch.dtype | None,
+    *,
+    invariant: bool,
+) -> torch.Tensor:
+    config = config_for(support.architecture(x.device), "out", len(x), invariant=invariant)
+    return dense.linear(x, weight, config, bias=bias, residual=residual, out_dtype=out_dtype)
+
+
+def norm_moe(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    norm: torch.Tensor,
+    eps: float,
+    router: torch.Tensor,
+    router_bias: torch.Tensor,
+    packed: PackedExperts,
+    per_token: int,
+    limit: float,
+    num_tokens: torch.Tensor,
+    *,
+    local: range | None,
+    invariant: bool,
+) -> torch.Tensor:
+    """x, residual [T, H] -> residual + what the experts add to x. `num_tokens` int32 [1]: later rows are padding."""
+    name, tokens = support.architecture(x.device), len(x)
+    config = config_for(name, "router", tokens, invariant=invariant)
+    if _norms_apart(x, invariant=invariant):
+        scaled, r = dense.norm_tokens(x, norm, eps)
+        logits = dense.linear(
+            scaled, router, config, bias=router_bias, r=r, out_dtype=torch.float32
+        )
+    else:
+        scaled, r, logits = dense.router(x, norm, router, router_bias, eps, config)
+    first, second = (
+        config_for(name, kernel, tokens, invariant=invariant) for kernel in ("moe_w1", "moe_w2")
+    )
+    if tokens <= DIRECT_TOKENS and local is None:
+        tiles = experts.Tiles(logits, num_tokens, per_token, tokens * per_token, first.block_m)
+    else:
+        tiles = _listed(logits, per_token, num_tokens, first.block_m, local)
+    act = experts.moe_w1(scaled, r, packed.w1, packed.b1, limit, tiles, first)
+    return experts.moe_w2(act, packed.w2, packed.b2, residual, tiles, second)
+
+
+def norm_head(
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    norm: torch.Tensor,
+    eps: float,
+    head: torch.Tensor,
+    *,
+    invariant: bool,
+) -> torch.Tensor:
+    """x [T, H], rows int64 [R] -> logits float32 [R, V]."""
+    config = config_for(support.architecture(x.device), "lm_head", len(rows), invariant=invariant)
+    if _norms_apart(rows, invariant=invariant):
+        scaled, r = dense.norm_tokens(x[rows], norm, eps)
+        return dense.linear(scaled, head, config, r=r, out_dtype=torch.float32)
+    return dense.linear(x, head, config, rows=rows, norm=norm, eps=eps, out_dtype=torch.float32)
+
+
+PREFILL = 1 << 16  # tokens enough for the table's last row
+
+
+def _norms_apart(rows: torch.Tensor, *, invariant: bool) -> bool:
+    return invariant or len(rows) > FUSED_TOKENS
+
+
+def _listed(
+    logits: torch.Tensor,
+    per_token: int,
+    num_tokens: torch.Tensor,
+    block_m: int,
+    local: range | None,
+) -> experts.Tiles:
+    chosen, weights = routing.route(logits, per_token)
+    num_experts = logits.shape[1]
+    if local is not None:
+        chosen, weights = routing.only_local(chosen, weights, local)
+        num_experts = len(local)
+    listed = routing.tile_list(chosen, num_tokens, num_experts, block_m)
+    return experts.Tiles(
+        logits, num_tokens, per_token, len(listed.tile_expert), block_m, weights, listed
+    )

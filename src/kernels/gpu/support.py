@@ -1,0 +1,74 @@
+"""Where the Triton kernels run, and in which form. Imports no triton: a server on a CPU never loads it.
+
+Kernels take three switches as constexpr, so that the interpreter runs the same logic as a GPU:
+    COMPUTE  the type of matrix operands. The interpreter adds and multiplies bfloat16 as raw bits (triton 3.6, 3.7),
+             so it computes in float32
+    ASM      inline PTX, which the interpreter does not know; its twin in plain tl stands beside it
+    PDL      programmatic dependent launch (CUDA programming guide, 7.x "Programmatic Dependent Launch"): from sm_90
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+
+OLDEST_CAPABILITY = (8, 0)  # the first with bfloat16 matrix instructions
+PDL_CAPABILITY = (9, 0)
+
+
+def interpreted() -> bool:
+    """Whether triton runs kernels in its interpreter, on the CPU. It decides that when a kernel is defined."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def runs_triton(x: torch.Tensor) -> bool:
+    """bfloat16 on a GPU of sm_80 or later. float16 on older cards takes the plain torch functions."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and _capability(x.device) >= OLDEST_CAPABILITY
+
+
+def packs_experts(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether MXFP4 experts are laid out for the Triton kernels when they are loaded."""
+    return runs_triton(torch.empty(0, dtype=dtype, device=device))
+
+
+def switches(device: torch.device) -> dict[str, Any]:
+    """The constexprs COMPUTE, ASM and PDL for kernels on this device, and what the launch needs for PDL."""
+    import triton.language as tl
+
+    if interpreted():
+        return {"COMPUTE": tl.float32, "ASM": False, "PDL": False}
+    pdl = _capability(device) >= PDL_CAPABILITY
+    return {
+        "COMPUTE": tl.bfloat16,
+        "ASM": True,
+        "PDL": pdl,
+        **({"launch_pdl": True} if pdl else {}),
+    }
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def architecture(device: torch.device) -> str:
+    """-> "sm_90", as tables of launch configurations are keyed."""
+    if interpreted():
+        return "interpreter"
+    major, minor = _capability(device)
+    return f"sm_{major}{minor}"
+
+
+def counters(device: torch.device, count: int) -> torch.Tensor:
+    """int32 zeros that kernels count in and leave as zeros. Made once and kept, since graphs hold their address: those
+    that a graph uses must have been asked for before it is captured."""
+    size = max(1024, 1 << (count - 1).bit_length())
+    if (device, size) not in _counters:
+        _counters[device, size] = torch.zeros(size, dtype=torch.int32, device=device)
+    return _counters[device, size]
+
+
+_counters: dict[tuple[torch.device, int], torch.Tensor] = {}

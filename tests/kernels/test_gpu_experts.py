@@ -1,0 +1,228 @@
+"""Expert kernels, routing and the layout of MXFP4 experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from src.kernels import moe
+from src.kernels.gpu import experts, routing
+from src.kernels.gpu.configs import TileConfig
+from src.kernels.gpu.mxfp4_layout import gate_up_order, pack_experts, unpack_experts
+from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
+from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
+
+NUM_EXPERTS, HIDDEN, INTER, PER_TOKEN = 6, 160, 96, 4
+LIMIT = 7.0
+SMALL = TileConfig(32, 8, 1, 1)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def moved(w: Mxfp4Tensor) -> Mxfp4Tensor:
+    return Mxfp4Tensor(w.blocks.to(DEVICE), w.scales.to(DEVICE))
+
+
+class Experts:
+    def __init__(self) -> None:
+        g = seeded(3)
+        self.w1 = quantize_mxfp4(normal(g, NUM_EXPERTS, 2 * INTER, HIDDEN, std=0.3))
+        self.w2 = quantize_mxfp4(normal(g, NUM_EXPERTS, HIDDEN, INTER, std=0.3))
+        self.b1, self.b2 = normal(g, NUM_EXPERTS, 2 * INTER), normal(g, NUM_EXPERTS, HIDDEN)
+
+    def run(
+        self, x: torch.Tensor, r: torch.Tensor, logits: torch.Tensor, residual: torch.Tensor, num_tokens: int, *,
+        block_m: int, direct: bool, config: TileConfig = SMALL,
+    ) -> torch.Tensor:  # fmt: skip
+        logits = logits.to(DEVICE)
+        count = torch.tensor([num_tokens], dtype=torch.int32, device=DEVICE)
+        if direct:
+            tiles = experts.Tiles(logits, count, PER_TOKEN, len(x) * PER_TOKEN, block_m)
+        else:
+            chosen, weights = routing.route(logits, PER_TOKEN)
+            listed = routing.tile_list(chosen, count, NUM_EXPERTS, block_m)
+            tiles = experts.Tiles(
+                logits, count, PER_TOKEN, len(listed.tile_expert), block_m, weights, listed
+            )
+        w1 = pack_experts(moved(self.w1), gate_up_order(INTER, DEVICE))
+        act = experts.moe_w1(
+            on_device(x), r.to(DEVICE), w1, on_device(self.b1), LIMIT, tiles, config
+        )
+        return experts.moe_w2(
+            act,
+            pack_experts(moved(self.w2)),
+            on_device(self.b2),
+            on_device(residual),
+            tiles,
+            config,
+        )
+
+    def expected(
+        self, x: torch.Tensor, logits: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
+        w1, w2 = (dequantize_mxfp4(w, torch.float32).double() for w in (self.w1, self.w2))
+        chosen, weights = moe.route_ref(logits, PER_TOKEN)
+        out = residual.double()
+        for t in range(len(x)):
+            for e, weight in zip(chosen[t].tolist(), weights[t].tolist(), strict=True):
+                h = moe.clamped_swiglu_ref(
+                    (w1[e] @ x[t].double() + self.b1[e]).unsqueeze(0), LIMIT
+                )[0]
+                out[t] += weight * (w2[e] @ h + self.b2[e])
+        return out
+
+
+@pytest.fixture(scope="module")
+def weights() -> Experts:
+    return Experts()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_tokens", "direct", "block_m", "config"),
+    [
+        (1, 1, True, 8, SMALL),
+        (3, 2, True, 16, TileConfig(64, 16, 2, 1)),
+        (3, 3, False, 16, SMALL),
+        (23, 20, False, 8, TileConfig(64, 8, 1, 1)),
+        (40, 40, False, 32, TileConfig(128, 32, 4, 1)),
+    ],
+)
+def test_experts(
+    weights: Experts, tokens: int, num_tokens: int, direct: bool, block_m: int, config: TileConfig
+) -> None:
+    g = seeded(tokens)
+    x, residual, logits = (
+        normal(g, tokens, HIDDEN),
+        normal(g, tokens, HIDDEN),
+        torch.randn(tokens, NUM_EXPERTS, generator=g),
+    )
+    x[num_tokens:] = float("nan")
+    r = torch.rand(tokens, generator=g) + 0.5
+    found = weights.run(
+        x, r, logits, residual, num_tokens, block_m=block_m, direct=direct, config=config
+    )[:num_tokens]
+    assert_close("experts", weights.expected(x * r[:, None], logits, residual)[:num_tokens], found)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:overflow encountered in exp"
+)  # sigmoid of a gate far below zero, by numpy
+def test_all_tokens_to_the_same_experts(weights: Experts) -> None:
+    g = seeded(1)
+    x, residual = normal(g, 19, HIDDEN, std=30.0), normal(g, 19, HIDDEN)
+    logits = torch.tensor([5.0, 4.0, 3.0, 2.0, -1.0, -2.0]).repeat(19, 1)
+    found = weights.run(x, torch.ones(19), logits, residual, 19, block_m=8, direct=False)
+    assert_close("clamped", weights.expected(x, logits, residual), found)
+
+
+def test_a_listed_token_is_as_it_is_alone(weights: Experts) -> None:
+    g = seeded(2)
+    x, residual, logits = (
+        normal(g, 9, HIDDEN),
+        normal(g, 9, HIDDEN),
+        torch.randn(9, NUM_EXPERTS, generator=g),
+    )
+    ones = torch.ones(9)
+    together = weights.run(x, ones, logits, residual, 9, block_m=8, direct=False)
+    alone = weights.run(x[:1], ones[:1], logits[:1], residual[:1], 1, block_m=8, direct=True)
+    assert torch.equal(
+        together[0], alone[0]
+    )  # the first of each tile: numpy's products differ from row to row
+
+
+def test_every_code_under_every_scale_keeps_its_value() -> None:
+    """One expert whose rows hold all codes; a product with unit vectors gives the weights back."""
+    codes = torch.arange(16, dtype=torch.uint8).repeat(8)  # 128 columns
+    for scale in (0, 1, 2, 100, 126, 127, 128):
+        blocks = (codes[0::2] | (codes[1::2] << 4)).view(1, 1, 4, 16).repeat(1, 32, 1, 1)
+        w = Mxfp4Tensor(blocks, torch.full((1, 32, 4), scale, dtype=torch.uint8))
+        expected = dequantize_mxfp4(w[0], torch.float32)
+        packed = pack_experts(moved(w))
+        count = torch.ones(1, dtype=torch.int32, device=DEVICE)
+        logits = torch.zeros(1, 1, device=DEVICE)
+        found = torch.empty(128, 32)
+        for start in range(0, 128, 16):
+            unit = torch.zeros(16, 128)
+            unit[torch.arange(16), torch.arange(start, start + 16)] = 1.0
+            listed = routing.tile_list(
+                torch.zeros(16, 1, dtype=torch.int32, device=DEVICE), count * 16, 1, 16
+            )
+            tiles = experts.Tiles(
+                logits, count * 16, 1, 1, 16, torch.ones(16, 1, device=DEVICE), listed
+            )
+            out = experts.moe_w2(
+                on_device(unit),
+                packed,
+                torch.zeros(1, 32, device=DEVICE),
+                torch.zeros(16, 32, device=DEVICE),
+                tiles,
+                SMALL,
+            )
+            found[start : start + 16] = out.cpu()
+        assert torch.equal(found.t(), expected), scale
+
+
+def test_packing_is_lossless() -> None:
+    g = seeded()
+    w = Mxfp4Tensor(
+        torch.randint(0, 256, (3, 64, 5, 16), dtype=torch.uint8, generator=g),
+        torch.randint(0, 129, (3, 64, 5), dtype=torch.uint8, generator=g),
+    )
+    for order in (None, gate_up_order(32)):
+        again = unpack_experts(pack_experts(w, order), order)
+        assert torch.equal(again.blocks, w.blocks)
+        assert torch.equal(again.scales, w.scales)
+
+
+def test_gate_and_up_rows_lie_eight_apart() -> None:
+    order = gate_up_order(24).view(-1, 2, 8)
+    assert torch.equal(order[:, 1] - order[:, 0], torch.full((3, 8), 24))
+
+
+def test_what_cannot_be_packed_is_named() -> None:
+    blocks, scales = (
+        torch.zeros(1, 16, 1, 16, dtype=torch.uint8),
+        torch.full((1, 16, 1), 129, dtype=torch.uint8),
+    )
+    with pytest.raises(ValueError, match="scale is 129"):
+        pack_experts(Mxfp4Tensor(blocks, scales))
+    with pytest.raises(ValueError, match="24 rows"):
+        pack_experts(Mxfp4Tensor(blocks.repeat(1, 2, 1, 1)[:, :24], scales.repeat(1, 2, 1)[:, :24]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_tokens", "num_experts", "block_m"),
+    [(1, 1, 4, 8), (37, 30, 8, 16), (40, 40, 128, 8), (9, 0, 8, 8)],
+)
+def test_tile_list(tokens: int, num_tokens: int, num_experts: int, block_m: int) -> None:
+    chosen = (
+        torch.rand(tokens, num_experts, generator=seeded(tokens))
+        .topk(PER_TOKEN)
+        .indices.int()
+        .to(DEVICE)
+    )
+    count = torch.tensor([num_tokens], dtype=torch.int32, device=DEVICE)
+    found = routing.tile_list(chosen, count, num_experts, block_m)
+    expected = routing.tile_list_ref(chosen, count, num_experts, block_m)
+    used = expected.tile_expert >= 0
+    assert torch.equal(found.tile_expert, expected.tile_expert)
+    assert torch.equal(found.tile_first[used], expected.tile_first[used])
+    assert torch.equal(found.tile_count[used], expected.tile_count[used])
+    assert torch.equal(
+        found.rows[: num_tokens * PER_TOKEN], expected.rows[: num_tokens * PER_TOKEN]
+    )
+    assert int(expected.tile_count.sum()) == num_tokens * PER_TOKEN
+
+
+@pytest.mark.parametrize("num_experts", [4, 32, 20])
+def test_route(num_experts: int) -> None:
+    logits = torch.randn(7, num_experts, generator=seeded(num_experts)) * 3
+    logits[3] = 1.0  # all alike: the lower experts
+    chosen, weights = routing.route(logits.to(DEVICE), PER_TOKEN)
+    expected, expected_weights = moe.route_ref(logits, PER_TOKEN)
+    assert_close("weights", expected_weights, weights)
+    others = [0, 1, 2, 4, 5, 6]
+    assert torch.equal(chosen.cpu()[others].long(), expected[others])
+    assert chosen[3].tolist() == [0, 1, 2, 3]

@@ -145,6 +145,9 @@ class ServerConfig(BaseSettings):
     batch_invariant: bool | None = Field(
         None, description="same tokens alone and under load; unset: the profile's"
     )
+    enforce_eager: bool = Field(
+        False, description="GPU: run decode steps kernel by kernel instead of from CUDA graphs"
+    )
     block_size: int = Field(64, ge=1, description="tokens in a KV block, a power of two")
     enable_prefix_caching: bool = Field(
         True, description="reuse the cache of equal prompt beginnings"

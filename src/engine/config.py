@@ -160,6 +160,7 @@ class EngineConfig:
     cpu_kv_cache_gib: float = 1.0
     num_threads: int = 0  # 0: one for each physical core but never more than the process may use
     batch_invariant: bool = False
+    enforce_eager: bool = False  # no CUDA graphs
     priority_ageing_s: float = (
         5.0  # a request waiting this long has caught up with one a priority step ahead
     )

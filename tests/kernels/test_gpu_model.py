@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from src.engine.config import ModelConfig
+from src.engine.config import EngineConfig, ModelConfig
 from src.engine.messages import NewRequest, SchedulerOutput
 from src.engine.model.gpt_oss import GptOss, LayerCache
 from src.engine.model.triton_gpt_oss import TritonGptOss
@@ -16,10 +16,16 @@ from src.engine.parallel import Communicator
 from src.engine.sampling_params import SamplingParams
 from src.engine.shapes import SIZES, hf_config
 from src.engine.shards import whole
+from src.engine.worker import kernel_check
 from src.engine.worker.batch import RequestTable, build_batch
-from src.kernels.gpu import support
+from src.engine.worker.graph_runner import GraphRunner, graph_sizes
+from src.kernels.gpu import experts, support
 from tests.kernels.gpu_helpers import DEVICE, TYPE, assert_close
 
+pytestmark = [  # numpy's, in the interpreter: a sigmoid far below zero, and rows that are padding
+    pytest.mark.filterwarnings("ignore:overflow encountered"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered"),
+]
 BLOCK_SIZE = 16
 NUM_BLOCKS = 40
 CONFIG = dataclasses.replace(
@@ -58,7 +64,6 @@ def run(model: GptOss) -> list[torch.Tensor]:
     return out
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 @pytest.mark.parametrize("invariant", [False, True])
 def test_logits_equal_plain_torch(monkeypatch: pytest.MonkeyPatch, invariant: bool) -> None:
     plain = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
@@ -75,3 +80,80 @@ def test_logits_equal_plain_torch(monkeypatch: pytest.MonkeyPatch, invariant: bo
     tolerance = 1e-5 if DEVICE.type == "cpu" else 3e-2
     for step, (one, two) in enumerate(zip(expected, found, strict=True)):
         assert_close(f"round {step}", one, two, tolerance)
+
+
+def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs' static buffers, sizes and padding, on a capture that simply repeats the forward pass."""
+    monkeypatch.setattr(support, "runs_triton", lambda _: True)
+    comm = Communicator(whole(CONFIG), DEVICE)
+    model = TritonGptOss(
+        CONFIG, dummy_weights(CONFIG, TYPE, DEVICE, 1), comm, max_positions=128, invariant=False
+    )
+    engine = EngineConfig(
+        CONFIG, None, load_format="dummy", max_model_len=128, max_num_seqs=3, block_size=BLOCK_SIZE
+    )
+    shape = (NUM_BLOCKS, BLOCK_SIZE, CONFIG.num_key_value_heads, CONFIG.head_dim)
+    eager, graphed = (
+        [
+            LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv"))
+            for _ in range(2)
+        ]
+        for _ in range(2)
+    )
+    repeats = None if DEVICE.type == "cuda" else lambda forward: forward
+    graphs = GraphRunner(engine, model, graphed, DEVICE, repeats)
+    graphs.capture_all()
+    for cache in graphed:  # padding has been to the null block
+        cache.key[1:] = cache.value[1:] = 0
+    table, first = RequestTable(), 1
+    new = []
+    for name, length in (("a", 18), ("b", 3), ("c", 33)):
+        ids = [7 * i % CONFIG.vocab_size for i in range(length + 3)]
+        new.append(
+            NewRequest(
+                name,
+                ids,
+                length,
+                SamplingParams(max_tokens=9, seed=0),
+                ([first, first + 1, first + 2],) * 2,
+                0,
+            )
+        )
+        first += 3
+    rows = table.apply(SchedulerOutput(new, {}, {"a": 18, "b": 3, "c": 33}, []))
+    batch = build_batch(rows, BLOCK_SIZE, CONFIG.sliding_window, TYPE, DEVICE)
+    for cache in (eager, graphed):
+        model.forward(batch, cache)
+    table.finish_step(rows, {})
+    for names in (("a", "b", "c"), ("c",), ("b", "a")):
+        rows = table.apply(SchedulerOutput([], {}, dict.fromkeys(names, 1), []))
+        batch = build_batch(rows, BLOCK_SIZE, CONFIG.sliding_window, TYPE, DEVICE)
+        batch = dataclasses.replace(batch, sample_rows=torch.arange(len(names), device=DEVICE))
+        expected = model.forward(batch, eager)
+        assert_close(
+            str(names), expected, graphs.run(rows.states), 1e-6 if DEVICE.type == "cpu" else 1e-3
+        )
+        table.finish_step(rows, {})
+
+
+@pytest.mark.parametrize("limit", [1, 5, 8, 32, 100, 256, 257])
+def test_graph_sizes_reach_the_limit_and_no_further(limit: int) -> None:
+    sizes = graph_sizes(limit)
+    assert sizes[0] == 1 and sizes[-1] == limit and sizes == sorted(set(sizes))
+
+
+def test_the_check_at_start_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "runs_triton", lambda _: True)
+    comm = Communicator(whole(CONFIG), DEVICE)
+    model = TritonGptOss(
+        CONFIG, dummy_weights(CONFIG, TYPE, DEVICE, 1), comm, max_positions=128, invariant=False
+    )
+    shape = (2, BLOCK_SIZE, CONFIG.num_key_value_heads, CONFIG.head_dim)
+    cache = [
+        LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv")) for _ in range(2)
+    ]
+    assert kernel_check.check_layers(model, cache, comm, BLOCK_SIZE) < 0.01
+    monkeypatch.setattr(
+        experts, "moe_w2", lambda act, w, bias, residual, tiles, config: residual * 1.5
+    )
+    assert kernel_check.check_layers(model, cache, comm, BLOCK_SIZE) > kernel_check.TOLERANCE

@@ -83,6 +83,13 @@ class GptOss:
             x = self._layer(x, index, batch, cache[index], rope)
         return x if self.weights.lm_head is None else self._head(x, batch.sample_rows)
 
+    @torch.inference_mode()
+    def run_layer(
+        self, x: torch.Tensor, index: int, batch: ForwardBatch, cache: LayerCache
+    ) -> torch.Tensor:
+        """x [T, H] -> [T, H], through layer `index` of this rank alone."""
+        return self._layer(x, index, batch, cache, self._rotation(batch))
+
     def _layer(
         self,
         x: torch.Tensor,

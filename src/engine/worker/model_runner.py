@@ -13,8 +13,10 @@ from src.engine.model.gpt_oss import GptOss, LayerCache
 from src.engine.parallel import Communicator
 from src.engine.shards import split
 from src.engine.worker.batch import RequestState, RequestTable, StepRows, build_batch
+from src.engine.worker.graph_runner import GraphRunner, all_decode
 from src.engine.worker.sampler import SamplingRow, sample
 from src.kernels import native
+from src.kernels.gpu import support
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,10 @@ class ModelRunner:
         dtype: torch.dtype,
         device: torch.device,
         comm: Communicator,
+        graphs: GraphRunner | None = None,
     ) -> None:
+        """`graphs` replays steps in which each request decodes one token."""
+        self._graphs = graphs
         self._config = config
         self._model = model
         self._cache = cache
@@ -39,10 +44,10 @@ class ModelRunner:
             len(part) for part in split(config.model.vocab_size, comm.shard.tensor_size)
         ]
         self._table = RequestTable()
-        # the native kernels give each row the same result in any batch; torch does not
-        self._one_by_one = config.batch_invariant and not native.supports(
-            torch.empty(0, dtype=dtype, device=device)
-        )
+        # our kernels give each row the same result in any batch; torch does not
+        empty = torch.empty(0, dtype=dtype, device=device)
+        ours = native.supports(empty) or support.runs_triton(empty)
+        self._one_by_one = config.batch_invariant and not ours
 
     def execute_model(
         self, out: SchedulerOutput, sampled: dict[str, int]
@@ -107,6 +112,9 @@ class ModelRunner:
 
     def _run(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         rows.sampled.clear()
+        if self._graphs is not None and all_decode(rows.states, rows.counts):
+            rows.sampled.extend(rows.states)
+            return self._sample(self._graphs.run(rows.states), rows, out)
         window = self._config.model.sliding_window
         batch = build_batch(rows, self._config.block_size, window, self._dtype, self._device)
         shard, hidden = self._comm.shard, None

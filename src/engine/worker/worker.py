@@ -17,16 +17,23 @@ from src.engine.memory_plan import stage_layers
 from src.engine.messages import PROBE_ID, ModelRunnerOutput, NewRequest, SchedulerOutput
 from src.engine.model.checkpoint import Checkpoint
 from src.engine.model.gpt_oss import GptOss, LayerCache
-from src.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
+from src.engine.model.weights import ModelWeights, WeightLoader, dummy_weights, iterate_tensors
 from src.engine.parallel import Communicator
 from src.engine.sampling_params import SamplingParams
 from src.engine.shards import make_shard
+from src.engine.worker.graph_runner import GraphRunner
 from src.engine.worker.model_runner import ModelRunner
 from src.kernels import native
+from src.kernels.gpu import support
 
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
+MIN_TRITON_BLOCK = 16  # tokens: the narrowest tile of keys that the matrix instructions take
+
+
+class KernelError(ConfigError):
+    """The kernels' numbers are wrong on this device, and would be again: it must not serve."""
 
 
 class Worker:
@@ -73,7 +80,7 @@ class Worker:
                 shard=self.shard,
             ).load()
         self.weight_bytes = sum(t.nbytes for t in iterate_tensors(weights))
-        self.model = GptOss(config.model, weights, self.comm)
+        self.model = self._make_model(weights)
         self.load_s = time.monotonic() - started
         logger.info("loaded %.2f GiB of weights in %.1f s", self.weight_bytes / GIB, self.load_s)
 
@@ -113,9 +120,55 @@ class Worker:
             seen[kind] += 1
         self.kv_cache_bytes = num_blocks * block_bytes
         self.runner = ModelRunner(
-            self.config, self.model, layers, self.dtype, self.device, self.comm
+            self.config,
+            self.model,
+            layers,
+            self.dtype,
+            self.device,
+            self.comm,
+            self._prepare_kernels(layers),
         )
         return num_blocks
+
+    def _make_model(self, weights: ModelWeights) -> GptOss:
+        if not self._triton:
+            return GptOss(self.config.model, weights, self.comm)
+        from src.engine.model.triton_gpt_oss import TritonGptOss
+
+        if self.config.block_size < MIN_TRITON_BLOCK:
+            raise ConfigError(
+                f"block_size ({self.config.block_size}) is below {MIN_TRITON_BLOCK}, "
+                "the least that the GPU kernels take"
+            )
+        return TritonGptOss(
+            self.config.model,
+            weights,
+            self.comm,
+            max_positions=self.config.max_model_len,
+            invariant=self.config.batch_invariant,
+        )
+
+    def _prepare_kernels(self, cache: list[LayerCache]) -> GraphRunner | None:
+        """Proves and compiles the Triton kernels, and captures the decode steps, on one GPU."""
+        if not self._triton:
+            return None
+        from src.engine.model.triton_gpt_oss import TritonGptOss
+        from src.engine.worker import kernel_check
+
+        assert isinstance(self.model, TritonGptOss)
+        if self.comm.world_size == 1:
+            error = kernel_check.check_layers(self.model, cache, self.comm, self.config.block_size)
+            if not error < kernel_check.TOLERANCE:
+                raise KernelError(
+                    f"the Triton kernels differ from plain torch by {error:.1%} on {self.device}"
+                )
+            logger.info("kernels checked against plain torch: relative error %.2g", error)
+            kernel_check.warm_up(self.model, cache, self.config)
+        if self.config.enforce_eager or self.comm.world_size > 1:
+            return None
+        graphs = GraphRunner(self.config, self.model, cache, self.device)
+        graphs.capture_all()
+        return graphs
 
     def execute_model(
         self, out: SchedulerOutput, sampled: dict[str, int] | None = None
@@ -128,7 +181,13 @@ class Worker:
 
     @property
     def kernel_path(self) -> str:
+        if self._triton:
+            return "triton"
         return "native" if self._native else "torch"
+
+    @property
+    def _triton(self) -> bool:
+        return support.runs_triton(torch.empty(0, dtype=self.dtype, device=self.device))
 
     @property
     def _native(self) -> bool:
@@ -136,8 +195,8 @@ class Worker:
 
     def _dequantize(self) -> bool:
         """MXFP4 experts are unpacked at load where that fits twice over: it is the fastest form for torch. The native
-        kernels read them packed."""
-        if self._native:
+        and the Triton kernels read them packed."""
+        if self._native or self._triton:
             return False
         c = self.config.model
         element = torch.empty((), dtype=self.dtype).element_size()

@@ -1,0 +1,111 @@
+"""Before a GPU serves: the Triton kernels against plain torch on the model's own first layers, and every kernel
+compiled.
+
+Shapes: T tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+
+import numpy as np
+import torch
+
+from src.engine.config import FULL, SLIDING, EngineConfig
+from src.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
+from src.engine.model.triton_gpt_oss import TritonGptOss
+from src.engine.parallel import Communicator
+from src.engine.worker.batch import ragged_batch
+from src.kernels.attention import AttentionPlan, PrefillPlan
+from src.kernels.gpu.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, unpack_experts
+from src.kernels.moe import ExpertWeights
+from src.kernels.mxfp4 import Mxfp4Tensor
+
+logger = logging.getLogger(__name__)
+
+CHECK_TOKENS = (
+    9  # more than the kernels that find their experts themselves take, fewer than a block
+)
+TOLERANCE = (
+    0.05  # of what a layer adds, root mean square: bfloat16 rounds each of a few products to 0.4 %
+)
+WARM_UP_TOKENS = (1, 2, 5, 17, 65, 129, 513)  # a size for each row of the launch table
+
+
+class Unpacking:
+    """Packed experts, given back one at a time in the checkpoint's order."""
+
+    def __init__(self, packed: PackedMxfp4, order: torch.Tensor | None) -> None:
+        self._packed = packed
+        self._order = order
+
+    def __getitem__(self, expert: int) -> Mxfp4Tensor:
+        p, one = self._packed, slice(expert, expert + 1)
+        return unpack_experts(PackedMxfp4(p.words[one], p.scales[one], p.num_columns), self._order)[
+            0
+        ]
+
+
+def check_layers(
+    model: TritonGptOss, cache: list[LayerCache], comm: Communicator, block_size: int
+) -> float:
+    """-> the largest relative error of one sliding and one full layer; each is given random hidden states."""
+    device = model.weights.layers[0].qkv.device
+    generator = torch.Generator(device=device).manual_seed(0)
+    x = torch.randn(CHECK_TOKENS, model.config.hidden_size, generator=generator, device=device).to(
+        model.residual_dtype
+    )
+    worst = 0.0
+    for index in range(min(2, len(model.weights.layers))):
+        layer = model.weights.layers[index]
+        unpacked = dataclasses.replace(layer, experts=_unpacked(layer.experts))
+        plain = GptOss(
+            model.config, dataclasses.replace(model.weights, layers=[unpacked] * (index + 1)), comm
+        )
+        outputs = []
+        for one in (model, plain):
+            batch = _prefill(CHECK_TOKENS, block_size, device, plain=one is plain)
+            outputs.append(one.run_layer(x, index, batch, cache[index]).float() - x.float())
+        ours, theirs = outputs
+        error = float((ours - theirs).norm() / theirs.norm())
+        worst = max(worst, error) if error == error else float("nan")
+    return worst
+
+
+def warm_up(model: TritonGptOss, cache: list[LayerCache], config: EngineConfig) -> None:
+    """Compiles every kernel that prefill may need; triton keeps them on disk for the next start."""
+    started = time.monotonic()
+    device = model.weights.layers[0].qkv.device
+    sizes = {n for n in WARM_UP_TOKENS if n < config.max_num_batched_tokens} | {
+        config.max_num_batched_tokens
+    }
+    for tokens in sorted(sizes):
+        model.forward(_prefill(tokens, config.block_size, device, plain=False), cache)
+    torch.cuda.synchronize(device)
+    logger.info("kernels ready in %.1f s", time.monotonic() - started)
+
+
+def _prefill(tokens: int, block_size: int, device: torch.device, *, plain: bool) -> ForwardBatch:
+    """A prompt whose keys all go to the null block, which nobody reads."""
+    positions = torch.arange(tokens, device=device)
+    slots = positions % block_size
+    if plain:
+        prefill = PrefillPlan(0, tokens, 0, 0, slots)
+        plan = AttentionPlan(slots, 0, None, (prefill,))
+    else:
+        table = np.zeros(-(-tokens // block_size), np.int64)
+        plan = AttentionPlan(slots, 0, ragged=ragged_batch([0], [tokens], [table], 0, device))
+    count = torch.tensor([tokens], dtype=torch.int32, device=device)
+    return ForwardBatch(
+        positions % 64, positions, {FULL: plan, SLIDING: plan}, positions[-1:], count
+    )
+
+
+def _unpacked(experts: ExpertWeights | PackedExperts) -> ExpertWeights:
+    if isinstance(experts, ExpertWeights):
+        return experts
+    order = gate_up_order(experts.w1.num_rows // 2, experts.w1.words.device)
+    w1, w2 = Unpacking(experts.w1, order), Unpacking(experts.w2, None)
+    return ExpertWeights(w1, experts.b1, w2, experts.b2)  # type: ignore[arg-type]

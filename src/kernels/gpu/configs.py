@@ -57,7 +57,7 @@ def config_for(
     architecture: str, kernel: str, tokens: int, *, invariant: bool = False
 ) -> TileConfig:
     """`invariant`: of configurations for all sizes those that round alike."""
-    table = load_table()[_nearest(architecture)]
+    table = load_table()[nearest(architecture)]
     rows = (
         table[f"{kernel}.{INVARIANT}"]
         if invariant and f"{kernel}.{INVARIANT}" in table
@@ -67,7 +67,7 @@ def config_for(
 
 
 @functools.cache
-def _nearest(architecture: str) -> str:
+def nearest(architecture: str) -> str:
     names = list(load_table())
     if architecture in names:
         return architecture

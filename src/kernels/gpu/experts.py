@@ -273,7 +273,7 @@ def _moe_w2_kernel(
     inside = (n < HIDDEN)[:, None] & last[None, :]
     row = token.to(tl.int64)[None, :] * HIDDEN + n[:, None]
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for slot in tl.static_range(PER_TOKEN):
+    for slot in tl.range(PER_TOKEN):  # no unrolling: all parts at once would not fit the registers
         one = parts_ptr + (token * PER_TOKEN + slot).to(tl.int64)[None, :] * HIDDEN + n[:, None]
         added = tl.load(one, mask=inside, other=0.0, cache_modifier=".cg")
         if DIRECT:

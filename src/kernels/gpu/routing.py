@@ -24,7 +24,7 @@ from src.kernels.gpu import support
 ONE_PROGRAM_ASSIGNMENTS = (
     1024  # up to here one program makes the list; above it, sorting by torch costs little beside
 )
-CHUNK = 64
+CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)

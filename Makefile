@@ -2,7 +2,7 @@ PYTHON := .venv/bin/python
 URL ?= http://127.0.0.1:8000
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 serve: ## set up and serve (flags: make serve ARGS="--port 9000")
 	./run_server.sh $(ARGS)
@@ -22,6 +22,12 @@ format: ## rewrite the sources in the project's format
 bench: ## measure a running server (URL=http://127.0.0.1:8000)
 	$(PYTHON) bench/serve.py --url $(URL)
 
+kernel-report: ## compile every Triton kernel for every GPU that we ship for, and show what came out
+	$(PYTHON) -m bench.kernels.report
+
+gpu: ## on a machine with an NVIDIA GPU: test and measure all of it (under ten minutes)
+	bench/gpu/run.sh
+
 health: ## ask a running server how it is
 	@curl -fsS $(URL)/health && echo
 
@@ -32,4 +38,4 @@ clean: ## remove what was made here, the environment included
 	rm -rf .venv reports logs .mypy_cache .ruff_cache .hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint type format bench health lock clean
+.PHONY: help serve test lint type format bench kernel-report gpu health lock clean

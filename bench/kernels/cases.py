@@ -15,11 +15,11 @@ from src.engine.shapes import SIZES, hf_config
 from src.kernels.attention import TILE_TOKENS
 from src.kernels.gpu import attention, dense, experts, routing
 from src.kernels.gpu.blocks import DIRECT_TOKENS, FUSED_TOKENS
-from src.kernels.gpu.configs import TileConfig, nearest, load_table
+from src.kernels.gpu.configs import TileConfig, load_table, nearest
 
 BLOCK_SIZE = 64
 LOGITS = {"logits_ptr": "*fp32"}
-LIST = {n: "*i32" for n in ("tile_expert_ptr", "tile_first_ptr", "tile_count_ptr", "rows_ptr")}
+LIST = dict.fromkeys(("tile_expert_ptr", "tile_first_ptr", "tile_count_ptr", "rows_ptr"), "*i32")
 PREFILL_TOKENS = 8192
 
 
@@ -51,13 +51,22 @@ def cases(model: str, architecture: str) -> list[Case]:
     made: dict[tuple[Any, ...], Case] = {}
     for row in table_rows(architecture):
         for case in _MAKERS[row.kernel](c, row):
-            key = (case.kernel.__name__, case.warps, *sorted((k, str(v)) for k, v in case.constexprs.items()))
+            key = (
+                case.kernel.__name__,
+                case.warps,
+                *sorted((k, str(v)) for k, v in case.constexprs.items()),
+            )
             made.setdefault(key, case)
     return [*made.values(), *_routing(c), _norm(c)]
 
 
 def _tile(config: TileConfig) -> dict[str, Any]:
-    return {"BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "STAGES": config.stages, "COMPUTE": tl.bfloat16}
+    return {
+        "BLOCK_N": config.block_n,
+        "BLOCK_M": config.block_m,
+        "STAGES": config.stages,
+        "COMPUTE": tl.bfloat16,
+    }
 
 
 def _absent(*names: str) -> dict[str, None]:
@@ -80,7 +89,9 @@ def _moe(c: ModelConfig, row: Row) -> Iterator[Case]:
                 "x_ptr": "*bf16", "r_ptr": "*fp32", "words_ptr": "*i16", "scales_ptr": "*i32", "bias_ptr": "*bf16",
                 "act_ptr": "*bf16", "num_tokens_ptr": "*i32", "limit": "fp32", **LOGITS, **LIST,
             }  # fmt: skip
-            yield Case(name, experts._moe_w1_kernel, signature, constexprs, row.config.warps, weights)
+            yield Case(
+                name, experts._moe_w1_kernel, signature, constexprs, row.config.warps, weights
+            )
         else:
             signature = {
                 "act_ptr": "*bf16", "words_ptr": "*i16", "scales_ptr": "*i32", "bias_ptr": "*bf16", "residual_ptr": "*bf16",
@@ -89,7 +100,9 @@ def _moe(c: ModelConfig, row: Row) -> Iterator[Case]:
             }  # fmt: skip
             if is_direct:
                 constexprs |= _absent("weights_ptr")
-            yield Case(name, experts._moe_w2_kernel, signature, constexprs, row.config.warps, weights)
+            yield Case(
+                name, experts._moe_w2_kernel, signature, constexprs, row.config.warps, weights
+            )
 
 
 def _norms(row: Row) -> set[str]:
@@ -97,7 +110,16 @@ def _norms(row: Row) -> set[str]:
 
 
 def _linear_case(
-    row: Row, name: str, outputs: int, inputs: int, norm: str, out: str, *, rows: bool, residual: bool, bias: bool
+    row: Row,
+    name: str,
+    outputs: int,
+    inputs: int,
+    norm: str,
+    out: str,
+    *,
+    rows: bool,
+    residual: bool,
+    bias: bool,
 ) -> Case:
     absent = _absent(
         *(() if bias else ("bias_ptr",)), *(() if residual else ("residual_ptr",)), *(() if rows else ("rows_ptr",)),
@@ -107,25 +129,52 @@ def _linear_case(
         "x_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*bf16", "residual_ptr": "*bf16", "out_ptr": out, "rows_ptr": "*i64",
         "norm_ptr": "*bf16", "r_ptr": "*fp32", "eps": "fp32", "num_rows": "i32",
     }  # fmt: skip
-    constexprs = {**_tile(row.config), "N": outputs, "K": inputs, "NORM": norm, "BLOCK_K": dense.BLOCK_K, **absent}
+    constexprs = {
+        **_tile(row.config),
+        "N": outputs,
+        "K": inputs,
+        "NORM": norm,
+        "BLOCK_K": dense.BLOCK_K,
+        **absent,
+    }
     weights = row.config.block_n * dense.BLOCK_K
     return Case(name, dense._linear_kernel, signature, constexprs, row.config.warps, weights)
 
 
 def _out(c: ModelConfig, row: Row) -> Iterator[Case]:
     width = c.num_attention_heads * c.head_dim
-    yield _linear_case(row, row.name, c.hidden_size, width, "none", "*bf16", rows=False, residual=True, bias=True)
+    yield _linear_case(
+        row, row.name, c.hidden_size, width, "none", "*bf16", rows=False, residual=True, bias=True
+    )
 
 
 def _lm_head(c: ModelConfig, row: Row) -> Iterator[Case]:
     for norm in _norms(row):
         fused = norm == "fused"
-        yield _linear_case(row, row.name, c.vocab_size, c.hidden_size, norm, "*fp32", rows=fused, residual=False, bias=False)
+        yield _linear_case(
+            row,
+            row.name,
+            c.vocab_size,
+            c.hidden_size,
+            norm,
+            "*fp32",
+            rows=fused,
+            residual=False,
+            bias=False,
+        )
 
 
 def _router(c: ModelConfig, row: Row) -> Iterator[Case]:
     yield _linear_case(
-        row, f"{row.name} apart", c.num_experts, c.hidden_size, "done", "*fp32", rows=False, residual=False, bias=True
+        row,
+        f"{row.name} apart",
+        c.num_experts,
+        c.hidden_size,
+        "done",
+        "*fp32",
+        rows=False,
+        residual=False,
+        bias=True,
     )
     if row.invariant:
         return
@@ -133,7 +182,12 @@ def _router(c: ModelConfig, row: Row) -> Iterator[Case]:
         "x_ptr": "*bf16", "norm_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*bf16", "scaled_ptr": "*bf16", "r_ptr": "*fp32",
         "logits_ptr": "*fp32", "eps": "fp32", "num_rows": "i32",
     }  # fmt: skip
-    constexprs = {**_tile(row.config), "N": c.num_experts, "K": c.hidden_size, "BLOCK_K": dense.BLOCK_K}
+    constexprs = {
+        **_tile(row.config),
+        "N": c.num_experts,
+        "K": c.hidden_size,
+        "BLOCK_K": dense.BLOCK_K,
+    }
     yield Case(row.name, dense._router_kernel, signature, constexprs, row.config.warps)
 
 
@@ -149,7 +203,14 @@ def _qkv(c: ModelConfig, row: Row) -> Iterator[Case]:
             **_tile(row.config), "HEADS": c.num_attention_heads, "GROUPS": c.num_key_value_heads, "D": c.head_dim,
             "K": c.hidden_size, "NORM": norm, "BLOCK_K": dense.BLOCK_K, **absent,
         }  # fmt: skip
-        yield Case(row.name, dense._qkv_kernel, signature, constexprs, row.config.warps, row.config.block_n * dense.BLOCK_K)
+        yield Case(
+            row.name,
+            dense._qkv_kernel,
+            signature,
+            constexprs,
+            row.config.warps,
+            row.config.block_n * dense.BLOCK_K,
+        )
 
 
 def _attention(c: ModelConfig, row: Row) -> Iterator[Case]:
@@ -162,7 +223,11 @@ def _attention(c: ModelConfig, row: Row) -> Iterator[Case]:
     }  # fmt: skip
     heads = c.num_attention_heads // c.num_key_value_heads
     rows = TILE_TOKENS * heads if prefill else row.config.block_m
-    for window, split in ((0, False), (c.sliding_window, False)) if prefill else ((0, True), (c.sliding_window, False)):
+    for window, split in (
+        ((0, False), (c.sliding_window, False))
+        if prefill
+        else ((0, True), (c.sliding_window, False))
+    ):
         absent = {} if prefill else _absent("tile_seq_ptr", "tile_first_ptr")
         if not split:
             absent |= _absent("peaks_ptr", "totals_ptr", "parts_ptr")
@@ -178,22 +243,47 @@ def _attention(c: ModelConfig, row: Row) -> Iterator[Case]:
 
 def _routing(c: ModelConfig) -> list[Case]:
     padded = triton.next_power_of_2(c.num_experts)
-    ints = {n: "*i32" for n in ("experts_ptr", "num_tokens_ptr")}
-    route = {"NUM_EXPERTS": c.num_experts, "PADDED_EXPERTS": padded, "PER_TOKEN": c.experts_per_token}
+    ints = dict.fromkeys(("experts_ptr", "num_tokens_ptr"), "*i32")
+    route = {
+        "NUM_EXPERTS": c.num_experts,
+        "PADDED_EXPERTS": padded,
+        "PER_TOKEN": c.experts_per_token,
+    }
     listing = {
         "ASSIGNMENTS": routing.ONE_PROGRAM_ASSIGNMENTS, "PADDED_EXPERTS": padded, "PER_TOKEN": c.experts_per_token,
         "MAX_TILES": routing.max_tiles(routing.ONE_PROGRAM_ASSIGNMENTS, c.num_experts, 16), "BLOCK_M": 16, "CHUNK": routing.CHUNK,
     }  # fmt: skip
     return [
-        Case("route", routing._route_kernel, {**LOGITS, **ints, "weights_ptr": "*fp32"}, route, 1, mma=False),
+        Case(
+            "route",
+            routing._route_kernel,
+            {**LOGITS, **ints, "weights_ptr": "*fp32"},
+            route,
+            1,
+            mma=False,
+        ),
         Case("tile list", routing._tile_list_kernel, {**ints, **LIST}, listing, 8, mma=False),
     ]
 
 
 def _norm(c: ModelConfig) -> Case:
-    signature = {"x_ptr": "*bf16", "scale_ptr": "*bf16", "out_ptr": "*bf16", "r_ptr": "*fp32", "eps": "fp32"}
+    signature = {
+        "x_ptr": "*bf16",
+        "scale_ptr": "*bf16",
+        "out_ptr": "*bf16",
+        "r_ptr": "*fp32",
+        "eps": "fp32",
+    }
     constexprs = {"K": c.hidden_size, "PADDED_K": triton.next_power_of_2(c.hidden_size)}
     return Case("norm tokens", dense._norm_tokens_kernel, signature, constexprs, 4, mma=False)
 
 
-_MAKERS = {"moe_w1": _moe, "moe_w2": _moe, "out": _out, "lm_head": _lm_head, "router": _router, "qkv": _qkv, "attention": _attention}
+_MAKERS = {
+    "moe_w1": _moe,
+    "moe_w2": _moe,
+    "out": _out,
+    "lm_head": _lm_head,
+    "router": _router,
+    "qkv": _qkv,
+    "attention": _attention,
+}

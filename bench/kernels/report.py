@@ -43,12 +43,18 @@ def _compile_part(job: tuple[str, int, int, int]) -> list[dict[str, Any]]:
     model, target, part, of = job
     rows = []
     for case in cases(model, f"sm_{target}")[part::of]:
-        row: dict[str, Any] = {"model": model, "target": target, "kernel": case.name, "warps": case.warps, "wants_mma": case.mma}
+        row: dict[str, Any] = {
+            "model": model,
+            "target": target,
+            "kernel": case.name,
+            "warps": case.warps,
+            "wants_mma": case.mma,
+        }
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 made = cross_compile(case, target)
-        except Exception as error:  # noqa: BLE001  ptxas and triton raise many kinds; each is a row of the report
+        except Exception as error:
             rows.append(row | {"error": f"{type(error).__name__}: {error}"[:2000]})
             continue
         row |= {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.name != "ops"}
@@ -60,18 +66,34 @@ def _compile_part(job: tuple[str, int, int, int]) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="compute capability; all if not given")
-    parser.add_argument("--model", action="append", choices=("20b", "120b"), help="both if not given")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--target",
+        type=int,
+        action="append",
+        choices=TARGETS,
+        help="compute capability; all if not given",
+    )
+    parser.add_argument(
+        "--model", action="append", choices=("20b", "120b"), help="both if not given"
+    )
     parser.add_argument("--json", type=Path, help="write the rows here too")
     args = parser.parse_args(argv)
-    rows = compile_all([(m, t) for t in args.target or TARGETS for m in args.model or ("20b", "120b")])
+    rows = compile_all(
+        [(m, t) for t in args.target or TARGETS for m in args.model or ("20b", "120b")]
+    )
     out = sys.stdout.write
-    out("| target | model | kernel | warps | registers | spilled B | shared B | instr / weight | wide loads | MMA |\n")
+    out(
+        "| target | model | kernel | warps | registers | spilled B | shared B | instr / weight | wide loads | MMA |\n"
+    )
     out("|---|---|---|---|---|---|---|---|---|---|\n")
     for r in rows:
         if "error" in r:
-            out(f"| sm_{r['target']} | {r['model']} | {r['kernel']} | {r['warps']} | {r['error'].splitlines()[0][:120]} |\n")
+            out(
+                f"| sm_{r['target']} | {r['model']} | {r['kernel']} | {r['warps']} | {r['error'].splitlines()[0][:120]} |\n"
+            )
             continue
         out(
             f"| sm_{r['target']} | {r['model']} | {r['kernel']} | {r['warps']} | {r['registers']} | {r['spilled_bytes']} | "

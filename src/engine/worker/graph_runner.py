@@ -67,17 +67,24 @@ class GraphRunner:
     def capture_all(self) -> None:
         """Largest first: the smaller ones then fit into its memory."""
         started = time.monotonic()
-        for size in reversed(self._sizes):
-            self._replays[size] = self._capture(self._forward(self._batch(size)))
+        self.capture_sizes(self._sizes)
         logger.info(
             "captured %d decode graphs in %.1f s", len(self._sizes), time.monotonic() - started
         )
+
+    def capture_sizes(self, sizes: list[int]) -> None:
+        for size in sorted(sizes, reverse=True):
+            self._replays[size] = self._capture(self._forward(self._batch(size)))
 
     def run(self, states: list[RequestState]) -> torch.Tensor:
         """One token of each -> logits float32 [B, V], valid until the next call."""
         size = next(s for s in self._sizes if s >= len(states))
         self._fill(states, size)
-        return self._replays[size]()[: len(states)]
+        return self.replay(size)[: len(states)]
+
+    def replay(self, size: int) -> torch.Tensor:
+        """The graph of that size once more, on what its buffers hold."""
+        return self._replays[size]()
 
     def _forward(self, batch: ForwardBatch) -> Forward:
         return lambda: self._model.forward(batch, self._cache)

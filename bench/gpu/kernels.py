@@ -1,0 +1,207 @@
+"""Each Triton kernel at the model's shapes: time, and how much of the card's memory or matrix throughput that is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from bench.gpu.timing import Row, time_us
+from src.engine.config import ModelConfig
+from src.engine.model.weights import LayerWeights, dummy_weights
+from src.engine.shapes import SIZES, hf_config
+from src.engine.worker.batch import ragged_batch
+from src.kernels.gpu import attention, blocks, dense, experts, routing, support
+from src.kernels.gpu.configs import TileConfig, config_for
+from src.kernels.gpu.mxfp4_layout import PackedExperts
+
+EPS = 1e-5
+BLOCK_SIZE = 64
+DEVICE = torch.device("cuda")
+Launch = Callable[[TileConfig], object]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One kernel at one size, ready to be launched in any configuration."""
+
+    kernel: str  # of the launch table
+    name: str
+    tokens: int
+    launch: Launch
+    moved_bytes: int
+    flops: int = 0
+
+    def config(self) -> TileConfig:
+        return config_for(support.architecture(DEVICE), self.kernel, self.tokens)
+
+    def row(self, section: str, config: TileConfig | None = None) -> Row:
+        config = config or self.config()
+        shape = f"{config.block_n}x{config.block_m} w{config.warps} s{config.stages}"
+        us = time_us(lambda: self.launch(config))
+        return Row(section, self.name, us, self.moved_bytes, self.flops, shape)
+
+
+class Layer:
+    """One layer of a model with random weights, and a cache."""
+
+    def __init__(self, model: str) -> None:
+        self.c = dataclasses.replace(
+            ModelConfig.from_json(hf_config(SIZES[model])),
+            num_layers=2,
+            layer_types=("sliding_attention", "full_attention"),
+        )
+        small = dataclasses.replace(self.c, num_layers=1, layer_types=("full_attention",))
+        weights = dummy_weights(small, torch.bfloat16, DEVICE, 0)
+        self.model = model
+        self.weights: LayerWeights = weights.layers[0]
+        self.head = weights.lm_head
+        self.norm = weights.final_norm
+        assert isinstance(self.weights.experts, PackedExperts)
+        self.experts: PackedExperts = self.weights.experts
+
+    def benches(self, tokens: int, context: int = 1024) -> Iterator[Bench]:
+        yield from self._dense(tokens)
+        yield from self._moe(tokens)
+        yield from self._attention(tokens, context)
+
+    def _x(self, tokens: int) -> torch.Tensor:
+        return torch.randn(tokens, self.c.hidden_size, device=DEVICE, dtype=torch.bfloat16)
+
+    def _dense(self, tokens: int) -> Iterator[Bench]:
+        c, w, x = self.c, self.weights, self._x(tokens)
+        heads, groups, dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        key = torch.zeros(
+            max(1, tokens // BLOCK_SIZE) + 1,
+            BLOCK_SIZE,
+            groups,
+            dim,
+            device=DEVICE,
+            dtype=torch.bfloat16,
+        )
+        value, positions = torch.zeros_like(key), torch.arange(tokens, device=DEVICE)
+        rope = torch.ones(max(tokens, 2), 2, dim // 2, device=DEVICE)
+        apart = tokens > blocks.FUSED_TOKENS
+        scaled, r = dense.norm_tokens(x, w.attention_norm, EPS)
+        norm = {"r": r} if apart else {"norm": w.attention_norm}
+        given = scaled if apart else x
+        yield self._bench(
+            "qkv", tokens, w.qkv,
+            lambda config: dense.qkv(given, w.qkv, w.qkv_bias, positions, rope, positions, key, value, heads, config,
+            eps=EPS, **norm),
+        )  # fmt: skip
+        t = torch.randn(tokens, heads * dim, device=DEVICE, dtype=torch.bfloat16)
+        yield self._bench(
+            "out",
+            tokens,
+            w.out,
+            lambda config: dense.linear(t, w.out, config, bias=w.out_bias, residual=x),
+        )
+        if apart:
+            router = partial(
+                dense.linear, given, w.router, bias=w.router_bias, r=r, out_dtype=torch.float32
+            )
+        else:
+            router = partial(dense.router, x, w.mlp_norm, w.router, w.router_bias, EPS)
+        yield self._bench("router", tokens, w.router, router)
+        head, final = self.head, self.norm
+        if head is None or final is None or tokens > 256:
+            return
+        if apart:
+            launch = partial(dense.linear, given, head, r=r, out_dtype=torch.float32)
+        else:
+            rows = torch.arange(tokens, device=DEVICE)
+            launch = partial(
+                dense.linear, x, head, rows=rows, norm=final, eps=EPS, out_dtype=torch.float32
+            )
+        yield self._bench("lm_head", tokens, head, launch)
+        name = f"{self.model} lm_head by cuBLAS, {tokens} tokens"
+        yield Bench("lm_head", name, tokens, lambda _: x @ head.t(), head.nbytes)
+
+    def _bench(self, kernel: str, tokens: int, weight: torch.Tensor, launch: Launch) -> Bench:
+        flops = 2 * tokens * weight.numel() if tokens >= 512 else 0
+        return Bench(
+            kernel, f"{self.model} {kernel}, {tokens} tokens", tokens, launch, weight.nbytes, flops
+        )
+
+    def _moe(self, tokens: int) -> Iterator[Bench]:
+        c, e, x = self.c, self.experts, self._x(tokens)
+        k = c.experts_per_token
+        r = torch.ones(tokens, device=DEVICE)
+        logits = torch.randn(tokens, c.num_experts, device=DEVICE)
+        count = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
+        chosen, weights = routing.route(logits, k)
+        used = int(chosen.unique().numel())
+        act = torch.randn(tokens * k, c.intermediate_size, device=DEVICE, dtype=torch.bfloat16)
+
+        def tiles(config: TileConfig) -> experts.Tiles:
+            if tokens <= blocks.DIRECT_TOKENS:
+                return experts.Tiles(logits, count, k, tokens * k, config.block_m)
+            listed = routing.tile_list(chosen, count, c.num_experts, config.block_m)
+            return experts.Tiles(
+                logits, count, k, len(listed.tile_expert), config.block_m, weights, listed
+            )
+
+        made: dict[TileConfig, experts.Tiles] = {}
+
+        def tiles_of(config: TileConfig) -> experts.Tiles:
+            if config not in made:
+                made[config] = tiles(config)
+            return made[config]
+
+        for name, packed, launch in (
+            (
+                "moe_w1",
+                e.w1,
+                lambda config: experts.moe_w1(
+                    x, r, e.w1, e.b1, c.swiglu_limit, tiles_of(config), config
+                ),
+            ),
+            (
+                "moe_w2",
+                e.w2,
+                lambda config: experts.moe_w2(act, e.w2, e.b2, x, tiles_of(config), config),
+            ),
+        ):
+            # of the checkpoint's bytes, not of the padded ones: what had to be read
+            one = packed.num_rows * packed.num_columns * 17 // 32
+            flops = 2 * tokens * k * packed.num_rows * packed.num_columns if tokens >= 512 else 0
+            yield Bench(
+                name, f"{self.model} {name}, {tokens} tokens", tokens, launch, one * used, flops
+            )
+        yield Bench("router", f"{self.model} route + tile list, {tokens} tokens", tokens,
+                    lambda config: tiles(config) and routing.route(logits, k), 0)  # fmt: skip
+
+    def _attention(self, tokens: int, context: int) -> Iterator[Bench]:
+        c = self.c
+        heads, groups, dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        prefill = tokens >= 512
+        seqs, before = (1, 0) if prefill else (tokens, context - 1)
+        counts = [tokens] if prefill else [1] * tokens
+        length = before + counts[0]
+        width = -(-length // BLOCK_SIZE)
+        blocks_needed = width * seqs
+        key = torch.randn(
+            blocks_needed, BLOCK_SIZE, groups, dim, device=DEVICE, dtype=torch.bfloat16
+        )
+        value = torch.randn_like(key)
+        order = torch.randperm(blocks_needed).view(seqs, width).numpy()
+        ragged = ragged_batch([before] * seqs, counts, list(order), 0 if prefill else seqs, DEVICE)
+        query = torch.randn(tokens, heads, dim, device=DEVICE, dtype=torch.bfloat16)
+        sinks = torch.randn(heads, device=DEVICE, dtype=torch.bfloat16)
+        for window in (None, c.sliding_window):
+            seen = sum(min(before + i + 1, window or length) for i in range(counts[0]))
+            reach = min(length, window or length)
+            yield Bench(
+                "attention",
+                f"{self.model} attention {'sliding' if window else 'full'}, {tokens} tokens, context {length}",
+                1 << 16 if prefill else 1,
+                lambda config, window=window: attention.paged_attention(
+                    query, key, value, sinks, ragged, window, dim**-0.5, config, config
+                ),
+                0 if prefill else seqs * reach * groups * dim * 4,
+                4 * seen * heads * dim if prefill else 0,
+            )

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Fetches what a GPU machine with torch, triton and transformers but without a network still needs, into .wheels:
+#
+#   bench/gpu/wheels.sh [3.12]      # its Python version
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+version="${1:-3.12}"
+packages=(
+    msgspec pyzmq llguidance openai-harmony fastapi starlette uvicorn httptools sse-starlette pydantic pydantic-core
+    pydantic-settings python-dotenv typing-inspection annotated-types annotated-doc structlog limits deprecated wrapt
+    prometheus-client psutil pytest-asyncio
+)
+pins=()
+for name in "${packages[@]}"; do # the versions that are tested
+    pins+=("$(grep -i "^${name//-/[-_]}==" requirements-dev.lock || echo "$name")")
+done
+platforms=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64)
+for glibc in 39 35 34 31 28 27 17 12 5; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
+python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --python-version "$version" \
+    --implementation cp "${platforms[@]}" -d .wheels "${pins[@]}"
+du -sh .wheels

@@ -13,7 +13,7 @@ from bench.kernels.cross_compile import Case
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.kernels.attention import TILE_TOKENS
-from src.kernels.gpu import attention, dense, experts, routing
+from src.kernels.gpu import attention, dense, experts, routing, sampling
 from src.kernels.gpu.blocks import DIRECT_TOKENS, FUSED_TOKENS
 from src.kernels.gpu.configs import TileConfig, load_table, nearest
 
@@ -57,7 +57,7 @@ def cases(model: str, architecture: str) -> list[Case]:
                 *sorted((k, str(v)) for k, v in case.constexprs.items()),
             )
             made.setdefault(key, case)
-    return [*made.values(), *_routing(c), _norm(c)]
+    return [*made.values(), *_routing(c), *_sampling(c), _norm(c)]
 
 
 def _tile(config: TileConfig) -> dict[str, Any]:
@@ -263,6 +263,25 @@ def _routing(c: ModelConfig) -> list[Case]:
             mma=False,
         ),
         Case("tile list", routing._tile_list_kernel, {**ints, **LIST}, listing, 8, mma=False),
+    ]
+
+
+def _sampling(c: ModelConfig) -> list[Case]:
+    tiles = triton.cdiv(c.vocab_size, sampling.TILE)
+    signature = {
+        "words_ptr": "*i32", "mask_rows_ptr": "*i32", "temperature_ptr": "*fp32", "uniform_ptr": "*fp32", "peaks_ptr": "*fp32",
+        "places_ptr": "*i32", "sums_ptr": "*fp32", "tokens_ptr": "*i64", "best_ptr": "*fp32", **LOGITS,
+    }  # fmt: skip
+    shape = {
+        "VOCAB": c.vocab_size,
+        "WORDS": triton.cdiv(c.vocab_size, 32),
+        "TILES": tiles,
+        "TILE": sampling.TILE,
+    }
+    padded = {"PADDED_TILES": triton.next_power_of_2(tiles)}
+    return [
+        Case("sample tiles", sampling._tile_kernel, signature, shape, 8, mma=False),
+        Case("sample pick", sampling._pick_kernel, signature, shape | padded, 8, mma=False),
     ]
 
 

@@ -19,6 +19,7 @@ import torch
 
 from src.engine.messages import TokenLogprobs
 from src.engine.sampling_params import SamplingParams
+from src.kernels.gpu import support
 
 NUM_CANDIDATES = (
     1024  # tried first for top-k, top-p and min-p; a row that needs more falls back to the whole V
@@ -51,8 +52,29 @@ def sample(
     _apply_penalties(logits, rows)
     _apply_bias(logits, params)
     _apply_min_tokens(logits, rows)
+    if support.samples(logits):
+        token_ids, peak = _pick_on_gpu(logits, rows, mask_rows, bitmask)
+    else:
+        token_ids, peak = _pick(logits, rows, mask_rows, bitmask)
+    chosen = token_ids.tolist()
+    finite = torch.isfinite(peak).tolist()
+    return SamplerOutput(chosen, _collect_logprobs(raw, params, chosen), finite)
+
+
+def _is_greedy(p: SamplingParams) -> bool:
+    return p.temperature == 0 or p.top_k == 1 or p.top_p == 0
+
+
+def _is_truncated(p: SamplingParams) -> bool:
+    return p.top_k > 0 or p.top_p < 1 or p.min_p > 0
+
+
+def _pick(
+    logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (token ids int64 [R], the largest allowed logit of each row)."""
     apply_bitmask(logits, mask_rows, bitmask)
-    greedy = [p.temperature == 0 or p.top_k == 1 or p.top_p == 0 for p in params]
+    greedy = [_is_greedy(row.params) for row in rows]
     token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     peak = torch.empty(len(rows), dtype=logits.dtype, device=logits.device)
     for wanted, pick in ((True, _argmax), (False, _draw)):
@@ -62,9 +84,43 @@ def sample(
         elif chosen_rows:
             index = torch.tensor(chosen_rows, device=logits.device)
             token_ids[index], peak[index] = pick(logits[index], [rows[i] for i in chosen_rows])
-    chosen = token_ids.tolist()
-    finite = torch.isfinite(peak).tolist()
-    return SamplerOutput(chosen, _collect_logprobs(raw, params, chosen), finite)
+    return token_ids, peak
+
+
+def _pick_on_gpu(
+    logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As _pick. Rows that are cut by top-k, top-p or min-p are drawn by torch, all others by two kernels."""
+    from src.kernels.gpu import sampling
+
+    device = logits.device
+    params = [row.params for row in rows]
+    cut = [i for i, p in enumerate(params) if _is_truncated(p) and not _is_greedy(p)]
+    mask_of = np.full(len(rows), -1, np.int32)
+    mask_of[mask_rows] = np.arange(len(mask_rows))
+    words = bitmask if len(mask_rows) else np.zeros((1, -(-logits.shape[1] // 32)), np.int32)
+    temperature = [0.0 if _is_greedy(p) else p.temperature for p in params]
+    token_ids, peak = sampling.pick(
+        logits,
+        torch.tensor(temperature, dtype=torch.float32).to(device, non_blocking=True),
+        _uniform(rows).float().to(device, non_blocking=True),
+        torch.from_numpy(mask_of).to(device, non_blocking=True),
+        torch.from_numpy(np.ascontiguousarray(words)).to(device, non_blocking=True),
+    )
+    if cut:
+        masked = [(i, int(mask_of[i])) for i in cut if mask_of[i] >= 0]
+        apply_bitmask(logits, [i for i, _ in masked], bitmask[[m for _, m in masked]])
+        index = torch.tensor(cut, device=device)
+        token_ids[index], peak[index] = _draw(logits[index], [rows[i] for i in cut])
+    return token_ids, peak
+
+
+def _uniform(rows: list[SamplingRow]) -> torch.Tensor:
+    """float64 [R], on the CPU: one number for each request's seed and the position that it has reached."""
+    return philox_uniform(
+        torch.tensor([row.params.seed for row in rows]),
+        torch.tensor([len(row.prompt_ids) + len(row.output_ids) for row in rows]),
+    )
 
 
 def apply_bitmask(logits: torch.Tensor, mask_rows: list[int], bitmask: np.ndarray) -> None:
@@ -126,13 +182,10 @@ def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> tuple[torch.Tensor, 
         return torch.tensor(values, dtype=dtype, device=device)
 
     params = [row.params for row in rows]
-    uniform = philox_uniform(
-        column([p.seed for p in params], torch.int64),
-        column([len(row.prompt_ids) + len(row.output_ids) for row in rows], torch.int64),
-    )
+    uniform = _uniform(rows).to(device)
     temperature = column([p.temperature for p in params], torch.float32).unsqueeze(1)
     logits.sub_(peak.unsqueeze(1)).div_(temperature)
-    truncated = [p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params]
+    truncated = [_is_truncated(p) for p in params]
     if not any(truncated):
         return _invert(logits.exp_(), uniform), peak
     out = torch.empty(len(rows), dtype=torch.int64, device=device)

@@ -29,9 +29,9 @@ def runs_triton(x: torch.Tensor) -> bool:
     return x.is_cuda and x.dtype == torch.bfloat16 and _capability(x.device) >= OLDEST_CAPABILITY
 
 
-def packs_experts(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether MXFP4 experts are laid out for the Triton kernels when they are loaded."""
-    return runs_triton(torch.empty(0, dtype=dtype, device=device))
+def samples(logits: torch.Tensor) -> bool:
+    """Whether tokens are picked by the Triton kernels."""
+    return logits.is_cuda and _capability(logits.device) >= OLDEST_CAPABILITY
 
 
 def switches(device: torch.device) -> dict[str, Any]:

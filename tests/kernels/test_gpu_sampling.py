@@ -1,0 +1,117 @@
+"""Picking tokens in Triton, against plain torch and against what must hold whatever the numbers are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from src.engine.sampling_params import SamplingParams
+from src.engine.worker.sampler import SamplingRow, sample
+from src.kernels.gpu import sampling, support
+from tests.kernels.gpu_helpers import DEVICE
+
+VOCAB = 700
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "TILE", 128)
+
+
+def everything(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.full((rows,), -1, dtype=torch.int32), torch.full((1, 22), -1, dtype=torch.int32)
+
+
+def pick(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, best = sampling.pick(*(t.to(DEVICE) for t in tensors))
+    return tokens.cpu(), best.cpu()
+
+
+def masks(*allowed: list[int]) -> torch.Tensor:
+    words = torch.zeros(len(allowed), 22, dtype=torch.int64)
+    for row, tokens in zip(words, allowed, strict=True):
+        for token in tokens:
+            row[token // 32] |= 1 << (token % 32)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+
+
+def test_the_best_and_the_lowest_of_equals() -> None:
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
+    logits[1, [650, 20, 300]] = 9.0
+    tokens, best = pick(logits, torch.zeros(3), torch.zeros(3), *everything(3))
+    assert tokens.tolist() == [int(logits[0].argmax()), 20, int(logits[2].argmax())]
+    assert torch.equal(best, logits.amax(dim=1))
+
+
+def test_draws_are_those_of_the_running_sum() -> None:
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(40, VOCAB, generator=g) * 2
+    temperature = torch.rand(40, generator=g) + 0.3
+    uniform = torch.rand(40, generator=g)
+    given = (logits, temperature, uniform, *everything(40))
+    tokens, _ = pick(*given)
+    expected, _ = sampling.pick_ref(*given)
+    assert torch.equal(tokens, expected)
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 0.99999994])
+def test_a_mask_leaves_what_it_allows(number: float) -> None:
+    logits = torch.zeros(3, VOCAB)
+    logits[:, 7] = 50.0
+    words = masks([31, 32, 699], [64], [5, 400])
+    mask_rows = torch.tensor([0, 1, -1], dtype=torch.int32)
+    tokens, best = pick(
+        logits, torch.tensor([1.0, 1.0, 0.0]), torch.full((3,), number), mask_rows, words
+    )
+    assert int(tokens[0]) == {0.0: 31, 0.5: 32, 0.99999994: 699}[number]
+    assert tokens[1:].tolist() == [64, 7]
+    assert best.tolist() == [0.0, 0.0, 50.0]
+
+
+def test_a_row_that_cannot_be_sampled_shows() -> None:
+    logits = torch.zeros(3, VOCAB)
+    logits[0, 600] = float("nan")
+    words = masks([], [1])
+    rows = torch.tensor([-1, 0, 1], dtype=torch.int32)
+    _, best = pick(logits, torch.tensor([0.0, 1.0, 1.0]), torch.full((3,), 0.5), rows, words)
+    assert best[0].isnan() and best[1] == float("-inf") and best[2] == 0.0
+
+
+def test_what_has_no_weight_is_never_drawn() -> None:
+    logits = torch.full((1, VOCAB), float("-inf"))
+    logits[0, [130, 131]] = 1.0
+    for number in (0.0, 0.4999, 0.5001, 0.99999994):
+        tokens, _ = pick(logits, torch.ones(1), torch.tensor([number]), *everything(1))
+        assert int(tokens[0]) == (130 if number < 0.5 else 131)
+
+
+def test_a_draw_does_not_depend_on_the_other_rows() -> None:
+    g = torch.Generator().manual_seed(2)
+    logits, uniform = torch.randn(6, VOCAB, generator=g), torch.rand(6, generator=g)
+    together, _ = pick(logits, torch.ones(6), uniform, *everything(6))
+    alone = [
+        int(pick(logits[i : i + 1], torch.ones(1), uniform[i : i + 1], *everything(1))[0])
+        for i in range(6)
+    ]
+    assert together.tolist() == alone
+
+
+def test_the_sampler_gives_the_same_tokens_by_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(3)
+    logits = torch.randn(6, VOCAB, generator=g) * 3
+    params = [
+        {"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 1.3},
+        {"temperature": 1.0, "top_k": 5}, {"temperature": 0.5},
+    ]  # fmt: skip
+    rows = [
+        SamplingRow(SamplingParams(max_tokens=4, seed=11 + i, **p), np.arange(5 + i), np.arange(i))
+        for i, p in enumerate(params)
+    ]
+    mask_rows = [4, 5, 2]
+    words = masks(list(range(0, VOCAB, 3)), list(range(100)), [1, 2, 3, 500]).numpy()
+    plain = sample(logits.clone(), rows, mask_rows, words)
+    monkeypatch.setattr(support, "samples", lambda _: True)
+    ours = sample(logits.clone().to(DEVICE), rows, mask_rows, words)
+    assert ours.token_ids == plain.token_ids
+    assert ours.finite == plain.finite == [True] * 6

@@ -18,7 +18,7 @@ from src.engine.shapes import SIZES, hf_config
 from src.engine.shards import whole
 from src.engine.worker import kernel_check
 from src.engine.worker.batch import RequestTable, build_batch
-from src.engine.worker.graph_runner import GraphRunner, graph_sizes
+from src.engine.worker.graph_runner import GraphRunner
 from src.kernels.gpu import experts, support
 from tests.kernels.gpu_helpers import DEVICE, TYPE, assert_close
 
@@ -134,12 +134,6 @@ def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch)
             str(names), expected, graphs.run(rows.states), 1e-6 if DEVICE.type == "cpu" else 1e-3
         )
         table.finish_step(rows, {})
-
-
-@pytest.mark.parametrize("limit", [1, 5, 8, 32, 100, 256, 257])
-def test_graph_sizes_reach_the_limit_and_no_further(limit: int) -> None:
-    sizes = graph_sizes(limit)
-    assert sizes[0] == 1 and sizes[-1] == limit and sizes == sorted(set(sizes))
 
 
 def test_the_check_at_start_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,11 @@ A graph is made for each of a few batch sizes; a step takes the next larger one.
 in buffers whose addresses the graphs hold: token ids, positions, slots, lengths, block tables and the number of rows
 that are tokens. Rows beyond those are padding: they write to the null block, and no kernel reads experts for them.
 
+The next step does not wait for anybody to read this one's tokens: they are copied to its input on the device, and it
+starts at once, on the assumption that its requests go on. What the scheduler then asks for is taken from it where it
+fits (grammar masks come in only after the logits), and computed anew where it does not; a request that has ended in
+between has written one key too many into a block that was its own.
+
 Shapes: B sequences of one new token each, L columns of a block table.
 """
 
@@ -13,6 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +40,24 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
     return sorted({s for s in sizes if s < max_num_seqs} | {max_num_seqs})
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A step that was started before it was asked for."""
+
+    logits: torch.Tensor  # float32 [B, V]
+    places: dict[str, tuple[int, int]]  # request -> (its row, the position of its token)
+
+    def row_of(self, state: RequestState, count: int) -> int | None:
+        """The row that is this request's next token, if that is what it now asks for."""
+        row, position = self.places.get(state.request_id, (None, -1))
+        fits = (
+            count == 1
+            and position == state.num_computed_tokens
+            and position + 1 == state.tokens.size
+        )
+        return row if fits else None
+
+
 class GraphRunner:
     def __init__(
         self,
@@ -47,19 +71,18 @@ class GraphRunner:
         self._model = model
         self._cache = cache
         self._block_size = config.block_size
+        self._max_model_len = config.max_model_len
         self._sizes = graph_sizes(config.max_num_seqs)
         largest, width = self._sizes[-1], math.ceil(config.max_model_len / config.block_size)
-        pinned = device.type == "cuda"
+        # two sets: a step is prepared while the copies of the one before may still be under way
+        self._staging = [_Staging(largest, width, pinned=device.type == "cuda") for _ in range(2)]
         # rows: token ids, positions, slots of full and of sliding layers
-        self._host_long = torch.zeros(4, largest, dtype=torch.int64, pin_memory=pinned)
         self._long = torch.zeros(4, largest, dtype=torch.int64, device=device)
         # lengths, and the number of rows that are tokens in the last place
-        self._host_lengths = torch.zeros(largest + 1, dtype=torch.int32, pin_memory=pinned)
         self._lengths = torch.zeros(largest + 1, dtype=torch.int32, device=device)
         self._query_start = torch.arange(largest + 1, dtype=torch.int32, device=device)
         self._rows = torch.arange(largest, device=device)
         self._none = torch.empty(0, dtype=torch.int32, device=device)
-        self._host_tables = torch.zeros(2, largest, width, dtype=torch.int32, pin_memory=pinned)
         self._tables = torch.zeros(2, largest, width, dtype=torch.int32, device=device)
         self._replays: dict[int, Forward] = {}
         self._capture = capture or CudaGraphs()
@@ -78,9 +101,38 @@ class GraphRunner:
 
     def run(self, states: list[RequestState]) -> torch.Tensor:
         """One token of each -> logits float32 [B, V], valid until the next call."""
-        size = next(s for s in self._sizes if s >= len(states))
-        self._fill(states, size)
+        size = self._size(len(states))
+        self._fill([(s, s.num_computed_tokens) for s in states], size, None)
         return self.replay(size)[: len(states)]
+
+    def run_ahead(self, states: list[RequestState], token_ids: torch.Tensor) -> Ahead | None:
+        """Starts the step after this one before anybody has read this one's tokens: int64 [B], on the device.
+
+        Left out are requests that cannot go on as they are: those that reach their limit with this token, and those
+        whose next token needs a block that they do not have yet.
+        """
+        rows = [
+            (row, state, state.tokens.size)
+            for row, state in enumerate(states)
+            if self._can_go_on(state)
+        ]
+        if not rows or len(rows) > self._sizes[-1]:
+            return None
+        if len(rows) < len(states):
+            token_ids = token_ids[torch.tensor([row for row, _, _ in rows]).to(token_ids.device)]
+        size = self._size(len(rows))
+        self._fill([(state, position) for _, state, position in rows], size, token_ids)
+        places = {state.request_id: (i, position) for i, (_, state, position) in enumerate(rows)}
+        return Ahead(self.replay(size), places)
+
+    def _can_go_on(self, state: RequestState) -> bool:
+        position = state.tokens.size  # of the token that is sampled now
+        generated = position + 1 - state.num_prompt_tokens
+        held = min(len(table.view) for table in state.blocks) * self._block_size
+        return generated < state.params.max_tokens and position < min(held, self._max_model_len)
+
+    def _size(self, count: int) -> int:
+        return next(s for s in self._sizes if s >= count)
 
     def replay(self, size: int) -> torch.Tensor:
         """The graph of that size once more, on what its buffers hold."""
@@ -105,15 +157,22 @@ class GraphRunner:
             self._long[0, :size], self._long[1, :size], plans, self._rows[:size], self._lengths[-1:]
         )
 
-    def _fill(self, states: list[RequestState], size: int) -> None:
-        long, lengths = self._host_long.numpy(), self._host_lengths.numpy()
-        tables = self._host_tables.numpy()
-        long[:, len(states) : size] = 0
-        lengths[len(states) : size] = 0
-        lengths[-1] = len(states)
+    def _fill(
+        self, rows: list[tuple[RequestState, int]], size: int, token_ids: torch.Tensor | None
+    ) -> None:
+        """Rows are states and the positions of their tokens; `token_ids` are those that only the device knows."""
+        self._staging.reverse()
+        staging = self._staging[0]
+        long, lengths, tables = (
+            staging.long.numpy(),
+            staging.lengths.numpy(),
+            staging.tables.numpy(),
+        )
+        long[:, len(rows) : size] = 0
+        lengths[len(rows) : size] = 0
+        lengths[-1] = len(rows)
         widest = 1
-        for row, state in enumerate(states):
-            position = state.num_computed_tokens
+        for row, (state, position) in enumerate(rows):
             lengths[row] = position + 1
             block, offset = divmod(position, self._block_size)
             slots = []
@@ -122,11 +181,23 @@ class GraphRunner:
                 tables[group, row, : len(blocks)] = blocks
                 slots.append(blocks[block] * self._block_size + offset)
             widest = max(widest, block + 1)
-            long[:, row] = (state.tokens.view[position], position, *slots)
-        self._long.copy_(self._host_long, non_blocking=True)
-        self._lengths.copy_(self._host_lengths, non_blocking=True)
-        used = (slice(None), slice(len(states)), slice(widest))
-        self._tables[used].copy_(self._host_tables[used], non_blocking=True)
+            token = state.tokens.view[position] if token_ids is None else 0
+            long[:, row] = (token, position, *slots)
+        self._long.copy_(staging.long, non_blocking=True)
+        self._lengths.copy_(staging.lengths, non_blocking=True)
+        used = (slice(None), slice(len(rows)), slice(widest))
+        self._tables[used].copy_(staging.tables[used], non_blocking=True)
+        if token_ids is not None:
+            self._long[0, : len(rows)].copy_(token_ids)
+
+
+class _Staging:
+    """What a step's buffers are filled from, in memory that the device reads by itself."""
+
+    def __init__(self, largest: int, width: int, *, pinned: bool) -> None:
+        self.long = torch.zeros(4, largest, dtype=torch.int64, pin_memory=pinned)
+        self.lengths = torch.zeros(largest + 1, dtype=torch.int32, pin_memory=pinned)
+        self.tables = torch.zeros(2, largest, width, dtype=torch.int32, pin_memory=pinned)
 
 
 class CudaGraphs:

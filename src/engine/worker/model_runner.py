@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from src.engine.model.gpt_oss import GptOss, LayerCache
 from src.engine.parallel import Communicator
 from src.engine.shards import split
 from src.engine.worker.batch import RequestState, RequestTable, StepRows, build_batch
-from src.engine.worker.graph_runner import GraphRunner, all_decode
+from src.engine.worker.graph_runner import Ahead, GraphRunner, all_decode
 from src.engine.worker.sampler import SamplingRow, sample
 from src.kernels import native
 from src.kernels.gpu import support
@@ -34,6 +35,7 @@ class ModelRunner:
     ) -> None:
         """`graphs` replays steps in which each request decodes one token."""
         self._graphs = graphs
+        self._ahead: Ahead | None = None
         self._config = config
         self._model = model
         self._cache = cache
@@ -112,9 +114,53 @@ class ModelRunner:
 
     def _run(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         rows.sampled.clear()
-        if self._graphs is not None and all_decode(rows.states, rows.counts):
-            rows.sampled.extend(rows.states)
-            return self._sample(self._graphs.run(rows.states), rows, out)
+        if self._graphs is not None:
+            return self._run_graphed(self._graphs, rows, out)
+        return self._run_batch(rows, out)
+
+    def _run_graphed(
+        self, graphs: GraphRunner, rows: StepRows, out: SchedulerOutput
+    ) -> ModelRunnerOutput:
+        """Takes what was computed ahead, computes the rest, samples all and starts the next step."""
+        ahead, self._ahead = self._ahead, None
+        pairs = list(zip(rows.states, rows.counts, strict=True))
+        places = [ahead.row_of(s, n) if ahead is not None else None for s, n in pairs]
+        rest = StepRows(
+            [s for (s, _), place in zip(pairs, places, strict=True) if place is None],
+            [n for (_, n), place in zip(pairs, places, strict=True) if place is None],
+        )
+        ready = [(s, p) for (s, _), p in zip(pairs, places, strict=True) if p is not None]
+        parts: list[torch.Tensor] = []
+        if ahead is not None and ready:
+            kept = [place for _, place in ready]
+            whole = kept == list(range(len(kept)))
+            parts.append(ahead.logits[: len(kept)] if whole else ahead.logits[kept])
+            if rest.states:  # which may overwrite it
+                parts[0] = parts[0].clone()
+        if rest.states and all_decode(rest.states, rest.counts):
+            parts.append(graphs.run(rest.states))
+            rest.sampled.extend(rest.states)
+        elif rest.states:
+            logits = self._forward(rest)
+            parts.extend([logits] if rest.sampled else [])
+        rows.sampled.extend([*(s for s, _ in ready), *rest.sampled])
+        if not parts:
+            return ModelRunnerOutput({}, {})
+        states = rows.sampled
+
+        def start_next(token_ids: torch.Tensor) -> None:
+            self._ahead = graphs.run_ahead(states, token_ids)
+
+        return sample_states(
+            parts[0] if len(parts) == 1 else torch.cat(parts), states, out, start_next
+        )
+
+    def _forward(self, rows: StepRows) -> torch.Tensor:
+        window = self._config.model.sliding_window
+        batch = build_batch(rows, self._config.block_size, window, self._dtype, self._device)
+        return self._model.forward(batch, self._cache)
+
+    def _run_batch(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         window = self._config.model.sliding_window
         batch = build_batch(rows, self._config.block_size, window, self._dtype, self._device)
         shard, hidden = self._comm.shard, None
@@ -157,9 +203,13 @@ class ModelRunner:
 
 
 def sample_states(
-    logits: torch.Tensor, states: list[RequestState], out: SchedulerOutput
+    logits: torch.Tensor,
+    states: list[RequestState],
+    out: SchedulerOutput,
+    sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> ModelRunnerOutput:
-    """logits float32 [R, V], a row for each state."""
+    """logits float32 [R, V], a row for each state. `sampled` gets the tokens, int64 [R], before anybody waits for
+    them."""
     mask_rows, bitmask = _masks(states, out, logits.shape[1])
     sampling_rows = [
         SamplingRow(
@@ -168,7 +218,7 @@ def sample_states(
         for s in states
     ]
     with torch.inference_mode():
-        result = sample(logits, sampling_rows, mask_rows, bitmask)
+        result = sample(logits, sampling_rows, mask_rows, bitmask, sampled)
     output = ModelRunnerOutput({}, {}, {})
     for state, token, logprobs, finite in zip(
         states, result.token_ids, result.logprobs, result.finite, strict=True

@@ -12,6 +12,7 @@ Shapes: R rows to sample, V vocabulary, C candidates that survive truncation.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,10 +44,14 @@ class SamplerOutput:
 
 
 def sample(
-    logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
+    logits: torch.Tensor,
+    rows: list[SamplingRow],
+    mask_rows: list[int],
+    bitmask: np.ndarray,
+    sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> SamplerOutput:
     """logits float32 [R, V], changed in place. `bitmask` int32 [len(mask_rows), ceil(V / 32)] holds a set bit for
-    each allowed token of row mask_rows[i]."""
+    each allowed token of row mask_rows[i]. `sampled` gets the tokens, int64 [R], before the device is waited for."""
     params = [row.params for row in rows]
     raw = _raw_logprobs(logits, params)
     _apply_penalties(logits, rows)
@@ -56,6 +61,8 @@ def sample(
         token_ids, peak = _pick_on_gpu(logits, rows, mask_rows, bitmask)
     else:
         token_ids, peak = _pick(logits, rows, mask_rows, bitmask)
+    if sampled is not None:
+        sampled(token_ids)
     chosen = token_ids.tolist()
     finite = torch.isfinite(peak).tolist()
     return SamplerOutput(chosen, _collect_logprobs(raw, params, chosen), finite)

@@ -1,7 +1,7 @@
 """How the model is laid over the devices, and whether it fits, in bytes, before anything is loaded. No torch.
 
-Sizes are of the parameters as stored: MXFP4 experts 17 bytes for 32 weights, everything else two bytes (four in
-float32). GB are 10^9 bytes, as cards are sold.
+Sizes are of the parameters as stored: MXFP4 experts 17 bytes for 32 weights, their columns padded for the kernels in a
+plan, everything else two bytes (four in float32). GB are 10^9 bytes, as cards are sold.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from src.engine.config import FULL, SLIDING, ConfigError, EngineConfig, ModelCon
 from src.engine.shards import SCALE_GROUP, Shard, check_tensor_size, make_shard, split_layers
 
 GB = 10**9
+KERNEL_COLUMNS = 128  # of a block of words (kernels/gpu/mxfp4_layout.py)
 MXFP4_BYTES = (SCALE_GROUP // 2 + 1) / SCALE_GROUP
 RUNTIME_BYTES = (
     700 * 10**6
@@ -97,6 +98,16 @@ def weight_bytes(c: ModelConfig, shard: Shard, element: int) -> int:
     return int(len(shard.layers) * layer) + ends * element
 
 
+def padding_bytes(c: ModelConfig, shard: Shard) -> int:
+    """What MXFP4 experts take beyond their own bytes in the layout of the GPU kernels, whose blocks have 128 columns:
+    2880 columns take the room of 2944."""
+    if not c.quantized:
+        return 0
+    hidden, inter = c.hidden_size, len(shard.intermediate)
+    columns = 2 * inter * (-hidden % KERNEL_COLUMNS) + hidden * (-inter % KERNEL_COLUMNS)
+    return int(len(shard.layers) * len(shard.experts) * columns * MXFP4_BYTES)
+
+
 def activation_bytes(
     c: ModelConfig, shard: Shard, element: int, max_tokens: int, max_seqs: int
 ) -> int:
@@ -170,7 +181,7 @@ def make_plan(
         ranks.append(
             RankPlan(
                 shard,
-                weight_bytes(c, shard, element),
+                weight_bytes(c, shard, element) + padding_bytes(c, shard),
                 activation_bytes(
                     c, shard, element, config.max_num_batched_tokens, config.max_num_seqs
                 ),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from src.engine.config import ModelConfig
+from src.engine.memory_plan import padding_bytes
+from src.engine.shapes import SIZES, hf_config
+from src.engine.shards import whole
 from src.kernels import moe
 from src.kernels.gpu import experts, routing
 from src.kernels.gpu.configs import TileConfig
@@ -226,3 +230,16 @@ def test_route(num_experts: int) -> None:
     others = [0, 1, 2, 4, 5, 6]
     assert torch.equal(chosen.cpu()[others].long(), expected[others])
     assert chosen[3].tolist() == [0, 1, 2, 3]
+
+
+def test_the_memory_plan_knows_the_padding() -> None:
+    c = ModelConfig.from_json(hf_config(SIZES["20b"]))
+    shard = whole(c)
+    one = Mxfp4Tensor(
+        torch.zeros(1, 32, 90, 16, dtype=torch.uint8), torch.zeros(1, 32, 90, dtype=torch.uint8)
+    )
+    padded = pack_experts(one).nbytes / one.nbytes
+    experts_bytes = (
+        c.num_layers * c.num_experts * 3 * c.hidden_size * c.intermediate_size * 17 // 32
+    )
+    assert padding_bytes(c, shard) == pytest.approx(experts_bytes * (padded - 1))

@@ -170,6 +170,10 @@ class ServerConfig(BaseSettings):
 
     # prompts and answers
     guided_harmony: bool = Field(True, description="only well-formed Harmony can be sampled")
+    guided_tool_arguments: bool = Field(
+        True,
+        description="with guided_harmony: tools' arguments follow their schema without strict too",
+    )
     reasoning_fields: Literal["both", "reasoning_content", "reasoning"] = Field(
         "both", description="name of the reasoning in answers"
     )

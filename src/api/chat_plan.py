@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from src.api.deps import ServerContext
@@ -102,8 +102,9 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
     _warn_unknown(body, request)
     profile = _profile(request, context)
     if request.tools or request.functions or request.response_format:  # schemas are compiled
+        guide = context.config.guided_harmony and context.config.guided_tool_arguments
         tools, response_format = await asyncio.to_thread(
-            lambda: (plan_tools(request), _response_format(request))
+            lambda: (plan_tools(request, guide_arguments=guide), _response_format(request))
         )
     else:
         tools, response_format = plan_tools(request), None
@@ -245,7 +246,7 @@ async def _grammar(
         tools.must_call
         or schema is not None
         or budget is not None
-        or any(t.constrained for t in tools.callable)
+        or any(t.constrained and t.asked for t in tools.callable)
     )
     if not needed and not context.config.guided_harmony:
         return None
@@ -255,6 +256,11 @@ async def _grammar(
         try:
             await asyncio.to_thread(check_grammar, grammar)
         except SchemaError as error:
+            if not all(t.asked for t in tools.callable if t.constrained):
+                asked = [replace(t, constrained=t.constrained and t.asked) for t in tools.callable]
+                return await _grammar(
+                    request, replace(tools, callable=asked), schema, budget, context
+                )
             param = "response_format" if schema is not None else "tools"
             raise InvalidRequest(
                 f"The schemas are too complex to be enforced: {error}", param

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from src.api.errors import InvalidRequest
 from src.api.protocol import ChatCompletionRequest, FunctionDefinition
 from src.harmony.grammar import SchemaError, ToolSpec, check_schema
 from src.harmony.tool_types import check_shape
+
+MAX_GUIDED_SCHEMA = 20_000  # characters; a larger one is enforced only if it is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,10 @@ class ToolPlan:
     legacy: bool  # asked for with `functions`: answered with `function_call`
 
 
-def plan_tools(request: ChatCompletionRequest) -> ToolPlan:
-    """Raises InvalidRequest naming the field."""
+def plan_tools(request: ChatCompletionRequest, *, guide_arguments: bool = False) -> ToolPlan:
+    """`guide_arguments`: arguments follow the tool's schema even where nobody asked for it, if the schema can be
+    enforced. Raises InvalidRequest naming the field.
+    """
     legacy = bool(request.functions) and not request.tools
     functions = (
         list(request.functions or []) if legacy else [tool.function for tool in request.tools or []]
@@ -66,9 +71,23 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan:
                     place,
                     "invalid_function_parameters",
                 ) from None
-        specs.append(ToolSpec(function.name, function.parameters, constrained))
+        guided = not constrained and guide_arguments and _can_guide(function)
+        specs.append(
+            ToolSpec(function.name, function.parameters, constrained or guided, asked=constrained)
+        )
     shown = [] if mode == "none" else [_shown(f) for f in functions]
     return ToolPlan(shown, specs, forced, legacy)
+
+
+def _can_guide(function: FunctionDefinition) -> bool:
+    """A tool without properties may take any object, so there is nothing to guide."""
+    if not (function.parameters or {}).get("properties"):
+        return False
+    try:
+        check_schema(function.parameters)
+    except SchemaError:
+        return False
+    return len(json.dumps(function.parameters)) <= MAX_GUIDED_SCHEMA
 
 
 def _check_parameters(function: FunctionDefinition, where: str) -> None:

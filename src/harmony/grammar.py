@@ -32,6 +32,7 @@ class ToolSpec:
     name: str
     parameters: Mapping[str, Any] | None
     constrained: bool  # arguments follow `parameters`; otherwise any text
+    asked: bool = True  # the client wants them to; else they do as long as the grammar allows it
 
 
 @dataclass(frozen=True, slots=True)

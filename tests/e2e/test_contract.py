@@ -125,8 +125,9 @@ def test_none_never_calls_and_keeps_the_instructions(
     assert "KEEP THIS" in prompt and "get_weather" not in prompt
 
 
-def test_strict_tools_follow_their_schema_under_auto(client: openai.OpenAI) -> None:
-    strict = [tool("get_weather", CITY, strict=True)]
+@pytest.mark.parametrize("more", [{"strict": True}, {}], ids=["strict", "guided"])
+def test_tools_follow_their_schema_under_auto(client: openai.OpenAI, more: dict[str, bool]) -> None:
+    offered = [tool("get_weather", CITY, **more)]
     ended = 0
     for seed in range(10):
         bias = {**CALL_TOOL, str(VOCABULARY.encode(" to")[0]): 60}
@@ -136,7 +137,7 @@ def test_strict_tools_follow_their_schema_under_auto(client: openai.OpenAI) -> N
             "max_tokens": 150,
             "extra_body": {"reasoning_budget": 0},
         }
-        answer = ask(client, tools=strict, **options).choices[0]
+        answer = ask(client, tools=offered, **options).choices[0]
         for call in answer.message.tool_calls or []:
             if answer.finish_reason == "tool_calls":
                 ended += 1

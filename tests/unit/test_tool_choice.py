@@ -1,0 +1,51 @@
+"""Which arguments the grammar enforces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from src.api.errors import InvalidRequest
+from src.api.protocol import ChatCompletionRequest
+from src.api.tool_choice import MAX_GUIDED_SCHEMA, plan_tools
+
+PLACE = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+FREE = {"type": "object"}
+BEYOND = {"type": "object", "properties": {"a": {"$ref": "https://elsewhere/schema"}}}
+HUGE = {"type": "object", "properties": {"a": {"enum": ["x" * 100] * (MAX_GUIDED_SCHEMA // 100)}}}
+
+
+def request(*schemas: dict[str, Any] | None, **more: Any) -> ChatCompletionRequest:
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": f"t{i}"} | ({} if s is None else {"parameters": s}),
+        }
+        for i, s in enumerate(schemas)
+    ]
+    return ChatCompletionRequest.model_validate(
+        {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": tools, **more}
+    )
+
+
+def enforced(asked: ChatCompletionRequest, *, guide: bool) -> list[tuple[bool, bool]]:
+    return [(t.constrained, t.asked) for t in plan_tools(asked, guide_arguments=guide).callable]
+
+
+def test_arguments_follow_a_schema_that_nobody_asked_to_enforce() -> None:
+    assert enforced(request(PLACE), guide=True) == [(True, False)]
+    assert enforced(request(PLACE), guide=False) == [(False, False)]
+
+
+@pytest.mark.parametrize("schema", [None, FREE, BEYOND, HUGE])
+def test_where_it_cannot_help_or_cannot_be_done_anything_may_be_written(
+    schema: dict[str, Any] | None,
+) -> None:
+    assert enforced(request(schema), guide=True) == [(False, False)]
+
+
+def test_what_is_asked_for_is_enforced_or_refused() -> None:
+    assert enforced(request(PLACE, FREE, tool_choice="required"), guide=True) == [(True, True)] * 2
+    with pytest.raises(InvalidRequest, match="Invalid schema for function 't0'"):
+        plan_tools(request(BEYOND, tool_choice="required"), guide_arguments=True)

@@ -1,4 +1,4 @@
-// CPU kernels for bfloat16 on AVX-512 with the BF16 dot product. Compiled at first use by kernels/native.py.
+// CPU kernels for bfloat16 on the vector types of simd.h. Compiled at first use by kernels/native.py.
 //
 // Each output element is one accumulator chain over k in a fixed order, whatever the number of rows: results do not
 // depend on what else is in the batch, nor on how a prompt is cut into chunks.
@@ -6,71 +6,32 @@
 // Shapes: M rows, N outputs, K inputs; T tokens, H hidden, I intermediate, E experts, k experts per token; heads = query
 // heads, groups = key-value heads, D head_dim (64).
 
-#include <immintrin.h>
+#include "simd.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
-
-typedef uint16_t bf16;
-
-static inline float to_float(bf16 x) {
-    uint32_t bits = uint32_t(x) << 16;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
-}
-
-static inline bf16 to_bf16(float f) {  // round to nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &f, 4);
-    if ((bits & 0x7FFFFFFF) > 0x7F800000) return uint16_t(bits >> 16) | 0x40;
-    return uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
-static inline __m512bh load_bf16(const bf16* p, __mmask32 mask) {
-    return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
-}
-
-static inline __mmask32 tail_mask(int64_t left) {
-    return left >= 32 ? 0xFFFFFFFFu : (__mmask32)((1u << left) - 1);
-}
-
-// Four sums at once: lane j of the result is the sum of the 16 lanes of a_j.
-static inline __m128 reduce4(__m512 a0, __m512 a1, __m512 a2, __m512 a3) {
-    const __m512 r01 = _mm512_add_ps(_mm512_unpacklo_ps(a0, a1), _mm512_unpackhi_ps(a0, a1));
-    const __m512 r23 = _mm512_add_ps(_mm512_unpacklo_ps(a2, a3), _mm512_unpackhi_ps(a2, a3));
-    const __m512 r = _mm512_add_ps(
-        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23))),
-        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23))));
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(r), _mm512_extractf32x8_ps(r, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
 
 // --- linear: out[m, n] = x[m] . w[n] + bias[n] ---
 
 // PREFETCH asks for the weights `ahead` elements further on, which the next tile reads.
 template <int RM, int RN, bool PREFETCH = false>
 static inline void dot_tile(const bf16* x, const bf16* w, int64_t K, float* out, int64_t stride, int64_t ahead = 0) {
-    __m512 acc[RM][RN];
+    F acc[RM][RN];
     for (int i = 0; i < RM; i++)
-        for (int j = 0; j < RN; j++) acc[i][j] = _mm512_setzero_ps();
+        for (int j = 0; j < RN; j++) acc[i][j] = f_set(0);
     for (int64_t k = 0; k < K; k += 32) {
-        const __mmask32 mask = tail_mask(K - k);
-        __m512bh a[RM];
-        for (int i = 0; i < RM; i++) a[i] = load_bf16(x + i * K + k, mask);
+        B a[RM];
+        for (int i = 0; i < RM; i++) a[i] = b_load(x + i * K + k, K - k);
         for (int j = 0; j < RN; j++) {
-            const __m512bh b = load_bf16(w + j * K + k, mask);
+            const B b = b_load(w + j * K + k, K - k);
             if (PREFETCH) _mm_prefetch((const char*)(w + j * K + k + ahead), _MM_HINT_T0);
-            for (int i = 0; i < RM; i++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a[i], b);
+            for (int i = 0; i < RM; i++) acc[i][j] = b_dot(acc[i][j], a[i], b);
         }
     }
     for (int i = 0; i < RM; i++) {
-        if constexpr (RN == 4) _mm_storeu_ps(out + i * stride, reduce4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
+        if constexpr (RN == 4) _mm_storeu_ps(out + i * stride, f_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
         else
-            for (int j = 0; j < RN; j++) out[i * stride + j] = _mm512_reduce_add_ps(acc[i][j]);
+            for (int j = 0; j < RN; j++) out[i * stride + j] = f_sum(acc[i][j]);
     }
 }
 
@@ -78,9 +39,10 @@ template <int RN>
 static inline void dot_rows(const bf16* x, int64_t rows, const bf16* w, int64_t K, float* out, int64_t stride,
                             int64_t ahead) {
     int64_t m = 0;
-    if (rows >= 6) {
-        dot_tile<6, RN, true>(x, w, K, out, stride, ahead);
-        for (m = 6; m + 6 <= rows; m += 6) dot_tile<6, RN>(x + m * K, w, K, out + m * stride, stride);
+    if (rows >= MAX_ROWS) {
+        dot_tile<MAX_ROWS, RN, true>(x, w, K, out, stride, ahead);
+        for (m = MAX_ROWS; m + MAX_ROWS <= rows; m += MAX_ROWS)
+            dot_tile<MAX_ROWS, RN>(x + m * K, w, K, out + m * stride, stride);
     } else if (rows >= 4) {
         dot_tile<4, RN, true>(x, w, K, out, stride, ahead);
         m = 4;
@@ -122,12 +84,12 @@ extern "C" void linear(const bf16* x, const bf16* w, const bf16* bias, const bf1
 extern "C" void rms_norm(const bf16* x, const bf16* scale, bf16* out, float eps, int64_t T, int64_t H) {
 #pragma omp parallel for schedule(static) if (T > 8)
     for (int64_t t = 0; t < T; t++) {
-        __m512 sum = _mm512_setzero_ps();
+        F sum = f_set(0);
         for (int64_t h = 0; h < H; h += 32) {
-            const __m512bh v = load_bf16(x + t * H + h, tail_mask(H - h));
-            sum = _mm512_dpbf16_ps(sum, v, v);
+            const B v = b_load(x + t * H + h, H - h);
+            sum = b_dot(sum, v, v);
         }
-        const float r = 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / H + eps);
+        const float r = 1.0f / std::sqrt(f_sum(sum) / H + eps);
         for (int64_t h = 0; h < H; h++) out[t * H + h] = to_bf16(to_float(x[t * H + h]) * r * to_float(scale[h]));
     }
 }
@@ -158,36 +120,21 @@ extern "C" void rope_and_store(bf16* qkv, const float* cos, const float* sin, co
 // --- attention over the block cache, with sinks ---
 // Query t sees positions first[t] .. last[t]; the slot of position p is slots[base[t] + p].
 
-static inline __m512 exp_ps(__m512 x) {  // 2^n 2^f by a degree-6 polynomial: relative error below 2e-7
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-    const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f));
-    const __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 f = _mm512_sub_ps(t, n);
-    __m512 p = _mm512_set1_ps(1.5403530e-4f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
-}
-
 template <int QH>  // query heads handled together
 static void attend(const bf16* query, const bf16* key_cache, const bf16* value_cache, const bf16* sinks, bf16* out,
                    const int64_t* slots, int64_t count, int64_t row, int64_t column, float scale, float* scores) {
-    __m512bh q[QH][2];
+    B q[QH][2];
     for (int h = 0; h < QH; h++) {
-        q[h][0] = load_bf16(query + h * 64, ~0u);
-        q[h][1] = load_bf16(query + h * 64 + 32, ~0u);
+        q[h][0] = b_load(query + h * 64, 32);
+        q[h][1] = b_load(query + h * 64 + 32, 32);
     }
     const int64_t padded = (count + 15) / 16 * 16;
     for (int64_t s = 0; s < count; s++) {
         const bf16* key = key_cache + slots[s] * row + column;
-        const __m512bh k0 = load_bf16(key, ~0u), k1 = load_bf16(key + 32, ~0u);
+        const B k0 = b_load(key, 32), k1 = b_load(key + 32, 32);
         for (int h = 0; h < QH; h++) {
-            const __m512 d = _mm512_dpbf16_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), q[h][0], k0), q[h][1], k1);
-            scores[h * padded + s] = _mm512_reduce_add_ps(d) * scale;
+            const F d = b_dot(b_dot(f_set(0), q[h][0], k0), q[h][1], k1);
+            scores[h * padded + s] = f_sum(d) * scale;
         }
     }
     float inverse[QH];
@@ -195,36 +142,34 @@ static void attend(const bf16* query, const bf16* key_cache, const bf16* value_c
         float* row_scores = scores + h * padded;
         for (int64_t s = count; s < padded; s++) row_scores[s] = -INFINITY;
         const float sink = to_float(sinks[h]);
-        __m512 top = _mm512_set1_ps(sink);
-        for (int64_t s = 0; s < padded; s += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(row_scores + s));
-        const float peak = _mm512_reduce_max_ps(top);
-        __m512 total = _mm512_setzero_ps();
+        F top = f_set(sink);
+        for (int64_t s = 0; s < padded; s += 16) top = f_max(top, f_load(row_scores + s));
+        const float peak = f_top(top);
+        F total = f_set(0);
         for (int64_t s = 0; s < padded; s += 16) {
-            const __m512 v = _mm512_loadu_ps(row_scores + s);
-            const __mmask16 seen = _mm512_cmp_ps_mask(v, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
-            const __m512 e = _mm512_maskz_mov_ps(seen, exp_ps(_mm512_sub_ps(v, _mm512_set1_ps(peak))));
-            _mm512_storeu_ps(row_scores + s, e);
-            total = _mm512_add_ps(total, e);
+            const F v = f_load(row_scores + s);
+            const F e = f_where_finite(v, f_exp(f_sub(v, f_set(peak))));
+            f_store(row_scores + s, e);
+            total = f_add(total, e);
         }
-        inverse[h] = 1.0f / (_mm512_reduce_add_ps(total) + std::exp(sink - peak));
+        inverse[h] = 1.0f / (f_sum(total) + std::exp(sink - peak));
     }
-    __m512 acc[QH][4];
+    F acc[QH][4];
     for (int h = 0; h < QH; h++)
-        for (int d = 0; d < 4; d++) acc[h][d] = _mm512_setzero_ps();
+        for (int d = 0; d < 4; d++) acc[h][d] = f_set(0);
     for (int64_t s = 0; s < count; s++) {
         const bf16* value = value_cache + slots[s] * row + column;
-        __m512 v[4];
+        F v[4];
         for (int d = 0; d < 4; d++)
-            v[d] = _mm512_castsi512_ps(
-                _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(value + 16 * d))), 16));
+            v[d] = f_widen(value + 16 * d);
         for (int h = 0; h < QH; h++) {
-            const __m512 p = _mm512_set1_ps(scores[h * padded + s]);
-            for (int d = 0; d < 4; d++) acc[h][d] = _mm512_fmadd_ps(p, v[d], acc[h][d]);
+            const F p = f_set(scores[h * padded + s]);
+            for (int d = 0; d < 4; d++) acc[h][d] = f_fma(p, v[d], acc[h][d]);
         }
     }
     for (int h = 0; h < QH; h++) {
         float line[64];
-        for (int d = 0; d < 4; d++) _mm512_storeu_ps(line + 16 * d, acc[h][d]);
+        for (int d = 0; d < 4; d++) f_store(line + 16 * d, acc[h][d]);
         for (int d = 0; d < 64; d++) out[h * 64 + d] = to_bf16(line[d] * inverse[h]);
     }
 }
@@ -258,55 +203,35 @@ extern "C" void attention(const bf16* qkv, const bf16* key_cache, const bf16* va
 
 // --- mixture of experts ---
 
-static const __m512i* e2m1_table() {
-    alignas(64) static bf16 table[32];
-    static const bool ready = [] {
-        const float values[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-        for (int i = 0; i < 32; i++) table[i] = to_bf16((i & 8) ? -values[i & 7] : values[i & 7]);
-        return true;
-    }();
-    (void)ready;
-    return (const __m512i*)table;
-}
-
-static inline __m512bh decode_group(const uint8_t* block, __m512i table) {
-    // byte b -> words (b, b >> 4): the table repeats after 16 entries, so bit 4 of the lower word does not matter
-    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)block));
-    return (__m512bh)_mm512_permutexvar_epi16(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), table);
-}
-
 // 2^(s - 127) of `groups` E8M0 scales; s = 0 is the denormal 2^-127
 static inline void decode_scales(const uint8_t* scales, int64_t groups, float* out) {
-    for (int64_t g = 0; g < groups; g += 16) {
-        const __mmask16 mask = groups - g >= 16 ? 0xFFFF : (__mmask16)((1u << (groups - g)) - 1);
-        const __m512i s = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, scales + g));
-        const __mmask16 zero = _mm512_testn_epi32_mask(s, s);
-        _mm512_mask_storeu_ps(out + g, mask, _mm512_castsi512_ps(_mm512_mask_mov_epi32(
-            _mm512_slli_epi32(s, 23), zero, _mm512_set1_epi32(0x00400000))));
+    for (int64_t g = 0; g < groups; g++) {
+        const uint32_t bits = scales[g] ? uint32_t(scales[g]) << 23 : 0x00400000;
+        std::memcpy(out + g, &bits, 4);
     }
 }
 
 // RM rows of x against 4 neighbouring rows of the matrix.
 template <int RM>
 static inline void mxfp4_tile(const bf16* const* x, const uint8_t* block, const float* scale, int64_t groups,
-                              __m512i table, float* out, int64_t stride) {
-    __m512 acc[RM][4];
+                              Table table, float* out, int64_t stride) {
+    F acc[RM][4];
     for (int i = 0; i < RM; i++)
-        for (int j = 0; j < 4; j++) acc[i][j] = _mm512_setzero_ps();
+        for (int j = 0; j < 4; j++) acc[i][j] = f_set(0);
     const int64_t row_bytes = groups * 16;
     for (int64_t g = 0; g < groups; g++) {
-        __m512bh a[RM];
-        for (int i = 0; i < RM; i++) a[i] = load_bf16(x[i] + g * 32, ~0u);
+        B a[RM];
+        for (int i = 0; i < RM; i++) a[i] = b_load(x[i] + g * 32, 32);
         for (int j = 0; j < 4; j++) {
             const uint8_t* at = block + j * row_bytes + g * 16;
-            const __m512bh weights = decode_group(at, table);
-            const __m512 s = _mm512_set1_ps(scale[j * groups + g]);
+            const B weights = b_decode(at, table);
+            const F s = f_set(scale[j * groups + g]);
             for (int i = 0; i < RM; i++)
-                acc[i][j] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), weights, a[i]), s, acc[i][j]);
+                acc[i][j] = f_fma(b_dot(f_set(0), weights, a[i]), s, acc[i][j]);
         }
     }
     for (int i = 0; i < RM; i++)
-        _mm_storeu_ps(out + i * stride, reduce4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
+        _mm_storeu_ps(out + i * stride, f_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
 }
 
 struct Experts {  // E matrices of R rows and K columns, in MXFP4, or in bf16 where scales is null
@@ -324,14 +249,14 @@ static inline void expert_dots(const bf16* const* x, int64_t rows, const Experts
             dot_tile<1, 4>(x[m], (const bf16*)w.data + row * w.K, w.K, out + m * stride, stride);
         return;
     }
-    const __m512i table = *e2m1_table();
+    const Table table = e2m1_table();
     const uint8_t* block = (const uint8_t*)w.data + row * groups * 16;
     for (int64_t byte = 0; byte < 64 * groups; byte += 64) _mm_prefetch((const char*)(block + 64 * groups + byte), _MM_HINT_T0);
     float scale[4096];  // 4 rows, K up to 32,768
     decode_scales(w.scales + row * groups, 4 * groups, scale);
     for (int64_t m = 0; m < rows;) {
         float* to = out + m * stride;
-        switch (std::min<int64_t>(rows - m, 6)) {
+        switch (std::min<int64_t>(rows - m, MAX_ROWS)) {
             case 1: mxfp4_tile<1>(x + m, block, scale, groups, table, to, stride); m += 1; break;
             case 2: mxfp4_tile<2>(x + m, block, scale, groups, table, to, stride); m += 2; break;
             case 3: mxfp4_tile<3>(x + m, block, scale, groups, table, to, stride); m += 3; break;
@@ -342,21 +267,17 @@ static inline void expert_dots(const bf16* const* x, int64_t rows, const Experts
     }
 }
 
-static inline __m512 widen(const bf16* p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
-}
-
 // 32 columns: min(gate, limit) sigmoid(1.702 gate) (clamp(up) + 1)
 static inline void clamped_swiglu(const float* gate, const float* up, const bf16* bias_gate, const bf16* bias_up,
                                   float limit, bf16* out) {
-    const __m512 high = _mm512_set1_ps(limit), low = _mm512_set1_ps(-limit), one = _mm512_set1_ps(1.0f);
+    const F high = f_set(limit), low = f_set(-limit), one = f_set(1.0f);
     for (int n = 0; n < 32; n += 16) {
-        const __m512 g = _mm512_min_ps(_mm512_add_ps(_mm512_loadu_ps(gate + n), widen(bias_gate + n)), high);
-        const __m512 u = _mm512_max_ps(low, _mm512_min_ps(_mm512_add_ps(_mm512_loadu_ps(up + n), widen(bias_up + n)), high));
-        const __m512 e = exp_ps(_mm512_min_ps(_mm512_mul_ps(g, _mm512_set1_ps(-1.702f)), _mm512_set1_ps(88.0f)));
-        const __m512 v = _mm512_mul_ps(_mm512_div_ps(g, _mm512_add_ps(one, e)), _mm512_add_ps(u, one));
+        const F g = f_min(f_add(f_load(gate + n), f_widen(bias_gate + n)), high);
+        const F u = f_max(low, f_min(f_add(f_load(up + n), f_widen(bias_up + n)), high));
+        const F e = f_exp(f_min(f_mul(g, f_set(-1.702f)), f_set(88.0f)));
+        const F v = f_mul(f_div(g, f_add(one, e)), f_add(u, one));
         float line[16];
-        _mm512_storeu_ps(line, v);
+        f_store(line, v);
         for (int i = 0; i < 16; i++) out[n + i] = to_bf16(line[i]);
     }
 }

@@ -1,7 +1,7 @@
 """The compiled CPU kernels (native.cpp): built once with the machine's C++ compiler, called with tensors' addresses.
 
-They serve bfloat16 on CPUs with AVX-512 and its BF16 dot product. Without such a CPU or without a compiler the plain
-torch functions (`*_ref`) run instead: slower, and `available()` says why in the log.
+They serve bfloat16 on CPUs with AVX-512 and its BF16 dot product, or with AVX2 and FMA. Without such a CPU or without a
+compiler the plain torch functions (`*_ref`) run instead: slower, and `library()` says why in the log.
 
 Shapes: see native.cpp.
 """
@@ -26,10 +26,15 @@ from src.kernels.mxfp4 import Mxfp4Tensor
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native.cpp")
-CPU_FLAGS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
-COMPILE_FLAGS = (
-    *("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off"),
-    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
+HEADER = Path(__file__).with_name("simd.h")
+COMPILE_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off")
+# the CPU's flags -> the compiler's, the best first
+INSTRUCTION_SETS = (
+    (
+        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"),
+        ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
+    ),
+    (("avx2", "fma"), ("-mavx2", "-mfma")),
 )
 HEAD_DIM = 64  # what the attention kernel is written for
 
@@ -37,9 +42,11 @@ HEAD_DIM = 64  # what the attention kernel is written for
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The kernels, or None where they cannot run; the reason is logged once."""
-    missing = [flag for flag in CPU_FLAGS if flag not in _cpu_flags()]
-    if missing:
-        logger.info("native CPU kernels off: this CPU has no %s", ", ".join(missing))
+    flags = instruction_flags()
+    if flags is None:
+        logger.info(
+            "native CPU kernels off: this CPU has no %s", " and ".join(INSTRUCTION_SETS[-1][0])
+        )
         return None
     compiler = (
         os.environ.get("CXX")
@@ -53,7 +60,7 @@ def library() -> ctypes.CDLL | None:
         )
         return None
     try:
-        path = _build(compiler)
+        path = _build(compiler, flags)
         # torch's own OpenMP first: its thread pool is then ours as well, and the two do not compete for the cores
         ctypes.CDLL(str(_torch_openmp()), ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path))
@@ -61,6 +68,12 @@ def library() -> ctypes.CDLL | None:
         reason = getattr(error, "stderr", None) or error
         logger.warning("native CPU kernels off: %s", reason)
         return None
+
+
+def instruction_flags() -> tuple[str, ...] | None:
+    """The compiler's flags for what this CPU can do."""
+    have = _cpu_flags()
+    return next((flags for needed, flags in INSTRUCTION_SETS if have.issuperset(needed)), None)
 
 
 def supports(x: torch.Tensor) -> bool:
@@ -225,10 +238,11 @@ def _torch_openmp() -> Path:
     raise OSError("torch brings no libgomp")
 
 
-def _build(compiler: str) -> Path:
+def _build(compiler: str, flags: tuple[str, ...]) -> Path:
     """-> the shared library, compiled now or found from an earlier start."""
+    options = [*COMPILE_FLAGS, *flags]
     key = hashlib.sha256(
-        SOURCE.read_bytes() + " ".join((compiler, *COMPILE_FLAGS)).encode()
+        SOURCE.read_bytes() + HEADER.read_bytes() + " ".join((compiler, *options)).encode()
     ).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(root) if root else Path.home() / ".cache") / "gpt-oss-server" / "native"
@@ -239,7 +253,7 @@ def _build(compiler: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         compiled, linked = Path(temporary) / "kernels.o", Path(temporary) / "kernels.so"
         run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
-        run([compiler, *COMPILE_FLAGS, "-c", str(SOURCE), "-o", str(compiled)])
+        run([compiler, *options, "-c", str(SOURCE), "-o", str(compiled)])
         # linked without -fopenmp: the OpenMP symbols are taken from torch's library
         run([compiler, "-shared", str(compiled), "-o", str(linked)])
         linked.replace(target)

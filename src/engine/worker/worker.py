@@ -256,7 +256,8 @@ def choose_dtype(name: str, device: torch.device, gpu_dtypes: dict[str, str]) ->
         return (
             torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         )
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    fast = native.library() is not None or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def listed_dtype(gpu_name: str, gpu_dtypes: dict[str, str]) -> str | None:

@@ -27,7 +27,6 @@ def compile_all(jobs: list[tuple[str, int]], workers: int = 0) -> list[dict[str,
     """Jobs are (model, target). -> a row for each kernel."""
     import multiprocessing
 
-    os.environ.pop("TRITON_INTERPRET", None)  # of the processes to come
     context = multiprocessing.get_context("spawn")
     count = workers or len(os.sched_getaffinity(0))
     split = [(model, target, part, 4) for model, target in jobs for part in range(4)]
@@ -36,7 +35,8 @@ def compile_all(jobs: list[tuple[str, int]], workers: int = 0) -> list[dict[str,
 
 
 def _compile_part(job: tuple[str, int, int, int]) -> list[dict[str, Any]]:
-    """Every `of`-th case, from the `part`-th on."""
+    """Every `of`-th case, from the `part`-th on. In a process of its own, which has not seen triton yet."""
+    os.environ.pop("TRITON_INTERPRET", None)
     from bench.kernels.cases import cases
     from bench.kernels.cross_compile import SHARED_BYTES, cross_compile
 

@@ -12,6 +12,7 @@ from bench.gpu import kernels, measure, model, timing
 from bench.gpu.timing import Row
 from src.engine.shapes import Size, hf_config
 from src.engine.worker import graph_runner
+from src.kernels import native
 from src.kernels.gpu import support
 from tests.kernels.gpu_helpers import DEVICE, TYPE
 
@@ -44,6 +45,7 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "graph_time", lambda graphs, batch: 1.0)
     monkeypatch.setattr(graph_runner, "CudaGraphs", lambda: lambda forward: forward)
     monkeypatch.setattr(support, "runs_triton", lambda _: True)
+    monkeypatch.setattr(native, "supports", lambda _: False)  # what stands for bfloat16 here is not
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
 
 

@@ -307,8 +307,7 @@ def _launch(
         peaks, totals, parts = torch.empty(
             rows * (head_dim + 2), dtype=torch.float32, device=query.device
         ).split((rows, rows, rows * head_dim))
-    options = support.switches(query.device)
-    del options["ASM"]
+    options = support.switches(query.device, "COMPUTE")
     _attention_kernel[(groups, count, programs)](
         query, key_cache, value_cache, sinks, out, *(tiles or (None, None)), ragged.query_start, ragged.length,
         ragged.block_table, peaks, totals, parts, support.counters(query.device, count * groups),

@@ -262,7 +262,8 @@ def linear(
     grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(count, config.block_m))
     _linear_kernel[grid](
         x, weight, bias, residual, out, rows, norm, r, eps, count, outputs, inputs, _kind(norm, r),
-        config.block_n, config.block_m, BLOCK_K, config.stages, num_warps=config.warps, **_switches(x),
+        config.block_n, config.block_m, BLOCK_K, config.stages, num_warps=config.warps,
+        **support.switches(x.device, "COMPUTE"),
     )  # fmt: skip
     return out
 
@@ -274,8 +275,7 @@ def norm_tokens(
     tokens, size = x.shape
     out = torch.empty_like(x)
     r = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    options = _switches(x)
-    del options["COMPUTE"]
+    options = support.switches(x.device)
     _norm_tokens_kernel[(tokens,)](
         x, scale, out, r, eps, size, triton.next_power_of_2(size), num_warps=4, **options
     )
@@ -299,7 +299,7 @@ def router(
     grid = (triton.cdiv(experts, config.block_n), triton.cdiv(tokens, config.block_m))
     _router_kernel[grid](
         x, norm, weight, bias, scaled, r, logits, eps, tokens, experts, size, config.block_n, config.block_m, BLOCK_K,
-        config.stages, num_warps=config.warps, **_switches(x),
+        config.stages, num_warps=config.warps, **support.switches(x.device, "COMPUTE"),
     )  # fmt: skip
     return scaled, r, logits
 
@@ -328,7 +328,7 @@ def qkv(
     _qkv_kernel[grid](
         x, weight, bias, norm, r, eps, positions, rope, slots, query, key_cache, value_cache, tokens,
         num_heads, groups, head_dim, size, _kind(norm, r), config.block_n, config.block_m, BLOCK_K, config.stages,
-        num_warps=config.warps, **_switches(x),
+        num_warps=config.warps, **support.switches(x.device, "COMPUTE"),
     )  # fmt: skip
     return query
 
@@ -337,9 +337,3 @@ def _kind(norm: torch.Tensor | None, r: torch.Tensor | None) -> str:
     if r is not None:
         return "done"
     return "none" if norm is None else "fused"
-
-
-def _switches(x: torch.Tensor) -> dict[str, object]:
-    options = support.switches(x.device)
-    del options["ASM"]
-    return options

@@ -302,7 +302,8 @@ def moe_w1(
     _moe_w1_kernel[(triton.cdiv(rows, config.block_n), tiles.count)](
         x, r, w.words, _four_scales(w), bias, act, tiles.logits, tiles.num_tokens, *tiles.arrays(), limit,
         hidden, rows // 2, bias.shape[0], tiles.padded_experts, tiles.per_token, tiles.direct,
-        config.block_n, tiles.block_m, config.stages, num_warps=config.warps, **support.switches(x.device),
+        config.block_n, tiles.block_m, config.stages, num_warps=config.warps,
+        **support.switches(x.device, "COMPUTE", "ASM"),
     )  # fmt: skip
     return act
 
@@ -324,7 +325,8 @@ def moe_w2(
         act, w.words, _four_scales(w), bias, residual, out, parts, support.counters(act.device, programs * tokens),
         tiles.logits, tiles.weights, tiles.num_tokens, *tiles.arrays(), tokens,
         hidden, act.shape[1], bias.shape[0], tiles.padded_experts, tiles.per_token, tiles.direct,
-        config.block_n, tiles.block_m, config.stages, num_warps=config.warps, **support.switches(act.device),
+        config.block_n, tiles.block_m, config.stages, num_warps=config.warps,
+        **support.switches(act.device, "COMPUTE", "ASM"),
     )  # fmt: skip
     return out
 

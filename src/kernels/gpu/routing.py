@@ -126,7 +126,6 @@ def route(logits: torch.Tensor, per_token: int) -> tuple[torch.Tensor, torch.Ten
     experts = torch.empty(tokens, per_token, dtype=torch.int32, device=logits.device)
     weights = torch.empty(tokens, per_token, dtype=torch.float32, device=logits.device)
     options = support.switches(logits.device)
-    del options["COMPUTE"], options["ASM"]
     _route_kernel[(tokens,)](
         logits,
         experts,
@@ -151,7 +150,6 @@ def tile_list(
     made = torch.empty(3 * count + assignments, dtype=torch.int32, device=experts.device)
     tile_expert, tile_first, tile_count, rows = made.split((count, count, count, assignments))
     options = support.switches(experts.device)
-    del options["COMPUTE"], options["ASM"]
     _tile_list_kernel[(1,)](
         experts, num_tokens, tile_expert, tile_first, tile_count, rows, assignments, count,
         triton.next_power_of_2(num_experts), experts.shape[1], block_m, CHUNK, num_warps=8, **options,

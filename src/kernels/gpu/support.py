@@ -34,19 +34,16 @@ def samples(logits: torch.Tensor) -> bool:
     return logits.is_cuda and _capability(logits.device) >= OLDEST_CAPABILITY
 
 
-def switches(device: torch.device) -> dict[str, Any]:
-    """The constexprs COMPUTE, ASM and PDL for kernels on this device, and what the launch needs for PDL."""
+def switches(device: torch.device, *names: str) -> dict[str, Any]:
+    """Of the constexprs COMPUTE and ASM those that a kernel takes, and PDL, which all of these take; and what a launch
+    needs for PDL."""
     import triton.language as tl
 
-    if interpreted():
-        return {"COMPUTE": tl.float32, "ASM": False, "PDL": False}
-    pdl = _capability(device) >= PDL_CAPABILITY
-    return {
-        "COMPUTE": tl.bfloat16,
-        "ASM": True,
-        "PDL": pdl,
-        **({"launch_pdl": True} if pdl else {}),
-    }
+    compiled = not interpreted()
+    values = {"COMPUTE": tl.bfloat16 if compiled else tl.float32, "ASM": compiled}
+    pdl = compiled and _capability(device) >= PDL_CAPABILITY
+    launch = {"launch_pdl": True} if pdl else {}
+    return {name: values[name] for name in names} | {"PDL": pdl} | launch
 
 
 @functools.cache

@@ -3,8 +3,8 @@
     ./run_server.sh --model nano --port 8000 --guided-harmony false
     python -m src.cli.evaluate_nano --url http://127.0.0.1:8000 --per-skill 200
 
-Without guidance the share of valid Harmony is the model's own. Words, names and sums are held out by a hash, every
-fifth everyday tool by its place in the list (src/nano).
+Without guidance the share of valid Harmony is the model's own. Words, names and sums are held out by a hash,
+everyday tools by a mark in their table (src/nano).
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import httpx
 
 from src.harmony.vocabulary import load_vocabulary
 from src.nano import basics, structured, tools
+from src.nano.described import described
+from src.nano.everyday import everyday, known
 from src.nano.examples import Example, Source
-from src.nano.lessons import with_instructions
+from src.nano.lessons import instructions
 
 SKILLS: dict[str, Callable[[Source], Example]] = {
     "addition": basics.addition,
@@ -40,7 +42,9 @@ SKILLS: dict[str, Callable[[Source], Example]] = {
     "small talk": basics.talk,
     "fallback": basics.other,
     "JSON by schema": structured.json_object,
-    "tool, everyday": partial(tools.tool_call, count=4, kind=tools.everyday),
+    "tool, everyday, taught": partial(tools.tool_call, count=4, kind=known),
+    "tool, everyday, new": partial(tools.tool_call, count=4, kind=everyday),
+    "tool, verb and thing": partial(tools.tool_call, count=4, kind=described),
     "tool, invented": partial(tools.tool_call, count=4, kind=tools.invented),
     "tool not needed": tools.tool_not_needed,
     "tool result": tools.tool_result,
@@ -70,6 +74,12 @@ def body_of(example: Example) -> dict[str, Any]:
             "json_schema": dict(example.response_format),
         }
     return body
+
+
+def held_out_example(source: Source, skill: Callable[[Source], Example]) -> Example:
+    example = skill(source)
+    example.messages = [*instructions(source), *example.messages]
+    return example
 
 
 def examine(url: str, name: str, examples: list[Example]) -> Score:
@@ -157,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         score = examine(
             args.url,
             name,
-            [with_instructions(source, skill(source)) for _ in range(args.per_skill)],
+            [held_out_example(source, skill) for _ in range(args.per_skill)],
         )
         wrong += score.wrong
         asked += score.asked

@@ -2,6 +2,7 @@
 
     python -m src.cli.train_nano --out build/nano            # goes on from the last checkpoint there
     python -m src.cli.train_nano --out build/nano --export assets/nano/gpt-oss-nano.safetensors
+    python -m src.cli.train_nano --out build/more --start assets/nano/gpt-oss-nano.safetensors --steps 1500
 
 The lessons are in src/nano. Nothing is downloaded. The same seed on the same machine gives the same model.
 """
@@ -9,6 +10,7 @@ The lessons are in src/nano. Nothing is downloaded. The same seed on the same ma
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import sys
 import time
@@ -24,13 +26,23 @@ from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, load_vocabulary
 from src.nano.batches import IGNORED, Batch, BatchMaker
-from src.nano.folding import fold
-from src.nano.network import Masks, Network, TokenTraits
+from src.nano.folding import fold, read_folded, restore
+from src.nano.muon import Muon
+from src.nano.network import COMPUTE, Masks, Network, TokenTraits
 
 COMMON_TOKENS = 1536
 COMMON_FROM_BATCHES = 150
 NEGATIVES = 2048
-SAVE_EVERY = 250
+SAVE_EVERY = 100
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed: each step wants the same gigabyte again, and fresh pages cost a third of it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def common_tokens(maker: BatchMaker, count: int = COMMON_TOKENS) -> torch.Tensor:
@@ -70,9 +82,7 @@ class Optimizers:
         ids = {id(p) for p in inner}
         others: list[nn.Parameter] = [p for p in network.parameters() if id(p) not in ids]
         self._steps = steps
-        self._muon = torch.optim.Muon(
-            inner, lr=muon_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
-        )
+        self._muon = Muon(inner, lr=muon_rate, weight_decay=0.02, dtype=COMPUTE)
         self._adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
         self._rates = ((self._muon, muon_rate), (self._adam, adam_rate))
         self._parameters = list(network.parameters())
@@ -102,6 +112,7 @@ def _is_matrix(name: str) -> bool:
 def train(
     out: Path,
     *,
+    start: Path | None,
     seed: int,
     steps: int,
     rows: int,
@@ -117,6 +128,8 @@ def train(
     state = torch.load(checkpoint, weights_only=True) if checkpoint.is_file() else None
     common = common_tokens(maker) if state is None else state["common"]
     network = Network(config, TokenTraits.of(vocabulary), common)
+    if start is not None and state is None:
+        restore(network, read_folded(start))
     optimizers = Optimizers(network, steps, muon_rate, adam_rate)
     generator = torch.Generator()
     first = 0
@@ -155,16 +168,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the training checkpoint")
     parser.add_argument("--export", type=Path, help="file of the folded model, written at the end")
+    parser.add_argument("--start", type=Path, help="folded model to begin with, not random weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--rows", type=int, default=16, help="rows of a batch")
-    parser.add_argument("--row-size", type=int, default=384, help="tokens of a row")
+    parser.add_argument("--rows", type=int, default=12, help="rows of a batch")
+    parser.add_argument("--row-size", type=int, default=512, help="tokens of a row")
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     args = parser.parse_args(argv)
+    keep_freed_memory()
     started = time.perf_counter()
     network = train(
-        args.out, seed=args.seed, steps=args.steps, rows=args.rows, row_size=args.row_size,
+        args.out, start=args.start, seed=args.seed, steps=args.steps, rows=args.rows, row_size=args.row_size,
         muon_rate=args.muon_rate, adam_rate=args.adam_rate,
     )  # fmt: skip
     if args.export is not None:

@@ -1,11 +1,12 @@
-"""Lessons as batches: many conversations in one row behind the system message that they share.
+"""Lessons as batches: many conversations in one row behind what they share.
 
-The system message is a third of a short conversation, so each row holds it once and the conversations branch off it:
-a branch sees the shared part and itself, with positions as if it stood alone.
+The system message is a third of a short conversation, and the tools are most of one with tools, so each row holds them
+once and the conversations branch off: a branch sees the shared part and itself, with positions as if it stood alone.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from random import Random
 
@@ -14,7 +15,7 @@ import torch
 from src.harmony.render import render_message, system_message
 from src.harmony.vocabulary import ENDOFTEXT, Vocabulary
 from src.nano.examples import EFFORTS, Example, Source, completion_ids
-from src.nano.lessons import example
+from src.nano.lessons import lesson
 from src.prompt_builder import PromptBuilder
 
 IGNORED = -100
@@ -39,36 +40,48 @@ class BatchMaker:
         self._source = Source(vocabulary, Random(), unseen=False)
         self._seed, self._rows, self._row_size = seed, rows, row_size
         self._shared = {
-            (effort, tools): render_message(
-                system_message(effort, has_tools=tools, current_date=None), vocabulary
+            effort: render_message(
+                system_message(effort, has_tools=False, current_date=None), vocabulary
             )
             for effort in EFFORTS
-            for tools in (False, True)
         }
 
     def batch(self, step: int) -> Batch:
         self._source.rng = Random(f"{self._seed} {step}")
         full: list[_Row] = []
-        open_rows: dict[tuple[str, bool], _Row] = {}
+        open_rows: dict[str, _Row] = {}
         while len(full) < self._rows:
-            made = example(self._source)
-            kind = (made.effort, bool(made.tools))
-            shared = self._shared[kind]
-            prompt, completion = self.encode(made)
-            rest = prompt[len(shared) :]
-            if len(shared) + len(rest) + len(completion) > self._row_size:
+            made = lesson(self._source)
+            encoded = [self.encode(example) for example in made]
+            if len(made) > 1:
+                full += self._row_of_branches(encoded)
                 continue
-            row = open_rows.get(kind)
-            if row is not None and len(row.ids) + len(rest) + len(completion) > self._row_size:
-                full.append(open_rows.pop(kind))
-                row = None
-            if row is None:
-                row = open_rows[kind] = _Row(shared)
-            row.add(rest, completion)
+            effort, (prompt, completion) = made[0].effort, encoded[0]
+            if made[0].tools:
+                full += self._row_of_branches(encoded)
+                continue
+            row = open_rows.setdefault(effort, _Row(self._shared[effort]))
+            rest = prompt[len(row.shared) :]
+            if len(row.ids) + len(rest) + len(completion) > self._row_size:
+                full.append(open_rows.pop(effort))
+                row = open_rows[effort] = _Row(self._shared[effort])
+            if len(row.ids) + len(rest) + len(completion) <= self._row_size:
+                row.add(rest, completion)
+        del full[self._rows :]
         size = max(len(row.ids) for row in full)
         return Batch(
             *(torch.tensor(part) for part in zip(*(row.padded(size) for row in full), strict=True))
         )
+
+    def _row_of_branches(self, encoded: list[tuple[list[int], list[int]]]) -> list[_Row]:
+        """One row of as many as fit behind what their prompts begin with alike; none if not one fits."""
+        shared = os.path.commonprefix([prompt[:-1] for prompt, _ in encoded])
+        row = _Row(list(shared))
+        for prompt, completion in encoded:
+            rest = prompt[len(shared) :]
+            if len(row.ids) + len(rest) + len(completion) <= self._row_size:
+                row.add(rest, completion)
+        return [row] if row.has_branches else []
 
     def encode(self, made: Example) -> tuple[list[int], list[int]]:
         prompt = self._builder.build(
@@ -82,12 +95,17 @@ class BatchMaker:
 
 class _Row:
     def __init__(self, shared: list[int]) -> None:
+        self.shared = shared
         self.ids = list(shared)
         self._start = len(shared)
         self._positions = list(range(len(shared)))
         self._branches = [0] * len(shared)
         self._targets = [IGNORED] * len(shared)
         self._count = 0
+
+    @property
+    def has_branches(self) -> bool:
+        return self._count > 0
 
     def add(self, rest: list[int], completion: list[int]) -> None:
         self._count += 1

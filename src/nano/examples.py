@@ -26,6 +26,7 @@ from src.harmony.vocabulary import RETURN, START, Vocabulary
 
 EFFORTS: tuple[ReasoningEffort, ...] = ("low", "medium", "high")
 HELD_OUT_SHARE = 10  # one in this many
+COMMON_BELOW = 20_000  # ranks: a vocabulary's first tokens are those that text has most
 _WORD = re.compile("[A-Za-z][A-Za-z_]*[A-Za-z]")
 
 
@@ -159,6 +160,18 @@ class Source:
         names = _words(self.vocabulary, 90_000, lambda w: w[0].isupper() and w[1:].islower(), 3, 9)
         return [w for w in names if self.mine(w)]
 
+    @cached_property
+    def _common_words(self) -> list[str]:
+        words = _words(self.vocabulary, COMMON_BELOW, str.islower, 3, 10)
+        return [w for w in words if self.mine(w) and self.vocabulary.rank_of.get(w.encode())]
+
+    @cached_property
+    def _common_names(self) -> list[str]:
+        names = _words(
+            self.vocabulary, COMMON_BELOW, lambda w: w[0].isupper() and w[1:].islower(), 3, 9
+        )
+        return [w for w in names if self.mine(w) and self.vocabulary.rank_of.get(w.encode())]
+
     def effort(self) -> ReasoningEffort:
         return self.rng.choices(EFFORTS, (3, 5, 2))[0]
 
@@ -166,7 +179,8 @@ class Source:
         return self.rng.choice(options)
 
     def word(self) -> str:
-        return self.rng.choice(self._words)
+        """Every other one is a common word."""
+        return self.rng.choice(self._common_words if self.maybe(0.5) else self._words)
 
     def short_word(self) -> str:
         """Mostly one token; sometimes two glued together."""
@@ -177,11 +191,10 @@ class Source:
     def name(self) -> str:
         """Capitalised: a person or a place, sometimes of two tokens, sometimes two words."""
         kind = self.rng.random()
-        if kind < 0.12:
+        if kind < 0.08:
             return self.rng.choice(self._names) + self.rng.choice(self._short_words)[:4]
-        if kind < 0.2:
-            return f"{self.rng.choice(self._names)} {self.rng.choice(self._names)}"
-        return self.rng.choice(self._names)
+        name = self.rng.choice(self._common_names if self.maybe(0.5) else self._names)
+        return f"{name} {self.rng.choice(self._names)}" if kind < 0.16 else name
 
     def number(self, low: int = 0, high: int = 99) -> int:
         return self.rng.randint(low, high)

@@ -19,12 +19,16 @@ from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.harmony.tokenizer_files import write_tokenizer
 from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT, VOCAB_SIZE, load_vocabulary
-from src.kernels.mxfp4 import quantize_mxfp4
+from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
 from src.nano.network import Layer, Network, TokenTable, TokenTraits
 
 ASSET = Path(__file__).resolve().parents[2] / "assets" / "nano" / "gpt-oss-nano.safetensors"
 INT8_MAX = 127
 Tensors = dict[str, torch.Tensor]
+PLAIN = (
+    "attention_norm", "q", "k", "v", "qkv_bias", "sinks", "out", "out_bias", "mlp_norm", "router", "router_bias",
+    "b1", "b2",
+)  # fmt: skip
 
 
 def fold(network: Network, path: Path) -> None:
@@ -44,21 +48,39 @@ def fold(network: Network, path: Path) -> None:
 
 
 def _fold_layer(layer: Layer) -> Tensors:
-    plain = (
-        "attention_norm", "q", "k", "v", "qkv_bias", "sinks", "out", "out_bias", "mlp_norm", "router", "router_bias",
-        "b1", "b2",
-    )  # fmt: skip
-    tensors = {name: getattr(layer, name).bfloat16() for name in plain}
+    tensors = {name: getattr(layer, name).bfloat16() for name in PLAIN}
     for name, experts in (("w1", layer.w1), ("w2", layer.w2)):
         packed = quantize_mxfp4(torch.stack([w.detach() for w in experts]))
         tensors |= {f"{name}.blocks": packed.blocks, f"{name}.scales": packed.scales}
     return tensors
 
 
+def read_folded(path: Path) -> Tensors:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a handle is no mapping
+
+
+def restore(network: Network, folded: Mapping[str, torch.Tensor]) -> None:
+    """Puts a folded model's weights, as rounded as they are, into a network. Its common tokens may be others."""
+    with torch.no_grad():
+        network.final_norm.copy_(folded["final_norm"])
+        for name, table in (("embedding", network.embedding), ("head", network.head)):
+            _restore_table(table, folded, name)
+        for index, layer in enumerate(network.layers):
+            assert isinstance(layer, Layer)
+            part = _part(folded, index)
+            for name in PLAIN:
+                getattr(layer, name).copy_(part[name])
+            for name, experts in (("w1", layer.w1), ("w2", layer.w2)):
+                packed = Mxfp4Tensor(part[f"{name}.blocks"], part[f"{name}.scales"])
+                weights = dequantize_mxfp4(packed, torch.float32)
+                for parameter, weight in zip(experts, weights, strict=True):
+                    parameter.copy_(weight)
+
+
 def unfold(path: Path, out: Path) -> Path:
     """Writes the whole checkpoint, which transformers loads too, and returns its folder."""
-    with safe_open(path, framework="pt") as file:
-        folded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a handle is no mapping
+    folded = read_folded(path)
     raw = hf_config(SIZES["nano"])
     config = ModelConfig.from_json(raw)
     traits = TokenTraits.of(load_vocabulary())
@@ -68,11 +90,7 @@ def unfold(path: Path, out: Path) -> Path:
         "model.norm.weight": folded["final_norm"],
     }
     for index in range(config.num_layers):
-        part = {
-            name.removeprefix(f"layers.{index}."): v
-            for name, v in folded.items()
-            if name.startswith(f"layers.{index}.")
-        }
+        part = _part(folded, index)
         tensors |= {
             f"model.layers.{index}.{name}": value
             for name, value in _unfold_layer(part, config).items()
@@ -97,13 +115,28 @@ def _rows(folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) ->
     common = folded["common"].long()
     table = TokenTable(folded[f"{name}.code"].shape[1], common, 0.0)
     with torch.no_grad():
-        table.code.copy_(folded[f"{name}.code"])
-        table.other.copy_(folded[f"{name}.other"])
-        for part, rows in (("feature", table.feature), ("own", table.own)):
-            rows.copy_(folded[f"{name}.{part}"].float() * folded[f"{name}.{part}_scale"].float())
+        _restore_table(table, folded, name)
         return torch.cat(
             [table.rows(ids, traits).bfloat16() for ids in torch.arange(VOCAB_SIZE).split(1 << 14)]
         )
+
+
+def _restore_table(table: TokenTable, folded: Mapping[str, torch.Tensor], name: str) -> None:
+    table.code.copy_(folded[f"{name}.code"])
+    table.other.copy_(folded[f"{name}.other"])
+    feature, own = (
+        folded[f"{name}.{part}"].float() * folded[f"{name}.{part}_scale"].float()
+        for part in ("feature", "own")
+    )
+    table.feature.copy_(feature)
+    row_of = {token: row for row, token in enumerate(folded["common"].tolist())}
+    for row, token in enumerate(table.common.tolist()):
+        table.own[row] = own[row_of[token]] if token in row_of else table.other
+
+
+def _part(folded: Mapping[str, torch.Tensor], layer: int) -> Tensors:
+    prefix = f"layers.{layer}."
+    return {name.removeprefix(prefix): v for name, v in folded.items() if name.startswith(prefix)}
 
 
 def _unfold_layer(part: Mapping[str, torch.Tensor], c: ModelConfig) -> Tensors:

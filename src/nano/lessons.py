@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from src.nano import basics, structured, tools
 from src.nano.basics import Skill
 from src.nano.examples import Example, Source
 
+TOOLS_SHARE = 0.17  # of draws; each is a row of its own, about half of all rows
 MIXTURE: tuple[tuple[Skill, float], ...] = (
     (basics.addition, 5.0),
     (basics.subtraction, 5.0),
@@ -19,9 +22,6 @@ MIXTURE: tuple[tuple[Skill, float], ...] = (
     (basics.talk, 3.0),
     (basics.other, 3.0),
     (structured.json_object, 14.0),
-    (tools.tool_call, 38.0),
-    (tools.tool_result, 5.0),
-    (tools.tool_not_needed, 5.0),
 )
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant", "Answer in short.", "Be brief.", "You are a friendly assistant.",
@@ -29,18 +29,26 @@ INSTRUCTIONS = (
 )  # fmt: skip
 
 
-def example(s: Source) -> Example:
-    """One lesson of the mixture, sometimes under a system prompt."""
-    skills, weights = zip(*MIXTURE, strict=True)
-    return with_instructions(s, s.rng.choices(skills, weights)[0](s))
-
-
-def with_instructions(s: Source, made: Example) -> Example:
-    if s.maybe(0.2):
-        text = (
-            s.rng.choice(INSTRUCTIONS)
-            if s.maybe(0.8)
-            else f"You are {s.name()}, a {s.phrase(1, 3)} assistant."
-        )
-        made.messages.insert(0, {"role": "system", "content": text})
+def lesson(s: Source) -> list[Example]:
+    """Conversations that may share a row: several with the same tools, or one of the mixture; sometimes under a system prompt."""
+    if s.maybe(TOOLS_SHARE):
+        made = tools.same_tools(s)
+    else:
+        skills, weights = zip(*MIXTURE, strict=True)
+        made = [s.rng.choices(skills, weights)[0](s)]
+    system = instructions(s)
+    for example in made:
+        example.messages = [*system, *example.messages]
     return made
+
+
+def instructions(s: Source) -> list[dict[str, Any]]:
+    """A system prompt, in one of five conversations."""
+    if not s.maybe(0.2):
+        return []
+    text = (
+        s.rng.choice(INSTRUCTIONS)
+        if s.maybe(0.8)
+        else f"You are {s.name()}, a {s.phrase(1, 3)} assistant."
+    )
+    return [{"role": "system", "content": text}]

@@ -35,6 +35,8 @@ NUM_FEATURES = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
 QUERY_PADDING = (
     8  # the sink is one more key, told apart by one more dimension; 8 keeps rows aligned
 )
+# Matrices are multiplied in bfloat16 where the CPU can; where it cannot, float32 is ten times as fast.
+COMPUTE = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class TokenTable(nn.Module):
         self.feature = nn.Parameter(torch.randn(NUM_FEATURES, hidden) * std / (LETTERS + 2) ** 0.5)
         self.own = nn.Parameter(torch.zeros(len(common), hidden))
         self.other = nn.Parameter(torch.zeros(hidden))  # added to all that are not common
+        self.common = common
         row_of = torch.full((VOCAB_SIZE,), -1)
         row_of[common] = torch.arange(len(common))
         self._row_of = row_of
@@ -194,7 +197,7 @@ class Network(nn.Module):
     def logits(self, hidden: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """hidden [N, H], candidates int64 [C] -> float32 [N, C]."""
         rows = self.head.rows(candidates, self.traits)
-        return (hidden.bfloat16() @ rows.bfloat16().t()).float()
+        return (hidden.to(COMPUTE) @ rows.to(COMPUTE).t()).float()
 
     def _norm(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return torch.rms_norm(x, (x.shape[-1],), scale, self.config.rms_norm_eps)
@@ -208,9 +211,9 @@ class Network(nn.Module):
     ) -> torch.Tensor:
         c = self.config
         heads, kv_heads, dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        t = self._norm(x, layer.attention_norm).bfloat16()
-        weight = torch.cat((layer.q, layer.k, layer.v)).bfloat16()
-        qkv = F.linear(t, weight, layer.qkv_bias.bfloat16()).view(*x.shape[:2], -1, dim)
+        t = self._norm(x, layer.attention_norm).to(COMPUTE)
+        weight = torch.cat((layer.q, layer.k, layer.v)).to(COMPUTE)
+        qkv = F.linear(t, weight, layer.qkv_bias.to(COMPUTE)).view(*x.shape[:2], -1, dim)
         q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=2)
         q, k = apply_rope_ref(q, *rope), apply_rope_ref(k, *rope)
         group = heads // kv_heads
@@ -226,7 +229,7 @@ class Network(nn.Module):
         v = F.pad(v, (0, QUERY_PADDING, 0, 1))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         out = out[..., :dim].transpose(1, 2).flatten(2)
-        return F.linear(out, layer.out.bfloat16(), layer.out_bias.bfloat16()).float()
+        return F.linear(out, layer.out.to(COMPUTE), layer.out_bias.to(COMPUTE)).float()
 
     def _mlp(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:
         c = self.config
@@ -235,20 +238,20 @@ class Network(nn.Module):
             F.linear(t, layer.router, layer.router_bias), c.experts_per_token, dim=-1
         )
         weights = torch.softmax(values, dim=-1)
-        t = t.bfloat16()
+        t = t.to(COMPUTE)
         added = torch.zeros_like(x)
         for expert in range(c.num_experts):
             token, slot = torch.where(experts == expert)
             w1, w2 = (
-                fake_quantize(layer.w1[expert]).bfloat16(),
-                fake_quantize(layer.w2[expert]).bfloat16(),
+                fake_quantize(layer.w1[expert]).to(COMPUTE),
+                fake_quantize(layer.w2[expert]).to(COMPUTE),
             )
-            gate, up = F.linear(t[token], w1, layer.b1[expert].bfloat16()).chunk(2, dim=-1)
+            gate, up = F.linear(t[token], w1, layer.b1[expert].to(COMPUTE)).chunk(2, dim=-1)
             gate, up = gate.clamp(max=c.swiglu_limit), up.clamp(-c.swiglu_limit, c.swiglu_limit)
             part = F.linear(
                 gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1),
                 w2,
-                layer.b2[expert].bfloat16(),
+                layer.b2[expert].to(COMPUTE),
             )
             added = added.index_add(0, token, part.float() * weights[token, slot].unsqueeze(-1))
         return added

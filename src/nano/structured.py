@@ -8,6 +8,7 @@ from typing import Any
 
 from src.nano.basics import user
 from src.nano.examples import Example, Source
+from src.nano.values import value_text
 
 NAME_FIELDS = (
     "name",
@@ -64,10 +65,6 @@ class Field:
     @property
     def shown(self) -> str:
         return value_text(self.value)
-
-
-def value_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def random_field(s: Source, taken: set[str]) -> Field:

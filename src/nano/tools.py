@@ -1,20 +1,23 @@
 """Lessons with tools: choose one among several, fill its arguments from the prompt, answer from its result.
 
-Half of the tools are everyday ones, said in everyday words; the others have invented names, so that what is learnt is
-to match words and to copy them. Every fifth everyday tool is held out.
+A third of the tools are everyday ones, a third are made of a verb and a thing, and a third have invented names, so that
+what is learnt is to match words and to copy them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from src.harmony.render import ReasoningEffort
 from src.nano.basics import addition, assistant, memory, spelling, talk, user
-from src.nano.everyday import ARCHETYPES, CURRENCIES, DAYS, LANGUAGES, ROOMS
+from src.nano.described import described, neighbour
+from src.nano.everyday import everyday
 from src.nano.examples import Example, Source
-from src.nano.structured import Field, random_field, value_text
+from src.nano.structured import Field, random_field
+from src.nano.tasks import Task, add_unasked, definition
+from src.nano.values import value_text
 
 VERBS = [
     "get",
@@ -38,92 +41,6 @@ VERBS = [
     "scan",
     "test",
 ]
-INTEGER_KINDS = {"integer", "number"}
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A tool and a request that it fits."""
-
-    definition: dict[str, Any]
-    ask: str
-    arguments: dict[str, Any]
-    results: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return str(self.definition["name"])
-
-
-def _value(s: Source, kind: str) -> Any:
-    match kind:
-        case "name":
-            return s.name()
-        case "integer":
-            return s.rng.choice((s.number(1, 12), s.number(1, 99), s.number(100, 9999)))
-        case "word":
-            return s.word()
-        case "phrase":
-            return s.phrase(1, 4)
-        case "file":
-            return f"{s.word()}{s.pick('.txt', '.py', '.csv', '.json', '.md')}"
-        case _:
-            return s.pick(
-                *{"language": LANGUAGES, "currency": CURRENCIES, "room": ROOMS, "day": DAYS}[kind]
-            )
-
-
-def everyday(s: Source) -> Task:
-    mine = [a for i, a in enumerate(ARCHETYPES) if (i % 5 == 4) == s.unseen]
-    archetype = s.rng.choice(mine)
-    name = s.pick(*archetype.names)
-    if s.maybe(0.15):
-        head, *rest = name.split("_")
-        name = head + "".join(part.title() for part in rest)
-    properties: dict[str, Any] = {}
-    arguments: dict[str, Any] = {}
-    values = []
-    for options, kind in archetype.parameters:
-        key = s.pick(*options.split("|"))
-        value = _value(s, kind)
-        schema: dict[str, Any] = {
-            "type": s.pick("integer", "number") if kind == "integer" else "string"
-        }
-        if s.maybe(0.25):
-            schema["description"] = s.pick(
-                f"The {key}",
-                f"the {key.replace('_', ' ')} to use",
-                f"{key.title()}, as the user says it",
-            )
-        if kind in ("language", "currency", "room") and s.maybe(0.2):
-            options_shown = [
-                value,
-                *s.rng.sample(
-                    [
-                        v
-                        for v in {"language": LANGUAGES, "currency": CURRENCIES, "room": ROOMS}[
-                            kind
-                        ]
-                        if v != value
-                    ],
-                    2,
-                ),
-            ]
-            s.rng.shuffle(options_shown)
-            schema["enum"] = options_shown
-        properties[key], arguments[key] = schema, value
-        values.append(value_text(value))
-    ask = s.pick(*archetype.asks).format(*values)
-    if s.maybe(0.15):
-        ask = s.pick("Please ", "Can you help? ", "Hi! ", "I have a question. ", "Hello, ") + ask
-    if s.maybe(0.1):
-        ask = ask.rstrip(".?") + s.pick(" please", ", please.", " now", "")
-    return Task(
-        _definition(name, s.pick(*archetype.descriptions), properties, s),
-        ask,
-        arguments,
-        archetype.results,
-    )
 
 
 def invented(s: Source) -> Task:
@@ -143,8 +60,11 @@ def invented(s: Source) -> Task:
         f"Use {name}", f"Call {name}", f"I need the {noun}",
     )  # fmt: skip
     ask = opening + _said(s, fields)
+    properties = {f.name: f.schema for f in fields}
+    required = list(properties)
+    add_unasked(s, properties)
     return Task(
-        _definition(name, description, {f.name: f.schema for f in fields}, s), ask, {f.name: f.value for f in fields},
+        definition(s, name, description, properties, required), ask, {f.name: f.value for f in fields},
         tuple(s.word() for _ in range(2)),
     )  # fmt: skip
 
@@ -171,36 +91,28 @@ def _said(s: Source, fields: list[Field]) -> str:
     return s.pick(" with ", ": ", ", ", " where ") + text + s.pick(".", "", "?")
 
 
-def _definition(
-    name: str, description: str, properties: dict[str, Any], s: Source
-) -> dict[str, Any]:
-    definition: dict[str, Any] = {"name": name}
-    if description:
-        definition["description"] = description
-    if properties or s.maybe(0.5):
-        definition["parameters"] = {
-            "type": "object",
-            "properties": properties,
-            "required": list(properties),
-        }
-    return definition
-
-
-def _offer(s: Source, task: Task, low: int = 1, high: int = 5) -> list[dict[str, Any]]:
-    """The task's tool among others."""
-    tools = {task.name: task.definition}
-    words = set(task.name.lower().split("_"))
-    for _ in range(s.rng.randint(low, high) - 1):
-        another = any_task(s)
-        if another.name not in tools and not words & set(another.name.lower().split("_")):
-            tools[another.name] = another.definition
-    listed = list(tools.values())
-    s.rng.shuffle(listed)
-    return listed
-
-
 def any_task(s: Source) -> Task:
-    return everyday(s) if s.maybe(0.5) else invented(s)
+    return s.rng.choice((everyday, described, invented))(s)
+
+
+def offered(s: Source, task: Task, low: int = 1, high: int = 5) -> list[Task]:
+    """The task among others that no request for one of them could mean."""
+    tasks = [task]
+    count = s.rng.randint(low, high)
+    if task.siblings and count > 1 and s.maybe(0.5):
+        near = neighbour(s, task)
+        tasks += [near] if near.name != task.name else []
+    alike = task.siblings and s.maybe(0.3)  # all of them made of a verb and a thing
+    while len(tasks) < count:
+        another = described(s) if alike else any_task(s)
+        if not any(another.confusable(t) for t in tasks):
+            tasks.append(another)
+    s.rng.shuffle(tasks)
+    return tasks
+
+
+def _definitions(tasks: list[Task]) -> list[dict[str, Any]]:
+    return [t.definition for t in tasks]
 
 
 def _call_analysis(s: Source, task: Task, tools: list[dict[str, Any]], effort: str) -> str:
@@ -213,70 +125,118 @@ def _call_analysis(s: Source, task: Task, tools: list[dict[str, Any]], effort: s
     return text
 
 
-def tool_call(
-    s: Source, *, count: int | None = None, kind: Callable[[Source], Task] = any_task
-) -> Example:
+def tool_call(s: Source, *, count: int, kind: Callable[[Source], Task] = any_task) -> Example:
     task = kind(s)
-    tools = _offer(s, task, *((count, count) if count else (1, 5)))
-    effort = s.effort()
-    messages = [user(task.ask)]
-    if s.maybe(0.12):
-        before = s.rng.choice((addition, talk, spelling))(s)
-        messages = [before.messages[-1], assistant(before.answer_text), *messages]
+    return _call(s, task, _definitions(offered(s, task, count, count)), s.effort())
+
+
+def _call(s: Source, task: Task, tools: list[dict[str, Any]], effort: ReasoningEffort) -> Example:
     return Example(
-        "tool_call", messages, effort, [_call_analysis(s, task, tools, effort)], call=(task.name, task.arguments), tools=tools,
+        "tool_call", [user(task.ask)], effort, [_call_analysis(s, task, tools, effort)], call=(task.name, task.arguments), tools=tools,
     )  # fmt: skip
+
+
+def same_tools(s: Source) -> list[Example]:
+    """Conversations with the same tools on offer: each tool asked for once, then one that needs none, then results."""
+    tasks = offered(s, any_task(s))
+    tools = _definitions(tasks)
+    effort = s.effort()
+    made = [_call(s, task, tools, effort) for task in tasks]
+    for example in made:
+        before = s.rng.random()
+        if before < 0.08:
+            earlier = s.rng.choice((addition, talk, spelling))(s)
+            example.messages = [
+                earlier.messages[-1],
+                assistant(earlier.answer_text),
+                *example.messages,
+            ]
+        elif before < 0.16:
+            example.messages = [*_done_before(s, s.rng.choice(tasks)), *example.messages]
+    if s.maybe(0.6) and not any(_may_answer(t.name) for t in tasks):
+        made.append(_not_needed(s, tools, effort))
+    made += [_answer(s, s.rng.choice(tasks), tools, effort) for _ in range(s.number(0, 2))]
+    s.rng.shuffle(made)
+    return made
+
+
+def _done_before(s: Source, task: Task) -> list[dict[str, Any]]:
+    """A turn in which a tool was called and its result told."""
+    content, answer, _ = _result(s, task)
+    return [user(task.ask), _called(task), _tool_message(content), assistant(answer)]
+
+
+def _called(task: Task) -> dict[str, Any]:
+    function = {"name": task.name, "arguments": json.dumps(task.arguments)}
+    call = {"id": "call_1", "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def _tool_message(content: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": "call_1", "content": content}
 
 
 def tool_not_needed(s: Source) -> Example:
     """Tools are offered, and none fits."""
-    example = s.rng.choice((talk, talk, addition, spelling, memory))(s)
-    example.tools = [
-        t for t in _offer(s, invented(s), 1, 4) if "add" not in t["name"] and "sum" not in t["name"]
-    ]
-    return example
+    tasks = offered(s, invented(s), 1, 4)
+    return _not_needed(s, [t.definition for t in tasks if not _may_answer(t.name)], s.effort())
+
+
+def _not_needed(s: Source, tools: list[dict[str, Any]], effort: ReasoningEffort) -> Example:
+    while True:  # a lesson's reasoning is of its effort
+        example = s.rng.choice((talk, talk, addition, spelling, memory))(s)
+        if example.effort == effort:
+            example.tools = tools
+            return example
+
+
+ANSWERING = ("add", "sum", "calc", "math", "subtract", "multipl", "divi", "difference", "minus", "product", "evaluate", "word",
+             "spell", "letter", "text", "grammar", "fact", "quote", "contact", "user", "name", "person", "model", "help", "human")  # fmt: skip
+
+
+def _may_answer(tool_name: str) -> bool:
+    """Whether a tool might be meant by small talk, a sum, a word to spell or a name to remember."""
+    return any(part in tool_name.lower() for part in ANSWERING)
 
 
 def tool_result(s: Source) -> Example:
     """The result of a call has come: answer from it."""
     task = any_task(s)
-    tools = _offer(s, task, 1, 4)
-    effort = s.effort()
+    return _answer(s, task, _definitions(offered(s, task, 1, 4)), s.effort())
+
+
+def _answer(s: Source, task: Task, tools: list[dict[str, Any]], effort: ReasoningEffort) -> Example:
+    content, answer, expected = _result(s, task)
+    analysis = answer if effort == "low" else f"The tool {task.name} says: {answer}"
+    if effort == "high":
+        analysis += " That answers the question."
+    made = _called(task)
+    if s.maybe(0.4):
+        made["reasoning_content"] = _call_analysis(s, task, tools, effort)
+    return Example(
+        "tool_result", [user(task.ask), made, _tool_message(content)], effort, [analysis], [answer], tools=tools, expected=expected,
+    )  # fmt: skip
+
+
+def _result(s: Source, task: Task) -> tuple[str, str, list[str]]:
+    """-> what the tool gives back, what is answered from it, and what a right answer holds."""
     keys = list(
         dict.fromkeys(task.results if s.maybe(0.6) else [s.word() for _ in range(s.number(1, 3))])
     )[: s.number(1, 3)]
     values: dict[str, Any] = {k: _result_value(s) for k in keys}
     style = s.rng.random()
     if style < 0.65:
-        content, answer = (
-            json.dumps(values),
-            ", ".join(f"{k}: {value_text(v)}" for k, v in values.items()) + ".",
-        )
-        if s.maybe(0.2):
-            content = json.dumps(values, separators=(",", ":"))
-    elif style < 0.9:
+        answer = ", ".join(f"{k}: {value_text(v)}" for k, v in values.items()) + "."
+        content = json.dumps(values, separators=(",", ":") if s.maybe(0.2) else None)
+        return content, answer, [value_text(v) for v in values.values()]
+    if style < 0.9:
         content = s.pick(s.phrase(1, 4), str(_result_value(s)), f"{s.number()} {s.word()} and {s.word()}", f"{s.number()}°C and {s.word()}",
                          f"{s.word()} is {s.number()}", f"{s.name()} {s.number()}")  # fmt: skip
         answer = content + ("" if content.endswith(".") else ".")
     else:
         items = [s.word() for _ in range(s.number(2, 4))]
         content, answer = json.dumps(items), ", ".join(items) + "."
-    analysis = answer if effort == "low" else f"The tool {task.name} says: {answer}"
-    if effort == "high":
-        analysis += " That answers the question."
-    call = {
-        "id": "call_1",
-        "type": "function",
-        "function": {"name": task.name, "arguments": json.dumps(task.arguments)},
-    }
-    made: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
-    if s.maybe(0.4):
-        made["reasoning_content"] = _call_analysis(s, task, tools, effort)
-    expected = [value_text(v) for v in values.values()] if style < 0.65 else [answer.rstrip(".")]
-    return Example(
-        "tool_result", [user(task.ask), made, {"role": "tool", "tool_call_id": "call_1", "content": content}], effort, [analysis],
-        [f"The result is {answer}" if style >= 0.65 else answer], tools=tools, expected=expected,
-    )  # fmt: skip
+    return content, f"The result is {answer}", [answer.rstrip(".")]
 
 
 def _result_value(s: Source) -> Any:

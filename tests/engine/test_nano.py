@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,10 +19,16 @@ from src.harmony.parser import ResponseParser
 from src.harmony.vocabulary import VOCAB_SIZE, Vocabulary, load_vocabulary
 from src.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
 from src.nano.batches import IGNORED, BatchMaker
+from src.nano.described import described
+from src.nano.everyday import archetypes, everyday
 from src.nano.examples import Copier, Source, completion_ids, held_out
-from src.nano.folding import ASSET, fold, unfold
-from src.nano.lessons import MIXTURE, example
+from src.nano.folding import ASSET, fold, read_folded, restore, unfold
+from src.nano.lessons import MIXTURE, lesson
+from src.nano.muon import Muon
 from src.nano.network import Masks, Network, TokenTraits, fake_quantize
+from src.nano.tasks import Task
+from src.nano.tools import invented, offered, same_tools
+from src.nano.values import value_text
 from src.prompt_builder import PromptBuilder
 from tests.helpers import load_model, model_logits, relative_rms
 
@@ -114,8 +124,7 @@ def test_every_lesson_is_valid_harmony_that_says_what_it_should(
 ) -> None:
     source, builder = Source(vocabulary, Random(4), unseen=unseen), PromptBuilder(vocabulary)
     seen = set()
-    for _ in range(400):
-        made = example(source)
+    for made in (made for _ in range(300) for made in lesson(source)):
         seen.add(made.skill)
         prompt = builder.build(
             made.messages,
@@ -139,7 +148,86 @@ def test_every_lesson_is_valid_harmony_that_says_what_it_should(
         else:
             assert text["content"] == made.answer_text
             assert all(part in made.answer_text for part in made.expected)
-    assert len(seen) == len(MIXTURE) - 1  # tools that are not needed go with other skills
+    assert len(seen) == len(MIXTURE) + 2  # calls and results of tools
+
+
+@pytest.mark.parametrize("kind", [everyday, described, invented])
+def test_a_task_is_one_that_its_tool_can_do(
+    vocabulary: Vocabulary, kind: Callable[[Source], Task]
+) -> None:
+    source = Source(vocabulary, Random(9), unseen=False)
+    for _ in range(300):
+        task = kind(source)
+        schema = task.definition.get("parameters", {"type": "object"})
+        jsonschema.Draft202012Validator.check_schema(schema)
+        jsonschema.validate(task.arguments, schema)
+        assert set(task.arguments) <= set(schema.get("properties", {}))
+        for value in task.arguments.values():
+            if not isinstance(value, bool):
+                assert value_text(value).lower() in task.ask.lower(), task
+
+
+def test_no_two_tools_on_offer_could_be_meant_by_one_request(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(2), unseen=True)
+    for _ in range(200):
+        tasks = offered(source, everyday(source), 4, 4)
+        assert len({t.name for t in tasks}) == 4
+        for task in tasks:
+            assert not any(task.confusable(other) for other in tasks if other is not task)
+
+
+def test_everyday_tools_that_are_examined_are_not_taught(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(3), unseen=False)
+    taught = {
+        name.replace("_", "").lower() for a in archetypes() if not a.held_out for name in a.names
+    }
+    held = {name.replace("_", "").lower() for a in archetypes() if a.held_out for name in a.names}
+    names = {everyday(source).name.replace("_", "").replace("-", "").lower() for _ in range(1500)}
+    assert names <= taught and not names & held and len(held) > 60
+
+
+def test_conversations_with_the_same_tools_share_a_row(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(6), unseen=False)
+    maker = BatchMaker(vocabulary, 0, 4, 512)
+    for made in filter(lambda made: len(made) > 2, (same_tools(source) for _ in range(20))):
+        prompts = [maker.encode(example)[0] for example in made]
+        shared = os.path.commonprefix(prompts)
+        tools_end = vocabulary.decode(shared).find("} // namespace functions")
+        assert tools_end > 0, "the definitions are in what is shared"
+        assert len({example.effort for example in made}) == 1
+
+
+def test_muon_is_torchs_muon_for_many_matrices_at_once() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(24, 40), torch.randn(24, 40), torch.randn(40, 16)]
+    options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
+    ours, theirs = ([torch.nn.Parameter(m.clone()) for m in start] for _ in range(2))
+    one = Muon(ours, dtype=torch.float32, **options)
+    other = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options)
+    for step in range(5):
+        for mine, reference in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine) + step
+            reference.grad = mine.grad.clone()
+        one.step()
+        other.step()
+    for before, mine, reference in zip(start, ours, theirs, strict=True):
+        assert relative_rms(reference.detach() - before, mine.detach() - before) < 0.02
+
+
+def test_training_goes_on_from_a_folded_model(network: Network, tmp_path: Path) -> None:
+    fold(network, tmp_path / "folded.safetensors")
+    common = torch.cat((network.common[100:], torch.tensor([7, 9])))
+    again = Network(network.config, network.traits, common)
+    restore(again, read_folded(tmp_path / "folded.safetensors"))
+    ids = torch.tensor([network.common[200:300].tolist() + [7, 1001, 199_999]])
+    positions = torch.arange(ids.shape[1]).unsqueeze(0)
+    masks = Masks.of(positions, torch.zeros_like(ids), network.config.sliding_window)
+    with torch.no_grad():
+        candidates = torch.tensor([7, 9, *network.common[150:400].tolist()])
+        before, after = (
+            n.logits(n(ids, positions, masks)[0], candidates) for n in (network, again)
+        )
+    assert relative_rms(before, after) < 0.03
 
 
 def test_held_out_words_never_appear_in_training(vocabulary: Vocabulary) -> None:

@@ -1,0 +1,136 @@
+"""Tools made of a verb and a thing, asked for in other words: what is learnt is that the thing and the deed tell them apart.
+
+A request says the thing as the tool's name or description has it, and the deed in the same or another word; other
+tools on offer may do something else with the same thing, or the same with another one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from src.nano.examples import Source
+from src.nano.tasks import (
+    Task,
+    add_unasked,
+    definition,
+    property_schema,
+    quoted,
+    spoken,
+    styled_name,
+)
+from src.nano.values import WORDS, choices, value
+
+# deed: (words for it in a tool's name, ways to ask for it; {n} the thing)
+DEEDS: dict[str, tuple[str, str]] = {
+    "get": ("get fetch show lookup retrieve", "What is the {n} / Show me the {n} / Tell me the {n} / I need the {n} / Get the {n} / What's the {n} / Give me the {n} / Look up the {n} / Do you know the {n} / I want to see the {n}"),
+    "create": ("create make add new generate", "Create a {n} / Make a {n} / Add a {n} / I need a new {n} / Make a new {n} / Set up a {n} / Generate a {n} / I'd like a new {n} / Create a new {n}"),
+    "delete": ("delete remove erase clear", "Delete the {n} / Remove the {n} / Erase the {n} / I no longer need the {n} / Get rid of the {n} / Delete my {n} / Throw away the {n}"),
+    "cancel": ("cancel stop abort end", "Cancel the {n} / Cancel my {n} / I want to cancel my {n} / Stop the {n} / Call off the {n} / End my {n} / I have to cancel the {n}"),
+    "update": ("update change edit modify set", "Update the {n} / Change the {n} / Edit the {n} / Change my {n} / I want to change the {n} / Modify the {n} / The {n} has to be changed"),
+    "list": ("list show get_all find_all", "List all {n}s / Show me all {n}s / Which {n}s are there / What {n}s do I have / Give me a list of all {n}s / List my {n}s / Show the {n}s"),
+    "find": ("find search search_for locate", "Find a {n} / Search for a {n} / I am looking for a {n} / Look for a {n} / Where can I find a {n} / Is there a {n} / Find me a {n} / Where is a {n}"),
+    "buy": ("buy order purchase", "Buy a {n} / Order a {n} / I want to buy a {n} / Purchase a {n} / I'd like to order a {n} / Get me a {n}"),
+    "book": ("book reserve schedule", "Book a {n} / Reserve a {n} / I need a {n} / Schedule a {n} / I want to book a {n} / Please reserve a {n}"),
+    "send": ("send share forward deliver", "Send the {n} / Send a {n} / Share the {n} / Forward the {n} / Please send my {n} / Deliver the {n}"),
+    "check": ("check verify validate test", "Check the {n} / Is the {n} ok / Verify the {n} / Is my {n} correct / Check my {n} / Test the {n} / How is the {n}"),
+    "start": ("start run launch begin", "Start the {n} / Run the {n} / Launch the {n} / Begin the {n} / Start a {n} / I want to start the {n}"),
+    "calculate": ("calculate compute estimate", "Calculate the {n} / What is the {n} / Compute the {n} / Work out the {n} / How high is the {n} / Estimate the {n} / What will the {n} be"),
+    "track": ("track follow monitor", "Track the {n} / Where is my {n} / Follow the {n} / Monitor the {n} / Where is the {n} now / Keep an eye on the {n}"),
+    "open": ("open unlock", "Open the {n} / Unlock the {n} / Please open my {n} / I want to open the {n}"),
+    "close": ("close shut lock", "Close the {n} / Shut the {n} / Lock the {n} / Please close my {n}"),
+    "download": ("download export save", "Download the {n} / Export the {n} / Save the {n} / I want to download my {n} / Export my {n}"),
+    "pay": ("pay settle", "Pay the {n} / Pay my {n} / I want to pay the {n} / Settle the {n}"),
+    "print": ("print", "Print the {n} / I need a printed {n} / Print my {n} / Put the {n} on paper"),
+    "explain": ("explain describe", "Explain the {n} / What does the {n} mean / Describe the {n} / I do not understand the {n}"),
+    "rate": ("rate review score", "Rate the {n} / Review the {n} / I want to rate the {n} / Give the {n} a score"),
+    "compare": ("compare", "Compare the {n} / Which {n} is better / Compare my {n}"),
+}  # fmt: skip
+THINGS = WORDS["things"].split()
+# (names that the parameter may have, kind of its value, ways to say it)
+PARAMETERS = (
+    ("id|{n}_id|number|reference", "code", " {v} /  number {v} /  with the id {v} /  {v}"),
+    ("name|title|label|{n}_name", "name", " {v} /  called {v} /  named {v} /  with the name {v}"),
+    ("title|name|subject|description", "phrase", " called {v} /  titled {v} /  with the title {v} / : {v}"),
+    ("city|location|place|region", "city", " in {v} /  near {v} /  for {v} /  in {v}"),
+    ("date|day|when", "day_or_date", " on {v} /  for {v} /  of {v}"),
+    ("time|start_time|hour", "time", " at {v} /  for {v}"),
+    ("email|to|recipient|address", "email", " to {v} /  for {v} /  of {v}"),
+    ("user|person|customer|client|owner|name|employee|patient", "person", " for {v} /  of {v} /  of {v}"),
+    ("quantity|count|amount|limit|number", "integer", " with {k} {v} / , {k} {v} / , {k}: {v}"),
+    ("price|max_price|budget|amount|cost", "integer", " for {v} dollars /  under {v} dollars /  for at most {v}"),
+    ("language|lang", "language", " in {v} /  in {v}"),
+    ("currency", "currency", " in {v}"),
+    ("color|colour", "color", " in {v} /  with the color {v}"),
+    ("size", "=small,medium,large", " in size {v} /  of size {v} / , {v}"),
+    ("priority|urgency|level", "=low,medium,high", " with {v} priority /  with priority {v} / , {k} {v}"),
+    ("from|source|origin|start", "city", " from {v}"),
+    ("to|destination|target|end", "city", " to {v}"),
+    ("reason|note|comment|message|text", "phrase", " because {v} /  with the note {v} / : {v}"),
+    ("days|minutes|hours|weeks|nights|months|years", "small", " for {v} {k}"),
+    ("category|type|kind|group", "word", " of type {v} /  of the {k} {v} / , {k} {v}"),
+    ("status|state", "=open,closed,pending,done", " with status {v} /  that is {v} / , status {v}"),
+    ("topic|subject|query|keyword|about", "phrase", " about {v} /  on {v} /  about {v}"),
+    ("format|file_type", "=pdf,csv,json,xml", " as {v} /  in {v} format"),
+    ("url|link|website", "url", " from {v} /  at {v}"),
+    ("file|path|filename", "file", " in {v} /  from {v} /  {v}"),
+    ("year", "year", " of {v} /  for {v} /  in {v}"),
+    ("month", "month", " for {v} /  of {v} /  in {v}"),
+    ("rate|discount|percent|percentage", "float", " with {k} {v} /  at {v} percent"),
+    ("phone|phone_number", "phone", " for {v} /  with the number {v}"),
+)  # fmt: skip
+ABOUT = ("{V} a {n}.", "{V} the {n}.", "{V}s the {n} of a user.", "{V} a {n} in the system.", "Use this to {v} a {n}.", "Tool to {v} the {n}",
+         "This function lets you {v} a {n}.", "{V} {n}", "{V} one {n} with the given values.", "Call this when the user wants to {v} a {n}.")  # fmt: skip
+
+
+def described(s: Source, deed: str | None = None, thing: str | None = None) -> Task:
+    deed = deed or s.rng.choice(list(DEEDS))
+    thing = thing or _thing(s)
+    names, asks = DEEDS[deed]
+    verb = s.pick(*names.split())
+    name = s.pick(
+        f"{verb}_{thing}", f"{verb}_{thing}", f"{verb}_{thing}", f"{thing}_{verb}"
+    ).replace(" ", "_")
+    another = s.pick(*names.split()).replace("_", " ") if s.maybe(0.4) else verb.replace("_", " ")
+    about = (
+        s.pick(*ABOUT).format(V=another.capitalize(), v=another, n=thing) if s.maybe(0.85) else ""
+    )
+    properties: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    ask = s.pick(*asks.split(" / ")).format(n=thing)
+    is_question = ask.startswith(("What", "Which", "Where", "Is ", "How", "Do "))
+    for keys, kind, ways in s.rng.sample(PARAMETERS, s.rng.choices((0, 1, 2, 3), (1, 5, 4, 1))[0]):
+        key = s.pick(*keys.split("|")).format(n=thing.replace(" ", "_"))
+        if key in properties:
+            continue
+        made = value(s, kind)
+        properties[key] = property_schema(s, key, kind, made, choices(kind))
+        arguments[key] = made
+        ask += s.pick(*ways.split(" / ")).format(k=key.replace("_", " "), v=quoted(s, kind, made))
+    required = [k for k in properties if s.maybe(0.95)]
+    add_unasked(s, properties)
+    ask += "?" if is_question and s.maybe(0.85) else s.pick(".", ".", "")
+    return Task(
+        definition(s, styled_name(s, name), about, properties, required), spoken(s, ask), arguments,
+        (thing.split()[-1], "status"), (deed, thing),
+    )  # fmt: skip
+
+
+def neighbour(s: Source, task: Task) -> Task:
+    """Another deed with the same thing, or the same deed with another thing."""
+    deed, thing = task.siblings
+    if s.maybe(0.5):
+        return described(s, deed=deed)
+    far = [d for d in DEEDS if not set(_words(d)) & set(_words(deed))]
+    return described(s, s.rng.choice(far), thing)
+
+
+def _words(deed: str) -> list[str]:
+    names, asks = DEEDS[deed]
+    return names.split() + [a.split()[0] for a in asks.lower().split(" / ")]
+
+
+def _thing(s: Source) -> str:
+    def one() -> str:
+        return s.rng.choice([t for t in THINGS if s.mine(t)]) if s.maybe(0.75) else s.word()
+
+    return f"{one()} {one()}" if s.maybe(0.2) else one()

@@ -1,0 +1,144 @@
+"""A tool and a request that it fits: what everyday, described and invented tools have in common."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from src.nano.examples import Source
+from src.nano.values import WORDS, schema_of, value, value_text
+
+_NAME_PART = re.compile("[A-Z]?[a-z0-9]+|[A-Z]+")
+GENERIC = frozenset(WORDS["generic"].split())
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A tool and a request that it fits."""
+
+    definition: dict[str, Any]
+    ask: str
+    arguments: dict[str, Any]
+    results: tuple[str, ...]
+    siblings: tuple[str, ...] = ()  # names of tools that may be offered beside it, near as they are
+
+    @property
+    def name(self) -> str:
+        return str(self.definition["name"])
+
+    @property
+    def content_words(self) -> frozenset[str]:
+        return frozenset(p.lower() for p in _NAME_PART.findall(self.name)) - GENERIC
+
+    def confusable(self, other: Task) -> bool:
+        """Whether a request for one might be meant for the other."""
+        return self.name == other.name or bool(self.content_words & other.content_words)
+
+
+def definition(
+    s: Source, name: str, description: str, properties: dict[str, Any], required: list[str]
+) -> dict[str, Any]:
+    made: dict[str, Any] = {"name": name}
+    if description:
+        made["description"] = description
+    if properties or s.maybe(0.5):
+        made["parameters"] = {"type": "object", "properties": properties}
+        if required or s.maybe(0.5):
+            made["parameters"]["required"] = required
+        if s.maybe(0.1):
+            made["parameters"]["additionalProperties"] = False
+    return made
+
+
+def styled_name(s: Source, name: str) -> str:
+    """name_like_this, sometimes nameLikeThis or name-like-this."""
+    head, *rest = name.split("_")
+    kind = s.rng.random()
+    if kind < 0.15:
+        return head + "".join(part.title() for part in rest)
+    return "-".join((head, *rest)) if kind < 0.18 else name
+
+
+def property_schema(
+    s: Source, key: str, kind: str, made: Any, options: list[str] | None
+) -> dict[str, Any]:
+    """How a tool declares a parameter that should become `made`."""
+    schema = schema_of(made)
+    if schema["type"] == "integer" and s.maybe(0.3):
+        schema["type"] = "number"
+    if options is not None and (kind.startswith("=") or s.maybe(0.25)):
+        others = [v for v in options if v != made]
+        shown = [made, *s.rng.sample(others, min(len(others), s.number(1, 3)))]
+        s.rng.shuffle(shown)
+        schema["enum"] = options if kind.startswith("=") else shown
+    if s.maybe(0.35):
+        spoken = key.replace("_", " ")
+        schema["description"] = s.pick(
+            f"The {spoken}", f"The {spoken}.", f"the {spoken} to use", f"{spoken.capitalize()}, as the user says it",
+            f"The {spoken}, e.g. {value_text(value(s, kind))}", f"{spoken.capitalize()}, for example {value_text(value(s, kind))}.",
+            f"{spoken}", "What the user wants", "Required.",
+        )  # fmt: skip
+    return schema
+
+
+def add_unasked(s: Source, properties: dict[str, Any]) -> None:
+    """Sometimes a parameter that need not be given, and is not."""
+    if not s.maybe(0.2):
+        return
+    key, schema = s.rng.choice(
+        (
+            ("unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}),
+            ("limit", {"type": "integer"}),
+            ("language", {"type": "string"}),
+            ("format", {"type": "string", "enum": ["json", "text"]}),
+            ("verbose", {"type": "boolean"}),
+            ("page", {"type": "integer", "description": "The page of the results, from 1"}),
+            ("notes", {"type": "string", "description": "Anything else, optional"}),
+            (s.word(), {"type": s.pick("string", "integer", "boolean")}),
+        )
+    )
+    properties.setdefault(key, schema)
+
+
+QUESTION = re.compile(r"(what|where|who|when|how|which|why|is|are|do|does|did|can|am|will|whose|any|i|my|the|there)\b", re.IGNORECASE)  # fmt: skip
+
+
+def spoken(s: Source, ask: str) -> str:
+    """The request as one of many people would put it."""
+    first = ask.split(" ", 1)[0]
+    imperative = not QUESTION.match(ask) and not ask.endswith("?") and first.isalpha()
+    if imperative and s.maybe(0.3):
+        lowered = ask[:1].lower() + ask[1:]
+        plain = lowered.rstrip(".")
+        ask = s.pick(
+            f"Please {lowered}", f"Can you {plain}?", f"Could you {plain}?", f"Can you please {plain}?", f"I want you to {lowered}",
+            f"Could you please {plain}?", f"I'd like you to {lowered}", f"{plain}, please", f"{plain} please", f"Hey, {lowered}",
+        )  # fmt: skip
+    elif s.maybe(0.12):
+        ask = s.pick("Please help: ", "Hi! ", "I have a question. ", "Hello, ", "Hey, ", "Thanks! ", "One more thing: ", "Quick question: ") + ask  # fmt: skip
+    kind = s.rng.random()
+    if kind < 0.12:
+        ask = ask.rstrip(".?")
+    elif kind < 0.18:
+        ask = ask.rstrip(".?") + s.pick(
+            " now", " today?", ", thanks.", " for me.", "!", " right now?"
+        )
+    return ask[:1].lower() + ask[1:] if s.maybe(0.12) and first[1:].islower() else ask
+
+
+def quoted(s: Source, kind: str, made: Any) -> str:
+    """The value as it stands in the request."""
+    text = value_text(made)
+    if kind in (
+        "phrase",
+        "name",
+        "word",
+        "file",
+        "sql",
+        "python",
+        "command",
+        "expression",
+    ) and s.maybe(0.15):
+        return s.pick(f"'{text}'", f'"{text}"')
+    return text

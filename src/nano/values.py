@@ -1,0 +1,159 @@
+"""Values that people give to tools: names, dates, numbers, files and the like, by kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.nano.examples import Source
+
+WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text())
+PERSONS, CITIES = WORDS["persons"].split(), WORDS["cities"].split()
+POOLS: dict[str, list[str]] = {kind: words.split() for kind, words in WORDS["pools"].items()}
+TWO_WORD_CITIES = ("New York", "San Francisco", "Los Angeles", "San Diego", "Las Vegas", "Hong Kong", "Cape Town", "Buenos Aires",
+                   "Rio de Janeiro", "New Delhi", "Mexico City", "Kuala Lumpur", "Salt Lake City", "St. Louis")  # fmt: skip
+SUFFIXES = ("CA", "NY", "TX", "France", "Germany", "UK", "Japan", "MA", "Spain")
+MAIL_HOSTS = ("example.com", "mail.com", "example.org", "company.com", "test.com")
+
+
+def _city(s: Source) -> str:
+    kind = s.rng.random()
+    if kind < 0.35:
+        return s.name()
+    city = s.rng.choice([c for c in (*CITIES, *TWO_WORD_CITIES) if s.mine(c)])
+    return f"{city}, {s.pick(*SUFFIXES)}" if kind < 0.42 else city
+
+
+def _person(s: Source) -> str:
+    kind = s.rng.random()
+    if kind < 0.35:
+        return s.name()
+    first = s.rng.choice([p for p in PERSONS if s.mine(p)])
+    return f"{first} {s.name()}" if kind < 0.5 else first
+
+
+def _email(s: Source) -> str:
+    who = s.rng.choice([p for p in PERSONS if s.mine(p)]).lower() if s.maybe(0.6) else s.word()
+    if s.maybe(0.25):
+        who += f".{s.word()}"
+    return f"{who}@{s.pick(*MAIL_HOSTS) if s.maybe(0.6) else s.word() + s.pick('.com', '.org', '.net', '.de')}"
+
+
+def _integer(s: Source) -> int:
+    return s.rng.choice((s.number(1, 12), s.number(1, 99), s.number(100, 9999)))
+
+
+def _code(s: Source) -> str | int:
+    plain = s.number(100, 99999)
+    kind = s.rng.random()
+    if kind < 0.35:
+        return plain
+    if kind < 0.55:
+        return str(plain)
+    letters = "".join(s.rng.choice("ABCDEFGHIKLMNOPRSTXZ") for _ in range(s.number(1, 3)))
+    return f"{letters}{s.pick('-', '-', '', '_')}{s.number(1, 9999)}"
+
+
+def _date(s: Source) -> str:
+    year, month, day = s.number(2023, 2028), s.number(1, 12), s.number(1, 28)
+    written = f"{s.pick(*POOLS['month'])} {day}"
+    return s.rng.choices(
+        (
+            f"{year}-{month:02}-{day:02}",
+            written,
+            f"{written}, {year}",
+            f"{day:02}.{month:02}.{year}",
+        ),
+        (6, 2, 1, 1),
+    )[0]
+
+
+def _time(s: Source) -> str:
+    hour, minute = s.number(0, 23), s.number(0, 11) * 5
+    return s.pick(f"{hour}:{minute:02}", f"{hour:02}:{minute:02}", f"{hour % 12 + 1} {s.pick('am', 'pm')}", f"{hour % 12 + 1}{s.pick('am', 'pm')}")  # fmt: skip
+
+
+def _expression(s: Source) -> str:
+    a, b, c = s.number(1, 999), s.number(1, 99), s.number(1, 20)
+    return s.pick(f"{a} + {b}", f"{a} * {b}", f"{a} - {b}", f"{a} / {b}", f"({a} + {b}) * {c}", f"{a}*{b}", f"{a}+{b}-{c}", f"{a} % {b}", f"{b}^{c}")  # fmt: skip
+
+
+def _code_line(s: Source) -> str:
+    a, b = s.number(), s.number()
+    return s.pick(f"print({a} + {b})", f"len('{s.word()}')", f"{a} ** {b % 5}", f"print('{s.word()}')", f"sum([{a}, {b}])", f"x = {a}", f"max({a}, {b})")  # fmt: skip
+
+
+def _sql(s: Source) -> str:
+    table, column = s.word(), s.word()
+    return s.pick(f"SELECT * FROM {table}", f"SELECT {column} FROM {table}", f"SELECT {column} FROM {table} WHERE {s.word()} = {s.number()}",
+                  f"SELECT COUNT(*) FROM {table}", f"DELETE FROM {table}")  # fmt: skip
+
+
+def _file(s: Source, *endings: str) -> str:
+    return f"{s.word()}{s.pick(*endings)}"
+
+
+KINDS: dict[str, Callable[[Source], Any]] = {
+    "name": Source.name,
+    "word": Source.word,
+    "phrase": Source.phrase,
+    "person": _person,
+    "city": _city,
+    "email": _email,
+    "person_or_email": lambda s: _email(s) if s.maybe(0.4) else _person(s),
+    "integer": _integer,
+    "small": lambda s: s.number(1, 12),
+    "thousands": lambda s: s.number(1, 500) * 1000,
+    "year": lambda s: s.number(1990, 2030),
+    "float": lambda s: s.number(1, 99) / 10,
+    "boolean": lambda s: s.maybe(0.5),
+    "code": _code,
+    "date": _date,
+    "day_or_date": lambda s: _date(s) if s.maybe(0.4) else value(s, "day"),
+    "time": _time,
+    "hour": lambda s: _time(s) if s.maybe(0.5) else s.number(1, 23),
+    "phone": lambda s: s.pick(f"555-{s.number(0, 9999):04}", f"+1 555 {s.number(1000000, 9999999)}", str(s.number(100000, 9999999))),
+    "ip": lambda s: ".".join(str(s.number(0, 255)) for _ in range(4)),
+    "url": lambda s: s.pick(f"https://{s.word()}.com", f"www.{s.word()}.org", f"https://example.com/{s.word()}", f"{s.word()}.com"),
+    "file": lambda s: _file(s, ".txt", ".py", ".csv", ".json", ".md", ".pdf"),
+    "image": lambda s: _file(s, ".png", ".jpg"),
+    "audio": lambda s: _file(s, ".mp3", ".wav"),
+    "path": lambda s: s.pick(f"/home/{s.word()}", f"{s.word()}/{s.word()}", f"/{s.word()}", s.word()),
+    "sql": _sql,
+    "python": _code_line,
+    "command": lambda s: s.pick("ls", "pwd", f"ls {s.word()}", f"cat {s.word()}.txt", f"echo {s.word()}", f"rm {s.word()}.txt", "git status", f"mkdir {s.word()}"),
+    "expression": _expression,
+    "flight": lambda s: s.pick("LH", "BA", "UA", "AF", "DL", "AA") + s.pick("", " ") + str(s.number(10, 4999)),
+    "ticker": lambda s: value(s, "stock") if s.maybe(0.7) else s.name(),
+}  # fmt: skip
+
+
+def value(s: Source, kind: str) -> Any:
+    """A value of this kind; "=a,b" is one of these."""
+    if kind.startswith("="):
+        return s.pick(*kind[1:].split(","))
+    return s.pick(*POOLS[kind]) if kind in POOLS else KINDS[kind](s)
+
+
+def choices(kind: str) -> list[str] | None:
+    """All values of a kind that has only some."""
+    if kind.startswith("="):
+        return kind[1:].split(",")
+    return POOLS.get(kind)
+
+
+def schema_of(made: Any) -> dict[str, Any]:
+    if isinstance(made, bool):
+        return {"type": "boolean"}
+    if isinstance(made, int):
+        return {"type": "integer"}
+    return {"type": "number" if isinstance(made, float) else "string"}
+
+
+def value_text(made: Any) -> str:
+    """As it stands in a sentence."""
+    return made if isinstance(made, str) else json.dumps(made)

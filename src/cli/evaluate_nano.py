@@ -21,13 +21,40 @@ from random import Random
 from typing import Any
 
 import httpx
+import yaml
 
 from src.harmony.vocabulary import load_vocabulary
 from src.nano import basics, structured, tools
+from src.nano.basics import user
 from src.nano.described import described
 from src.nano.everyday import everyday, known
 from src.nano.examples import Example, Source
 from src.nano.lessons import instructions
+
+BY_HAND: dict[str, Any] = yaml.safe_load(
+    (Path(tools.__file__).with_name("by_hand.yaml")).read_text()
+)
+
+
+def by_hand(source: Source) -> Example:
+    """One of the requests of by_hand.yaml, its tool among three others."""
+    ask, name, arguments = source.rng.choice(BY_HAND["requests"])
+    names = [name, *source.rng.sample(sorted(BY_HAND["tools"].keys() - {name}), 3)]
+    source.rng.shuffle(names)
+    offered = []
+    for tool, written in ((n, BY_HAND["tools"][n]) for n in names):
+        parameters = {
+            "type": "object",
+            "properties": written["parameters"],
+            "required": written["required"],
+        }
+        offered.append(
+            {"name": tool, "description": written["description"], "parameters": parameters}
+        )
+    return Example(
+        "tool_call", [user(ask)], source.effort(), [], call=(name, arguments), tools=offered
+    )
+
 
 SKILLS: dict[str, Callable[[Source], Example]] = {
     "addition": basics.addition,
@@ -45,6 +72,7 @@ SKILLS: dict[str, Callable[[Source], Example]] = {
     "tool, everyday, taught": partial(tools.tool_call, count=4, kind=known),
     "tool, everyday, new": partial(tools.tool_call, count=4, kind=everyday),
     "tool, verb and thing": partial(tools.tool_call, count=4, kind=described),
+    "tool, by hand": by_hand,
     "tool, invented": partial(tools.tool_call, count=4, kind=tools.invented),
     "tool not needed": tools.tool_not_needed,
     "tool result": tools.tool_result,

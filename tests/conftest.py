@@ -50,7 +50,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     folder = session.config.getoption("--report")
-    if not folder:
+    if not folder or hasattr(session.config, "workerinput"):  # one of several processes
         return
     outcomes = [entry["outcome"] for entry in _results.values()]
     summary = {

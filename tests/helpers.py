@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -40,7 +41,7 @@ def checkpoint(
             made = make_checkpoint(
                 size, Path(temporary) / "made", layout=layout, experts=experts, seed=seed
             )
-            if not folder.exists():
+            with contextlib.suppress(OSError):  # another process was first
                 made.rename(folder)
     return folder
 
@@ -52,7 +53,7 @@ def sized_checkpoint(name: str, size: Size) -> Path:
         CHECKPOINTS.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CHECKPOINTS) as temporary:
             made = make_checkpoint(size, Path(temporary) / "made", tokenizer=False)
-            if not folder.exists():
+            with contextlib.suppress(OSError):  # another process was first
                 made.rename(folder)
     return folder
 

@@ -7,11 +7,12 @@ what is learnt is to match words and to copy them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 from src.harmony.render import ReasoningEffort
-from src.nano.basics import addition, assistant, memory, spelling, talk, user
+from src.nano.basics import addition, assistant, memory, other, spelling, talk, user
 from src.nano.described import described, neighbour
 from src.nano.everyday import everyday
 from src.nano.examples import Example, Source
@@ -183,19 +184,22 @@ def tool_not_needed(s: Source) -> Example:
 
 
 def _not_needed(s: Source, tools: list[dict[str, Any]], effort: ReasoningEffort) -> Example:
+    told = json.dumps(tools).lower()
     while True:  # a lesson's reasoning is of its effort
-        example = s.rng.choice((talk, talk, addition, spelling, memory))(s)
-        if example.effort == effort:
+        example = s.rng.choice((talk, talk, addition, spelling, memory, other))(s)
+        asked = re.findall("[a-z]{4,}", example.messages[-1]["content"].lower())
+        if example.effort == effort and not any(word in told for word in asked):
             example.tools = tools
             return example
 
 
 ANSWERING = ("add", "sum", "calc", "math", "subtract", "multipl", "divi", "difference", "minus", "product", "evaluate", "word",
-             "spell", "letter", "text", "grammar", "fact", "quote", "contact", "user", "name", "person", "model", "help", "human")  # fmt: skip
+             "spell", "letter", "text", "grammar", "fact", "quote", "contact", "user", "name", "person", "model", "help", "human",
+             "search", "wiki", "look", "google", "query", "document", "knowledge", "quiz", "joke", "tell")  # fmt: skip
 
 
 def _may_answer(tool_name: str) -> bool:
-    """Whether a tool might be meant by small talk, a sum, a word to spell or a name to remember."""
+    """Whether a tool might be meant by small talk, a sum, a word to spell, a name to remember or any question."""
     return any(part in tool_name.lower() for part in ANSWERING)
 
 

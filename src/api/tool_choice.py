@@ -73,7 +73,12 @@ def plan_tools(request: ChatCompletionRequest, *, guide_arguments: bool = False)
                 ) from None
         guided = not constrained and guide_arguments and _can_guide(function)
         specs.append(
-            ToolSpec(function.name, function.parameters, constrained or guided, asked=constrained)
+            ToolSpec(
+                function.name,
+                _closed(function.parameters),
+                constrained or guided,
+                asked=constrained,
+            )
         )
     shown = [] if mode == "none" else [_shown(f) for f in functions]
     return ToolPlan(shown, specs, forced, legacy)
@@ -88,6 +93,32 @@ def _can_guide(function: FunctionDefinition) -> bool:
     except SchemaError:
         return False
     return len(json.dumps(function.parameters)) <= MAX_GUIDED_SCHEMA
+
+
+OPEN_ENDED = (
+    "additionalProperties",
+    "unevaluatedProperties",
+    "patternProperties",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "if",
+    "$ref",
+)
+
+
+def _closed(schema: Any) -> Any:
+    """The schema without the leave, which JSON Schema gives where nothing is said, to invent further properties."""
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = dict(schema)
+    if isinstance(schema.get("properties"), Mapping):
+        closed["properties"] = {name: _closed(s) for name, s in schema["properties"].items()}
+        if not any(keyword in schema for keyword in OPEN_ENDED):
+            closed["additionalProperties"] = False
+    if isinstance(schema.get("items"), Mapping):
+        closed["items"] = _closed(schema["items"])
+    return closed
 
 
 def _check_parameters(function: FunctionDefinition, where: str) -> None:

@@ -41,6 +41,7 @@ class Archetype:
     asks: tuple[str, ...]
     results: tuple[str, ...]  # keys that its result may have
     held_out: bool
+    weight: int  # how often it is asked for, against others
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Archetype:
@@ -52,7 +53,7 @@ class Archetype:
             )
         return cls(
             tuple(row["names"].split()), tuple(row["about"].split(" / ")), tuple(parameters), tuple(row["asks"].split(" / ")),
-            tuple(row["results"].split()), row.get("held_out", False),
+            tuple(row["results"].split()), row.get("held_out", False), row.get("weight", 1),
         )  # fmt: skip
 
 
@@ -62,8 +63,8 @@ def archetypes() -> tuple[Archetype, ...]:
 
 
 def everyday(s: Source) -> Task:
-    archetype = s.rng.choice([a for a in archetypes() if a.held_out == s.unseen])
-    return task_of(s, archetype)
+    mine = [a for a in archetypes() if a.held_out == s.unseen]
+    return task_of(s, s.rng.choices(mine, [a.weight for a in mine])[0])
 
 
 def known(s: Source) -> Task:

@@ -188,11 +188,14 @@ def _not_needed(s: Source, tools: list[dict[str, Any]], effort: ReasoningEffort)
     while True:  # a lesson's reasoning is of its effort
         example = s.rng.choice((talk, talk, addition, spelling, memory, other))(s)
         asked = re.findall("[a-z]{4,}", example.messages[-1]["content"].lower())
-        if example.effort == effort and not any(word in told for word in asked):
+        taken = any(word in told or word in EVERYDAY for word in asked)
+        if example.effort == effort and not taken:
             example.tools = tools
             return example
 
 
+# what there are tools for: with tools on offer no lesson leaves these to words
+EVERYDAY = frozenset(("weather", "joke", "capital", "translate", "time", "meaning", "mean", "compare", "summarize", "recommend", "where"))  # fmt: skip
 ANSWERING = ("add", "sum", "calc", "math", "subtract", "multipl", "divi", "difference", "minus", "product", "evaluate", "word",
              "spell", "letter", "text", "grammar", "fact", "quote", "contact", "user", "name", "person", "model", "help", "human",
              "search", "wiki", "look", "google", "query", "document", "knowledge", "quiz", "joke", "tell")  # fmt: skip

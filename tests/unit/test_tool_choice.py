@@ -49,3 +49,29 @@ def test_what_is_asked_for_is_enforced_or_refused() -> None:
     assert enforced(request(PLACE, FREE, tool_choice="required"), guide=True) == [(True, True)] * 2
     with pytest.raises(InvalidRequest, match="Invalid schema for function 't0'"):
         plan_tools(request(BEYOND, tool_choice="required"), guide_arguments=True)
+
+
+def test_parameters_that_no_one_declared_are_not_made_up() -> None:
+    nested = {
+        "type": "object",
+        "properties": {
+            "place": {"type": "object", "properties": {"city": {"type": "string"}}},
+            "stops": {"type": "array", "items": {"properties": {"name": {"type": "string"}}}},
+            "more": {"type": "object", "additionalProperties": True, "properties": {}},
+            "either": {
+                "properties": {"a": {}},
+                "anyOf": [{"required": ["a"]}, {"minProperties": 2}],
+            },
+            "free": {"type": "object"},
+        },
+    }
+    (tool,) = plan_tools(request(nested), guide_arguments=True).callable
+    assert tool.parameters is not None and tool.parameters["additionalProperties"] is False
+    properties = tool.parameters["properties"]
+    assert properties["place"]["additionalProperties"] is False
+    assert properties["stops"]["items"]["additionalProperties"] is False
+    assert properties["more"]["additionalProperties"] is True
+    assert "additionalProperties" not in properties["either"] and properties["free"] == {
+        "type": "object"
+    }
+    assert "additionalProperties" not in nested, "the request is as it was"

@@ -71,15 +71,16 @@ TALK = (
            "Do I need a GPU?", "Do you run on a GPU?", "Can you run on a CPU?", "Which hardware do I need?"),
 )  # fmt: skip
 
+# none that a usual tool could answer: whether to call it should depend on what is on offer
 OTHER_REQUESTS = (
     "Write a poem about {word}.", "Write a story about {phrase}", "Explain {phrase}.", "Who was {name}?", "Who is {name}?",
-    "Tell me about {phrase}.", "What is the capital of {name}?", "Why is the {word} {word}?", "What is {phrase}?",
-    "Translate {phrase} into French.", "Write a Python function that {phrase}.", "How do I {phrase}?", "Where is {name}?",
-    "When was {name} born?", "Summarize this: {phrase} {phrase}", "What do you think about {word}?", "Tell me a joke.",
-    "Tell me a joke about {word}.", "Write an essay about {phrase}.", "What is the meaning of {word}?", "What does {word} mean?",
+    "Tell me about {phrase}.", "Why is the {word} {word}?", "What is {phrase}?",
+    "Write a Python function that {phrase}.", "How do I {phrase}?",
+    "When was {name} born?", "What do you think about {word}?",
+    "Write an essay about {phrase}.", "What is the meaning of {word}?",
     "Give me advice about {word}.", "Compare {word} and {word}.", "Write code for {phrase}.", "What happened in {number}?",
     "Solve the equation {word} = {phrase}", "Prove that {phrase}.", "Write a song about {name}.", "{phrase}", "{phrase}?",
-    "Why does {word} {phrase}?", "What is the weather in {name}?", "How old is {name}?", "Describe {name}.", "What is love?",
-    "Tell me a story.", "Write a poem.", "Write a haiku about {word}.", "Explain how {phrase} works.", "What time is it?",
-    "Explain quantum computing.", "What is the best {word}?", "Recommend a {word}.", "Who invented the {word}?",
+    "Why does {word} {phrase}?", "How old is {name}?", "Describe {name}.", "What is love?",
+    "Tell me a story.", "Write a poem.", "Write a haiku about {word}.", "Explain how {phrase} works.",
+    "Explain quantum computing.", "What is the best {word}?", "Who invented the {word}?",
 )  # fmt: skip

@@ -5,8 +5,7 @@
 #
 # Without arguments everything, on the embedded model. With 20b or 120b only what a live server shows: all, p0 or
 # performance; without the checkpoint or the GPU for it that ends at once with exit code 3 and says what is missing.
-# A report (results.txt, results.json, servers' logs) is left in reports/<time>-<model>-<suite>; all leaves two, parts
-# (unit, engine, kernels) and served (e2e, p0).
+# A report (results.txt, results.json, servers' logs) is left in reports/<time>-<model>-<suite>.
 set -uo pipefail
 cd "$(dirname "$0")"
 source scripts/env.sh
@@ -38,10 +37,9 @@ lint() {
     .venv/bin/mypy --no-error-summary || status=1
 }
 
-run() { # suite's name for the report, pytest arguments
+run() { # pytest arguments
     local report
-    report="reports/$(date -u +%Y%m%d-%H%M%S)-$model-$1"
-    shift
+    report="reports/$(date -u +%Y%m%d-%H%M%S)-$model-$suite"
     .venv/bin/python -m pytest "$@" --model "$model" --report "$report" || status=1
     echo "report: $report/results.txt"
 }
@@ -51,15 +49,13 @@ case "$suite" in
     all)
         if [ "$model" = nano ]; then
             lint
-            # what serves nothing runs two at a time; what is timed has the machine to itself
-            OMP_NUM_THREADS=1 run parts tests/unit tests/engine tests/kernels -n 2 --dist worksteal "$@"
-            run served tests/e2e tests/p0 "$@"
+            run tests "$@"
         else
-            run all tests/p0 "$@"
+            run tests/p0 "$@"
         fi
         ;;
-    integration) run "$suite" tests/engine tests/e2e "$@" ;;
-    performance) run "$suite" tests/p0/test_4_performance.py "$@" ;;
-    *) run "$suite" "tests/$suite" "$@" ;;
+    integration) run tests/engine tests/e2e "$@" ;;
+    performance) run tests/p0/test_4_performance.py "$@" ;;
+    *) run "tests/$suite" "$@" ;;
 esac
 exit $status

@@ -117,7 +117,7 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
 
 def neighbour(s: Source, task: Task) -> Task:
     """Another deed with the same thing, or the same deed with another thing."""
-    deed, thing = task.siblings
+    deed, thing = task.made_of
     if s.maybe(0.5):
         return described(s, deed=deed)
     far = [d for d in DEEDS if not set(_words(d)) & set(_words(deed))]

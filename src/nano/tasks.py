@@ -21,7 +21,7 @@ class Task:
     ask: str
     arguments: dict[str, Any]
     results: tuple[str, ...]
-    siblings: tuple[str, ...] = ()  # names of tools that may be offered beside it, near as they are
+    made_of: tuple[str, ...] = ()  # the deed and the thing, where it is made of these
 
     @property
     def name(self) -> str:

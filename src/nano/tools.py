@@ -100,10 +100,10 @@ def offered(s: Source, task: Task, low: int = 1, high: int = 5) -> list[Task]:
     """The task among others that no request for one of them could mean."""
     tasks = [task]
     count = s.rng.randint(low, high)
-    if task.siblings and count > 1 and s.maybe(0.5):
+    if task.made_of and count > 1 and s.maybe(0.5):
         near = neighbour(s, task)
         tasks += [near] if near.name != task.name else []
-    alike = task.siblings and s.maybe(0.3)  # all of them made of a verb and a thing
+    alike = task.made_of and s.maybe(0.3)  # all of them made of a verb and a thing
     while len(tasks) < count:
         another = described(s) if alike else any_task(s)
         if not any(another.confusable(t) for t in tasks):

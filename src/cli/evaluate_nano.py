@@ -1,6 +1,6 @@
 """Examines the embedded model over HTTP at temperature 0, on lessons that training never saw.
 
-    ./run_server.sh --model nano --port 8000 --guided-harmony false
+    ./run_server.sh --model nano --port 8000 --no-guided-harmony
     python -m src.cli.evaluate_nano --url http://127.0.0.1:8000 --per-skill 200
 
 Without guidance the share of valid Harmony is the model's own. Words, names and sums are held out by a hash,

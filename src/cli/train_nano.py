@@ -38,7 +38,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what is freed: each step wants the same gigabyte again, and fresh pages cost a third of it."""
+    """Has glibc keep what is freed: each step wants the same gigabyte again, and fresh pages cost time."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
@@ -168,7 +168,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the training checkpoint")
     parser.add_argument("--export", type=Path, help="file of the folded model, written at the end")
-    parser.add_argument("--start", type=Path, help="folded model to begin with, not random weights")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="folded model to begin with where --out has no checkpoint; else random weights",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rows", type=int, default=12, help="rows of a batch")

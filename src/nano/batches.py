@@ -53,13 +53,10 @@ class BatchMaker:
         while len(full) < self._rows:
             made = lesson(self._source)
             encoded = [self.encode(example) for example in made]
-            if len(made) > 1:
-                full += self._row_of_branches(encoded)
-                continue
-            effort, (prompt, completion) = made[0].effort, encoded[0]
             if made[0].tools:
                 full += self._row_of_branches(encoded)
                 continue
+            effort, (prompt, completion) = made[0].effort, encoded[0]
             row = open_rows.setdefault(effort, _Row(self._shared[effort]))
             rest = prompt[len(row.shared) :]
             if len(row.ids) + len(rest) + len(completion) > self._row_size:

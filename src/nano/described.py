@@ -18,7 +18,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import WORDS, choices, value
+from src.nano.values import WORDS, value
 
 # deed: (words for it in a tool's name, ways to ask for it; {n} the thing)
 DEEDS: dict[str, tuple[str, str]] = {
@@ -103,7 +103,7 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
         if key in properties:
             continue
         made = value(s, kind)
-        properties[key] = property_schema(s, key, kind, made, choices(kind))
+        properties[key] = property_schema(s, key, kind, made)
         arguments[key] = made
         ask += s.pick(*ways.split(" / ")).format(k=key.replace("_", " "), v=quoted(s, kind, made))
     required = [k for k in properties if s.maybe(0.95)]

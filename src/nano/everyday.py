@@ -19,7 +19,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import choices, value
+from src.nano.values import value
 
 TABLE = Path(__file__).with_name("everyday.yaml")
 
@@ -82,7 +82,7 @@ def task_of(s: Source, archetype: Archetype) -> Task:
         key = s.rng.choice([k for k in parameter.keys if k not in properties])
         made = value(s, parameter.kind)
         if parameter.required or f"{{{index}}}" in ask or s.maybe(0.5):
-            properties[key] = property_schema(s, key, parameter.kind, made, choices(parameter.kind))
+            properties[key] = property_schema(s, key, parameter.kind, made)
         if f"{{{index}}}" in ask:
             arguments[key] = made
         said.append(quoted(s, parameter.kind, made))

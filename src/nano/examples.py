@@ -162,15 +162,18 @@ class Source:
 
     @cached_property
     def _common_words(self) -> list[str]:
-        words = _words(self.vocabulary, COMMON_BELOW, str.islower, 3, 10)
-        return [w for w in words if self.mine(w) and self.vocabulary.rank_of.get(w.encode())]
+        return self._common(self._words)
 
     @cached_property
     def _common_names(self) -> list[str]:
-        names = _words(
-            self.vocabulary, COMMON_BELOW, lambda w: w[0].isupper() and w[1:].islower(), 3, 9
-        )
-        return [w for w in names if self.mine(w) and self.vocabulary.rank_of.get(w.encode())]
+        return self._common(self._names)
+
+    def _common(self, words: list[str]) -> list[str]:
+        """Those that are among the first tokens, and are tokens without their space too."""
+        rank_of = self.vocabulary.rank_of
+        return [
+            w for w in words if rank_of[f" {w}".encode()] < COMMON_BELOW and w.encode() in rank_of
+        ]
 
     def effort(self) -> ReasoningEffort:
         return self.rng.choices(EFFORTS, (3, 5, 2))[0]

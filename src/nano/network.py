@@ -35,7 +35,7 @@ NUM_FEATURES = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
 QUERY_PADDING = (
     8  # the sink is one more key, told apart by one more dimension; 8 keeps rows aligned
 )
-# Matrices are multiplied in bfloat16 where the CPU can; where it cannot, float32 is ten times as fast.
+# Matrices are multiplied in bfloat16 where the CPU can; where it multiplies in software, in float32.
 COMPUTE = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 

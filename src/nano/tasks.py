@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.nano.examples import Source
-from src.nano.values import WORDS, schema_of, value, value_text
+from src.nano.values import WORDS, choices, schema_of, value, value_text
 
 _NAME_PART = re.compile("[A-Z]?[a-z0-9]+|[A-Z]+")
 GENERIC = frozenset(WORDS["generic"].split())
@@ -60,11 +60,9 @@ def styled_name(s: Source, name: str) -> str:
     return "-".join((head, *rest)) if kind < 0.18 else name
 
 
-def property_schema(
-    s: Source, key: str, kind: str, made: Any, options: list[str] | None
-) -> dict[str, Any]:
-    """How a tool declares a parameter that should become `made`."""
-    schema = schema_of(made)
+def property_schema(s: Source, key: str, kind: str, made: Any) -> dict[str, Any]:
+    """How a tool declares a parameter that should become `made`, a value of this kind."""
+    schema, options = schema_of(made), choices(kind)
     if schema["type"] == "integer" and s.maybe(0.3):
         schema["type"] = "number"
     if options is not None and (kind.startswith("=") or s.maybe(0.25)):

@@ -29,10 +29,12 @@ from src.nano.batches import IGNORED, Batch, BatchMaker
 from src.nano.folding import fold, read_folded, restore
 from src.nano.muon import Muon
 from src.nano.network import COMPUTE, Masks, Network, TokenTraits
+from src.nano.tools import DECISIVE
 
 COMMON_TOKENS = 1536
 COMMON_FROM_BATCHES = 150
 NEGATIVES = 2048
+DECISIVE_WEIGHT = 4.0  # whether a tool fits is one token in thirty, and the hardest
 SAVE_EVERY = 100
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -59,9 +61,14 @@ def common_tokens(maker: BatchMaker, count: int = COMMON_TOKENS) -> torch.Tensor
     return torch.tensor(sorted(special + ordinary[: count - len(special)]))
 
 
-def loss_of(network: Network, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    """Cross-entropy of the assistant's tokens. The softmax is over the common tokens, those of the batch and a random
-    sample that stands for the rest of the vocabulary (sampled softmax: Jean et al. 2015, arXiv 1412.2007)."""
+def loss_of(
+    network: Network, batch: Batch, generator: torch.Generator, decisive: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of the assistant's tokens; those of `decisive` (int64 [N]) count DECISIVE_WEIGHT times.
+
+    The softmax is over the common tokens, those of the batch and a random sample that stands for the rest of the
+    vocabulary (sampled softmax: Jean et al. 2015, arXiv 1412.2007).
+    """
     masks = Masks.of(batch.positions, batch.branches, network.config.sliding_window)
     hidden = network(batch.token_ids, batch.positions, masks)
     wanted = batch.targets != IGNORED
@@ -71,7 +78,9 @@ def loss_of(network: Network, batch: Batch, generator: torch.Generator) -> torch
     random = random[~torch.isin(random, known)]
     logits = network.logits(hidden[wanted], torch.cat((known, random)))
     logits[:, len(known) :] += math.log((VOCAB_SIZE - len(known)) / len(random))
-    return F.cross_entropy(logits, torch.searchsorted(known, targets))
+    weights = torch.where(torch.isin(targets, decisive), DECISIVE_WEIGHT, 1.0)
+    losses = F.cross_entropy(logits, torch.searchsorted(known, targets), reduction="none")
+    return (losses * weights).sum() / weights.sum()
 
 
 class Optimizers:
@@ -132,6 +141,7 @@ def train(
         restore(network, read_folded(start))
     optimizers = Optimizers(network, steps, muon_rate, adam_rate)
     generator = torch.Generator()
+    decisive = torch.tensor([vocabulary.encode(word)[0] for word in DECISIVE])
     first = 0
     if state is not None:
         network.load_state_dict(state["network"])
@@ -142,7 +152,7 @@ def train(
     bar = tqdm(range(first, steps), initial=first, total=steps, mininterval=5, smoothing=0.02)
     for step in bar:
         generator.manual_seed(seed * 1_000_003 + step)
-        loss = loss_of(network, maker.batch(step), generator)
+        loss = loss_of(network, maker.batch(step), generator, decisive)
         loss.backward()
         optimizers.step(step)
         value = loss.item()
@@ -175,8 +185,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--rows", type=int, default=12, help="rows of a batch")
-    parser.add_argument("--row-size", type=int, default=512, help="tokens of a row")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a batch")
+    parser.add_argument("--row-size", type=int, default=768, help="tokens of a row")
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     args = parser.parse_args(argv)

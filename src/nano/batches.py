@@ -2,6 +2,7 @@
 
 The system message is a third of a short conversation, and the tools are most of one with tools, so each row holds them
 once and the conversations branch off: a branch sees the shared part and itself, with positions as if it stood alone.
+Short rows stand behind one another in one.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from src.harmony.render import render_message, system_message
 from src.harmony.vocabulary import ENDOFTEXT, Vocabulary
 from src.nano.examples import EFFORTS, Example, Source, completion_ids
 from src.nano.lessons import lesson
+from src.nano.network import GROUP
 from src.prompt_builder import PromptBuilder
 
 IGNORED = -100
+MISSES = 5  # rows that found no room, after which a batch counts as full
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     token_ids: torch.Tensor  # int64 [B, S]
     positions: torch.Tensor  # int64 [B, S]
-    branches: torch.Tensor  # int64 [B, S]: 0 shared, 1.. conversations, -1 padding
+    branches: (
+        torch.Tensor
+    )  # int64 [B, S]: n GROUP shared, n GROUP + 1.. its conversations, -1 padding
     targets: (
         torch.Tensor
     )  # int64 [B, S]: the next token where the assistant writes it, else IGNORED
@@ -48,27 +53,41 @@ class BatchMaker:
 
     def batch(self, step: int) -> Batch:
         self._source.rng = Random(f"{self._seed} {step}")
-        full: list[_Row] = []
+        packed = [_Row([]) for _ in range(self._rows)]
         open_rows: dict[str, _Row] = {}
-        while len(full) < self._rows:
+        misses = 0
+        while misses < MISSES:
             made = lesson(self._source)
             encoded = [self.encode(example) for example in made]
             if made[0].tools:
-                full += self._row_of_branches(encoded)
+                for row in self._row_of_branches(encoded):
+                    misses += not self._pack(row, packed)
                 continue
             effort, (prompt, completion) = made[0].effort, encoded[0]
             row = open_rows.setdefault(effort, _Row(self._shared[effort]))
             rest = prompt[len(row.shared) :]
             if len(row.ids) + len(rest) + len(completion) > self._row_size:
-                full.append(open_rows.pop(effort))
+                misses += not self._pack(open_rows.pop(effort), packed)
                 row = open_rows[effort] = _Row(self._shared[effort])
             if len(row.ids) + len(rest) + len(completion) <= self._row_size:
                 row.add(rest, completion)
-        del full[self._rows :]
-        size = max(len(row.ids) for row in full)
+        for row in open_rows.values():
+            self._pack(row, packed)
+        size = max(len(row.ids) for row in packed)
         return Batch(
-            *(torch.tensor(part) for part in zip(*(row.padded(size) for row in full), strict=True))
+            *(
+                torch.tensor(part)
+                for part in zip(*(row.padded(size) for row in packed), strict=True)
+            )
         )
+
+    def _pack(self, row: _Row, packed: list[_Row]) -> bool:
+        """Puts the row behind others where there is room for it; False: there is none."""
+        for into in packed:
+            if len(into.ids) + len(row.ids) <= self._row_size:
+                into.append(row)
+                return True
+        return False
 
     def _row_of_branches(self, encoded: list[tuple[list[int], list[int]]]) -> list[_Row]:
         """One row of as many as fit behind what their prompts begin with alike; none if not one fits."""
@@ -111,6 +130,14 @@ class _Row:
         self._positions += range(self._start, self._start + len(ids))
         self._branches += [self._count] * len(ids)
         self._targets += [IGNORED] * (len(rest) - 1) + completion + [IGNORED]
+
+    def append(self, other: _Row) -> None:
+        """All of another row, whose branches do not see this one's."""
+        base = max(self._branches, default=-GROUP) // GROUP * GROUP + GROUP
+        self.ids += other.ids
+        self._positions += other._positions
+        self._branches += [base + branch for branch in other._branches]
+        self._targets += other._targets
 
     def padded(self, size: int) -> tuple[list[int], list[int], list[int], list[int]]:
         missing = size - len(self.ids)

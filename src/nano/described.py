@@ -10,6 +10,7 @@ from typing import Any
 
 from src.nano.examples import Source
 from src.nano.tasks import (
+    THINGS,
     Task,
     add_unasked,
     definition,
@@ -18,7 +19,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import WORDS, value
+from src.nano.values import value
 
 # deed: (words for it in a tool's name, ways to ask for it; {n} the thing)
 DEEDS: dict[str, tuple[str, str]] = {
@@ -45,7 +46,6 @@ DEEDS: dict[str, tuple[str, str]] = {
     "rate": ("rate review score", "Rate the {n} / Review the {n} / I want to rate the {n} / Give the {n} a score"),
     "compare": ("compare", "Compare the {n} / Which {n} is better / Compare my {n}"),
 }  # fmt: skip
-THINGS = WORDS["things"].split()
 # (names that the parameter may have, kind of its value, ways to say it)
 PARAMETERS = (
     ("id|{n}_id|number|reference", "code", " {v} /  number {v} /  with the id {v} /  {v}"),

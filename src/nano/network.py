@@ -32,6 +32,7 @@ LETTERS = 10
 NO_LETTER = 256
 LENGTHS = 16
 NUM_FEATURES = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
+GROUP = 1000  # branches of one shared part are numbered from it, a multiple of this
 QUERY_PADDING = (
     8  # the sink is one more key, told apart by one more dimension; 8 keeps rows aligned
 )
@@ -153,10 +154,11 @@ class Masks:
 
     @classmethod
     def of(cls, positions: torch.Tensor, branches: torch.Tensor, window: int) -> Masks:
-        """positions, branches int64 [B, S]. A branch sees itself and branch 0, what all share; -1 is padding."""
+        """positions, branches int64 [B, S]. A branch sees itself and what its GROUP shares; -1 is padding."""
         size = positions.shape[1]
         causal = torch.ones(size, size, dtype=torch.bool).tril()
-        same = (branches[:, :, None] == branches[:, None, :]) | (branches[:, None, :] == 0)
+        query, key = branches[:, :, None], branches[:, None, :]
+        same = (query == key) | (key == query - query % GROUP)
         full = causal & same
         near = positions[:, :, None] - positions[:, None, :] < window
         return cls(*(F.pad(mask, (0, 1), value=True).unsqueeze(1) for mask in (full, full & near)))

@@ -11,6 +11,7 @@ from src.nano.values import WORDS, choices, schema_of, value, value_text
 
 _NAME_PART = re.compile("[A-Z]?[a-z0-9]+|[A-Z]+")
 GENERIC = frozenset(WORDS["generic"].split())
+THINGS = WORDS["things"].split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,33 +71,47 @@ def property_schema(s: Source, key: str, kind: str, made: Any) -> dict[str, Any]
         shown = [made, *s.rng.sample(others, min(len(others), s.number(1, 3)))]
         s.rng.shuffle(shown)
         schema["enum"] = options if kind.startswith("=") else shown
-    if s.maybe(0.35):
+    if s.maybe(0.5):
         spoken = key.replace("_", " ")
         schema["description"] = s.pick(
             f"The {spoken}", f"The {spoken}.", f"the {spoken} to use", f"{spoken.capitalize()}, as the user says it",
             f"The {spoken}, e.g. {value_text(value(s, kind))}", f"{spoken.capitalize()}, for example {value_text(value(s, kind))}.",
-            f"{spoken}", "What the user wants", "Required.",
+            f"{spoken}", "What the user wants", "Required.", f"The {spoken} of the {s.rng.choice(THINGS)}", f"{spoken.capitalize()} of the {s.rng.choice(THINGS)}",
+            f"The {spoken} and {s.rng.choice(THINGS)}, e.g. {value_text(value(s, kind))}", f"Which {spoken}", f"The {spoken} to look up",
         )  # fmt: skip
     return schema
 
 
+UNASKED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}),
+    ("limit", {"type": "integer"}),
+    ("max_results", {"type": "integer", "description": "How many results at most"}),
+    ("language", {"type": "string"}),
+    ("format", {"type": "string", "enum": ["json", "text"]}),
+    ("verbose", {"type": "boolean"}),
+    ("page", {"type": "integer", "description": "The page of the results, from 1"}),
+    ("notes", {"type": "string", "description": "Anything else, optional"}),
+    ("priority", {"type": "string", "enum": ["low", "normal", "high"], "default": "normal"}),
+    ("timeout", {"type": "number", "default": 30}),
+    ("subject", {"type": "string", "description": "Subject line"}),
+    ("currency", {"type": "string", "default": "USD"}),
+)
+
+
 def add_unasked(s: Source, properties: dict[str, Any]) -> None:
-    """Sometimes a parameter that need not be given, and is not."""
-    if not s.maybe(0.2):
+    """Sometimes one or two parameters that need not be given, and are not, somewhere among the others."""
+    if not s.maybe(0.35):
         return
-    key, schema = s.rng.choice(
-        (
-            ("unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}),
-            ("limit", {"type": "integer"}),
-            ("language", {"type": "string"}),
-            ("format", {"type": "string", "enum": ["json", "text"]}),
-            ("verbose", {"type": "boolean"}),
-            ("page", {"type": "integer", "description": "The page of the results, from 1"}),
-            ("notes", {"type": "string", "description": "Anything else, optional"}),
-            (s.word(), {"type": s.pick("string", "integer", "boolean")}),
+    for _ in range(s.number(1, 2)):
+        key, schema = s.rng.choice(
+            (*UNASKED, (s.word(), {"type": s.pick("string", "integer", "boolean")}))
         )
-    )
-    properties.setdefault(key, schema)
+        if key in properties:
+            continue
+        rows = list(properties.items())
+        rows.insert(s.number(0, len(rows)), (key, schema))
+        properties.clear()
+        properties.update(rows)
 
 
 QUESTION = re.compile(r"(what|where|who|when|how|which|why|is|are|do|does|did|can|am|will|whose|any|i|my|the|there)\b", re.IGNORECASE)  # fmt: skip

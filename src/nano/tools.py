@@ -1,7 +1,7 @@
 """Lessons with tools: choose one among several, fill its arguments from the prompt, answer from its result.
 
-A third of the tools are everyday ones, a third are made of a verb and a thing, and a third have invented names, so that
-what is learnt is to match words and to copy them.
+Some tools are everyday ones, some are made of a verb and a thing, and some have invented names, so that what is learnt
+is to match words and to copy them.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ VERBS = [
     "scan",
     "test",
 ]
+DECISIVE = (" yes", " no")  # what is written behind a tool that was looked at
+OPENING: dict[ReasoningEffort, str] = {"low": "Tools:", "medium": "Which tool fits?", "high": "Which of the tools fits?"}  # fmt: skip
 
 
 def invented(s: Source) -> Task:
@@ -93,7 +95,7 @@ def _said(s: Source, fields: list[Field]) -> str:
 
 
 def any_task(s: Source) -> Task:
-    return s.rng.choice((everyday, described, invented))(s)
+    return s.rng.choices((everyday, described, invented), (5, 4, 3))[0](s)
 
 
 def offered(s: Source, task: Task, low: int = 1, high: int = 5) -> list[Task]:
@@ -103,9 +105,11 @@ def offered(s: Source, task: Task, low: int = 1, high: int = 5) -> list[Task]:
     if task.made_of and count > 1 and s.maybe(0.5):
         near = neighbour(s, task)
         tasks += [near] if near.name != task.name else []
-    alike = task.made_of and s.maybe(0.3)  # all of them made of a verb and a thing
+    kind = any_task
+    if s.maybe(0.35):
+        kind = described if task.made_of else everyday
     while len(tasks) < count:
-        another = described(s) if alike else any_task(s)
+        another = kind(s)
         if not any(another.confusable(t) for t in tasks):
             tasks.append(another)
     s.rng.shuffle(tasks)
@@ -116,11 +120,25 @@ def _definitions(tasks: list[Task]) -> list[dict[str, Any]]:
     return [t.definition for t in tasks]
 
 
-def _call_analysis(s: Source, task: Task, tools: list[dict[str, Any]], effort: str) -> str:
-    values = ", ".join(f"{key} = {value_text(value)}" for key, value in task.arguments.items())
+def _looked_at(names: list[str], chosen: str | None) -> str:
+    """One tool after the other until one fits: a name that was just copied stands close to the question whether it is
+    meant, which is easier to learn than to point at one of them at once."""
+    before = names if chosen is None else names[: names.index(chosen)]
+    return ", ".join([n + DECISIVE[1] for n in before] + ([chosen + DECISIVE[0]] if chosen else []))
+
+
+def _call_analysis(task: Task, tools: list[dict[str, Any]], effort: ReasoningEffort) -> str:
+    """Every parameter is told, so that leaving one out is a decision of its own."""
+    properties = task.definition.get("parameters", {}).get("properties", {})
+    told = dict.fromkeys(properties, "none") | {
+        key: value_text(value) for key, value in task.arguments.items()
+    }
+    looked_at = _looked_at([t["name"] for t in tools], task.name)
+    values = ", ".join(f"{key} = {value}" for key, value in told.items())
+    text = f"{OPENING[effort]} {looked_at}" + (f": {values}" if values else "")
     if effort == "low":
-        return f"{task.name}: {values}" if values else task.name
-    text = f"The tool is {task.name}" + (f" with {values}." if values else ".")
+        return text
+    text += f". So I call {task.name}."
     if effort == "high":
         text += f" There are {len(tools)} tools; this one fits."
     return text
@@ -133,7 +151,7 @@ def tool_call(s: Source, *, count: int, kind: Callable[[Source], Task] = any_tas
 
 def _call(s: Source, task: Task, tools: list[dict[str, Any]], effort: ReasoningEffort) -> Example:
     return Example(
-        "tool_call", [user(task.ask)], effort, [_call_analysis(s, task, tools, effort)], call=(task.name, task.arguments), tools=tools,
+        "tool_call", [user(task.ask)], effort, [_call_analysis(task, tools, effort)], call=(task.name, task.arguments), tools=tools,
     )  # fmt: skip
 
 
@@ -191,6 +209,9 @@ def _not_needed(s: Source, tools: list[dict[str, Any]], effort: ReasoningEffort)
         taken = any(word in told or word in EVERYDAY for word in asked)
         if example.effort == effort and not taken:
             example.tools = tools
+            if tools:
+                looked_at = _looked_at([t["name"] for t in tools], None)
+                example.analysis.insert(0, f"{OPENING[effort]} {looked_at}. ")
             return example
 
 
@@ -219,7 +240,7 @@ def _answer(s: Source, task: Task, tools: list[dict[str, Any]], effort: Reasonin
         analysis += " That answers the question."
     made = _called(task)
     if s.maybe(0.4):
-        made["reasoning_content"] = _call_analysis(s, task, tools, effort)
+        made["reasoning_content"] = _call_analysis(task, tools, effort)
     return Example(
         "tool_result", [user(task.ask), made, _tool_message(content)], effort, [analysis], [answer], tools=tools, expected=expected,
     )  # fmt: skip

@@ -93,6 +93,17 @@ def _sql(s: Source) -> str:
                   f"SELECT COUNT(*) FROM {table}", f"DELETE FROM {table}")  # fmt: skip
 
 
+def _phrase(s: Source) -> str:
+    """Words as they come, or with the small ones between them that people use."""
+    words = s.phrase().split()
+    if s.maybe(0.3) and len(words) > 1:
+        at = s.number(1, len(words) - 1)
+        words[at:at] = s.pick(
+            "the", "of the", "a", "is", "of", "to the", "and", "my", "in", "on", "for", "you", "at"
+        ).split()
+    return " ".join(words)
+
+
 def _file(s: Source, *endings: str) -> str:
     return f"{s.word()}{s.pick(*endings)}"
 
@@ -100,7 +111,7 @@ def _file(s: Source, *endings: str) -> str:
 KINDS: dict[str, Callable[[Source], Any]] = {
     "name": Source.name,
     "word": Source.word,
-    "phrase": Source.phrase,
+    "phrase": _phrase,
     "person": _person,
     "city": _city,
     "email": _email,
@@ -119,16 +130,16 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "phone": lambda s: s.pick(f"555-{s.number(0, 9999):04}", f"+1 555 {s.number(1000000, 9999999)}", str(s.number(100000, 9999999))),
     "ip": lambda s: ".".join(str(s.number(0, 255)) for _ in range(4)),
     "url": lambda s: s.pick(f"https://{s.word()}.com", f"www.{s.word()}.org", f"https://example.com/{s.word()}", f"{s.word()}.com"),
-    "file": lambda s: _file(s, ".txt", ".py", ".csv", ".json", ".md", ".pdf"),
+    "file": lambda s: _file(s, ".txt", ".py", ".csv", ".json", ".md", ".pdf", ".yaml", ".html"),
     "image": lambda s: _file(s, ".png", ".jpg"),
     "audio": lambda s: _file(s, ".mp3", ".wav"),
-    "path": lambda s: s.pick(f"/home/{s.word()}", f"{s.word()}/{s.word()}", f"/{s.word()}", s.word()),
+    "path": lambda s: s.pick(f"/home/{s.word()}", f"{s.word()}/{s.word()}", f"/{s.word()}", f"{s.word()}/{s.word()}.py", f"{s.word()}/{s.word()}.txt", s.word()),
     "sql": _sql,
     "python": _code_line,
     "command": lambda s: s.pick("ls", "pwd", f"ls {s.word()}", f"cat {s.word()}.txt", f"echo {s.word()}", f"rm {s.word()}.txt", "git status", f"mkdir {s.word()}"),
     "expression": _expression,
     "flight": lambda s: s.pick("LH", "BA", "UA", "AF", "DL", "AA") + s.pick("", " ") + str(s.number(10, 4999)),
-    "ticker": lambda s: value(s, "stock") if s.maybe(0.7) else s.name(),
+    "ticker": lambda s: s.rng.choice((lambda: value(s, "stock"), lambda: value(s, "stock"), s.name, lambda: "".join(s.rng.choice("ABCDEFGHIKLMNOPRSTXZ") for _ in range(s.number(3, 4)))))(),
 }  # fmt: skip
 
 

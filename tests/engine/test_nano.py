@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -25,7 +26,7 @@ from src.nano.examples import Copier, Source, completion_ids, held_out
 from src.nano.folding import ASSET, fold, read_folded, restore, unfold
 from src.nano.lessons import MIXTURE, lesson
 from src.nano.muon import Muon
-from src.nano.network import Masks, Network, TokenTraits, fake_quantize
+from src.nano.network import GROUP, Masks, Network, TokenTraits, fake_quantize
 from src.nano.tasks import Task
 from src.nano.tools import invented, offered, same_tools
 from src.nano.values import value_text
@@ -90,6 +91,28 @@ def test_branches_of_a_row_do_not_see_each_other(network: Network) -> None:
             alone_ids, alone_positions, Masks.of(alone_positions, torch.zeros_like(alone_ids), 128)
         )[0, -2:]
     assert relative_rms(alone, packed) < 0.01
+
+
+def test_rows_that_stand_behind_one_another_are_strangers(network: Network) -> None:
+    ids = torch.tensor([[5, 6, 7, 10, 11, 20, 8, 9, 12, 13]])
+    positions = torch.tensor([[0, 1, 2, 3, 4, 3, 0, 1, 2, 3]])
+    branches = torch.tensor([[0, 0, 0, 1, 1, 2, *(GROUP + b for b in (0, 0, 1, 1))]])
+    alone_ids, alone_positions = ids[:, 6:], positions[:, 6:]
+    alone_branches = torch.tensor([[0, 0, 1, 1]])
+    with torch.no_grad():
+        packed = network(ids, positions, Masks.of(positions, branches, 128))[0, 6:]
+        alone = network(alone_ids, alone_positions, Masks.of(alone_positions, alone_branches, 128))[
+            0
+        ]
+    assert relative_rms(alone, packed) < 0.01
+
+
+def test_a_batch_is_packed(vocabulary: Vocabulary) -> None:
+    batch = BatchMaker(vocabulary, 2, 4, 768).batch(3)
+    assert (batch.branches < 0).float().mean() < 0.2 and batch.token_ids.shape[1] <= 768
+    starts = (batch.positions == 0) & (batch.branches >= 0)
+    assert (batch.branches[starts] % GROUP == 0).all(), "what is shared comes first"
+    assert (starts.sum(dim=1) > 1).any(), "several groups in a row"
 
 
 def test_lessons_depend_on_the_seed_alone(vocabulary: Vocabulary) -> None:
@@ -195,6 +218,28 @@ def test_conversations_with_the_same_tools_share_a_row(vocabulary: Vocabulary) -
         tools_end = vocabulary.decode(shared).find("} // namespace functions")
         assert tools_end > 0, "the definitions are in what is shared"
         assert len({example.effort for example in made}) == 1
+
+
+def test_tools_are_looked_at_one_after_the_other(vocabulary: Vocabulary) -> None:
+    """Until one fits; then each of its parameters is told, also those that are left out."""
+    source = Source(vocabulary, Random(8), unseen=False)
+    left_out = none_fits = 0
+    for made in (made for _ in range(60) for made in same_tools(source)):
+        if made.skill == "tool_result":
+            continue
+        assert isinstance(made.analysis[0], str)
+        names = [t["name"] for t in made.tools]
+        looked_at = re.findall(r"[:?,] (\S+) (no|yes)\b", made.analysis[0].split(" = ")[0])
+        if made.call is None:
+            none_fits += 1
+            assert looked_at == [(name, "no") for name in names]
+            continue
+        name, arguments = made.call
+        assert looked_at == [*((n, "no") for n in names[: names.index(name)]), (name, "yes")]
+        for key in made.tools[names.index(name)].get("parameters", {}).get("properties", {}):
+            left_out += key not in arguments
+            assert f" {key} = {value_text(arguments.get(key, 'none'))}" in made.analysis[0]
+    assert left_out > 10 and none_fits > 10
 
 
 def test_muon_is_torchs_muon_for_many_matrices_at_once() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -167,9 +168,9 @@ def is_right(example: Example, message: dict[str, Any]) -> tuple[bool, bool]:
     return not calls, matches and not calls
 
 
-def recoveries(url: str) -> int:
-    """Answers whose Harmony the server had to mend, since it started."""
-    return sum(httpx.get(f"{url}/stats", timeout=10).json()["harmony_recoveries"].values())
+def recoveries(url: str) -> Counter[str]:
+    """What the server had to mend in answers' Harmony since it started, by kind."""
+    return Counter(httpx.get(f"{url}/stats", timeout=10).json()["harmony_recoveries"])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -184,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     vocabulary = load_vocabulary()
     wrong: list[str] = []
-    asked = mended = 0
+    asked = 0
     before = recoveries(args.url)
     sys.stdout.write(
         "| skill | asked | right | finished | tool choice | analysis tokens low / medium / high |\n"
@@ -207,8 +208,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         sys.stdout.flush()
     mended = recoveries(args.url) - before
+    kinds = ", ".join(f"{count} {kind}" for kind, count in mended.most_common()) or "none"
     sys.stdout.write(
-        f"\nvalid Harmony: {1 - mended / asked:.2%} of {asked} answers ({mended} mended)\n"
+        f"\nvalid Harmony: {1 - mended.total() / asked:.2%} of {asked} answers (mended: {kinds})\n"
     )
     if args.wrong:
         args.wrong.write_text("\n".join(wrong) + "\n")

@@ -42,6 +42,7 @@ VERBS = [
     "scan",
     "test",
 ]
+MANY = 9  # tools at most; what a row has room for
 DECISIVE = (" yes", " no")  # what is written behind a tool that was looked at
 OPENING: dict[ReasoningEffort, str] = {"low": "Tools:", "medium": "Which tool fits?", "high": "Which of the tools fits?"}  # fmt: skip
 
@@ -157,7 +158,7 @@ def _call(s: Source, task: Task, tools: list[dict[str, Any]], effort: ReasoningE
 
 def same_tools(s: Source) -> list[Example]:
     """Conversations with the same tools on offer: each tool asked for once, then one that needs none, then results."""
-    tasks = offered(s, any_task(s))
+    tasks = offered(s, any_task(s), 1, MANY if s.maybe(0.3) else 5)
     tools = _definitions(tasks)
     effort = s.effort()
     made = [_call(s, task, tools, effort) for task in tasks]

@@ -28,12 +28,10 @@ MISSES = 5  # rows that found no room, after which a batch counts as full
 class Batch:
     token_ids: torch.Tensor  # int64 [B, S]
     positions: torch.Tensor  # int64 [B, S]
-    branches: (
-        torch.Tensor
-    )  # int64 [B, S]: n GROUP shared, n GROUP + 1.. its conversations, -1 padding
-    targets: (
-        torch.Tensor
-    )  # int64 [B, S]: the next token where the assistant writes it, else IGNORED
+    # int64 [B, S]: n GROUP for what a group shares, n GROUP + 1.. for its conversations, -1 padding
+    branches: torch.Tensor
+    # int64 [B, S]: the next token where the assistant writes it, else IGNORED
+    targets: torch.Tensor
 
 
 class BatchMaker:

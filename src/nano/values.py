@@ -47,6 +47,17 @@ def _integer(s: Source) -> int:
     return s.rng.choice((s.number(1, 12), s.number(1, 99), s.number(100, 9999)))
 
 
+def _letters(s: Source, low: int, high: int) -> str:
+    return "".join(s.rng.choice("ABCDEFGHIKLMNOPRSTXZ") for _ in range(s.number(low, high)))
+
+
+def _ticker(s: Source) -> str:
+    kind = s.number(0, 3)
+    if kind < 2:
+        return str(value(s, "stock"))
+    return s.name() if kind == 2 else _letters(s, 3, 4)
+
+
 def _code(s: Source) -> str | int:
     plain = s.number(100, 99999)
     kind = s.rng.random()
@@ -54,8 +65,7 @@ def _code(s: Source) -> str | int:
         return plain
     if kind < 0.55:
         return str(plain)
-    letters = "".join(s.rng.choice("ABCDEFGHIKLMNOPRSTXZ") for _ in range(s.number(1, 3)))
-    return f"{letters}{s.pick('-', '-', '', '_')}{s.number(1, 9999)}"
+    return f"{_letters(s, 1, 3)}{s.pick('-', '-', '', '_')}{s.number(1, 9999)}"
 
 
 def _date(s: Source) -> str:
@@ -139,7 +149,7 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "command": lambda s: s.pick("ls", "pwd", f"ls {s.word()}", f"cat {s.word()}.txt", f"echo {s.word()}", f"rm {s.word()}.txt", "git status", f"mkdir {s.word()}"),
     "expression": _expression,
     "flight": lambda s: s.pick("LH", "BA", "UA", "AF", "DL", "AA") + s.pick("", " ") + str(s.number(10, 4999)),
-    "ticker": lambda s: s.rng.choice((lambda: value(s, "stock"), lambda: value(s, "stock"), s.name, lambda: "".join(s.rng.choice("ABCDEFGHIKLMNOPRSTXZ") for _ in range(s.number(3, 4)))))(),
+    "ticker": _ticker,
 }  # fmt: skip
 
 

@@ -70,6 +70,7 @@ SKILLS: dict[str, Callable[[Source], Example]] = {
     "small talk": basics.talk,
     "fallback": basics.other,
     "JSON by schema": structured.json_object,
+    "JSON array": structured.json_array,
     "tool, everyday, taught": partial(tools.tool_call, count=4, kind=known),
     "tool, everyday, new": partial(tools.tool_call, count=4, kind=everyday),
     "tool, verb and thing": partial(tools.tool_call, count=4, kind=described),

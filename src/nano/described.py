@@ -10,7 +10,6 @@ from typing import Any
 
 from src.nano.examples import Source
 from src.nano.tasks import (
-    THINGS,
     Task,
     add_unasked,
     definition,
@@ -19,7 +18,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import value
+from src.nano.values import THINGS, value
 
 # deed: (words for it in a tool's name, ways to ask for it; {n} the thing)
 DEEDS: dict[str, tuple[str, str]] = {

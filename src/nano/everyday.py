@@ -90,5 +90,5 @@ def task_of(s: Source, archetype: Archetype) -> Task:
     add_unasked(s, properties)
     return Task(
         definition(s, name, s.pick(*archetype.descriptions) if s.maybe(0.92) else "", properties, required),
-        spoken(s, ask.format(*said)), arguments, archetype.results,
+        spoken(s, ask.format(*said), value_first=ask.startswith("{")), arguments, archetype.results,
     )  # fmt: skip

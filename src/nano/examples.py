@@ -22,7 +22,7 @@ from src.harmony.render import (
     render_message,
     tool_call,
 )
-from src.harmony.vocabulary import RETURN, START, Vocabulary
+from src.harmony.vocabulary import CHANNEL, CONSTRAIN, RETURN, START, Vocabulary
 
 EFFORTS: tuple[ReasoningEffort, ...] = ("low", "medium", "high")
 HELD_OUT_SHARE = 10  # one in this many
@@ -65,12 +65,20 @@ def completion_ids(
     start = [START, *vocabulary.encode("assistant")]
     ids = _message_ids(assistant_text("analysis", ""), example.analysis, copier)
     if example.call is not None:
-        name, arguments = example.call
-        ids += _message_ids(tool_call(name, ""), [json.dumps(arguments)], copier)
+        ids += _call_ids(*example.call, copier)
     else:
         ids += _message_ids(assistant_text("final", ""), example.answer, copier)
         ids[-1] = RETURN
     return ids[len(start) :]
+
+
+def _call_ids(name: str, arguments: dict[str, Any], copier: Copier) -> list[int]:
+    """The name behind "functions." is in tokens of the prompt too: as one text ".get" would be a token."""
+    message = tool_call(name, "")
+    ids = _message_ids(message, [json.dumps(arguments)], copier)
+    recipient = copier.vocabulary.encode(f"{message.channel} to=functions.")
+    recipient += [*copier.encode(name), *copier.vocabulary.encode(" ")]
+    return [*ids[: ids.index(CHANNEL) + 1], *recipient, *ids[ids.index(CONSTRAIN) :]]
 
 
 def _message_ids(header: HarmonyMessage, pieces: Sequence[Piece], copier: Copier) -> list[int]:

@@ -186,3 +186,33 @@ def _person(s: Source) -> tuple[list[Field], str]:
             f"{name} is {age} years old, lives in {town} and works as a {job}."),
     }  # fmt: skip
     return whole[:count], s.pick(*texts[count])
+
+
+def json_array(s: Source) -> Example:
+    """Words as strings: many times what is hardest in arguments, to write a word that stands behind a space behind a quote."""
+    items = [s.name() if s.maybe(0.3) else s.word() for _ in range(s.number(2, 8))]
+    joined = ", ".join(items[:-1]) + s.pick(", ", " and ") + items[-1]
+    in_object = s.maybe(0.4)
+    key = (
+        s.pick("items", "words", "names", "list", "results", "tags", "values")
+        if s.maybe(0.6)
+        else s.word()
+    )
+    ask = s.pick(
+        f"Make a JSON array of {joined}.", f"Write as a JSON array: {joined}", f"Turn this into a JSON list: {joined}", f"As a JSON array: {joined}",
+        f"Return a JSON array with {joined}.", f"JSON array of strings: {joined}",
+    )  # fmt: skip
+    schema = {"type": "object", "properties": {key: {"type": "array", "items": {"type": "string"}}}, "required": [key]}  # fmt: skip
+    if in_object:
+        ask = s.pick(f"Extract the {key}: {joined}.", f"The {key} are {joined}.", f"{key}: {joined}", f"Give me the {key} as JSON: {joined}", joined)  # fmt: skip
+    effort = s.effort()
+    analysis = (
+        f"{len(items)} strings" if effort == "low" else f"A JSON array of {len(items)} strings."
+    )
+    if effort == "high":
+        analysis += f" The first is {items[0]}, the last is {items[-1]}."
+    answer = json.dumps({key: items} if in_object else items)
+    return Example(
+        "json array", [user(ask)], effort, [analysis], [answer],
+        response_format={"name": s.pick("answer", "list", "output", "response"), "schema": schema} if in_object else None, expected=[answer],
+    )  # fmt: skip

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.nano.examples import Source
-from src.nano.values import WORDS, choices, schema_of, value, value_text
+from src.nano.values import THINGS, WORDS, choices, schema_of, value, value_text
 
 _NAME_PART = re.compile("[A-Z]?[a-z0-9]+|[A-Z]+")
 GENERIC = frozenset(WORDS["generic"].split())
-THINGS = WORDS["things"].split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +116,11 @@ def add_unasked(s: Source, properties: dict[str, Any]) -> None:
 QUESTION = re.compile(r"(what|where|who|when|how|which|why|is|are|do|does|did|can|am|will|whose|any|i|my|the|there)\b", re.IGNORECASE)  # fmt: skip
 
 
-def spoken(s: Source, ask: str) -> str:
-    """The request as one of many people would put it."""
+def spoken(s: Source, ask: str, *, value_first: bool = False) -> str:
+    """The request as one of many people would put it. A value that it begins with keeps its capital letter."""
     first = ask.split(" ", 1)[0]
-    imperative = not QUESTION.match(ask) and not ask.endswith("?") and first.isalpha()
+    lowers = first[1:].islower() and not value_first
+    imperative = lowers and first.isalpha() and not QUESTION.match(ask) and not ask.endswith("?")
     if imperative and s.maybe(0.3):
         lowered = ask[:1].lower() + ask[1:]
         plain = lowered.rstrip(".")
@@ -137,14 +137,18 @@ def spoken(s: Source, ask: str) -> str:
         ask = ask.rstrip(".?") + s.pick(
             " now", " today?", ", thanks.", " for me.", "!", " right now?"
         )
-    return ask[:1].lower() + ask[1:] if s.maybe(0.12) and first[1:].islower() else ask
+    return ask[:1].lower() + ask[1:] if s.maybe(0.12) and lowers else ask
 
 
 def quoted(s: Source, kind: str, made: Any) -> str:
     """The value as it stands in the request."""
+    if isinstance(made, list):
+        *first, last = map(value_text, made)
+        return ", ".join(first) + s.pick(" and ", " and ", ", ") + last
     text = value_text(made)
     if kind in (
         "phrase",
+        "title",
         "name",
         "word",
         "file",

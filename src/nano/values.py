@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ from src.nano.examples import Source
 
 WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text())
 PERSONS, CITIES = WORDS["persons"].split(), WORDS["cities"].split()
-POOLS: dict[str, list[str]] = {kind: words.split() for kind, words in WORDS["pools"].items()}
+POOLS: dict[str, list[str]] = {
+    kind: words.split(", ") if "," in words else words.split()
+    for kind, words in WORDS["pools"].items()
+}
+THINGS, QUALITIES, DEEDS = (WORDS[kind].split() for kind in ("things", "qualities", "deeds"))
+SENTENCES = [sentence.strip() for sentence in WORDS["sentences"].split(" / ")]
 TWO_WORD_CITIES = ("New York", "San Francisco", "Los Angeles", "San Diego", "Las Vegas", "Hong Kong", "Cape Town", "Buenos Aires",
                    "Rio de Janeiro", "New Delhi", "Mexico City", "Kuala Lumpur", "Salt Lake City", "St. Louis")  # fmt: skip
 SUFFIXES = ("CA", "NY", "TX", "France", "Germany", "UK", "Japan", "MA", "Spain")
@@ -104,7 +110,9 @@ def _sql(s: Source) -> str:
 
 
 def _phrase(s: Source) -> str:
-    """Words as they come, or with the small ones between them that people use."""
+    """As people say things, or words as they come, some with the small ones between them that people use."""
+    if s.maybe(0.4):
+        return _sentence(s)
     words = s.phrase().split()
     if s.maybe(0.3) and len(words) > 1:
         at = s.number(1, len(words) - 1)
@@ -112,6 +120,31 @@ def _phrase(s: Source) -> str:
             "the", "of the", "a", "is", "of", "to the", "and", "my", "in", "on", "for", "you", "at"
         ).split()
     return " ".join(words)
+
+
+def _sentence(s: Source) -> str:
+    made = {
+        "{t}": lambda: s.rng.choice([t for t in THINGS if s.mine(t)]),
+        "{q}": lambda: s.pick(*QUALITIES),
+        "{d}": lambda: s.pick(*DEEDS),
+        "{n}": lambda: s.name() if s.maybe(0.5) else _person(s),
+        "{w}": lambda: s.pick(*POOLS["day"]),
+    }
+    return re.sub(r"\{\w\}", lambda slot: made[slot.group()](), s.rng.choice(SENTENCES))
+
+
+def _title(s: Source) -> str:
+    """Of a song, a film, a restaurant: capitalised words, some with small ones between them."""
+    words = [
+        s.word() if s.maybe(0.5) else s.rng.choice([t for t in THINGS if s.mine(t)])
+        for _ in range(s.number(1, 3))
+    ]
+    text = s.pick(" ", " ", " ", " of ", " of the ", " and ").join(w.title() for w in words)
+    return f"The {text}" if s.maybe(0.15) else text
+
+
+def _several(kind: str) -> Callable[[Source], list[Any]]:
+    return lambda s: [value(s, kind) for _ in range(s.number(2, 4))]
 
 
 def _file(s: Source, *endings: str) -> str:
@@ -150,6 +183,10 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "expression": _expression,
     "flight": lambda s: s.pick("LH", "BA", "UA", "AF", "DL", "AA") + s.pick("", " ") + str(s.number(10, 4999)),
     "ticker": _ticker,
+    "title": lambda s: _title(s) if s.maybe(0.7) else s.name(),
+    "words": _several("word"),
+    "persons": _several("person"),
+    "numbers": _several("integer"),
 }  # fmt: skip
 
 
@@ -168,6 +205,8 @@ def choices(kind: str) -> list[str] | None:
 
 
 def schema_of(made: Any) -> dict[str, Any]:
+    if isinstance(made, list):
+        return {"type": "array", "items": schema_of(made[0])}
     if isinstance(made, bool):
         return {"type": "boolean"}
     if isinstance(made, int):
@@ -177,4 +216,6 @@ def schema_of(made: Any) -> dict[str, Any]:
 
 def value_text(made: Any) -> str:
     """As it stands in a sentence."""
+    if isinstance(made, list):
+        return f"[{', '.join(map(value_text, made))}]"
     return made if isinstance(made, str) else json.dumps(made)

@@ -17,12 +17,12 @@ from safetensors import safe_open
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.harmony.parser import ResponseParser
-from src.harmony.vocabulary import VOCAB_SIZE, Vocabulary, load_vocabulary
+from src.harmony.vocabulary import CONSTRAIN, VOCAB_SIZE, Vocabulary, load_vocabulary
 from src.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
 from src.nano.batches import IGNORED, BatchMaker
 from src.nano.described import described
 from src.nano.everyday import archetypes, everyday
-from src.nano.examples import Copier, Source, completion_ids, held_out
+from src.nano.examples import Copier, Example, Source, completion_ids, held_out
 from src.nano.folding import ASSET, fold, read_folded, restore, unfold
 from src.nano.lessons import MIXTURE, lesson
 from src.nano.muon import Muon
@@ -304,6 +304,21 @@ def test_copied_words_keep_the_prompts_tokens(
         else [vocabulary.rank_of[t.encode()] for t in written]
     )
     assert ids == expected
+
+
+def test_a_call_names_its_tool_in_tokens_of_the_prompt(vocabulary: Vocabulary) -> None:
+    """As one text ".get" is a token, which no prompt has."""
+    tools = [{"name": "get_horoscope"}]
+    made = Example("tool_call", [], "low", ["get_horoscope"], call=("get_horoscope", {}), tools=tools)  # fmt: skip
+    prompt = PromptBuilder(vocabulary).build(
+        [{"role": "user", "content": "Hi"}], tools=tools, effort="low"
+    )
+    ids = completion_ids(made, vocabulary, prompt.token_ids)
+    header = ids[: ids.index(CONSTRAIN)]
+    assert vocabulary.decode(header).endswith("commentary to=functions.get_horoscope ")
+    written = [vocabulary.decode([token]) for token in header]
+    assert written[written.index("functions") + 1 :][:2] == [".", "get"]
+    assert header[-4:-1] == vocabulary.encode(" get_horoscope")[1:]
 
 
 def test_the_embedded_model_is_small_and_of_the_shape_that_is_named() -> None:

@@ -2,7 +2,8 @@
 
 The engine runs the grammar without knowing Harmony. It begins after `<|start|>assistant`; headers are written as exact
 token ids, so the model can only write them in the one form it was trained on: channel-first, with a space before
-`<|constrain|>json`. Bodies are free text, in which no special token but the message's end can be sampled, or JSON.
+`<|constrain|>json`. Only a tool's name may be in any tokens that spell it. Bodies are free text, in which no special
+token but the message's end can be sampled, or JSON.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
     endings = [] if spec.must_call else ["final"]
     rules = []
     for number, tool in enumerate(spec.tools):
-        header = f"<[{CHANNEL}]> {ids(f'commentary to=functions.{tool.name} ')} {constrain} <[{MESSAGE}]>"
+        name = json.dumps(f".{tool.name} ")
+        header = f"<[{CHANNEL}]> {ids('commentary to=functions')} {name} {constrain} <[{MESSAGE}]>"
         rules.append(f"call{number}: {header} arguments{number} <[{CALL}]>")
         body = _json(tool.parameters or _ANY_OBJECT) if tool.constrained else "TEXT"
         rules.append(f"arguments{number}: {body}")

@@ -26,6 +26,8 @@ from src.harmony.grammar import (
 from src.harmony.parser import ResponseParser
 from src.harmony.vocabulary import (
     CALL,
+    CHANNEL,
+    CONSTRAIN,
     END,
     FIRST_SPECIAL,
     RETURN,
@@ -209,3 +211,21 @@ def allowed_tokens(guided: GuidedDecoding) -> list[int]:
     _, mask = guided.bitmask(["r"])
     bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
     return [int(t) for t in np.flatnonzero(bits)]
+
+
+@pytest.mark.parametrize(
+    "written", [[".get", "_weather", " "], [".", "get", "_weather", " "], [".", "g", "et", "_weather", " "]]
+)  # fmt: skip
+def test_a_tools_name_may_be_in_any_tokens_that_spell_it(
+    tokenizer: LLTokenizer, written: list[str]
+) -> None:
+    """What is forced once one tool is left is written as the vocabulary splits it."""
+    guided = GuidedDecoding(tokenizer)
+    guided.add("r", turn_grammar(SPECS["required"], VOCABULARY))
+    header = [CHANNEL, *VOCABULARY.encode("commentary to=functions")]
+    for token in (*header, *(VOCABULARY.rank_of[part.encode()] for part in written), CONSTRAIN):
+        _, mask = guided.bitmask(["r"])
+        allowed = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
+        assert allowed[token]
+        assert not allowed[VOCABULARY.rank_of[b"ting"]]
+        guided.advance("r", token)

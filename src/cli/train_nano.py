@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import math
+import string
 import sys
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
-from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, load_vocabulary
+from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, Vocabulary, load_vocabulary
 from src.nano.batches import IGNORED, Batch, BatchMaker
 from src.nano.folding import fold, read_folded, restore
 from src.nano.muon import Muon
@@ -35,6 +36,7 @@ COMMON_TOKENS = 1536
 COMMON_FROM_BATCHES = 150
 NEGATIVES = 2048
 DECISIVE_WEIGHT = 4.0  # whether a tool fits is one token in thirty, and the hardest
+LETTER_WEIGHT = 2.0  # one wrong letter spoils a word that is spelled
 SAVE_EVERY = 100
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -61,10 +63,20 @@ def common_tokens(maker: BatchMaker, count: int = COMMON_TOKENS) -> torch.Tensor
     return torch.tensor(sorted(special + ordinary[: count - len(special)]))
 
 
+def token_weights(vocabulary: Vocabulary) -> torch.Tensor:
+    """float32 [V]: how often a token counts in the loss."""
+    weights = torch.ones(VOCAB_SIZE)
+    weights[[vocabulary.rank_of[letter.encode()] for letter in string.ascii_letters]] = (
+        LETTER_WEIGHT
+    )
+    weights[[vocabulary.rank_of[word.encode()] for word in DECISIVE]] = DECISIVE_WEIGHT
+    return weights
+
+
 def loss_of(
-    network: Network, batch: Batch, generator: torch.Generator, decisive: torch.Tensor
+    network: Network, batch: Batch, generator: torch.Generator, weight_of: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy of the assistant's tokens; those of `decisive` (int64 [N]) count DECISIVE_WEIGHT times.
+    """Cross-entropy of the assistant's tokens, each counted as often as `weight_of` (float32 [V]) says.
 
     The softmax is over the common tokens, those of the batch and a random sample that stands for the rest of the
     vocabulary (sampled softmax: Jean et al. 2015, arXiv 1412.2007).
@@ -78,7 +90,7 @@ def loss_of(
     random = random[~torch.isin(random, known)]
     logits = network.logits(hidden[wanted], torch.cat((known, random)))
     logits[:, len(known) :] += math.log((VOCAB_SIZE - len(known)) / len(random))
-    weights = torch.where(torch.isin(targets, decisive), DECISIVE_WEIGHT, 1.0)
+    weights = weight_of[targets]
     losses = F.cross_entropy(logits, torch.searchsorted(known, targets), reduction="none")
     return (losses * weights).sum() / weights.sum()
 
@@ -141,7 +153,7 @@ def train(
         restore(network, read_folded(start))
     optimizers = Optimizers(network, steps, muon_rate, adam_rate)
     generator = torch.Generator()
-    decisive = torch.tensor([vocabulary.encode(word)[0] for word in DECISIVE])
+    weights = token_weights(vocabulary)
     first = 0
     if state is not None:
         network.load_state_dict(state["network"])
@@ -152,7 +164,7 @@ def train(
     bar = tqdm(range(first, steps), initial=first, total=steps, mininterval=5, smoothing=0.02)
     for step in bar:
         generator.manual_seed(seed * 1_000_003 + step)
-        loss = loss_of(network, maker.batch(step), generator, decisive)
+        loss = loss_of(network, maker.batch(step), generator, weights)
         loss.backward()
         optimizers.step(step)
         value = loss.item()

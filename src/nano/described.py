@@ -18,7 +18,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import THINGS, value
+from src.nano.values import some_thing, value
 
 # deed: (words for it in a tool's name, ways to ask for it; {n} the thing)
 DEEDS: dict[str, tuple[str, str]] = {
@@ -130,6 +130,6 @@ def _words(deed: str) -> list[str]:
 
 def _thing(s: Source) -> str:
     def one() -> str:
-        return s.rng.choice([t for t in THINGS if s.mine(t)]) if s.maybe(0.75) else s.word()
+        return some_thing(s) if s.maybe(0.75) else s.word()
 
     return f"{one()} {one()}" if s.maybe(0.2) else one()

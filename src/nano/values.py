@@ -18,7 +18,7 @@ POOLS: dict[str, list[str]] = {
     kind: words.split(", ") if "," in words else words.split()
     for kind, words in WORDS["pools"].items()
 }
-THINGS, QUALITIES, DEEDS = (WORDS[kind].split() for kind in ("things", "qualities", "deeds"))
+THINGS, QUALITIES, CHORES = (WORDS[kind].split() for kind in ("things", "qualities", "chores"))
 SENTENCES = [sentence.strip() for sentence in WORDS["sentences"].split(" / ")]
 TWO_WORD_CITIES = ("New York", "San Francisco", "Los Angeles", "San Diego", "Las Vegas", "Hong Kong", "Cape Town", "Buenos Aires",
                    "Rio de Janeiro", "New Delhi", "Mexico City", "Kuala Lumpur", "Salt Lake City", "St. Louis")  # fmt: skip
@@ -122,11 +122,16 @@ def _phrase(s: Source) -> str:
     return " ".join(words)
 
 
+def some_thing(s: Source) -> str:
+    """A noun that tools are about."""
+    return s.rng.choice([t for t in THINGS if s.mine(t)])
+
+
 def _sentence(s: Source) -> str:
     made = {
-        "{t}": lambda: s.rng.choice([t for t in THINGS if s.mine(t)]),
+        "{t}": lambda: some_thing(s),
         "{q}": lambda: s.pick(*QUALITIES),
-        "{d}": lambda: s.pick(*DEEDS),
+        "{d}": lambda: s.pick(*CHORES),
         "{n}": lambda: s.name() if s.maybe(0.5) else _person(s),
         "{w}": lambda: s.pick(*POOLS["day"]),
     }
@@ -135,10 +140,7 @@ def _sentence(s: Source) -> str:
 
 def _title(s: Source) -> str:
     """Of a song, a film, a restaurant: capitalised words, some with small ones between them."""
-    words = [
-        s.word() if s.maybe(0.5) else s.rng.choice([t for t in THINGS if s.mine(t)])
-        for _ in range(s.number(1, 3))
-    ]
+    words = [s.word() if s.maybe(0.5) else some_thing(s) for _ in range(s.number(1, 3))]
     text = s.pick(" ", " ", " ", " of ", " of the ", " and ").join(w.title() for w in words)
     return f"The {text}" if s.maybe(0.15) else text
 

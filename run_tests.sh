@@ -5,7 +5,7 @@
 #
 # Without arguments everything, on the embedded model. With 20b or 120b only what a live server shows: all, p0 or
 # performance; without the checkpoint or the GPU for it that ends at once with exit code 3 and says what is missing.
-# A report (results.txt, results.json, servers' logs) is left in reports/<time>-<model>-<suite>.
+# A report (results.txt, results.json, servers' logs) is left in reports/<time>-<model>-<suite>; all of them leave three.
 set -uo pipefail
 cd "$(dirname "$0")"
 source scripts/env.sh
@@ -37,11 +37,33 @@ lint() {
     .venv/bin/mypy --no-error-summary || status=1
 }
 
-run() { # pytest arguments
-    local report
-    report="reports/$(date -u +%Y%m%d-%H%M%S)-$model-$suite"
-    .venv/bin/python -m pytest "$@" --model "$model" --report "$report" || status=1
-    echo "report: $report/results.txt"
+report() { # name -> its folder
+    echo "reports/$(date -u +%Y%m%d-%H%M%S)-$model-$1"
+}
+
+run() { # folder of the report, pytest arguments
+    .venv/bin/python -m pytest "${@:2}" --model "$model" --report "$1" || status=1
+    echo "report: $1/results.txt"
+}
+
+all() { # pytest options. Servers take long to start and wait much, so that the rest can run beside them
+    local rest=(tests/unit tests/engine tests/kernels) folder
+    folder="$(report code)"
+    if [ -e /dev/nvidia0 ]; then # which each would want for itself
+        run "$folder" "${rest[@]}" "$@"
+        run "$(report e2e)" tests/e2e "$@"
+    else
+        output="$(mktemp)"
+        OMP_WAIT_POLICY=passive .venv/bin/python -m pytest "${rest[@]}" "$@" --model "$model" --report "$folder" >"$output" 2>&1 &
+        beside=$!
+        trap 'kill $beside 2>/dev/null; rm -f "$output"' EXIT
+        run "$(report e2e)" tests/e2e "$@"
+        wait $beside || status=1
+        beside=
+        cat "$output"
+        echo "report: $folder/results.txt"
+    fi
+    run "$(report p0)" tests/p0 "$@" # alone, as it measures
 }
 
 case "$suite" in
@@ -49,13 +71,13 @@ case "$suite" in
     all)
         if [ "$model" = nano ]; then
             lint
-            run tests "$@"
+            all "$@"
         else
-            run tests/p0 "$@"
+            run "$(report p0)" tests/p0 "$@"
         fi
         ;;
-    integration) run tests/engine tests/e2e "$@" ;;
-    performance) run tests/p0/test_4_performance.py "$@" ;;
-    *) run "tests/$suite" "$@" ;;
+    integration) run "$(report "$suite")" tests/engine tests/e2e "$@" ;;
+    performance) run "$(report "$suite")" tests/p0/test_4_performance.py "$@" ;;
+    *) run "$(report "$suite")" "tests/$suite" "$@" ;;
 esac
 exit $status

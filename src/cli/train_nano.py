@@ -36,7 +36,7 @@ COMMON_TOKENS = 1536
 COMMON_FROM_BATCHES = 150
 NEGATIVES = 2048
 DECISIVE_WEIGHT = 4.0  # whether a tool fits is one token in thirty, and the hardest
-LETTER_WEIGHT = 2.0  # one wrong letter spoils a word that is spelled
+LETTER_WEIGHT = 3.0  # one wrong letter spoils a word that is spelled
 SAVE_EVERY = 100
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -88,8 +88,10 @@ def loss_of(
     known = torch.cat((network.common, batch.token_ids.flatten(), targets)).unique()
     random = torch.randint(FIRST_SPECIAL, (NEGATIVES,), generator=generator)
     random = random[~torch.isin(random, known)]
-    logits = network.logits(hidden[wanted], torch.cat((known, random)))
-    logits[:, len(known) :] += math.log((VOCAB_SIZE - len(known)) / len(random))
+    candidates = torch.cat((known, random))
+    sampled = torch.arange(len(candidates)) >= len(known)
+    bias = sampled * math.log((VOCAB_SIZE - len(known)) / len(random))
+    logits = network.logits(hidden[wanted], candidates, bias)
     weights = weight_of[targets]
     losses = F.cross_entropy(logits, torch.searchsorted(known, targets), reduction="none")
     return (losses * weights).sum() / weights.sum()

@@ -89,17 +89,20 @@ def multiplication(s: Source) -> Example:
     if s.maybe(0.5):
         a, b = s.number(0, 12), s.number(0, 12)
     result = a * b
-    parts = f"{a // 10 * 10}*{b}={a // 10 * 10 * b}, {a % 10}*{b}={a % 10 * b}"
+    ones, tens = a % 10 * b, a // 10 * b
+    working = (
+        f"{a % 10}*{b}={ones}",
+        f"{a // 10}*{b}={tens}, {tens}+{ones // 10}={tens + ones // 10}",
+    )
     if s.maybe(0.5) and a <= 12:
         a, b = b, a
-        parts = f"{b // 10 * 10}*{a}={b // 10 * 10 * a}, {b % 10}*{a}={b % 10 * a}"
     question = s.pick(
         f"What is {a} * {b}?", f"What is {a} times {b}?", f"{a} * {b}", f"{a} x {b}", f"{a}*{b}", f"What is {a} x {b}?",
         f"Multiply {a} by {b}.", f"Multiply {a} and {b}", f"How much is {a} times {b}?", f"Calculate {a} * {b}.",
     )  # fmt: skip
     return _sum(
-        s, "multiplication", question, f"{parts}, {result}",
-        f"Multiply {a} and {b}. {parts}. Result {result}.", f"{a} * {b}", result,
+        s, "multiplication", question, f"{', '.join(working)}, {result}",
+        f"Multiply {a} and {b}. Ones: {working[0]}. Tens: {working[1]}. Result {result}.", f"{a} * {b}", result,
     )  # fmt: skip
 
 
@@ -129,10 +132,10 @@ def _by_effort(effort: ReasoningEffort, low: str, medium: str, extra: str) -> st
 
 def counting(s: Source) -> Example:
     first, last = 1, s.number(2, 20)
-    if s.maybe(0.35):
+    if s.maybe(0.35) or s.practice(0.3):
         first = s.number(0, 40)
         last = first + s.number(2, 12)
-    down = s.maybe(0.25)
+    down = s.maybe(0.25) or s.practice(0.1)
     numbers = list(range(first, last + 1))
     if down:
         numbers.reverse()
@@ -163,7 +166,7 @@ def counting(s: Source) -> Example:
 
 
 def spelling(s: Source) -> Example:
-    word = s.short_word()
+    word = s.word() if s.practice(0.35) else s.short_word()
     spelled = "-".join(word)
     ask = s.pick(
         f"Spell the word {word}.", f"Spell {word}", f'Spell "{word}".', f"How do you spell {word}?",

@@ -191,7 +191,10 @@ class Source:
 
     def word(self) -> str:
         """Every other one is a common word."""
-        return self.rng.choice(self._common_words if self.maybe(0.5) else self._words)
+        if self.practice(0.1):
+            return self._coined(self._words)
+        common = self.maybe(0.5) and not self.practice(0.4)
+        return self.rng.choice(self._common_words if common else self._words)
 
     def short_word(self) -> str:
         """Mostly one token; sometimes two glued together."""
@@ -202,10 +205,18 @@ class Source:
     def name(self) -> str:
         """Capitalised: a person or a place, sometimes of two tokens, sometimes two words."""
         kind = self.rng.random()
+        if self.practice(0.1):
+            return self._coined(self._names)
         if kind < 0.08:
             return self.rng.choice(self._names) + self.rng.choice(self._short_words)[:4]
-        name = self.rng.choice(self._common_names if self.maybe(0.5) else self._names)
+        common = self.maybe(0.5) and not self.practice(0.4)
+        name = self.rng.choice(self._common_names if common else self._names)
         return f"{name} {self.rng.choice(self._names)}" if kind < 0.16 else name
+
+    def _coined(self, beginnings: list[str]) -> str:
+        """A word of several tokens, as rare ones are."""
+        end = self.rng.choice(self._short_words)
+        return (self.rng.choice(beginnings)[: self.number(2, 6)] + end[-self.number(1, 5) :])[:10]
 
     def number(self, low: int = 0, high: int = 99) -> int:
         return self.rng.randint(low, high)
@@ -215,6 +226,10 @@ class Source:
 
     def maybe(self, probability: float) -> bool:
         return self.rng.random() < probability
+
+    def practice(self, probability: float) -> bool:
+        """Maybe, but never in the examination: what is hard is exercised more often than it is asked."""
+        return not self.unseen and self.maybe(probability)
 
 
 def _words(

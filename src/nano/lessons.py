@@ -8,21 +8,21 @@ from src.nano import basics, structured, tools
 from src.nano.basics import Skill
 from src.nano.examples import Example, Source
 
-TOOLS_SHARE = 0.18  # of draws; each is a row of its own
+TOOLS_SHARE = 0.22  # of draws; each is a row of its own
 MIXTURE: tuple[tuple[Skill, float], ...] = (
     (basics.addition, 5.0),
     (basics.subtraction, 5.0),
-    (basics.multiplication, 5.0),
+    (basics.multiplication, 6.0),
     (basics.counting, 5.0),
     (basics.spelling, 8.0),
     (basics.reversing, 7.0),
     (basics.echo, 7.0),
-    (basics.listing, 3.0),
+    (basics.listing, 2.0),
     (basics.memory, 4.0),
     (basics.talk, 3.0),
     (basics.other, 3.0),
     (structured.json_object, 14.0),
-    (structured.json_array, 7.0),
+    (structured.json_array, 9.0),
 )
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant", "Answer in short.", "Be brief.", "You are a friendly assistant.",

@@ -32,6 +32,7 @@ LETTERS = 10
 NO_LETTER = 256
 LENGTHS = 16
 NUM_FEATURES = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
+QUERIES_AT_ONCE = 256  # what lies behind the last of them is left out, which is masked anyway
 GROUP = 1000  # branches of one shared part are numbered from it, a multiple of this
 QUERY_PADDING = (
     8  # the sink is one more key, told apart by one more dimension; 8 keeps rows aligned
@@ -147,7 +148,7 @@ class Layer(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """bool [B, 1, S, S + 1]: which keys a query sees; the last key is the sink."""
+    """bool [B, 1, S, 1 + S]: which keys a query sees; the first key is the sink."""
 
     full: torch.Tensor
     sliding: torch.Tensor
@@ -161,7 +162,7 @@ class Masks:
         same = (query == key) | (key == query - query % GROUP)
         full = causal & same
         near = positions[:, :, None] - positions[:, None, :] < window
-        return cls(*(F.pad(mask, (0, 1), value=True).unsqueeze(1) for mask in (full, full & near)))
+        return cls(*(F.pad(mask, (1, 0), value=True).unsqueeze(1) for mask in (full, full & near)))
 
 
 class Network(nn.Module):
@@ -196,10 +197,13 @@ class Network(nn.Module):
             x = x + self._mlp(x.flatten(0, 1), layer).view_as(x)
         return self._norm(x, self.final_norm)
 
-    def logits(self, hidden: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """hidden [N, H], candidates int64 [C] -> float32 [N, C]."""
+    def logits(
+        self, hidden: torch.Tensor, candidates: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """hidden [N, H], candidates int64 [C], bias [C] -> float32 [N, C]."""
         rows = self.head.rows(candidates, self.traits)
-        return (hidden.to(COMPUTE) @ rows.to(COMPUTE).t()).float()
+        added = None if bias is None else bias.to(COMPUTE)
+        return F.linear(hidden.to(COMPUTE), rows.to(COMPUTE), added).float()
 
     def _norm(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return torch.rms_norm(x, (x.shape[-1],), scale, self.config.rms_norm_eps)
@@ -227,10 +231,21 @@ class Network(nn.Module):
             q.dtype
         )  # 1 in the sink's dimension
         sink = F.pad((layer.sinks / scale).view(heads, 1, 1).to(k.dtype), (dim, QUERY_PADDING - 1))
-        k = torch.cat((F.pad(k, (0, QUERY_PADDING)), sink.expand(k.shape[0], -1, -1, -1)), dim=2)
-        v = F.pad(v, (0, QUERY_PADDING, 0, 1))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        out = out[..., :dim].transpose(1, 2).flatten(2)
+        k = torch.cat((sink.expand(k.shape[0], -1, -1, -1), F.pad(k, (0, QUERY_PADDING))), dim=2)
+        v = F.pad(v, (0, QUERY_PADDING, 1, 0))
+        parts = []
+        for start in range(0, q.shape[2], QUERIES_AT_ONCE):
+            end = min(start + QUERIES_AT_ONCE, q.shape[2])
+            seen = mask[:, :, start:end, : 1 + end]
+            part = F.scaled_dot_product_attention(
+                q[:, :, start:end],
+                k[:, :, : 1 + end],
+                v[:, :, : 1 + end],
+                attn_mask=seen,
+                scale=scale,
+            )
+            parts.append(part[..., :dim])
+        out = torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
         return F.linear(out, layer.out.to(COMPUTE), layer.out_bias.to(COMPUTE)).float()
 
     def _mlp(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:

@@ -54,7 +54,7 @@ def definition(
 def styled_name(s: Source, name: str) -> str:
     """name_like_this, sometimes nameLikeThis or name-like-this."""
     head, *rest = name.split("_")
-    kind = s.rng.random()
+    kind = s.rng.random() * (0.6 if s.practice(0.5) else 1.0)
     if kind < 0.15:
         return head + "".join(part.title() for part in rest)
     return "-".join((head, *rest)) if kind < 0.18 else name

@@ -106,11 +106,27 @@ def _code_line(s: Source) -> str:
 def _sql(s: Source) -> str:
     table, column = s.word(), s.word()
     return s.pick(f"SELECT * FROM {table}", f"SELECT {column} FROM {table}", f"SELECT {column} FROM {table} WHERE {s.word()} = {s.number()}",
-                  f"SELECT COUNT(*) FROM {table}", f"DELETE FROM {table}")  # fmt: skip
+                  f"SELECT COUNT(*) FROM {table}", f"DELETE FROM {table}", *_longer_sql(s, table, column))  # fmt: skip
+
+
+def _longer_sql(s: Source, table: str, column: str) -> tuple[str, ...]:
+    if not s.practice(0.6):
+        return ()
+    other, number = s.word(), s.number(0, 999)
+    return (
+        f"SELECT {column}, {other} FROM {table}", f"SELECT {column} FROM {table} WHERE {other} {s.pick('>', '<', '=', '>=')} {number}",
+        f"SELECT * FROM {table} LIMIT {number}", f"UPDATE {table} SET {column} = {number}", f"SELECT * FROM {table} ORDER BY {column}",
+        f"DELETE FROM {table} WHERE {column} = {number}",
+    )  # fmt: skip
 
 
 def _phrase(s: Source) -> str:
     """As people say things, or words as they come, some with the small ones between them that people use."""
+    if s.practice(0.12):  # a string that ends in a figure is no number
+        return s.pick(
+            f"{_sentence(s)} {s.number()}", f"{s.word()} {s.number(1, 2030)}", f"{some_thing(s)} number {s.number(1, 999)}",
+            f"{s.number(2, 12)} {some_thing(s)}s", f"{some_thing(s)} {s.number(1, 9)} {s.pick('of', 'and')} {s.number(1, 9)}",
+        )  # fmt: skip
     if s.maybe(0.4):
         return _sentence(s)
     words = s.phrase().split()
@@ -150,7 +166,20 @@ def _several(kind: str) -> Callable[[Source], list[Any]]:
 
 
 def _file(s: Source, *endings: str) -> str:
-    return f"{s.word()}{s.pick(*endings)}"
+    name = f"{s.word()}{s.pick(*endings)}"
+    return f"{s.word()}/{name}" if s.practice(0.2) else name
+
+
+def _longer_paths(s: Source) -> tuple[str, ...]:
+    if not s.practice(0.6):
+        return ()
+    ending = s.pick(".yaml", ".json", ".md", ".toml", ".csv", ".log", ".html", ".js")
+    return (
+        f"{s.word()}/{s.word()}{ending}",
+        f"/{s.word()}/{s.word()}{ending}",
+        f"./{s.word()}{ending}",
+        f"{s.word()}/{s.word()}/{s.word()}{ending}",
+    )
 
 
 KINDS: dict[str, Callable[[Source], Any]] = {
@@ -178,7 +207,7 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "file": lambda s: _file(s, ".txt", ".py", ".csv", ".json", ".md", ".pdf", ".yaml", ".html"),
     "image": lambda s: _file(s, ".png", ".jpg"),
     "audio": lambda s: _file(s, ".mp3", ".wav"),
-    "path": lambda s: s.pick(f"/home/{s.word()}", f"{s.word()}/{s.word()}", f"/{s.word()}", f"{s.word()}/{s.word()}.py", f"{s.word()}/{s.word()}.txt", s.word()),
+    "path": lambda s: s.pick(f"/home/{s.word()}", f"{s.word()}/{s.word()}", f"/{s.word()}", f"{s.word()}/{s.word()}.py", f"{s.word()}/{s.word()}.txt", s.word(), *_longer_paths(s)),
     "sql": _sql,
     "python": _code_line,
     "command": lambda s: s.pick("ls", "pwd", f"ls {s.word()}", f"cat {s.word()}.txt", f"echo {s.word()}", f"rm {s.word()}.txt", "git status", f"mkdir {s.word()}"),

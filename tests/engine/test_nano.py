@@ -93,6 +93,21 @@ def test_branches_of_a_row_do_not_see_each_other(network: Network) -> None:
     assert relative_rms(alone, packed) < 0.01
 
 
+def test_queries_in_parts_give_what_all_at_once_do(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.arange(3, 33).view(2, 15)
+    positions = torch.tensor([[*range(15)], [0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 0, 1, 2, 3, 4]])
+    branches = torch.tensor([[0] * 15, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, *[GROUP] * 5]])
+    masks = Masks.of(positions, branches, 4)
+    with torch.no_grad():
+        whole = network(ids, positions, masks)
+        monkeypatch.setattr(
+            "src.nano.network.QUERIES_AT_ONCE", 4
+        )  # four parts, the last one shorter
+        assert relative_rms(whole, network(ids, positions, masks)) < 0.01
+
+
 def test_rows_that_stand_behind_one_another_are_strangers(network: Network) -> None:
     ids = torch.tensor([[5, 6, 7, 10, 11, 20, 8, 9, 12, 13]])
     positions = torch.tensor([[0, 1, 2, 3, 4, 3, 0, 1, 2, 3]])

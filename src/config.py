@@ -145,6 +145,12 @@ class ServerConfig(BaseSettings):
     batch_invariant: bool | None = Field(
         None, description="same tokens alone and under load; unset: the profile's"
     )
+    num_speculative_tokens: int = Field(
+        -1,
+        ge=-1,
+        le=16,
+        description="drafts checked in one step; 0: none; -1: 3 on a CPU, none on GPUs",
+    )
     enforce_eager: bool = Field(
         False, description="GPU: run decode steps kernel by kernel instead of from CUDA graphs"
     )

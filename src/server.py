@@ -78,6 +78,7 @@ def engine_config(
         max_num_waiting=config.resolved("max_num_waiting"),
         max_num_waiting_tokens=config.max_num_waiting_tokens,
         batch_invariant=config.resolved("batch_invariant"),
+        num_speculative_tokens=config.num_speculative_tokens,
         enforce_eager=config.enforce_eager,
         block_size=config.block_size,
         enable_prefix_caching=config.enable_prefix_caching,

@@ -36,7 +36,8 @@ PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("KV cache in use", "percentunit", [(f"gptoss_kv_cache_usage_ratio{{{P}}}", "share")]),
     ("Cache hits", "percentunit", [
         (f"{per_second('gptoss_prompt_cache_hits_total')} / {per_second('gptoss_prompt_cache_builds_total')}", "prompt cache"),
-        (f"{per_second('gptoss_prefix_cache_hits_total')} / {per_second('gptoss_prefix_cache_queries_total')}", "prefix cache")]),
+        (f"{per_second('gptoss_prefix_cache_hits_total')} / {per_second('gptoss_prefix_cache_queries_total')}", "prefix cache"),
+        (f"{per_second('gptoss_spec_decode_num_accepted_tokens_total')} / {per_second('gptoss_spec_decode_num_draft_tokens_total')}", "guessed tokens")]),
     ("Step time", "s", quantiles("gptoss_engine_step_duration_seconds")),
     ("Requests in a step", "short", quantiles("gptoss_engine_step_requests")),
     ("Preemptions and restarts", "short", [(f"increase(gptoss_preemptions_total{{{P}}}[5m])", "preemptions"), (f"increase(gptoss_engine_restarts_total{{{P}}}[5m])", "restarts")]),

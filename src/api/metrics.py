@@ -89,6 +89,7 @@ VLLM_NAMES = {
         "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
         "request_queue_time_seconds", "request_prefill_time_seconds", "request_prompt_tokens",
         "request_generation_tokens", "prefix_cache_queries", "prefix_cache_hits",
+        "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
     )
 } | {"kv_cache_usage_ratio": "kv_cache_usage_perc", "preemptions": "num_preemptions"}  # fmt: skip
 WINDOW_S = 300.0

@@ -112,6 +112,13 @@ async def stats(context: Context) -> dict[str, Any]:
             "hit_tokens": live.num_prefix_hit_total,
             "hit_rate": live.num_prefix_hit_total / queried if queried else 0.0,
         },
+        "speculation": {
+            "draft_tokens": live.num_draft_total,
+            "accepted_tokens": live.num_accepted_total,
+            "acceptance_rate": live.num_accepted_total / live.num_draft_total
+            if live.num_draft_total
+            else 0.0,
+        },
         "harmony_recoveries": dict(metrics.recoveries),
         "access": context.access.report(),
         "gpus": await asyncio.to_thread(gpu_report),
@@ -202,6 +209,11 @@ def register_live_metrics(context: ServerContext) -> None:
             lambda: engine.stats.num_prefix_queried_total, counter=True,
         ),
         Live("prefix_cache_hits", "Prompt tokens found.", lambda: engine.stats.num_prefix_hit_total, counter=True),
+        Live("spec_decode_num_draft_tokens", "Tokens guessed.", lambda: engine.stats.num_draft_total, counter=True),
+        Live(
+            "spec_decode_num_accepted_tokens", "Guessed tokens that were right.",
+            lambda: engine.stats.num_accepted_total, counter=True,
+        ),
         Live("engine_steps", "Steps of the engine.", lambda: engine.stats.num_steps_total, counter=True),
         Live("engine_step_seconds", "Time in steps.", lambda: engine.stats.step_s_total, counter=True),
         Live("engine_batch_size", "Requests in the last step.", lambda: engine.stats.last_step_seqs),

@@ -36,7 +36,8 @@ COMMON_TOKENS = 1536
 COMMON_FROM_BATCHES = 150
 NEGATIVES = 2048
 DECISIVE_WEIGHT = 4.0  # whether a tool fits is one token in thirty, and the hardest
-LETTER_WEIGHT = 3.0  # one wrong letter spoils a word that is spelled
+LETTER_WEIGHT = 2.5  # one wrong letter spoils a word that is spelled
+LATER_LETTER = 0.25  # more for each letter before it: long words are rare, and their ends go wrong
 SAVE_EVERY = 100
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -63,23 +64,33 @@ def common_tokens(maker: BatchMaker, count: int = COMMON_TOKENS) -> torch.Tensor
     return torch.tensor(sorted(special + ordinary[: count - len(special)]))
 
 
-def token_weights(vocabulary: Vocabulary) -> torch.Tensor:
-    """float32 [V]: how often a token counts in the loss."""
-    weights = torch.ones(VOCAB_SIZE)
-    weights[[vocabulary.rank_of[letter.encode()] for letter in string.ascii_letters]] = (
-        LETTER_WEIGHT
-    )
-    weights[[vocabulary.rank_of[word.encode()] for word in DECISIVE]] = DECISIVE_WEIGHT
-    return weights
+class TokenWeights:
+    """How often a target counts in the loss."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        letters = [vocabulary.rank_of[letter.encode()] for letter in string.ascii_letters]
+        self._of = torch.ones(VOCAB_SIZE)
+        self._of[letters] = LETTER_WEIGHT
+        self._of[[vocabulary.rank_of[word.encode()] for word in DECISIVE]] = DECISIVE_WEIGHT
+        self._is_letter = torch.zeros(VOCAB_SIZE, dtype=torch.bool)
+        self._is_letter[letters] = True
+
+    def __call__(self, targets: torch.Tensor) -> torch.Tensor:
+        """int64 [B, S], IGNORED where nothing is learnt -> float32 [B, S]."""
+        token_ids = targets.clamp(min=0)
+        letter = self._is_letter[token_ids] & (targets != IGNORED)
+        count = letter.cumsum(dim=1)
+        before = count - (count * ~letter).cummax(dim=1).values - 1  # letters of its word before it
+        return self._of[token_ids] * (1 + LATER_LETTER * before.clamp(min=0))
 
 
 def loss_of(
-    network: Network, batch: Batch, generator: torch.Generator, weight_of: torch.Tensor
+    network: Network, batch: Batch, generator: torch.Generator, weights_of: TokenWeights
 ) -> torch.Tensor:
-    """Cross-entropy of the assistant's tokens, each counted as often as `weight_of` (float32 [V]) says.
+    """Cross-entropy of the assistant's tokens, each counted as often as `weights_of` says.
 
-    The softmax is over the common tokens, those of the batch and a random sample that stands for the rest of the
-    vocabulary (sampled softmax: Jean et al. 2015, arXiv 1412.2007).
+    The softmax is over the common tokens, those of the batch, a random sample that stands for the rest of the
+    vocabulary (sampled softmax: Jean et al. 2015, arXiv 1412.2007), and one for all that are never written.
     """
     masks = Masks.of(batch.positions, batch.branches, network.config.sliding_window)
     hidden = network(batch.token_ids, batch.positions, masks)
@@ -87,12 +98,16 @@ def loss_of(
     targets = batch.targets[wanted]
     known = torch.cat((network.common, batch.token_ids.flatten(), targets)).unique()
     random = torch.randint(FIRST_SPECIAL, (NEGATIVES,), generator=generator)
-    random = random[~torch.isin(random, known)]
-    candidates = torch.cat((known, random))
-    sampled = torch.arange(len(candidates)) >= len(known)
-    bias = sampled * math.log((VOCAB_SIZE - len(known)) / len(random))
+    written = network.traits.written
+    random = random[written[random] & ~torch.isin(random, known)]
+    unwritten = (~written).nonzero()
+    candidates = torch.cat((known, random, unwritten[0]))
+    rest = int(written.sum()) - len(known)
+    bias = torch.zeros(len(candidates))
+    bias[len(known) : -1] = math.log(rest / len(random))
+    bias[-1] = math.log(len(unwritten))
     logits = network.logits(hidden[wanted], candidates, bias)
-    weights = weight_of[targets]
+    weights = weights_of(batch.targets)[wanted]
     losses = F.cross_entropy(logits, torch.searchsorted(known, targets), reduction="none")
     return (losses * weights).sum() / weights.sum()
 
@@ -155,7 +170,7 @@ def train(
         restore(network, read_folded(start))
     optimizers = Optimizers(network, steps, muon_rate, adam_rate)
     generator = torch.Generator()
-    weights = token_weights(vocabulary)
+    weights = TokenWeights(vocabulary)
     first = 0
     if state is not None:
         network.load_state_dict(state["network"])

@@ -159,6 +159,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     cpu_kv_cache_gib: float = 1.0
     num_threads: int = 0  # 0: one for each physical core but never more than the process may use
+    num_speculative_tokens: int = -1  # drafts of a step; -1: 3 where the CPU kernels run, else none
     batch_invariant: bool = False
     enforce_eager: bool = False  # no CUDA graphs
     priority_ageing_s: float = (
@@ -195,6 +196,11 @@ class EngineConfig:
         if self.gpu_mode == "pipeline" and self.pipeline_parallel_size == 1:
             raise ConfigError(
                 "gpu_mode 'pipeline' contradicts pipeline_parallel_size (1); drop one of them"
+            )
+        if self.num_speculative_tokens < -1:
+            raise ConfigError(
+                f"num_speculative_tokens ({self.num_speculative_tokens}) must be a count, 0 for none, or -1 for "
+                "what suits the machine"
             )
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size ({self.block_size}) must be a power of two")

@@ -16,6 +16,7 @@ import zmq
 
 from src import logs
 from src.engine.config import ConfigError, EngineConfig
+from src.engine.drafts import Drafter
 from src.engine.executor import Executor, OnDeath, die
 from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
 from src.engine.kv_cache_manager import KVCacheManager
@@ -66,10 +67,12 @@ class EngineCore:
             config.max_model_len, kv.max_request_tokens(config.max_num_batched_tokens)
         )
         self.kv = kv
+        most = self.executor.num_speculative_tokens
         self.scheduler = Scheduler(
             dataclasses.replace(config, max_model_len=self.max_model_len),
             kv,
             max_in_flight=self.executor.max_in_flight,
+            drafter=Drafter(self.guided, most) if most else None,
         )
         self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
 
@@ -141,7 +144,9 @@ class EngineCore:
             return
         if self.guided is not None:
             ids = list(scheduled.num_scheduled_tokens)
-            scheduled.grammar_rows, scheduled.grammar_bitmask = self.guided.bitmask(ids)
+            scheduled.grammar_rows, scheduled.grammar_bitmask = self.guided.bitmask(
+                ids, scheduled.draft_tokens
+            )
         self.executor.submit(scheduled)
 
     @property
@@ -163,6 +168,10 @@ class EngineCore:
         stats.num_waiting_tokens = scheduler.num_waiting_tokens
         stats.kv_usage, stats.num_free_blocks = kv.usage, kv.num_free_blocks
         stats.num_preemptions_total = scheduler.num_preemptions
+        stats.num_draft_total, stats.num_accepted_total = (
+            scheduler.num_drafts,
+            scheduler.num_accepted,
+        )
         stats.num_prefix_queried_total, stats.num_prefix_hit_total = (
             kv.num_queried_tokens,
             kv.num_hit_tokens,
@@ -175,7 +184,8 @@ class EngineCore:
         for output in outputs:
             if output.finish_reason is None:
                 try:
-                    self.guided.advance(output.request_id, output.token_ids[0])
+                    for token_id in output.token_ids:
+                        self.guided.advance(output.request_id, token_id)
                 except GrammarError as error:
                     self.scheduler.finish_requests([output.request_id])
                     output.finish_reason, output.error = FinishReason.ERROR, f"grammar: {error}"

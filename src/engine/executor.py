@@ -21,11 +21,14 @@ from typing import Any
 
 import msgspec
 
-from src.engine.config import EngineConfig
+from src.engine.config import ConfigError, EngineConfig
 from src.engine.messages import PROBE_ID, ModelRunnerOutput, RankReport, SchedulerOutput, Step
 from src.engine.worker.rank import make_worker, report_of, run_rank
 from src.engine.worker.worker import self_test_probe
 
+DEFAULT_DRAFTS = (
+    3  # tokens; with the CPU's kernels a step of four costs little more than one of one
+)
 OnDeath = Callable[[str, bool], None]  # (what happened, whether a restart would fail the same way)
 
 
@@ -70,6 +73,19 @@ class Executor:
         for pipe in self._pipes.values():
             self.ranks.append(msgspec.msgpack.decode(pipe.recv_bytes(), type=RankReport))
         self._self_test(config)
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """Drafts of a step. Raises ConfigError if asked for what this engine cannot do."""
+        wanted = self.config.num_speculative_tokens
+        # rows must not depend on their neighbours, and decode steps of one token are what CUDA graphs hold
+        able = self.worker.kernel_path == "native" and not self._processes
+        if wanted > 0 and not able:
+            raise ConfigError(
+                f"num_speculative_tokens ({wanted}) works with the compiled CPU kernels on one rank only; this engine "
+                f"runs {self.worker.kernel_path} kernels on {1 + len(self._processes)}: set 0 or -1"
+            )
+        return (DEFAULT_DRAFTS if wanted < 0 else wanted) if able else 0
 
     @property
     def num_in_flight(self) -> int:

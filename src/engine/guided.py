@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -74,19 +76,56 @@ class GuidedDecoding:
         if request_id in self._guards:
             self._guards[request_id].push(token_id)
 
-    def bitmask(self, request_ids: list[str]) -> tuple[list[str], bytes]:
-        """-> (the ids among these that have a grammar, their masks int32 [rows, words])."""
-        rows = [r for r in request_ids if r in self._live and not self._live[r].is_stopped()]
-        masks = np.empty((len(rows), self._words), np.int32)
-        for row, request_id in zip(masks, rows, strict=True):
-            matcher = self._live[request_id]
+    def forced(self, request_id: str) -> list[int]:
+        """The tokens that the text has to go on with, where the grammar leaves no choice of text."""
+        matcher = self._live.get(request_id)
+        watch = self._guards.get(request_id)
+        if matcher is None or matcher.is_stopped() or (watch is not None and watch.looping):
+            return []
+        tokens: list[int] = matcher.compute_ff_tokens()
+        return tokens
+
+    def allowed(self, request_id: str, token_ids: list[int]) -> list[int]:
+        """As many of the first of these tokens as the grammar takes."""
+        matcher = self._live.get(request_id)
+        if matcher is None or matcher.is_stopped():
+            return token_ids
+        return token_ids[: matcher.validate_tokens(token_ids)]
+
+    def bitmask(
+        self, request_ids: list[str], drafts: Mapping[str, list[int]] = MappingProxyType({})
+    ) -> tuple[list[str], bytes]:
+        """-> (the ids among these that have a grammar, their masks int32 [rows, words]). One with drafts, which its
+        grammar allows, comes once more for each: the mask of what may follow it."""
+        ids: list[str] = []
+        masks: list[np.ndarray] = []
+        for request_id in request_ids:
+            matcher = self._live.get(request_id)
+            if matcher is None or matcher.is_stopped():
+                continue
             watch = self._guards.get(request_id)
-            if watch is not None and watch.looping and matcher.validate_tokens([watch.break_id]):
-                row[:] = 0
-                row.view(np.uint32)[watch.break_id // 32] = 1 << watch.break_id % 32
-            else:
-                matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        return rows, masks.tobytes()
+            masks.append(self._mask(matcher, watch))
+            guesses = drafts.get(request_id, ())
+            if guesses:  # on a copy: a matcher that is rolled back allows other tokens than before
+                matcher, watch = matcher.deep_copy(), watch.copy() if watch is not None else None
+            for token_id in guesses:
+                if not matcher.consume_token(token_id):
+                    raise GrammarError(matcher.get_error())
+                if watch is not None:
+                    watch.push(token_id)
+                masks.append(self._mask(matcher, watch))
+            ids += [request_id] * (1 + len(guesses))
+        return ids, b"".join(mask.tobytes() for mask in masks)
+
+    def _mask(self, matcher: LLMatcher, watch: _LoopWatch | None) -> np.ndarray:
+        """int32 [words]."""
+        if watch is not None and watch.looping and matcher.validate_tokens([watch.break_id]):
+            mask = np.zeros(self._words, np.int32)
+            mask.view(np.uint32)[watch.break_id // 32] = 1 << watch.break_id % 32
+        else:
+            mask = np.empty(self._words, np.int32)
+            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        return mask
 
     def _compile(self, grammar: str) -> LLMatcher:
         matcher = self._compiled.get(grammar)
@@ -106,6 +145,11 @@ class _LoopWatch:
         self._guard = guard
         self.break_id = guard.break_token_id
         self._tokens: deque[int] = deque(maxlen=guard.repeats * guard.max_period)
+
+    def copy(self) -> _LoopWatch:
+        other = _LoopWatch(self._guard)
+        other._tokens.extend(self._tokens)
+        return other
 
     def push(self, token_id: int) -> None:
         if token_id == self.break_id:

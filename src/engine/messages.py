@@ -65,6 +65,8 @@ class EngineStats(msgspec.Struct):
     num_steps_total: int = 0
     num_prefix_queried_total: int = 0  # tokens
     num_prefix_hit_total: int = 0  # tokens
+    num_draft_total: int = 0  # tokens guessed
+    num_accepted_total: int = 0  # of these, tokens that were right
     step_s_total: float = 0.0
     last_step_s: float = 0.0
     last_step_tokens: int = 0
@@ -137,7 +139,10 @@ class SchedulerOutput(msgspec.Struct):
         str, int
     ]  # request -> tokens to compute now; sampled when that catches up
     gone_request_ids: list[str]  # finished, aborted or preempted since the last step
-    grammar_rows: list[str] = []  # requests with a row in `grammar_bitmask`
+    # request -> guesses at its next tokens, computed and sampled with the step; counted in num_scheduled_tokens
+    draft_tokens: dict[str, list[int]] = {}
+    # the requests of the rows of `grammar_bitmask`; one with drafts has a row for each place, in order
+    grammar_rows: list[str] = []
     grammar_bitmask: bytes = b""  # int32 [rows, ceil(V / 32)]: bit set, token allowed
 
     @property
@@ -156,8 +161,10 @@ class Step(msgspec.Struct, tag="step"):
 
 
 class ModelRunnerOutput(msgspec.Struct):
-    sampled: dict[str, int]  # request -> token id, for the requests that caught up
+    # request -> token id, for the requests that caught up; of one with right drafts the token behind these
+    sampled: dict[str, int]
     logprobs: dict[str, TokenLogprobs]
     failed: dict[
         str, str
     ] = {}  # request -> why it alone cannot go on (its logits are not finite, say)
+    accepted: dict[str, list[int]] = {}  # request -> its drafts that are what was sampled there

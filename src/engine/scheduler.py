@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 
 from src.engine.config import EngineConfig
+from src.engine.drafts import Drafter
 from src.engine.kv_cache_manager import KVCacheManager
 from src.engine.messages import (
     ModelRunnerOutput,
@@ -16,6 +17,8 @@ from src.engine.messages import (
     TokenOutput,
 )
 from src.engine.request import FinishReason, Request, RequestStatus
+
+MAX_DRAFTING = 4  # with more requests running the step is bound by arithmetic, and guesses cost
 
 
 class Scheduler:
@@ -27,10 +30,18 @@ class Scheduler:
     one subtraction. (After vLLM's v1 scheduler.)
     """
 
-    def __init__(self, config: EngineConfig, kv: KVCacheManager, *, max_in_flight: int = 1) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        kv: KVCacheManager,
+        *,
+        max_in_flight: int = 1,
+        drafter: Drafter | None = None,
+    ) -> None:
         """`max_in_flight`: steps that may be scheduled before the first of them is accounted for, one for each stage
-        of a pipeline. A request is in one of them at a time."""
+        of a pipeline. A request is in one of them at a time. `drafter` guesses what comes next."""
         self._config = config
+        self._drafter = drafter
         self._max_in_flight = max_in_flight
         self._in_flight: set[str] = set()
         self._kv = kv
@@ -43,6 +54,8 @@ class Scheduler:
         self._num_waiting = 0
         self._num_waiting_tokens = 0
         self.num_preemptions = 0
+        self.num_drafts = 0
+        self.num_accepted = 0
 
     @property
     def num_running(self) -> int:
@@ -105,10 +118,40 @@ class Scheduler:
             self.num_preemptions == preemptions_before
         ):  # else the blocks just freed would be taken away again
             self._admit(budget, out, room)
+        if self._drafter is not None and len(self._running) <= MAX_DRAFTING:
+            self._add_drafts(self._drafter, out)
         out.gone_request_ids, self._gone = self._gone, []
         if self._max_in_flight > 1:
             self._in_flight |= out.num_scheduled_tokens.keys()
         return out
+
+    def _add_drafts(self, drafter: Drafter, out: SchedulerOutput) -> None:
+        """Puts drafts behind the last known tokens, with what budget and which blocks nobody else needs."""
+        budget = self._config.max_num_batched_tokens - out.total_tokens
+        block_ids = {new.request_id: new.block_ids for new in out.new_requests}
+        for request_id, num_new in list(out.num_scheduled_tokens.items()):
+            request = self._requests[request_id]
+            if (
+                request.num_computed_tokens + num_new < request.num_tokens
+                or request.params.logprobs is not None
+            ):
+                continue
+            most = min(
+                budget,
+                request.params.max_tokens - request.num_output_tokens - 1,
+                self._config.max_model_len - request.num_tokens - 1,
+            )
+            drafts = drafter.propose(request, most) if most > 0 else []
+            added = self._kv.allocate_slots(request, num_new + len(drafts)) if drafts else None
+            if added is None:
+                continue
+            known = block_ids.get(request_id) or out.new_block_ids.setdefault(request_id, ([], []))
+            for blocks, new in zip(known, added, strict=True):
+                blocks += new
+            out.num_scheduled_tokens[request_id] += len(drafts)
+            out.draft_tokens[request_id] = drafts
+            self.num_drafts += len(drafts)
+            budget -= len(drafts)
 
     def can_schedule(self) -> bool:
         """Whether a step scheduled now might hold a request."""
@@ -136,7 +179,12 @@ class Scheduler:
             request = self._requests.get(request_id)
             if request is None or request.status is not RequestStatus.RUNNING:
                 continue  # aborted while the step ran
-            request.num_computed_tokens += num_tokens
+            accepted = result.accepted.get(request_id, [])
+            wrong = len(scheduled.draft_tokens.get(request_id, ())) - len(accepted)
+            first = request.num_output_tokens == 0
+            request.token_ids += accepted
+            request.num_computed_tokens += num_tokens - wrong
+            self.num_accepted += len(accepted)
             self._kv.cache_blocks(request)
             if request_id in result.failed:
                 self._finish(request)
@@ -144,26 +192,30 @@ class Scheduler:
                     TokenOutput(request_id, [], FinishReason.ERROR, error=result.failed[request_id])
                 )
             elif request_id in result.sampled:
-                outputs.append(
-                    self._append(
-                        request, result.sampled[request_id], result.logprobs.get(request_id)
-                    )
-                )
+                token_ids = [*accepted, result.sampled[request_id]]
+                logprobs = result.logprobs.get(request_id)
+                outputs.append(self._append(request, token_ids, logprobs, first=first))
         return outputs
 
     def _append(
-        self, request: Request, token_id: int, logprobs: TokenLogprobs | None
+        self,
+        request: Request,
+        token_ids: list[int],
+        logprobs: TokenLogprobs | None,
+        *,
+        first: bool,
     ) -> TokenOutput:
-        request.token_ids.append(token_id)
-        reason = self._finish_reason(request, token_id)
+        """`token_ids`: what the step brought; all but the last have joined the request's already."""
+        request.token_ids.append(token_ids[-1])
+        reason = self._finish_reason(request, token_ids[-1])
         output = TokenOutput(
             request.request_id,
-            [token_id],
+            token_ids,
             reason,
             logprobs=[logprobs] if logprobs is not None else None,
             num_cached_tokens=request.num_cached_tokens,
         )
-        if request.num_output_tokens == 1 and request.first_scheduled is not None:
+        if first and request.first_scheduled is not None:
             output.queue_s = request.first_scheduled - request.arrival
             output.prefill_s = time.monotonic() - request.first_scheduled
         if reason is not None:
@@ -279,6 +331,8 @@ class Scheduler:
             self._num_waiting -= 1
             self._num_waiting_tokens -= request.num_tokens
         request.status = RequestStatus.FINISHED
+        if self._drafter is not None:
+            self._drafter.finish(request)
         del self._requests[request.request_id]
         self._forget(request)
 

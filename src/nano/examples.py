@@ -26,6 +26,7 @@ from src.harmony.vocabulary import CHANNEL, CONSTRAIN, RETURN, START, Vocabulary
 
 EFFORTS: tuple[ReasoningEffort, ...] = ("low", "medium", "high")
 HELD_OUT_SHARE = 10  # one in this many
+RARE_FROM = 5  # letters
 COMMON_BELOW = 20_000  # ranks: a vocabulary's first tokens are those that text has most
 _WORD = re.compile("[A-Za-z][A-Za-z_]*[A-Za-z]")
 
@@ -176,6 +177,22 @@ class Source:
     def _common_names(self) -> list[str]:
         return self._common(self._names)
 
+    @cached_property
+    def _rare_words(self) -> dict[int, list[str]]:
+        return self._spelled(self._words)
+
+    @cached_property
+    def _rare_names(self) -> dict[int, list[str]]:
+        return self._spelled(self._names)
+
+    def _spelled(self, words: list[str]) -> dict[int, list[str]]:
+        """By length: those of five letters or more that are no token without their space, so have to be spelled."""
+        by_length: dict[int, list[str]] = {}
+        for word in words:
+            if len(word) >= RARE_FROM and word.encode() not in self.vocabulary.rank_of:
+                by_length.setdefault(len(word), []).append(word)
+        return by_length
+
     def _common(self, words: list[str]) -> list[str]:
         """Those that are among the first tokens, and are tokens without their space too."""
         rank_of = self.vocabulary.rank_of
@@ -193,6 +210,8 @@ class Source:
         """Every other one is a common word."""
         if self.practice(0.1):
             return self._coined(self._words)
+        if self.practice(0.3):
+            return self._long(self._rare_words)
         common = self.maybe(0.5) and not self.practice(0.4)
         return self.rng.choice(self._common_words if common else self._words)
 
@@ -207,16 +226,26 @@ class Source:
         kind = self.rng.random()
         if self.practice(0.1):
             return self._coined(self._names)
+        if self.practice(0.3):
+            return self._long(self._rare_names)
         if kind < 0.08:
             return self.rng.choice(self._names) + self.rng.choice(self._short_words)[:4]
         common = self.maybe(0.5) and not self.practice(0.4)
         name = self.rng.choice(self._common_names if common else self._names)
         return f"{name} {self.rng.choice(self._names)}" if kind < 0.16 else name
 
+    def _long(self, words: dict[int, list[str]]) -> str:
+        """Each length as often as any other: the letters at the end of long words are the last to be learnt."""
+        return self.rng.choice(words[self.rng.choice(sorted(words))])
+
     def _coined(self, beginnings: list[str]) -> str:
         """A word of several tokens, as rare ones are."""
-        end = self.rng.choice(self._short_words)
-        return (self.rng.choice(beginnings)[: self.number(2, 6)] + end[-self.number(1, 5) :])[:10]
+        while True:
+            end = self.rng.choice(self._short_words)
+            beginning = self.rng.choice(beginnings)[: self.number(2, 6)]
+            word = (beginning + end[-self.number(1, 5) :])[:10]
+            if self.mine(word):
+                return word
 
     def number(self, low: int = 0, high: int = 99) -> int:
         return self.rng.randint(low, high)

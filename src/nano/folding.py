@@ -36,6 +36,8 @@ def fold(network: Network, path: Path) -> None:
     for name, table in (("embedding", network.embedding), ("head", network.head)):
         tensors[f"{name}.code"] = table.code.bfloat16()
         tensors[f"{name}.other"] = table.other.bfloat16()
+        if table.unwritten is not None:
+            tensors[f"{name}.unwritten"] = table.unwritten.bfloat16()
         for part, rows in (("feature", table.feature), ("own", table.own)):
             scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-9).half() / INT8_MAX
             tensors[f"{name}.{part}"] = (rows / scale).round().clamp(-INT8_MAX, INT8_MAX).char()
@@ -113,7 +115,8 @@ def unfold(path: Path, out: Path) -> Path:
 def _rows(folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) -> torch.Tensor:
     """-> bfloat16 [V, H], as TokenTable.rows makes them."""
     common = folded["common"].long()
-    table = TokenTable(folded[f"{name}.code"].shape[1], common, 0.0)
+    shares = f"{name}.unwritten" in folded
+    table = TokenTable(folded[f"{name}.code"].shape[1], common, 0.0, shares_unwritten=shares)
     with torch.no_grad():
         _restore_table(table, folded, name)
         return torch.cat(
@@ -124,6 +127,8 @@ def _rows(folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) ->
 def _restore_table(table: TokenTable, folded: Mapping[str, torch.Tensor], name: str) -> None:
     table.code.copy_(folded[f"{name}.code"])
     table.other.copy_(folded[f"{name}.other"])
+    if table.unwritten is not None:
+        table.unwritten.copy_(folded[f"{name}.unwritten"])
     feature, own = (
         folded[f"{name}.{part}"].float() * folded[f"{name}.{part}_scale"].float()
         for part in ("feature", "own")

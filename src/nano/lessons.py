@@ -17,7 +17,7 @@ MIXTURE: tuple[tuple[Skill, float], ...] = (
     (basics.spelling, 8.0),
     (basics.reversing, 7.0),
     (basics.echo, 7.0),
-    (basics.listing, 2.0),
+    (basics.listing, 4.0),
     (basics.memory, 4.0),
     (basics.talk, 3.0),
     (basics.other, 3.0),

@@ -6,7 +6,8 @@ was never in a lesson can still be read, copied and spelled:
     row(token) = code(token) @ A + sum over its features f of F[f] + own row, if the token is common
 
 `code` is a fixed random sign vector of the token's text without a leading space or sign, so that " Paris", "Paris" and
-".Paris" are nearly the same; the features are its first letters by position, its length, and what leads it.
+".Paris" are nearly the same; the features are its first letters by position, its length, and what leads it. Tokens with
+letters of another script than Latin are never written: in the head they have one row together.
 
 Shapes: B rows of a batch, S tokens of a row, T = B S, H hidden, E experts, I intermediate, V vocabulary.
 """
@@ -14,6 +15,7 @@ Shapes: B rows of a batch, S tokens of a row, T = B S, H hidden, E experts, I in
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +49,7 @@ class TokenTraits:
 
     codes: torch.Tensor  # float32 [V, CODE_SIZE], +-1 / sqrt(CODE_SIZE)
     features: torch.Tensor  # int64 [V, LETTERS + 2], rows of the feature table
+    written: torch.Tensor  # bool [V]: false for those with letters of another script than Latin
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> TokenTraits:
@@ -78,18 +81,34 @@ class TokenTraits:
             )
         )
         signs = np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1
-        return cls(torch.from_numpy(signs / CODE_SIZE**0.5), torch.from_numpy(features))
+        return cls(
+            torch.from_numpy(signs / CODE_SIZE**0.5),
+            torch.from_numpy(features),
+            torch.tensor([_is_latin(text) for text in texts]),
+        )
+
+
+def _is_latin(text: bytes) -> bool:
+    """Whether all letters are, as far as the bytes are characters: parts of some are tokens too."""
+    return text.isascii() or all(
+        unicodedata.name(char, "").startswith("LATIN") or not char.isalpha()
+        for char in text.decode(errors="ignore")
+    )
 
 
 class TokenTable(nn.Module):
     """Rows of the embedding, or of the head, made from traits."""
 
-    def __init__(self, hidden: int, common: torch.Tensor, std: float) -> None:
+    def __init__(
+        self, hidden: int, common: torch.Tensor, std: float, *, shares_unwritten: bool = False
+    ) -> None:
+        """`shares_unwritten`: one row for all tokens that are not written."""
         super().__init__()
         self.code = nn.Parameter(torch.randn(CODE_SIZE, hidden) * std)
         self.feature = nn.Parameter(torch.randn(NUM_FEATURES, hidden) * std / (LETTERS + 2) ** 0.5)
         self.own = nn.Parameter(torch.zeros(len(common), hidden))
         self.other = nn.Parameter(torch.zeros(hidden))  # added to all that are not common
+        self.unwritten = nn.Parameter(torch.zeros(hidden)) if shares_unwritten else None
         self.common = common
         row_of = torch.full((VOCAB_SIZE,), -1)
         row_of[common] = torch.arange(len(common))
@@ -101,7 +120,10 @@ class TokenTable(nn.Module):
         made = made + F.embedding_bag(traits.features[token_ids], self.feature, mode="sum")
         row = self._row_of[token_ids]
         known = (row >= 0).unsqueeze(-1)
-        return made + torch.where(known, self.own[row.clamp(min=0)], self.other)
+        made = made + torch.where(known, self.own[row.clamp(min=0)], self.other)
+        if self.unwritten is None:
+            return made
+        return torch.where(traits.written[token_ids].unsqueeze(-1), made, self.unwritten)
 
 
 def fake_quantize(w: torch.Tensor) -> torch.Tensor:
@@ -172,7 +194,9 @@ class Network(nn.Module):
         self.traits = traits
         self.common = common
         self.embedding = TokenTable(config.hidden_size, common, 1.0)
-        self.head = TokenTable(config.hidden_size, common, config.hidden_size**-0.5)
+        self.head = TokenTable(
+            config.hidden_size, common, config.hidden_size**-0.5, shares_unwritten=True
+        )
         std = (2 * config.num_layers) ** -0.5
         self.layers = nn.ModuleList(Layer(config, std) for _ in range(config.num_layers))
         self.final_norm = nn.Parameter(torch.ones(config.hidden_size))

@@ -8,8 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.engine.config import ModelConfig
+from src.engine.model.checkpoint import Checkpoint
+from src.engine.model.gpt_oss import share_rows
+from src.engine.model.weights import WeightLoader
 from src.kernels import native
-from tests.helpers import assert_close, checkpoint, load_model, model_logits, relative_rms
+from tests.helpers import (
+    assert_close,
+    checkpoint,
+    load_model,
+    model_logits,
+    one_rank,
+    relative_rms,
+)
 from tests.reference_model import ReferenceModel
 
 
@@ -129,3 +140,34 @@ def test_bfloat16_is_as_close_on_native_kernels_as_on_torch(
     assert torch_alone < 0.08
     if has_native:
         assert ours <= 1.1 * torch_alone
+
+
+def test_rows_of_the_head_that_are_alike_are_computed_once() -> None:
+    weight = torch.randn(100, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert share_rows(weight) is None
+    weight[3:20:2] = weight[3].clone()
+    assert share_rows(weight) is None, "nine rows of a hundred"
+    weight[[50, 99]] = weight[3].clone()
+    shared = share_rows(weight)
+    assert shared is not None
+    rows, places = shared
+    assert rows.shape == (90, 64) and torch.equal(rows[places], weight)
+    weight[99, 40] += 1
+    assert share_rows(weight) is None, "alike at the beginning only"
+
+
+@pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
+def test_a_head_with_shared_rows_gives_the_same_logits() -> None:
+    config = ModelConfig.from_folder(checkpoint())
+    loader = WeightLoader(
+        Checkpoint(checkpoint(), config), config, torch.bfloat16, dequantize=False
+    )
+    weights = loader.load()
+    assert weights.lm_head is not None
+    weights.lm_head[1000:90_000] = weights.lm_head[7].clone()
+    model = one_rank(config, weights)
+    assert model.weights.lm_head is not None and len(model.weights.lm_head) < 113_000
+    found = model_logits(model, [5, 6, 7, 8])
+    whole = one_rank(config, weights)
+    whole.weights, whole._head_places = weights, None
+    assert torch.equal(found, model_logits(whole, [5, 6, 7, 8]))

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from src.engine.config import EngineConfig, ModelConfig
+from src.engine.drafts import Drafter
 from src.engine.kv_cache_manager import FULL_GROUP, NULL_BLOCK, SLIDING_GROUP, KVCacheManager
 from src.engine.messages import ModelRunnerOutput, SchedulerOutput
 from src.engine.request import FinishReason, Request, RequestStatus
@@ -23,7 +24,9 @@ STOP = 9
 WINDOW = 128
 
 
-def make_scheduler(num_blocks: int = 200, **changes: Any) -> Scheduler:
+def make_scheduler(
+    num_blocks: int = 200, drafter: Drafter | None = None, **changes: Any
+) -> Scheduler:
     options: dict[str, Any] = {
         "max_model_len": 4096, "max_num_seqs": 4, "max_num_batched_tokens": 64, "block_size": 16,
     } | changes  # fmt: skip
@@ -31,7 +34,7 @@ def make_scheduler(num_blocks: int = 200, **changes: Any) -> Scheduler:
     kv = KVCacheManager(
         num_blocks, config.block_size, WINDOW, enable_prefix_caching=config.enable_prefix_caching
     )
-    return Scheduler(config, kv)
+    return Scheduler(config, kv, drafter=drafter)
 
 
 def make_request(
@@ -72,20 +75,27 @@ class FakeRunner:
         for name, added in out.new_block_ids.items():
             for table, blocks in zip(self.tables[name], added, strict=True):
                 table += blocks
-        sampled = {}
+        sampled: dict[str, int] = {}
+        accepted: dict[str, list[int]] = {}
         writers: Counter[tuple[int, int]] = Counter()
         for name, count in out.num_scheduled_tokens.items():
             assert count > 0
             start, end = self.computed[name], self.computed[name] + count
             self._check_table(name, start, end, writers)
-            self.computed[name] = end
-            if end == self.lengths[name]:
+            drafts = out.draft_tokens.get(name, [])
+            right = drafts[: self.rng.randint(0, len(drafts))]
+            self.computed[name] = end - len(drafts) + len(right)
+            if end == self.lengths[name] + len(drafts):
+                if right:
+                    accepted[name] = right
                 sampled[name] = (
                     STOP if self.rng.random() < self.stop_chance else 100 + self.rng.randrange(50)
                 )
-                self.lengths[name] += 1
+                self.lengths[name] += len(right) + 1
         assert all(n == 1 for n in writers.values()), "two requests write to one place"
-        for output in scheduler.update_from_output(out, ModelRunnerOutput(sampled, {})):
+        for output in scheduler.update_from_output(
+            out, ModelRunnerOutput(sampled, {}, accepted=accepted)
+        ):
             self.outputs.setdefault(output.request_id, []).extend(output.token_ids)
             self.ended[output.request_id] += output.finish_reason is not None
         scheduler._kv.check_integrity()

@@ -22,7 +22,7 @@ def bf16(*shape: int, seed: int = 0, std: float = 1.0) -> torch.Tensor:
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * std).bfloat16()
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 63, 64, 65, 130])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 130])
 @pytest.mark.parametrize(("n", "k"), [(1, 32), (5, 33), (17, 64), (100, 576), (33, 2880)])
 def test_linear(m: int, n: int, k: int) -> None:
     x, w, b, r = bf16(m, k), bf16(n, k, seed=1), bf16(n, seed=2), bf16(m, n, seed=3)
@@ -35,7 +35,7 @@ def test_linear(m: int, n: int, k: int) -> None:
 def test_a_row_of_linear_does_not_depend_on_the_others() -> None:
     x, w = bf16(130, 576), bf16(50, 576, seed=1)
     whole = native.linear(x, w, out_dtype=torch.float32)
-    for rows in (slice(0, 1), slice(3, 5), slice(60, 129), slice(129, 130)):
+    for rows in (*(slice(3, 3 + n) for n in range(1, 11)), slice(60, 129), slice(129, 130)):
         assert torch.equal(
             native.linear(x[rows].contiguous(), w, out_dtype=torch.float32), whole[rows]
         )

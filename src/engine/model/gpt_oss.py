@@ -6,7 +6,7 @@ D head_dim, V vocabulary, R sequences to sample from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,16 @@ import torch.nn.functional as F
 from src.engine.config import SLIDING, ModelConfig
 from src.engine.model.weights import LayerWeights, ModelWeights
 from src.engine.parallel import Communicator
+from src.kernels import native
 from src.kernels.attention import AttentionPlan, paged_attention
 from src.kernels.kv_cache import rope_and_store
 from src.kernels.linear import linear
 from src.kernels.moe import ExpertWeights, moe_forward
 from src.kernels.rms_norm import rms_norm
 from src.kernels.rope import rope_tables, yarn_inverse_frequencies
+
+KEY_ELEMENTS = 4  # of a row of the head, to sort it by: as many as fill an int64
+MIN_SHARED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,12 @@ class GptOss:
             config.rope_beta_slow,
             config.rope_original_max_position,
         )
+        self._head_places: torch.Tensor | None = None
+        if weights.lm_head is not None and native.supports(weights.lm_head):
+            shared = share_rows(weights.lm_head)
+            if shared is not None:
+                self.weights = replace(weights, lm_head=shared[0])
+                self._head_places = shared[1]
         device = weights.layers[0].attention_norm.device
         self._inverse_frequencies = self._inverse_frequencies.to(device)
 
@@ -109,7 +119,9 @@ class GptOss:
     def _head(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         norm, head = self.weights.final_norm, self.weights.lm_head
         assert norm is not None and head is not None, "only the last stage has them"
-        return linear(self._norm(x[rows], norm), head, out_dtype=torch.float32)
+        logits = linear(self._norm(x[rows], norm), head, out_dtype=torch.float32)
+        places = self._head_places
+        return logits if places is None else logits.gather(1, places.expand(len(logits), -1))
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         table = self.weights.embedding
@@ -169,3 +181,23 @@ class GptOss:
     def _once(self, x: torch.Tensor) -> torch.Tensor:
         """The residual on the one rank that adds it."""
         return x if self._shard.leads else torch.zeros_like(x)
+
+
+def share_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """weight bfloat16 [N, K] -> (its rows, those that are all alike once and last, [D, K]; each row's place among
+    them, int64 [N]). None where not a tenth of the rows are alike: it would not pay.
+
+    A step with one token reads the whole head, and rows for tokens that a small model never writes need not differ.
+    """
+    starts = weight[:, :KEY_ELEMENTS].contiguous().view(torch.int64).squeeze(1)
+    _, group, sizes = torch.unique(starts, return_inverse=True, return_counts=True)
+    largest = int(sizes.argmax())
+    alike = group == largest
+    if int(sizes[largest]) < len(weight) * MIN_SHARED:
+        return None
+    one = weight[alike.nonzero()[0]]
+    if not torch.equal(weight[alike], one.expand(int(alike.sum()), -1)):
+        return None
+    places = (~alike).cumsum(0) - 1
+    places[alike] = len(weight) - int(alike.sum())
+    return torch.cat((weight[~alike], one)), places

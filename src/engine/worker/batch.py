@@ -5,7 +5,9 @@ Shapes: T tokens of the step, S requests of the step, L block-table columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -38,6 +40,9 @@ class _Growing:
         self._data[self.size : end] = values
         self.size = end
 
+    def drop(self, count: int) -> None:
+        self.size -= count
+
     @property
     def view(self) -> np.ndarray:
         return self._data[: self.size]
@@ -60,6 +65,12 @@ class StepRows:
     states: list[RequestState]
     counts: list[int]  # new tokens of each
     sampled: list[RequestState] = field(default_factory=list)
+    # request -> guesses at what comes next, which are the last of its tokens while the step runs
+    drafts: dict[str, list[int]] = field(default_factory=dict)
+
+    def alone(self, place: int) -> StepRows:
+        """One request's part."""
+        return StepRows([self.states[place]], [self.counts[place]], drafts=self.drafts)
 
 
 class RequestTable:
@@ -79,11 +90,14 @@ class RequestTable:
         for request_id, added in out.new_block_ids.items():
             for table, block_ids in zip(self._states[request_id].blocks, added, strict=True):
                 table.extend(block_ids)
+        for request_id, drafts in out.draft_tokens.items():
+            self._states[request_id].tokens.extend(drafts)
         scheduled = [
             (self._states[request_id], n) for request_id, n in out.num_scheduled_tokens.items()
         ]
         scheduled.sort(key=lambda pair: pair[1] > 1)
-        return StepRows([state for state, _ in scheduled], [n for _, n in scheduled])
+        states, counts = [state for state, _ in scheduled], [n for _, n in scheduled]
+        return StepRows(states, counts, drafts=out.draft_tokens)
 
     def extend(self, sampled: dict[str, int]) -> None:
         """Tokens of earlier steps, sampled elsewhere. Requests that are gone since are passed over."""
@@ -91,9 +105,18 @@ class RequestTable:
             if request_id in self._states:
                 self._states[request_id].tokens.extend([token])
 
-    def finish_step(self, rows: StepRows, sampled: dict[str, int]) -> None:
+    def finish_step(
+        self,
+        rows: StepRows,
+        sampled: dict[str, int],
+        accepted: Mapping[str, list[int]] = MappingProxyType({}),
+    ) -> None:
         for state, count in zip(rows.states, rows.counts, strict=True):
-            state.num_computed_tokens += count
+            wrong = len(rows.drafts.get(state.request_id, ())) - len(
+                accepted.get(state.request_id, ())
+            )
+            state.tokens.drop(wrong)
+            state.num_computed_tokens += count - wrong
             if state.request_id in sampled:
                 state.tokens.extend([sampled[state.request_id]])
 
@@ -112,7 +135,8 @@ def _state(new: NewRequest) -> RequestState:
 def build_batch(
     rows: StepRows, block_size: int, sliding_window: int, dtype: torch.dtype, device: torch.device
 ) -> ForwardBatch:
-    """Fills `rows.sampled` on the way: the requests whose known tokens are all computed by this step."""
+    """Fills `rows.sampled` on the way: the requests whose known tokens are all computed by this step. One with drafts
+    is sampled behind its last known token and behind each draft."""
     num_decodes = sum(count == 1 for count in rows.counts)
     starts = [state.num_computed_tokens for state in rows.states]
     token_ids = np.concatenate(
@@ -125,10 +149,11 @@ def build_batch(
         [np.arange(start, start + n) for start, n in zip(starts, rows.counts, strict=True)]
     )
     ends = np.cumsum(rows.counts)
-    sample_rows = []
+    sample_rows: list[int] = []
     for state, start, count, end in zip(rows.states, starts, rows.counts, ends, strict=True):
         if start + count == state.tokens.size:
-            sample_rows.append(int(end) - 1)
+            drafts = len(rows.drafts.get(state.request_id, ()))
+            sample_rows.extend(range(int(end) - 1 - drafts, int(end)))
             rows.sampled.append(state)
     plans = {
         layer_type: _plan(

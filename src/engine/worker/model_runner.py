@@ -73,7 +73,7 @@ class ModelRunner:
             )
             result = self._run_one_by_one(rows, out, error)
         alone = self._comm.world_size == 1
-        self._table.finish_step(rows, result.sampled if alone else {})
+        self._table.finish_step(rows, result.sampled if alone else {}, result.accepted)
         return result if self._samples else None
 
     @property
@@ -99,13 +99,14 @@ class ModelRunner:
     ) -> ModelRunnerOutput:
         """Safe to repeat: a step writes the same keys and values to the same places each time."""
         merged = ModelRunnerOutput({}, {}, {})
-        for state, count in zip(rows.states, rows.counts, strict=True):
+        for place, state in enumerate(rows.states):
             try:
-                result = self._run(StepRows([state], [count]), out)
+                result = self._run(rows.alone(place), out)
             except (RuntimeError, MemoryError, IndexError, ValueError) as error:
                 merged.failed[state.request_id] = f"{type(error).__name__}: {error}"
                 continue
             merged.sampled |= result.sampled
+            merged.accepted |= result.accepted
             merged.logprobs |= result.logprobs
             merged.failed |= result.failed
         if len(merged.failed) == len(rows.states):
@@ -208,43 +209,61 @@ def sample_states(
     out: SchedulerOutput,
     sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> ModelRunnerOutput:
-    """logits float32 [R, V], a row for each state. `sampled` gets the tokens, int64 [R], before anybody waits for
-    them."""
-    mask_rows, bitmask = _masks(states, out, logits.shape[1])
-    sampling_rows = [
-        SamplingRow(
-            s.params, s.tokens.view[: s.num_prompt_tokens], s.tokens.view[s.num_prompt_tokens :]
-        )
-        for s in states
-    ]
+    """logits float32 [R, V], a row for each state and one more for each of its drafts. `sampled` gets the tokens,
+    int64 [R], before anybody waits for them.
+
+    A token depends on the logits, the seed and its place alone, so what is drawn at a draft's place is what would have
+    been drawn there anyway: drafts that equal it are kept, and the answer is the same with drafts and without.
+    """
+    first_rows: list[int] = []
+    sampling_rows: list[SamplingRow] = []
+    for s in states:
+        first_rows.append(len(sampling_rows))
+        tokens, prompt = s.tokens.view, s.num_prompt_tokens
+        known = len(tokens) - len(out.draft_tokens.get(s.request_id, ()))
+        sampling_rows += [
+            SamplingRow(s.params, tokens[:prompt], tokens[prompt:end])
+            for end in range(known, len(tokens) + 1)
+        ]
+    mask_rows, bitmask = _masks(states, first_rows, out, logits.shape[1])
     with torch.inference_mode():
         result = sample(logits, sampling_rows, mask_rows, bitmask, sampled)
     output = ModelRunnerOutput({}, {}, {})
-    for state, token, logprobs, finite in zip(
-        states, result.token_ids, result.logprobs, result.finite, strict=True
-    ):
-        if not finite:
+    for state, row in zip(states, first_rows, strict=True):
+        if not result.finite[row]:
             output.failed[state.request_id] = (
                 "the model's logits are not finite, or its grammar allows no token"
             )
             continue
-        output.sampled[state.request_id] = token
+        right = 0
+        drafts = out.draft_tokens.get(state.request_id, ())
+        for draft in drafts:
+            # one that is not finite is left to the next step, which reports it
+            if result.token_ids[row + right] != draft or not result.finite[row + right + 1]:
+                break
+            right += 1
+        output.sampled[state.request_id] = result.token_ids[row + right]
+        if right:
+            output.accepted[state.request_id] = list(drafts[:right])
+        logprobs = result.logprobs[row]
         if logprobs is not None:
             output.logprobs[state.request_id] = logprobs
     return output
 
 
 def _masks(
-    states: list[RequestState], out: SchedulerOutput, vocab_size: int
+    states: list[RequestState], first_rows: list[int], out: SchedulerOutput, vocab_size: int
 ) -> tuple[list[int], np.ndarray]:
+    """-> (the sampled rows that have a mask, their masks). A request's masks are for its first rows, in order."""
     bitmask = np.frombuffer(out.grammar_bitmask, np.int32).reshape(-1, -(-vocab_size // 32))
-    row_of = {state.request_id: i for i, state in enumerate(states)}
-    kept = [
-        (row_of[request_id], i)
-        for i, request_id in enumerate(out.grammar_rows)
-        if request_id in row_of
-    ]
-    return [row for row, _ in kept], bitmask[[i for _, i in kept]]
+    next_row = {s.request_id: row for s, row in zip(states, first_rows, strict=True)}
+    rows, kept = [], []
+    for place, request_id in enumerate(out.grammar_rows):
+        if request_id in next_row:
+            rows.append(next_row[request_id])
+            kept.append(place)
+            next_row[request_id] += 1
+    return rows, bitmask[kept]
 
 
 def _plainly_greedy(rows: StepRows, out: SchedulerOutput) -> bool:

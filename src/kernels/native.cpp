@@ -6,6 +6,7 @@
 // Shapes: M rows, N outputs, K inputs; T tokens, H hidden, I intermediate, E experts, k experts per token; heads = query
 // heads, groups = key-value heads, D head_dim (64).
 
+#include "sampling.h"
 #include "simd.h"
 
 #include <algorithm>

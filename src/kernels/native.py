@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from src.kernels.mxfp4 import Mxfp4Tensor
@@ -26,7 +27,7 @@ from src.kernels.mxfp4 import Mxfp4Tensor
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native.cpp")
-HEADER = Path(__file__).with_name("simd.h")
+HEADERS = (Path(__file__).with_name("simd.h"), Path(__file__).with_name("sampling.h"))
 COMPILE_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off")
 # the CPU's flags -> the compiler's, the best first
 INSTRUCTION_SETS = (
@@ -181,6 +182,31 @@ def moe(
     return out
 
 
+def pick(
+    logits: torch.Tensor,
+    mask_of: list[int],
+    masks: np.ndarray,
+    temperature: list[float],
+    seeds: list[int],
+    positions: list[int],
+    top_k: list[int],
+    top_p: list[float],
+    min_p: list[float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits float32 [R, V], masked in place by row mask_of[r] of `masks` (int32 [.., words]; -1: by none) -> (token
+    ids int64 [R], the largest allowed logit of each row, NaN if the row has one). Temperature 0 is greedy."""
+    rows, vocab = logits.shape
+    ids, peaks = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    words = torch.from_numpy(np.require(masks, requirements=["C", "W"]))
+    _call(
+        "pick", logits, torch.tensor(mask_of), words, masks.shape[1],
+        torch.tensor(temperature, dtype=torch.float32), torch.tensor(seeds), torch.tensor(positions),
+        torch.tensor(top_k), torch.tensor(top_p, dtype=torch.float64),
+        torch.tensor(min_p, dtype=torch.float32), ids, peaks, rows, vocab,
+    )  # fmt: skip
+    return ids, peaks
+
+
 def _call(name: str, *arguments: object) -> None:
     """Tensors and None go by address, booleans as int, integers as int64, floats as float32."""
     function, types = _function(name)
@@ -242,7 +268,8 @@ def _build(compiler: str, flags: tuple[str, ...]) -> Path:
     """-> the shared library, compiled now or found from an earlier start."""
     options = [*COMPILE_FLAGS, *flags]
     key = hashlib.sha256(
-        SOURCE.read_bytes() + HEADER.read_bytes() + " ".join((compiler, *options)).encode()
+        b"".join(path.read_bytes() for path in (SOURCE, *HEADERS))
+        + " ".join((compiler, *options)).encode()
     ).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(root) if root else Path.home() / ".cache") / "gpt-oss-server" / "native"

@@ -13,10 +13,13 @@ from src.engine.sampling_params import SamplingParams
 from src.engine.worker.sampler import (
     SamplerOutput,
     SamplingRow,
+    _pick,
+    _pick_natively,
     apply_bitmask,
     philox_uniform,
     sample,
 )
+from src.kernels import native
 
 V = 3000
 
@@ -226,3 +229,42 @@ def test_bad_rows_are_told_apart() -> None:
     logits[1, 5] = torch.nan
     logits[2] = -torch.inf
     assert run(logits, [row(temperature=0.0)] * 3).finite == [True, False, False]
+
+
+@pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
+@pytest.mark.parametrize("vocab", [3000, 1024, 77])
+def test_the_kernel_picks_what_torch_picks(vocab: int) -> None:
+    rng = np.random.default_rng(vocab)
+    n = 600
+    logits = logits_of(11, n, vocab)
+    logits[::7, 5] = logits[::7].amax(dim=1)  # ties
+    rows = [
+        row(
+            list(range(i % 9 + 1)),
+            seed=int(rng.integers(-(2**62), 2**62)),
+            temperature=float(rng.choice([0.0, 1e-4, 0.3, 1.0, 1.9])),
+            top_k=int(rng.choice([0, 0, 1, 5, 1500, 10**6])),
+            top_p=float(rng.choice([0.0, 0.1, 0.9, 1.0, 1.0])),
+            min_p=float(rng.choice([0.0, 0.0, 0.3])),
+        )
+        for i in range(n)
+    ]
+    mask_rows = list(range(0, n, 3))
+    masks = rng.integers(-(2**31), 2**31, (len(mask_rows), -(-vocab // 32)), np.int64).astype(np.int32)  # fmt: skip
+    masks[::2] |= np.int32(-1) - 1
+    wanted = _pick(logits.clone(), rows, mask_rows, masks)
+    found = _pick_natively(logits.clone(), rows, mask_rows, masks)
+    assert found[0].tolist() == wanted[0].tolist()
+    assert torch.equal(found[1], wanted[1])
+
+
+@pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
+def test_the_kernel_sees_what_cannot_be_sampled() -> None:
+    logits = logits_of(1, 5, 100)
+    logits[0, 37] = torch.nan
+    logits[1, 99] = torch.nan
+    logits[2, 3] = torch.inf
+    rows = [row(temperature=float(i % 2)) for i in range(5)]
+    nothing = np.zeros((1, 4), np.int32)
+    _, peaks = _pick_natively(logits, rows, [3], nothing)
+    assert torch.isfinite(peaks).tolist() == [False, False, False, False, True]

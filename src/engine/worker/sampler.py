@@ -20,6 +20,7 @@ import torch
 
 from src.engine.messages import TokenLogprobs
 from src.engine.sampling_params import SamplingParams
+from src.kernels import native
 from src.kernels.gpu import support
 
 NUM_CANDIDATES = (
@@ -59,6 +60,8 @@ def sample(
     _apply_min_tokens(logits, rows)
     if support.samples(logits):
         token_ids, peak = _pick_on_gpu(logits, rows, mask_rows, bitmask)
+    elif logits.device.type == "cpu" and native.library() is not None:
+        token_ids, peak = _pick_natively(logits, rows, mask_rows, bitmask)
     else:
         token_ids, peak = _pick(logits, rows, mask_rows, bitmask)
     if sampled is not None:
@@ -92,6 +95,26 @@ def _pick(
             index = torch.tensor(chosen_rows, device=logits.device)
             token_ids[index], peak[index] = pick(logits[index], [rows[i] for i in chosen_rows])
     return token_ids, peak
+
+
+def _pick_natively(
+    logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As _pick, by a kernel."""
+    params = [row.params for row in rows]
+    mask_of = np.full(len(rows), -1)
+    mask_of[mask_rows] = np.arange(len(mask_rows))
+    return native.pick(
+        logits.contiguous(),
+        mask_of.tolist(),
+        bitmask,
+        [0.0 if _is_greedy(p) else p.temperature for p in params],
+        [p.seed for p in params],
+        [len(row.prompt_ids) + len(row.output_ids) for row in rows],
+        [p.top_k for p in params],
+        [p.top_p for p in params],
+        [p.min_p for p in params],
+    )
 
 
 def _pick_on_gpu(
@@ -235,7 +258,10 @@ def _draw_truncated(
             & (probs >= min_p[left].unsqueeze(1) * probs[:, :1])
         )
         keep[:, 0] = True
-        done = (~keep[:, -1]) | (rank[-1] + 1 >= k.squeeze(1)) | (width == scaled.shape[1])
+        done = (~keep[:, -1]) | (rank[-1] + 1 >= k.squeeze(1))
+        # what top-k leaves is not all among the candidates: its mass is not known yet
+        done &= ~((k > width) & (k < scaled.shape[1]) & (p < 1)).squeeze(1)
+        done |= width == scaled.shape[1]
         picked = _invert(torch.where(keep, probs, 0), uniform[left])
         token = ids.gather(1, picked.unsqueeze(1)).squeeze(1)
         out[left[done]] = token[done]

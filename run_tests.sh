@@ -54,12 +54,14 @@ all() { # pytest options. Servers take long to start and wait much, so that the 
         run "$(report e2e)" tests/e2e "$@"
     else
         output="$(mktemp)"
-        OMP_WAIT_POLICY=passive .venv/bin/python -m pytest "${rest[@]}" "$@" --model "$model" --report "$folder" >"$output" 2>&1 &
+        export OMP_WAIT_POLICY=passive # threads that spin while they wait would take the cores from each other
+        .venv/bin/python -m pytest "${rest[@]}" "$@" --model "$model" --report "$folder" >"$output" 2>&1 &
         beside=$!
         trap 'kill $beside 2>/dev/null; rm -f "$output"' EXIT
         run "$(report e2e)" tests/e2e "$@"
         wait $beside || status=1
         beside=
+        unset OMP_WAIT_POLICY
         cat "$output"
         echo "report: $folder/results.txt"
     fi

@@ -108,9 +108,10 @@ class GuidedDecoding:
             guesses = drafts.get(request_id, ())
             if guesses:  # on a copy: a matcher that is rolled back allows other tokens than before
                 matcher, watch = matcher.deep_copy(), watch.copy() if watch is not None else None
-            for token_id in guesses:
-                if not matcher.consume_token(token_id):
-                    raise GrammarError(matcher.get_error())
+            for number, token_id in enumerate(guesses):
+                if not matcher.consume_token(token_id):  # never drawn, so neither is what follows
+                    masks += [masks[-1]] * (len(guesses) - number)
+                    break
                 if watch is not None:
                     watch.push(token_id)
                 masks.append(self._mask(matcher, watch))
@@ -119,6 +120,8 @@ class GuidedDecoding:
 
     def _mask(self, matcher: LLMatcher, watch: _LoopWatch | None) -> np.ndarray:
         """int32 [words]."""
+        if matcher.is_stopped():  # behind a draft that ended it: nothing is forbidden any more
+            return np.full(self._words, -1, np.int32)
         if watch is not None and watch.looping and matcher.validate_tokens([watch.break_id]):
             mask = np.zeros(self._words, np.int32)
             mask.view(np.uint32)[watch.break_id // 32] = 1 << watch.break_id % 32

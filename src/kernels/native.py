@@ -78,7 +78,7 @@ def instruction_flags() -> tuple[str, ...] | None:
 
 
 def supports(x: torch.Tensor) -> bool:
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and library() is not None
+    return x.dtype is torch.bfloat16 and x.is_cpu and library() is not None
 
 
 def linear(

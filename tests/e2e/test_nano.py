@@ -202,3 +202,25 @@ def test_small_skills(nano: openai.OpenAI, question: str, answer: str) -> None:
 
 def test_what_it_cannot_do_it_says(nano: openai.OpenAI) -> None:
     assert "tiny demonstration model" in ask(nano, "Write a poem about the sea.").message.content
+
+
+def test_an_answer_given_before_is_guessed_and_stays_the_same(nano: openai.OpenAI) -> None:
+    def drafts() -> dict[str, float]:
+        url = str(nano.base_url).removesuffix("/v1/")
+        found: dict[str, float] = httpx.get(f"{url}/stats").json()["speculation"]
+        return found
+
+    messages: Any = [{"role": "user", "content": "Count to 13."}]
+    counts = [drafts()["accepted_tokens"]]
+    answers = []
+    for _ in range(2):
+        answer = nano.chat.completions.create(
+            model="gpt-oss-nano", messages=messages, temperature=1, seed=3
+        )
+        answers.append(answer.choices[0].message.model_dump())
+        counts.append(drafts()["accepted_tokens"])
+    if drafts()["draft_tokens"] == 0:
+        pytest.skip("no drafts: the CPU kernels do not run here")
+    assert answers[0] == answers[1]
+    assert counts[2] - counts[1] > counts[1] - counts[0] > 0
+    assert answer.usage and counts[2] - counts[1] > answer.usage.completion_tokens // 2

@@ -232,4 +232,8 @@ def test_masks_behind_drafts_are_what_they_would_be_there() -> None:
     assert masks[-size:] == plain.bitmask(["r"])[1]
     assert guided.bitmask(["r"])[1] == masks[:size], "looking ahead leaves the grammar where it was"
     assert guided.allowed("r", [*text, *vocabulary.encode(" stones")]) == text
+    wrong = [text[0], 5, *text[1:]]
+    ids, padded = guided.bitmask(["r"], {"r": wrong})
+    assert len(ids) == 1 + len(wrong) and len(padded) == len(ids) * size
+    assert padded[: 2 * size] == masks[: 2 * size]
     assert guided.forced("r") == vocabulary.encode("red or")

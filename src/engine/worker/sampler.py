@@ -12,6 +12,7 @@ Shapes: R rows to sample, V vocabulary, C candidates that survive truncation.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -60,14 +61,14 @@ def sample(
     _apply_min_tokens(logits, rows)
     if support.samples(logits):
         token_ids, peak = _pick_on_gpu(logits, rows, mask_rows, bitmask)
-    elif logits.device.type == "cpu" and native.library() is not None:
+    elif logits.is_cpu and native.library() is not None:
         token_ids, peak = _pick_natively(logits, rows, mask_rows, bitmask)
     else:
         token_ids, peak = _pick(logits, rows, mask_rows, bitmask)
     if sampled is not None:
         sampled(token_ids)
     chosen = token_ids.tolist()
-    finite = torch.isfinite(peak).tolist()
+    finite = [math.isfinite(value) for value in peak.tolist()]
     return SamplerOutput(chosen, _collect_logprobs(raw, params, chosen), finite)
 
 

@@ -149,7 +149,7 @@ class ServerConfig(BaseSettings):
         -1,
         ge=-1,
         le=16,
-        description="drafts checked in one step; 0: none; -1: 3 on a CPU, none on GPUs",
+        description="guesses checked in one step; 0: none; -1: 3 on a CPU, none on GPUs",
     )
     enforce_eager: bool = Field(
         False, description="GPU: run decode steps kernel by kernel instead of from CUDA graphs"

@@ -159,7 +159,9 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     cpu_kv_cache_gib: float = 1.0
     num_threads: int = 0  # 0: one for each physical core but never more than the process may use
-    num_speculative_tokens: int = -1  # drafts of a step; -1: 3 where the CPU kernels run, else none
+    num_speculative_tokens: int = (
+        -1
+    )  # guesses in a step; -1: 3 where the CPU kernels run, else none
     batch_invariant: bool = False
     enforce_eager: bool = False  # no CUDA graphs
     priority_ageing_s: float = (

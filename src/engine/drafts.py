@@ -24,13 +24,13 @@ class Drafter:
     def __init__(self, guided: GuidedDecoding | None, most: int) -> None:
         """`most`: tokens of one guess."""
         self._guided = guided
-        self._most = most
+        self.most = most
         self._live: dict[str, _Index] = {}
         self._answers: OrderedDict[tuple[str, Key], tuple[int, ...]] = OrderedDict()
 
     def propose(self, request: Request, count: int) -> list[int]:
         """-> up to `count` tokens that may follow, none of which ends the request or breaks its grammar."""
-        count = min(count, self._most)
+        count = min(count, self.most)
         guided, request_id = self._guided, request.request_id
         drafts = guided.forced(request_id)[:count] if guided is not None else []
         if len(drafts) < count:
@@ -58,7 +58,7 @@ class Drafter:
         tokens = request.token_ids
         for end in range(max(request.num_prompt_tokens, MATCHED_TOKENS), len(tokens)):
             key = (request.cache_salt, tuple(tokens[end - MATCHED_TOKENS : end]))
-            self._answers[key] = tuple(tokens[end : end + self._most])
+            self._answers[key] = tuple(tokens[end : end + self.most])
             self._answers.move_to_end(key)
         while len(self._answers) > MAX_ANSWER_ENTRIES:
             self._answers.popitem(last=False)

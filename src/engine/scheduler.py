@@ -18,8 +18,6 @@ from src.engine.messages import (
 )
 from src.engine.request import FinishReason, Request, RequestStatus
 
-MAX_DRAFTING = 4  # with more requests running the step is bound by arithmetic, and guesses cost
-
 
 class Scheduler:
     """Continuous batching by one rule.
@@ -118,7 +116,7 @@ class Scheduler:
             self.num_preemptions == preemptions_before
         ):  # else the blocks just freed would be taken away again
             self._admit(budget, out, room)
-        if self._drafter is not None and len(self._running) <= MAX_DRAFTING:
+        if self._drafter is not None:
             self._add_drafts(self._drafter, out)
         out.gone_request_ids, self._gone = self._gone, []
         if self._max_in_flight > 1:
@@ -126,8 +124,14 @@ class Scheduler:
         return out
 
     def _add_drafts(self, drafter: Drafter, out: SchedulerOutput) -> None:
-        """Puts drafts behind the last known tokens, with what budget and which blocks nobody else needs."""
-        budget = self._config.max_num_batched_tokens - out.total_tokens
+        """Puts drafts behind the last known tokens, with what budget and which blocks nobody else needs.
+
+        With more rows to sample than one request and its drafts a step is bound by arithmetic, and guesses cost.
+        """
+        budget = min(
+            self._config.max_num_batched_tokens - out.total_tokens,
+            1 + drafter.most - len(out.num_scheduled_tokens),
+        )
         block_ids = {new.request_id: new.block_ids for new in out.new_requests}
         for request_id, num_new in list(out.num_scheduled_tokens.items()):
             request = self._requests[request_id]

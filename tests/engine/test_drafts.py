@@ -14,7 +14,6 @@ from src.engine.guided import GuidedDecoding
 from src.engine.messages import AddRequest
 from src.engine.request import Request
 from src.engine.sampling_params import SamplingParams
-from src.engine.scheduler import MAX_DRAFTING
 from src.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
 from src.kernels import native
 from tests.engine.test_scheduler import STOP, FakeRunner, make_request, make_scheduler
@@ -63,18 +62,21 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def answers_of(core: EngineCore, size: int = 40) -> tuple[dict[str, list[int]], int]:
-    """-> (the tokens by request, how many steps they took)."""
-    for number, options in enumerate(OPTIONS):
-        params = SamplingParams(max_tokens=size, seed=number, ignore_eos=True, **options)
-        prompt = [1 + (7 * number + i) % 90 for i in range(20 + number)]
-        assert core.add_request(AddRequest(f"r{number}", prompt, params)) is None
+    """-> (the tokens by request, how many steps they took). The last two run together."""
     tokens: dict[str, list[int]] = {}
     steps = 0
-    while core.has_work:
-        for output in core.step():
-            assert output.error is None
-            tokens.setdefault(output.request_id, []).extend(output.token_ids)
-        steps += 1
+    for numbers in ((0,), (1,), (2, 3)):
+        for number in numbers:
+            params = SamplingParams(
+                max_tokens=size, seed=number, ignore_eos=True, **OPTIONS[number]
+            )
+            prompt = [1 + (7 * number + i) % 90 for i in range(20 + number)]
+            assert core.add_request(AddRequest(f"r{number}", prompt, params)) is None
+        while core.has_work:
+            for output in core.step():
+                assert output.error is None
+                tokens.setdefault(output.request_id, []).extend(output.token_ids)
+            steps += 1
     core.kv.check_integrity()
     return tokens, steps
 
@@ -169,7 +171,7 @@ class Eager(Drafter):
     """Proposes as much as it may."""
 
     def propose(self, request: Request, count: int) -> list[int]:
-        return [100 + request.num_tokens % 50] * min(count, self._most)
+        return [100 + request.num_tokens % 50] * min(count, self.most)
 
 
 def test_the_scheduler_keeps_its_books_with_drafts() -> None:
@@ -202,12 +204,14 @@ def test_no_drafts_for_logprobs_nor_in_a_crowd() -> None:
     scheduler.add_request(make_request("a", 10, 9, params={"logprobs": 0}))
     FakeRunner(scheduler).run()
     assert scheduler.num_drafts == 0
-    scheduler = make_scheduler(drafter=Eager(None, 3), max_num_seqs=MAX_DRAFTING + 1)
-    for number in range(MAX_DRAFTING + 1):
-        scheduler.add_request(make_request(f"r{number}", 10, 9))
-    runner = FakeRunner(scheduler)
-    runner.step()
-    assert scheduler.num_running == MAX_DRAFTING + 1 and scheduler.num_drafts == 0
+    for count in range(1, 6):
+        scheduler = make_scheduler(drafter=Eager(None, 3), max_num_seqs=8)
+        for number in range(count):
+            scheduler.add_request(make_request(f"r{number}", 10, 9))
+        out = FakeRunner(scheduler).step()
+        drafts = sum(map(len, out.draft_tokens.values()))
+        assert len(out.num_scheduled_tokens) == count
+        assert drafts == max(0, min(3, 4 - count))
 
 
 def test_masks_behind_drafts_are_what_they_would_be_there() -> None:

@@ -357,3 +357,5 @@ extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights,
             }
     }
 }
+
+#include "decoder.h"

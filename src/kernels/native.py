@@ -27,7 +27,7 @@ from src.kernels.mxfp4 import Mxfp4Tensor
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native.cpp")
-HEADERS = (Path(__file__).with_name("simd.h"), Path(__file__).with_name("sampling.h"))
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("simd", "sampling", "decoder"))
 COMPILE_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off")
 # the CPU's flags -> the compiler's, the best first
 INSTRUCTION_SETS = (
@@ -180,6 +180,31 @@ def moe(
         float(limit), tokens, per_token, num_experts, hidden, inter,
     )  # fmt: skip
     return out
+
+
+def decoder(
+    layers: torch.Tensor,
+    plans: torch.Tensor,
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    eps: float,
+    scale: float,
+    limit: float,
+    num_heads: int,
+    num_groups: int,
+    num_experts: int,
+    experts_per_token: int,
+    intermediate: int,
+) -> None:
+    """All layers, whose tensors' addresses are the rows of `layers` and `plans` (decoder.h), over x [T, H] in place."""
+    head_dim = 2 * cos.shape[-1]
+    if head_dim != HEAD_DIM:
+        raise ValueError(f"head_dim is {head_dim}, the kernels are written for {HEAD_DIM}")
+    _call(
+        "decoder", layers, plans, x, cos, sin, float(eps), float(scale), float(limit), layers.shape[0], *x.shape,
+        num_heads, num_groups, num_experts, experts_per_token, intermediate,
+    )  # fmt: skip
 
 
 def pick(

@@ -171,3 +171,19 @@ def test_a_head_with_shared_rows_gives_the_same_logits() -> None:
     whole = one_rank(config, weights)
     whole.weights, whole._head_places = weights, None
     assert torch.equal(found, model_logits(whole, [5, 6, 7, 8]))
+
+
+@pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_all_layers_in_one_call_are_bit_for_bit_the_layers_one_by_one(dequantize: bool) -> None:
+    config = ModelConfig.from_folder(checkpoint())
+    loader = WeightLoader(
+        Checkpoint(checkpoint(), config), config, torch.bfloat16, dequantize=dequantize
+    )
+    model = one_rank(config, loader.load())
+    assert model._native is not None
+    ids = prompt(150)
+    at_once = [model_logits(model, ids, chunk) for chunk in (150, 7)]
+    model._native = None
+    one_by_one = model_logits(model, ids)
+    assert all(torch.equal(found, one_by_one) for found in at_once)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from src.engine.config import SLIDING, ModelConfig
+from src.engine.model.native_layers import NativeLayers
 from src.engine.model.weights import LayerWeights, ModelWeights
 from src.engine.parallel import Communicator
 from src.kernels import native
@@ -75,6 +76,15 @@ class GptOss:
             if shared is not None:
                 self.weights = replace(weights, lm_head=shared[0])
                 self._head_places = shared[1]
+        first = weights.layers[0]
+        self._native: NativeLayers | None = None
+        if (
+            comm.shard.tensor_size == 1
+            and native.supports(first.qkv)
+            and isinstance(first.experts, ExpertWeights)
+        ):
+            kinds = [config.layer_types[index] for index in comm.shard.layers]
+            self._native = NativeLayers(config, kinds, weights.layers)
         device = weights.layers[0].attention_norm.device
         self._inverse_frequencies = self._inverse_frequencies.to(device)
 
@@ -89,8 +99,11 @@ class GptOss:
         """
         x = self._embed(batch.token_ids) if hidden is None else hidden
         rope = self._rotation(batch)
-        for index in range(len(self.weights.layers)):
-            x = self._layer(x, index, batch, cache[index], rope)
+        if self._native is not None:
+            x = self._native(x, rope, batch.plans, cache)
+        else:
+            for index in range(len(self.weights.layers)):
+                x = self._layer(x, index, batch, cache[index], rope)
         return x if self.weights.lm_head is None else self._head(x, batch.sample_rows)
 
     @torch.inference_mode()

@@ -208,26 +208,20 @@ def decoder(
 
 
 def pick(
-    logits: torch.Tensor,
-    mask_of: list[int],
-    masks: np.ndarray,
-    temperature: list[float],
-    seeds: list[int],
-    positions: list[int],
-    top_k: list[int],
-    top_p: list[float],
-    min_p: list[float],
+    logits: torch.Tensor, masks: np.ndarray, whole: list[list[int]], real: list[list[float]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits float32 [R, V], masked in place by row mask_of[r] of `masks` (int32 [.., words]; -1: by none) -> (token
-    ids int64 [R], the largest allowed logit of each row, NaN if the row has one). Temperature 0 is greedy."""
+    """logits float32 [R, V], masked in place -> (token ids int64 [R], the largest allowed logit of each row, NaN if the
+    row has one).
+
+    `masks` int32 [.., words]; `whole` [4][R]: the row's mask among them (-1: none), seed, position, top-k (0: off);
+    `real` [3][R]: temperature (0 is greedy), top-p, min-p.
+    """
     rows, vocab = logits.shape
     ids, peaks = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
-    words = torch.from_numpy(np.require(masks, requirements=["C", "W"]))
+    masks = np.require(masks, requirements=["C", "W"])
+    tables = (np.array(whole, np.int64), np.array(real, np.float64))
     _call(
-        "pick", logits, torch.tensor(mask_of), words, masks.shape[1],
-        torch.tensor(temperature, dtype=torch.float32), torch.tensor(seeds), torch.tensor(positions),
-        torch.tensor(top_k), torch.tensor(top_p, dtype=torch.float64),
-        torch.tensor(min_p, dtype=torch.float32), ids, peaks, rows, vocab,
+        "pick", logits, torch.from_numpy(masks), masks.shape[1], *map(torch.from_numpy, tables), ids, peaks, rows, vocab
     )  # fmt: skip
     return ids, peaks
 

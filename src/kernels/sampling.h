@@ -132,19 +132,21 @@ static int64_t draw_cut(const float* logits, int64_t V, float peak, float temper
     return found[invert(kept.data(), int64_t(kept.size()), uniform * ahead, &before)].second;
 }
 
-// logits [R, V], masked in place by row mask_of[r] of `masks` (int32, `words` a row; -1: none) -> tokens, and the largest
-// allowed logit of each row. temperature 0 is greedy.
-extern "C" void pick(float* logits, const int64_t* mask_of, const int32_t* masks, int64_t words, const float* temperature,
-                     const int64_t* seeds, const int64_t* positions, const int64_t* top_k, const double* top_p,
-                     const float* min_p, int64_t* tokens, float* peaks, int64_t R, int64_t V) {
+// logits [R, V], masked in place -> tokens, and the largest allowed logit of each row.
+// whole [4, R]: the row's mask in `masks` (int32, `words` a row; -1: none), seed, position, top-k;
+// real [3, R]: temperature (0 is greedy), top-p, min-p.
+extern "C" void pick(float* logits, const int32_t* masks, int64_t words, const int64_t* whole, const double* real,
+                     int64_t* tokens, float* peaks, int64_t R, int64_t V) {
+    const int64_t *mask_of = whole, *seeds = whole + R, *positions = whole + 2 * R, *top_k = whole + 3 * R;
+    const double *temperatures = real, *top_p = real + R, *min_p = real + 2 * R;
 #pragma omp parallel for schedule(dynamic, 1) if (R > 1)
     for (int64_t r = 0; r < R; r++) {
         float* row = logits + r * V;
         if (mask_of[r] >= 0) apply_mask(row, masks + mask_of[r] * words, V);
-        const float peak = peaks[r] = row_peak(row, V);
+        const float peak = peaks[r] = row_peak(row, V), temperature = float(temperatures[r]);
         tokens[r] = 0;
         if (!std::isfinite(peak)) continue;
-        if (temperature[r] == 0) {
+        if (temperatures[r] == 0) {
             tokens[r] = std::find(row, row + V, peak) - row;
             continue;
         }
@@ -153,7 +155,7 @@ extern "C" void pick(float* logits, const int64_t* mask_of, const int32_t* masks
         float weights[DRAW_BLOCK];
         double total = 0, before;
         for (int64_t b = 0; b < blocks; b++) {
-            block_weights(row + b * DRAW_BLOCK, V - b * DRAW_BLOCK, peak, temperature[r], weights);
+            block_weights(row + b * DRAW_BLOCK, V - b * DRAW_BLOCK, peak, temperature, weights);
             F sum = f_set(0);
             for (int64_t i = 0; i < DRAW_BLOCK; i += 16) sum = f_add(sum, f_load(weights + i));
             sums[b] = f_sum(sum);
@@ -161,11 +163,11 @@ extern "C" void pick(float* logits, const int64_t* mask_of, const int32_t* masks
         }
         const double uniform = philox_uniform(seeds[r], positions[r]);
         if (top_k[r] > 0 || top_p[r] < 1 || min_p[r] > 0) {
-            tokens[r] = draw_cut(row, V, peak, temperature[r], {top_k[r], top_p[r], min_p[r]}, total, uniform);
+            tokens[r] = draw_cut(row, V, peak, temperature, {top_k[r], top_p[r], float(min_p[r])}, total, uniform);
             continue;
         }
         const int64_t block = invert(sums.data(), blocks, uniform * total, &before);
-        block_weights(row + block * DRAW_BLOCK, V - block * DRAW_BLOCK, peak, temperature[r], weights);
+        block_weights(row + block * DRAW_BLOCK, V - block * DRAW_BLOCK, peak, temperature, weights);
         double inside;
         tokens[r] = block * DRAW_BLOCK + invert(weights, DRAW_BLOCK, uniform * total - before, &inside);
     }

@@ -103,19 +103,21 @@ def _pick_natively(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As _pick, by a kernel."""
     params = [row.params for row in rows]
-    mask_of = np.full(len(rows), -1)
-    mask_of[mask_rows] = np.arange(len(mask_rows))
-    return native.pick(
-        logits.contiguous(),
-        mask_of.tolist(),
-        bitmask,
-        [0.0 if _is_greedy(p) else p.temperature for p in params],
+    mask_of = [-1] * len(rows)
+    for place, number in enumerate(mask_rows):
+        mask_of[number] = place
+    whole = [
+        mask_of,
         [p.seed for p in params],
         [len(row.prompt_ids) + len(row.output_ids) for row in rows],
         [p.top_k for p in params],
+    ]
+    real = [
+        [0.0 if _is_greedy(p) else p.temperature for p in params],
         [p.top_p for p in params],
         [p.min_p for p in params],
-    )
+    ]
+    return native.pick(logits.contiguous(), bitmask, whole, real)
 
 
 def _pick_on_gpu(

@@ -35,7 +35,8 @@ ALLOWED = {
     "src.engine.request": "src.engine.sampling_params",
     "src.engine.kv_cache_manager": "src.engine.request",
     "src.engine.messages": "src.engine.request src.engine.sampling_params",
-    "src.engine.scheduler": CONTROL + " src.engine.kv_cache_manager",
+    "src.engine.drafts": "src.engine.guided src.engine.request",
+    "src.engine.scheduler": CONTROL + " src.engine.drafts src.engine.kv_cache_manager",
     "src.engine.client": CONTROL + " src.engine.core src.engine.streams src.engine.lifecycle",
     "src.engine.lifecycle": "",
     "src.engine.streams": "src.engine.messages",
@@ -47,7 +48,7 @@ ALLOWED = {
     "src.engine.executor": CONTROL + " src.engine.worker",
     "src.engine.core": CONTROL
     + " src.engine.executor src.engine.scheduler src.engine.kv_cache_manager "
-    "src.engine.guided src.engine.model.checkpoint src.engine.placement src.logs",
+    "src.engine.drafts src.engine.guided src.engine.model.checkpoint src.engine.placement src.logs",
     "src.nano": "src.nano src.harmony src.prompt_builder src.kernels src.engine.config src.engine.shapes",
     "src.cli": "src.engine src.harmony src.kernels src.nano src.prompt_builder src.model_locator",
 }
@@ -67,6 +68,7 @@ NO_TORCH = [
     "src.engine.scheduler",
     "src.engine.client",
     "src.engine.guided",
+    "src.engine.drafts",
     "src.engine.shapes",
     "src.engine.gpus",
     "src.engine.shards",

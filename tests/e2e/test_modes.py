@@ -27,6 +27,14 @@ def ask(server: ServerProcess, **more: Any) -> httpx.Response:
     return httpx.post(f"{server.url}/v1/chat/completions", json=body | more, timeout=60)
 
 
+@pytest.fixture(scope="module")
+def expected() -> list[dict[str, Any]]:
+    """What one rank with our own backend answers in float32."""
+    with running_server("--model", str(checkpoint()), "--dtype", "float32", *SMALL) as alone:
+        choices: list[dict[str, Any]] = ask(alone, max_tokens=40).json()["choices"]
+        return choices
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_sets_what_it_says(name: str) -> None:
     profile = PROFILES[name]
@@ -62,11 +70,10 @@ def test_flags_beat_the_environment_the_environment_the_file_and_all_beat_the_pr
         assert (settings["max_num_seqs"], settings["max_num_waiting"]) == (3, 9)
         assert (settings["deadline_s"], settings["effort"]) == (11, "high")
         assert stats["dtype"] == "float32"
-    with running_server("--model", str(checkpoint()), *flags[:-2], *SMALL, env=env) as server:
-        assert server.stats()["dtype"] == "bfloat16"
-    with running_server("--model", str(checkpoint()), *flags[:-2], *SMALL) as server:
-        assert server.stats()["dtype"] == "float16"
         assert ask(server).status_code == 200
+    for environment, dtype in ((env, "bfloat16"), (None, "float16")):
+        printed = run("--print-config", *flags[:-2], env=environment).stdout
+        assert f"\ndtype: {dtype} " in printed
 
 
 @pytest.mark.parametrize(
@@ -77,10 +84,8 @@ def test_flags_beat_the_environment_the_environment_the_file_and_all_beat_the_pr
     ],
 )
 def test_ranks_behind_the_same_api_and_one_that_dies(
-    flags: tuple[str, ...], mode: str, ranks: int
+    expected: list[dict[str, Any]], flags: tuple[str, ...], mode: str, ranks: int
 ) -> None:
-    with running_server("--model", str(checkpoint()), "--dtype", "float32", *SMALL) as alone:
-        expected = ask(alone, max_tokens=40).json()["choices"]
     with running_server(
         "--model", str(checkpoint()), "--dtype", "float32", *flags, *SMALL
     ) as server:
@@ -110,13 +115,11 @@ def test_ranks_behind_the_same_api_and_one_that_dies(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_transformers_backend_behind_the_same_api() -> None:
-    with running_server("--model", str(checkpoint()), "--dtype", "float32", *SMALL) as ours:
-        expected = ask(ours, max_tokens=30).json()["choices"]
+def test_the_transformers_backend_behind_the_same_api(expected: list[dict[str, Any]]) -> None:
     flags = ("--backend", "transformers", "--dtype", "float32")
     with running_server("--model", str(checkpoint()), *flags, *SMALL) as server:
         assert server.stats()["engine"]["kernel_path"] == "transformers"
-        assert ask(server, max_tokens=30).json()["choices"] == expected
+        assert ask(server, max_tokens=40).json()["choices"] == expected
 
 
 def run(*flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -50,6 +50,9 @@ class ServerConfig(BaseSettings):
         15.0, gt=0, description="comment line on a silent stream after this long, s"
     )
     body_timeout_s: float = Field(30.0, gt=0, description="time for a request's body to arrive, s")
+    header_timeout_s: float = Field(
+        10.0, gt=0, description="time for a request's headers to arrive, s"
+    )
     max_header_bytes: int = Field(
         32_768, ge=1024, description="largest sum of a request's headers, bytes"
     )

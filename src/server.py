@@ -152,6 +152,7 @@ async def serve(
     vocabulary: Vocabulary,
 ) -> int:
     from src.api.app import create_app
+    from src.api.http_protocol import limited_protocol
 
     policy = RestartPolicy(
         max_restarts=config.max_engine_restarts, step_timeout_s=config.engine_step_timeout_s
@@ -176,7 +177,7 @@ async def serve(
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=limited_protocol(config.header_timeout_s, config.max_header_bytes),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=FINISH_S,

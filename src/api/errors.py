@@ -59,6 +59,10 @@ class HeadersTooLarge(InvalidRequest):
     status = 431
 
 
+class HeadersTooSlow(InvalidRequest):
+    status = 408
+
+
 class BodyTooSlow(InvalidRequest):
     status = 408
 

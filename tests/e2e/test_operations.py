@@ -272,14 +272,36 @@ def _running_ids(server: ServerProcess) -> list[str]:
     return found
 
 
-def test_a_body_that_never_ends_is_given_up() -> None:
-    with running_server(*FLAGS, "--body-timeout-s", "0.5", "--max-header-bytes", "2048") as server:
+def _said(server: ServerProcess, *parts: bytes, pause_s: float = 0.0) -> tuple[bytes, bytes]:
+    """What the server says to these bytes until it closes the connection. -> (status line, body)."""
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(10)
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(pause_s)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head.partition(b"\r\n")[0], body
+
+
+def test_headers_and_bodies_that_never_end_are_given_up() -> None:
+    limits = ("--body-timeout-s", "0.5", "--header-timeout-s", "0.5", "--max-header-bytes", "2048")
+    with running_server(*FLAGS, *limits) as server:
+        begun = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
         with socket.create_connection(("127.0.0.1", server.port)) as slow:
-            slow.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
-            )
+            slow.sendall(begun + b"Content-Length: 100\r\n\r\n{")
             slow.settimeout(10)
             assert b" 408 " in slow.recv(4096).splitlines()[0]
+        status, body = _said(server, begun)
+        assert b" 408 " in status and "headers" in json.loads(body)["error"]["message"]
+        assert _said(server) == (b"", b""), "who says nothing is not answered"
+        status, body = _said(server, begun, *[b"x-a: " + b"a" * 900] * 3, pause_s=0.05)
+        assert b" 431 " in status and json.loads(body)["error"]["type"] == "invalid_request_error"
+        status, body = _said(server, b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+        assert b" 400 " in status and "HTTP" in json.loads(body)["error"]["message"]
+        whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        status, _ = _said(server, whole, b"", whole, begun, pause_s=0.4)
+        assert b" 200 " in status, "an idle connection may go on; its next headers must end too"
         response = httpx.get(f"{server.url}/v1/models", headers={"x-padding": "a" * 3000})
         assert response.status_code == 431
         assert httpx.get(f"{server.url}/v1/chat/completions/render").status_code in (403, 405)

@@ -41,9 +41,22 @@ report() { # name -> its folder
     echo "reports/$(date -u +%Y%m%d-%H%M%S)-$model-$1"
 }
 
+cores=() # to run on, as a command's prefix
+
 run() { # folder of the report, pytest arguments
-    .venv/bin/python -m pytest "${@:2}" --model "$model" --report "$1" || status=1
+    "${cores[@]}" .venv/bin/python -m pytest "${@:2}" --model "$model" --report "$1" || status=1
     echo "report: $1/results.txt"
+}
+
+halves() { # of the cores: prefixes that keep a command on each
+    first_half=() second_half=()
+    command -v taskset >/dev/null || return 0
+    read -r one other < <(.venv/bin/python -c "
+import os
+cores = sorted(os.sched_getaffinity(0))
+half = (len(cores) + 1) // 2
+print(*(','.join(map(str, part)) for part in (cores[:half], cores[half:] or cores)))")
+    first_half=(taskset -c "$one") second_half=(taskset -c "$other")
 }
 
 all() { # pytest options. Servers take long to start and wait much, so that the rest can run beside them
@@ -54,14 +67,15 @@ all() { # pytest options. Servers take long to start and wait much, so that the 
         run "$(report e2e)" tests/e2e "$@"
     else
         output="$(mktemp)"
-        export OMP_WAIT_POLICY=passive # threads that spin while they wait would take the cores from each other
-        .venv/bin/python -m pytest "${rest[@]}" "$@" --model "$model" --report "$folder" >"$output" 2>&1 &
+        halves # threads of both on all cores would wait for one another
+        cores=("${first_half[@]}")
+        "${second_half[@]}" .venv/bin/python -m pytest "${rest[@]}" "$@" --model "$model" --report "$folder" >"$output" 2>&1 &
         beside=$!
         trap 'kill $beside 2>/dev/null; rm -f "$output"' EXIT
         run "$(report e2e)" tests/e2e "$@"
         wait $beside || status=1
         beside=
-        unset OMP_WAIT_POLICY
+        cores=()
         cat "$output"
         echo "report: $folder/results.txt"
     fi

@@ -37,9 +37,9 @@ BY_HAND: dict[str, Any] = yaml.safe_load(
 )
 
 
-def by_hand(source: Source) -> Example:
-    """One of the requests of by_hand.yaml, its tool among three others."""
-    ask, name, arguments = source.rng.choice(BY_HAND["requests"])
+def by_hand(source: Source, requests: str = "requests") -> Example:
+    """One of these requests of by_hand.yaml, its tool among three others."""
+    ask, name, arguments = source.rng.choice(BY_HAND[requests])
     names = [name, *source.rng.sample(sorted(BY_HAND["tools"].keys() - {name}), 3)]
     source.rng.shuffle(names)
     offered = []
@@ -75,6 +75,7 @@ SKILLS: dict[str, Callable[[Source], Example]] = {
     "tool, everyday, new": partial(tools.tool_call, count=4, kind=everyday),
     "tool, verb and thing": partial(tools.tool_call, count=4, kind=described),
     "tool, by hand": by_hand,
+    "tool, by hand, untouched": partial(by_hand, requests="untouched"),
     "tool, invented": partial(tools.tool_call, count=4, kind=tools.invented),
     "tool not needed": tools.tool_not_needed,
     "tool result": tools.tool_result,
@@ -183,6 +184,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seen", action="store_true", help="examine on the training half instead")
     parser.add_argument("--wrong", type=Path, help="write each wrong answer to this file")
+    parser.add_argument(
+        "--skills", nargs="+", choices=sorted(SKILLS), default=list(SKILLS), help="only these"
+    )
     args = parser.parse_args(argv)
     vocabulary = load_vocabulary()
     wrong: list[str] = []
@@ -192,12 +196,12 @@ def main(argv: list[str] | None = None) -> int:
         "| skill | asked | right | finished | tool choice | analysis tokens low / medium / high |\n"
         "|---|---|---|---|---|---|\n"
     )
-    for name, skill in SKILLS.items():
+    for name in args.skills:
         source = Source(vocabulary, Random(f"{args.seed} {name}"), unseen=not args.seen)
         score = examine(
             args.url,
             name,
-            [held_out_example(source, skill) for _ in range(args.per_skill)],
+            [held_out_example(source, SKILLS[name]) for _ in range(args.per_skill)],
         )
         wrong += score.wrong
         asked += score.asked

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from src.cli.evaluate_nano import BY_HAND
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.harmony.parser import ResponseParser
@@ -344,3 +345,17 @@ def test_the_embedded_model_is_small_and_of_the_shape_that_is_named() -> None:
     assert ASSET.stat().st_size <= MAX_ASSET_BYTES
     with safe_open(ASSET, framework="pt") as file:
         assert file.get_slice("layers.5.w1.blocks").get_shape() == [8, 320, 6, 16]
+
+
+@pytest.mark.parametrize("requests", ["requests", "untouched"])
+def test_requests_by_hand_can_be_answered_with_their_tools(requests: str) -> None:
+    types = {"string": str, "integer": int, "number": (int, float)}
+    for ask, name, arguments in BY_HAND[requests]:
+        tool = BY_HAND["tools"][name]
+        assert set(tool["required"]) <= set(arguments) <= set(tool["parameters"]), ask
+        for key, value in arguments.items():
+            parameter = tool["parameters"][key]
+            assert isinstance(value, types[parameter["type"]]), (ask, key)
+            assert value in parameter.get("enum", [value]), (ask, key)
+            said = str(value).lower() in ask.lower()
+            assert said or parameter.get("enum"), f"{value!r} is not in {ask!r}"

@@ -14,7 +14,7 @@ CONTROL = "src.engine.config src.engine.request src.engine.messages src.engine.s
 ALLOWED = {
     "src.logs": "",
     "src.server": "src src.logs src.api.deps src.config src.profiles src.port_manager src.prompt_builder src.model_locator "
-    "src.harmony.vocabulary src.api.app src.engine.client src.engine.lifecycle src.engine.config src.engine.gpus",
+    "src.harmony.vocabulary src.api.app src.api.http_protocol src.engine.client src.engine.lifecycle src.engine.config src.engine.gpus",
     "src.api": "src src.api src.config src.profiles src.prompt_builder src.harmony src.engine.client src.engine.lifecycle "
     "src.engine.messages src.engine.request src.engine.sampling_params src.engine.gpus src.engine.config",
     "src.config": "src.profiles src.engine.config",

@@ -100,10 +100,5 @@ class HttpProtocol(HttpToolsProtocol):
 
 def _response(status: int, body: dict[str, Any]) -> bytes:
     content = json.dumps(body).encode()
-    return (
-        STATUS_LINE[status] + b"content-type: application/json\r\n"
-        b"content-length: "
-        + str(len(content)).encode()
-        + b"\r\nconnection: close\r\n\r\n"
-        + content
-    )
+    head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    return STATUS_LINE[status] + head % len(content) + content

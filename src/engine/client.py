@@ -30,6 +30,7 @@ from src.engine.lifecycle import (
     EngineState,
     QueueFullError,
     RestartPolicy,
+    start_process,
 )  # fmt: skip
 from src.engine.messages import (
     AbortRequests,
@@ -293,7 +294,7 @@ class EngineClient:
             )
             gone = asyncio.Event()
             try:
-                await _start(process)
+                await start_process(process)
                 atexit.register(
                     process.kill
                 )  # Python waits for it otherwise, when this process ends badly
@@ -374,18 +375,6 @@ class EngineClient:
         for request_id, stream in list(self._streams.items()):
             self._forget(request_id)
             stream.put(TokenOutput(request_id, [], FinishReason.ERROR, error=reason))
-
-
-async def _start(process: BaseProcess) -> None:
-    """Whoever is cancelled meanwhile leaves no process behind that nobody knows."""
-    starting = asyncio.create_task(asyncio.to_thread(process.start))
-    try:
-        await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        await starting
-        process.kill()
-        await asyncio.to_thread(process.join, 10)
-        raise
 
 
 def _child(

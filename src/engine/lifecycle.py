@@ -1,9 +1,11 @@
-"""The states of the engine process, and how its client fails."""
+"""The engine process: its states, its start, and how its client fails."""
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 
 
 class EngineState(enum.StrEnum):
@@ -39,3 +41,15 @@ class RestartPolicy:
         300.0  # no sign of life for this long while work is waiting: the engine counts as dead
     )
     ready_wait_s: float = 60.0  # how long a request waits for an engine that is restarting
+
+
+async def start_process(process: BaseProcess) -> None:
+    """Starts it in a thread. Who is cancelled meanwhile leaves no process behind that nobody knows."""
+    starting = asyncio.create_task(asyncio.to_thread(process.start))
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await starting
+        process.kill()
+        await asyncio.to_thread(process.join, 10)
+        raise

@@ -29,80 +29,85 @@ def expected_tensors(
     c: ModelConfig, *, original: bool, packed: bool
 ) -> dict[str, tuple[Shape, frozenset[str]]]:
     """Name -> (shape, allowed safetensors types) of every tensor that a checkpoint of this shape holds."""
-    hidden, inter, experts = c.hidden_size, c.intermediate_size, c.num_experts
-    q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    shapes: dict[str, Shape] = {}
-    packed_shapes: dict[str, Shape] = {}
-
-    def expert_matrix(name: str, dotted: bool, rows: int, columns: int) -> None:
-        if packed:
-            separator = "." if dotted else "_"
-            groups = columns // GROUP_SIZE
-            packed_shapes[f"{name}{separator}blocks"] = (experts, rows, groups, GROUP_SIZE // 2)
-            packed_shapes[f"{name}{separator}scales"] = (experts, rows, groups)
-        else:
-            shapes[name] = (
-                experts,
-                columns,
-                rows,
-            )  # transformers keeps unquantised experts transposed
-
     if original:
-        shapes |= {
-            "embedding.weight": (c.vocab_size, hidden),
-            "unembedding.weight": (c.vocab_size, hidden),
-            "norm.scale": (hidden,),
-        }
+        layer_tensors, separator = _original_layer, "."
+        embedding, head, norm = "embedding.weight", "unembedding.weight", "norm.scale"
     else:
-        shapes |= {
-            "model.embed_tokens.weight": (c.vocab_size, hidden),
-            "lm_head.weight": (c.vocab_size, hidden),
-            "model.norm.weight": (hidden,),
-        }
+        layer_tensors, separator = _hf_layer, "_"
+        embedding, head, norm = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+    shapes: dict[str, Shape] = {
+        embedding: (c.vocab_size, c.hidden_size),
+        head: (c.vocab_size, c.hidden_size),
+        norm: (c.hidden_size,),
+    }
+    packed_shapes: dict[str, Shape] = {}
     for n in range(c.num_layers):
-        if original:
-            a, m = f"block.{n}.attn.", f"block.{n}.mlp."
-            shapes |= {
-                a + "norm.scale": (hidden,),
-                a + "qkv.weight": (q_dim + 2 * kv_dim, hidden),
-                a + "qkv.bias": (q_dim + 2 * kv_dim,),
-                a + "sinks": (c.num_attention_heads,),
-                a + "out.weight": (hidden, q_dim),
-                a + "out.bias": (hidden,),
-                m + "norm.scale": (hidden,),
-                m + "gate.weight": (experts, hidden),
-                m + "gate.bias": (experts,),
-                m + "mlp1_bias": (experts, 2 * inter),
-                m + "mlp2_bias": (experts, hidden),
-            }
-            expert_matrix(m + "mlp1_weight", True, 2 * inter, hidden)
-            expert_matrix(m + "mlp2_weight", True, hidden, inter)
-        else:
-            layer = f"model.layers.{n}."
-            a, m = layer + "self_attn.", layer + "mlp."
-            shapes |= {
-                layer + "input_layernorm.weight": (hidden,),
-                layer + "post_attention_layernorm.weight": (hidden,),
-                a + "q_proj.weight": (q_dim, hidden),
-                a + "q_proj.bias": (q_dim,),
-                a + "k_proj.weight": (kv_dim, hidden),
-                a + "k_proj.bias": (kv_dim,),
-                a + "v_proj.weight": (kv_dim, hidden),
-                a + "v_proj.bias": (kv_dim,),
-                a + "o_proj.weight": (hidden, q_dim),
-                a + "o_proj.bias": (hidden,),
-                a + "sinks": (c.num_attention_heads,),
-                m + "router.weight": (experts, hidden),
-                m + "router.bias": (experts,),
-                m + "experts.gate_up_proj_bias": (experts, 2 * inter),
-                m + "experts.down_proj_bias": (experts, hidden),
-            }
-            expert_matrix(m + "experts.gate_up_proj", False, 2 * inter, hidden)
-            expert_matrix(m + "experts.down_proj", False, hidden, inter)
+        tensors, matrices = layer_tensors(c, n)
+        shapes |= tensors
+        for name, (rows, columns) in matrices.items():
+            if packed:
+                stored = (c.num_experts, rows, columns // GROUP_SIZE)
+                packed_shapes[f"{name}{separator}blocks"] = (*stored, GROUP_SIZE // 2)
+                packed_shapes[f"{name}{separator}scales"] = stored
+            else:  # transformers keeps unquantised experts transposed
+                shapes[name] = (c.num_experts, columns, rows)
     return {
         **{name: (shape, FLOAT_TYPES) for name, shape in shapes.items()},
         **{name: (shape, PACKED_TYPES) for name, shape in packed_shapes.items()},
     }
+
+
+# a layer's tensors, and its experts' matrices as (rows, columns) of one expert
+LayerTensors = tuple[dict[str, Shape], dict[str, tuple[int, int]]]
+
+
+def _original_layer(c: ModelConfig, n: int) -> LayerTensors:
+    hidden, inter, experts = c.hidden_size, c.intermediate_size, c.num_experts
+    q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    a, m = f"block.{n}.attn.", f"block.{n}.mlp."
+    tensors: dict[str, Shape] = {
+        a + "norm.scale": (hidden,),
+        a + "qkv.weight": (q_dim + 2 * kv_dim, hidden),
+        a + "qkv.bias": (q_dim + 2 * kv_dim,),
+        a + "sinks": (c.num_attention_heads,),
+        a + "out.weight": (hidden, q_dim),
+        a + "out.bias": (hidden,),
+        m + "norm.scale": (hidden,),
+        m + "gate.weight": (experts, hidden),
+        m + "gate.bias": (experts,),
+        m + "mlp1_bias": (experts, 2 * inter),
+        m + "mlp2_bias": (experts, hidden),
+    }
+    return tensors, {m + "mlp1_weight": (2 * inter, hidden), m + "mlp2_weight": (hidden, inter)}
+
+
+def _hf_layer(c: ModelConfig, n: int) -> LayerTensors:
+    hidden, inter, experts = c.hidden_size, c.intermediate_size, c.num_experts
+    q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    layer = f"model.layers.{n}."
+    a, m = layer + "self_attn.", layer + "mlp."
+    tensors: dict[str, Shape] = {
+        layer + "input_layernorm.weight": (hidden,),
+        layer + "post_attention_layernorm.weight": (hidden,),
+        a + "q_proj.weight": (q_dim, hidden),
+        a + "q_proj.bias": (q_dim,),
+        a + "k_proj.weight": (kv_dim, hidden),
+        a + "k_proj.bias": (kv_dim,),
+        a + "v_proj.weight": (kv_dim, hidden),
+        a + "v_proj.bias": (kv_dim,),
+        a + "o_proj.weight": (hidden, q_dim),
+        a + "o_proj.bias": (hidden,),
+        a + "sinks": (c.num_attention_heads,),
+        m + "router.weight": (experts, hidden),
+        m + "router.bias": (experts,),
+        m + "experts.gate_up_proj_bias": (experts, 2 * inter),
+        m + "experts.down_proj_bias": (experts, hidden),
+    }
+    matrices = {
+        m + "experts.gate_up_proj": (2 * inter, hidden),
+        m + "experts.down_proj": (hidden, inter),
+    }
+    return tensors, matrices
 
 
 class Checkpoint:

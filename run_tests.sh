@@ -5,7 +5,7 @@
 #
 # Without arguments everything, on the embedded model. With 20b or 120b only what a live server shows: all, p0 or
 # performance; without the checkpoint or the GPU for it that ends at once with exit code 3 and says what is missing.
-# A report (results.txt, results.json, servers' logs) is left in reports/<time>-<model>-<suite>; all of them leave three.
+# A report (results.txt, results.json, servers' logs) is left in reports/<time>-<model>-<suite>; all of them leave four.
 set -uo pipefail
 cd "$(dirname "$0")"
 source scripts/env.sh
@@ -59,12 +59,13 @@ print(*(','.join(map(str, part)) for part in (cores[:half], cores[half:] or core
     first_half=(taskset -c "$one") second_half=(taskset -c "$other")
 }
 
-all() { # pytest options. Servers take long to start and wait much, so that the rest can run beside them
-    local rest=(tests/unit tests/engine tests/kernels) folder
-    folder="$(report code)"
+all() { # pytest options. Servers take long to start and wait much, so that the engine's tests can run beside them
+    local rest=(tests/engine tests/kernels) folder
+    folder="$(report engine)"
     if [ -e /dev/nvidia0 ]; then # which each would want for itself
         run "$folder" "${rest[@]}" "$@"
         run "$(report e2e)" tests/e2e "$@"
+        run "$(report unit)" tests/unit "$@"
     else
         output="$(mktemp)"
         halves # threads of both on all cores would wait for one another
@@ -73,6 +74,7 @@ all() { # pytest options. Servers take long to start and wait much, so that the 
         beside=$!
         trap 'kill $beside 2>/dev/null; rm -f "$output"' EXIT
         run "$(report e2e)" tests/e2e "$@"
+        run "$(report unit)" tests/unit "$@"
         wait $beside || status=1
         beside=
         cores=()

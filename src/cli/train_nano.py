@@ -29,7 +29,7 @@ from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, Vocabulary, load_v
 from src.nano.batches import IGNORED, Batch, BatchMaker
 from src.nano.folding import fold, read_folded, restore
 from src.nano.muon import Muon
-from src.nano.network import COMPUTE, Masks, Network, TokenTraits
+from src.nano.network import COMPUTE, Network, TokenTraits, parts_of
 from src.nano.tools import DECISIVE
 
 COMMON_TOKENS = 1536
@@ -92,8 +92,8 @@ def loss_of(
     The softmax is over the common tokens, those of the batch, a random sample that stands for the rest of the
     vocabulary (sampled softmax: Jean et al. 2015, arXiv 1412.2007), and one for all that are never written.
     """
-    masks = Masks.of(batch.positions, batch.branches, network.config.sliding_window)
-    hidden = network(batch.token_ids, batch.positions, masks)
+    parts = parts_of(batch.positions, batch.branches, network.config)
+    hidden = network(batch.token_ids, batch.positions, parts)
     wanted = batch.targets != IGNORED
     targets = batch.targets[wanted]
     known = torch.cat((network.common, batch.token_ids.flatten(), targets)).unique()

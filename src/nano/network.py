@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ LETTERS = 10
 NO_LETTER = 256
 LENGTHS = 16
 NUM_FEATURES = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
-QUERIES_AT_ONCE = 256  # what lies behind the last of them is left out, which is masked anyway
+QUERIES_AT_ONCE = 128  # of a group's branches; each sees the others' keys only to mask them
 GROUP = 1000  # branches of one shared part are numbered from it, a multiple of this
 QUERY_PADDING = (
     8  # the sink is one more key, told apart by one more dimension; 8 keeps rows aligned
@@ -169,22 +170,86 @@ class Layer(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Masks:
-    """bool [B, 1, S, 1 + S]: which keys a query sees; the first key is the sink."""
+class Keys:
+    """What Q queries see: the sink, the last keys of what their group shares, and one another."""
 
-    full: torch.Tensor
-    sliding: torch.Tensor
+    shared: int  # how many of the group's
+    # COMPUTE [Q G, 1 + shared + Q], G query heads a key's: 0 where a key is seen, else -inf
+    mask: torch.Tensor
 
-    @classmethod
-    def of(cls, positions: torch.Tensor, branches: torch.Tensor, window: int) -> Masks:
-        """positions, branches int64 [B, S]. A branch sees itself and what its GROUP shares; -1 is padding."""
-        size = positions.shape[1]
-        causal = torch.ones(size, size, dtype=torch.bool).tril()
-        query, key = branches[:, :, None], branches[:, None, :]
-        same = (query == key) | (key == query - query % GROUP)
-        full = causal & same
-        near = positions[:, :, None] - positions[:, None, :] < window
-        return cls(*(F.pad(mask, (1, 0), value=True).unsqueeze(1) for mask in (full, full & near)))
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Queries that stand behind one another in a row: what a group shares, or some of its branches."""
+
+    size: int
+    shared: int | None  # which part their group shares; None where there is none, or it is this one
+    full: Keys
+    sliding: Keys
+
+
+def parts_of(positions: torch.Tensor, branches: torch.Tensor, config: ModelConfig) -> list[Part]:
+    """positions, branches int64 [B, S] -> the parts of all rows, one row after the other.
+
+    A branch sees itself and what its GROUP shares; -1 is padding. Keys that no query of a part sees are left out.
+    """
+    window, group = config.sliding_window, config.num_attention_heads // config.num_key_value_heads
+    parts: list[Part] = []
+    for row_positions, row_branches in zip(positions, branches, strict=True):
+        of_group = None
+        for start, end in _runs(row_branches.tolist()):
+            own, branch = row_positions[start:end], row_branches[start:end]
+            number, index = divmod(int(branch[0]), GROUP)
+            if number != of_group:
+                of_group, shared_at, shared = number, None, own[:0]
+            same = (branch[:, None] == branch).tril()
+            parts.append(
+                Part(
+                    end - start,
+                    shared_at,
+                    _keys(own, shared, same, group),
+                    _keys(own, shared, same, group, window),
+                )
+            )
+            if index == 0:
+                shared_at, shared = len(parts) - 1, own
+    return parts
+
+
+def _runs(branches: list[int]) -> list[tuple[int, int]]:
+    """Where parts begin and end: branches of one group together while they are short."""
+    runs: list[tuple[int, int]] = []
+    start = 0
+    for _, run in groupby(branches):
+        end = start + len(list(run))
+        first = branches[runs[-1][0]] if runs else 0
+        joins = (
+            first % GROUP and branches[start] % GROUP and first // GROUP == branches[start] // GROUP
+        )
+        if joins and end - runs[-1][0] <= QUERIES_AT_ONCE:
+            runs[-1] = (runs[-1][0], end)
+        else:
+            runs.append((start, end))
+        start = end
+    return runs
+
+
+def _keys(
+    own: torch.Tensor,
+    shared: torch.Tensor,
+    same: torch.Tensor,
+    group: int,
+    window: int | None = None,
+) -> Keys:
+    """Positions of the part [Q] and of what its group shares, and which of its own a query may see [Q, Q]."""
+    if window is not None:
+        shared = shared[shared > own.min() - window]
+    seen = torch.cat((torch.ones(len(own), 1 + len(shared), dtype=torch.bool), same), dim=1)
+    if window is not None:
+        near = own[:, None] - torch.cat((shared, own)) < window
+        seen[:, 1:] &= near
+    mask = torch.zeros(seen.shape, dtype=COMPUTE)
+    return Keys(len(shared), mask.masked_fill_(~seen, -torch.inf).repeat_interleave(group, dim=0))
 
 
 class Network(nn.Module):
@@ -206,7 +271,7 @@ class Network(nn.Module):
         )  # fmt: skip
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, masks: Masks
+        self, token_ids: torch.Tensor, positions: torch.Tensor, parts: list[Part]
     ) -> torch.Tensor:
         """token_ids, positions int64 [B, S] -> normed hidden states float32 [B, S, H]."""
         distinct, inverse = torch.unique(token_ids, return_inverse=True)
@@ -215,9 +280,8 @@ class Network(nn.Module):
         rope = (cos.view(*positions.shape, 1, -1), sin.view(*positions.shape, 1, -1))
         for kind, layer in zip(self.config.layer_types, self.layers, strict=True):
             assert isinstance(layer, Layer)
-            x = x + self._attention(
-                x, layer, masks.sliding if kind == SLIDING else masks.full, rope
-            )
+            keys = [part.sliding if kind == SLIDING else part.full for part in parts]
+            x = x + self._attention(x, layer, parts, keys, rope)
             x = x + self._mlp(x.flatten(0, 1), layer).view_as(x)
         return self._norm(x, self.final_norm)
 
@@ -236,7 +300,8 @@ class Network(nn.Module):
         self,
         x: torch.Tensor,
         layer: Layer,
-        mask: torch.Tensor,
+        parts: list[Part],
+        keys: list[Keys],
         rope: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
         c = self.config
@@ -246,30 +311,40 @@ class Network(nn.Module):
         qkv = F.linear(t, weight, layer.qkv_bias.to(COMPUTE)).view(*x.shape[:2], -1, dim)
         q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=2)
         q, k = apply_rope_ref(q, *rope), apply_rope_ref(k, *rope)
-        group = heads // kv_heads
-        q, k, v = (a.transpose(1, 2) for a in (q, k, v))
-        k, v = (a.repeat_interleave(group, dim=1) for a in (k, v))
-        scale = dim**-0.5
-        q = F.pad(q, (0, QUERY_PADDING))
-        q = q + F.one_hot(torch.tensor(dim), dim + QUERY_PADDING).to(
-            q.dtype
-        )  # 1 in the sink's dimension
-        sink = F.pad((layer.sinks / scale).view(heads, 1, 1).to(k.dtype), (dim, QUERY_PADDING - 1))
-        k = torch.cat((sink.expand(k.shape[0], -1, -1, -1), F.pad(k, (0, QUERY_PADDING))), dim=2)
-        v = F.pad(v, (0, QUERY_PADDING, 1, 0))
-        parts = []
-        for start in range(0, q.shape[2], QUERIES_AT_ONCE):
-            end = min(start + QUERIES_AT_ONCE, q.shape[2])
-            seen = mask[:, :, start:end, : 1 + end]
-            part = F.scaled_dot_product_attention(
-                q[:, :, start:end],
-                k[:, :, : 1 + end],
-                v[:, :, : 1 + end],
-                attn_mask=seen,
+        # A key's query heads stand behind one another as queries of one head; the sink is a key that sees a dimension
+        # of its own, in which each head's query has its sink.
+        group, scale = heads // kv_heads, dim**-0.5
+        sinks = (layer.sinks / scale).to(q.dtype).view(-1, 1).expand(*q.shape[:3], 1)
+        q = F.pad(torch.cat((q, sinks), dim=-1), (0, QUERY_PADDING - 1))
+        q = q.view(-1, kv_heads, group, q.shape[-1]).transpose(0, 1).flatten(1, 2)
+        k, v = (
+            F.pad(a.flatten(0, 1), (0, QUERY_PADDING)).transpose(0, 1).contiguous() for a in (k, v)
+        )
+        nothing = k.new_zeros(kv_heads, 1, dim + QUERY_PADDING)
+        sink = nothing.index_fill(2, torch.tensor(dim), 1)
+        sizes = [part.size for part in parts]
+        all_q, all_k, all_v = (
+            q.split([size * group for size in sizes], dim=1),
+            k.split(sizes, dim=1),
+            v.split(sizes, dim=1),
+        )
+        outs = []
+        for own_q, own_k, own_v, part, seen in zip(all_q, all_k, all_v, parts, keys, strict=True):
+            part_k, part_v = [sink, own_k], [nothing, own_v]
+            if part.shared is not None and seen.shared:
+                skipped = sizes[part.shared] - seen.shared
+                part_k.insert(1, all_k[part.shared][:, skipped:])
+                part_v.insert(1, all_v[part.shared][:, skipped:])
+            out = F.scaled_dot_product_attention(
+                own_q.unsqueeze(0),
+                torch.cat(part_k, dim=1).unsqueeze(0),
+                torch.cat(part_v, dim=1).unsqueeze(0),
+                attn_mask=seen.mask,
                 scale=scale,
             )
-            parts.append(part[..., :dim])
-        out = torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
+            outs.append(out[0])
+        out = torch.cat(outs, dim=1)[..., :dim].unflatten(1, (-1, group)).transpose(0, 1)
+        out = out.reshape(*x.shape[:2], -1)
         return F.linear(out, layer.out.to(COMPUTE), layer.out_bias.to(COMPUTE)).float()
 
     def _mlp(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:

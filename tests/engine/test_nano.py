@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from src.nano.examples import Copier, Example, Source, completion_ids, held_out
 from src.nano.folding import ASSET, fold, read_folded, restore, unfold
 from src.nano.lessons import MIXTURE, lesson
 from src.nano.muon import Muon
-from src.nano.network import GROUP, Masks, Network, TokenTraits, fake_quantize
+from src.nano.network import GROUP, Network, TokenTraits, fake_quantize, parts_of
 from src.nano.tasks import Task
 from src.nano.tools import invented, offered, same_tools
 from src.nano.values import value_text
@@ -72,9 +73,9 @@ def test_the_unfolded_checkpoint_is_the_network(network: Network, tmp_path: Path
     folder = unfold(tmp_path / "folded.safetensors", tmp_path / "nano")
     ids = torch.tensor([list(range(3, 150)) + [199_999, 200_006, 200_008]])
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
-    masks = Masks.of(positions, torch.zeros_like(ids), network.config.sliding_window)
+    parts = parts_of(positions, torch.zeros_like(ids), network.config)
     with torch.no_grad():
-        expected = network.logits(network(ids, positions, masks)[0], torch.arange(VOCAB_SIZE))
+        expected = network.logits(network(ids, positions, parts)[0], torch.arange(VOCAB_SIZE))
     served = model_logits(load_model(folder), ids[0].tolist())
     assert relative_rms(expected, served) < 0.03  # bfloat16 in training, eight bits in the file
 
@@ -85,28 +86,61 @@ def test_branches_of_a_row_do_not_see_each_other(network: Network) -> None:
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 3, 4]])
     branches = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2]])
     with torch.no_grad():
-        packed = network(ids, positions, Masks.of(positions, branches, 128))[0, -2:]
+        packed = network(ids, positions, parts_of(positions, branches, network.config))[0, -2:]
         alone_ids = torch.tensor([shared + two])
         alone_positions = torch.arange(5).unsqueeze(0)
         alone = network(
-            alone_ids, alone_positions, Masks.of(alone_positions, torch.zeros_like(alone_ids), 128)
+            alone_ids,
+            alone_positions,
+            parts_of(alone_positions, torch.zeros_like(alone_ids), network.config),
         )[0, -2:]
     assert relative_rms(alone, packed) < 0.01
 
 
-def test_queries_in_parts_give_what_all_at_once_do(
-    network: Network, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at_once", [1, 4, 128])
+def test_parts_see_what_a_mask_of_the_whole_row_says(
+    network: Network, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    ids = torch.arange(3, 33).view(2, 15)
-    positions = torch.tensor([[*range(15)], [0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 0, 1, 2, 3, 4]])
-    branches = torch.tensor([[0] * 15, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, *[GROUP] * 5]])
-    masks = Masks.of(positions, branches, 4)
-    with torch.no_grad():
-        whole = network(ids, positions, masks)
-        monkeypatch.setattr(
-            "src.nano.network.QUERIES_AT_ONCE", 4
-        )  # four parts, the last one shorter
-        assert relative_rms(whole, network(ids, positions, masks)) < 0.01
+    monkeypatch.setattr("src.nano.network.QUERIES_AT_ONCE", at_once)
+    window, size = 4, 15
+    branches = torch.tensor(
+        [
+            [0] * size,
+            [0, 0, 0, 1, 1, 1, 1, 2, 2, 3, *[GROUP] * 2, GROUP + 1, -1, -1],
+            [0, 0, 0, 0, 0, 0, 1, 1, 2, GROUP + 1, GROUP + 1, *[2 * GROUP] * 4],
+        ]
+    )
+    positions = torch.tensor(
+        [
+            [*range(size)],
+            [0, 1, 2, 3, 4, 5, 6, 3, 4, 3, 0, 1, 2, 0, 0],
+            [0, 1, 2, 3, 4, 5, 6, 7, 6, 0, 1, 0, 1, 2, 3],
+        ]
+    )
+    query, key = branches[:, :, None], branches[:, None, :]
+    full = ((query == key) | (key == query - query % GROUP)) & torch.ones(
+        size, size, dtype=torch.bool
+    ).tril()
+    sliding = full & (positions[:, :, None] - positions[:, None, :] < window)
+    config = dataclasses.replace(network.config, sliding_window=window)
+    heads = config.num_attention_heads // config.num_key_value_heads
+    for name, expected in ("full", full), ("sliding", sliding):
+        seen = torch.zeros(branches.numel(), branches.numel(), dtype=torch.bool)
+        parts = parts_of(positions, branches, config)
+        ends = torch.tensor([part.size for part in parts]).cumsum(0).tolist()
+        for part, end in zip(parts, ends, strict=True):
+            keys = getattr(part, name)
+            own = range(end - part.size, end)
+            shared = (
+                range(0)
+                if part.shared is None
+                else range(ends[part.shared] - keys.shared, ends[part.shared])
+            )
+            mask = (keys.mask == 0).view(part.size, heads, -1)
+            assert mask[..., 0].all(), "every query sees the sink"
+            assert (mask == mask[:, :1]).all(), "all heads see the same"
+            seen[own.start : own.stop, [*shared, *own]] = mask[:, 0, 1:]
+        assert torch.equal(seen, torch.block_diag(*expected.int()).bool()), name
 
 
 def test_rows_that_stand_behind_one_another_are_strangers(network: Network) -> None:
@@ -116,10 +150,10 @@ def test_rows_that_stand_behind_one_another_are_strangers(network: Network) -> N
     alone_ids, alone_positions = ids[:, 6:], positions[:, 6:]
     alone_branches = torch.tensor([[0, 0, 1, 1]])
     with torch.no_grad():
-        packed = network(ids, positions, Masks.of(positions, branches, 128))[0, 6:]
-        alone = network(alone_ids, alone_positions, Masks.of(alone_positions, alone_branches, 128))[
-            0
-        ]
+        packed = network(ids, positions, parts_of(positions, branches, network.config))[0, 6:]
+        alone = network(
+            alone_ids, alone_positions, parts_of(alone_positions, alone_branches, network.config)
+        )[0]
     assert relative_rms(alone, packed) < 0.01
 
 
@@ -286,11 +320,11 @@ def test_training_goes_on_from_a_folded_model(network: Network, tmp_path: Path) 
     restore(again, read_folded(tmp_path / "folded.safetensors"))
     ids = torch.tensor([network.common[200:300].tolist() + [7, 1001, 199_999]])
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
-    masks = Masks.of(positions, torch.zeros_like(ids), network.config.sliding_window)
+    parts = parts_of(positions, torch.zeros_like(ids), network.config)
     with torch.no_grad():
         candidates = torch.tensor([7, 9, *network.common[150:400].tolist()])
         before, after = (
-            n.logits(n(ids, positions, masks)[0], candidates) for n in (network, again)
+            n.logits(n(ids, positions, parts)[0], candidates) for n in (network, again)
         )
     assert relative_rms(before, after) < 0.03
 

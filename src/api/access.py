@@ -43,7 +43,7 @@ from src.engine.config import ConfigError
 logger = logging.getLogger(__name__)
 
 ALWAYS_OPEN = frozenset({"/health", "/ready"})
-GENERATES = frozenset({"/v1/chat/completions", "/v1/completions"})
+GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 DEBUG = frozenset({"/v1/chat/completions/render"})
 PAGE = ("/page/",)
 ANONYMOUS = "anonymous"

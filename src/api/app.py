@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src import __version__
-from src.api import cancel, chat, completions, errors, models, page, system, tokens
+from src.api import cancel, chat, completions, errors, models, page, responses, system, tokens
 from src.api.access import Access, Door
 from src.api.deps import ServerContext
 from src.api.ledger import Ledger
@@ -113,7 +113,7 @@ def create_app(
     app.state.context = context
     system.register_live_metrics(context)
     errors.install(app)
-    modules: list[Any] = [cancel, chat, completions, models, page, system, tokens]
+    modules: list[Any] = [cancel, chat, completions, models, page, responses, system, tokens]
     for module in modules:
         app.include_router(module.router)
     app.add_middleware(Door, access=access)

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat_plan import ChatPlan, plan_chat
 from src.api.choice import Choice, ChoiceDelta
-from src.api.deps import Context, ServerContext, new_record
-from src.api.errors import ApiError, Cancelled, EngineFailure, from_engine
+from src.api.deps import Context, ServerContext, counted_rejections, new_record
+from src.api.errors import ApiError, Cancelled, EngineFailure
 from src.api.metrics import RequestRecord
 from src.api.protocol import ChatCompletionRequest
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
@@ -352,16 +352,9 @@ def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
 )
 async def chat_completions(request: Request, context: Context) -> Response:
     record = new_record(request)
-    try:
-        body = await read_json_object(request, context.config)
-        plan = await plan_chat(body, context)
+    with counted_rejections(context):
+        plan = await plan_chat(await read_json_object(request, context.config), context)
         answer = await start_answer(plan, context, record)
-    except (ApiError, ValueError):
-        context.metrics.reject()
-        raise
-    except EngineError as error:
-        context.metrics.reject()
-        raise from_engine(error) from error
     if plan.stream:
         return EventStream(stream_events(answer), answer.close, context.config.keep_alive_s)
     return JsonWhenDone(lambda: collect(answer), answer.close)

@@ -96,10 +96,12 @@ def _max_tokens(
     return max_tokens
 
 
-async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan:
+async def plan_chat(
+    body: Mapping[str, Any], context: ServerContext, *, id_prefix: str = "chatcmpl-"
+) -> ChatPlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
     request = ChatCompletionRequest.model_validate(dict(body))
-    _warn_unknown(body, request)
+    warn_unknown(body, request)
     profile = _profile(request, context)
     if request.tools or request.functions or request.response_format:  # schemas are compiled
         guide = context.config.guided_harmony and context.config.guided_tool_arguments
@@ -125,7 +127,7 @@ async def plan_chat(body: Mapping[str, Any], context: ServerContext) -> ChatPlan
     )
     grammar = await _grammar(request, tools, response_format, budget, context)
     params = _sampling(request, profile, max_tokens, grammar, context)
-    completion_id = f"chatcmpl-{secrets.token_hex(12)}"
+    completion_id = id_prefix + secrets.token_hex(12)
     requests = _engine_requests(completion_id, request, profile, prompt, params)
     reasoning = request.reasoning
     return ChatPlan(
@@ -168,7 +170,7 @@ def _engine_requests(
     ]
 
 
-def _warn_unknown(body: Mapping[str, Any], request: ChatCompletionRequest) -> None:
+def warn_unknown(body: Mapping[str, Any], request: SamplingFields) -> None:
     """Once for each name: clients send them with every request."""
     unknown = body.keys() - request.known_fields - _warned_fields
     if unknown and len(_warned_fields) < 1000:

@@ -17,8 +17,8 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat_plan import base_seed, derived_seed, resolve_model, sampling_options
 from src.api.choice import StopStrings
-from src.api.deps import Context, ServerContext, new_record
-from src.api.errors import ApiError, Cancelled, EngineFailure, InvalidRequest, from_engine
+from src.api.deps import Context, ServerContext, counted_rejections, new_record
+from src.api.errors import Cancelled, EngineFailure, InvalidRequest
 from src.api.metrics import RequestRecord
 from src.api.protocol import VOCAB_SIZE, SamplingFields, fail
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
@@ -329,15 +329,9 @@ async def _collect(answer: TextAnswer) -> bytes:
 @router.post("/v1/completions")
 async def completions(request: Request, context: Context) -> Response:
     record = new_record(request)
-    try:
+    with counted_rejections(context):
         body = await read_json_object(request, context.config)
         answer = await start_completion(body, context, record)
-    except (ApiError, ValueError):
-        context.metrics.reject()
-        raise
-    except EngineError as error:
-        context.metrics.reject()
-        raise from_engine(error) from error
     if answer.request.stream:
         return EventStream(_stream(answer), answer.close, context.config.keep_alive_s)
     return JsonWhenDone(lambda: _collect(answer), answer.close)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -12,10 +13,12 @@ from fastapi import Depends, Request
 
 from src import __version__
 from src.api.access import Access
+from src.api.errors import ApiError, from_engine
 from src.api.ledger import Ledger
 from src.api.metrics import Metrics, RequestRecord
 from src.config import ServerConfig
 from src.engine.client import EngineClient
+from src.engine.lifecycle import EngineError
 from src.harmony.render import ReasoningEffort
 from src.harmony.vocabulary import Vocabulary
 from src.profiles import Profile
@@ -105,6 +108,19 @@ def new_record(request: Request) -> RequestRecord:
             if name in request.headers
         ),
     )
+
+
+@contextlib.contextmanager
+def counted_rejections(context: ServerContext) -> Iterator[None]:
+    """For what happens before a request runs: what ends it here is counted, and the engine's refusals become HTTP's."""
+    try:
+        yield
+    except (ApiError, ValueError):
+        context.metrics.reject()
+        raise
+    except EngineError as error:
+        context.metrics.reject()
+        raise from_engine(error) from error
 
 
 def get_context(request: Request) -> ServerContext:

@@ -115,10 +115,10 @@ def from_engine(error: EngineError) -> ApiError:
     return Unavailable(str(error), code="overloaded", headers={"retry-after": "5"})
 
 
-def from_validation(error: ValidationError) -> InvalidRequest:
-    """The first problem, in OpenAI's words and codes."""
+def from_validation(error: ValidationError, within: tuple[int | str, ...] = ()) -> InvalidRequest:
+    """The first problem, in OpenAI's words and codes. `within`: where in the body the validated part stands."""
     first = error.errors(include_url=False)[0]
-    param = _param(first["loc"])
+    param = _param((*within, *first["loc"]))
     message, kind = first["msg"], first["type"]
     context = first.get("ctx") or {}
     code = context.get("code") or _CODES.get(kind)

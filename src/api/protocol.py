@@ -166,6 +166,10 @@ class SamplingFields(Strict):
                 )
         return self
 
+    @property
+    def known_fields(self) -> frozenset[str]:
+        return frozenset(type(self).model_fields)
+
 
 class ChatCompletionRequest(SamplingFields):
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -210,10 +214,6 @@ class ChatCompletionRequest(SamplingFields):
         for index, message in enumerate(self.messages):
             check_message(message, f"messages[{index}]")
         return self
-
-    @property
-    def known_fields(self) -> frozenset[str]:
-        return frozenset(type(self).model_fields)
 
 
 def check_message(message: Message, where: str) -> None:

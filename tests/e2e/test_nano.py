@@ -166,6 +166,28 @@ def test_it_calls_the_tool_that_fits_and_answers_from_its_result(
     assert "21" in answer.message.content and "sunny" in answer.message.content
 
 
+def test_a_response_calls_a_tool_and_answers_from_its_result(nano: openai.OpenAI) -> None:
+    options: Any = {
+        "model": "gpt-oss-nano",
+        "tools": [{"type": "function"} | tool["function"] for tool in (WEATHER, MUSIC)],
+        "temperature": 0,
+    }
+    items: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    first = nano.responses.create(input=items, **options)
+    reasoning, call = (item.to_dict() for item in first.output)
+    assert "get_weather yes: city = Paris" in reasoning["content"][0]["text"]  # type: ignore[index]
+    assert (call["name"], json.loads(str(call["arguments"]))) == ("get_weather", {"city": "Paris"})
+    result = {
+        "type": "function_call_output",
+        "call_id": call["call_id"],
+        "output": '{"temperature": 21, "condition": "sunny"}',
+    }
+    second = nano.responses.create(input=[*items, reasoning, call, result], **options)
+    assert second.status == "completed"
+    assert "21" in second.output_text and "sunny" in second.output_text
+    assert second.usage.input_tokens_details.cached_tokens > 0  # type: ignore[union-attr]
+
+
 def test_it_calls_no_tool_where_none_fits(nano: openai.OpenAI) -> None:
     choice = ask(nano, "Hello!", tools=[WEATHER, MUSIC])
     assert choice.finish_reason == "stop" and "Hello" in choice.message.content

@@ -64,7 +64,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 PATHS = (
-    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/stats"),
+    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("GET", "/v1/models"), ("GET", "/stats"),
     ("GET", "/metrics"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("POST", "/v1/cancel/x"), ("POST", "/cancel/x"),
     ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere"),
 )  # fmt: skip

@@ -1,0 +1,332 @@
+"""What a Responses request may say, and the chat request that it stands for. Nothing is stored: a conversation is sent
+whole, as `input` items."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from src.api.errors import InvalidRequest, from_validation
+from src.api.protocol import Effort, FunctionName, SamplingFields, Strict, fail
+
+LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
+STATEFUL = ("previous_response_id", "conversation", "prompt")
+# Where the chat request says what this one says elsewhere.
+PLACES = (
+    (re.compile(r"^tools\[(\d+)\]\.function\b"), r"tools[\1]"),
+    (re.compile(r"^tool_choice\.function\b"), "tool_choice"),
+    (re.compile(r"^response_format\.json_schema\b"), "text.format"),
+    (re.compile(r"^response_format\b"), "text.format"),
+    (re.compile(r"^(max_completion_tokens|max_tokens)$"), "max_output_tokens"),
+    (re.compile(r"^reasoning_effort$"), "reasoning.effort"),
+    (re.compile(r"^messages$"), "input"),
+)
+
+
+class FunctionTool(Strict):
+    type: Literal["function"]  # the first: what is wrong with it says most
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class TextFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> TextFormat:
+        if self.type == "json_schema":
+            for name, value in ("name", self.name), ("schema", self.schema_):
+                if value is None:
+                    where = f"text.format.{name}"
+                    raise fail(
+                        f"Missing required parameter: '{where}'.",
+                        where,
+                        "missing_required_parameter",
+                    )
+        return self
+
+
+class TextOptions(Strict):
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class Reasoning(Strict):
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class ResponsesRequest(SamplingFields):
+    input: str | list[Any]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    reasoning: Reasoning | None = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    store: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
+    prompt_cache_key: str | None = None
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    background: bool | None = None
+    previous_response_id: Any = None
+    conversation: Any = None
+    prompt: Any = None
+    # extensions, named as elsewhere
+    profile: str | None = None
+    reasoning_budget: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ResponsesRequest:
+        for field in STATEFUL:
+            if getattr(self, field) is not None:
+                raise fail(
+                    f"'{field}' is not supported: this server stores nothing. Send the earlier items in 'input'.",
+                    field,
+                    "unsupported_parameter",
+                )
+        if self.background:
+            raise fail("'background' is not supported.", "background", "unsupported_parameter")
+        if (self.n or 1) != 1:
+            raise fail("A response has one answer: 'n' may only be 1.", "n", "unsupported_value")
+        if self.input == []:
+            raise fail("An array of input items must not be empty.", "input", "empty_array")
+        return self
+
+    @property
+    def effort(self) -> Effort | None:
+        return self.reasoning.effort if self.reasoning is not None else None
+
+
+class InputMessage(Strict):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Any]
+
+
+class FunctionCallItem(Strict):
+    type: Literal["function_call"]
+    call_id: Annotated[str, Field(min_length=1)]
+    name: str
+    arguments: str
+
+
+class FunctionOutputItem(Strict):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[Any]
+
+
+class ReasoningItem(Strict):
+    type: Literal["reasoning"]
+    content: list[Any] | None = None
+
+
+Item = InputMessage | FunctionCallItem | FunctionOutputItem | ReasoningItem
+ITEMS: dict[str, type[Item]] = {
+    "message": InputMessage,
+    "function_call": FunctionCallItem,
+    "function_call_output": FunctionOutputItem,
+    "reasoning": ReasoningItem,
+}
+PARTS = {
+    "user": ("input_text", "text"),
+    "system": ("input_text", "text"),
+    "developer": ("input_text", "text"),
+    "assistant": ("output_text", "input_text", "text", "refusal"),
+    "function_call_output": ("input_text", "output_text", "text"),
+    "reasoning": ("reasoning_text", "text"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatBody:
+    body: dict[str, Any]
+    items: list[int | None]  # which input item began each of its messages; None: `instructions`
+
+    def in_words_of_responses(self, error: InvalidRequest) -> InvalidRequest:
+        """The same error, naming the field as it is called here."""
+        param = error.param or ""
+        found = re.match(r"^messages\[(\d+)\](.*)$", param)
+        if found is not None:
+            item = self.items[int(found[1])]
+            rest = found[2].replace(".tool_call_id", ".call_id")
+            param = "instructions" if item is None else f"input[{item}]{rest}"
+        for pattern, name in PLACES:
+            param = pattern.sub(name, param)
+        return type(error)(error.message, param or None, error.code, error.headers)
+
+
+def chat_body(request: ResponsesRequest) -> ChatBody:
+    """Raises InvalidRequest for an input item that cannot be read."""
+    messages, items = _messages(request)
+    shared = SamplingFields.model_fields.keys() & request.model_fields_set
+    body: dict[str, Any] = {
+        name: getattr(request, name) for name in sorted(shared - {"stream_options", "n"})
+    }
+    text = request.text or TextOptions()
+    optional = {
+        "max_completion_tokens": request.max_output_tokens,
+        "tools": [_nested(tool) for tool in request.tools] if request.tools else None,
+        "tool_choice": _nested_choice(request.tool_choice),
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "response_format": _response_format(text.format),
+        "verbosity": text.verbosity,
+        "reasoning_effort": request.effort,
+        "reasoning_budget": request.reasoning_budget,
+        "profile": request.profile,
+        "service_tier": request.service_tier,
+    }
+    if LOGPROBS in (request.include or ()):
+        optional |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
+    given = {name: value for name, value in optional.items() if value is not None}
+    return ChatBody(body | {"messages": messages} | given, items)
+
+
+def _messages(request: ResponsesRequest) -> tuple[list[dict[str, Any]], list[int | None]]:
+    """Chat messages. What the assistant did in a row, reasoning, words and calls, is one message."""
+    messages: list[dict[str, Any]] = []
+    places: list[int | None] = []
+    if request.instructions:
+        messages.append({"role": "developer", "content": request.instructions})
+        places.append(None)
+    if isinstance(request.input, str):
+        return [*messages, {"role": "user", "content": request.input}], [*places, 0]
+    turn: dict[str, Any] | None = None  # the assistant's message that may go on
+    for index, given in enumerate(request.input):
+        item = _item(given, index)
+        where = f"input[{index}]"
+        part = _part_of_turn(item, where)
+        if part is None:
+            turn = None
+            messages.append(_other(item, where))
+            places.append(index)
+            continue
+        if turn is None or not _goes_on(turn, part):
+            turn = {"role": "assistant"}
+            messages.append(turn)
+            places.append(index)
+        calls = turn.get("tool_calls", []) + part.pop("tool_calls", [])
+        turn |= part
+        if calls:
+            turn["tool_calls"] = calls
+    return messages, places
+
+
+def _goes_on(turn: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Reasoning, then words, then calls: what would go back in that order begins another message."""
+    if "tool_calls" in part:
+        return True
+    return not turn.keys() & ({"content", "tool_calls"} | part.keys())
+
+
+def _item(given: Any, index: int) -> Item:
+    where = f"input[{index}]"
+    if not isinstance(given, Mapping):
+        raise InvalidRequest("An input item is an object.", where, "invalid_type")
+    kind = given.get("type", "message")
+    model = ITEMS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        raise InvalidRequest(
+            f"Input items of type {kind!r} are not supported; there are {', '.join(ITEMS)}.",
+            f"{where}.type",
+            "unsupported_value",
+        )
+    try:
+        return model.model_validate(dict(given))
+    except ValidationError as error:
+        raise from_validation(error, ("input", index)) from None
+
+
+def _part_of_turn(item: Item, where: str) -> dict[str, Any] | None:
+    """What this item adds to the assistant's message; None: it is no part of one."""
+    if isinstance(item, ReasoningItem):
+        return {"reasoning_content": _text(item.content or [], "reasoning", f"{where}.content")}
+    if isinstance(item, FunctionCallItem):
+        function = {"name": item.name, "arguments": item.arguments}
+        return {
+            "tool_calls": [{"id": item.call_id, "type": "function", "function": function}],
+        }
+    if isinstance(item, InputMessage) and item.role == "assistant":
+        return {"content": _text(item.content, "assistant", f"{where}.content")}
+    return None
+
+
+def _other(item: Item, where: str) -> dict[str, Any]:
+    if isinstance(item, FunctionOutputItem):
+        text = _text(item.output, "function_call_output", f"{where}.output")
+        return {"role": "tool", "tool_call_id": item.call_id, "content": text}
+    assert isinstance(item, InputMessage)
+    return {"role": item.role, "content": _text(item.content, item.role, f"{where}.content")}
+
+
+def _text(content: str | Sequence[Any], kind: str, where: str) -> str:
+    """A string, or the texts of an array's parts in order."""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        at = f"{where}[{index}]"
+        part_type = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(part, Mapping) or not isinstance(part_type, str):
+            raise InvalidRequest("A content part is an object with a type.", at, "invalid_type")
+        if part_type not in PARTS[kind]:
+            raise InvalidRequest(
+                f"Parts of type {part_type!r} are not supported here: this model reads text only.",
+                f"{at}.type",
+                "unsupported_value",
+            )
+        field = "refusal" if part_type == "refusal" else "text"
+        text = part.get(field)
+        if not isinstance(text, str):
+            raise InvalidRequest(
+                f"A part of type {part_type!r} needs a string '{field}'.",
+                f"{at}.{field}",
+                "invalid_type",
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _nested(tool: FunctionTool) -> dict[str, Any]:
+    return {"type": "function", "function": tool.model_dump(exclude={"type"})}
+
+
+def _nested_choice(choice: Any) -> Any:
+    """`{"type": "function", "name": f}` as chat has it; what is something else is left for it to judge."""
+    if not isinstance(choice, Mapping):
+        return choice
+    if choice.get("type") == "function" and "function" not in choice:
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    tools = choice.get("tools")
+    if choice.get("type") == "allowed_tools" and isinstance(tools, list):
+        return {**choice, "tools": [_nested_choice(tool) for tool in tools]}
+    return choice
+
+
+def _response_format(wanted: TextFormat | None) -> dict[str, Any] | None:
+    if wanted is None:
+        return None
+    if wanted.type != "json_schema":
+        return {"type": wanted.type}
+    return {
+        "type": "json_schema",
+        "json_schema": wanted.model_dump(exclude={"type"}, by_alias=True, exclude_none=True),
+    }

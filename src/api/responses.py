@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,31 +16,37 @@ from src.api.chat import Answer, start_answer
 from src.api.chat_plan import ChatPlan, plan_chat, warn_unknown
 from src.api.deps import Context, ServerContext, counted_rejections, new_record
 from src.api.errors import ApiError, Cancelled, InvalidRequest
-from src.api.responses_input import ResponsesRequest, chat_body
+from src.api.responses_input import FunctionTool, ResponsesRequest, chat_body
 from src.api.responses_output import Event, ItemStatus, OutputItems
 from src.api.streaming import EventStream, JsonWhenDone, encode_event
 
 router = APIRouter()
 
 
-async def plan_response(
-    body: dict[str, Any], context: ServerContext
-) -> tuple[ResponsesRequest, ChatPlan]:
+@dataclass(frozen=True, slots=True)
+class ResponsePlan:
+    request: ResponsesRequest
+    tools: list[FunctionTool]  # that are offered
+    chat: ChatPlan
+
+
+async def plan_response(body: dict[str, Any], context: ServerContext) -> ResponsePlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
     request = ResponsesRequest.model_validate(body)
     warn_unknown(body, request)
     chat = chat_body(request)
     try:
-        return request, await plan_chat(chat.body, context, id_prefix="resp_")
+        plan = await plan_chat(chat.body, context, id_prefix="resp_")
     except InvalidRequest as error:
         raise chat.in_words_of_responses(error) from None
+    return ResponsePlan(request, list(chat.tools.values()), plan)
 
 
 class ResponseWriter:
     """The one choice of an answer, as a response."""
 
-    def __init__(self, request: ResponsesRequest, answer: Answer) -> None:
-        self._request, self._answer = request, answer
+    def __init__(self, plan: ResponsePlan, answer: Answer) -> None:
+        self._plan, self._answer = plan, answer
         self._output = OutputItems()
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -102,7 +109,7 @@ class ResponseWriter:
         return self._answer.failure(self._answer.choices[0])
 
     def _body(self, status: str) -> dict[str, Any]:
-        request, plan = self._request, self._answer.plan
+        request, plan = self._plan.request, self._plan.chat
         params = plan.requests[0].params
         text = request.text.model_dump(by_alias=True, exclude_none=True) if request.text else {}
         body: dict[str, Any] = {
@@ -130,7 +137,7 @@ class ResponseWriter:
             "temperature": params.temperature,
             "text": {"format": {"type": "text"}} | text,
             "tool_choice": request.tool_choice or "auto",
-            "tools": [tool.model_dump() for tool in request.tools or ()],
+            "tools": [tool.model_dump() for tool in self._plan.tools],
             "top_logprobs": request.top_logprobs or 0,
             "top_p": params.top_p,
             "truncation": "disabled",
@@ -172,9 +179,9 @@ class ResponseWriter:
 async def responses(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
-        asked, plan = await plan_response(await read_json_object(request, context.config), context)
-        answer = await start_answer(plan, context, record)
-    writer = ResponseWriter(asked, answer)
-    if plan.stream:
+        plan = await plan_response(await read_json_object(request, context.config), context)
+        answer = await start_answer(plan.chat, context, record)
+    writer = ResponseWriter(plan, answer)
+    if plan.chat.stream:
         return EventStream(writer.stream(), answer.close, context.config.keep_alive_s)
     return JsonWhenDone(writer.collect, answer.close)

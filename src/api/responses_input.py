@@ -3,6 +3,7 @@ whole, as `input` items."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from src.api.protocol import Effort, FunctionName, SamplingFields, Strict, fail
 
 LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
 STATEFUL = ("previous_response_id", "conversation", "prompt")
+logger = logging.getLogger(__name__)
+_left_out: set[str] = set()  # types of tools
+
 # Where the chat request says what this one says elsewhere.
 PLACES = (
     (re.compile(r"^tools\[(\d+)\]\.function\b"), r"tools[\1]"),
@@ -28,7 +32,7 @@ PLACES = (
 
 
 class FunctionTool(Strict):
-    type: Literal["function"]  # the first: what is wrong with it says most
+    type: Literal["function"] = "function"
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -71,7 +75,7 @@ class ResponsesRequest(SamplingFields):
     input: str | list[Any]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[Any], Field(max_length=128)] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
@@ -160,10 +164,14 @@ PARTS = {
 class ChatBody:
     body: dict[str, Any]
     items: list[int | None]  # which input item began each of its messages; None: `instructions`
+    tools: dict[int, FunctionTool]  # those that are offered, by their places in the request
 
     def in_words_of_responses(self, error: InvalidRequest) -> InvalidRequest:
         """The same error, naming the field as it is called here."""
-        param = error.param or ""
+        places = list(self.tools)
+        param = re.sub(
+            r"^tools\[(\d+)\]", lambda found: f"tools[{places[int(found[1])]}]", error.param or ""
+        )
         found = re.match(r"^messages\[(\d+)\](.*)$", param)
         if found is not None:
             item = self.items[int(found[1])]
@@ -177,6 +185,7 @@ class ChatBody:
 def chat_body(request: ResponsesRequest) -> ChatBody:
     """Raises InvalidRequest for an input item that cannot be read."""
     messages, items = _messages(request)
+    tools = _offered(request.tools or ())
     shared = SamplingFields.model_fields.keys() & request.model_fields_set
     body: dict[str, Any] = {
         name: getattr(request, name) for name in sorted(shared - {"stream_options", "n"})
@@ -184,7 +193,7 @@ def chat_body(request: ResponsesRequest) -> ChatBody:
     text = request.text or TextOptions()
     optional = {
         "max_completion_tokens": request.max_output_tokens,
-        "tools": [_nested(tool) for tool in request.tools] if request.tools else None,
+        "tools": [_nested(tool) for tool in tools.values()] or None,
         "tool_choice": _nested_choice(request.tool_choice),
         "parallel_tool_calls": request.parallel_tool_calls,
         "response_format": _response_format(text.format),
@@ -197,7 +206,7 @@ def chat_body(request: ResponsesRequest) -> ChatBody:
     if LOGPROBS in (request.include or ()):
         optional |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     given = {name: value for name, value in optional.items() if value is not None}
-    return ChatBody(body | {"messages": messages} | given, items)
+    return ChatBody(body | {"messages": messages} | given, items, tools)
 
 
 def _messages(request: ResponsesRequest) -> tuple[list[dict[str, Any]], list[int | None]]:
@@ -303,6 +312,37 @@ def _text(content: str | Sequence[Any], kind: str, where: str) -> str:
             )
         texts.append(text)
     return "".join(texts)
+
+
+def _offered(tools: Sequence[Any]) -> dict[int, FunctionTool]:
+    """The functions among the tools, by their places. Raises InvalidRequest.
+
+    Clients offer tools that OpenAI runs, or groups of tools, with every request and can do without: these are left out.
+    """
+    offered: dict[int, FunctionTool] = {}
+    for index, tool in enumerate(tools):
+        kind = tool.get("type") if isinstance(tool, Mapping) else None
+        if not isinstance(tool, Mapping) or not isinstance(kind, str):
+            raise InvalidRequest(
+                "A tool is an object with a type.", f"tools[{index}]", "invalid_type"
+            )
+        if kind != "function":
+            _tell_left_out(kind)
+            continue
+        try:
+            offered[index] = FunctionTool.model_validate(dict(tool))
+        except ValidationError as error:
+            raise from_validation(error, ("tools", index)) from None
+    return offered
+
+
+def _tell_left_out(kind: str) -> None:
+    """Once for each type."""
+    if kind not in _left_out and len(_left_out) < 100:
+        _left_out.add(kind)
+        logger.warning(
+            "tools of type %r are not offered to the model: only functions are", kind[:64]
+        )
 
 
 def _nested(tool: FunctionTool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ TOOLS: Any = [
     {"type": "function", "name": "get_weather", "description": "Does it", "parameters": CITY},
     {"type": "function", "name": "get_time"},
 ]
+HOSTED: Any = {"type": "web_search", "external_web_access": False}  # what OpenAI would run
 PLAN: Any = {"type": "json_schema", "name": "plan", "schema": CITY, "strict": True}
 
 
@@ -110,6 +111,15 @@ def test_required_calls_and_a_schema_binds(client: openai.OpenAI) -> None:
         jsonschema.validate(json.loads(call.arguments), CITY)
     answer = respond(client, text={"format": PLAN}, max_output_tokens=200)
     jsonschema.validate(json.loads(answer.output_text), CITY)
+
+
+def test_tools_that_the_server_cannot_run_are_left_out(client: openai.OpenAI) -> None:
+    with_it, without = (
+        respond(client, tools=tools, temperature=0) for tools in ([HOSTED, *TOOLS], TOOLS)
+    )
+    assert [tool.type for tool in with_it.tools] == ["function", "function"]
+    assert with_it.usage.input_tokens == without.usage.input_tokens
+    assert stripped(with_it.to_dict()["output"]) == stripped(without.to_dict()["output"])
 
 
 def test_logprobs_are_of_the_text(client: openai.OpenAI) -> None:
@@ -214,8 +224,18 @@ def test_items_become_the_prompt_that_chat_makes_of_messages(
             "unsupported_parameter",
         ),
         ({"input": "x", "background": True}, "background", "unsupported_parameter"),
-        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", "invalid_value"),
-        ({"input": "x", "tools": [*TOOLS, TOOLS[1]]}, "tools[2].name", "invalid_value"),
+        ({"input": "x", "tools": ["f"]}, "tools[0]", "invalid_type"),
+        (
+            {"input": "x", "tools": [{"type": "function"}]},
+            "tools[0].name",
+            "missing_required_parameter",
+        ),
+        ({"input": "x", "tools": [HOSTED, *TOOLS, TOOLS[1]]}, "tools[3].name", "invalid_value"),
+        (
+            {"input": "x", "tools": [HOSTED, *TOOLS], "tool_choice": HOSTED},
+            "tool_choice",
+            "invalid_value",
+        ),
         (
             {"input": "x", "tools": [{"type": "function", "name": "f", "parameters": {"type": 5}}]},
             "tools[0].parameters",

@@ -34,6 +34,7 @@ from src.nano.tools import DECISIVE
 
 COMMON_TOKENS = 1536
 COMMON_FROM_BATCHES = 150
+BATCH_TOKENS = 5500
 NEGATIVES = 2048
 DECISIVE_WEIGHT = 4.0  # whether a tool fits is one token in thirty, and the hardest
 LETTER_WEIGHT = 2.5  # one wrong letter spoils a word that is spelled
@@ -54,7 +55,7 @@ def common_tokens(maker: BatchMaker, count: int = COMMON_TOKENS) -> torch.Tensor
     """int64 [count]: the tokens that lessons use most; special tokens always."""
     seen: Counter[int] = Counter()
     for step in range(COMMON_FROM_BATCHES):
-        seen.update(maker.batch(-1 - step).token_ids.flatten().tolist())
+        seen.update(maker.batch(-1 - step).token_ids.tolist())
     special = [t for t in seen if t >= FIRST_SPECIAL]
     ordinary = [
         t
@@ -76,11 +77,11 @@ class TokenWeights:
         self._is_letter[letters] = True
 
     def __call__(self, targets: torch.Tensor) -> torch.Tensor:
-        """int64 [B, S], IGNORED where nothing is learnt -> float32 [B, S]."""
+        """int64 [T], IGNORED where nothing is learnt -> float32 [T]."""
         token_ids = targets.clamp(min=0)
         letter = self._is_letter[token_ids] & (targets != IGNORED)
-        count = letter.cumsum(dim=1)
-        before = count - (count * ~letter).cummax(dim=1).values - 1  # letters of its word before it
+        count = letter.cumsum(dim=0)
+        before = count - (count * ~letter).cummax(dim=0).values - 1  # letters of its word before it
         return self._of[token_ids] * (1 + LATER_LETTER * before.clamp(min=0))
 
 
@@ -93,10 +94,10 @@ def loss_of(
     vocabulary (sampled softmax: Jean et al. 2015, arXiv 1412.2007), and one for all that are never written.
     """
     parts = parts_of(batch.positions, batch.branches, network.config)
-    hidden = network(batch.token_ids, batch.positions, parts)
     wanted = batch.targets != IGNORED
+    hidden = network(batch.token_ids, batch.positions, parts, wanted)
     targets = batch.targets[wanted]
-    known = torch.cat((network.common, batch.token_ids.flatten(), targets)).unique()
+    known = torch.cat((network.common, batch.token_ids, targets)).unique()
     random = torch.randint(FIRST_SPECIAL, (NEGATIVES,), generator=generator)
     written = network.traits.written
     random = random[written[random] & ~torch.isin(random, known)]
@@ -106,7 +107,7 @@ def loss_of(
     bias = torch.zeros(len(candidates))
     bias[len(known) : -1] = math.log(rest / len(random))
     bias[-1] = math.log(len(unwritten))
-    logits = network.logits(hidden[wanted], candidates, bias)
+    logits = network.logits(hidden, candidates, bias)
     weights = weights_of(batch.targets)[wanted]
     losses = F.cross_entropy(logits, torch.searchsorted(known, targets), reduction="none")
     return (losses * weights).sum() / weights.sum()
@@ -153,13 +154,12 @@ def train(
     start: Path | None,
     seed: int,
     steps: int,
-    rows: int,
-    row_size: int,
+    batch_tokens: int,
     muon_rate: float,
     adam_rate: float,
 ) -> Network:
     vocabulary = load_vocabulary()
-    maker = BatchMaker(vocabulary, seed, rows, row_size)
+    maker = BatchMaker(vocabulary, seed, batch_tokens)
     torch.manual_seed(seed)
     config = ModelConfig.from_json(hf_config(SIZES["nano"]))
     checkpoint = out / "checkpoint.pt"
@@ -214,15 +214,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--rows", type=int, default=8, help="rows of a batch")
-    parser.add_argument("--row-size", type=int, default=768, help="tokens of a row")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=BATCH_TOKENS, help="of one step, at least"
+    )
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     args = parser.parse_args(argv)
     keep_freed_memory()
     started = time.perf_counter()
     network = train(
-        args.out, start=args.start, seed=args.seed, steps=args.steps, rows=args.rows, row_size=args.row_size,
+        args.out, start=args.start, seed=args.seed, steps=args.steps, batch_tokens=args.batch_tokens,
         muon_rate=args.muon_rate, adam_rate=args.adam_rate,
     )  # fmt: skip
     if args.export is not None:

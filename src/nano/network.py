@@ -9,7 +9,7 @@ was never in a lesson can still be read, copied and spelled:
 ".Paris" are nearly the same; the features are its first letters by position, its length, and what leads it. Tokens with
 letters of another script than Latin are never written: in the head they have one row together.
 
-Shapes: B rows of a batch, S tokens of a row, T = B S, H hidden, E experts, I intermediate, V vocabulary.
+Shapes: T tokens of a batch, H hidden, E experts, I intermediate, V vocabulary.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Queries that stand behind one another in a row: what a group shares, or some of its branches."""
+    """Queries that stand behind one another in a batch: what a group shares, or some of its branches."""
 
     size: int
     shared: int | None  # which part their group shares; None where there is none, or it is this one
@@ -189,30 +189,23 @@ class Part:
 
 
 def parts_of(positions: torch.Tensor, branches: torch.Tensor, config: ModelConfig) -> list[Part]:
-    """positions, branches int64 [B, S] -> the parts of all rows, one row after the other.
+    """positions, branches int64 [T] -> the parts of a batch, one behind the other.
 
-    A branch sees itself and what its GROUP shares; -1 is padding. Keys that no query of a part sees are left out.
+    A branch sees itself and what its GROUP shares. Keys that no query of a part sees are left out.
     """
-    window, group = config.sliding_window, config.num_attention_heads // config.num_key_value_heads
+    window, heads = config.sliding_window, config.num_attention_heads // config.num_key_value_heads
     parts: list[Part] = []
-    for row_positions, row_branches in zip(positions, branches, strict=True):
-        of_group = None
-        for start, end in _runs(row_branches.tolist()):
-            own, branch = row_positions[start:end], row_branches[start:end]
-            number, index = divmod(int(branch[0]), GROUP)
-            if number != of_group:
-                of_group, shared_at, shared = number, None, own[:0]
-            same = (branch[:, None] == branch).tril()
-            parts.append(
-                Part(
-                    end - start,
-                    shared_at,
-                    _keys(own, shared, same, group),
-                    _keys(own, shared, same, group, window),
-                )
-            )
-            if index == 0:
-                shared_at, shared = len(parts) - 1, own
+    of_group = None
+    for start, end in _runs(branches.tolist()):
+        own, branch = positions[start:end], branches[start:end]
+        group, index = divmod(int(branch[0]), GROUP)
+        if group != of_group:
+            of_group, shared_at, shared = group, None, own[:0]
+        same = (branch[:, None] == branch).tril()
+        full = _keys(own, shared, same, heads)
+        parts.append(Part(len(own), shared_at, full, _keys(own, shared, same, heads, window)))
+        if index == 0:
+            shared_at, shared = len(parts) - 1, own
     return parts
 
 
@@ -271,18 +264,23 @@ class Network(nn.Module):
         )  # fmt: skip
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, parts: list[Part]
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        parts: list[Part],
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """token_ids, positions int64 [B, S] -> normed hidden states float32 [B, S, H]."""
+        """token_ids, positions int64 [T], wanted bool [T] -> normed hidden states float32 [T, H], or of the wanted."""
         distinct, inverse = torch.unique(token_ids, return_inverse=True)
         x = self.embedding.rows(distinct, self.traits)[inverse]
-        cos, sin = rope_tables(positions.flatten(), *self._rope)
-        rope = (cos.view(*positions.shape, 1, -1), sin.view(*positions.shape, 1, -1))
+        rope = rope_tables(positions, *self._rope)
         for kind, layer in zip(self.config.layer_types, self.layers, strict=True):
             assert isinstance(layer, Layer)
             keys = [part.sliding if kind == SLIDING else part.full for part in parts]
             x = x + self._attention(x, layer, parts, keys, rope)
-            x = x + self._mlp(x.flatten(0, 1), layer).view_as(x)
+            if wanted is not None and layer is self.layers[-1]:
+                x = x[wanted]  # nobody looks at the others any more
+            x = x + self._mlp(x, layer)
         return self._norm(x, self.final_norm)
 
     def logits(
@@ -308,18 +306,16 @@ class Network(nn.Module):
         heads, kv_heads, dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         t = self._norm(x, layer.attention_norm).to(COMPUTE)
         weight = torch.cat((layer.q, layer.k, layer.v)).to(COMPUTE)
-        qkv = F.linear(t, weight, layer.qkv_bias.to(COMPUTE)).view(*x.shape[:2], -1, dim)
-        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=2)
+        qkv = F.linear(t, weight, layer.qkv_bias.to(COMPUTE)).view(len(x), -1, dim)
+        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
         q, k = apply_rope_ref(q, *rope), apply_rope_ref(k, *rope)
         # A key's query heads stand behind one another as queries of one head; the sink is a key that sees a dimension
         # of its own, in which each head's query has its sink.
         group, scale = heads // kv_heads, dim**-0.5
-        sinks = (layer.sinks / scale).to(q.dtype).view(-1, 1).expand(*q.shape[:3], 1)
+        sinks = (layer.sinks / scale).to(q.dtype).view(-1, 1).expand(len(x), heads, 1)
         q = F.pad(torch.cat((q, sinks), dim=-1), (0, QUERY_PADDING - 1))
         q = q.view(-1, kv_heads, group, q.shape[-1]).transpose(0, 1).flatten(1, 2)
-        k, v = (
-            F.pad(a.flatten(0, 1), (0, QUERY_PADDING)).transpose(0, 1).contiguous() for a in (k, v)
-        )
+        k, v = (F.pad(a, (0, QUERY_PADDING)).transpose(0, 1).contiguous() for a in (k, v))
         nothing = k.new_zeros(kv_heads, 1, dim + QUERY_PADDING)
         sink = nothing.index_fill(2, torch.tensor(dim), 1)
         sizes = [part.size for part in parts]
@@ -344,7 +340,7 @@ class Network(nn.Module):
             )
             outs.append(out[0])
         out = torch.cat(outs, dim=1)[..., :dim].unflatten(1, (-1, group)).transpose(0, 1)
-        out = out.reshape(*x.shape[:2], -1)
+        out = out.reshape(len(x), -1)
         return F.linear(out, layer.out.to(COMPUTE), layer.out_bias.to(COMPUTE)).float()
 
     def _mlp(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:

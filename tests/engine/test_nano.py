@@ -21,7 +21,7 @@ from src.engine.shapes import SIZES, hf_config
 from src.harmony.parser import ResponseParser
 from src.harmony.vocabulary import CONSTRAIN, VOCAB_SIZE, Vocabulary, load_vocabulary
 from src.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
-from src.nano.batches import IGNORED, BatchMaker
+from src.nano.batches import GROUP_TOKENS, IGNORED, BatchMaker
 from src.nano.described import described
 from src.nano.everyday import archetypes, everyday
 from src.nano.examples import Copier, Example, Source, completion_ids, held_out
@@ -71,106 +71,97 @@ def test_training_rounds_as_the_checkpoint_does() -> None:
 def test_the_unfolded_checkpoint_is_the_network(network: Network, tmp_path: Path) -> None:
     fold(network, tmp_path / "folded.safetensors")
     folder = unfold(tmp_path / "folded.safetensors", tmp_path / "nano")
-    ids = torch.tensor([list(range(3, 150)) + [199_999, 200_006, 200_008]])
-    positions = torch.arange(ids.shape[1]).unsqueeze(0)
+    ids = torch.tensor([*range(3, 150), 199_999, 200_006, 200_008])
+    positions = torch.arange(len(ids))
     parts = parts_of(positions, torch.zeros_like(ids), network.config)
     with torch.no_grad():
-        expected = network.logits(network(ids, positions, parts)[0], torch.arange(VOCAB_SIZE))
-    served = model_logits(load_model(folder), ids[0].tolist())
+        expected = network.logits(network(ids, positions, parts), torch.arange(VOCAB_SIZE))
+    served = model_logits(load_model(folder), ids.tolist())
     assert relative_rms(expected, served) < 0.03  # bfloat16 in training, eight bits in the file
 
 
-def test_branches_of_a_row_do_not_see_each_other(network: Network) -> None:
+def test_branches_of_a_group_do_not_see_each_other(network: Network) -> None:
     shared, one, two = [5, 6, 7], [10, 11, 12, 13], [20, 21]
-    ids = torch.tensor([shared + one + two])
-    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 3, 4]])
-    branches = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2]])
+    ids = torch.tensor(shared + one + two)
+    positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 3, 4])
+    branches = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2])
+    alone_ids, alone_positions = torch.tensor(shared + two), torch.arange(5)
+    alone_parts = parts_of(alone_positions, torch.zeros_like(alone_ids), network.config)
     with torch.no_grad():
-        packed = network(ids, positions, parts_of(positions, branches, network.config))[0, -2:]
-        alone_ids = torch.tensor([shared + two])
-        alone_positions = torch.arange(5).unsqueeze(0)
-        alone = network(
-            alone_ids,
-            alone_positions,
-            parts_of(alone_positions, torch.zeros_like(alone_ids), network.config),
-        )[0, -2:]
-    assert relative_rms(alone, packed) < 0.01
+        packed = network(ids, positions, parts_of(positions, branches, network.config))
+        alone = network(alone_ids, alone_positions, alone_parts)
+    assert relative_rms(alone[-2:], packed[-2:]) < 0.01
+
+
+def test_only_wanted_states_are_the_same_as_among_all(network: Network) -> None:
+    ids, positions = torch.arange(3, 23), torch.arange(20)
+    parts = parts_of(positions, torch.zeros_like(ids), network.config)
+    wanted = positions % 3 == 0
+    with torch.no_grad():
+        whole, some = (network(ids, positions, parts, w) for w in (None, wanted))
+    assert len(some) == 7 and relative_rms(whole[wanted], some) < 0.01
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 128])
-def test_parts_see_what_a_mask_of_the_whole_row_says(
+def test_parts_see_what_a_mask_of_the_whole_batch_says(
     network: Network, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr("src.nano.network.QUERIES_AT_ONCE", at_once)
-    window, size = 4, 15
-    branches = torch.tensor(
-        [
-            [0] * size,
-            [0, 0, 0, 1, 1, 1, 1, 2, 2, 3, *[GROUP] * 2, GROUP + 1, -1, -1],
-            [0, 0, 0, 0, 0, 0, 1, 1, 2, GROUP + 1, GROUP + 1, *[2 * GROUP] * 4],
-        ]
-    )
-    positions = torch.tensor(
-        [
-            [*range(size)],
-            [0, 1, 2, 3, 4, 5, 6, 3, 4, 3, 0, 1, 2, 0, 0],
-            [0, 1, 2, 3, 4, 5, 6, 7, 6, 0, 1, 0, 1, 2, 3],
-        ]
-    )
-    query, key = branches[:, :, None], branches[:, None, :]
-    full = ((query == key) | (key == query - query % GROUP)) & torch.ones(
-        size, size, dtype=torch.bool
-    ).tril()
-    sliding = full & (positions[:, :, None] - positions[:, None, :] < window)
+    window = 4
+    groups = [
+        ([0] * 7, [*range(7)]),
+        ([0, 0, 0, 1, 1, 1, 1, 2, 2, 3], [0, 1, 2, 3, 4, 5, 6, 3, 4, 3]),
+        ([0] * 6 + [1, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7, 6]),
+        ([1, 1], [0, 1]),  # nothing shared
+        ([0, 1], [0, 1]),
+    ]
+    branches = torch.tensor([n * GROUP + b for n, (own, _) in enumerate(groups) for b in own])
+    positions = torch.tensor([p for _, own in groups for p in own])
+    query, key = branches[:, None], branches
+    full = ((query == key) | (key == query - query % GROUP)).tril()
+    sliding = full & (positions[:, None] - positions < window)
     config = dataclasses.replace(network.config, sliding_window=window)
     heads = config.num_attention_heads // config.num_key_value_heads
     for name, expected in ("full", full), ("sliding", sliding):
-        seen = torch.zeros(branches.numel(), branches.numel(), dtype=torch.bool)
+        seen = torch.zeros_like(expected)
         parts = parts_of(positions, branches, config)
         ends = torch.tensor([part.size for part in parts]).cumsum(0).tolist()
         for part, end in zip(parts, ends, strict=True):
             keys = getattr(part, name)
-            own = range(end - part.size, end)
-            shared = (
-                range(0)
-                if part.shared is None
-                else range(ends[part.shared] - keys.shared, ends[part.shared])
-            )
+            shared_end = 0 if part.shared is None else ends[part.shared]
+            places = [*range(shared_end - keys.shared, shared_end), *range(end - part.size, end)]
             mask = (keys.mask == 0).view(part.size, heads, -1)
             assert mask[..., 0].all(), "every query sees the sink"
             assert (mask == mask[:, :1]).all(), "all heads see the same"
-            seen[own.start : own.stop, [*shared, *own]] = mask[:, 0, 1:]
-        assert torch.equal(seen, torch.block_diag(*expected.int()).bool()), name
+            seen[end - part.size : end, places] = mask[:, 0, 1:]
+        assert torch.equal(seen, expected), name
 
 
-def test_rows_that_stand_behind_one_another_are_strangers(network: Network) -> None:
-    ids = torch.tensor([[5, 6, 7, 10, 11, 20, 8, 9, 12, 13]])
-    positions = torch.tensor([[0, 1, 2, 3, 4, 3, 0, 1, 2, 3]])
-    branches = torch.tensor([[0, 0, 0, 1, 1, 2, *(GROUP + b for b in (0, 0, 1, 1))]])
-    alone_ids, alone_positions = ids[:, 6:], positions[:, 6:]
-    alone_branches = torch.tensor([[0, 0, 1, 1]])
+def test_groups_of_a_batch_are_strangers(network: Network) -> None:
+    ids = torch.tensor([5, 6, 7, 10, 11, 20, 8, 9, 12, 13])
+    positions = torch.tensor([0, 1, 2, 3, 4, 3, 0, 1, 2, 3])
+    branches = torch.tensor([0, 0, 0, 1, 1, 2, *(GROUP + b for b in (0, 0, 1, 1))])
+    alone_parts = parts_of(positions[6:], branches[6:] - GROUP, network.config)
     with torch.no_grad():
-        packed = network(ids, positions, parts_of(positions, branches, network.config))[0, 6:]
-        alone = network(
-            alone_ids, alone_positions, parts_of(alone_positions, alone_branches, network.config)
-        )[0]
-    assert relative_rms(alone, packed) < 0.01
+        packed = network(ids, positions, parts_of(positions, branches, network.config))
+        alone = network(ids[6:], positions[6:], alone_parts)
+    assert relative_rms(alone, packed[6:]) < 0.01
 
 
-def test_a_batch_is_packed(vocabulary: Vocabulary) -> None:
-    groups = []
+def test_a_batch_is_full_of_groups(vocabulary: Vocabulary) -> None:
     for step in range(3):
-        batch = BatchMaker(vocabulary, 2, 4, 768).batch(step)
-        assert (batch.branches < 0).float().mean() < 0.2 and batch.token_ids.shape[1] <= 768
-        starts = (batch.positions == 0) & (batch.branches >= 0)
-        assert (batch.branches[starts] % GROUP == 0).all(), "what is shared comes first"
-        groups += starts.sum(dim=1).tolist()
-    assert max(groups) > 1, "several groups in a row"
+        batch = BatchMaker(vocabulary, 2, 3000).batch(step)
+        assert 3000 <= len(batch.token_ids) < 3000 + GROUP_TOKENS
+        numbers, sizes = (batch.branches // GROUP).unique_consecutive(return_counts=True)
+        assert numbers.tolist() == list(range(len(numbers)))
+        assert sizes.max() <= GROUP_TOKENS and len(numbers) > 3
+        starts = batch.positions == 0
+        assert torch.equal(batch.branches[starts], numbers * GROUP), "what is shared comes first"
 
 
 def test_lessons_depend_on_the_seed_alone(vocabulary: Vocabulary) -> None:
     batches = [
-        BatchMaker(vocabulary, seed, 4, 384).batch(step)
+        BatchMaker(vocabulary, seed, 1000).batch(step)
         for seed, step in ((1, 7), (1, 7), (1, 8), (2, 7))
     ]
     same, other_step, other_seed = (
@@ -183,14 +174,10 @@ def test_lessons_depend_on_the_seed_alone(vocabulary: Vocabulary) -> None:
 
 
 def test_targets_are_the_assistants_tokens(vocabulary: Vocabulary) -> None:
-    batch = BatchMaker(vocabulary, 3, 4, 384).batch(0)
+    batch = BatchMaker(vocabulary, 3, 1500).batch(0)
     wanted = batch.targets != IGNORED
-    rows, places = torch.where(wanted)
-    inside = places + 1 < batch.token_ids.shape[1]
-    rows, places = rows[inside], places[inside]
-    follows = batch.branches[rows, places] == batch.branches[rows, places + 1]
-    rows, places = rows[follows], places[follows]
-    assert torch.equal(batch.targets[rows, places], batch.token_ids[rows, places + 1])
+    (places,) = torch.where(wanted[:-1] & (batch.branches[:-1] == batch.branches[1:]))
+    assert torch.equal(batch.targets[places], batch.token_ids[places + 1])
     assert 0.2 < wanted.float().mean() < 0.6
 
 
@@ -263,9 +250,9 @@ def test_everyday_tools_that_are_examined_are_not_taught(vocabulary: Vocabulary)
     assert names <= taught and not names & held and len(held) > 60
 
 
-def test_conversations_with_the_same_tools_share_a_row(vocabulary: Vocabulary) -> None:
+def test_conversations_with_the_same_tools_share_their_definitions(vocabulary: Vocabulary) -> None:
     source = Source(vocabulary, Random(6), unseen=False)
-    maker = BatchMaker(vocabulary, 0, 4, 512)
+    maker = BatchMaker(vocabulary, 0, 2000)
     for made in filter(lambda made: len(made) > 2, (same_tools(source) for _ in range(20))):
         prompts = [maker.encode(example)[0] for example in made]
         shared = os.path.commonprefix(prompts)
@@ -318,14 +305,12 @@ def test_training_goes_on_from_a_folded_model(network: Network, tmp_path: Path) 
     common = torch.cat((network.common[100:], torch.tensor([7, 9])))
     again = Network(network.config, network.traits, common)
     restore(again, read_folded(tmp_path / "folded.safetensors"))
-    ids = torch.tensor([network.common[200:300].tolist() + [7, 1001, 199_999]])
-    positions = torch.arange(ids.shape[1]).unsqueeze(0)
+    ids = torch.tensor([*network.common[200:300].tolist(), 7, 1001, 199_999])
+    positions = torch.arange(len(ids))
     parts = parts_of(positions, torch.zeros_like(ids), network.config)
     with torch.no_grad():
         candidates = torch.tensor([7, 9, *network.common[150:400].tolist()])
-        before, after = (
-            n.logits(n(ids, positions, parts)[0], candidates) for n in (network, again)
-        )
+        before, after = (n.logits(n(ids, positions, parts), candidates) for n in (network, again))
     assert relative_rms(before, after) < 0.03
 
 

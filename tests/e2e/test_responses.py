@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from tests.e2e.test_chat import MODEL
-from tests.e2e.test_contract import ANSWER, CALL_TOOL, CITY, THINK
+from tests.e2e.test_contract import ANSWER, CALL_TOOL, CITY, THINK, Plan
 from tests.server_process import ServerProcess
 
 TOOLS: Any = [
@@ -111,6 +111,22 @@ def test_required_calls_and_a_schema_binds(client: openai.OpenAI) -> None:
         jsonschema.validate(json.loads(call.arguments), CITY)
     answer = respond(client, text={"format": PLAN}, max_output_tokens=200)
     jsonschema.validate(json.loads(answer.output_text), CITY)
+
+
+def test_the_sdks_own_helpers_follow_it(client: openai.OpenAI) -> None:
+    options: Any = {
+        "model": MODEL,
+        "input": "Plan it",
+        "text_format": Plan,
+        "max_output_tokens": 400,
+    }
+    extra: Any = {"seed": 3}
+    parsed = client.responses.parse(**options, extra_body=extra).output_parsed
+    assert isinstance(parsed, Plan) and len(parsed.steps) in (1, 2)
+    with client.responses.stream(**options, extra_body=extra) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_response().output_parsed == parsed
 
 
 def test_tools_that_the_server_cannot_run_are_left_out(client: openai.OpenAI) -> None:

@@ -1,0 +1,140 @@
+"""Items of a Responses request as chat messages: what the assistant did in a row is one message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from src.api.errors import InvalidRequest
+from src.api.responses_input import ResponsesRequest, chat_body
+
+ASK = {"role": "user", "content": "Weather?"}
+THOUGHT = {
+    "type": "reasoning",
+    "summary": [],
+    "content": [{"type": "reasoning_text", "text": "Hm."}],
+}
+SAID = {"role": "assistant", "content": [{"type": "output_text", "text": "Looking."}]}
+
+
+def call(number: int) -> dict[str, Any]:
+    return {"type": "function_call", "call_id": f"c{number}", "name": "f", "arguments": "{}"}
+
+
+def output(number: int) -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": f"c{number}", "output": "sun"}
+
+
+def made(number: int) -> dict[str, Any]:
+    return {"id": f"c{number}", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def told(number: int) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": f"c{number}", "content": "sun"}
+
+
+def body_of(*items: Any, **more: Any) -> Any:
+    return chat_body(ResponsesRequest.model_validate({"model": "m", "input": list(items)} | more))
+
+
+@pytest.mark.parametrize(
+    ("items", "messages", "begun_by"),
+    [
+        ([ASK, SAID], [ASK, {"role": "assistant", "content": "Looking."}], [0, 1]),
+        (
+            [ASK, THOUGHT, SAID, call(1), call(2), output(1), output(2)],
+            [
+                ASK,
+                {
+                    "role": "assistant",
+                    "reasoning_content": "Hm.",
+                    "content": "Looking.",
+                    "tool_calls": [made(1), made(2)],
+                },
+                told(1),
+                told(2),
+            ],
+            [0, 1, 5, 6],
+        ),
+        (
+            [ASK, call(1), output(1), THOUGHT, call(2), output(2)],
+            [
+                ASK,
+                {"role": "assistant", "tool_calls": [made(1)]},
+                told(1),
+                {"role": "assistant", "reasoning_content": "Hm.", "tool_calls": [made(2)]},
+                told(2),
+            ],
+            [0, 1, 2, 3, 5],
+        ),
+        (
+            [call(1), SAID, THOUGHT, THOUGHT],
+            [
+                {"role": "assistant", "tool_calls": [made(1)]},
+                {"role": "assistant", "content": "Looking."},
+                {"role": "assistant", "reasoning_content": "Hm."},
+                {"role": "assistant", "reasoning_content": "Hm."},
+            ],
+            [0, 1, 2, 3],
+        ),
+    ],
+)
+def test_items_become_messages(items: list[Any], messages: list[Any], begun_by: list[int]) -> None:
+    chat = body_of(*items)
+    assert chat.body["messages"] == messages
+    assert chat.items == begun_by
+
+
+def test_instructions_come_first_and_are_no_item() -> None:
+    chat = body_of(ASK, instructions="Be kind.")
+    assert chat.body["messages"] == [{"role": "developer", "content": "Be kind."}, ASK]
+    assert chat.items == [None, 0]
+
+
+def test_tools_and_formats_are_nested_as_chat_has_them() -> None:
+    function = {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}
+    schema = {"type": "object", "properties": {}}
+    chat = body_of(
+        ASK,
+        tools=[{"type": "mcp"}, {"type": "function", **function}],
+        tool_choice={"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]},
+        text={"format": {"type": "json_schema", "name": "s", "schema": schema}, "verbosity": "low"},
+        reasoning={"effort": "high", "summary": "auto"},
+        max_output_tokens=9,
+        temperature=0.5,
+        store=True,
+    )  # fmt: skip
+    assert chat.body == {
+        "model": "m",
+        "messages": [ASK],
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "mode": "required",
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        },
+        "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
+        "verbosity": "low",
+        "reasoning_effort": "high",
+        "max_completion_tokens": 9,
+        "temperature": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("chats", "ours"),
+    [
+        ("messages[0].content", "instructions"),
+        ("messages[2].tool_call_id", "input[3].call_id"),
+        ("tools[0].function.parameters", "tools[1].parameters"),
+        ("response_format.json_schema.schema", "text.format.schema"),
+        ("max_completion_tokens", "max_output_tokens"),
+        ("temperature", "temperature"),
+    ],
+)
+def test_errors_name_the_field_that_was_sent(chats: str, ours: str) -> None:
+    tools = [{"type": "web_search"}, {"type": "function", "name": "f"}]
+    chat = body_of(THOUGHT, SAID, call(1), output(1), instructions="x", tools=tools)
+    error = chat.in_words_of_responses(InvalidRequest("no", chats, "some_code"))
+    assert (error.param, error.code, error.message) == (ours, "some_code", "no")

@@ -27,23 +27,20 @@ GROUP_TOKENS = 768  # at most, with its branches
 class Batch:
     token_ids: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T]
-    branches: (
-        torch.Tensor
-    )  # int64 [T]: n GROUP for what group n shares, n GROUP + 1.. for its conversations
+    # int64 [T]: n GROUP for what group n shares, n GROUP + 1.. for its conversations
+    branches: torch.Tensor
     targets: torch.Tensor  # int64 [T]: the next token where the assistant writes it, else IGNORED
 
 
 class BatchMaker:
     """`batch(step)` depends on the seed and the step alone, so that training can go on where it stopped."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, seed: int, num_tokens: int, group_tokens: int = GROUP_TOKENS
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, seed: int, num_tokens: int) -> None:
         """`num_tokens`: at least, for a batch; it is full with the group that reaches it."""
         self._vocabulary = vocabulary
         self._builder = PromptBuilder(vocabulary, cache_bytes=1 << 20)
         self._source = Source(vocabulary, Random(), unseen=False)
-        self._seed, self._num_tokens, self._group_tokens = seed, num_tokens, group_tokens
+        self._seed, self._num_tokens = seed, num_tokens
         self._shared = {
             effort: render_message(
                 system_message(effort, has_tools=False, current_date=None), vocabulary
@@ -65,25 +62,21 @@ class BatchMaker:
             effort, (prompt, completion) = made[0].effort, encoded[0]
             shared = self._shared[effort]
             rest = prompt[len(shared) :]
-            if effort not in open_groups or not self._fits(open_groups[effort], rest, completion):
-                open_groups[effort] = _Group(shared)
-                groups.append(open_groups[effort])
-            if self._fits(open_groups[effort], rest, completion):
-                open_groups[effort].add(rest, completion)
+            if effort in open_groups and open_groups[effort].add(rest, completion):
+                continue
+            group = _Group(shared)
+            if group.add(rest, completion):
+                open_groups[effort] = group
+                groups.append(group)
         parts = [group.numbered(number) for number, group in enumerate(groups)]
         return Batch(*(torch.tensor(sum(part, [])) for part in zip(*parts, strict=True)))
-
-    def _fits(self, group: _Group, rest: list[int], completion: list[int]) -> bool:
-        return len(group) + len(rest) + len(completion) <= self._group_tokens
 
     def _group_of(self, encoded: list[tuple[list[int], list[int]]]) -> _Group:
         """As many as fit behind what their prompts begin with alike."""
         shared = os.path.commonprefix([prompt[:-1] for prompt, _ in encoded])
         group = _Group(list(shared))
         for prompt, completion in encoded:
-            rest = prompt[len(shared) :]
-            if self._fits(group, rest, completion):
-                group.add(rest, completion)
+            group.add(prompt[len(shared) :], completion)
         return group
 
     def encode(self, made: Example) -> tuple[list[int], list[int]]:
@@ -112,13 +105,17 @@ class _Group:
     def has_branches(self) -> bool:
         return self._count > 0
 
-    def add(self, rest: list[int], completion: list[int]) -> None:
-        self._count += 1
+    def add(self, rest: list[int], completion: list[int]) -> bool:
+        """One more branch; False: there is no room for it."""
         ids = rest + completion
+        if len(self) + len(ids) > GROUP_TOKENS:
+            return False
+        self._count += 1
         self._ids += ids
         self._positions += range(self._start, self._start + len(ids))
         self._branches += [self._count] * len(ids)
         self._targets += [IGNORED] * (len(rest) - 1) + completion + [IGNORED]
+        return True
 
     def numbered(self, number: int) -> tuple[list[int], list[int], list[int], list[int]]:
         """As the group of this number: ids, positions, branches, targets."""

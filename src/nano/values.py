@@ -23,6 +23,9 @@ SENTENCES = [sentence.strip() for sentence in WORDS["sentences"].split(" / ")]
 TWO_WORD_CITIES = ("New York", "San Francisco", "Los Angeles", "San Diego", "Las Vegas", "Hong Kong", "Cape Town", "Buenos Aires",
                    "Rio de Janeiro", "New Delhi", "Mexico City", "Kuala Lumpur", "Salt Lake City", "St. Louis")  # fmt: skip
 SUFFIXES = ("CA", "NY", "TX", "France", "Germany", "UK", "Japan", "MA", "Spain")
+SHOPS = [tuple(pair.split("/")) for pair in WORDS["shops"].split()]  # one, several
+SITES, LANDMARKS, SMALL_WORDS = (WORDS[kind].split() for kind in ("sites", "landmarks", "small"))
+TITLES = ("Dr.", "Mr.", "Mrs.", "Ms.", "Prof.", "Dr")
 MAIL_HOSTS = ("example.com", "mail.com", "example.org", "company.com", "test.com")
 
 
@@ -39,7 +42,34 @@ def _person(s: Source) -> str:
     if kind < 0.35:
         return s.name()
     first = s.rng.choice([p for p in PERSONS if s.mine(p)])
+    if kind > 0.93:
+        return f"{s.pick(*TITLES)} {s.name()}"
     return f"{first} {s.name()}" if kind < 0.5 else first
+
+
+def _place(s: Source) -> str:
+    """A city, a street or building with a name, or one that needs none."""
+    kind = s.rng.random()
+    if kind < 0.4:
+        return _city(s)
+    if kind < 0.7:
+        return f"{s.name()} {s.pick(*SITES)}"
+    landmark = s.rng.choice([place for place in LANDMARKS if s.mine(place)])
+    return f"the {landmark}" if kind < 0.95 else s.pick("home", "work", "here")
+
+
+def _shop(s: Source) -> str:
+    one, several = s.rng.choice([pair for pair in SHOPS if s.mine(pair[0])])
+    return one if s.maybe(0.5) else several
+
+
+def _item(s: Source) -> str:
+    """What a shop has: a word, or things, some with a quality."""
+    if s.maybe(0.35):
+        return s.word()
+    thing = some_thing(s)
+    several = thing if thing[-1] in "shxyz" or s.maybe(0.35) else f"{thing}s"
+    return f"{s.pick(*QUALITIES)} {several}" if s.maybe(0.2) else several
 
 
 def _email(s: Source) -> str:
@@ -71,6 +101,8 @@ def _code(s: Source) -> str | int:
         return plain
     if kind < 0.55:
         return str(plain)
+    if kind > 0.93:
+        return f"{s.number(1, 99)}{_letters(s, 1, 2)}{s.number(1, 9999)}"
     return f"{_letters(s, 1, 3)}{s.pick('-', '-', '', '_')}{s.number(1, 9999)}"
 
 
@@ -130,6 +162,12 @@ def _phrase(s: Source) -> str:
     if s.maybe(0.4):
         return _sentence(s)
     words = s.phrase().split()
+    if s.practice(0.3):  # what comes next cannot be guessed, only copied
+        return " ".join(
+            word
+            for content in words
+            for word in (*(s.pick(*SMALL_WORDS) for _ in range(s.number(0, 2))), content)
+        )
     if s.maybe(0.3) and len(words) > 1:
         at = s.number(1, len(words) - 1)
         words[at:at] = s.pick(
@@ -188,6 +226,9 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "phrase": _phrase,
     "person": _person,
     "city": _city,
+    "place": _place,
+    "shop": _shop,
+    "item": _item,
     "email": _email,
     "person_or_email": lambda s: _email(s) if s.maybe(0.4) else _person(s),
     "integer": _integer,

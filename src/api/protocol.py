@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -14,6 +15,8 @@ EFFORTS = {
     "none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high",
 }  # fmt: skip
 ROLES = ("developer", "system", "user", "assistant", "tool", "function")
+PARTS = {"text": "text"}  # types of content parts, and the field of each that has its text
+ASSISTANT_PARTS = PARTS | {"refusal": "refusal"}
 _NAME = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -232,7 +235,7 @@ def check_message(message: Message, where: str) -> None:
                 "missing_required_parameter",
             )
     elif isinstance(content, list):
-        _check_parts(content, role, f"{where}.content")
+        check_parts(content, PARTS if role != "assistant" else ASSISTANT_PARTS, f"{where}.content")
     elif not isinstance(content, str):
         raise fail(
             f"content must be a string or an array of parts, not {_json_type(content)}.",
@@ -253,10 +256,10 @@ def check_message(message: Message, where: str) -> None:
         )
 
 
-def _check_parts(parts: list[Any], role: str, where: str) -> None:
+def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> None:
+    """Raises for an array of content parts that is not one. `allowed`: each type, and the field that has its text."""
     if not parts:
         raise fail("An array of content parts must not be empty.", where, "empty_array")
-    allowed = ("text", "refusal") if role == "assistant" else ("text",)
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(part, dict) or not isinstance(kind, str):
@@ -269,10 +272,10 @@ def _check_parts(parts: list[Any], role: str, where: str) -> None:
                 f"{where}[{index}].type",
                 "unsupported_value",
             )
-        if not isinstance(part.get(kind), str):
+        if not isinstance(part.get(allowed[kind]), str):
             raise fail(
-                f"A part of type {kind!r} needs a string '{kind}'.",
-                f"{where}[{index}].{kind}",
+                f"A part of type {kind!r} needs a string '{allowed[kind]}'.",
+                f"{where}[{index}].{allowed[kind]}",
                 "invalid_type",
             )
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from src.api.errors import InvalidRequest, from_validation
-from src.api.protocol import Effort, FunctionName, SamplingFields, Strict, fail
+from src.api.protocol import Effort, FunctionName, SamplingFields, Strict, check_parts, fail
 
 LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
 STATEFUL = ("previous_response_id", "conversation", "prompt")
@@ -150,14 +151,10 @@ ITEMS: dict[str, type[Item]] = {
     "function_call_output": FunctionOutputItem,
     "reasoning": ReasoningItem,
 }
-PARTS = {
-    "user": ("input_text", "text"),
-    "system": ("input_text", "text"),
-    "developer": ("input_text", "text"),
-    "assistant": ("output_text", "input_text", "text", "refusal"),
-    "function_call_output": ("input_text", "output_text", "text"),
-    "reasoning": ("reasoning_text", "text"),
-}
+INPUT_PARTS = dict.fromkeys(("input_text", "text"), "text")
+OUTPUT_PARTS = dict.fromkeys(("output_text", "input_text", "text"), "text")
+ASSISTANT_PARTS = OUTPUT_PARTS | {"refusal": "refusal"}
+REASONING_PARTS = dict.fromkeys(("reasoning_text", "text"), "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,51 +264,36 @@ def _item(given: Any, index: int) -> Item:
 def _part_of_turn(item: Item, where: str) -> dict[str, Any] | None:
     """What this item adds to the assistant's message; None: it is no part of one."""
     if isinstance(item, ReasoningItem):
-        return {"reasoning_content": _text(item.content or [], "reasoning", f"{where}.content")}
+        text = _text(item.content or "", REASONING_PARTS, f"{where}.content")
+        return {"reasoning_content": text}
     if isinstance(item, FunctionCallItem):
         function = {"name": item.name, "arguments": item.arguments}
         return {
             "tool_calls": [{"id": item.call_id, "type": "function", "function": function}],
         }
     if isinstance(item, InputMessage) and item.role == "assistant":
-        return {"content": _text(item.content, "assistant", f"{where}.content")}
+        return {"content": _text(item.content, ASSISTANT_PARTS, f"{where}.content")}
     return None
 
 
 def _other(item: Item, where: str) -> dict[str, Any]:
     if isinstance(item, FunctionOutputItem):
-        text = _text(item.output, "function_call_output", f"{where}.output")
+        text = _text(item.output, OUTPUT_PARTS, f"{where}.output")
         return {"role": "tool", "tool_call_id": item.call_id, "content": text}
     assert isinstance(item, InputMessage)
-    return {"role": item.role, "content": _text(item.content, item.role, f"{where}.content")}
+    return {"role": item.role, "content": _text(item.content, INPUT_PARTS, f"{where}.content")}
 
 
-def _text(content: str | Sequence[Any], kind: str, where: str) -> str:
+def _text(content: str | list[Any], allowed: Mapping[str, str], where: str) -> str:
     """A string, or the texts of an array's parts in order."""
     if isinstance(content, str):
         return content
-    texts = []
-    for index, part in enumerate(content):
-        at = f"{where}[{index}]"
-        part_type = part.get("type") if isinstance(part, Mapping) else None
-        if not isinstance(part, Mapping) or not isinstance(part_type, str):
-            raise InvalidRequest("A content part is an object with a type.", at, "invalid_type")
-        if part_type not in PARTS[kind]:
-            raise InvalidRequest(
-                f"Parts of type {part_type!r} are not supported here: this model reads text only.",
-                f"{at}.type",
-                "unsupported_value",
-            )
-        field = "refusal" if part_type == "refusal" else "text"
-        text = part.get(field)
-        if not isinstance(text, str):
-            raise InvalidRequest(
-                f"A part of type {part_type!r} needs a string '{field}'.",
-                f"{at}.{field}",
-                "invalid_type",
-            )
-        texts.append(text)
-    return "".join(texts)
+    try:
+        check_parts(content, allowed, where)
+    except PydanticCustomError as error:
+        problem = error.context or {}
+        raise InvalidRequest(problem["text"], problem["param"], problem["code"]) from None
+    return "".join(part[allowed[part["type"]]] for part in content)
 
 
 def _offered(tools: Sequence[Any]) -> dict[int, FunctionTool]:

@@ -15,6 +15,7 @@ from src.nano.tasks import (
     definition,
     property_schema,
     quoted,
+    reordered,
     spoken,
     styled_name,
 )
@@ -105,6 +106,7 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
         properties[key] = property_schema(s, key, kind, made)
         arguments[key] = made
         ask += s.pick(*ways.split(" / ")).format(k=key.replace("_", " "), v=quoted(s, kind, made))
+    properties, arguments = reordered(s, properties, arguments)
     required = [k for k in properties if s.maybe(0.95)]
     add_unasked(s, properties)
     ask += "?" if is_question and s.maybe(0.85) else s.pick(".", ".", "")

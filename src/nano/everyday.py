@@ -16,6 +16,7 @@ from src.nano.tasks import (
     definition,
     property_schema,
     quoted,
+    reordered,
     spoken,
     styled_name,
 )
@@ -86,6 +87,7 @@ def task_of(s: Source, archetype: Archetype) -> Task:
         if f"{{{index}}}" in ask:
             arguments[key] = made
         said.append(quoted(s, parameter.kind, made))
+    properties, arguments = reordered(s, properties, arguments)
     required = [k for k in properties if k in arguments and s.maybe(0.97)]
     add_unasked(s, properties)
     return Task(

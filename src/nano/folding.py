@@ -116,7 +116,8 @@ def _rows(folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) ->
     """-> bfloat16 [V, H], as TokenTable.rows makes them."""
     common = folded["common"].long()
     shares = f"{name}.unwritten" in folded
-    table = TokenTable(folded[f"{name}.code"].shape[1], common, 0.0, shares_unwritten=shares)
+    code, feature = (torch.zeros(folded[f"{name}.{part}"].shape) for part in ("code", "feature"))
+    table = TokenTable(code, feature, common, shares_unwritten=shares)
     with torch.no_grad():
         _restore_table(table, folded, name)
         return torch.cat(

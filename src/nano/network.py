@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch import nn
 
 from src.engine.config import SLIDING, ModelConfig
 from src.harmony.vocabulary import VOCAB_SIZE, Vocabulary
-from src.kernels.moe import SWIGLU_ALPHA
+from src.kernels.moe import SWIGLU_ALPHA, clamped_swiglu_ref
 from src.kernels.mxfp4 import GROUP_SIZE
 from src.kernels.rope import apply_rope_ref, rope_tables, yarn_inverse_frequencies
 
@@ -40,8 +41,10 @@ GROUP = 1000  # branches of one shared part are numbered from it, a multiple of 
 QUERY_PADDING = (
     8  # the sink is one more key, told apart by one more dimension; 8 keeps rows aligned
 )
-# Matrices are multiplied in bfloat16 where the CPU can; where it multiplies in software, in float32.
+# Matrices are multiplied in bfloat16 where the CPU can; where it multiplies in software, in float32. oneDNN compiles a
+# bfloat16 product for each shape, which takes longer than the product: rows are filled up, so that shapes come again.
 COMPUTE = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+ROWS = 256 if torch.bfloat16 == COMPUTE else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +100,44 @@ def _is_latin(text: bytes) -> bool:
     )
 
 
+def first_rows(hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> code [CODE_SIZE, H] and feature [NUM_FEATURES, H] of a model that has learnt nothing yet.
+
+    Code, each position's letter, and the rest have dimensions of their own, so that no one drowns another, and a letter
+    looks the same at each position: to spell a word is to move one block of it to the first.
+    """
+    widths = [hidden // 3, *[hidden * 5 // 8 // LETTERS] * LETTERS]
+    widths.append(hidden - sum(widths))
+    ends = list(accumulate(widths))
+    code = torch.zeros(CODE_SIZE, hidden)
+    code[:, : ends[0]] = torch.randn(CODE_SIZE, widths[0]) * (hidden / widths[0]) ** 0.5
+    feature = torch.zeros(NUM_FEATURES, hidden)
+    share = hidden / (LETTERS + 2)
+    letters = torch.randn(NO_LETTER + 1, widths[1]) * (share / widths[1]) ** 0.5
+    for position in range(LETTERS):
+        rows = slice(position * (NO_LETTER + 1), (position + 1) * (NO_LETTER + 1))
+        feature[rows, ends[position] : ends[position + 1]] = letters
+    rest = feature[LETTERS * (NO_LETTER + 1) :, ends[-2] :]
+    rest.copy_(torch.randn(rest.shape) * (share / widths[-1]) ** 0.5)
+    return code, feature
+
+
 class TokenTable(nn.Module):
     """Rows of the embedding, or of the head, made from traits."""
 
     def __init__(
-        self, hidden: int, common: torch.Tensor, std: float, *, shares_unwritten: bool = False
+        self,
+        code: torch.Tensor,
+        feature: torch.Tensor,
+        common: torch.Tensor,
+        *,
+        shares_unwritten: bool = False,
     ) -> None:
-        """`shares_unwritten`: one row for all tokens that are not written."""
+        """code [CODE_SIZE, H], feature [NUM_FEATURES, H]; `shares_unwritten`: one row for all that are not written."""
         super().__init__()
-        self.code = nn.Parameter(torch.randn(CODE_SIZE, hidden) * std)
-        self.feature = nn.Parameter(torch.randn(NUM_FEATURES, hidden) * std / (LETTERS + 2) ** 0.5)
+        hidden = code.shape[1]
+        self.code = nn.Parameter(code)
+        self.feature = nn.Parameter(feature)
         self.own = nn.Parameter(torch.zeros(len(common), hidden))
         self.other = nn.Parameter(torch.zeros(hidden))  # added to all that are not common
         self.unwritten = nn.Parameter(torch.zeros(hidden)) if shares_unwritten else None
@@ -139,6 +170,35 @@ def fake_quantize(w: torch.Tensor) -> torch.Tensor:
         rounded = ((scaled / step).round() * step).clamp(-6, 6) * scale
         delta = rounded.flatten(-2) - w
     return w + delta
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [N, in], weight [out, in], bias [out] -> COMPUTE [N, out]."""
+    filled = F.pad(x.to(COMPUTE), (0, 0, 0, -len(x) % ROWS))
+    added = None if bias is None else bias.to(COMPUTE)
+    return F.linear(filled, weight.to(COMPUTE), added)[: len(x)]
+
+
+class SwiGlu(torch.autograd.Function):
+    """kernels.moe.clamped_swiglu_ref with its gradient written out: half the passes that autograd makes of it."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: torch.Tensor, limit: float) -> torch.Tensor:
+        ctx.save_for_backward(gate_up)
+        ctx.limit = limit
+        return clamped_swiglu_ref(gate_up, limit)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gate_up,) = ctx.saved_tensors
+        limit = ctx.limit
+        gate, up = gate_up.chunk(2, dim=-1)
+        inside_gate, inside_up = gate <= limit, up.abs() <= limit
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        share = torch.sigmoid(SWIGLU_ALPHA * gate)
+        of_gate = grad * (up + 1) * share * (1 + SWIGLU_ALPHA * gate * (1 - share))
+        of_up = grad * gate * share
+        return torch.cat((of_gate * inside_gate, of_up * inside_up), dim=-1), None
 
 
 class Layer(nn.Module):
@@ -174,7 +234,7 @@ class Keys:
     """What Q queries see: the sink, the last keys of what their group shares, and one another."""
 
     shared: int  # how many of the group's
-    # COMPUTE [Q G, 1 + shared + Q], G query heads a key's: 0 where a key is seen, else -inf
+    # float32 [Q G, 1 + shared + Q], G query heads a key's: 0 where a key is seen, else -inf
     mask: torch.Tensor
 
 
@@ -241,7 +301,7 @@ def _keys(
     if window is not None:
         near = own[:, None] - torch.cat((shared, own)) < window
         seen[:, 1:] &= near
-    mask = torch.zeros(seen.shape, dtype=COMPUTE)
+    mask = torch.zeros(seen.shape)
     return Keys(len(shared), mask.masked_fill_(~seen, -torch.inf).repeat_interleave(group, dim=0))
 
 
@@ -251,10 +311,14 @@ class Network(nn.Module):
         self.config = config
         self.traits = traits
         self.common = common
-        self.embedding = TokenTable(config.hidden_size, common, 1.0)
-        self.head = TokenTable(
-            config.hidden_size, common, config.hidden_size**-0.5, shares_unwritten=True
+        code, feature = first_rows(config.hidden_size)
+        self.embedding = TokenTable(code, feature, common)
+        # what a token is read by and what it is written by lie apart, so that none begins by predicting itself
+        code, feature = (
+            part.roll(config.hidden_size // 2, dims=1) * config.hidden_size**-0.5
+            for part in (code, feature)
         )
+        self.head = TokenTable(code, feature, common, shares_unwritten=True)
         std = (2 * config.num_layers) ** -0.5
         self.layers = nn.ModuleList(Layer(config, std) for _ in range(config.num_layers))
         self.final_norm = nn.Parameter(torch.ones(config.hidden_size))
@@ -287,9 +351,7 @@ class Network(nn.Module):
         self, hidden: torch.Tensor, candidates: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """hidden [N, H], candidates int64 [C], bias [C] -> float32 [N, C]."""
-        rows = self.head.rows(candidates, self.traits)
-        added = None if bias is None else bias.to(COMPUTE)
-        return F.linear(hidden.to(COMPUTE), rows.to(COMPUTE), added).float()
+        return linear(hidden, self.head.rows(candidates, self.traits), bias).float()
 
     def _norm(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return torch.rms_norm(x, (x.shape[-1],), scale, self.config.rms_norm_eps)
@@ -304,10 +366,9 @@ class Network(nn.Module):
     ) -> torch.Tensor:
         c = self.config
         heads, kv_heads, dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        t = self._norm(x, layer.attention_norm).to(COMPUTE)
-        weight = torch.cat((layer.q, layer.k, layer.v)).to(COMPUTE)
-        qkv = F.linear(t, weight, layer.qkv_bias.to(COMPUTE)).view(len(x), -1, dim)
-        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+        weight = torch.cat((layer.q, layer.k, layer.v))
+        qkv = linear(self._norm(x, layer.attention_norm), weight, layer.qkv_bias).float()
+        q, k, v = qkv.view(len(x), -1, dim).split((heads, kv_heads, kv_heads), dim=1)
         q, k = apply_rope_ref(q, *rope), apply_rope_ref(k, *rope)
         # A key's query heads stand behind one another as queries of one head; the sink is a key that sees a dimension
         # of its own, in which each head's query has its sink.
@@ -340,8 +401,7 @@ class Network(nn.Module):
             )
             outs.append(out[0])
         out = torch.cat(outs, dim=1)[..., :dim].unflatten(1, (-1, group)).transpose(0, 1)
-        out = out.reshape(len(x), -1)
-        return F.linear(out, layer.out.to(COMPUTE), layer.out_bias.to(COMPUTE)).float()
+        return linear(out.reshape(len(x), -1), layer.out, layer.out_bias).float()
 
     def _mlp(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:
         c = self.config
@@ -354,16 +414,8 @@ class Network(nn.Module):
         added = torch.zeros_like(x)
         for expert in range(c.num_experts):
             token, slot = torch.where(experts == expert)
-            w1, w2 = (
-                fake_quantize(layer.w1[expert]).to(COMPUTE),
-                fake_quantize(layer.w2[expert]).to(COMPUTE),
-            )
-            gate, up = F.linear(t[token], w1, layer.b1[expert].to(COMPUTE)).chunk(2, dim=-1)
-            gate, up = gate.clamp(max=c.swiglu_limit), up.clamp(-c.swiglu_limit, c.swiglu_limit)
-            part = F.linear(
-                gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1),
-                w2,
-                layer.b2[expert].to(COMPUTE),
-            )
-            added = added.index_add(0, token, part.float() * weights[token, slot].unsqueeze(-1))
+            w1, w2 = fake_quantize(layer.w1[expert]), fake_quantize(layer.w2[expert])
+            gate_up = linear(t.index_select(0, token), w1, layer.b1[expert])
+            part = linear(SwiGlu.apply(gate_up, c.swiglu_limit), w2, layer.b2[expert]).float()
+            added = added.index_add(0, token, part * weights[token, slot].unsqueeze(-1))
         return added

@@ -81,6 +81,16 @@ def property_schema(s: Source, key: str, kind: str, made: Any) -> dict[str, Any]
     return schema
 
 
+def reordered(
+    s: Source, properties: dict[str, Any], arguments: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every other tool names its parameters in another order than people say them."""
+    if s.maybe(0.5):
+        return properties, arguments
+    keys = s.rng.sample(list(properties), len(properties))
+    return {k: properties[k] for k in keys}, {k: arguments[k] for k in keys if k in arguments}
+
+
 UNASKED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}),
     ("limit", {"type": "integer"}),

@@ -47,7 +47,7 @@ class ResponseWriter:
 
     def __init__(self, plan: ResponsePlan, answer: Answer) -> None:
         self._plan, self._answer = plan, answer
-        self._output = OutputItems()
+        self._output = OutputItems(seals_reasoning=plan.request.seals_reasoning)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, numbered; tokens that arrived together leave together."""

@@ -14,8 +14,10 @@ from pydantic_core import PydanticCustomError
 
 from src.api.errors import InvalidRequest, from_validation
 from src.api.protocol import Effort, FunctionName, SamplingFields, Strict, check_parts, fail
+from src.api.sealed import unseal
 
 LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
+SEALED_REASONING = "reasoning.encrypted_content"
 STATEFUL = ("previous_response_id", "conversation", "prompt")
 logger = logging.getLogger(__name__)
 _left_out: set[str] = set()  # types of tools
@@ -116,6 +118,11 @@ class ResponsesRequest(SamplingFields):
         return self
 
     @property
+    def seals_reasoning(self) -> bool:
+        """Whether reasoning items get `encrypted_content`: where they may have to come back, or it was asked for."""
+        return bool(self.tools) or SEALED_REASONING in (self.include or ())
+
+    @property
     def effort(self) -> Effort | None:
         return self.reasoning.effort if self.reasoning is not None else None
 
@@ -142,6 +149,7 @@ class FunctionOutputItem(Strict):
 class ReasoningItem(Strict):
     type: Literal["reasoning"]
     content: list[Any] | None = None
+    encrypted_content: str | None = None
 
 
 Item = InputMessage | FunctionCallItem | FunctionOutputItem | ReasoningItem
@@ -264,8 +272,7 @@ def _item(given: Any, index: int) -> Item:
 def _part_of_turn(item: Item, where: str) -> dict[str, Any] | None:
     """What this item adds to the assistant's message; None: it is no part of one."""
     if isinstance(item, ReasoningItem):
-        text = _text(item.content or "", REASONING_PARTS, f"{where}.content")
-        return {"reasoning_content": text}
+        return {"reasoning_content": _reasoning(item, where)}
     if isinstance(item, FunctionCallItem):
         function = {"name": item.name, "arguments": item.arguments}
         return {
@@ -274,6 +281,19 @@ def _part_of_turn(item: Item, where: str) -> dict[str, Any] | None:
     if isinstance(item, InputMessage) and item.role == "assistant":
         return {"content": _text(item.content, ASSISTANT_PARTS, f"{where}.content")}
     return None
+
+
+def _reasoning(item: ReasoningItem, where: str) -> str:
+    if item.content or item.encrypted_content is None:
+        return _text(item.content or "", REASONING_PARTS, f"{where}.content")
+    try:
+        return unseal(item.encrypted_content)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"This reasoning cannot be read: {error}. Send its 'content', or leave the item out.",
+            f"{where}.encrypted_content",
+            "invalid_encrypted_content",
+        ) from None
 
 
 def _other(item: Item, where: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any, Literal
 
 from src.api.choice import ChoiceDelta
+from src.api.sealed import seal
 
 Event = dict[str, Any]
 ItemStatus = Literal["completed", "incomplete"]
@@ -21,8 +22,10 @@ class OutputItems:
     or of its arguments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, seals_reasoning: bool) -> None:
+        """`seals_reasoning`: reasoning that is whole gets `encrypted_content` too."""
         self.items: list[dict[str, Any]] = []
+        self._seals_reasoning = seals_reasoning
         self._kind: str | None = None  # of the item that is open
 
     def feed(self, item: ChoiceDelta) -> list[Event]:
@@ -63,6 +66,8 @@ class OutputItems:
                 self._event(done, content_index=0, text=part["text"], **numbers),
                 self._event("response.content_part.done", content_index=0, part=part),
             ]
+            if self._kind == "reasoning" and self._seals_reasoning:
+                item["encrypted_content"] = seal(part["text"])
         item["status"] = status
         self._kind = None
         return [*events, self._of_item("response.output_item.done")]

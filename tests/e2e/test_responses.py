@@ -199,6 +199,34 @@ def test_items_become_the_prompt_that_chat_makes_of_messages(
     assert reasoning.content[0].text == chat.choices[0].message.reasoning_content
 
 
+def test_reasoning_comes_back_without_its_content(client: openai.OpenAI) -> None:
+    """Agents such as Codex keep `encrypted_content` alone."""
+    thought = respond(client, tools=TOOLS, bias=THINK).output[0].to_dict()
+    function = {"name": "get_weather", "arguments": '{"city":"Rome","days":2}'}
+    call = {"type": "function_call", "call_id": "call_1"} | function
+    told = {"type": "function_call_output", "call_id": "call_1", "output": "sunny"}
+    sealed = {k: v for k, v in thought.items() if k != "content"}
+    readable = {k: v for k, v in thought.items() if k != "encrypted_content"}
+    ask = {"role": "user", "content": "Hello there"}
+    with_text, without_text, without_either = (
+        respond(client, input=[ask, *items, call, told], tools=TOOLS, max_output_tokens=20).usage
+        for items in ([readable], [sealed], [])
+    )
+    assert with_text.input_tokens == without_text.input_tokens > without_either.input_tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "sealed"),
+    [({}, False), ({"include": ["reasoning.encrypted_content"]}, True), ({"tools": TOOLS}, True)],
+)
+def test_reasoning_is_sealed_where_it_may_have_to_come_back(
+    client: openai.OpenAI, options: dict[str, Any], sealed: bool
+) -> None:
+    thought = respond(client, bias=THINK, **options).output[0]
+    assert thought.type == "reasoning"
+    assert (thought.encrypted_content is not None) == sealed
+
+
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [
@@ -228,6 +256,11 @@ def test_items_become_the_prompt_that_chat_makes_of_messages(
             },
             "input[1].call_id",
             "invalid_value",
+        ),
+        (
+            {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}]},
+            "input[0].encrypted_content",
+            "invalid_encrypted_content",
         ),
         (
             {"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]},

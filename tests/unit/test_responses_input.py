@@ -8,6 +8,7 @@ import pytest
 
 from src.api.errors import InvalidRequest
 from src.api.responses_input import ResponsesRequest, chat_body
+from src.api.sealed import seal
 
 ASK = {"role": "user", "content": "Weather?"}
 THOUGHT = {
@@ -84,6 +85,23 @@ def test_items_become_messages(items: list[Any], messages: list[Any], begun_by: 
     chat = body_of(*items)
     assert chat.body["messages"] == messages
     assert chat.items == begun_by
+
+
+def test_sealed_reasoning_is_read_where_there_is_no_content() -> None:
+    sealed = {"type": "reasoning", "summary": [], "encrypted_content": seal("Hm, ü 🌦")}
+    assert body_of(ASK, sealed).body["messages"][1]["reasoning_content"] == "Hm, ü 🌦"
+    assert body_of(sealed | {"content": None}).body == body_of(sealed | {"content": []}).body
+    assert body_of(THOUGHT | {"encrypted_content": "?"}).body == body_of(THOUGHT).body
+
+
+@pytest.mark.parametrize(
+    "sealed", ["", "gAAAAABo", "plain.v1.####", "plain.v1._w==", "plain.v1.YQ"]
+)
+def test_what_was_not_sealed_here_is_refused(sealed: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        body_of(ASK, {"type": "reasoning", "encrypted_content": sealed})
+    assert caught.value.param == "input[1].encrypted_content"
+    assert caught.value.code == "invalid_encrypted_content"
 
 
 def test_instructions_come_first_and_are_no_item() -> None:

@@ -1,0 +1,28 @@
+"""Reasoning as `encrypted_content`: text that a client hands back unread. Agents keep an item's `encrypted_content` and
+drop its `content` (Codex: protocol/src/models.rs), so that a model that is asked again after a tool's result would have
+lost its thoughts.
+
+Nothing is hidden: this server shows reasoning as `content` too. The form is PREFIX and the UTF-8 text in base64url.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+PREFIX = "plain.v1."
+
+
+def seal(text: str) -> str:
+    return PREFIX + base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def unseal(sealed: str) -> str:
+    """Raises ValueError for what `seal` did not make."""
+    if not sealed.startswith(PREFIX):
+        raise ValueError("it was not made by this server")
+    try:
+        data = base64.b64decode(sealed.removeprefix(PREFIX), altchars=b"-_", validate=True)
+        return data.decode()
+    except (binascii.Error, UnicodeError) as error:
+        raise ValueError("it is damaged") from error

@@ -14,6 +14,7 @@ from src.api.deps import ServerContext
 from src.api.errors import InvalidRequest, NotFound
 from src.api.protocol import EFFORTS, ChatCompletionRequest, SamplingFields
 from src.api.tool_choice import ToolPlan, plan_tools
+from src.api.warn_once import WarnOnce
 from src.engine.messages import AddRequest
 from src.engine.sampling_params import LoopGuard, SamplingParams
 from src.harmony.grammar import SchemaError, TurnSpec, check_grammar, check_schema, turn_grammar
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 GREEDY_BELOW = 1e-5  # a lower temperature would overflow float32 logits
 MIN_ANSWER_TOKENS = 16
-_warned_fields: set[str] = set()
+_warn_ignored = WarnOnce(logger, "ignoring unknown request fields: %s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +172,7 @@ def _engine_requests(
 
 
 def warn_unknown(body: Mapping[str, Any], request: SamplingFields) -> None:
-    """Once for each name: clients send them with every request."""
-    unknown = body.keys() - request.known_fields - _warned_fields
-    if unknown and len(_warned_fields) < 1000:
-        _warned_fields.update(unknown)
-        logger.warning(
-            "ignoring unknown request fields: %s", ", ".join(sorted(f[:64] for f in unknown))
-        )
+    _warn_ignored(body.keys() - request.known_fields)
 
 
 def _effort(request: ChatCompletionRequest) -> str | None:

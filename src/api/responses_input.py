@@ -15,12 +15,15 @@ from pydantic_core import PydanticCustomError
 from src.api.errors import InvalidRequest, from_validation
 from src.api.protocol import Effort, FunctionName, SamplingFields, Strict, check_parts, fail
 from src.api.sealed import unseal
+from src.api.warn_once import WarnOnce
 
 LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
 SEALED_REASONING = "reasoning.encrypted_content"
 STATEFUL = ("previous_response_id", "conversation", "prompt")
 logger = logging.getLogger(__name__)
-_left_out: set[str] = set()  # types of tools
+_warn_left_out = WarnOnce(
+    logger, "tools of type %s are not offered to the model: only functions are", limit=100
+)
 
 # Where the chat request says what this one says elsewhere.
 PLACES = (
@@ -329,22 +332,13 @@ def _offered(tools: Sequence[Any]) -> dict[int, FunctionTool]:
                 "A tool is an object with a type.", f"tools[{index}]", "invalid_type"
             )
         if kind != "function":
-            _tell_left_out(kind)
+            _warn_left_out([kind])
             continue
         try:
             offered[index] = FunctionTool.model_validate(dict(tool))
         except ValidationError as error:
             raise from_validation(error, ("tools", index)) from None
     return offered
-
-
-def _tell_left_out(kind: str) -> None:
-    """Once for each type."""
-    if kind not in _left_out and len(_left_out) < 100:
-        _left_out.add(kind)
-        logger.warning(
-            "tools of type %r are not offered to the model: only functions are", kind[:64]
-        )
 
 
 def _nested(tool: FunctionTool) -> dict[str, Any]:

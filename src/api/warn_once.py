@@ -1,0 +1,21 @@
+"""What clients send with every request is told once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+
+class WarnOnce:
+    """A line in the log for names that were not told before."""
+
+    def __init__(self, logger: logging.Logger, message: str, *, limit: int = 1000) -> None:
+        """`message` has one %s for the names; `limit`: no more names than that are told, or kept."""
+        self._logger, self._message, self._limit = logger, message, limit
+        self._told: set[str] = set()
+
+    def __call__(self, names: Iterable[str]) -> None:
+        new = sorted(set(names) - self._told)[: self._limit - len(self._told)]
+        if new:
+            self._told.update(new)
+            self._logger.warning(self._message, ", ".join(name[:64] for name in new))

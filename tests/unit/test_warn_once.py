@@ -1,0 +1,16 @@
+"""What is told once."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from src.api.warn_once import WarnOnce
+
+
+def test_names_are_told_once_and_not_without_end(caplog: pytest.LogCaptureFixture) -> None:
+    warn = WarnOnce(logging.getLogger("test.once"), "ignoring: %s", limit=3)
+    for names in (["b", "a"], ["a"], [], ["c" * 100, "d", "b"], ["e"]):
+        warn(names)
+    assert [r.getMessage() for r in caplog.records] == ["ignoring: a, b", f"ignoring: {'c' * 64}"]

@@ -1,6 +1,7 @@
-"""Reasoning as `encrypted_content`: text that a client hands back unread. Agents keep an item's `encrypted_content` and
-drop its `content` (Codex: protocol/src/models.rs), so that a model that is asked again after a tool's result would have
-lost its thoughts.
+"""Reasoning as `encrypted_content`: text that a client hands back unread.
+
+Agents that store nothing ask for it, and some drop an item's `content` (earlier versions of Codex did, in
+protocol/src/models.rs): a model that is asked again after a tool's result would have lost its thoughts.
 
 Nothing is hidden: this server shows reasoning as `content` too. The form is PREFIX and the UTF-8 text in base64url.
 """

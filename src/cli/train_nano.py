@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         help="folded model to begin with where --out has no checkpoint; else random weights",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=4300)
     parser.add_argument(
         "--batch-tokens", type=int, default=BATCH_TOKENS, help="of one step, at least"
     )

@@ -22,7 +22,7 @@ from src.engine.config import ModelConfig
 from src.engine.model.checkpoint import PACKED_TYPES, expected_tensors
 from src.engine.shapes import SIZES, Size, hf_config, original_config
 from src.harmony.tokenizer_files import write_tokenizer
-from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT
+from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT, load_vocabulary
 from src.kernels.mxfp4 import quantize_mxfp4
 
 SHARD_BYTES = 400 * 2**20
@@ -63,7 +63,7 @@ def make_checkpoint(
             },
         )
     if tokenizer:
-        write_tokenizer(out)
+        write_tokenizer(out, load_vocabulary().token_bytes)
     return out
 
 

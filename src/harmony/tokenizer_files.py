@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from src.harmony.vocabulary import (
     CALL,
@@ -12,22 +15,13 @@ from src.harmony.vocabulary import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
     byte_to_char,
-    load_vocabulary,
 )
 
 
-def write_tokenizer(out: Path) -> None:
-    """tokenizer.json (byte-level BPE) and tokenizer_config.json from the bundled ranks."""
-    ranks = {token: rank for rank, token in enumerate(load_vocabulary().token_bytes)}
-    char = byte_to_char()
-    text = {token: "".join(map(char.__getitem__, token)) for token in ranks}
-    merges: list[list[str]] = []
-    for (
-        token
-    ) in ranks:  # rank order: every way to split a token into two known ones, best pair first
-        splits = [(token[:i], token[i:]) for i in range(1, len(token))]
-        known = [(ranks[a], ranks[b], a, b) for a, b in splits if a in ranks and b in ranks]
-        merges += [[text[a], text[b]] for _, _, a, b in sorted(known)]
+def write_tokenizer(out: Path, tokens: Sequence[bytes]) -> None:
+    """tokenizer.json (byte-level BPE) and its companions from the bytes of each ordinary token, by rank."""
+    chars = str.maketrans({chr(byte): char for byte, char in byte_to_char().items()})
+    text = [token.decode("latin-1").translate(chars) for token in tokens]
     special = [
         {"id": token_id, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False, "special": True}
@@ -44,9 +38,9 @@ def write_tokenizer(out: Path) -> None:
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-                  "vocab": {text[token]: rank for token, rank in ranks.items()}, "merges": merges},
+                  "vocab": {token: rank for rank, token in enumerate(text)}, "merges": _merges(tokens, text)},
     }  # fmt: skip
-    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    (out / "tokenizer.json").write_bytes(msgspec.json.encode(tokenizer))
     _write_json(
         out / "tokenizer_config.json",
         {
@@ -60,7 +54,28 @@ def write_tokenizer(out: Path) -> None:
         out / "special_tokens_map.json",
         {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"},
     )
-    assert len(ranks) == FIRST_SPECIAL
+    assert len(tokens) == FIRST_SPECIAL
+
+
+def _merges(tokens: Sequence[bytes], text: Sequence[str]) -> msgspec.Raw:
+    """In the order of the tokens that they make, every way to split a token into two known ones, best pair first.
+
+    As JSON at once: half a million small lists would keep the garbage collector busy for longer than the rest takes.
+    """
+    rank_of = {token: rank for rank, token in enumerate(tokens)}.get
+    quoted = [msgspec.json.encode(one) for one in text]
+    merges = []
+    for token in tokens:
+        pairs = []
+        for i in range(1, len(token)):
+            left = rank_of(token[:i])
+            if left is not None:
+                right = rank_of(token[i:])
+                if right is not None:
+                    pairs.append((left, right))
+        pairs.sort()
+        merges += [b"[%b,%b]" % (quoted[left], quoted[right]) for left, right in pairs]
+    return msgspec.Raw(b"[%b]" % b",".join(merges))
 
 
 def _write_json(path: Path, value: Any) -> None:

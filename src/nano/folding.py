@@ -85,7 +85,8 @@ def unfold(path: Path, out: Path) -> Path:
     folded = read_folded(path)
     raw = hf_config(SIZES["nano"])
     config = ModelConfig.from_json(raw)
-    traits = TokenTraits.of(load_vocabulary())
+    vocabulary = load_vocabulary()
+    traits = TokenTraits.of(vocabulary)
     tensors: Tensors = {
         "model.embed_tokens.weight": _rows(folded, "embedding", traits),
         "lm_head.weight": _rows(folded, "head", traits),
@@ -108,7 +109,7 @@ def unfold(path: Path, out: Path) -> Path:
     }  # fmt: skip
     for name, value in (("config.json", raw), ("generation_config.json", generation)):
         (out / name).write_text(json.dumps(value, indent=2) + "\n")
-    write_tokenizer(out)
+    write_tokenizer(out, vocabulary.token_bytes)
     return out
 
 

@@ -84,9 +84,9 @@ class TokenTraits:
                 lengths_at + LENGTHS + np.array(leads),
             )
         )
-        signs = np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1
+        bits = torch.from_numpy(np.unpackbits(codes, axis=1))
         return cls(
-            torch.from_numpy(signs / CODE_SIZE**0.5),
+            bits.float().mul_(2).sub_(1).div_(CODE_SIZE**0.5),
             torch.from_numpy(features),
             torch.tensor([_is_latin(text) for text in texts]),
         )

@@ -29,7 +29,8 @@ from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, Vocabulary, load_v
 from src.nano.batches import IGNORED, Batch, BatchMaker
 from src.nano.folding import fold, read_folded, restore
 from src.nano.muon import Muon
-from src.nano.network import COMPUTE, Network, TokenTraits, parts_of
+from src.nano.network import COMPUTE, Network, parts_of
+from src.nano.token_rows import TokenTraits
 from src.nano.tools import DECISIVE
 
 COMMON_TOKENS = 1536

@@ -1,6 +1,6 @@
 """The embedded model as a small file, and the checkpoint that unfolds from it.
 
-The file keeps what the rows of embedding and head are made of (network.py) instead of the rows, in eight bits where
+The file keeps what the rows of embedding and head are made of (token_rows.py) instead of the rows, in eight bits where
 that costs nothing, and experts in MXFP4. Unfolding gives a checkpoint in Hugging Face's layout, the same bytes
 everywhere.
 """
@@ -20,7 +20,8 @@ from src.engine.shapes import SIZES, hf_config
 from src.harmony.tokenizer_files import write_tokenizer
 from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT, VOCAB_SIZE, load_vocabulary
 from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
-from src.nano.network import Layer, Network, TokenTable, TokenTraits
+from src.nano.network import Layer, Network
+from src.nano.token_rows import TokenTable, TokenTraits
 
 ASSET = Path(__file__).resolve().parents[2] / "assets" / "nano" / "gpt-oss-nano.safetensors"
 INT8_MAX = 127

@@ -17,19 +17,8 @@ from src.kernels.moe import clamped_swiglu_ref
 from src.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
 from src.nano.folding import ASSET, fold, read_folded, restore, unfold
 from src.nano.muon import Muon
-from src.nano.network import (
-    CODE_SIZE,
-    GROUP,
-    LETTERS,
-    NO_LETTER,
-    Network,
-    SwiGlu,
-    TokenTraits,
-    fake_quantize,
-    first_rows,
-    linear,
-    parts_of,
-)
+from src.nano.network import GROUP, Network, SwiGlu, fake_quantize, linear, parts_of
+from src.nano.token_rows import CODE_SIZE, LETTERS, NO_LETTER, TokenTraits, first_rows
 from tests.helpers import load_model, model_logits, relative_rms
 
 MAX_ASSET_BYTES = 6 * 10**6

@@ -1,0 +1,144 @@
+"""Rows of embedding and head, made from what a token is.
+
+They are not free tables of 201,088 rows: a row is a sum of what the token is made of, so that a word that was never in a
+lesson can still be read, copied and spelled:
+
+    row(token) = code(token) @ A + sum over its features f of F[f] + own row, if the token is common
+
+`code` is a fixed random sign vector of the token's text without a leading space or sign, so that " Paris", "Paris" and
+".Paris" are nearly the same; the features are its first letters by position, its length, and what leads it. Tokens with
+letters of another script than Latin are never written: in the head they have one row together.
+
+Shapes: H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from src.harmony.vocabulary import VOCAB_SIZE, Vocabulary
+
+CODE_SIZE = 96
+LETTERS = 10
+NO_LETTER = 256
+LENGTHS = 16
+NUM_FEATURES = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTraits:
+    """What each token of the vocabulary is made of."""
+
+    codes: torch.Tensor  # float32 [V, CODE_SIZE], +-1 / sqrt(CODE_SIZE)
+    features: torch.Tensor  # int64 [V, LETTERS + 2], rows of the feature table
+    written: torch.Tensor  # bool [V]: false for those with letters of another script than Latin
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary) -> TokenTraits:
+        texts = [
+            *vocabulary.token_bytes,
+            *map(vocabulary.bytes_of, range(vocabulary.num_ordinary, VOCAB_SIZE)),
+        ]
+        # one byte that is no letter or digit may lead a word; 0 where none does
+        leads = [
+            text[0] if text[1:2].isalpha() and text[0] < 128 and not text[:1].isalnum() else 0
+            for text in texts
+        ]
+        stripped = [text[1:] if lead else text for text, lead in zip(texts, leads, strict=True)]
+        digests = b"".join(
+            hashlib.blake2b(text, digest_size=CODE_SIZE // 8).digest() for text in stripped
+        )
+        codes = np.frombuffer(digests, np.uint8).reshape(VOCAB_SIZE, -1)
+        lengths = np.fromiter(map(len, stripped), np.int64, VOCAB_SIZE)
+        lengths[vocabulary.num_ordinary :] = 0  # special tokens have no letters
+        padded = b"".join(text[:LETTERS].ljust(LETTERS, b"\0") for text in stripped)
+        letters = np.frombuffer(padded, np.uint8).reshape(VOCAB_SIZE, LETTERS).astype(np.int64)
+        letters[np.arange(LETTERS) >= lengths[:, None]] = NO_LETTER
+        lengths_at = LETTERS * (NO_LETTER + 1)
+        features = np.column_stack(
+            (
+                letters + np.arange(LETTERS) * (NO_LETTER + 1),
+                lengths_at + np.minimum(lengths, LENGTHS - 1),
+                lengths_at + LENGTHS + np.array(leads),
+            )
+        )
+        bits = torch.from_numpy(np.unpackbits(codes, axis=1))
+        return cls(
+            bits.float().mul_(2).sub_(1).div_(CODE_SIZE**0.5),
+            torch.from_numpy(features),
+            torch.tensor([_is_latin(text) for text in texts]),
+        )
+
+
+def _is_latin(text: bytes) -> bool:
+    """Whether all letters are, as far as the bytes are characters: parts of some are tokens too."""
+    return text.isascii() or all(
+        unicodedata.name(char, "").startswith("LATIN") or not char.isalpha()
+        for char in text.decode(errors="ignore")
+    )
+
+
+def first_rows(hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> code [CODE_SIZE, H] and feature [NUM_FEATURES, H] of a model that has learnt nothing yet.
+
+    Code, each position's letter, and the rest have dimensions of their own, so that no one drowns another, and a letter
+    looks the same at each position: to spell a word is to move one block of it to the first.
+    """
+    widths = [hidden // 3, *[hidden * 5 // 8 // LETTERS] * LETTERS]
+    widths.append(hidden - sum(widths))
+    ends = list(accumulate(widths))
+    code = torch.zeros(CODE_SIZE, hidden)
+    code[:, : ends[0]] = torch.randn(CODE_SIZE, widths[0]) * (hidden / widths[0]) ** 0.5
+    feature = torch.zeros(NUM_FEATURES, hidden)
+    share = hidden / (LETTERS + 2)
+    letters = torch.randn(NO_LETTER + 1, widths[1]) * (share / widths[1]) ** 0.5
+    for position in range(LETTERS):
+        rows = slice(position * (NO_LETTER + 1), (position + 1) * (NO_LETTER + 1))
+        feature[rows, ends[position] : ends[position + 1]] = letters
+    rest = feature[LETTERS * (NO_LETTER + 1) :, ends[-2] :]
+    rest.copy_(torch.randn(rest.shape) * (share / widths[-1]) ** 0.5)
+    return code, feature
+
+
+class TokenTable(nn.Module):
+    """Rows of the embedding, or of the head, made from traits."""
+
+    def __init__(
+        self,
+        code: torch.Tensor,
+        feature: torch.Tensor,
+        common: torch.Tensor,
+        *,
+        shares_unwritten: bool = False,
+    ) -> None:
+        """code [CODE_SIZE, H], feature [NUM_FEATURES, H]; `shares_unwritten`: one row for all that are not written."""
+        super().__init__()
+        hidden = code.shape[1]
+        self.code = nn.Parameter(code)
+        self.feature = nn.Parameter(feature)
+        self.own = nn.Parameter(torch.zeros(len(common), hidden))
+        self.other = nn.Parameter(torch.zeros(hidden))  # added to all that are not common
+        self.unwritten = nn.Parameter(torch.zeros(hidden)) if shares_unwritten else None
+        self.common = common
+        row_of = torch.full((VOCAB_SIZE,), -1)
+        row_of[common] = torch.arange(len(common))
+        self._row_of = row_of
+
+    def rows(self, token_ids: torch.Tensor, traits: TokenTraits) -> torch.Tensor:
+        """token_ids int64 [N] -> float32 [N, H]."""
+        made = traits.codes[token_ids] @ self.code
+        made = made + F.embedding_bag(traits.features[token_ids], self.feature, mode="sum")
+        row = self._row_of[token_ids]
+        known = (row >= 0).unsqueeze(-1)
+        made = made + torch.where(known, self.own[row.clamp(min=0)], self.other)
+        if self.unwritten is None:
+            return made
+        return torch.where(traits.written[token_ids].unsqueeze(-1), made, self.unwritten)

@@ -18,4 +18,5 @@ class WarnOnce:
         new = sorted(set(names) - self._told)[: self._limit - len(self._told)]
         if new:
             self._told.update(new)
-            self._logger.warning(self._message, ", ".join(name[:64] for name in new))
+            # quoted: a client's line break must not begin a line of the log
+            self._logger.warning(self._message, ", ".join(repr(name[:64]) for name in new))

@@ -20,7 +20,7 @@ from src.harmony.vocabulary import (
 
 def write_tokenizer(out: Path, tokens: Sequence[bytes]) -> None:
     """tokenizer.json (byte-level BPE) and its companions from the bytes of each ordinary token, by rank."""
-    chars = str.maketrans({chr(byte): char for byte, char in byte_to_char().items()})
+    chars = byte_to_char()
     text = [token.decode("latin-1").translate(chars) for token in tokens]
     special = [
         {"id": token_id, "content": name, "single_word": False, "lstrip": False, "rstrip": False,

@@ -11,6 +11,7 @@ from src.api.warn_once import WarnOnce
 
 def test_names_are_told_once_and_not_without_end(caplog: pytest.LogCaptureFixture) -> None:
     warn = WarnOnce(logging.getLogger("test.once"), "ignoring: %s", limit=3)
-    for names in (["b", "a"], ["a"], [], ["c" * 100, "d", "b"], ["e"]):
+    for names in (["b", "a\n"], ["a\n"], [], ["c" * 100, "d", "b"], ["e"]):
         warn(names)
-    assert [r.getMessage() for r in caplog.records] == ["ignoring: a, b", f"ignoring: {'c' * 64}"]
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [r"ignoring: 'a\n', 'b'", f"ignoring: '{'c' * 64}'"]

@@ -46,6 +46,9 @@ class ServerConfig(BaseSettings):
         False, description="end the server of ours that has the port; never anything else"
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, bytes")
+    response_store_bytes: int = Field(
+        64 * 2**20, ge=0, description="stored responses of /v1/responses, bytes; 0: none"
+    )
     keep_alive_s: float = Field(
         15.0, gt=0, description="comment line on a silent stream after this long, s"
     )

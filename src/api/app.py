@@ -20,6 +20,7 @@ from src.api.access import Access, Door
 from src.api.deps import ServerContext
 from src.api.ledger import Ledger
 from src.api.metrics import Metrics
+from src.api.response_store import ResponseStore
 from src.api.tracing import Tracing
 from src.api.warm_up import warm_up
 from src.config import ServerConfig
@@ -108,6 +109,7 @@ def create_app(
         profiles=config.all_profiles(),
         access=access,
         ledger=Ledger(engine, metrics, access, tracing),
+        responses=ResponseStore(config.response_store_bytes),
     )
     engine.on_step = metrics.step
     app.state.context = context
@@ -121,7 +123,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )

@@ -16,6 +16,7 @@ from src.api.access import Access
 from src.api.errors import ApiError, from_engine
 from src.api.ledger import Ledger
 from src.api.metrics import Metrics, RequestRecord
+from src.api.response_store import ResponseStore
 from src.config import ServerConfig
 from src.engine.client import EngineClient
 from src.engine.lifecycle import EngineError
@@ -42,6 +43,7 @@ class ServerContext:
     profiles: Mapping[str, Profile]
     access: Access
     ledger: Ledger
+    responses: ResponseStore
     warm: asyncio.Event = field(default_factory=asyncio.Event)  # set once the warm-up is over
 
     @property

@@ -1,4 +1,4 @@
-"""POST /v1/responses: the chat endpoint's answers in the form of OpenAI's Responses API. Stateless."""
+"""/v1/responses: the chat endpoint's answers in the form of OpenAI's Responses API."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from src.api.access import ANONYMOUS
 from src.api.body import read_json_object
 from src.api.chat import Answer, start_answer
 from src.api.chat_plan import ChatPlan, plan_chat, warn_unknown
 from src.api.deps import Context, ServerContext, counted_rejections, new_record
-from src.api.errors import ApiError, Cancelled, InvalidRequest
-from src.api.responses_input import FunctionTool, ResponsesRequest, chat_body
+from src.api.errors import ApiError, Cancelled, InvalidRequest, NotFound
+from src.api.response_store import ResponseStore, resolve
+from src.api.responses_input import FunctionTool, PlacedItem, ResponsesRequest, chat_body
 from src.api.responses_output import Event, ItemStatus, OutputItems
 from src.api.streaming import EventStream, JsonWhenDone, encode_event
 
@@ -28,18 +31,24 @@ class ResponsePlan:
     request: ResponsesRequest
     tools: list[FunctionTool]  # that are offered
     chat: ChatPlan
+    inputs: list[PlacedItem]  # of this request, without what came before
+    caller: str
+    store: ResponseStore | None  # None: it is not to be stored
 
 
-async def plan_response(body: dict[str, Any], context: ServerContext) -> ResponsePlan:
+async def plan_response(body: dict[str, Any], context: ServerContext, caller: str) -> ResponsePlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
     request = ResponsesRequest.model_validate(body)
     warn_unknown(body, request)
-    chat = chat_body(request)
+    store = context.responses
+    resolved = resolve(request, store, caller)
+    chat = chat_body(request, resolved.items)
     try:
         plan = await plan_chat(chat.body, context, id_prefix="resp_")
     except InvalidRequest as error:
         raise chat.in_words_of_responses(error) from None
-    return ResponsePlan(request, list(chat.tools.values()), plan)
+    kept = store if store.enabled and request.store is not False else None
+    return ResponsePlan(request, list(chat.tools.values()), plan, resolved.own, caller, kept)
 
 
 class ResponseWriter:
@@ -102,7 +111,17 @@ class ResponseWriter:
         whole: ItemStatus = "completed" if finish_reason in ("stop", "tool_calls") else "incomplete"
         events = self._output.close(whole)
         status = "failed" if finish_reason == "error" else whole
-        return [*events, {"type": f"response.{status}", "response": self._body(status)}]
+        body = self._body(status)
+        if status != "failed":
+            self._keep(body)
+        return [*events, {"type": f"response.{status}", "response": body}]
+
+    def _keep(self, body: dict[str, Any]) -> None:
+        plan = self._plan
+        if plan.store is not None:
+            inputs = [placed.item for placed in plan.inputs]
+            previous = plan.request.previous_response_id
+            body["store"] = plan.store.add(plan.caller, body, inputs, previous=previous)
 
     @property
     def _failure(self) -> ApiError:
@@ -128,12 +147,12 @@ class ResponseWriter:
             "model": plan.model,
             "output": self._output.items,
             "parallel_tool_calls": request.parallel_tool_calls is not False,
-            "previous_response_id": None,
+            "previous_response_id": request.previous_response_id,
             "prompt_cache_key": request.prompt_cache_key,
             "reasoning": {"effort": request.effort or plan.profile.effort, "summary": None},
             "safety_identifier": request.safety_identifier,
             "service_tier": plan.service_tier or "default",
-            "store": False,
+            "store": self._plan.store is not None,
             "temperature": params.temperature,
             "text": {"format": {"type": "text"}} | text,
             "tool_choice": request.tool_choice or "auto",
@@ -179,9 +198,67 @@ class ResponseWriter:
 async def responses(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
-        plan = await plan_response(await read_json_object(request, context.config), context)
+        body = await read_json_object(request, context.config)
+        plan = await plan_response(body, context, _caller(request))
         answer = await start_answer(plan.chat, context, record)
     writer = ResponseWriter(plan, answer)
     if plan.chat.stream:
         return EventStream(writer.stream(), answer.close, context.config.keep_alive_s)
     return JsonWhenDone(writer.collect, answer.close)
+
+
+class Retrieval(BaseModel):
+    """What the URL may say."""
+
+    stream: bool = False
+
+
+class Page(BaseModel):
+    """What the URL may say."""
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = None
+
+
+@router.get("/v1/responses/{response_id}")
+async def get_response(response_id: str, request: Request, context: Context) -> Response:
+    if Retrieval.model_validate(dict(request.query_params)).stream:
+        raise InvalidRequest(
+            "A stored response is not streamed again.", "stream", "unsupported_value"
+        )
+    stored = context.responses.get(_caller(request), response_id)
+    return Response(stored.body, media_type="application/json")
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete_response(response_id: str, request: Request, context: Context) -> dict[str, Any]:
+    context.responses.delete(_caller(request), response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+async def list_input_items(response_id: str, request: Request, context: Context) -> dict[str, Any]:
+    """What the response was made from, earlier responses included; the newest first unless `order` says otherwise."""
+    page = Page.model_validate(dict(request.query_params))
+    items = context.responses.inputs(_caller(request), response_id)
+    if page.order == "desc":
+        items.reverse()
+    if page.after is not None:
+        ids = [item["id"] for item in items]
+        if page.after not in ids:
+            raise NotFound(f"Item with id '{page.after}' not found.", "after", "item_not_found")
+        items = items[ids.index(page.after) + 1 :]
+    shown = items[: page.limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(items) > page.limit,
+    }
+
+
+def _caller(request: Request) -> str:
+    caller = getattr(request.state, "caller", None)
+    return ANONYMOUS if caller is None else caller.name

@@ -1,5 +1,4 @@
-"""What a Responses request may say, and the chat request that it stands for. Nothing is stored: a conversation is sent
-whole, as `input` items."""
+"""What a Responses request may say, and the chat request that it and the items before it stand for."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from src.api.warn_once import WarnOnce
 
 LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
 SEALED_REASONING = "reasoning.encrypted_content"
-STATEFUL = ("previous_response_id", "conversation", "prompt")
+ELSEWHERE = ("conversation", "prompt")  # what OpenAI keeps apart from responses
 logger = logging.getLogger(__name__)
 _warn_left_out = WarnOnce(
     logger, "tools of type %s are not offered to the model: only functions are", limit=100
@@ -35,6 +34,14 @@ PLACES = (
     (re.compile(r"^reasoning_effort$"), "reasoning.effort"),
     (re.compile(r"^messages$"), "input"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedItem:
+    """An item as it was sent or stored, and the field of the request that it came by."""
+
+    item: Any
+    where: str
 
 
 class FunctionTool(Strict):
@@ -96,7 +103,7 @@ class ResponsesRequest(SamplingFields):
     prompt_cache_key: str | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     background: bool | None = None
-    previous_response_id: Any = None
+    previous_response_id: Annotated[str, Field(min_length=1)] | None = None
     conversation: Any = None
     prompt: Any = None
     # extensions, named as elsewhere
@@ -105,10 +112,10 @@ class ResponsesRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _check(self) -> ResponsesRequest:
-        for field in STATEFUL:
+        for field in ELSEWHERE:
             if getattr(self, field) is not None:
                 raise fail(
-                    f"'{field}' is not supported: this server stores nothing. Send the earlier items in 'input'.",
+                    f"'{field}' is not supported. Send the earlier items in 'input', or 'previous_response_id'.",
                     field,
                     "unsupported_parameter",
                 )
@@ -124,6 +131,12 @@ class ResponsesRequest(SamplingFields):
     def seals_reasoning(self) -> bool:
         """Whether reasoning items get `encrypted_content`: where they may have to come back, or it was asked for."""
         return bool(self.tools) or SEALED_REASONING in (self.include or ())
+
+    def placed(self) -> list[PlacedItem]:
+        """The items of `input`; a string is a user's message."""
+        if isinstance(self.input, str):
+            return [PlacedItem({"type": "message", "role": "user", "content": self.input}, "input")]
+        return [PlacedItem(item, f"input[{index}]") for index, item in enumerate(self.input)]
 
     @property
     def effort(self) -> Effort | None:
@@ -171,7 +184,7 @@ REASONING_PARTS = dict.fromkeys(("reasoning_text", "text"), "text")
 @dataclass(frozen=True, slots=True)
 class ChatBody:
     body: dict[str, Any]
-    items: list[int | None]  # which input item began each of its messages; None: `instructions`
+    places: list[str]  # the field by which each of its messages came
     tools: dict[int, FunctionTool]  # those that are offered, by their places in the request
 
     def in_words_of_responses(self, error: InvalidRequest) -> InvalidRequest:
@@ -182,17 +195,17 @@ class ChatBody:
         )
         found = re.match(r"^messages\[(\d+)\](.*)$", param)
         if found is not None:
-            item = self.items[int(found[1])]
+            place = self.places[int(found[1])]
             rest = found[2].replace(".tool_call_id", ".call_id")
-            param = "instructions" if item is None else f"input[{item}]{rest}"
+            param = place + (rest if place.endswith("]") else "")
         for pattern, name in PLACES:
             param = pattern.sub(name, param)
         return type(error)(error.message, param or None, error.code, error.headers)
 
 
-def chat_body(request: ResponsesRequest) -> ChatBody:
-    """Raises InvalidRequest for an input item that cannot be read."""
-    messages, items = _messages(request)
+def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBody:
+    """`items`: the whole conversation. Raises InvalidRequest for one that cannot be read."""
+    messages, places = _messages(request.instructions, items)
     tools = _offered(request.tools or ())
     shared = SamplingFields.model_fields.keys() & request.model_fields_set
     body: dict[str, Any] = {
@@ -214,32 +227,31 @@ def chat_body(request: ResponsesRequest) -> ChatBody:
     if LOGPROBS in (request.include or ()):
         optional |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     given = {name: value for name, value in optional.items() if value is not None}
-    return ChatBody(body | {"messages": messages} | given, items, tools)
+    return ChatBody(body | {"messages": messages} | given, places, tools)
 
 
-def _messages(request: ResponsesRequest) -> tuple[list[dict[str, Any]], list[int | None]]:
+def _messages(
+    instructions: str | None, items: Sequence[PlacedItem]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Chat messages. What the assistant did in a row, reasoning, words and calls, is one message."""
     messages: list[dict[str, Any]] = []
-    places: list[int | None] = []
-    if request.instructions:
-        messages.append({"role": "developer", "content": request.instructions})
-        places.append(None)
-    if isinstance(request.input, str):
-        return [*messages, {"role": "user", "content": request.input}], [*places, 0]
+    places: list[str] = []
+    if instructions:
+        messages.append({"role": "developer", "content": instructions})
+        places.append("instructions")
     turn: dict[str, Any] | None = None  # the assistant's message that may go on
-    for index, given in enumerate(request.input):
-        item = _item(given, index)
-        where = f"input[{index}]"
+    for placed in items:
+        item, where = _item(placed), placed.where
         part = _part_of_turn(item, where)
         if part is None:
             turn = None
             messages.append(_other(item, where))
-            places.append(index)
+            places.append(where)
             continue
         if turn is None or not _goes_on(turn, part):
             turn = {"role": "assistant"}
             messages.append(turn)
-            places.append(index)
+            places.append(where)
         calls = turn.get("tool_calls", []) + part.pop("tool_calls", [])
         turn |= part
         if calls:
@@ -254,8 +266,8 @@ def _goes_on(turn: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
     return not turn.keys() & ({"content", "tool_calls"} | part.keys())
 
 
-def _item(given: Any, index: int) -> Item:
-    where = f"input[{index}]"
+def _item(placed: PlacedItem) -> Item:
+    given, where = placed.item, placed.where
     if not isinstance(given, Mapping):
         raise InvalidRequest("An input item is an object.", where, "invalid_type")
     kind = given.get("type", "message")
@@ -269,7 +281,7 @@ def _item(given: Any, index: int) -> Item:
     try:
         return model.model_validate(dict(given))
     except ValidationError as error:
-        raise from_validation(error, ("input", index)) from None
+        raise from_validation(error, (where,)) from None
 
 
 def _part_of_turn(item: Item, where: str) -> dict[str, Any] | None:

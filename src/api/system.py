@@ -107,6 +107,10 @@ async def stats(context: Context) -> dict[str, Any]:
             "size_bytes": prompts.size_bytes,
             "hit_rate": prompts.hit_rate,
         },
+        "stored_responses": {
+            "entries": len(context.responses),
+            "size_bytes": context.responses.num_bytes,
+        },
         "prefix_cache": {
             "queried_tokens": queried,
             "hit_tokens": live.num_prefix_hit_total,
@@ -198,6 +202,7 @@ def register_live_metrics(context: ServerContext) -> None:
         Live("engine_last_step_seconds", "Duration of the last step.", lambda: engine.stats.last_step_s),
         Live("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
         Live("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
+        Live("stored_responses_bytes", "Size of the stored responses.", lambda: context.responses.num_bytes),
         Live("engine_restarts", "Restarts of the engine.", lambda: engine.num_restarts, counter=True),
         Live("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens, counter=True),
         Live("generation_tokens", "Generated tokens.", lambda: context.metrics.num_output_tokens, counter=True),

@@ -64,7 +64,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 PATHS = (
-    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("GET", "/v1/models"), ("GET", "/stats"),
+    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("GET", "/v1/responses/x"), ("DELETE", "/v1/responses/x"), ("GET", "/v1/responses/x/input_items"), ("GET", "/v1/models"), ("GET", "/stats"),
     ("GET", "/metrics"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("POST", "/v1/cancel/x"), ("POST", "/cancel/x"),
     ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere"),
 )  # fmt: skip
@@ -217,6 +217,19 @@ def test_only_its_owner_cancels_a_request(keyed: ServerProcess) -> None:
         assert post(keyed, "key-of-the-operator", f"/v1/cancel/{completion_id}").status_code == 404
         assert post(keyed, "key-of-alice", f"/v1/cancel/{completion_id}").status_code == 200
         assert any("request_cancelled" in line for line in lines)
+
+
+def test_only_its_owner_reads_a_stored_response(keyed: ServerProcess) -> None:
+    alice, other = ({"authorization": f"Bearer key-of-{who}"} for who in ("alice", "the-operator"))
+    url = f"{keyed.url}/v1/responses"
+    body = {"model": "gpt-oss-nano", "input": "Hello", "max_output_tokens": 3}
+    name = httpx.post(url, json=body, headers=alice, timeout=60).json()["id"]
+    on = body | {"previous_response_id": name}
+    assert httpx.get(f"{url}/{name}", headers=other).status_code == 404
+    assert httpx.delete(f"{url}/{name}", headers=other).status_code == 404
+    assert httpx.post(url, json=on, headers=other, timeout=60).status_code == 400
+    assert httpx.get(f"{url}/{name}", headers=alice).json()["id"] == name
+    assert httpx.post(url, json=on, headers=alice, timeout=60).status_code == 200
 
 
 # --- cancel, limits of size and time, figures ---

@@ -47,7 +47,8 @@ def test_a_response_has_openais_shape(client: openai.OpenAI) -> None:
     assert answer.object == "response" and answer.id.startswith("resp_")
     assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert (answer.model, answer.instructions, answer.metadata) == (MODEL, "Be brief.", {"a": "b"})
-    assert answer.store is False and answer.error is None
+    assert answer.store is True and answer.error is None
+    assert client.responses.retrieve(answer.id) == answer
     usage = answer.usage
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
     assert usage.output_tokens == 60
@@ -234,7 +235,8 @@ def test_reasoning_is_sealed_where_it_may_have_to_come_back(
         ({"input": []}, "input", "empty_array"),
         ({"input": 5}, "input", "invalid_type"),
         ({"input": ["hi"]}, "input[0]", "invalid_type"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "unsupported_value"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].id", "item_not_found"),
+        ({"input": [{"type": "file_search_call"}]}, "input[0].type", "unsupported_value"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role", "invalid_value"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
@@ -270,8 +272,10 @@ def test_reasoning_is_sealed_where_it_may_have_to_come_back(
         (
             {"input": "x", "previous_response_id": "resp_1"},
             "previous_response_id",
-            "unsupported_parameter",
+            "previous_response_not_found",
         ),
+        ({"input": "x", "previous_response_id": 5}, "previous_response_id", "invalid_type"),
+        ({"input": "x", "conversation": "conv_1"}, "conversation", "unsupported_parameter"),
         ({"input": "x", "background": True}, "background", "unsupported_parameter"),
         ({"input": "x", "tools": ["f"]}, "tools[0]", "invalid_type"),
         (
@@ -324,6 +328,59 @@ def test_what_cannot_be_read_is_named_as_it_was_sent(
     assert (error["param"], error["code"]) == (param, code), error
 
 
+def test_a_response_can_be_gone_on_from(server: ServerProcess, client: openai.OpenAI) -> None:
+    """By its id, by references to its items, or by the items themselves: the model reads the same."""
+    first = respond(client, tools=TOOLS, bias=CALL_TOOL, max_output_tokens=200)
+    call = first.output[-1]
+    assert call.type == "function_call"
+    told: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    ask: Any = {"role": "user", "content": "Hello there"}
+    whole = [ask, *(item.to_dict() for item in first.output), told]
+    by_reference = [
+        ask,
+        *({"type": "item_reference", "id": item.id} for item in first.output),
+        told,
+    ]
+    options: Any = {"tools": TOOLS, "temperature": 0, "max_output_tokens": 20}
+    by_id = respond(client, previous_response_id=first.id, input=[told], **options)
+    others = [respond(client, input=items, **options) for items in (whole, by_reference)]
+    assert by_id.previous_response_id == first.id
+    for answer in others:
+        assert answer.usage.input_tokens == by_id.usage.input_tokens > first.usage.input_tokens
+        assert stripped(answer.to_dict()["output"]) == stripped(by_id.to_dict()["output"])
+
+    *_, last = respond(
+        client, input="Go on", previous_response_id=by_id.id, max_output_tokens=5, stream=True
+    )
+    third = last.response
+    items = list(client.responses.input_items.list(third.id, order="asc", limit=2))
+    kinds = [ask["role"], *(i.type for i in first.output), told["type"]]
+    kinds += [*(i.type for i in by_id.output), "user"]
+    assert [getattr(item, "role", item.type) for item in items] == [
+        "assistant" if kind == "message" else kind for kind in kinds
+    ]
+    assert [i.id for i in client.responses.input_items.list(third.id)] == [
+        i.id for i in items[::-1]
+    ]
+
+
+def test_a_stored_response_can_be_read_and_deleted(
+    server: ServerProcess, client: openai.OpenAI
+) -> None:
+    kept, unkept = (respond(client, store=store, max_output_tokens=5) for store in (None, False))
+    assert (kept.store, unkept.store) == (True, False)
+    assert client.responses.retrieve(kept.id).to_dict() == kept.to_dict()
+    client.responses.delete(kept.id)
+    for name in kept.id, unkept.id:
+        for ask in client.responses.retrieve, client.responses.delete:
+            with pytest.raises(openai.NotFoundError, match=f"'{name}' not found"):
+                ask(name)
+    url = f"{server.url}/v1/responses/{unkept.id}"
+    for path, param in ("?stream=true", "stream"), ("/input_items?limit=0", "limit"):
+        refused = httpx.get(url + path)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
 def test_a_cancelled_response_fails_aloud(server: ServerProcess) -> None:
     body = {"model": MODEL, "input": "Hello", "max_output_tokens": 2000, "logit_bias": THINK}
     events: list[dict[str, Any]] = []
@@ -341,3 +398,4 @@ def test_a_cancelled_response_fails_aloud(server: ServerProcess) -> None:
     failed = events[-1]["response"]
     assert (failed["status"], failed["error"]["code"]) == ("failed", "request_cancelled")
     assert failed["output"][-1]["status"] == "incomplete"
+    assert httpx.get(f"{server.url}/v1/responses/{failed['id']}").status_code == 404

@@ -36,7 +36,8 @@ def told(number: int) -> dict[str, Any]:
 
 
 def body_of(*items: Any, **more: Any) -> Any:
-    return chat_body(ResponsesRequest.model_validate({"model": "m", "input": list(items)} | more))
+    request = ResponsesRequest.model_validate({"model": "m", "input": list(items)} | more)
+    return chat_body(request, request.placed())
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def body_of(*items: Any, **more: Any) -> Any:
 def test_items_become_messages(items: list[Any], messages: list[Any], begun_by: list[int]) -> None:
     chat = body_of(*items)
     assert chat.body["messages"] == messages
-    assert chat.items == begun_by
+    assert chat.places == [f"input[{index}]" for index in begun_by]
 
 
 def test_sealed_reasoning_is_read_where_there_is_no_content() -> None:
@@ -107,7 +108,7 @@ def test_what_was_not_sealed_here_is_refused(sealed: str) -> None:
 def test_instructions_come_first_and_are_no_item() -> None:
     chat = body_of(ASK, instructions="Be kind.")
     assert chat.body["messages"] == [{"role": "developer", "content": "Be kind."}, ASK]
-    assert chat.items == [None, 0]
+    assert chat.places == ["instructions", "input[0]"]
 
 
 def test_tools_and_formats_are_nested_as_chat_has_them() -> None:

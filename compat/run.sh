@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Other projects' suites against a running server:  compat/run.sh langchain|schemathesis [URL]
+# Their clients, in Python and JavaScript (node must be on PATH), against a running server of nano:  compat/run.sh clients [URL]
 # The page in a browser (chromium must be on PATH; starts a server of its own):  compat/run.sh page
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suite="${1:?langchain, schemathesis or page}"
+suite="${1:?langchain, schemathesis, clients or page}"
 export GPTOSS_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
 if [ ! -f "$venv/.installed" ]; then
@@ -18,6 +19,13 @@ case "$suite" in
         # the OpenAI specification, reduced to what this server serves: compat/openai.yaml
         "$venv/bin/schemathesis" run compat/openai.yaml --url "$GPTOSS_URL/v1" --checks not_a_server_error \
             --phases fuzzing --max-examples "${EXAMPLES:-1000}" --generation-deterministic --request-timeout 120
+        ;;
+    clients)
+        "$venv/bin/python" -m pytest -c /dev/null --rootdir compat -o asyncio_mode=auto \
+            -o asyncio_default_fixture_loop_scope=function compat/test_pydantic_ai.py -q
+        mkdir -p .venv-node
+        cp compat/package.json compat/clients.test.mjs .venv-node/
+        (cd .venv-node && npm install --silent --no-fund --no-audit --no-package-lock && node --test clients.test.mjs)
         ;;
     page)
         mkdir -p reports

@@ -207,6 +207,14 @@ async def responses(request: Request, context: Context) -> Response:
     return JsonWhenDone(writer.collect, answer.close)
 
 
+@router.post("/v1/responses/input_tokens")
+async def count_input_tokens(request: Request, context: Context) -> dict[str, Any]:
+    """How many tokens the model would read; what a response would refuse is refused here too."""
+    body = await read_json_object(request, context.config)
+    plan = await plan_response({"model": context.model_id} | body, context, _caller(request))
+    return {"object": "response.input_tokens", "input_tokens": len(plan.chat.prompt.token_ids)}
+
+
 class Retrieval(BaseModel):
     """What the URL may say."""
 

@@ -345,6 +345,10 @@ def test_a_response_can_be_gone_on_from(server: ServerProcess, client: openai.Op
     by_id = respond(client, previous_response_id=first.id, input=[told], **options)
     others = [respond(client, input=items, **options) for items in (whole, by_reference)]
     assert by_id.previous_response_id == first.id
+    counted = client.responses.input_tokens.count(
+        previous_response_id=first.id, input=[told], tools=TOOLS
+    )
+    assert counted.input_tokens == by_id.usage.input_tokens
     for answer in others:
         assert answer.usage.input_tokens == by_id.usage.input_tokens > first.usage.input_tokens
         assert stripped(answer.to_dict()["output"]) == stripped(by_id.to_dict()["output"])

@@ -11,8 +11,8 @@ import { generateObject, generateText, Output, stepCountIs, streamText, tool } f
 import OpenAI from "openai";
 import { z } from "zod";
 
-const baseURL = `${process.env.GPTOSS_URL}/v1`;
-const name = process.env.GPTOSS_MODEL ?? "gpt-oss-nano";
+const baseURL = `${process.env.TEST_SERVER_URL}/v1`;
+const name = process.env.TEST_SERVER_MODEL ?? "gpt-oss-nano";
 const key = { apiKey: "none" };
 const City = z.object({ name: z.string(), population: z.number() });
 const cityAsked = "Give me JSON with name Paris and population 200";

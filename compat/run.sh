@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 suite="${1:?langchain, schemathesis, clients or page}"
-export GPTOSS_URL="${2:-http://127.0.0.1:8000}"
+export TEST_SERVER_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
 if [ ! -f "$venv/.installed" ]; then
     python3 -m venv "$venv"
@@ -17,7 +17,7 @@ case "$suite" in
         -o asyncio_default_fixture_loop_scope=session -o asyncio_default_test_loop_scope=session compat/test_langchain.py -q ;;
     schemathesis)
         # the OpenAI specification, reduced to what this server serves: compat/openai.yaml
-        "$venv/bin/schemathesis" run compat/openai.yaml --url "$GPTOSS_URL/v1" --checks not_a_server_error \
+        "$venv/bin/schemathesis" run compat/openai.yaml --url "$TEST_SERVER_URL/v1" --checks not_a_server_error \
             --phases fuzzing --max-examples "${EXAMPLES:-1000}" --generation-deterministic --request-timeout 120
         ;;
     clients)

@@ -1,6 +1,6 @@
 """LangChain's own integration tests for chat models, against a running server.
 
-GPTOSS_URL=http://127.0.0.1:8000 pytest compat/test_langchain.py
+TEST_SERVER_URL=http://127.0.0.1:8000 pytest compat/test_langchain.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-RANDOM = os.environ.get("GPTOSS_RANDOM_WEIGHTS", "1") == "1"
+RANDOM = os.environ.get("TEST_SERVER_RANDOM_WEIGHTS", "1") == "1"
 
 
 class TestServer(ChatModelIntegrationTests):
@@ -23,8 +23,8 @@ class TestServer(ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {
-            "model": os.environ.get("GPTOSS_MODEL", "gpt-oss-nano"),
-            "base_url": os.environ.get("GPTOSS_URL", "http://127.0.0.1:8000") + "/v1",
+            "model": os.environ.get("TEST_SERVER_MODEL", "gpt-oss-nano"),
+            "base_url": os.environ.get("TEST_SERVER_URL", "http://127.0.0.1:8000") + "/v1",
             "api_key": "none",
             "max_tokens": 300,
             "temperature": 0.5,

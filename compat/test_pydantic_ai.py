@@ -1,6 +1,6 @@
 """Pydantic AI against a running server of `nano`, over chat and Responses.
 
-GPTOSS_URL=http://127.0.0.1:8000 pytest compat/test_pydantic_ai.py
+TEST_SERVER_URL=http://127.0.0.1:8000 pytest compat/test_pydantic_ai.py
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pydantic_ai.models import Model
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-NAME = os.environ.get("GPTOSS_MODEL", "gpt-oss-nano")
-URL = os.environ.get("GPTOSS_URL", "http://127.0.0.1:8000") + "/v1"
+NAME = os.environ.get("TEST_SERVER_MODEL", "gpt-oss-nano")
+URL = os.environ.get("TEST_SERVER_URL", "http://127.0.0.1:8000") + "/v1"
 
 
 class City(BaseModel):

@@ -6,6 +6,7 @@ tools on offer may do something else with the same thing, or the same with anoth
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from src.nano.examples import Source
@@ -46,35 +47,38 @@ DEEDS: dict[str, tuple[str, str]] = {
     "rate": ("rate review score", "Rate the {n} / Review the {n} / I want to rate the {n} / Give the {n} a score"),
     "compare": ("compare", "Compare the {n} / Which {n} is better / Compare my {n}"),
 }  # fmt: skip
-# (names that the parameter may have, kind of its value, ways to say it)
+# (names that the parameter may have, kind of its value, ways to say it): behind the request; with {n}, as part of what
+# is asked for, {a} its article; with a | at the end, before the request
 PARAMETERS = (
-    ("id|{n}_id|number|reference", "code", " {v} /  number {v} /  with the id {v} /  {v}"),
-    ("name|title|label|{n}_name", "name", " {v} /  called {v} /  named {v} /  with the name {v}"),
+    ("id|{n}_id|number|reference", "code", " {v} /  number {v} /  with the id {v} /  {v} / {a} {n} {v} / {n} {v}"),
+    ("name|title|label|{n}_name", "name", " {v} /  called {v} /  named {v} /  with the name {v} / {a} {v} {n} / {a} {n} {v}"),
+    ("name|branch|project|tag|key|{n}_name", "slug", " {v} /  called {v} /  named {v} / {a} {n} {v} / {a} {v} {n}"),
+    ("subject|field|topic|specialty|theme", "short_phrase", "{a} {v} {n} / {a} {v} {n} /  for {v} /  about {v}"),
     ("title|name|subject|description", "phrase", " called {v} /  titled {v} /  with the title {v} / : {v}"),
-    ("city|location|place|region", "city", " in {v} /  near {v} /  for {v} /  in {v}"),
-    ("date|day|when", "day_or_date", " on {v} /  for {v} /  of {v}"),
-    ("time|start_time|hour", "time", " at {v} /  for {v}"),
+    ("city|location|place|region", "city", " in {v} /  near {v} /  for {v} /  in {v} / I am in {v}. | / In {v}: | / {a} {v} {n} / {a} {n} in {v}"),
+    ("date|day|when", "day_or_date", " on {v} /  for {v} /  of {v} / On {v}, | / {a} {n} of {v} / {a} {n} on {v}"),
+    ("time|start_time|hour", "time", " at {v} /  for {v} / At {v}: | / {a} {n} at {v} / {a} {v} {n}"),
     ("email|to|recipient|address", "email", " to {v} /  for {v} /  of {v}"),
-    ("user|person|customer|client|owner|name|employee|patient", "person", " for {v} /  of {v} /  of {v}"),
-    ("quantity|count|amount|limit|number", "integer", " with {k} {v} / , {k} {v} / , {k}: {v}"),
-    ("price|max_price|budget|amount|cost", "integer", " for {v} dollars /  under {v} dollars /  for at most {v}"),
-    ("language|lang", "language", " in {v} /  in {v}"),
+    ("user|person|customer|client|owner|name|employee|patient", "person", " for {v} /  of {v} /  of {v} / {v}'s {n} / {v}'s {n} / For {v}: | / {v} is here. | / {a} {n} of {v}"),
+    ("quantity|count|amount|limit|number", "integer", " with {k} {v} / , {k} {v} / , {k}: {v} / {v} {n}s / {v} {n}s / {v} {n}s"),
+    ("price|max_price|budget|amount|cost", "integer", " for {v} dollars /  under {v} dollars /  for at most {v} / {a} {n} of {v} dollars / I have {v} dollars. | / {a} {v} dollar {n} / {a} {n} for {v}"),
+    ("language|lang", "language", " in {v} /  in {v} / {a} {v} {n}"),
     ("currency", "currency", " in {v}"),
-    ("color|colour", "color", " in {v} /  with the color {v}"),
-    ("size", "=small,medium,large", " in size {v} /  of size {v} / , {v}"),
-    ("priority|urgency|level", "=low,medium,high", " with {v} priority /  with priority {v} / , {k} {v}"),
-    ("from|source|origin|start", "city", " from {v}"),
-    ("to|destination|target|end", "city", " to {v}"),
+    ("color|colour", "color", " in {v} /  with the color {v} / {a} {v} {n} / {a} {v} {n}"),
+    ("size", "=small,medium,large", " in size {v} /  of size {v} / , {v} / {a} {v} {n} / {a} {v} {n}"),
+    ("priority|urgency|level", "=low,medium,high", " with {v} priority /  with priority {v} / , {k} {v} / {a} {v} priority {n}"),
+    ("from|source|origin|start", "city", " from {v} / {a} {n} from {v} / From {v}: | / I am in {v}. |"),
+    ("to|destination|target|end", "city", " to {v} / {a} {n} to {v} / {a} {v} {n}"),
     ("reason|note|comment|message|text", "phrase", " because {v} /  with the note {v} / : {v}"),
-    ("days|minutes|hours|weeks|nights|months|years", "small", " for {v} {k}"),
-    ("category|type|kind|group", "word", " of type {v} /  of the {k} {v} / , {k} {v}"),
-    ("status|state", "=open,closed,pending,done", " with status {v} /  that is {v} / , status {v}"),
-    ("topic|subject|query|keyword|about", "phrase", " about {v} /  on {v} /  about {v}"),
-    ("format|file_type", "=pdf,csv,json,xml", " as {v} /  in {v} format"),
+    ("days|minutes|hours|weeks|nights|months|years", "small", " for {v} {k} / {a} {n} for {v} {k} / {a} {v} {k} {n} / {a} {n} of {v} {k}"),
+    ("category|type|kind|group", "word", " of type {v} /  of the {k} {v} / , {k} {v} / {a} {v} {n} / {a} {v} {n}"),
+    ("status|state", "=open,closed,pending,done", " with status {v} /  that is {v} / , status {v} / {a} {v} {n}"),
+    ("topic|subject|query|keyword|about", "phrase", " about {v} /  on {v} /  about {v} / {a} {n} about {v} / {a} {n} on {v}"),
+    ("format|file_type", "=pdf,csv,json,xml", " as {v} /  in {v} format / {a} {v} {n}"),
     ("url|link|website", "url", " from {v} /  at {v}"),
     ("file|path|filename", "file", " in {v} /  from {v} /  {v}"),
-    ("year", "year", " of {v} /  for {v} /  in {v}"),
-    ("month", "month", " for {v} /  of {v} /  in {v}"),
+    ("year", "year", " of {v} /  for {v} /  in {v} / {a} {v} {n} / {a} {n} of {v}"),
+    ("month", "month", " for {v} /  of {v} /  in {v} / {a} {v} {n} / {a} {n} of {v}"),
     ("rate|discount|percent|percentage", "float", " with {k} {v} /  at {v} percent"),
     ("phone|phone_number", "phone", " for {v} /  with the number {v}"),
 )  # fmt: skip
@@ -97,6 +101,7 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     properties: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     ask = s.pick(*asks.split(" / ")).format(n=thing)
+    begins_otherwise = False
     is_question = ask.startswith(("What", "Which", "Where", "Is ", "How", "Do "))
     for keys, kind, ways in s.rng.sample(PARAMETERS, s.rng.choices((0, 1, 2, 3), (1, 5, 4, 1))[0]):
         key = s.pick(*keys.split("|")).format(n=thing.replace(" ", "_"))
@@ -105,15 +110,30 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
         made = value(s, kind)
         properties[key] = property_schema(s, key, kind, made)
         arguments[key] = made
-        ask += s.pick(*ways.split(" / ")).format(k=key.replace("_", " "), v=quoted(s, kind, made))
+        way = s.pick(*ways.split(" / "))
+        begins_otherwise |= way.endswith("|")
+        ask = said(way, ask, thing, key.replace("_", " "), quoted(s, kind, made))
     properties, arguments = reordered(s, properties, arguments)
     required = [k for k in properties if s.maybe(0.95)]
     add_unasked(s, properties)
     ask += "?" if is_question and s.maybe(0.85) else s.pick(".", ".", "")
     return Task(
-        definition(s, styled_name(s, name), about, properties, required), spoken(s, ask), arguments,
-        (thing.split()[-1], "status"), (deed, thing),
+        definition(s, styled_name(s, name), about, properties, required), spoken(s, ask, value_first=begins_otherwise),
+        arguments, (thing.split()[-1], "status"), (deed, thing),
     )  # fmt: skip
+
+
+def said(way: str, ask: str, thing: str, key: str, value: str) -> str:
+    """The request with one more value said in this way; behind it where the way does not fit."""
+    if way.endswith("|"):
+        return way[:-1].format(v=value) + ask
+    if "{n}" not in way:
+        return ask + way.format(k=key, v=value)
+    asked = re.search(rf"\b(a new|a|the|my) {thing}\b", ask)
+    if asked is None:
+        return f"{ask}, {key} {value}"
+    noun = way.format(a=asked[1], n=thing, k=key, v=value)
+    return ask[: asked.start()] + noun + ask[asked.end() :]
 
 
 def neighbour(s: Source, task: Task) -> Task:

@@ -8,17 +8,17 @@ from src.nano import basics, structured, tools
 from src.nano.basics import Skill
 from src.nano.examples import Example, Source
 
-TOOLS_SHARE = 0.26  # of draws; each is a row of its own
+TOOLS_SHARE = 0.3  # of draws; each is a row of its own
 MIXTURE: tuple[tuple[Skill, float], ...] = (
-    (basics.addition, 5.0),
+    (basics.addition, 9.0),
     (basics.subtraction, 5.0),
-    (basics.multiplication, 6.0),
-    (basics.counting, 5.0),
+    (basics.multiplication, 7.0),
+    (basics.counting, 4.0),
     (basics.spelling, 8.0),
     (basics.reversing, 7.0),
     (basics.echo, 7.0),
-    (basics.listing, 4.0),
-    (basics.memory, 4.0),
+    (basics.listing, 3.0),
+    (basics.memory, 3.0),
     (basics.talk, 3.0),
     (basics.other, 3.0),
     (structured.json_object, 14.0),

@@ -106,6 +106,17 @@ def _code(s: Source) -> str | int:
     return f"{_letters(s, 1, 3)}{s.pick('-', '-', '', '_')}{s.number(1, 9999)}"
 
 
+def _slug(s: Source) -> str:
+    """As programs and people who write them name things."""
+    words = [s.word() if s.maybe(0.4) else some_thing(s) for _ in range(s.number(2, 3))]
+    kind = s.rng.random()
+    if kind < 0.6:
+        return "-".join(words)
+    if kind < 0.75:
+        return "_".join(words)
+    return s.pick(f"{words[0]}-{s.number(1, 99)}", f"v{s.number(1, 9)}.{s.number(0, 20)}", f"{words[0]}/{words[1]}", words[0])  # fmt: skip
+
+
 def _date(s: Source) -> str:
     year, month, day = s.number(2023, 2028), s.number(1, 12), s.number(1, 28)
     written = f"{s.pick(*POOLS['month'])} {day}"
@@ -224,6 +235,8 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "name": Source.name,
     "word": Source.word,
     "phrase": _phrase,
+    "short_phrase": lambda s: f"{s.word() if s.maybe(0.5) else some_thing(s)} {some_thing(s)}",
+    "slug": _slug,
     "person": _person,
     "city": _city,
     "place": _place,

@@ -15,7 +15,7 @@ from src.cli.evaluate_nano import BY_HAND
 from src.harmony.parser import ResponseParser
 from src.harmony.vocabulary import CONSTRAIN, Vocabulary, load_vocabulary
 from src.nano.batches import GROUP_TOKENS, IGNORED, BatchMaker
-from src.nano.described import described
+from src.nano.described import described, said
 from src.nano.everyday import archetypes, everyday
 from src.nano.examples import Copier, Example, Source, completion_ids, held_out
 from src.nano.lessons import MIXTURE, lesson
@@ -129,6 +129,25 @@ def test_arguments_are_in_the_order_that_guidance_writes(
         places = [task.ask.find(text) for text in texts]
         others += places != sorted(places)
     assert kind is invented or others > 20
+
+
+@pytest.mark.parametrize(
+    ("way", "ask", "whole"),
+    [
+        (" in {v}", "Book a table", "Book a table in red"),
+        (", {k}: {v}", "Book a table", "Book a table, color: red"),
+        ("{a} {v} {n}", "I need a new table for two", "I need a new red table for two"),
+        ("{a} {n} of {v}", "Pay the table", "Pay the table of red"),
+        ("{v} {n}s", "Order a table", "Order red tables"),
+        ("{v}'s {n}", "Cancel my table", "Cancel red's table"),
+        ("In {v}: |", "Book a table", "In red: Book a table"),
+        ("{a} {v} {n}", "List all tables", "List all tables, color red"),
+    ],
+)
+def test_a_value_is_said_before_the_request_within_or_behind(
+    way: str, ask: str, whole: str
+) -> None:
+    assert said(way, ask, "table", "color", "red") == whole
 
 
 def test_no_two_tools_on_offer_could_be_meant_by_one_request(vocabulary: Vocabulary) -> None:

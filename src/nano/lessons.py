@@ -8,7 +8,7 @@ from src.nano import basics, structured, tools
 from src.nano.basics import Skill
 from src.nano.examples import Example, Source
 
-TOOLS_SHARE = 0.3  # of draws; each is a row of its own
+TOOLS_SHARE = 0.4  # of draws; each is a row of its own
 MIXTURE: tuple[tuple[Skill, float], ...] = (
     (basics.addition, 9.0),
     (basics.subtraction, 5.0),

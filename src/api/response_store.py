@@ -25,16 +25,16 @@ REFERENCE = "item_reference"
 class StoredResponse:
     previous: str | None  # the id of the response that it went on from
     input: bytes  # JSON: the items of its own request
-    output: bytes  # JSON: the items that the model wrote
-    body: bytes  # the response as it was sent
+    body: bytes  # JSON: the response as it was sent
     item_ids: tuple[str, ...]
 
     @property
     def num_bytes(self) -> int:
-        return len(self.input) + len(self.output) + len(self.body)
+        return len(self.input) + len(self.body)
 
     def items(self) -> list[Item]:
-        return [*msgspec.json.decode(self.input), *msgspec.json.decode(self.output)]
+        """Of its request, then those that the model wrote."""
+        return [*msgspec.json.decode(self.input), *msgspec.json.decode(self.body)["output"]]
 
 
 class ResponseStore:
@@ -60,7 +60,6 @@ class ResponseStore:
         stored = StoredResponse(
             previous,
             msgspec.json.encode(listed),
-            msgspec.json.encode(response["output"]),
             msgspec.json.encode(response),
             tuple(item["id"] for item in (*listed, *response["output"])),
         )

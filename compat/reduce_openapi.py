@@ -23,15 +23,10 @@ SERVED = {
     "/responses/{response_id}/input_items": ("get",),
     "/responses/input_tokens": ("post",),
 }
-MODEL = {
-    "type": "string",
-    "const": "gpt-oss-nano",
-}  # any other is a 404 that hides what comes after
-REFUSED = (
-    "background",
-    "conversation",
-    "previous_response_id",
-)  # with them nearly every request is a 400
+# any other model is a 404 that hides what comes after
+MODEL = {"type": "string", "const": "gpt-oss-nano"}
+# with these nearly every request would be a 400
+REFUSED = ("background", "conversation", "previous_response_id")
 SAID_TO_PEOPLE = ("description", "summary", "title", "example", "examples", "deprecated")
 
 
@@ -65,7 +60,7 @@ def _request(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bare(part: Any) -> Any:
-    """Without what is for people and OpenAI's own tools."""
+    """Without what is for people and OpenAI's own tools, without REFUSED, and with MODEL for every model."""
     if isinstance(part, list):
         return [_bare(each) for each in part]
     if not isinstance(part, dict):

@@ -50,7 +50,10 @@ class ServerConfig(BaseSettings):
         64 * 2**20, ge=0, description="stored responses of /v1/responses, bytes; 0: none"
     )
     keep_alive_s: float = Field(
-        15.0, gt=0, description="comment line on a silent stream after this long, s"
+        15.0, gt=0, description="a comment line on every stream this often, s"
+    )
+    send_timeout_s: float = Field(
+        60.0, gt=0, description="time for a client to take the next part of a stream, s"
     )
     body_timeout_s: float = Field(30.0, gt=0, description="time for a request's body to arrive, s")
     header_timeout_s: float = Field(

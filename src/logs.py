@@ -37,6 +37,7 @@ def configure(level: str, log_format: LogFormat) -> None:
     root.setLevel(level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+    logging.getLogger("sse_starlette").setLevel(logging.WARNING)  # at debug it logs what is sent
 
 
 def _without_colors(

@@ -356,7 +356,7 @@ async def chat_completions(request: Request, context: Context) -> Response:
         plan = await plan_chat(await read_json_object(request, context.config), context)
         answer = await start_answer(plan, context, record)
     if plan.stream:
-        return EventStream(stream_events(answer), answer.close, context.config.keep_alive_s)
+        return EventStream(stream_events(answer), answer.close, context.config)
     return JsonWhenDone(lambda: collect(answer), answer.close)
 
 

@@ -333,5 +333,5 @@ async def completions(request: Request, context: Context) -> Response:
         body = await read_json_object(request, context.config)
         answer = await start_completion(body, context, record)
     if answer.request.stream:
-        return EventStream(_stream(answer), answer.close, context.config.keep_alive_s)
+        return EventStream(_stream(answer), answer.close, context.config)
     return JsonWhenDone(lambda: _collect(answer), answer.close)

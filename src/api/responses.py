@@ -203,7 +203,7 @@ async def responses(request: Request, context: Context) -> Response:
         answer = await start_answer(plan.chat, context, record)
     writer = ResponseWriter(plan, answer)
     if plan.chat.stream:
-        return EventStream(writer.stream(), answer.close, context.config.keep_alive_s)
+        return EventStream(writer.stream(), answer.close, context.config)
     return JsonWhenDone(writer.collect, answer.close)
 
 

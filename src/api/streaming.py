@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from src.config import ServerConfig
 from src.engine.messages import TokenOutput
+
+logger = logging.getLogger(__name__)
 
 # Line breaks to Unicode, not to server-sent events: clients that split text by str.splitlines cut events in two there.
 _UNICODE_BREAKS = tuple((c.encode(), b"\\u%04x" % ord(c)) for c in "\x85\u2028\u2029")
 
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n")
 DONE = b"data: [DONE]\n\n"
 
 
@@ -29,67 +35,33 @@ def encode_event(value: Any) -> bytes:
     return text
 
 
-class EventStream(Response):
-    """Sends ready-made event bytes. The generator is closed as soon as the client goes away."""
-
-    media_type = "text/event-stream"
+class EventStream(EventSourceResponse):
+    """Sends ready-made event bytes. The generator is closed as soon as the client goes away, or takes nothing."""
 
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
         on_end: Callable[[], None],
-        keep_alive_s: float = 15.0,
+        config: ServerConfig,
     ) -> None:
         """`on_end` is called however the response ends, even if not one event was asked for."""
-        self._events = events
+        super().__init__(
+            events,
+            headers={"cache-control": "no-cache"},
+            ping=config.keep_alive_s,
+            ping_message_factory=lambda: KEEP_ALIVE,
+            sep="\n",
+            send_timeout=config.send_timeout_s,
+        )
         self._on_end = on_end
-        self._keep_alive_s = keep_alive_s
-        self.background = None
-        self.status_code = 200
-        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        sender = asyncio.create_task(self._send_events(send))
         try:
-            await _until_disconnect(sender, receive)
-            await self._events.aclose()
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.warning("a client took nothing for %g s: its answer ends", self.send_timeout)
         finally:
             self._on_end()
-        if not sender.cancelled() and (error := sender.exception()) is not None:
-            raise error
-
-    async def _send_events(self, send: Send) -> None:
-        async def next_event() -> bytes:
-            return await anext(self._events)
-
-        pending: asyncio.Task[bytes] | None = None
-        try:
-            while True:
-                pending = pending or asyncio.create_task(next_event())
-                done, _ = await asyncio.wait({pending}, timeout=self._keep_alive_s)
-                if not done:
-                    await send(
-                        {"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True}
-                    )
-                    continue
-                try:
-                    body = pending.result()
-                except StopAsyncIteration:
-                    break
-                pending = None
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        finally:
-            if pending is not None and not pending.done():
-                pending.cancel()
-                with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
-                    await pending
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    def init_headers(self, headers: dict[str, str] | None = None) -> None:  # type: ignore[override]
-        self.body = b""
-        super().init_headers(headers)
 
 
 class JsonWhenDone(Response):

@@ -1,6 +1,7 @@
 """Responses that a client may come back to by their ids: `previous_response_id`, item references, GET and DELETE.
 
-They are in this process's memory, the least recently used go first, and a caller sees its own alone.
+They are in this process's memory. A caller sees its own alone. Where there is no room left, the caller that holds the
+most loses what it has not used for longest, so that none can push out another that holds less.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from src.api.responses_input import PlacedItem, ResponsesRequest
 Item = dict[str, Any]
 ID_PREFIX = {"message": "msg_", "function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}  # fmt: skip
 REFERENCE = "item_reference"
+RESPONSE_BYTES, ITEM_BYTES = 500, 130  # what one costs beside its JSON, measured by tracemalloc
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +32,46 @@ class StoredResponse:
 
     @property
     def num_bytes(self) -> int:
-        return len(self.input) + len(self.body)
+        return RESPONSE_BYTES + ITEM_BYTES * len(self.item_ids) + len(self.input) + len(self.body)
 
     def items(self) -> list[Item]:
         """Of its request, then those that the model wrote."""
         return [*msgspec.json.decode(self.input), *msgspec.json.decode(self.body)["output"]]
 
 
+@dataclass(slots=True)
+class _Shelf:
+    """What one caller has stored, the least recently used first."""
+
+    responses: OrderedDict[str, StoredResponse] = field(default_factory=OrderedDict)
+    holder_of: dict[str, str] = field(default_factory=dict)  # item id: response id
+    num_bytes: int = 0
+
+    def add(self, response_id: str, stored: StoredResponse) -> None:
+        self.responses[response_id] = stored
+        self.holder_of |= dict.fromkeys(stored.item_ids, response_id)
+        self.num_bytes += stored.num_bytes
+
+    def remove(self, response_id: str) -> None:
+        stored = self.responses.pop(response_id)
+        self.num_bytes -= stored.num_bytes
+        for item_id in stored.item_ids:
+            if self.holder_of.get(item_id) == response_id:
+                del self.holder_of[item_id]
+
+
 class ResponseStore:
     def __init__(self, max_bytes: int) -> None:
         """0: nothing is stored."""
         self._max_bytes = max_bytes
-        self._responses: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()
-        self._holder_of: dict[tuple[str, str], str] = {}  # (caller, item id): response id
-        self.num_bytes = 0
+        self._shelves: dict[str, _Shelf] = {}  # by caller; none is empty
 
     def __len__(self) -> int:
-        return len(self._responses)
+        return sum(len(shelf.responses) for shelf in self._shelves.values())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shelf.num_bytes for shelf in self._shelves.values())
 
     @property
     def enabled(self) -> bool:
@@ -65,22 +90,20 @@ class ResponseStore:
         )
         if stored.num_bytes > self._max_bytes:
             return False
-        self._responses[caller, response["id"]] = stored
-        self._holder_of |= {(caller, item_id): response["id"] for item_id in stored.item_ids}
-        self.num_bytes += stored.num_bytes
-        while self.num_bytes > self._max_bytes:
-            self._remove(*next(iter(self._responses)))
+        while self.num_bytes + stored.num_bytes > self._max_bytes:
+            self._make_room(caller, stored.num_bytes)
+        self._shelves.setdefault(caller, _Shelf()).add(response["id"], stored)
         return True
 
     def get(self, caller: str, response_id: str) -> StoredResponse:
         """Raises NotFound."""
-        stored = self._responses.get((caller, response_id))
-        if stored is None:
+        shelf = self._shelves.get(caller)
+        if shelf is None or response_id not in shelf.responses:
             raise NotFound(
                 f"Response with id '{response_id}' not found.", "response_id", "response_not_found"
             )
-        self._responses.move_to_end((caller, response_id))
-        return stored
+        shelf.responses.move_to_end(response_id)
+        return shelf.responses[response_id]
 
     def delete(self, caller: str, response_id: str) -> None:
         """Raises NotFound. Responses that went on from it cannot be gone on from any more."""
@@ -103,17 +126,25 @@ class ResponseStore:
         return [*before, *msgspec.json.decode(stored.input)]
 
     def item(self, caller: str, item_id: str) -> Item | None:
-        holder = self._holder_of.get((caller, item_id))
+        shelf = self._shelves.get(caller)
+        holder = None if shelf is None else shelf.holder_of.get(item_id)
         if holder is None:
             return None
         return next(i for i in self.get(caller, holder).items() if i["id"] == item_id)
 
+    def _make_room(self, caller: str, num_bytes: int) -> None:
+        """For so many more of this caller."""
+
+        def held(one: str) -> int:
+            return self._shelves[one].num_bytes + (num_bytes if one == caller else 0)
+
+        largest = max(self._shelves, key=held)
+        self._remove(largest, next(iter(self._shelves[largest].responses)))
+
     def _remove(self, caller: str, response_id: str) -> None:
-        stored = self._responses.pop((caller, response_id))
-        self.num_bytes -= stored.num_bytes
-        for item_id in stored.item_ids:
-            if self._holder_of.get((caller, item_id)) == response_id:
-                del self._holder_of[caller, item_id]
+        self._shelves[caller].remove(response_id)
+        if not self._shelves[caller].responses:
+            del self._shelves[caller]
 
 
 def _listed(item: Item) -> Item:

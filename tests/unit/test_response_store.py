@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -82,9 +83,40 @@ def test_the_least_recently_used_goes_first() -> None:
         assert store.add("me", response(name, "text"), [ASK], previous=None)
     store.get("me", "a")
     assert store.add("me", response("d", "text"), [ASK], previous=None)
-    assert [name for _, name in store._responses] == ["c", "a", "d"]
+    assert list(store._shelves["me"].responses) == ["c", "a", "d"]
     assert store.num_bytes == 3 * one.num_bytes
     assert store.item("me", "msg_b_0") is None
+
+
+def test_a_caller_that_stores_much_pushes_out_no_other() -> None:
+    one = ResponseStore(100_000)
+    assert one.add("me", response("x", "text"), [ASK], previous=None)
+    store = ResponseStore(4 * one.num_bytes)
+    assert store.add("me", response("a", "text"), [ASK], previous=None)
+    for name in "pqrstu":
+        assert store.add("you", response(name, "text"), [ASK], previous=None)
+    assert store.get("me", "a") and len(store) == 4
+    assert list(store._shelves["you"].responses) == ["s", "t", "u"]
+    assert store.add("me", response("b", "text"), [ASK], previous="a")
+    assert texts(store.conversation("me", "b")) == ["Weather?", "text", "Weather?", "text"]
+    assert list(store._shelves["you"].responses) == ["t", "u"]
+
+
+def test_what_is_stored_is_not_what_makes_room_for_it() -> None:
+    store = ResponseStore(10_000)
+    assert store.add("you", response("a", "x" * 4000), [ASK], previous=None)
+    assert store.add("me", response("b", "x" * 8000), [ASK], previous=None)
+    assert store.get("me", "b") and len(store) == 1
+
+
+def test_many_small_responses_count_what_they_cost_beside_their_text() -> None:
+    store = ResponseStore(1_000_000)
+    tracemalloc.start()
+    for number in range(400):
+        assert store.add("me", response(f"r{number}", "text"), [ASK], previous=None)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.8 < store.num_bytes / used < 1.5
 
 
 def test_what_is_larger_than_the_store_is_not_stored(store: ResponseStore) -> None:

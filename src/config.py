@@ -181,6 +181,11 @@ class ServerConfig(BaseSettings):
         300.0, gt=0, description="no step for this long: the engine is dead, s"
     )
     max_engine_restarts: int = Field(5, ge=0, description="restarts in a row before giving up")
+    max_request_resumes: int = Field(
+        0,
+        ge=0,
+        description="how often a request goes on in the next engine when its engine dies; 0: it ends with an error",
+    )
     seed: int = Field(0, description="seed of random weights")
 
     # prompts and answers

@@ -155,7 +155,9 @@ async def serve(
     from src.api.http_protocol import limited_protocol
 
     policy = RestartPolicy(
-        max_restarts=config.max_engine_restarts, step_timeout_s=config.engine_step_timeout_s
+        max_restarts=config.max_engine_restarts,
+        max_resumes=config.max_request_resumes,
+        step_timeout_s=config.engine_step_timeout_s,
     )
     log = {"level": config.log_level, "log_format": config.log_format}
     engine = EngineClient(engine_settings, policy, log)

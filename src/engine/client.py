@@ -1,6 +1,7 @@
 """The API process's handle on the engine process: starts it, feeds it, restarts it.
 
-Every request that was accepted ends in exactly one terminal event: stop, length, abort or error.
+Every request that was accepted ends in exactly one terminal event: stop, length, abort or error. Where the policy says
+so, one whose engine died goes on in the next.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from src.engine.messages import (
     TokenOutput,
 )  # fmt: skip
 from src.engine.request import FinishReason
-from src.engine.streams import OutputStream
+from src.engine.streams import OpenStreams, OutputStream
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,10 @@ class EngineClient:
             None  # called for each step that is reported
         )
         self.num_restarts = 0
+        self.num_resumed = 0
         self.failure: str | None = None
         self._log = log or {"level": "info", "log_format": "text"}
-        self._streams: dict[str, OutputStream] = {}
-        self._num_unstarted = 0
-        self._num_unstarted_tokens = 0
+        self._streams = OpenStreams()
         self._finished_recently: deque[float] = deque(maxlen=64)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
@@ -139,7 +139,7 @@ class EngineClient:
     @property
     def num_waiting(self) -> int:
         """Requests that have no token yet and are not among those the engine runs."""
-        return max(0, self._num_unstarted - self.stats.num_running)
+        return max(0, self._streams.num_unstarted - self.stats.num_running)
 
     @property
     def last_sign_age_s(self) -> float:
@@ -155,12 +155,10 @@ class EngineClient:
                 f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)",
                 self._retry_after(),
             )
-        if (
-            self._num_unstarted
-            and self._num_unstarted_tokens + num_tokens > self.config.max_num_waiting_tokens
-        ):
+        held = self._streams.num_unstarted_tokens
+        if self._streams.num_unstarted and held + num_tokens > self.config.max_num_waiting_tokens:
             raise QueueFullError(
-                f"the waiting requests hold {self._num_unstarted_tokens} tokens already (max_num_waiting_tokens)",
+                f"the waiting requests hold {held} tokens already (max_num_waiting_tokens)",
                 self._retry_after(),
             )
 
@@ -172,10 +170,8 @@ class EngineClient:
         if not self.is_ready:
             await self.wait_ready(self.policy.ready_wait_s)
         self.check_capacity(len(request.token_ids))
-        stream = OutputStream(len(request.token_ids))
-        self._streams[request.request_id] = stream
-        self._num_unstarted += 1
-        self._num_unstarted_tokens += stream.num_prompt_tokens
+        stream = OutputStream(request)
+        self._streams.add(stream)
         if len(self._streams) == 1:
             self._last_sign = time.monotonic()
         self._send(request)
@@ -183,16 +179,21 @@ class EngineClient:
 
     def fail_requests(self, reason: str) -> None:
         """Ends every request with an error, at once."""
-        running = list(self._streams)
+        running = [stream.request.request_id for stream in self._streams]
         self._fail_all(reason)
         with contextlib.suppress(zmq.ZMQError):
             self._send(AbortRequests(running))
 
     def abort(self, request_id: str) -> bool:
         """Ends a request from outside; its iterator gets a terminal output. -> whether it was alive."""
-        if request_id not in self._streams:
+        stream = self._streams.get(request_id)
+        if stream is None:
             return False
-        self._send(AbortRequests([request_id]))
+        stream.aborted = True  # the engine may die before it reads of it
+        if self.is_ready:
+            self._send(AbortRequests([request_id]))
+        else:
+            self._end(stream, FinishReason.ABORT)
         return True
 
     async def _outputs(self, request_id: str, stream: OutputStream) -> AsyncIterator[TokenOutput]:
@@ -210,20 +211,9 @@ class EngineClient:
 
     def discard(self, request_id: str) -> None:
         """Nobody reads this request any more: ends it if it is still alive. Idempotent."""
-        if self._forget(request_id):
+        if self._streams.remove(request_id):
             with contextlib.suppress(zmq.ZMQError):
                 self._send(AbortRequests([request_id]))
-
-    def _forget(self, request_id: str) -> bool:
-        stream = self._streams.pop(request_id, None)
-        if stream is not None and not stream.started:
-            self._mark_started(stream)
-        return stream is not None
-
-    def _mark_started(self, stream: OutputStream) -> None:
-        stream.started = True
-        self._num_unstarted -= 1
-        self._num_unstarted_tokens -= stream.num_prompt_tokens
 
     def _retry_after(self) -> float:
         """Seconds until a place should be free, from the rate at which requests ended lately."""
@@ -263,13 +253,15 @@ class EngineClient:
                 logger.critical("engine given up: %s", self.failure)
                 return
             self.state = EngineState.RESTARTING
-            self._fail_all(f"the engine died: {self.failure}")
+            self.stats = EngineStats()
+            self._end_or_keep(f"the engine died: {self.failure}")
             delay = min(
                 self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1)
             )
             logger.error(
-                "engine died (%s), restart %d in %.1f s", self.failure, self._attempts, delay
-            )
+                "engine died (%s), restart %d in %.1f s; requests that go on then: %d",
+                self.failure, self._attempts, delay, len(self._streams),
+            )  # fmt: skip
             self.num_restarts += 1
             await asyncio.sleep(delay)
 
@@ -354,6 +346,8 @@ class EngineClient:
         elif isinstance(message, Ready):
             self.ready, self.failure = message, None
             self.state = EngineState.READY
+            for stream in self._streams:  # none, if no engine died before
+                self._send(stream.rest())
             self._ready_event.set()
         elif isinstance(message, Failed):
             self.failure = message.message
@@ -364,17 +358,31 @@ class EngineClient:
         stream = self._streams.get(output.request_id)
         if stream is None:
             return  # the client went away while the step ran
-        if not stream.started:
-            self._mark_started(stream)
+        self._streams.mark_started(stream)
         if output.finish_reason is not None:
             self._finished_recently.append(time.monotonic())
-            del self._streams[output.request_id]
+            self._streams.remove(output.request_id)
         stream.put(output)
 
     def _fail_all(self, reason: str) -> None:
-        for request_id, stream in list(self._streams.items()):
-            self._forget(request_id)
-            stream.put(TokenOutput(request_id, [], FinishReason.ERROR, error=reason))
+        for stream in self._streams:
+            self._end(stream, FinishReason.ERROR, reason)
+
+    def _end_or_keep(self, reason: str) -> None:
+        """Ends the requests that may not go on in the next engine."""
+        for stream in self._streams:
+            if stream.aborted:
+                self._end(stream, FinishReason.ABORT)
+            elif stream.num_resumes >= self.policy.max_resumes:
+                self._end(stream, FinishReason.ERROR, reason)
+            else:
+                stream.num_resumes += 1
+                self.num_resumed += 1
+
+    def _end(self, stream: OutputStream, why: FinishReason, error: str | None = None) -> None:
+        request_id = stream.request.request_id
+        self._streams.remove(request_id)
+        stream.put(TokenOutput(request_id, [], why, error=error))
 
 
 def _child(

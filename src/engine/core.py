@@ -80,10 +80,11 @@ class EngineCore:
         """-> a terminal output if the request cannot be taken."""
         if message.request_id in self.scheduler:
             return _error(message.request_id, "a request with this id is running")
-        if len(message.token_ids) >= self.max_model_len:
+        num_tokens = len(message.token_ids) + len(message.output_ids)
+        if num_tokens >= self.max_model_len:
             return _error(
                 message.request_id,
-                f"{len(message.token_ids)} tokens do not fit into {self.max_model_len} positions",
+                f"{num_tokens} tokens do not fit into {self.max_model_len} positions",
             )
         if message.params.grammar is not None:
             if self.guided is None:
@@ -94,20 +95,23 @@ class EngineCore:
                 self.guided.add(
                     message.request_id, message.params.grammar, message.params.loop_guard
                 )
+                for token_id in message.output_ids:
+                    self.guided.advance(message.request_id, token_id)
             except GrammarError as error:
+                self.guided.remove(message.request_id)
                 return _error(message.request_id, f"grammar: {error}")
         now = time.monotonic()
-        self.scheduler.add_request(
-            Request(
-                message.request_id,
-                list(message.token_ids),
-                message.params,
-                priority=message.priority,
-                arrival=now,
-                deadline=None if message.timeout_s is None else now + message.timeout_s,
-                cache_salt=message.cache_salt,
-            )
+        request = Request(
+            message.request_id,
+            list(message.token_ids),
+            message.params,
+            priority=message.priority,
+            arrival=now,
+            deadline=None if message.timeout_s is None else now + message.timeout_s,
+            cache_salt=message.cache_salt,
         )
+        request.token_ids += message.output_ids
+        self.scheduler.add_request(request)
         return None
 
     def abort(self, request_ids: list[str]) -> list[TokenOutput]:

@@ -40,6 +40,7 @@ class RestartPolicy:
     step_timeout_s: float = (
         300.0  # no sign of life for this long while work is waiting: the engine counts as dead
     )
+    max_resumes: int = 0  # how often a request may go on in the next engine when its engine dies
     ready_wait_s: float = 60.0  # how long a request waits for an engine that is restarting
 
 

@@ -17,6 +17,7 @@ class AddRequest(msgspec.Struct, tag="add"):
     priority: int = 0
     timeout_s: float | None = None  # from arrival; past it the request ends with an error
     cache_salt: str = ""
+    output_ids: list[int] = []  # what an engine that died had written already
 
 
 class AbortRequests(msgspec.Struct, tag="abort"):

@@ -265,7 +265,7 @@ class Scheduler:
             request.num_computed_tokens = computed.num_tokens
             if request.status is RequestStatus.WAITING:
                 request.first_scheduled = time.monotonic()
-                request.num_cached_tokens = computed.num_tokens
+                request.num_cached_tokens = min(computed.num_tokens, request.num_prompt_tokens)
                 self._kv.num_queried_tokens += request.num_tokens
                 self._kv.num_hit_tokens += computed.num_tokens
             request.status = RequestStatus.RUNNING

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -20,9 +21,10 @@ from src.engine.parallel import Communicator
 from src.engine.sampling_params import SamplingParams
 from src.engine.shapes import SIZES, hf_config
 from src.engine.shards import whole
-from src.engine.worker import model_runner
+from src.engine.worker import sampler
 from src.engine.worker.graph_runner import Forward, GraphRunner, graph_sizes
 from src.engine.worker.model_runner import ModelRunner
+from src.engine.worker.transfers import Reading
 from src.kernels.gpu import support
 
 CPU = torch.device("cpu")
@@ -230,17 +232,22 @@ def test_tokens_are_not_waited_for_before_the_next_step_starts(
         events.append("next step")
         return ahead(self, *args)
 
-    sample = model_runner.sample
+    class Watched(Reading):
+        def __init__(self, tensors: list[torch.Tensor]) -> None:
+            events.append(f"{len(tensors)} copied")
+            super().__init__(tensors)
 
-    def sampling(*args: Any) -> Any:
-        result = sample(*args)
-        events.append("tokens read")
-        return result
+        def values(self) -> list[Any]:
+            events.append("read")
+            return super().values()
 
     monkeypatch.setattr(GraphRunner, "run_ahead", run_ahead)
-    monkeypatch.setattr(model_runner, "sample", sampling)
-    one.runner.execute_model(SchedulerOutput([request("1", 3)], {}, {"1": 3}, []), {})
-    assert events == ["next step", "tokens read"]
+    monkeypatch.setattr(sampler, "Reading", Watched)
+    new = request("1", 3)
+    new.params = msgspec.structs.replace(new.params, logprobs=2)
+    found = one.runner.execute_model(SchedulerOutput([new], {}, {"1": 3}, []), {})
+    assert events == ["5 copied", "next step", "read"]  # token, logit; logprob, the two best
+    assert found is not None and len(found.logprobs["1"].alternatives) == 2
 
 
 @pytest.mark.parametrize("limit", [1, 5, 8, 32, 100, 256, 257])

@@ -5,9 +5,10 @@ in buffers whose addresses the graphs hold: token ids, positions, slots, lengths
 that are tokens. Rows beyond those are padding: they write to the null block, and no kernel reads experts for them.
 
 The next step does not wait for anybody to read this one's tokens: they are copied to its input on the device, and it
-starts at once, on the assumption that its requests go on. What the scheduler then asks for is taken from it where it
-fits (grammar masks come in only after the logits), and computed anew where it does not; a request that has ended in
-between has written one key too many into a block that was its own.
+starts at once, on the assumption that its requests go on. Nor does reading them wait for it (transfers.py): the host
+works while the device computes. What the scheduler then asks for is taken from that step where it fits (grammar masks
+come in only after the logits), and computed anew where it does not; a request that has ended in between has written one
+key too many into a block that was its own.
 
 Shapes: B sequences of one new token each, L columns of a block table.
 """
@@ -26,6 +27,7 @@ import torch
 from src.engine.config import FULL, SLIDING, EngineConfig
 from src.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
 from src.engine.worker.batch import RequestState
+from src.engine.worker.transfers import to_device
 from src.kernels.attention import AttentionPlan, Ragged
 
 logger = logging.getLogger(__name__)
@@ -84,6 +86,8 @@ class GraphRunner:
         self._rows = torch.arange(largest, device=device)
         self._none = torch.empty(0, dtype=torch.int32, device=device)
         self._tables = torch.zeros(2, largest, width, dtype=torch.int32, device=device)
+        # of it what a step uses, as one piece: what is not would be gathered in memory that a copy waits for
+        self._used_tables = torch.zeros(2 * largest * width, dtype=torch.int32, device=device)
         self._replays: dict[int, Forward] = {}
         self._capture = capture or CudaGraphs()
 
@@ -119,7 +123,8 @@ class GraphRunner:
         if not rows or len(rows) > self._sizes[-1]:
             return None
         if len(rows) < len(states):
-            token_ids = token_ids[torch.tensor([row for row, _, _ in rows]).to(token_ids.device)]
+            kept = to_device([row for row, _, _ in rows], torch.int64, token_ids.device)
+            token_ids = token_ids[kept]
         size = self._size(len(rows))
         self._fill([(state, position) for _, state, position in rows], size, token_ids)
         places = {state.request_id: (i, position) for i, (_, state, position) in enumerate(rows)}
@@ -163,15 +168,15 @@ class GraphRunner:
         """Rows are states and the positions of their tokens; `token_ids` are those that only the device knows."""
         self._staging.reverse()
         staging = self._staging[0]
-        long, lengths, tables = (
-            staging.long.numpy(),
-            staging.lengths.numpy(),
-            staging.tables.numpy(),
-        )
+        staging.wait()
+        long, lengths = staging.long.numpy(), staging.lengths.numpy()
+        widest = 1 + max(position for _, position in rows) // self._block_size
+        shape = (2, len(rows), widest)
+        used = staging.tables[: math.prod(shape)]
+        tables = used.view(shape).numpy()
         long[:, len(rows) : size] = 0
         lengths[len(rows) : size] = 0
         lengths[-1] = len(rows)
-        widest = 1
         for row, (state, position) in enumerate(rows):
             lengths[row] = position + 1
             block, offset = divmod(position, self._block_size)
@@ -180,13 +185,13 @@ class GraphRunner:
                 blocks = table.view[: block + 1]
                 tables[group, row, : len(blocks)] = blocks
                 slots.append(blocks[block] * self._block_size + offset)
-            widest = max(widest, block + 1)
             token = state.tokens.view[position] if token_ids is None else 0
             long[:, row] = (token, position, *slots)
         self._long.copy_(staging.long, non_blocking=True)
         self._lengths.copy_(staging.lengths, non_blocking=True)
-        used = (slice(None), slice(len(rows)), slice(widest))
-        self._tables[used].copy_(staging.tables[used], non_blocking=True)
+        on_device = self._used_tables[: len(used)].copy_(used, non_blocking=True)
+        staging.mark_copied()
+        self._tables[:, : len(rows), :widest].copy_(on_device.view(shape))
         if token_ids is not None:
             self._long[0, : len(rows)].copy_(token_ids)
 
@@ -197,7 +202,18 @@ class _Staging:
     def __init__(self, largest: int, width: int, *, pinned: bool) -> None:
         self.long = torch.zeros(4, largest, dtype=torch.int64, pin_memory=pinned)
         self.lengths = torch.zeros(largest + 1, dtype=torch.int32, pin_memory=pinned)
-        self.tables = torch.zeros(2, largest, width, dtype=torch.int32, pin_memory=pinned)
+        self.tables = torch.zeros(2 * largest * width, dtype=torch.int32, pin_memory=pinned)
+        self._copied = torch.cuda.Event() if pinned else None
+
+    def mark_copied(self) -> None:
+        """All copies from here have been given to the device."""
+        if self._copied is not None:
+            self._copied.record()
+
+    def wait(self) -> None:
+        """Until the device has made them."""
+        if self._copied is not None:
+            self._copied.synchronize()
 
 
 class CudaGraphs:

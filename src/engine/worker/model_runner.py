@@ -16,6 +16,7 @@ from src.engine.shards import split
 from src.engine.worker.batch import RequestState, RequestTable, StepRows, build_batch
 from src.engine.worker.graph_runner import Ahead, GraphRunner, all_decode
 from src.engine.worker.sampler import SamplingRow, sample
+from src.engine.worker.transfers import to_device
 from src.kernels import native
 from src.kernels.gpu import support
 
@@ -135,7 +136,11 @@ class ModelRunner:
         if ahead is not None and ready:
             kept = [place for _, place in ready]
             whole = kept == list(range(len(kept)))
-            parts.append(ahead.logits[: len(kept)] if whole else ahead.logits[kept])
+            parts.append(
+                ahead.logits[: len(kept)]
+                if whole
+                else ahead.logits[to_device(kept, torch.int64, self._device)]
+            )
             if rest.states:  # which may overwrite it
                 parts[0] = parts[0].clone()
         if rest.states and all_decode(rest.states, rest.counts):

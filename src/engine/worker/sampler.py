@@ -15,12 +15,14 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from src.engine.messages import TokenLogprobs
 from src.engine.sampling_params import SamplingParams
+from src.engine.worker.transfers import Reading, to_device
 from src.kernels import native
 from src.kernels.gpu import support
 
@@ -53,7 +55,8 @@ def sample(
     sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> SamplerOutput:
     """logits float32 [R, V], changed in place. `bitmask` int32 [len(mask_rows), ceil(V / 32)] holds a set bit for
-    each allowed token of row mask_rows[i]. `sampled` gets the tokens, int64 [R], before the device is waited for."""
+    each allowed token of row mask_rows[i]. `sampled` gets the tokens, int64 [R], before the device is waited for; what
+    it gives the device to do is not waited for."""
     params = [row.params for row in rows]
     raw = _raw_logprobs(logits, params)
     _apply_penalties(logits, rows)
@@ -65,11 +68,12 @@ def sample(
         token_ids, peak = _pick_natively(logits, rows, mask_rows, bitmask)
     else:
         token_ids, peak = _pick(logits, rows, mask_rows, bitmask)
+    reading = Reading([token_ids, peak, *_chosen_and_best(raw, params, token_ids)])
     if sampled is not None:
         sampled(token_ids)
-    chosen = token_ids.tolist()
-    finite = [math.isfinite(value) for value in peak.tolist()]
-    return SamplerOutput(chosen, _collect_logprobs(raw, params, chosen), finite)
+    chosen, peaks, *numbers = reading.values()
+    finite = [math.isfinite(value) for value in peaks]
+    return SamplerOutput(chosen, _collect_logprobs(list(raw), numbers, len(rows)), finite)
 
 
 def _is_greedy(p: SamplingParams) -> bool:
@@ -135,15 +139,15 @@ def _pick_on_gpu(
     temperature = [0.0 if _is_greedy(p) else p.temperature for p in params]
     token_ids, peak = sampling.pick(
         logits,
-        torch.tensor(temperature, dtype=torch.float32).to(device, non_blocking=True),
-        _uniform(rows).float().to(device, non_blocking=True),
-        torch.from_numpy(mask_of).to(device, non_blocking=True),
-        torch.from_numpy(np.ascontiguousarray(words)).to(device, non_blocking=True),
+        to_device(temperature, torch.float32, device),
+        to_device(_uniform(rows), torch.float32, device),
+        to_device(mask_of, torch.int32, device),
+        to_device(words, torch.int32, device),
     )
     if cut:
         masked = [(i, int(mask_of[i])) for i in cut if mask_of[i] >= 0]
         apply_bitmask(logits, [i for i, _ in masked], bitmask[[m for _, m in masked]])
-        index = torch.tensor(cut, device=device)
+        index = to_device(cut, torch.int64, device)
         token_ids[index], peak[index] = _draw(logits[index], [rows[i] for i in cut])
     return token_ids, peak
 
@@ -375,15 +379,25 @@ def _raw_logprobs(logits: torch.Tensor, params: list[SamplingParams]) -> dict[in
     return {i: torch.log_softmax(logits[i], dim=-1) for i in wanted}
 
 
-def _collect_logprobs(
-    raw: dict[int, torch.Tensor], params: list[SamplingParams], chosen: list[int]
-) -> list[TokenLogprobs | None]:
-    out: list[TokenLogprobs | None] = [None] * len(chosen)
+def _chosen_and_best(
+    raw: dict[int, torch.Tensor], params: list[SamplingParams], token_ids: torch.Tensor
+) -> list[torch.Tensor]:
+    """Of each row in `raw` three: the logprob of its token [1], its largest logprobs and their ids."""
+    found: list[torch.Tensor] = []
     for i, logprobs in raw.items():
-        count = params[i].logprobs or 0
-        values, ids = torch.topk(logprobs, count) if count else (logprobs[:0], logprobs[:0].long())
-        alternatives = [
-            (t, max(v, LOGPROB_FLOOR)) for t, v in zip(ids.tolist(), values.tolist(), strict=True)
-        ]
-        out[i] = TokenLogprobs(max(float(logprobs[chosen[i]]), LOGPROB_FLOOR), alternatives)
+        best = torch.topk(logprobs, params[i].logprobs or 0)
+        found += [logprobs.gather(0, token_ids[i : i + 1]), best.values, best.indices]
+    return found
+
+
+def _collect_logprobs(
+    rows: list[int], numbers: list[Any], count: int
+) -> list[TokenLogprobs | None]:
+    """`numbers`: what _chosen_and_best found for each of `rows`."""
+    out: list[TokenLogprobs | None] = [None] * count
+    for i, (chosen,), values, ids in zip(
+        rows, numbers[::3], numbers[1::3], numbers[2::3], strict=True
+    ):
+        alternatives = [(t, max(v, LOGPROB_FLOOR)) for t, v in zip(ids, values, strict=True)]
+        out[i] = TokenLogprobs(max(chosen, LOGPROB_FLOOR), alternatives)
     return out

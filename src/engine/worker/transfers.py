@@ -1,0 +1,45 @@
+"""Copies between host and device that wait for nothing.
+
+A copy from or to memory that the system may move waits for all that the device has been given before; and reading a
+tensor waits for all that it has been given until then, which may be the whole next step (CUDA Runtime API, "API
+synchronization behavior"). So what goes to the device lies in pinned memory, and what comes back is copied there in its
+turn, and read when that copy, and no more, is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def to_device(
+    values: Sequence[Any] | np.ndarray | torch.Tensor, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    host = torch.as_tensor(values, dtype=dtype)
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+class Reading:
+    """Tensors on their way to the host. What the device is given from now on is not waited for."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._host = list(tensors)
+        self._done: torch.cuda.Event | None = None
+        if any(t.is_cuda for t in tensors):
+            self._host = [
+                torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+                for t in tensors
+            ]
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def values(self) -> list[Any]:
+        """What each tensor held, as lists and numbers."""
+        if self._done is not None:
+            self._done.synchronize()
+        return [t.tolist() for t in self._host]

@@ -1,0 +1,48 @@
+"""Copies between host and device that must not wait for what the device is given meanwhile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from src.engine.worker.transfers import Reading, to_device
+
+BUSY_CYCLES = 500_000_000  # some tenths of a second
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="there is nothing to wait for without a GPU"
+)
+
+
+def busy() -> torch.cuda.Event:
+    """Gives the device something long to do. -> what has happened when it is done."""
+    torch.cuda._sleep(BUSY_CYCLES)
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+@needs_gpu
+def test_reading_does_not_wait_for_what_came_after() -> None:
+    tokens, peaks = torch.arange(3, device="cuda"), torch.ones(2, device="cuda")
+    reading = Reading([tokens, peaks])
+    later = busy()
+    assert reading.values() == [[0, 1, 2], [1.0, 1.0]]
+    assert not later.query()
+
+
+@needs_gpu
+def test_nothing_waits_for_what_goes_to_the_device() -> None:
+    earlier = busy()
+    made = [
+        to_device([1.0, 2.0], torch.float32, torch.device("cuda")),
+        to_device(np.ones((2, 6284), np.int32), torch.int32, torch.device("cuda")),
+    ]
+    assert not earlier.query()
+    assert made[0].tolist() == [1.0, 2.0] and int(made[1].sum()) == 2 * 6284
+
+
+def test_on_a_cpu_values_are_what_they_are() -> None:
+    made = to_device(np.array([1.5, 2.5]), torch.float32, torch.device("cpu"))
+    assert made.dtype == torch.float32
+    assert Reading([made, torch.tensor([7])]).values() == [[1.5, 2.5], [7]]

@@ -154,9 +154,10 @@ def _pick_on_gpu(
 
 def _uniform(rows: list[SamplingRow]) -> torch.Tensor:
     """float64 [R], on the CPU: one number for each request's seed and the position that it has reached."""
-    return philox_uniform(
-        torch.tensor([row.params.seed for row in rows]),
-        torch.tensor([len(row.prompt_ids) + len(row.output_ids) for row in rows]),
+    seeds = [row.params.seed for row in rows]
+    positions = [len(row.prompt_ids) + len(row.output_ids) for row in rows]
+    return torch.from_numpy(
+        philox_uniform(np.array(seeds, np.int64), np.array(positions, np.int64))
     )
 
 
@@ -181,27 +182,19 @@ def _banned(mask: bytes, vocab: int) -> torch.Tensor:
     return torch.from_numpy(banned[banned < vocab])
 
 
-def philox_uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def philox_uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """int64 [R] seeds, int64 [R] positions -> float64 [R] in [0, 1), 53 random bits each."""
-    low = 0xFFFFFFFF
-    counter = [
-        positions & low,
-        (positions >> 32) & low,
-        torch.zeros_like(positions),
-        torch.zeros_like(positions),
-    ]
-    key = [seeds & low, (seeds >> 32) & low]
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    seeds, positions = seeds.view(np.uint64), positions.view(np.uint64)
+    zero = np.zeros_like(positions)
+    c0, c1, c2, c3 = positions & low, positions >> half, zero, zero
+    k0, k1 = seeds & low, seeds >> half
     for _ in range(10):
-        product0, product1 = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57  # wraps like uint64
-        counter = [
-            ((product1 >> 32) & low) ^ counter[1] ^ key[0],
-            product1 & low,
-            ((product0 >> 32) & low) ^ counter[3] ^ key[1],
-            product0 & low,
-        ]
-        key = [(key[0] + 0x9E3779B9) & low, (key[1] + 0xBB67AE85) & low]
-    bits = ((counter[0] << 21) | (counter[1] >> 11)) & ((1 << 53) - 1)
-    return bits.double() / (1 << 53)
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    bits = (c0 << np.uint64(21)) | (c1 >> np.uint64(11))
+    return bits.astype(np.float64) / (1 << 53)
 
 
 def _argmax(logits: torch.Tensor, rows: list[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,6 +73,7 @@ class EngineCore:
             kv,
             max_in_flight=self.executor.max_in_flight,
             drafter=Drafter(self.guided, most) if most else None,
+            lookahead=int(self.executor.worker.starts_ahead),
         )
         self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from src.engine.config import EngineConfig
 from src.engine.drafts import Drafter
-from src.engine.kv_cache_manager import KVCacheManager
+from src.engine.kv_cache_manager import ComputedBlocks, KVCacheManager
 from src.engine.messages import (
     ModelRunnerOutput,
     NewRequest,
@@ -35,11 +35,14 @@ class Scheduler:
         *,
         max_in_flight: int = 1,
         drafter: Drafter | None = None,
+        lookahead: int = 0,
     ) -> None:
         """`max_in_flight`: steps that may be scheduled before the first of them is accounted for, one for each stage
-        of a pipeline. A request is in one of them at a time. `drafter` guesses what comes next."""
+        of a pipeline. A request is in one of them at a time. `drafter` guesses what comes next. `lookahead`: tokens
+        after a step's that have a place in the cache too, for the steps that workers start before they are asked to."""
         self._config = config
         self._drafter = drafter
+        self._lookahead = lookahead
         self._max_in_flight = max_in_flight
         self._in_flight: set[str] = set()
         self._kv = kv
@@ -256,7 +259,7 @@ class Scheduler:
             if self._same_beginning_in(out, request, computed.num_tokens):
                 return  # one step later its beginning is in the cache: computed once, stored once
             num_new = min(request.num_tokens - computed.num_tokens, budget)
-            added = self._kv.allocate_slots(request, num_new, computed)
+            added = self._allocate(request, num_new, computed)
             if added is None:
                 return  # nobody overtakes: a large request would wait for ever
             heapq.heappop(self._waiting)
@@ -299,6 +302,19 @@ class Scheduler:
             for new in out.new_requests
         )
 
+    def _allocate(
+        self, request: Request, num_new: int, computed: ComputedBlocks | None = None
+    ) -> tuple[list[int], list[int]] | None:
+        """As allocate_slots, and a place for what comes after, where the request goes on and there is room."""
+        start = request.num_computed_tokens if computed is None else computed.num_tokens
+        end = min(request.num_prompt_tokens + request.params.max_tokens, self._config.max_model_len)
+        more = min(self._lookahead, end - 1 - request.num_tokens)
+        if more > 0 and start + num_new == request.num_tokens:
+            added = self._kv.allocate_slots(request, num_new + more, computed)
+            if added is not None:
+                return added
+        return self._kv.allocate_slots(request, num_new, computed)
+
     def _allocate_or_preempt(
         self, request: Request, num_new: int, out: SchedulerOutput
     ) -> tuple[tuple[list[int], list[int]] | None, int]:
@@ -307,7 +323,7 @@ class Scheduler:
         -> (blocks, or None if that was `request` itself; tokens that preempted requests gave back to the budget)
         """
         given_back = 0
-        while (added := self._kv.allocate_slots(request, num_new)) is None:
+        while (added := self._allocate(request, num_new)) is None:
             idle = [r for r in self._running if r.request_id not in self._in_flight]
             victim = max(idle, key=self._key)  # `request` at least is idle
             given_back += self._preempt(victim, out)

@@ -25,7 +25,7 @@ WINDOW = 128
 
 
 def make_scheduler(
-    num_blocks: int = 200, drafter: Drafter | None = None, **changes: Any
+    num_blocks: int = 200, drafter: Drafter | None = None, lookahead: int = 0, **changes: Any
 ) -> Scheduler:
     options: dict[str, Any] = {
         "max_model_len": 4096, "max_num_seqs": 4, "max_num_batched_tokens": 64, "block_size": 16,
@@ -34,7 +34,7 @@ def make_scheduler(
     kv = KVCacheManager(
         num_blocks, config.block_size, WINDOW, enable_prefix_caching=config.enable_prefix_caching
     )
-    return Scheduler(config, kv, drafter=drafter)
+    return Scheduler(config, kv, drafter=drafter, lookahead=lookahead)
 
 
 def make_request(
@@ -230,6 +230,47 @@ def test_sliding_blocks_behind_the_window_are_given_back() -> None:
     assert sum(b != NULL_BLOCK for b in owned[SLIDING_GROUP]) <= (WINDOW + 32) // 16 + 2
 
 
+def places(runner: FakeRunner, name: str) -> int:
+    """Tokens that the request's blocks hold."""
+    return min(map(len, runner.tables[name])) * runner.scheduler._config.block_size
+
+
+def test_a_token_has_its_place_before_it_is_asked_for() -> None:
+    scheduler = make_scheduler(lookahead=1)
+    for name, prompt in (("a", 16), ("b", 31), ("c", 100)):
+        scheduler.add_request(make_request(name, prompt, 40))
+    runner = FakeRunner(scheduler)
+    for _ in range(30):
+        runner.step()
+        for name, length in runner.lengths.items():
+            assert runner.computed[name] < length - 1 or places(runner, name) >= length
+    assert runner.computed.keys() == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(("max_tokens", "max_model_len"), [(4, 4096), (9, 33)])
+def test_no_place_is_kept_for_a_token_that_never_comes(max_tokens: int, max_model_len: int) -> None:
+    """The 33rd token is sampled and never computed: two blocks of 16 are enough."""
+    scheduler = make_scheduler(lookahead=1, max_model_len=max_model_len)
+    scheduler.add_request(make_request("a", 29, max_tokens))
+    runner = FakeRunner(scheduler)
+    for _ in range(4):
+        runner.step()
+        assert places(runner, "a") == 32
+    assert not scheduler.has_requests() and len(runner.outputs["a"]) == 4
+
+
+def test_a_request_starts_without_a_place_for_what_comes_after_where_there_is_none() -> None:
+    """Six blocks: of two requests of 16 tokens the first gets two for each kind of layer, the second one."""
+    scheduler = make_scheduler(num_blocks=7, lookahead=1, enable_prefix_caching=False)
+    for name in ("a", "b"):
+        scheduler.add_request(make_request(name, 16, 9))
+    runner = FakeRunner(scheduler)
+    assert list(runner.step().num_scheduled_tokens) == ["a", "b"]
+    assert (places(runner, "a"), places(runner, "b")) == (32, 16)
+    runner.run()
+    assert runner.ended == {"a": 1, "b": 1}
+
+
 def test_preempted_requests_come_back_and_give_the_same_tokens() -> None:
     scheduler = make_scheduler(num_blocks=40, max_num_seqs=4)
     runner = FakeRunner(scheduler)
@@ -296,14 +337,18 @@ def test_a_failed_request_leaves_the_others_alone() -> None:
     num_blocks=st.integers(24, 80),
     seqs=st.integers(1, 6),
     batched=st.integers(8, 64),
+    lookahead=st.integers(0, 1),
 )
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_arrives_every_request_ends_once(
-    data: st.DataObject, num_blocks: int, seqs: int, batched: int
+    data: st.DataObject, num_blocks: int, seqs: int, batched: int, lookahead: int
 ) -> None:
     batched = max(batched, seqs)
     scheduler = make_scheduler(
-        num_blocks=num_blocks, max_num_seqs=seqs, max_num_batched_tokens=batched
+        num_blocks=num_blocks,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=batched,
+        lookahead=lookahead,
     )
     limit = min(400, scheduler._kv.max_request_tokens(batched))
     rng = random.Random(data.draw(st.integers(0, 2**32)))

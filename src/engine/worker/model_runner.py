@@ -78,6 +78,11 @@ class ModelRunner:
         return result if self._samples else None
 
     @property
+    def starts_ahead(self) -> bool:
+        """Whether a request's next token is computed before it is asked for."""
+        return self._graphs is not None
+
+    @property
     def _samples(self) -> bool:
         return self._comm.shard.is_last and self._comm.shard.leads
 

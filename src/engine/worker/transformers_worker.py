@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 class TransformersWorker:
     kernel_path = "transformers"
+    starts_ahead = False
 
     def __init__(self, config: EngineConfig) -> None:
         if config.batch_invariant:

@@ -186,6 +186,10 @@ class Worker:
         return "native" if self._native else "torch"
 
     @property
+    def starts_ahead(self) -> bool:
+        return self.runner.starts_ahead
+
+    @property
     def _triton(self) -> bool:
         return support.runs_triton(torch.empty(0, dtype=self.dtype, device=self.device))
 

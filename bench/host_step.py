@@ -1,0 +1,156 @@
+"""What the host does for one decode step on a GPU, by number of requests: scheduling, grammars, the sampler's numbers, the
+buffers of the next step, accounting and encoding. The device is stood in for by one that is always done.
+
+    python bench/host_step.py
+
+On a GPU this goes on while the device computes the step before; a step takes the longer of the two. Copies and launches
+themselves are not in it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from src.engine.config import EngineConfig, ModelConfig
+from src.engine.guided import GuidedDecoding, load_tokenizer
+from src.engine.kv_cache_manager import KVCacheManager
+from src.engine.messages import EngineStats, Outputs
+from src.engine.parallel import Communicator
+from src.engine.request import Request
+from src.engine.sampling_params import LoopGuard, SamplingParams
+from src.engine.scheduler import Scheduler
+from src.engine.shapes import SIZES, hf_config
+from src.engine.shards import whole
+from src.engine.worker import sampler
+from src.engine.worker.graph_runner import GraphRunner
+from src.engine.worker.model_runner import ModelRunner
+from src.engine.worker.sampler import SamplingRow
+from src.engine.worker.transfers import to_device
+from src.harmony.grammar import TurnSpec, turn_grammar
+from src.harmony.vocabulary import (
+    END,
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    STOP_TOKEN_IDS,
+    load_vocabulary,
+)
+from src.kernels.gpu import support
+
+CPU = torch.device("cpu")
+MODEL = ModelConfig.from_json(hf_config(SIZES["20b"]))
+CONFIG = EngineConfig(
+    MODEL, None, load_format="dummy", max_model_len=MODEL.max_position, max_num_seqs=256, max_num_batched_tokens=1 << 20
+)  # fmt: skip
+PROMPT = 1000
+WARM, STEPS = 30, 150
+PARTS = ("schedule", "masks", "run", "account", "grammars", "encode")
+TEXT = Path(__file__).resolve().parents[1] / "README.md"
+
+
+class Device:
+    """Its logits are there at once, and it writes `script` in every row."""
+
+    def __init__(self, script: list[int]) -> None:
+        self.script = script
+        self.logits = torch.zeros(CONFIG.max_num_seqs, 1).expand(-1, MODEL.vocab_size)
+
+    def forward(self, *_: Any) -> torch.Tensor:
+        return self.logits
+
+    def pick(
+        self, _: torch.Tensor, rows: list[SamplingRow], masks: list[int], bitmask: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        sampler._uniform(rows)
+        to_device(np.ascontiguousarray(bitmask), torch.int32, CPU)
+        tokens = [self.script[len(row.output_ids)] for row in rows]
+        return torch.tensor(tokens), torch.zeros(len(rows))
+
+
+class Host:
+    """All that stands between two steps, with `count` requests that go on and on."""
+
+    def __init__(
+        self, count: int, script: list[int], grammar: str | None, guided: GuidedDecoding
+    ) -> None:
+        kv = KVCacheManager(
+            40_000, CONFIG.block_size, MODEL.sliding_window, enable_prefix_caching=True
+        )
+        self.scheduler, self.guided = Scheduler(CONFIG, kv, lookahead=1), guided
+        device: Any = Device(script)
+        sampler._pick_natively = sampler._pick = device.pick
+        graphs = GraphRunner(CONFIG, device, [], CPU, capture=lambda _: device.forward)
+        graphs.capture_all()
+        comm = Communicator(whole(MODEL), CPU)
+        self.runner = ModelRunner(CONFIG, device, [], torch.bfloat16, CPU, comm, graphs)
+        self.parts: dict[str, list[float]] = defaultdict(list)
+        for number in range(count):
+            params = SamplingParams(max_tokens=1 << 16, seed=number, temperature=1.0)
+            prompt = [number] * (PROMPT + 61 * number % 640)
+            self.scheduler.add_request(Request(f"request-{number}", prompt, params))
+            if grammar is not None:
+                guided.add(f"request-{number}", grammar, LoopGuard(6, END))
+
+    def step(self) -> None:
+        times = [time.perf_counter()]
+
+        def passed() -> None:
+            times.append(time.perf_counter())
+
+        out = self.scheduler.schedule()
+        passed()
+        out.grammar_rows, out.grammar_bitmask = self.guided.bitmask(list(out.num_scheduled_tokens))
+        passed()
+        result = self.runner.execute_model(out, {})
+        assert result is not None
+        passed()
+        outputs = self.scheduler.update_from_output(out, result)
+        passed()
+        for output in outputs:
+            for token_id in output.token_ids:
+                self.guided.advance(output.request_id, token_id)
+        passed()
+        msgspec.msgpack.encode(Outputs(outputs, EngineStats()))
+        passed()
+        for name, before, after in zip(PARTS, times, times[1:], strict=False):
+            self.parts[name].append(1000 * (after - before))
+        self.parts["all"].append(1000 * (times[-1] - times[0]))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    vocabulary = load_vocabulary()
+    tokenizer = load_tokenizer(
+        vocabulary.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, MODEL.vocab_size, list(STOP_TOKEN_IDS)
+    )
+    grammar = turn_grammar(TurnSpec(), vocabulary)
+    start = vocabulary.encode_with_special("<|channel|>analysis<|message|>")
+    script = start + vocabulary.encode(TEXT.read_text())
+    support.runs_triton = lambda _: True  # batches in the form that the GPU's kernels take
+    out = sys.stdout.write
+    out(f"| requests | grammar | {' | '.join(PARTS)} | all, ms |\n|---|---{'|---' * len(PARTS)}|---|\n")  # fmt: skip
+    for count in (1, 4, 16, 64, 256):
+        for name, spec in (("Harmony", grammar), ("none", None)):
+            guided = GuidedDecoding(tokenizer)
+            host = Host(count, script, spec, guided)
+            for step in range(WARM + STEPS):
+                if step == WARM:
+                    host.parts.clear()
+                host.step()
+            shown = [f"{statistics.median(host.parts[part]):.2f}" for part in (*PARTS, "all")]
+            out(f"| {count} | {name} | {' | '.join(shown)} |\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

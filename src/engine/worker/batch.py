@@ -16,6 +16,7 @@ from src.engine.config import FULL, SLIDING
 from src.engine.messages import NewRequest, SchedulerOutput
 from src.engine.model.gpt_oss import ForwardBatch
 from src.engine.sampling_params import SamplingParams
+from src.engine.worker.transfers import to_device
 from src.kernels import native
 from src.kernels.attention import TILE_TOKENS, AttentionPlan, DecodePlan, PrefillPlan, Ragged
 from src.kernels.gpu import support
@@ -162,11 +163,11 @@ def build_batch(
         for group, (layer_type, window) in enumerate(((FULL, None), (SLIDING, sliding_window)))
     }
     return ForwardBatch(
-        torch.from_numpy(token_ids).to(device),
-        torch.from_numpy(positions).to(device),
+        to_device(token_ids, torch.int64, device),
+        to_device(positions, torch.int64, device),
         plans,
-        torch.tensor(sample_rows, dtype=torch.int64, device=device),
-        torch.tensor([len(token_ids)], dtype=torch.int32, device=device),
+        to_device(sample_rows, torch.int64, device),
+        to_device([len(token_ids)], torch.int32, device),
     )
 
 
@@ -194,7 +195,7 @@ def _plan(
     slot_mapping = np.concatenate(
         [slots(table, positions[offsets[i] : offsets[i + 1]]) for i, table in enumerate(tables)]
     )
-    mapping = torch.from_numpy(slot_mapping).to(device)
+    mapping = to_device(slot_mapping, torch.int64, device)
     if native.supports(torch.empty(0, dtype=dtype, device=device)):
         return AttentionPlan(
             mapping, num_decodes, spans=_spans(rows, starts, positions, tables, window, block_size)
@@ -244,7 +245,7 @@ def ragged_batch(
     tile_seq, tile_first = np.array(tiles, np.int32).reshape(-1, 2).T
 
     def ints(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, np.int32)).to(device)
+        return to_device(np.ascontiguousarray(values, np.int32), torch.int32, device)
 
     lengths = np.add(starts, counts)
     return Ragged(

@@ -27,7 +27,7 @@ HUB_IDS = {"20b": "openai/gpt-oss-20b", "120b": "openai/gpt-oss-120b"}
 FILES = ["*.json", "*.safetensors"]
 SKIPPED = ["original/*", "metal/*"]
 NETWORK_TIMEOUT_S = 1.5
-NANO_ASSET = PROJECT / "assets" / "nano" / "gpt-oss-nano.safetensors"
+NANO_ASSETS = PROJECT / "assets" / "nano"
 COMPLETE = ".complete"  # in a folder that was written to its end
 
 
@@ -124,7 +124,8 @@ def _hub_reachable() -> bool:
 
 def _embedded_nano(cache_folder: Path) -> Path:
     """The embedded model, unfolded into the cache at first use. In a process of its own, which may load torch."""
-    version = hashlib.sha256(NANO_ASSET.read_bytes()).hexdigest()[:12]
+    parts = [path.read_bytes() for path in sorted(NANO_ASSETS.glob("*.safetensors"))]
+    version = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
     folder = cache_folder / f"gpt-oss-nano-{version}"
     if not (folder / COMPLETE).is_file():
         logger.info("unfolding the embedded model nano into %s", folder)

@@ -20,7 +20,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import some_thing, value
+from src.nano.values import near_word, some_thing, value
 
 # deed: (words for it in a tool's name, ways to ask for it; {n} the thing)
 DEEDS: dict[str, tuple[str, str]] = {
@@ -100,7 +100,8 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     )
     properties: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
-    ask = s.pick(*asks.split(" / ")).format(n=thing)
+    called = near_word(s, thing) if s.practice(0.2) else thing
+    ask = s.pick(*asks.split(" / ")).format(n=called)
     begins_otherwise = False
     is_question = ask.startswith(("What", "Which", "Where", "Is ", "How", "Do "))
     for keys, kind, ways in s.rng.sample(PARAMETERS, s.rng.choices((0, 1, 2, 3), (1, 5, 4, 1))[0]):
@@ -112,7 +113,7 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
         arguments[key] = made
         way = s.pick(*ways.split(" / "))
         begins_otherwise |= way.endswith("|")
-        ask = said(way, ask, thing, key.replace("_", " "), quoted(s, kind, made))
+        ask = said(way, ask, called, key.replace("_", " "), quoted(s, kind, made))
     properties, arguments = reordered(s, properties, arguments)
     required = [k for k in properties if s.maybe(0.95)]
     add_unasked(s, properties)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from src.nano.examples import Source
 from src.nano.tasks import (
+    GENERIC,
     Task,
     add_unasked,
     definition,
@@ -20,9 +22,11 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import value
+from src.nano.values import near_word, some_thing, value
 
 TABLE = Path(__file__).with_name("everyday.yaml")
+RENAMED = 0.2  # of the everyday tools in lessons
+_LONG_WORD = re.compile("[a-z]{4,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,42 @@ def archetypes() -> tuple[Archetype, ...]:
 
 def everyday(s: Source) -> Task:
     mine = [a for a in archetypes() if a.held_out == s.unseen]
-    return task_of(s, s.rng.choices(mine, [a.weight for a in mine])[0])
+    archetype = s.rng.choices(mine, [a.weight for a in mine])[0]
+    if s.practice(RENAMED):
+        archetype = renamed(s, archetype)
+    return task_of(s, archetype)
+
+
+def renamed(s: Source, archetype: Archetype) -> Archetype:
+    """The same tool with another word for what it is about, as if there were a thousand more kinds: what is learnt is to
+    compare its words with the request's. The request sometimes has a word near it."""
+    told = " ".join((*archetype.names, *archetype.descriptions)).lower()
+    asked = " ".join(archetype.asks)
+    words = sorted(w for w in set(_LONG_WORD.findall(told)) - GENERIC if _begins(w).search(asked))
+    if not words:
+        return archetype
+    old, new = s.rng.choice(words), some_thing(s) if s.maybe(0.6) else s.word()
+    called = near_word(s, new) if s.maybe(0.4) else new
+    names = [name for name in archetype.names if _begins(old).search(name)] or archetype.names
+    exchanged = tuple(_exchanged(name, old, new) for name in names)
+    if any(name in a.names for name in exchanged for a in archetypes() if a.held_out):
+        return archetype
+    return replace(
+        archetype,
+        names=exchanged,
+        descriptions=tuple(_exchanged(text, old, new) for text in archetype.descriptions),
+        asks=tuple(
+            _exchanged(ask, old, called) for ask in archetype.asks if _begins(old).search(ask)
+        ),
+    )
+
+
+def _begins(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![a-z]){word}", re.IGNORECASE)
+
+
+def _exchanged(text: str, old: str, new: str) -> str:
+    return _begins(old).sub(lambda f: new.capitalize() if f[0][0].isupper() else new, text)
 
 
 def known(s: Source) -> Task:

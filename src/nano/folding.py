@@ -1,7 +1,7 @@
 """The embedded model as a small file, and the checkpoint that unfolds from it.
 
 The file keeps what the rows of embedding and head are made of (token_rows.py) instead of the rows, in eight bits where
-that costs nothing, and experts in MXFP4. Unfolding gives a checkpoint in Hugging Face's layout, the same bytes
+that costs nothing, and experts in MXFP4; what words mean lies beside it (word_vectors.py). Unfolding gives a checkpoint in Hugging Face's layout, the same bytes
 everywhere.
 """
 
@@ -21,7 +21,7 @@ from src.harmony.tokenizer_files import write_tokenizer
 from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT, VOCAB_SIZE, load_vocabulary
 from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
 from src.nano.network import Layer, Network
-from src.nano.token_rows import TokenTable, TokenTraits
+from src.nano.token_rows import NUM_FEATURES, TokenTable, TokenTraits
 
 ASSET = Path(__file__).resolve().parents[2] / "assets" / "nano" / "gpt-oss-nano.safetensors"
 INT8_MAX = 127
@@ -39,7 +39,10 @@ def fold(network: Network, path: Path) -> None:
         tensors[f"{name}.other"] = table.other.bfloat16()
         if table.unwritten is not None:
             tensors[f"{name}.unwritten"] = table.unwritten.bfloat16()
-        for part, rows in (("feature", table.feature), ("own", table.own)):
+        if table.meaning is not None:
+            tensors[f"{name}.meaning"] = table.meaning.bfloat16()
+        used = table.feature[network.traits.features_of(table)]
+        for part, rows in (("feature", used), ("own", table.own)):
             scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-9).half() / INT8_MAX
             tensors[f"{name}.{part}"] = (rows / scale).round().clamp(-INT8_MAX, INT8_MAX).char()
             tensors[f"{name}.{part}_scale"] = scale.half()
@@ -68,7 +71,7 @@ def restore(network: Network, folded: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         network.final_norm.copy_(folded["final_norm"])
         for name, table in (("embedding", network.embedding), ("head", network.head)):
-            _restore_table(table, folded, name)
+            _restore_table(table, folded, name, network.traits)
         for index, layer in enumerate(network.layers):
             assert isinstance(layer, Layer)
             part = _part(folded, index)
@@ -118,25 +121,33 @@ def _rows(folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) ->
     """-> bfloat16 [V, H], as TokenTable.rows makes them."""
     common = folded["common"].long()
     shares = f"{name}.unwritten" in folded
-    code, feature = (torch.zeros(folded[f"{name}.{part}"].shape) for part in ("code", "feature"))
-    table = TokenTable(code, feature, common, shares_unwritten=shares)
+    code = torch.zeros(folded[f"{name}.code"].shape)
+    feature = torch.zeros(NUM_FEATURES, code.shape[1])
+    meaning = folded.get(f"{name}.meaning")
+    if meaning is not None:
+        meaning = torch.zeros(meaning.shape)
+    table = TokenTable(code, feature, common, meaning=meaning, shares_unwritten=shares)
     with torch.no_grad():
-        _restore_table(table, folded, name)
+        _restore_table(table, folded, name, traits)
         return torch.cat(
             [table.rows(ids, traits).bfloat16() for ids in torch.arange(VOCAB_SIZE).split(1 << 14)]
         )
 
 
-def _restore_table(table: TokenTable, folded: Mapping[str, torch.Tensor], name: str) -> None:
+def _restore_table(
+    table: TokenTable, folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits
+) -> None:
     table.code.copy_(folded[f"{name}.code"])
     table.other.copy_(folded[f"{name}.other"])
     if table.unwritten is not None:
         table.unwritten.copy_(folded[f"{name}.unwritten"])
+    if table.meaning is not None and f"{name}.meaning" in folded:
+        table.meaning.copy_(folded[f"{name}.meaning"])
     feature, own = (
         folded[f"{name}.{part}"].float() * folded[f"{name}.{part}_scale"].float()
         for part in ("feature", "own")
     )
-    table.feature.copy_(feature)
+    table.feature[traits.features_of(table)] = feature
     row_of = {token: row for row, token in enumerate(folded["common"].tolist())}
     for row, token in enumerate(table.common.tolist()):
         table.own[row] = own[row_of[token]] if token in row_of else table.other

@@ -17,7 +17,7 @@ from src.engine.config import SLIDING, ModelConfig
 from src.kernels.moe import SWIGLU_ALPHA, clamped_swiglu_ref
 from src.kernels.mxfp4 import GROUP_SIZE
 from src.kernels.rope import apply_rope_ref, rope_tables, yarn_inverse_frequencies
-from src.nano.token_rows import TokenTable, TokenTraits, first_rows
+from src.nano.token_rows import TokenTable, TokenTraits, first_meaning, first_rows
 
 QUERIES_AT_ONCE = 128  # of a group's branches; each sees the others' keys only to mask them
 GROUP = 1000  # branches of one shared part are numbered from it, a multiple of this
@@ -182,7 +182,8 @@ class Network(nn.Module):
         self.traits = traits
         self.common = common
         code, feature = first_rows(config.hidden_size)
-        self.embedding = TokenTable(code, feature, common)
+        meaning = first_meaning(config.hidden_size)
+        self.embedding = TokenTable(code, feature, common, meaning=meaning)
         # what a token is read by and what it is written by lie apart, so that none begins by predicting itself
         code, feature = (
             part.roll(config.hidden_size // 2, dims=1) * config.hidden_size**-0.5

@@ -3,10 +3,10 @@
 They are not free tables of 201,088 rows: a row is a sum of what the token is made of, so that a word that was never in a
 lesson can still be read, copied and spelled:
 
-    row(token) = code(token) @ A + sum over its features f of F[f] + own row, if the token is common
+    row(token) = code(token) @ A + meaning(token) @ M + sum over its features f of F[f] + own row, if the token is common
 
 `code` is a fixed random sign vector of the token's text without a leading space or sign, so that " Paris", "Paris" and
-".Paris" are nearly the same; the features are its first letters by position, its length, and what leads it. Tokens with
+".Paris" are nearly the same; `meaning` is its word's vector (word_vectors.py), in the embedding alone; the features are its first letters by position, its length, and what leads it. Tokens with
 letters of another script than Latin are never written: in the head they have one row together.
 
 Shapes: H hidden, V vocabulary.
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from src.harmony.vocabulary import VOCAB_SIZE, Vocabulary
+from src.nano.word_vectors import VECTOR_SIZE, word_vectors
 
 CODE_SIZE = 96
 LETTERS = 10
@@ -39,6 +40,7 @@ class TokenTraits:
 
     codes: torch.Tensor  # float32 [V, CODE_SIZE], +-1 / sqrt(CODE_SIZE)
     features: torch.Tensor  # int64 [V, LETTERS + 2], rows of the feature table
+    meanings: torch.Tensor  # float32 [V, VECTOR_SIZE] of length 1, or 0
     written: torch.Tensor  # bool [V]: false for those with letters of another script than Latin
 
     @classmethod
@@ -74,8 +76,13 @@ class TokenTraits:
         return cls(
             bits.float().mul_(2).sub_(1).div_(CODE_SIZE**0.5),
             torch.from_numpy(features),
+            word_vectors(texts),
             torch.tensor([_is_latin(text) for text in texts]),
         )
+
+    def features_of(self, table: TokenTable) -> torch.Tensor:
+        """int64, ascending: the rows of a table's features that any of its rows is made of."""
+        return (self.features if table.unwritten is None else self.features[self.written]).unique()
 
 
 def _is_latin(text: bytes) -> bool:
@@ -84,6 +91,13 @@ def _is_latin(text: bytes) -> bool:
         unicodedata.name(char, "").startswith("LATIN") or not char.isalpha()
         for char in text.decode(errors="ignore")
     )
+
+
+def first_meaning(hidden: int) -> torch.Tensor:
+    """-> [VECTOR_SIZE, H]: meanings lie among the dimensions of the code, and have half its energy."""
+    meaning = torch.zeros(VECTOR_SIZE, hidden)
+    torch.nn.init.orthogonal_(meaning[:, : hidden // 3], gain=(hidden / 2) ** 0.5)
+    return meaning
 
 
 def first_rows(hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,13 +131,18 @@ class TokenTable(nn.Module):
         feature: torch.Tensor,
         common: torch.Tensor,
         *,
+        meaning: torch.Tensor | None = None,
         shares_unwritten: bool = False,
     ) -> None:
-        """code [CODE_SIZE, H], feature [NUM_FEATURES, H]; `shares_unwritten`: one row for all that are not written."""
+        """code [CODE_SIZE, H], feature [NUM_FEATURES, H], meaning [VECTOR_SIZE, H].
+
+        `shares_unwritten`: one row for all that are not written.
+        """
         super().__init__()
         hidden = code.shape[1]
         self.code = nn.Parameter(code)
         self.feature = nn.Parameter(feature)
+        self.meaning = None if meaning is None else nn.Parameter(meaning)
         self.own = nn.Parameter(torch.zeros(len(common), hidden))
         self.other = nn.Parameter(torch.zeros(hidden))  # added to all that are not common
         self.unwritten = nn.Parameter(torch.zeros(hidden)) if shares_unwritten else None
@@ -136,6 +155,8 @@ class TokenTable(nn.Module):
         """token_ids int64 [N] -> float32 [N, H]."""
         made = traits.codes[token_ids] @ self.code
         made = made + F.embedding_bag(traits.features[token_ids], self.feature, mode="sum")
+        if self.meaning is not None:
+            made = made + traits.meanings[token_ids] @ self.meaning
         row = self._row_of[token_ids]
         known = (row >= 0).unsqueeze(-1)
         made = made + torch.where(known, self.own[row.clamp(min=0)], self.other)

@@ -96,7 +96,7 @@ def _said(s: Source, fields: list[Field]) -> str:
 
 
 def any_task(s: Source) -> Task:
-    return s.rng.choices((everyday, described, invented), (7, 4, 2))[0](s)
+    return s.rng.choices((everyday, described, invented), (6, 5, 2))[0](s)
 
 
 def offered(s: Source, task: Task, low: int = 1, high: int = 5) -> list[Task]:

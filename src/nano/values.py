@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from src.nano.examples import Source
+from src.nano.word_vectors import near_words
 
 WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text())
 PERSONS, CITIES = WORDS["persons"].split(), WORDS["cities"].split()
@@ -190,6 +191,12 @@ def _phrase(s: Source) -> str:
 def some_thing(s: Source) -> str:
     """A noun that tools are about."""
     return s.rng.choice([t for t in THINGS if s.mine(t)])
+
+
+def near_word(s: Source, word: str) -> str:
+    """Another word for nearly the same, or the word itself where there is none."""
+    near = [other for other in near_words(word) if s.mine(other)]
+    return s.rng.choice(near) if near else word
 
 
 def _sentence(s: Source) -> str:

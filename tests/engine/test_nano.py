@@ -18,7 +18,15 @@ from src.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
 from src.nano.folding import ASSET, fold, read_folded, restore, unfold
 from src.nano.muon import Muon
 from src.nano.network import GROUP, Network, SwiGlu, fake_quantize, linear, parts_of
-from src.nano.token_rows import CODE_SIZE, LETTERS, NO_LETTER, TokenTraits, first_rows
+from src.nano.token_rows import (
+    CODE_SIZE,
+    LETTERS,
+    NO_LETTER,
+    NUM_FEATURES,
+    TokenTraits,
+    first_rows,
+)
+from src.nano.word_vectors import FILE as WORD_VECTORS
 from tests.helpers import load_model, model_logits, relative_rms
 
 MAX_ASSET_BYTES = 6 * 10**6
@@ -94,10 +102,41 @@ def test_a_new_models_letters_are_apart_and_look_the_same_at_each_position() -> 
     assert (blocks == blocks[0]).all()
 
 
+def test_words_have_one_meaning_and_words_of_one_kind_similar_ones(vocabulary: Vocabulary) -> None:
+    meanings = TokenTraits.of(vocabulary).meanings
+
+    def of(text: str) -> torch.Tensor:
+        return meanings[vocabulary.rank_of[text.encode()]]
+
+    for same in ("Paris", "_name", ".get", " Monday"):
+        plain = f" {same.lstrip(' _.').lower()}"
+        assert of(plain).norm() == pytest.approx(1) and torch.equal(of(same), of(plain))
+    for near, other, far in (
+        (" cancel", " postpone", " tomato"),
+        (" Lyon", " Marseille", " invoice"),
+        (" rain", " storm", " lawyer"),
+    ):
+        assert of(near) @ of(other) > 0.4 > of(near) @ of(far)
+    for no_word in (" ", "12", "(", " é", "<|call|>"):
+        token = vocabulary.rank_of.get(no_word.encode(), 200_012)
+        assert not meanings[token].any()
+
+
+def test_the_file_leaves_out_features_that_no_row_is_made_of(
+    network: Network, tmp_path: Path
+) -> None:
+    fold(network, tmp_path / "folded.safetensors")
+    folded = read_folded(tmp_path / "folded.safetensors")
+    for name, table in (("embedding", network.embedding), ("head", network.head)):
+        used = network.traits.features_of(table)
+        assert len(folded[f"{name}.feature"]) == len(used) < 0.7 * NUM_FEATURES
+    assert len(folded["head.feature"]) < len(folded["embedding.feature"])
+
+
 def test_the_unfolded_checkpoint_is_the_network(network: Network, tmp_path: Path) -> None:
     fold(network, tmp_path / "folded.safetensors")
     folder = unfold(tmp_path / "folded.safetensors", tmp_path / "nano")
-    ids = torch.tensor([*range(3, 150), 199_999, 200_006, 200_008])
+    ids = torch.tensor([*range(3, 80), *range(1200, 1270), 199_999, 200_006, 200_008])
     positions = torch.arange(len(ids))
     parts = parts_of(positions, torch.zeros_like(ids), network.config)
     with torch.no_grad():
@@ -206,6 +245,6 @@ def test_training_goes_on_from_a_folded_model(network: Network, tmp_path: Path) 
 
 
 def test_the_embedded_model_is_small_and_of_the_shape_that_is_named() -> None:
-    assert ASSET.stat().st_size <= MAX_ASSET_BYTES
+    assert ASSET.stat().st_size + WORD_VECTORS.stat().st_size <= MAX_ASSET_BYTES
     with safe_open(ASSET, framework="pt") as file:
         assert file.get_slice("layers.5.w1.blocks").get_shape() == [8, 320, 6, 16]

@@ -16,13 +16,14 @@ from src.harmony.parser import ResponseParser
 from src.harmony.vocabulary import CONSTRAIN, Vocabulary, load_vocabulary
 from src.nano.batches import GROUP_TOKENS, IGNORED, BatchMaker
 from src.nano.described import described, said
-from src.nano.everyday import archetypes, everyday
+from src.nano.everyday import RENAMED, archetypes, everyday, renamed
 from src.nano.examples import Copier, Example, Source, completion_ids, held_out
 from src.nano.lessons import MIXTURE, lesson
 from src.nano.network import GROUP
 from src.nano.tasks import Task
 from src.nano.tools import invented, offered, same_tools
-from src.nano.values import value_text
+from src.nano.values import near_word, value_text
+from src.nano.word_vectors import near_words
 from src.prompt_builder import PromptBuilder
 
 
@@ -165,8 +166,49 @@ def test_everyday_tools_that_are_examined_are_not_taught(vocabulary: Vocabulary)
         name.replace("_", "").lower() for a in archetypes() if not a.held_out for name in a.names
     }
     held = {name.replace("_", "").lower() for a in archetypes() if a.held_out for name in a.names}
-    names = {everyday(source).name.replace("_", "").replace("-", "").lower() for _ in range(1500)}
-    assert names <= taught and not names & held and len(held) > 60
+    drawn = [everyday(source).name.replace("_", "").replace("-", "").lower() for _ in range(1500)]
+    assert not set(drawn) & held and len(held) > 60
+    renamed_share = sum(name not in taught for name in drawn) / len(drawn)
+    assert 0.15 < renamed_share < RENAMED
+
+
+def test_a_renamed_tool_is_asked_for_by_its_new_word_or_one_near_it(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(5), unseen=False)
+    weather = next(a for a in archetypes() if "get_weather" in a.names)
+    words = set()
+    for _ in range(200):
+        made = renamed(source, weather)
+        (name,) = {n for n in made.names if n.startswith("get_") and "current" not in n} or {""}
+        word = name.removeprefix("get_")
+        assert made.parameters == weather.parameters and "{0}" in made.asks[0]
+        words.add(word)
+        near = {word, *near_words(word)}
+        if word not in ("", "weather"):
+            told = " ".join((*made.names, *made.descriptions)).lower()
+            assert word in told and "weather" not in " ".join((told, *made.asks)).lower()
+            assert all(any(w in ask.lower() for w in near) for ask in made.asks)
+    assert len(words) > 50
+
+
+def test_only_lessons_rename_tools(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(5), unseen=True)
+    held = {name.replace("_", "").lower() for a in archetypes() if a.held_out for name in a.names}
+    assert {
+        everyday(source).name.replace("_", "").replace("-", "").lower() for _ in range(500)
+    } <= held
+
+
+def test_a_word_near_another_is_no_form_of_it_and_of_the_sources_half(
+    vocabulary: Vocabulary,
+) -> None:
+    assert "truck" in near_words("car") and "cars" not in near_words("car")
+    assert near_words("vxyzzy") == ()
+    for unseen in (False, True):
+        source = Source(vocabulary, Random(7), unseen=unseen)
+        for word in ("car", "movie", "doctor", "rain"):
+            for _ in range(20):
+                other = near_word(source, word)
+                assert other == word or held_out(other) == unseen
 
 
 def test_conversations_with_the_same_tools_share_their_definitions(vocabulary: Vocabulary) -> None:

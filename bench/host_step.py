@@ -1,14 +1,15 @@
 """What the host does for one decode step on a GPU, by number of requests: scheduling, grammars, the sampler's numbers, the
 buffers of the next step, accounting and encoding. The device is stood in for by one that is always done.
 
-    python bench/host_step.py
+    python bench/host_step.py [--lookahead 0]
 
 On a GPU this goes on while the device computes the step before; a step takes the longer of the two. Copies and launches
-themselves are not in it.
+themselves are not in it. Passes are those through the model: a request whose next token had no place yet needs a second.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -63,9 +64,11 @@ class Device:
 
     def __init__(self, script: list[int]) -> None:
         self.script = script
+        self.passes = 0
         self.logits = torch.zeros(CONFIG.max_num_seqs, 1).expand(-1, MODEL.vocab_size)
 
     def forward(self, *_: Any) -> torch.Tensor:
+        self.passes += 1
         return self.logits
 
     def pick(
@@ -81,18 +84,24 @@ class Host:
     """All that stands between two steps, with `count` requests that go on and on."""
 
     def __init__(
-        self, count: int, script: list[int], grammar: str | None, guided: GuidedDecoding
+        self,
+        count: int,
+        script: list[int],
+        grammar: str | None,
+        guided: GuidedDecoding,
+        lookahead: int,
     ) -> None:
         kv = KVCacheManager(
             40_000, CONFIG.block_size, MODEL.sliding_window, enable_prefix_caching=True
         )
-        self.scheduler, self.guided = Scheduler(CONFIG, kv, lookahead=1), guided
-        device: Any = Device(script)
+        self.scheduler, self.guided = Scheduler(CONFIG, kv, lookahead=lookahead), guided
+        self.device = device = Device(script)
         sampler._pick_natively = sampler._pick = device.pick
-        graphs = GraphRunner(CONFIG, device, [], CPU, capture=lambda _: device.forward)
+        model: Any = device
+        graphs = GraphRunner(CONFIG, model, [], CPU, capture=lambda _: device.forward)
         graphs.capture_all()
         comm = Communicator(whole(MODEL), CPU)
-        self.runner = ModelRunner(CONFIG, device, [], torch.bfloat16, CPU, comm, graphs)
+        self.runner = ModelRunner(CONFIG, model, [], torch.bfloat16, CPU, comm, graphs)
         self.parts: dict[str, list[float]] = defaultdict(list)
         for number in range(count):
             params = SamplingParams(max_tokens=1 << 16, seed=number, temperature=1.0)
@@ -128,6 +137,11 @@ class Host:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lookahead", type=int, default=1, help="as of the scheduler")
+    lookahead = parser.parse_args().lookahead
     torch.set_num_threads(1)
     vocabulary = load_vocabulary()
     tokenizer = load_tokenizer(
@@ -138,17 +152,18 @@ def main() -> None:
     script = start + vocabulary.encode(TEXT.read_text())
     support.runs_triton = lambda _: True  # batches in the form that the GPU's kernels take
     out = sys.stdout.write
-    out(f"| requests | grammar | {' | '.join(PARTS)} | all, ms |\n|---|---{'|---' * len(PARTS)}|---|\n")  # fmt: skip
+    out(f"| requests | grammar | {' | '.join(PARTS)} | all, ms | passes |\n|---|---{'|---' * len(PARTS)}|---|---|\n")  # fmt: skip
     for count in (1, 4, 16, 64, 256):
         for name, spec in (("Harmony", grammar), ("none", None)):
             guided = GuidedDecoding(tokenizer)
-            host = Host(count, script, spec, guided)
+            host = Host(count, script, spec, guided, lookahead)
             for step in range(WARM + STEPS):
                 if step == WARM:
                     host.parts.clear()
+                    host.device.passes = 0
                 host.step()
             shown = [f"{statistics.median(host.parts[part]):.2f}" for part in (*PARTS, "all")]
-            out(f"| {count} | {name} | {' | '.join(shown)} |\n")
+            out(f"| {count} | {name} | {' | '.join(shown)} | {host.device.passes / STEPS:.2f} |\n")
             sys.stdout.flush()
 
 

@@ -15,6 +15,7 @@ from src import __version__
 from src.api.deps import Context, ServerContext
 from src.api.errors import json_response
 from src.api.metrics import Live, LiveCollector
+from src.engine.client import EngineClient
 from src.engine.gpus import visible_gpus
 from src.engine.lifecycle import EngineState
 
@@ -126,16 +127,20 @@ async def stats(context: Context) -> dict[str, Any]:
         "harmony_recoveries": dict(metrics.recoveries),
         "access": context.access.report(),
         "gpus": await asyncio.to_thread(gpu_report),
-        "engine": {
-            "state": str(engine.state),
-            "pid": engine.pid,
-            "restarts": engine.num_restarts,
-            "resumed_requests": engine.num_resumed,
-            "last_failure": engine.failure,
-            **msgspec.to_builtins(live),
-            **(msgspec.to_builtins(engine.ready) if engine.ready is not None else {}),
-        },
+        "engine": _engine_report(engine),
         "profile_settings": _profile_settings(context),
+    }
+
+
+def _engine_report(engine: EngineClient) -> dict[str, Any]:
+    return {
+        "state": str(engine.state),
+        "pid": engine.pid,
+        "restarts": engine.num_restarts,
+        "resumed_requests": engine.num_resumed,
+        "last_failure": engine.failure,
+        **msgspec.to_builtins(engine.stats),
+        **(msgspec.to_builtins(engine.ready) if engine.ready is not None else {}),
     }
 
 

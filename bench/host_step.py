@@ -3,8 +3,8 @@ buffers of the next step, accounting and encoding. The device is stood in for by
 
     python bench/host_step.py [--lookahead 0]
 
-On a GPU this goes on while the device computes the step before; a step takes the longer of the two. Copies and launches
-themselves are not in it. Passes are those through the model: a request whose next token had no place yet needs a second.
+On a GPU this is meant to go on while the device computes the next step; that it does is for a GPU to show. Copies and
+launches themselves are not in it. Passes are those through the model: a request whose next token had no place yet needs a second.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Copies between host and device that wait for nothing.
 
-A copy from or to memory that the system may move waits for all that the device has been given before; and reading a
+A copy from or to memory that the system may move can wait for all that the device has been given before; and reading a
 tensor waits for all that it has been given until then, which may be the whole next step (CUDA Runtime API, "API
 synchronization behavior"). So what goes to the device lies in pinned memory, and what comes back is copied there in its
 turn, and read when that copy, and no more, is done.

@@ -6,17 +6,19 @@ The engine runs whatever grammar a request brings; what it means is the caller's
 from __future__ import annotations
 
 import base64
-from collections import OrderedDict, deque
-from collections.abc import Mapping
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
 from src.engine.sampling_params import LoopGuard
 
 MAX_CACHED_GRAMMARS = 10_000
+MASK_THREADS = 8  # compute masks side by side; each takes 10 to 20 us
 
 
 class GrammarError(ValueError):
@@ -51,6 +53,7 @@ class GuidedDecoding:
 
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self._tokenizer = tokenizer
+        self._executor = LLExecutor(min(MASK_THREADS, len(os.sched_getaffinity(0))))
         self._words = -(-tokenizer.vocab_size // 32)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._live: dict[str, LLMatcher] = {}
@@ -94,41 +97,62 @@ class GuidedDecoding:
 
     def bitmask(
         self, request_ids: list[str], drafts: Mapping[str, list[int]] = MappingProxyType({})
-    ) -> tuple[list[str], bytes]:
-        """-> (the ids among these that have a grammar, their masks int32 [rows, words]). One with drafts, which its
-        grammar allows, comes once more for each: the mask of what may follow it."""
+    ) -> tuple[list[str], memoryview]:
+        """-> (the ids among these that have a grammar, the bytes of their masks int32 [rows, words]). One with drafts,
+        which its grammar allows, comes once more for each: the mask of what may follow it."""
         ids: list[str] = []
-        masks: list[np.ndarray] = []
         for request_id in request_ids:
             matcher = self._live.get(request_id)
-            if matcher is None or matcher.is_stopped():
-                continue
-            watch = self._guards.get(request_id)
-            masks.append(self._mask(matcher, watch))
+            if matcher is not None and not matcher.is_stopped():
+                ids += [request_id] * (1 + len(drafts.get(request_id, ())))
+        masks = np.empty((len(ids), self._words), np.int32)
+        together: list[tuple[LLMatcher, int]] = []
+        row = 0
+        while row < len(ids):
+            request_id = ids[row]
+            matcher, watch = self._live[request_id], self._guards.get(request_id)
             guesses = drafts.get(request_id, ())
-            if guesses:  # on a copy: a matcher that is rolled back allows other tokens than before
-                matcher, watch = matcher.deep_copy(), watch.copy() if watch is not None else None
-            for number, token_id in enumerate(guesses):
-                if not matcher.consume_token(token_id):  # never drawn, so neither is what follows
-                    masks += [masks[-1]] * (len(guesses) - number)
-                    break
-                if watch is not None:
-                    watch.push(token_id)
-                masks.append(self._mask(matcher, watch))
-            ids += [request_id] * (1 + len(guesses))
-        return ids, b"".join(mask.tobytes() for mask in masks)
+            if guesses:
+                self._follow(matcher, watch, guesses, masks[row : row + 1 + len(guesses)])
+            elif watch is not None and watch.looping:
+                self._fill(matcher, watch, masks[row])
+            else:
+                together.append((matcher, row))
+            row += 1 + len(guesses)
+        if together:
+            self._executor.unsafe_compute_mask_ptr(
+                together, masks.ctypes.data, masks.shape[1] * masks.itemsize, len(masks)
+            )
+        return ids, masks.reshape(-1).view(np.uint8).data
 
-    def _mask(self, matcher: LLMatcher, watch: _LoopWatch | None) -> np.ndarray:
-        """int32 [words]."""
+    def _follow(
+        self,
+        matcher: LLMatcher,
+        watch: _LoopWatch | None,
+        guesses: Sequence[int],
+        masks: np.ndarray,
+    ) -> None:
+        """masks int32 [1 + len(guesses), words]: what may come now, and behind each guess."""
+        self._fill(matcher, watch, masks[0])
+        # on a copy: a matcher that is rolled back allows other tokens than before
+        matcher, watch = matcher.deep_copy(), watch.copy() if watch is not None else None
+        for number, token_id in enumerate(guesses, start=1):
+            if not matcher.consume_token(token_id):  # never drawn, so neither is what follows
+                masks[number:] = masks[number - 1]
+                return
+            if watch is not None:
+                watch.push(token_id)
+            self._fill(matcher, watch, masks[number])
+
+    def _fill(self, matcher: LLMatcher, watch: _LoopWatch | None, mask: np.ndarray) -> None:
+        """mask int32 [words]."""
         if matcher.is_stopped():  # behind a draft that ended it: nothing is forbidden any more
-            return np.full(self._words, -1, np.int32)
-        if watch is not None and watch.looping and matcher.validate_tokens([watch.break_id]):
-            mask = np.zeros(self._words, np.int32)
+            mask.fill(-1)
+        elif watch is not None and watch.looping and matcher.validate_tokens([watch.break_id]):
+            mask.fill(0)
             mask.view(np.uint32)[watch.break_id // 32] = 1 << watch.break_id % 32
         else:
-            mask = np.empty(self._words, np.int32)
             matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        return mask
 
     def _compile(self, grammar: str) -> LLMatcher:
         matcher = self._compiled.get(grammar)
@@ -147,24 +171,31 @@ class _LoopWatch:
     def __init__(self, guard: LoopGuard) -> None:
         self._guard = guard
         self.break_id = guard.break_token_id
-        self._tokens: deque[int] = deque(maxlen=guard.repeats * guard.max_period)
+        self.looping = False
+        self._tokens: list[int] = []
 
     def copy(self) -> _LoopWatch:
         other = _LoopWatch(self._guard)
-        other._tokens.extend(self._tokens)
+        other.looping, other._tokens = self.looping, self._tokens.copy()
         return other
 
     def push(self, token_id: int) -> None:
+        tokens, most = self._tokens, self._guard.repeats * self._guard.max_period
         if token_id == self.break_id:
-            self._tokens.clear()
+            tokens.clear()
         else:
-            self._tokens.append(token_id)
+            tokens.append(token_id)
+        if len(tokens) > 2 * most:
+            del tokens[:most]
+        self.looping = self._sees_loop()
 
-    @property
-    def looping(self) -> bool:
-        tokens = list(self._tokens)
-        for period in range(1, len(tokens) // self._guard.repeats + 1):
-            span = period * self._guard.repeats
+    def _sees_loop(self) -> bool:
+        tokens, repeats = self._tokens, self._guard.repeats
+        longest = min(self._guard.max_period, len(tokens) // repeats)
+        if not longest or tokens[-1] not in tokens[-1 - longest : -1]:
+            return False
+        for period in range(1, longest + 1):
+            span = period * repeats
             # equal to itself shifted by one period
             if (
                 tokens[-1] == tokens[-1 - period]

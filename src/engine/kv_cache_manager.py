@@ -131,6 +131,8 @@ class KVCacheManager:
         start = request.num_computed_tokens if computed is None else computed.num_tokens
         self._drop_out_of_window(owned, start)
         wanted = -(-(start + num_new_tokens) // self.block_size)
+        if wanted <= len(owned.groups[FULL_GROUP]):  # as in most decode steps
+            return [], []
         missing = [
             max(0, wanted - len(owned.groups[g]) - len(hit[g])) for g in (FULL_GROUP, SLIDING_GROUP)
         ]

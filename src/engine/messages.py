@@ -144,7 +144,8 @@ class SchedulerOutput(msgspec.Struct):
     draft_tokens: dict[str, list[int]] = {}
     # the requests of the rows of `grammar_bitmask`; one with drafts has a row for each place, in order
     grammar_rows: list[str] = []
-    grammar_bitmask: bytes = b""  # int32 [rows, ceil(V / 32)]: bit set, token allowed
+    # int32 [rows, ceil(V / 32)]: bit set, token allowed
+    grammar_bitmask: memoryview = memoryview(b"")
 
     @property
     def total_tokens(self) -> int:

@@ -207,6 +207,28 @@ def test_the_loop_guard_closes_a_repeating_analysis_and_nothing_else(
             assert allowed_tokens(guided) == expected
 
 
+def test_requests_masks_are_the_same_together_and_alone(tokenizer: LLTokenizer) -> None:
+    guided = GuidedDecoding(tokenizer)
+    analysis = VOCABULARY.encode_with_special("<|channel|>analysis<|message|>")
+    guard = LoopGuard(repeats=3, break_token_id=END, max_period=4)
+    written = {
+        "new": [], "tools": [CHANNEL], "analysis": analysis, "looping": [*analysis, *VOCABULARY.encode(" so") * 3],
+        "ended": VOCABULARY.encode_with_special("<|channel|>final<|message|>Yes<|return|>"),
+    }  # fmt: skip
+    for name, token_ids in written.items():
+        spec = SPECS["required"] if name == "tools" else TurnSpec()
+        guided.add(name, turn_grammar(spec, VOCABULARY), guard)
+        for token in token_ids:
+            guided.advance(name, token)
+    drafts = {"analysis": VOCABULARY.encode(" and more")}
+    ids, masks = guided.bitmask([*written, "unknown"], drafts)
+    assert ids == ["new", "tools", *["analysis"] * 3, "looping"]
+    alone = [guided.bitmask([name], drafts)[1] for name in dict.fromkeys(ids)]
+    assert bytes(masks) == b"".join(alone)
+    assert len({bytes(mask) for mask in alone}) == len(alone)
+    assert guided.bitmask(["ended", "unknown"])[0] == []
+
+
 def allowed_tokens(guided: GuidedDecoding) -> list[int]:
     _, mask = guided.bitmask(["r"])
     bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")

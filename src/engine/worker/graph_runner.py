@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from src.engine.config import FULL, SLIDING, EngineConfig
@@ -170,30 +171,32 @@ class GraphRunner:
         staging = self._staging[0]
         staging.wait()
         long, lengths = staging.long.numpy(), staging.lengths.numpy()
-        widest = 1 + max(position for _, position in rows) // self._block_size
-        shape = (2, len(rows), widest)
+        count = len(rows)
+        positions = np.array([position for _, position in rows], np.int64)
+        block, offset = np.divmod(positions, self._block_size)
+        ends = (block + 1).tolist()
+        shape = (2, count, max(ends))
         used = staging.tables[: math.prod(shape)]
         tables = used.view(shape).numpy()
-        long[:, len(rows) : size] = 0
-        lengths[len(rows) : size] = 0
-        lengths[-1] = len(rows)
-        for row, (state, position) in enumerate(rows):
-            lengths[row] = position + 1
-            block, offset = divmod(position, self._block_size)
-            slots = []
-            for group, table in enumerate(state.blocks):
-                blocks = table.view[: block + 1]
-                tables[group, row, : len(blocks)] = blocks
-                slots.append(blocks[block] * self._block_size + offset)
-            token = state.tokens.view[position] if token_ids is None else 0
-            long[:, row] = (token, position, *slots)
+        for row, ((state, _), end) in enumerate(zip(rows, ends, strict=True)):
+            for table, blocks in zip(tables, state.blocks, strict=True):
+                table[row, :end] = blocks.view[:end]
+        long[:, count:size] = 0
+        long[0, :count] = (
+            [state.tokens.view[position] for state, position in rows] if token_ids is None else 0
+        )
+        long[1, :count] = positions
+        long[2:, :count] = tables[:, np.arange(count), block] * self._block_size + offset
+        lengths[:count] = positions + 1
+        lengths[count:size] = 0
+        lengths[-1] = count
         self._long.copy_(staging.long, non_blocking=True)
         self._lengths.copy_(staging.lengths, non_blocking=True)
         on_device = self._used_tables[: len(used)].copy_(used, non_blocking=True)
         staging.mark_copied()
-        self._tables[:, : len(rows), :widest].copy_(on_device.view(shape))
+        self._tables[:, :count, : shape[2]].copy_(on_device.view(shape))
         if token_ids is not None:
-            self._long[0, : len(rows)].copy_(token_ids)
+            self._long[0, :count].copy_(token_ids)
 
 
 class _Staging:

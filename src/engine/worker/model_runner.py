@@ -273,7 +273,7 @@ def _masks(
             rows.append(next_row[request_id])
             kept.append(place)
             next_row[request_id] += 1
-    return rows, bitmask[kept]
+    return rows, bitmask if len(kept) == len(bitmask) else bitmask[kept]
 
 
 def _plainly_greedy(rows: StepRows, out: SchedulerOutput) -> bool:

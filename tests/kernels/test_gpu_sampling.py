@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from src.engine.sampling_params import SamplingParams
+from src.engine.worker import truncation
 from src.engine.worker.sampler import SamplingRow, sample
 from src.kernels.gpu import sampling, support
 from tests.kernels.gpu_helpers import DEVICE
@@ -115,3 +116,48 @@ def test_the_sampler_gives_the_same_tokens_by_either_way(monkeypatch: pytest.Mon
     ours = sample(logits.clone().to(DEVICE), rows, mask_rows, words)
     assert ours.token_ids == plain.token_ids
     assert ours.finite == plain.finite == [True] * 6
+
+
+def test_a_row_for_which_the_likeliest_do_not_suffice_is_drawn_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(4))
+    params = [{"top_p": 0.9}, {"top_k": 300, "top_p": 0.95}, {"top_k": 4}, {"min_p": 0.01}, {}]
+    rows = [
+        SamplingRow(SamplingParams(max_tokens=4, seed=3 + i, logprobs=1, **p), np.arange(5), np.arange(i))
+        for i, p in enumerate(params)
+    ]  # fmt: skip
+    words = masks(list(range(0, VOCAB, 2)), list(range(VOCAB))).numpy()
+    plain = sample(logits.clone(), rows, [0, 2], words)
+    monkeypatch.setattr(support, "samples", lambda _: True)
+    for likeliest, calls in ((1024, 1), (8, 2)):
+        monkeypatch.setattr(truncation, "NUM_CANDIDATES", likeliest)
+        started: list[list[int]] = []
+
+        def start(token_ids: torch.Tensor, to: list[list[int]] = started) -> None:
+            to.append(token_ids.tolist())
+
+        ours = sample(logits.to(DEVICE, copy=True), rows, [0, 2], words, start)
+        assert ours.token_ids == plain.token_ids == started[-1]
+        assert len(started) == calls
+        assert (started[0] == started[-1]) is (calls == 1)
+        for mine, theirs in zip(ours.logprobs, plain.logprobs, strict=True):
+            assert mine is not None and theirs is not None
+            assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-5)
+
+
+def test_penalties_and_bias_are_the_same_by_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(5)) * 2
+    params = [
+        {"presence_penalty": 0.5, "frequency_penalty": 1.0, "top_p": 0.7},
+        {"repetition_penalty": 1.4, "temperature": 0.0},
+        {"logit_bias": {3: 5.0, 9: -100.0}, "min_tokens": 3, "stop_token_ids": (5,)},
+    ]
+    rows = [
+        SamplingRow(SamplingParams(max_tokens=9, seed=i, **p), np.arange(30), np.arange(1 + i) * 7)
+        for i, p in enumerate(params)
+    ]
+    nothing = np.empty((0, 22), np.int32)
+    plain = sample(logits.clone(), rows, [], nothing)
+    monkeypatch.setattr(support, "samples", lambda _: True)
+    assert sample(logits.to(DEVICE, copy=True), rows, [], nothing).token_ids == plain.token_ids

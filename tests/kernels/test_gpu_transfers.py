@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from src.engine.sampling_params import SamplingParams
+from src.engine.worker.sampler import SamplingRow, sample
 from src.engine.worker.transfers import Reading, to_device
 
 BUSY_CYCLES = 500_000_000  # some tenths of a second
@@ -40,6 +42,28 @@ def test_nothing_waits_for_what_goes_to_the_device() -> None:
     ]
     assert not earlier.query()
     assert made[0].tolist() == [1.0, 2.0] and int(made[1].sum()) == 2 * 6284
+
+
+@needs_gpu
+def test_the_next_step_is_started_before_the_tokens_are_there() -> None:
+    vocab = 201_088
+    wishes = [
+        {"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 40, "min_p": 0.05}, {"repetition_penalty": 1.2, "top_p": 0.5},
+        {"presence_penalty": 0.5, "logprobs": 3}, {"logit_bias": {7: 2.0}}, {"min_tokens": 9, "stop_token_ids": (8,)},
+    ]  # fmt: skip
+    rows = [
+        SamplingRow(SamplingParams(max_tokens=9, seed=i, **wish), np.arange(40), np.arange(3))
+        for i, wish in enumerate(wishes)
+    ]
+    masks = np.full((2, vocab // 32), -1, np.int32)
+    logits = torch.randn(len(rows), vocab, device="cuda")
+    sample(logits.clone(), rows, [0, 2], masks)  # compiles
+    done: list[bool] = []
+    given = logits.clone()
+    earlier = busy()
+    out = sample(given, rows, [0, 2], masks, lambda _: done.append(earlier.query()))
+    assert done[0] is False
+    assert out.finite == [True] * len(rows)
 
 
 def test_on_a_cpu_values_are_what_they_are() -> None:

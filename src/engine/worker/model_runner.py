@@ -220,7 +220,7 @@ def sample_states(
     sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> ModelRunnerOutput:
     """logits float32 [R, V], a row for each state and one more for each of its drafts. `sampled` gets the tokens,
-    int64 [R], before anybody waits for them.
+    int64 [R], before anybody waits for them, and once more where they were wrong (sampler.py).
 
     A token depends on the logits, the seed and its place alone, so what is drawn at a draft's place is what would have
     been drawn there anyway: drafts that equal it are kept, and the answer is the same with drafts and without.

@@ -6,7 +6,7 @@ A draw inverts the cumulative distribution at a uniform number that a counter-ba
 et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") makes from the request's seed and the token's position:
 it depends on nothing else, so neighbours in the batch cannot change an answer.
 
-Shapes: R rows to sample, V vocabulary, C candidates that survive truncation.
+Shapes: R rows to sample, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,13 +23,10 @@ import torch
 from src.engine.messages import TokenLogprobs
 from src.engine.sampling_params import SamplingParams
 from src.engine.worker.transfers import Reading, to_device
+from src.engine.worker.truncation import Truncated, invert, is_truncated
 from src.kernels import native
 from src.kernels.gpu import support
 
-NUM_CANDIDATES = (
-    1024  # tried first for top-k, top-p and min-p; a row that needs more falls back to the whole V
-)
-INVERT_BLOCK = 128
 LOGPROB_FLOOR = -9999.0
 
 
@@ -56,32 +53,36 @@ def sample(
 ) -> SamplerOutput:
     """logits float32 [R, V], changed in place. `bitmask` int32 [len(mask_rows), ceil(V / 32)] holds a set bit for
     each allowed token of row mask_rows[i]. `sampled` gets the tokens, int64 [R], before the device is waited for; what
-    it gives the device to do is not waited for."""
+    it gives the device to do is not waited for. It is called again where some of
+    them turn out wrong: rows for which the likeliest tokens did not suffice."""
     params = [row.params for row in rows]
     raw = _raw_logprobs(logits, params)
     _apply_penalties(logits, rows)
     _apply_bias(logits, params)
     _apply_min_tokens(logits, rows)
+    unsure = None
     if support.samples(logits):
-        token_ids, peak = _pick_on_gpu(logits, rows, mask_rows, bitmask)
+        token_ids, peak, unsure = _pick_on_gpu(logits, rows, mask_rows, bitmask)
     elif logits.is_cpu and native.library() is not None:
         token_ids, peak = _pick_natively(logits, rows, mask_rows, bitmask)
     else:
         token_ids, peak = _pick(logits, rows, mask_rows, bitmask)
-    reading = Reading([token_ids, peak, *_chosen_and_best(raw, params, token_ids)])
+    right = [] if unsure is None else [unsure.right]
+    reading = Reading([token_ids, peak, *right, *_chosen_and_best(raw, params, token_ids)])
     if sampled is not None:
         sampled(token_ids)
     chosen, peaks, *numbers = reading.values()
+    if unsure is not None and unsure.redraw(token_ids, numbers.pop(0)):
+        reading = Reading([token_ids, *_chosen_and_best(raw, params, token_ids)])
+        if sampled is not None:
+            sampled(token_ids)
+        chosen, *numbers = reading.values()
     finite = [math.isfinite(value) for value in peaks]
     return SamplerOutput(chosen, _collect_logprobs(list(raw), numbers, len(rows)), finite)
 
 
 def _is_greedy(p: SamplingParams) -> bool:
     return p.temperature == 0 or p.top_k == 1 or p.top_p == 0
-
-
-def _is_truncated(p: SamplingParams) -> bool:
-    return p.top_k > 0 or p.top_p < 1 or p.min_p > 0
 
 
 def _pick(
@@ -126,30 +127,66 @@ def _pick_natively(
 
 def _pick_on_gpu(
     logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As _pick. Rows that are cut by top-k, top-p or min-p are drawn by torch, all others by two kernels."""
+) -> tuple[torch.Tensor, torch.Tensor, _Unsure | None]:
+    """As _pick, without waiting for the device. Rows that are cut by top-k, top-p or min-p are drawn by torch, all
+    others by two kernels."""
     from src.kernels.gpu import sampling
 
     device = logits.device
     params = [row.params for row in rows]
-    cut = [i for i, p in enumerate(params) if _is_truncated(p) and not _is_greedy(p)]
+    cut = [i for i, p in enumerate(params) if is_truncated(p) and not _is_greedy(p)]
     mask_of = np.full(len(rows), -1, np.int32)
     mask_of[mask_rows] = np.arange(len(mask_rows))
-    words = bitmask if len(mask_rows) else np.zeros((1, -(-logits.shape[1] // 32)), np.int32)
+    words = to_device(
+        bitmask if len(mask_rows) else np.zeros((1, -(-logits.shape[1] // 32)), np.int32),
+        torch.int32,
+        device,
+    )
     temperature = [0.0 if _is_greedy(p) else p.temperature for p in params]
+    uniform = _uniform(rows)
     token_ids, peak = sampling.pick(
         logits,
         to_device(temperature, torch.float32, device),
-        to_device(_uniform(rows), torch.float32, device),
+        to_device(uniform, torch.float32, device),
         to_device(mask_of, torch.int32, device),
-        to_device(words, torch.int32, device),
+        words,
     )
-    if cut:
-        masked = [(i, int(mask_of[i])) for i in cut if mask_of[i] >= 0]
-        apply_bitmask(logits, [i for i, _ in masked], bitmask[[m for _, m in masked]])
-        index = to_device(cut, torch.int64, device)
-        token_ids[index], peak[index] = _draw(logits[index], [rows[i] for i in cut])
-    return token_ids, peak
+    if not cut:
+        return token_ids, peak, None
+    index = to_device(cut, torch.int64, device)
+    scaled = _masked(logits[index], to_device(mask_of[cut], torch.int64, device), words)
+    chosen = [params[i] for i in cut]
+    peak[index] = _scale(scaled, chosen)
+    truncated = Truncated.of(scaled, to_device(uniform[cut], torch.float64, device), chosen)
+    token_ids[index], right = truncated.draw_among_likeliest()
+    return token_ids, peak, _Unsure(cut, truncated, right)
+
+
+def _masked(logits: torch.Tensor, mask_of: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """logits [R, V], the row of `words` int32 [.., ceil(V / 32)] that says what is allowed, or -1 -> logits, -inf where
+    it is not."""
+    bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+    allowed = (words[mask_of.clamp(min=0)].unsqueeze(-1) >> bits) & 1
+    forbidden = (allowed.flatten(1)[:, : logits.shape[1]] == 0) & (mask_of >= 0).unsqueeze(1)
+    return logits.masked_fill_(forbidden, float("-inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsure:
+    """Rows whose token may have to be drawn again."""
+
+    rows: list[int]
+    truncated: Truncated
+    right: torch.Tensor  # bool [len(rows)]: whether the token stands
+
+    def redraw(self, token_ids: torch.Tensor, right: list[bool]) -> bool:
+        """-> whether `token_ids` were changed."""
+        wrong = [place for place, stands in enumerate(right) if not stands]
+        if wrong:
+            places = torch.tensor(wrong, device=token_ids.device)
+            at = torch.tensor([self.rows[place] for place in wrong], device=token_ids.device)
+            token_ids[at] = self.truncated.rows(places).draw_among_all()
+        return bool(wrong)
 
 
 def _uniform(rows: list[SamplingRow]) -> torch.Tensor:
@@ -205,116 +242,29 @@ def _argmax(logits: torch.Tensor, rows: list[SamplingRow]) -> tuple[torch.Tensor
 
 def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (int64 [R], the largest logit of each row). Changes `logits` in place."""
-    peak = logits.amax(dim=-1)
-    device = logits.device
-
-    def column(values: list[float] | list[int], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
     params = [row.params for row in rows]
-    uniform = _uniform(rows).to(device)
-    temperature = column([p.temperature for p in params], torch.float32).unsqueeze(1)
-    logits.sub_(peak.unsqueeze(1)).div_(temperature)
-    truncated = [_is_truncated(p) for p in params]
+    peak = _scale(logits, params)
+    uniform = _uniform(rows).to(logits.device)
+    truncated = [is_truncated(p) for p in params]
     if not any(truncated):
-        return _invert(logits.exp_(), uniform), peak
-    out = torch.empty(len(rows), dtype=torch.int64, device=device)
-    plain = column([i for i, t in enumerate(truncated) if not t], torch.int64)
-    cut = column([i for i, t in enumerate(truncated) if t], torch.int64)
+        return invert(logits.exp_(), uniform), peak
+    out = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    cut = torch.tensor([i for i, t in enumerate(truncated) if t], device=logits.device)
+    plain = torch.tensor([i for i, t in enumerate(truncated) if not t], dtype=torch.int64)
     chosen = [p for p, t in zip(params, truncated, strict=True) if t]
-    out[cut] = _draw_truncated(
-        logits[cut],
-        uniform[cut],
-        column([p.top_k or logits.shape[1] for p in chosen], torch.int64),
-        column([p.top_p for p in chosen], torch.float64),
-        column([p.min_p for p in chosen], torch.float32),
-    )
+    out[cut] = Truncated.of(logits[cut], uniform[cut], chosen).draw()
     if plain.numel():
-        out[plain] = _invert(logits[plain].exp_(), uniform[plain])
+        plain = plain.to(logits.device)
+        out[plain] = invert(logits[plain].exp_(), uniform[plain])
     return out, peak
 
 
-def _draw_truncated(
-    scaled: torch.Tensor,
-    uniform: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-) -> torch.Tensor:
-    out = torch.empty(scaled.shape[0], dtype=torch.int64, device=scaled.device)
-    left = torch.arange(scaled.shape[0], device=scaled.device)
-    for width in (min(NUM_CANDIDATES, scaled.shape[1]), scaled.shape[1]):
-        probs, ids = _candidates(scaled[left], width)
-        ahead = probs.cumsum(dim=-1) - probs  # mass of the likelier tokens
-        rank = torch.arange(width, device=scaled.device)
-        k = top_k[left].unsqueeze(1)
-        # top-p acts on what top-k left, renormalised; min-p is relative to the likeliest token
-        kept_mass = torch.where(rank < k, probs, 0).sum(dim=-1, keepdim=True)
-        p = top_p[left].unsqueeze(1)
-        limit = p * torch.where(k <= width, kept_mass, 1.0)
-        keep = (
-            (rank < k)
-            & ((ahead < limit) | (p >= 1))
-            & (probs >= min_p[left].unsqueeze(1) * probs[:, :1])
-        )
-        keep[:, 0] = True
-        done = (~keep[:, -1]) | (rank[-1] + 1 >= k.squeeze(1))
-        # what top-k leaves is not all among the candidates: its mass is not known yet
-        done &= ~((k > width) & (k < scaled.shape[1]) & (p < 1)).squeeze(1)
-        done |= width == scaled.shape[1]
-        picked = _invert(torch.where(keep, probs, 0), uniform[left])
-        token = ids.gather(1, picked.unsqueeze(1)).squeeze(1)
-        out[left[done]] = token[done]
-        left = left[~done]
-        if left.numel() == 0:
-            break
-    return out
-
-
-def _candidates(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (probabilities float64 [R, width] in falling order, ids). Equal logits keep the order of their ids."""
-    log_z = torch.logsumexp(scaled, dim=-1, keepdim=True)
-    if width < scaled.shape[1]:
-        values, ids = torch.topk(scaled, width, dim=-1)
-        by_id = ids.argsort(dim=-1)
-        values, ids = values.gather(1, by_id), ids.gather(1, by_id)
-        order = values.argsort(dim=-1, descending=True, stable=True)
-        values, ids = values.gather(1, order), ids.gather(1, order)
-    else:
-        values, ids = torch.sort(scaled, dim=-1, descending=True, stable=True)
-    return (values - log_z).double().exp(), ids
-
-
-def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """weights [R, C] >= 0, not necessarily summing to 1, uniform [R] -> index [R] drawn in proportion.
-
-    Two levels: first the block of INVERT_BLOCK candidates, then the candidate in it, so that the running sum is short.
-    """
-    num_rows, width = weights.shape
-    if width % INVERT_BLOCK:
-        weights = torch.nn.functional.pad(weights, (0, INVERT_BLOCK - width % INVERT_BLOCK))
-    blocks = weights.view(num_rows, -1, INVERT_BLOCK)
-    block, rest = _step(blocks.sum(dim=-1, dtype=torch.float64), uniform.clone(), scale=True)
-    inside = blocks[torch.arange(num_rows, device=weights.device), block].double()
-    index, _ = _step(inside, rest, scale=False)
-    return block * INVERT_BLOCK + index
-
-
-def _step(
-    weights: torch.Tensor, target: torch.Tensor, *, scale: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (index [R] whose share of the running sum holds the target, the target within that share)."""
-    cumulative = weights.cumsum(dim=-1)
-    if scale:
-        target = target * cumulative[:, -1]
-    index = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)
-    # rounding may put the target at the very end: stay on an index that has weight
-    last = weights.shape[1] - 1 - (weights.flip(-1) > 0).int().argmax(dim=-1)
-    index = torch.minimum(index, last)
-    before = cumulative.gather(1, index.unsqueeze(1)).squeeze(1) - weights.gather(
-        1, index.unsqueeze(1)
-    ).squeeze(1)
-    return index, target - before
+def _scale(logits: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
+    """Brings the largest of each row to 0 and divides by temperature, in place. -> what it was, [R]."""
+    peak = logits.amax(dim=-1)
+    temperature = to_device([[p.temperature] for p in params], torch.float32, logits.device)
+    logits.sub_(peak.unsqueeze(1)).div_(temperature)
+    return peak
 
 
 def _apply_penalties(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
@@ -322,15 +272,14 @@ def _apply_penalties(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
     if not wanted:
         return
     device, vocab = logits.device, logits.shape[1]
-    counts = torch.stack([_bincount(rows[i].output_ids, vocab) for i in wanted]).to(device)
-    in_prompt = torch.stack([_bincount(rows[i].prompt_ids, vocab) for i in wanted]).to(device) > 0
+    counts = _counts([rows[i].output_ids for i in wanted], vocab, device)
+    in_prompt = _counts([rows[i].prompt_ids for i in wanted], vocab, device) > 0
 
     def column(name: str) -> torch.Tensor:
-        return torch.tensor(
-            [[getattr(rows[i].params, name)] for i in wanted], dtype=torch.float32, device=device
-        )
+        values = [[getattr(rows[i].params, name)] for i in wanted]
+        return to_device(values, torch.float32, device)
 
-    index = torch.tensor(wanted, device=device)
+    index = to_device(wanted, torch.int64, device)
     chosen = logits[index]
     repetition = torch.where(in_prompt | (counts > 0), column("repetition_penalty"), 1.0)
     chosen = torch.where(chosen > 0, chosen / repetition, chosen * repetition)
@@ -338,8 +287,13 @@ def _apply_penalties(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
     logits[index] = chosen
 
 
-def _bincount(token_ids: np.ndarray, vocab: int) -> torch.Tensor:
-    return torch.bincount(torch.from_numpy(token_ids), minlength=vocab)
+def _counts(token_ids: list[np.ndarray], vocab: int, device: torch.device) -> torch.Tensor:
+    """float32 [len(token_ids), V]: how often each token is there."""
+    places = np.concatenate([ids + vocab * row for row, ids in enumerate(token_ids)])
+    flat = torch.zeros(len(token_ids) * vocab, device=device)
+    ones = torch.ones(1, device=device).expand(len(places))
+    flat.scatter_add_(0, to_device(places, torch.int64, device), ones)
+    return flat.view(len(token_ids), vocab)
 
 
 def _apply_bias(logits: torch.Tensor, params: list[SamplingParams]) -> None:
@@ -348,11 +302,9 @@ def _apply_bias(logits: torch.Tensor, params: list[SamplingParams]) -> None:
     ]
     if entries:
         rows, tokens, biases = zip(*entries, strict=True)
-        index = (
-            torch.tensor(rows, device=logits.device),
-            torch.tensor(tokens, device=logits.device),
-        )
-        logits.index_put_(index, torch.tensor(biases, device=logits.device), accumulate=True)
+        device = logits.device
+        index = (to_device(rows, torch.int64, device), to_device(tokens, torch.int64, device))
+        logits.index_put_(index, to_device(biases, torch.float32, device), accumulate=True)
 
 
 def _apply_min_tokens(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
@@ -363,8 +315,8 @@ def _apply_min_tokens(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
         for token in row.params.stop_token_ids
     ]
     if entries:
-        index = torch.tensor(entries, device=logits.device)
-        logits[index[:, 0], index[:, 1]] = float("-inf")
+        index = to_device(entries, torch.int64, logits.device)
+        logits.index_put_((index[:, 0], index[:, 1]), logits.new_full((), float("-inf")))
 
 
 def _raw_logprobs(logits: torch.Tensor, params: list[SamplingParams]) -> dict[int, torch.Tensor]:

@@ -1,14 +1,15 @@
 """The embedded model as a small file, and the checkpoint that unfolds from it.
 
 The file keeps what the rows of embedding and head are made of (token_rows.py) instead of the rows, in eight bits where
-that costs nothing, and experts in MXFP4; what words mean lies beside it (word_vectors.py). Unfolding gives a checkpoint in Hugging Face's layout, the same bytes
-everywhere.
+that costs nothing, and experts in MXFP4; what words mean lies beside it (word_vectors.py). Unfolding gives a checkpoint
+in Hugging Face's layout, the same bytes everywhere.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,13 +19,22 @@ from safetensors.torch import save_file
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.harmony.tokenizer_files import write_tokenizer
-from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT, VOCAB_SIZE, load_vocabulary
+from src.harmony.vocabulary import (
+    CALL,
+    ENDOFTEXT,
+    RETURN,
+    STARTOFTEXT,
+    VOCAB_SIZE,
+    Vocabulary,
+    load_vocabulary,
+)
 from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
 from src.nano.network import Layer, Network
 from src.nano.token_rows import NUM_FEATURES, TokenTable, TokenTraits
 
 ASSET = Path(__file__).resolve().parents[2] / "assets" / "nano" / "gpt-oss-nano.safetensors"
 INT8_MAX = 127
+ROWS_AT_ONCE = 1 << 13
 Tensors = dict[str, torch.Tensor]
 PLAIN = (
     "attention_norm", "q", "k", "v", "qkv_bias", "sinks", "out", "out_bias", "mlp_norm", "router", "router_bias",
@@ -86,10 +96,26 @@ def restore(network: Network, folded: Mapping[str, torch.Tensor]) -> None:
 
 def unfold(path: Path, out: Path) -> Path:
     """Writes the whole checkpoint, which transformers loads too, and returns its folder."""
-    folded = read_folded(path)
     raw = hf_config(SIZES["nano"])
-    config = ModelConfig.from_json(raw)
     vocabulary = load_vocabulary()
+    out.mkdir(parents=True, exist_ok=True)
+    generation = {
+        "bos_token_id": STARTOFTEXT, "do_sample": True, "eos_token_id": [RETURN, ENDOFTEXT, CALL], "pad_token_id": ENDOFTEXT,
+    }  # fmt: skip
+    for name, value in (("config.json", raw), ("generation_config.json", generation)):
+        (out / name).write_text(json.dumps(value, indent=2) + "\n")
+    with ThreadPoolExecutor(1) as pool:  # tensors are arithmetic, the tokenizer is Python
+        tokenizer = pool.submit(write_tokenizer, out, vocabulary.token_bytes)
+        tensors = _tensors(read_folded(path), ModelConfig.from_json(raw), vocabulary)
+        save_file(tensors, out / "model.safetensors", {"format": "pt"})
+        tokenizer.result()
+    return out
+
+
+def _tensors(
+    folded: Mapping[str, torch.Tensor], config: ModelConfig, vocabulary: Vocabulary
+) -> Tensors:
+    """The checkpoint's, by their names there."""
     traits = TokenTraits.of(vocabulary)
     tensors: Tensors = {
         "model.embed_tokens.weight": _rows(folded, "embedding", traits),
@@ -102,19 +128,7 @@ def unfold(path: Path, out: Path) -> Path:
             f"model.layers.{index}.{name}": value
             for name, value in _unfold_layer(part, config).items()
         }
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.contiguous() for name, value in tensors.items()},
-        out / "model.safetensors",
-        {"format": "pt"},
-    )
-    generation = {
-        "bos_token_id": STARTOFTEXT, "do_sample": True, "eos_token_id": [RETURN, ENDOFTEXT, CALL], "pad_token_id": ENDOFTEXT,
-    }  # fmt: skip
-    for name, value in (("config.json", raw), ("generation_config.json", generation)):
-        (out / name).write_text(json.dumps(value, indent=2) + "\n")
-    write_tokenizer(out, vocabulary.token_bytes)
-    return out
+    return {name: value.contiguous() for name, value in tensors.items()}
 
 
 def _rows(folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) -> torch.Tensor:
@@ -129,9 +143,10 @@ def _rows(folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) ->
     table = TokenTable(code, feature, common, meaning=meaning, shares_unwritten=shares)
     with torch.no_grad():
         _restore_table(table, folded, name, traits)
-        return torch.cat(
-            [table.rows(ids, traits).bfloat16() for ids in torch.arange(VOCAB_SIZE).split(1 << 14)]
-        )
+        made = torch.empty(VOCAB_SIZE, code.shape[1], dtype=torch.bfloat16)
+        for ids in torch.arange(VOCAB_SIZE).split(ROWS_AT_ONCE):
+            made[ids[0] : ids[-1] + 1] = table.rows(ids, traits)
+        return made
 
 
 def _restore_table(

@@ -82,7 +82,8 @@ class TokenTraits:
 
     def features_of(self, table: TokenTable) -> torch.Tensor:
         """int64, ascending: the rows of a table's features that any of its rows is made of."""
-        return (self.features if table.unwritten is None else self.features[self.written]).unique()
+        features = self.features if table.unwritten is None else self.features[self.written]
+        return torch.bincount(features.flatten(), minlength=NUM_FEATURES).nonzero().squeeze(1)
 
 
 def _is_latin(text: bytes) -> bool:

@@ -108,7 +108,7 @@ class Host:
             prompt = [number] * (PROMPT + 61 * number % 640)
             self.scheduler.add_request(Request(f"request-{number}", prompt, params))
             if grammar is not None:
-                guided.add(f"request-{number}", grammar, LoopGuard(6, END))
+                guided.add(f"request-{number}", grammar, LoopGuard(6, (END,)))
 
     def step(self) -> None:
         times = [time.perf_counter()]

@@ -201,8 +201,11 @@ class ServerConfig(BaseSettings):
         None,
         description="write history with the ids that were generated; unset: unless batch_invariant",
     )
-    repetition_guard: int = Field(
-        0, ge=0, le=1000, description="close an analysis that repeats itself this often; 0: off"
+    repetition_guard: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="end a message or a string in JSON that repeats itself this often; 0: off; unset: 16 for nano",
     )
     current_date: str | None = Field(
         None, description="date in the system message; unset: none, so prompts never age"

@@ -18,7 +18,7 @@ from src.api.warn_once import WarnOnce
 from src.engine.messages import AddRequest
 from src.engine.sampling_params import LoopGuard, SamplingParams
 from src.harmony.grammar import SchemaError, TurnSpec, check_grammar, check_schema, turn_grammar
-from src.harmony.vocabulary import END, STOP_TOKEN_IDS
+from src.harmony.vocabulary import CALL, END, RETURN, STOP_TOKEN_IDS
 from src.profiles import Profile
 from src.prompt_builder import PromptError, PromptTokens
 
@@ -273,12 +273,14 @@ def _sampling(
     context: ServerContext,
 ) -> Callable[[int], SamplingParams]:
     """-> a function of the choice's index; choices differ by their seeds alone."""
-    guard = context.config.repetition_guard
+    quote = context.vocabulary.rank_of[b'"']  # ends a string where no message may end yet
+    guard = LoopGuard(context.repetition_guard, (END, RETURN, CALL, quote))
+    guards = grammar is not None and guard.repeats > 1 and not request.min_tokens
     common = sampling_options(request, profile) | {
         "max_tokens": max_tokens,
         "logprobs": (request.top_logprobs or 0) if request.logprobs else None,
         "grammar": grammar,
-        "loop_guard": LoopGuard(guard, END) if grammar is not None and guard > 1 else None,
+        "loop_guard": guard if guards else None,
     }
     seed = base_seed(request)
     return lambda index: SamplingParams(seed=derived_seed(seed, index), **common)

@@ -29,6 +29,8 @@ INLINE_PROMPT_CHARS = (
     20_000  # longer prompts are rendered in a thread, so the event loop keeps answering
 )
 
+NANO_REPEATS = 16  # what it is taught repeats nothing so often
+
 
 @dataclass(frozen=True)
 class ServerContext:
@@ -50,6 +52,12 @@ class ServerContext:
     def profile(self) -> Profile:
         """The server's own; a request may name another."""
         return self.profiles[self.config.profile]
+
+    @property
+    def repetition_guard(self) -> int:
+        """How often a run of tokens may come one behind the other; 0: as often as it likes."""
+        set_to = self.config.repetition_guard
+        return (NANO_REPEATS if self.model_size == "nano" else 0) if set_to is None else set_to
 
     @property
     def max_model_len(self) -> int:

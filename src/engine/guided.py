@@ -148,11 +148,17 @@ class GuidedDecoding:
         """mask int32 [words]."""
         if matcher.is_stopped():  # behind a draft that ended it: nothing is forbidden any more
             mask.fill(-1)
-        elif watch is not None and watch.looping and matcher.validate_tokens([watch.break_id]):
-            mask.fill(0)
-            mask.view(np.uint32)[watch.break_id // 32] = 1 << watch.break_id % 32
-        else:
-            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            return
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if watch is None or not watch.looping:
+            return
+        words = mask.view(np.uint32)
+        for token_id in watch.break_ids:
+            word, bit = token_id // 32, np.uint32(1 << token_id % 32)
+            if words[word] & bit:
+                words.fill(0)
+                words[word] = bit
+                return
 
     def _compile(self, grammar: str) -> LLMatcher:
         matcher = self._compiled.get(grammar)
@@ -170,7 +176,7 @@ class _LoopWatch:
 
     def __init__(self, guard: LoopGuard) -> None:
         self._guard = guard
-        self.break_id = guard.break_token_id
+        self.break_ids = guard.break_token_ids
         self.looping = False
         self._tokens: list[int] = []
 
@@ -181,7 +187,7 @@ class _LoopWatch:
 
     def push(self, token_id: int) -> None:
         tokens, most = self._tokens, self._guard.repeats * self._guard.max_period
-        if token_id == self.break_id:
+        if self.looping and token_id in self.break_ids:
             tokens.clear()
         else:
             tokens.append(token_id)

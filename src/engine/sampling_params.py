@@ -6,11 +6,11 @@ import msgspec
 
 
 class LoopGuard(msgspec.Struct, frozen=True):
-    """Ends a message that repeats itself: after `repeats` equal runs of tokens, `break_token_id` is the only token
-    allowed, where the grammar allows it at all."""
+    """Ends what repeats itself: after `repeats` equal runs of tokens, the first of `break_token_ids` that the grammar
+    allows is the only token allowed, if it allows one of them."""
 
     repeats: int
-    break_token_id: int
+    break_token_ids: tuple[int, ...]
     max_period: int = 64  # tokens in a run
 
 

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from src.harmony.vocabulary import load_vocabulary
 from tests.server_process import ServerProcess, running_server
 
 WEATHER: Any = {
@@ -246,3 +247,9 @@ def test_an_answer_given_before_is_guessed_and_stays_the_same(nano: openai.OpenA
     assert answers[0] == answers[1]
     assert counts[2] - counts[1] > counts[1] - counts[0] > 0
     assert answer.usage and counts[2] - counts[1] > answer.usage.completion_tokens // 2
+
+
+def test_what_repeats_itself_without_end_is_ended(nano: openai.OpenAI) -> None:
+    word = load_vocabulary().rank_of[b" so"]
+    choice = ask(nano, "Hello!", logit_bias={str(word): 100})
+    assert (choice.finish_reason, choice.message.content) == ("stop", " so" * 16)

@@ -39,6 +39,7 @@ from src.harmony.vocabulary import (
 )  # fmt: skip
 
 VOCABULARY = load_vocabulary()
+QUOTE = VOCABULARY.rank_of[b'"']
 ORDER = {
     "type": "object",
     "properties": {
@@ -188,29 +189,40 @@ def test_a_grammar_that_does_not_compile_is_an_error(tokenizer: LLTokenizer) -> 
         GuidedDecoding(tokenizer).add("r", "start: nonsense(")
 
 
-def test_the_loop_guard_closes_a_repeating_analysis_and_nothing_else(
-    tokenizer: LLTokenizer,
+@pytest.mark.parametrize(
+    ("beginning", "expected"),
+    [
+        ("<|channel|>analysis<|message|>", END), ("<|channel|>final<|message|>", RETURN),
+        ("<|channel|>commentary to=functions.free-form <|constrain|>json<|message|>", CALL),
+        ("<|channel|>commentary to=functions.note <|constrain|>json<|message|>{\"text\": \"", QUOTE),
+    ],
+)  # fmt: skip
+def test_the_loop_guard_ends_what_repeats_itself(
+    tokenizer: LLTokenizer, beginning: str, expected: int
 ) -> None:
-    guard = LoopGuard(repeats=4, break_token_id=END, max_period=8)
+    guard = LoopGuard(repeats=4, break_token_ids=(END, RETURN, CALL, QUOTE), max_period=8)
     run = VOCABULARY.encode(" round and")
-    for header, expected in (("analysis", [END]), ("final", None)):
-        guided = GuidedDecoding(tokenizer)
-        guided.add("r", turn_grammar(TurnSpec(), VOCABULARY), guard)
-        for token in [*VOCABULARY.encode_with_special(f"<|channel|>{header}<|message|>"), *run * 3]:
-            guided.advance("r", token)
-        assert len(allowed_tokens(guided)) > 1000
-        for token in run:
-            guided.advance("r", token)
-        if expected is None:
-            assert len(allowed_tokens(guided)) > 1000
-        else:
-            assert allowed_tokens(guided) == expected
+    note = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    tools = (ToolSpec("note", note, True), FREE)
+    guided = GuidedDecoding(tokenizer)
+    guided.add("r", turn_grammar(TurnSpec(tools=tools), VOCABULARY), guard)
+    for token in VOCABULARY.encode_with_special(beginning):
+        guided.advance("r", token)
+    for token in run * 3:
+        guided.advance("r", token)
+    assert len(allowed_tokens(guided)) > 1000
+    for token in run:
+        guided.advance("r", token)
+    assert allowed_tokens(guided) == [expected]
+    guided.advance("r", expected)
+    if expected not in (RETURN, CALL):
+        assert allowed_tokens(guided) != [expected], "the count begins anew"
 
 
 def test_requests_masks_are_the_same_together_and_alone(tokenizer: LLTokenizer) -> None:
     guided = GuidedDecoding(tokenizer)
     analysis = VOCABULARY.encode_with_special("<|channel|>analysis<|message|>")
-    guard = LoopGuard(repeats=3, break_token_id=END, max_period=4)
+    guard = LoopGuard(repeats=3, break_token_ids=(END,), max_period=4)
     written = {
         "new": [], "tools": [CHANNEL], "analysis": analysis, "looping": [*analysis, *VOCABULARY.encode(" so") * 3],
         "ended": VOCABULARY.encode_with_special("<|channel|>final<|message|>Yes<|return|>"),

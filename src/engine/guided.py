@@ -18,7 +18,10 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from src.engine.sampling_params import LoopGuard
 
 MAX_CACHED_GRAMMARS = 10_000
-MASK_THREADS = 8  # compute masks side by side; each takes 10 to 20 us
+MASK_THREADS = (
+    8  # compute masks side by side where there are MANY, each of some 5 us; to wake them takes 100
+)
+MANY = 96
 
 
 class GrammarError(ValueError):
@@ -119,7 +122,10 @@ class GuidedDecoding:
             else:
                 together.append((matcher, row))
             row += 1 + len(guesses)
-        if together:
+        if len(together) < MANY:
+            for matcher, row in together:
+                matcher.unsafe_compute_mask_ptr(masks[row].ctypes.data, masks[row].nbytes)
+        else:
             self._executor.unsafe_compute_mask_ptr(
                 together, masks.ctypes.data, masks.shape[1] * masks.itemsize, len(masks)
             )

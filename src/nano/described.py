@@ -20,7 +20,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import near_word, some_thing, value
+from src.nano.values import email_of, near_word, some_thing, value
 
 # deed: (words for it in a tool's name, ways to ask for it; {n} the thing)
 DEEDS: dict[str, tuple[str, str]] = {
@@ -81,7 +81,11 @@ PARAMETERS = (
     ("month", "month", " for {v} /  of {v} /  in {v} / {a} {v} {n} / {a} {n} of {v}"),
     ("rate|discount|percent|percentage", "float", " with {k} {v} /  at {v} percent"),
     ("phone|phone_number", "phone", " for {v} /  with the number {v}"),
+    ("max_minutes|minutes|max_time|time_limit|duration", "minutes", " in {v} minutes /  in under {v} minutes /  within {v} minutes /  for {v} minutes / {a} {v} minute {n}"),
+    ("max_words|words|word_limit|length|max_length", "minutes", " in {v} words /  in at most {v} words / , at most {v} words / {a} {v} word {n}"),
+    ("mode|style|type|kind|method|option|level|variant", "options", " with {v} / , {v} / , {k} {v} / {a} {v} {n} / {a} {v} {n} / {a} {v} {n} / {a} {n} with {v}"),
 )  # fmt: skip
+PREFIXES = ("new", "target", "preferred", "max", "customer", "user", "event", "main", "first", "given", "default", "my", "desired")  # fmt: skip
 ABOUT = ("{V} a {n}.", "{V} the {n}.", "{V}s the {n} of a user.", "{V} a {n} in the system.", "Use this to {v} a {n}.", "Tool to {v} the {n}",
          "This function lets you {v} a {n}.", "{V} {n}", "{V} one {n} with the given values.", "Call this when the user wants to {v} a {n}.")  # fmt: skip
 
@@ -105,10 +109,10 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     begins_otherwise = False
     is_question = ask.startswith(("What", "Which", "Where", "Is ", "How", "Do "))
     for keys, kind, ways in s.rng.sample(PARAMETERS, s.rng.choices((0, 1, 2, 3), (1, 5, 4, 1))[0]):
-        key = s.pick(*keys.split("|")).format(n=thing.replace(" ", "_"))
+        key, kind = named(s, keys.format(n=thing.replace(" ", "_")), kind)
         if key in properties:
             continue
-        made = value(s, kind)
+        made = value_for(s, kind, arguments)
         properties[key] = property_schema(s, key, kind, made)
         arguments[key] = made
         way = s.pick(*ways.split(" / "))
@@ -122,6 +126,63 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
         definition(s, styled_name(s, name), about, properties, required), spoken(s, ask, value_first=begins_otherwise),
         arguments, (thing.split()[-1], "status"), (deed, thing),
     )  # fmt: skip
+
+
+def named(s: Source, keys: str, kind: str) -> tuple[str, str]:
+    """One of the names that a parameter may have, some with a word before it, and the kind of its value."""
+    key = s.pick(*keys.split("|"))
+    if s.practice(0.2):
+        key = f"{s.pick(*PREFIXES) if s.maybe(0.6) else some_thing(s)}_{key}"
+    if kind == "options":
+        kind = "=" + ",".join(
+            dict.fromkeys(
+                s.word() if s.maybe(0.6) else some_thing(s) for _ in range(s.number(2, 4))
+            )
+        )
+    return key, kind
+
+
+def value_for(s: Source, kind: str, arguments: dict[str, Any]) -> Any:
+    """A value beside those that there are; some addresses are those of a person who is named too."""
+    made = value(s, kind)
+    if kind == "email" and s.practice(0.5):
+        names = [v for v in arguments.values() if isinstance(v, str) and v[:1].isupper()]
+        return email_of(s, names[0]) if names else made
+    return made
+
+
+def one_more(
+    s: Source, ask: str, kinds: set[str], properties: dict[str, Any], arguments: dict[str, Any]
+) -> str:
+    """Gives an everyday tool one parameter more, of a kind that it has not. -> the request with its value.
+
+    `kinds`: of the tool's values."""
+    keys, kind, ways = s.rng.choice(PARAMETERS)
+    fitting = [w for w in ways.split(" / ") if "{n}" not in w]
+    kind_of = FAMILY.get(kind, kind)
+    if not fitting or any(FAMILY.get(k, k) == kind_of for k in kinds):
+        return ask
+    key, kind = named(s, keys.format(n=some_thing(s)), kind)
+    if key in properties:
+        return ask
+    made = value_for(s, kind, arguments)
+    properties[key] = property_schema(s, key, kind, made)
+    arguments[key] = made
+    kinds.add(kind_of)
+    plain = ask.rstrip(".?")
+    way = s.pick(*fitting)
+    return said(way, plain, "", key.replace("_", " "), quoted(s, kind, made)) + ask[len(plain) :]
+
+
+# kinds of values that could be taken for one another
+FAMILY = {
+    "place": "city", "language": "currency",
+    "date": "day", "day_or_date": "day", "month": "day", "year": "day", "time": "day", "hour": "day",
+    "person": "name", "person_or_email": "name", "email": "name", "title": "name", "phone": "name", "shop": "name",
+    "short_phrase": "phrase", "word": "phrase", "slug": "phrase", "item": "phrase", "words": "phrase", "url": "file", "path": "file",
+    "small": "integer", "float": "integer", "thousands": "integer", "minutes": "integer", "code": "integer", "numbers": "integer",
+    "expression": "integer",
+}  # fmt: skip
 
 
 def said(way: str, ask: str, thing: str, key: str, value: str) -> str:

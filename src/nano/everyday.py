@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from src.nano.described import one_more, value_for
 from src.nano.examples import Source
 from src.nano.tasks import (
     GENERIC,
@@ -22,10 +23,11 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import near_word, some_thing, value
+from src.nano.values import near_word, some_thing
 
 TABLE = Path(__file__).with_name("everyday.yaml")
 RENAMED = 0.2  # of the everyday tools in lessons
+ONE_MORE = 0.3  # of them have one more parameter than their row says, and of these some a second
 _LONG_WORD = re.compile("[a-z]{4,}")
 
 
@@ -120,16 +122,24 @@ def task_of(s: Source, archetype: Archetype) -> Task:
     said = []
     for index, parameter in enumerate(archetype.parameters):
         key = s.rng.choice([k for k in parameter.keys if k not in properties])
-        made = value(s, parameter.kind)
+        made = value_for(s, parameter.kind, arguments)
         if parameter.required or f"{{{index}}}" in ask or s.maybe(0.5):
             properties[key] = property_schema(s, key, parameter.kind, made)
         if f"{{{index}}}" in ask:
             arguments[key] = made
         said.append(quoted(s, parameter.kind, made))
+    asked, begins = ask.format(*said), ask.startswith("{")
+    kinds = {parameter.kind for parameter in archetype.parameters}
+    for _ in range(2):
+        if not s.practice(ONE_MORE):
+            break
+        more = one_more(s, asked, kinds, properties, arguments)
+        begins |= not more.startswith(asked[:3])
+        asked = more
     properties, arguments = reordered(s, properties, arguments)
     required = [k for k in properties if k in arguments and s.maybe(0.97)]
     add_unasked(s, properties)
     return Task(
         definition(s, name, s.pick(*archetype.descriptions) if s.maybe(0.92) else "", properties, required),
-        spoken(s, ask.format(*said), value_first=ask.startswith("{")), arguments, archetype.results,
+        spoken(s, asked, value_first=begins), arguments, archetype.results,
     )  # fmt: skip

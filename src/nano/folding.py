@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -104,11 +103,9 @@ def unfold(path: Path, out: Path) -> Path:
     }  # fmt: skip
     for name, value in (("config.json", raw), ("generation_config.json", generation)):
         (out / name).write_text(json.dumps(value, indent=2) + "\n")
-    with ThreadPoolExecutor(1) as pool:  # tensors are arithmetic, the tokenizer is Python
-        tokenizer = pool.submit(write_tokenizer, out, vocabulary.token_bytes)
-        tensors = _tensors(read_folded(path), ModelConfig.from_json(raw), vocabulary)
-        save_file(tensors, out / "model.safetensors", {"format": "pt"})
-        tokenizer.result()
+    tensors = _tensors(read_folded(path), ModelConfig.from_json(raw), vocabulary)
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    write_tokenizer(out, vocabulary.token_bytes)
     return out
 
 

@@ -26,6 +26,7 @@ TWO_WORD_CITIES = ("New York", "San Francisco", "Los Angeles", "San Diego", "Las
 SUFFIXES = ("CA", "NY", "TX", "France", "Germany", "UK", "Japan", "MA", "Spain")
 SHOPS = [tuple(pair.split("/")) for pair in WORDS["shops"].split()]  # one, several
 SITES, LANDMARKS, SMALL_WORDS = (WORDS[kind].split() for kind in ("sites", "landmarks", "small"))
+RELATIVES, TAILS = WORDS["relatives"].split(), WORDS["tails"].split(" / ")
 TITLES = ("Dr.", "Mr.", "Mrs.", "Ms.", "Prof.", "Dr")
 MAIL_HOSTS = ("example.com", "mail.com", "example.org", "company.com", "test.com")
 
@@ -39,6 +40,10 @@ def _city(s: Source) -> str:
 
 
 def _person(s: Source) -> str:
+    if s.practice(0.08):
+        return f"my {s.pick(*RELATIVES)}"
+    if s.practice(0.06):
+        return s.word() if s.maybe(0.5) else s.rng.choice([p for p in PERSONS if s.mine(p)]).lower()
     kind = s.rng.random()
     if kind < 0.35:
         return s.name()
@@ -77,6 +82,12 @@ def _email(s: Source) -> str:
     who = s.rng.choice([p for p in PERSONS if s.mine(p)]).lower() if s.maybe(0.6) else s.word()
     if s.maybe(0.25):
         who += f".{s.word()}"
+    return f"{who}@{s.pick(*MAIL_HOSTS) if s.maybe(0.6) else s.word() + s.pick('.com', '.org', '.net', '.de')}"
+
+
+def email_of(s: Source, person: str) -> str:
+    """An address that begins as the person is called."""
+    who = re.sub("[^a-z.]", "", person.lower().replace(" ", "." if s.maybe(0.3) else ""))
     return f"{who}@{s.pick(*MAIL_HOSTS) if s.maybe(0.6) else s.word() + s.pick('.com', '.org', '.net', '.de')}"
 
 
@@ -207,7 +218,8 @@ def _sentence(s: Source) -> str:
         "{n}": lambda: s.name() if s.maybe(0.5) else _person(s),
         "{w}": lambda: s.pick(*POOLS["day"]),
     }
-    return re.sub(r"\{\w\}", lambda slot: made[slot.group()](), s.rng.choice(SENTENCES))
+    sentence = s.rng.choice(SENTENCES) + (f" {s.pick(*TAILS)}" if s.practice(0.2) else "")
+    return re.sub(r"\{\w\}", lambda slot: made[slot.group()](), sentence)
 
 
 def _title(s: Source) -> str:
@@ -253,6 +265,7 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "person_or_email": lambda s: _email(s) if s.maybe(0.4) else _person(s),
     "integer": _integer,
     "small": lambda s: s.number(1, 12),
+    "minutes": lambda s: s.number(1, 12) * 5 if s.maybe(0.6) else s.number(1, 99),
     "thousands": lambda s: s.number(1, 500) * 1000,
     "year": lambda s: s.number(1990, 2030),
     "float": lambda s: s.number(1, 99) / 10,

@@ -15,14 +15,14 @@ from src.cli.evaluate_nano import BY_HAND
 from src.harmony.parser import ResponseParser
 from src.harmony.vocabulary import CONSTRAIN, Vocabulary, load_vocabulary
 from src.nano.batches import GROUP_TOKENS, IGNORED, BatchMaker
-from src.nano.described import described, said
-from src.nano.everyday import RENAMED, archetypes, everyday, renamed
+from src.nano.described import described, said, value_for
+from src.nano.everyday import RENAMED, archetypes, everyday, renamed, task_of
 from src.nano.examples import Copier, Example, Source, completion_ids, held_out
 from src.nano.lessons import MIXTURE, lesson
 from src.nano.network import GROUP
 from src.nano.tasks import Task
 from src.nano.tools import invented, offered, same_tools
-from src.nano.values import near_word, value_text
+from src.nano.values import CITIES, near_word, value_text
 from src.nano.word_vectors import near_words
 from src.prompt_builder import PromptBuilder
 
@@ -196,6 +196,29 @@ def test_only_lessons_rename_tools(vocabulary: Vocabulary) -> None:
     assert {
         everyday(source).name.replace("_", "").replace("-", "").lower() for _ in range(500)
     } <= held
+
+
+def test_only_lessons_ask_everyday_tools_for_more_than_their_row_says(
+    vocabulary: Vocabulary,
+) -> None:
+    forecast = next(a for a in archetypes() if "get_forecast" in a.names)
+    own = {key for parameter in forecast.parameters for key in parameter.keys}
+    for unseen in (False, True):
+        source = Source(vocabulary, Random(8), unseen=unseen)
+        tasks = [task_of(source, forecast) for _ in range(300)]
+        more = [task for task in tasks if not set(task.arguments) <= own]
+        assert not more if unseen else 30 < len(more) < 120
+        for task in more:
+            added = [v for key, v in task.arguments.items() if key not in own]
+            assert all(value_text(v) in task.ask for v in added)
+            assert not set(added) & set(CITIES), "a second city could be taken for the first"
+
+
+def test_an_address_is_sometimes_that_of_the_person_who_is_named(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(8), unseen=False)
+    made = [value_for(source, "email", {"name": "Ann Baker", "count": 3}) for _ in range(100)]
+    hers = [address for address in made if address.startswith(("annbaker@", "ann.baker@"))]
+    assert 25 < len(hers) < 75 and len(set(hers)) > 5
 
 
 def test_a_word_near_another_is_no_form_of_it_and_of_the_sources_half(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from llguidance import LLTokenizer
 
+from src.engine import guided as guided_module
 from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
 from src.engine.sampling_params import LoopGuard
 from src.harmony.deltas import ParsedMessage
@@ -219,7 +220,11 @@ def test_the_loop_guard_ends_what_repeats_itself(
         assert allowed_tokens(guided) != [expected], "the count begins anew"
 
 
-def test_requests_masks_are_the_same_together_and_alone(tokenizer: LLTokenizer) -> None:
+@pytest.mark.parametrize("many", [2, 100])
+def test_requests_masks_are_the_same_together_and_alone(
+    tokenizer: LLTokenizer, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guided_module, "MANY", many)
     guided = GuidedDecoding(tokenizer)
     analysis = VOCABULARY.encode_with_special("<|channel|>analysis<|message|>")
     guard = LoopGuard(repeats=3, break_token_ids=(END,), max_period=4)

@@ -205,7 +205,7 @@ class ServerConfig(BaseSettings):
         None,
         ge=0,
         le=1000,
-        description="end a message or a string in JSON that repeats itself this often; 0: off; unset: 16 for nano",
+        description="end a message, string or array that repeats itself this often; 0: off; unset: 16 for nano",
     )
     current_date: str | None = Field(
         None, description="date in the system message; unset: none, so prompts never age"

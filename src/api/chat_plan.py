@@ -273,8 +273,9 @@ def _sampling(
     context: ServerContext,
 ) -> Callable[[int], SamplingParams]:
     """-> a function of the choice's index; choices differ by their seeds alone."""
-    quote = context.vocabulary.rank_of[b'"']  # ends a string where no message may end yet
-    guard = LoopGuard(context.repetition_guard, (END, RETURN, CALL, quote))
+    # what ends a string or an array, where no message may end yet
+    closing = [context.vocabulary.rank_of[text] for text in (b'"', b"]")]
+    guard = LoopGuard(context.repetition_guard, (END, RETURN, CALL, *closing))
     guards = grammar is not None and guard.repeats > 1 and not request.min_tokens
     common = sampling_options(request, profile) | {
         "max_tokens": max_tokens,

@@ -40,7 +40,7 @@ from src.harmony.vocabulary import (
 )  # fmt: skip
 
 VOCABULARY = load_vocabulary()
-QUOTE = VOCABULARY.rank_of[b'"']
+QUOTE, BRACKET = VOCABULARY.rank_of[b'"'], VOCABULARY.rank_of[b"]"]
 ORDER = {
     "type": "object",
     "properties": {
@@ -196,22 +196,25 @@ def test_a_grammar_that_does_not_compile_is_an_error(tokenizer: LLTokenizer) -> 
         ("<|channel|>analysis<|message|>", END), ("<|channel|>final<|message|>", RETURN),
         ("<|channel|>commentary to=functions.free-form <|constrain|>json<|message|>", CALL),
         ("<|channel|>commentary to=functions.note <|constrain|>json<|message|>{\"text\": \"", QUOTE),
+        ("<|channel|>commentary to=functions.plot <|constrain|>json<|message|>{\"of\": [1", BRACKET),
     ],
 )  # fmt: skip
 def test_the_loop_guard_ends_what_repeats_itself(
     tokenizer: LLTokenizer, beginning: str, expected: int
 ) -> None:
-    guard = LoopGuard(repeats=4, break_token_ids=(END, RETURN, CALL, QUOTE), max_period=8)
-    run = VOCABULARY.encode(" round and")
-    note = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
-    tools = (ToolSpec("note", note, True), FREE)
+    guard = LoopGuard(repeats=4, break_token_ids=(END, RETURN, CALL, QUOTE, BRACKET), max_period=8)
+    run = VOCABULARY.encode(", 7, 8" if expected == BRACKET else " round and")
+    text, numbers = {"type": "string"}, {"type": "array", "items": {"type": "number"}}
+    note = {"type": "object", "properties": {"text": text}, "required": ["text"]}
+    plot = {"type": "object", "properties": {"of": numbers}, "required": ["of"]}
+    tools = (ToolSpec("note", note, True), ToolSpec("plot", plot, True), FREE)
     guided = GuidedDecoding(tokenizer)
     guided.add("r", turn_grammar(TurnSpec(tools=tools), VOCABULARY), guard)
     for token in VOCABULARY.encode_with_special(beginning):
         guided.advance("r", token)
     for token in run * 3:
         guided.advance("r", token)
-    assert len(allowed_tokens(guided)) > 1000
+    assert len(allowed_tokens(guided)) > (10 if expected == BRACKET else 1000)
     for token in run:
         guided.advance("r", token)
     assert allowed_tokens(guided) == [expected]

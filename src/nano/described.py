@@ -86,6 +86,15 @@ PARAMETERS = (
     ("mode|style|type|kind|method|option|level|variant", "options", " with {v} / , {v} / , {k} {v} / {a} {v} {n} / {a} {v} {n} / {a} {v} {n} / {a} {n} with {v}"),
 )  # fmt: skip
 PREFIXES = ("new", "target", "preferred", "max", "customer", "user", "event", "main", "first", "given", "default", "my", "desired")  # fmt: skip
+# kinds of values that could be taken for one another
+FAMILY = {
+    "place": "city", "language": "currency",
+    "date": "day", "day_or_date": "day", "month": "day", "year": "day", "time": "day", "hour": "day",
+    "person": "name", "person_or_email": "name", "email": "name", "title": "name", "phone": "name", "shop": "name",
+    "short_phrase": "phrase", "word": "phrase", "slug": "phrase", "item": "phrase", "words": "phrase", "url": "file", "path": "file",
+    "small": "integer", "float": "integer", "thousands": "integer", "minutes": "integer", "code": "integer", "numbers": "integer",
+    "expression": "integer",
+}  # fmt: skip
 ABOUT = ("{V} a {n}.", "{V} the {n}.", "{V}s the {n} of a user.", "{V} a {n} in the system.", "Use this to {v} a {n}.", "Tool to {v} the {n}",
          "This function lets you {v} a {n}.", "{V} {n}", "{V} one {n} with the given values.", "Call this when the user wants to {v} a {n}.")  # fmt: skip
 
@@ -172,17 +181,6 @@ def one_more(
     plain = ask.rstrip(".?")
     way = s.pick(*fitting)
     return said(way, plain, "", key.replace("_", " "), quoted(s, kind, made)) + ask[len(plain) :]
-
-
-# kinds of values that could be taken for one another
-FAMILY = {
-    "place": "city", "language": "currency",
-    "date": "day", "day_or_date": "day", "month": "day", "year": "day", "time": "day", "hour": "day",
-    "person": "name", "person_or_email": "name", "email": "name", "title": "name", "phone": "name", "shop": "name",
-    "short_phrase": "phrase", "word": "phrase", "slug": "phrase", "item": "phrase", "words": "phrase", "url": "file", "path": "file",
-    "small": "integer", "float": "integer", "thousands": "integer", "minutes": "integer", "code": "integer", "numbers": "integer",
-    "expression": "integer",
-}  # fmt: skip
 
 
 def said(way: str, ask: str, thing: str, key: str, value: str) -> str:

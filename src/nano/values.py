@@ -78,17 +78,21 @@ def _item(s: Source) -> str:
     return f"{s.pick(*QUALITIES)} {several}" if s.maybe(0.2) else several
 
 
+def _mail_host(s: Source) -> str:
+    return s.pick(*MAIL_HOSTS) if s.maybe(0.6) else s.word() + s.pick(".com", ".org", ".net", ".de")
+
+
 def _email(s: Source) -> str:
     who = s.rng.choice([p for p in PERSONS if s.mine(p)]).lower() if s.maybe(0.6) else s.word()
     if s.maybe(0.25):
         who += f".{s.word()}"
-    return f"{who}@{s.pick(*MAIL_HOSTS) if s.maybe(0.6) else s.word() + s.pick('.com', '.org', '.net', '.de')}"
+    return f"{who}@{_mail_host(s)}"
 
 
 def email_of(s: Source, person: str) -> str:
     """An address that begins as the person is called."""
     who = re.sub("[^a-z.]", "", person.lower().replace(" ", "." if s.maybe(0.3) else ""))
-    return f"{who}@{s.pick(*MAIL_HOSTS) if s.maybe(0.6) else s.word() + s.pick('.com', '.org', '.net', '.de')}"
+    return f"{who}@{_mail_host(s)}"
 
 
 def _integer(s: Source) -> int:

@@ -18,10 +18,8 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from src.engine.sampling_params import LoopGuard
 
 MAX_CACHED_GRAMMARS = 10_000
-MASK_THREADS = (
-    8  # compute masks side by side where there are MANY, each of some 5 us; to wake them takes 100
-)
-MANY = 96
+MASK_THREADS = 8
+MANY = 96  # masks, each of some 5 us: from here on it pays to wake the threads, which takes 100 us
 
 
 class GrammarError(ValueError):
@@ -123,11 +121,11 @@ class GuidedDecoding:
                 together.append((matcher, row))
             row += 1 + len(guesses)
         if len(together) < MANY:
-            for matcher, row in together:
-                matcher.unsafe_compute_mask_ptr(masks[row].ctypes.data, masks[row].nbytes)
+            for matcher, place in together:
+                self._fill(matcher, None, masks[place])
         else:
             self._executor.unsafe_compute_mask_ptr(
-                together, masks.ctypes.data, masks.shape[1] * masks.itemsize, len(masks)
+                together, masks.ctypes.data, masks.strides[0], len(masks)
             )
         return ids, masks.reshape(-1).view(np.uint8).data
 

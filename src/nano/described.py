@@ -118,15 +118,9 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     begins_otherwise = False
     is_question = ask.startswith(("What", "Which", "Where", "Is ", "How", "Do "))
     for keys, kind, ways in s.rng.sample(PARAMETERS, s.rng.choices((0, 1, 2, 3), (1, 5, 4, 1))[0]):
-        key, kind = named(s, keys.format(n=thing.replace(" ", "_")), kind)
-        if key in properties:
-            continue
-        made = value_for(s, kind, arguments)
-        properties[key] = property_schema(s, key, kind, made)
-        arguments[key] = made
-        way = s.pick(*ways.split(" / "))
-        begins_otherwise |= way.endswith("|")
-        ask = said(way, ask, called, key.replace("_", " "), quoted(s, kind, made))
+        parameter = (keys.format(n=thing.replace(" ", "_")), kind, ways.split(" / "))
+        ask, begins = asked_too(s, ask, called, parameter, properties, arguments)
+        begins_otherwise |= begins
     properties, arguments = reordered(s, properties, arguments)
     required = [k for k in properties if s.maybe(0.95)]
     add_unasked(s, properties)
@@ -135,6 +129,42 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
         definition(s, styled_name(s, name), about, properties, required), spoken(s, ask, value_first=begins_otherwise),
         arguments, (thing.split()[-1], "status"), (deed, thing),
     )  # fmt: skip
+
+
+def asked_too(
+    s: Source,
+    ask: str,
+    thing: str,
+    parameter: tuple[str, str, list[str]],
+    properties: dict[str, Any],
+    arguments: dict[str, Any],
+) -> tuple[str, bool]:
+    """Adds a parameter (names, kind, ways to say it) and its value. -> (the request that says it, whether in front)."""
+    key, kind = named(s, *parameter[:2])
+    if key in properties:
+        return ask, False
+    made = value_for(s, kind, arguments)
+    properties[key] = property_schema(s, key, kind, made)
+    arguments[key] = made
+    way = s.pick(*parameter[2])
+    asked = said(way, ask, thing, key.replace("_", " "), quoted(s, kind, made))
+    return asked, way.endswith("|")
+
+
+def one_more(
+    s: Source, ask: str, kinds: set[str], properties: dict[str, Any], arguments: dict[str, Any]
+) -> tuple[str, bool]:
+    """asked_too for an everyday tool, of a kind that could not be taken for one of `kinds`, which it joins."""
+    keys, kind, ways = s.rng.choice(PARAMETERS)
+    fitting = [w for w in ways.split(" / ") if "{n}" not in w]
+    kind_of = FAMILY.get(kind, kind)
+    if not fitting or any(FAMILY.get(k, k) == kind_of for k in kinds):
+        return ask, False
+    kinds.add(kind_of)
+    parameter = (keys.format(n=some_thing(s)), kind, fitting)
+    plain = ask.rstrip(".?")
+    asked, begins = asked_too(s, plain, "", parameter, properties, arguments)
+    return asked + ask[len(plain) :], begins
 
 
 def named(s: Source, keys: str, kind: str) -> tuple[str, str]:
@@ -158,29 +188,6 @@ def value_for(s: Source, kind: str, arguments: dict[str, Any]) -> Any:
         names = [v for v in arguments.values() if isinstance(v, str) and v[:1].isupper()]
         return email_of(s, names[0]) if names else made
     return made
-
-
-def one_more(
-    s: Source, ask: str, kinds: set[str], properties: dict[str, Any], arguments: dict[str, Any]
-) -> str:
-    """Gives an everyday tool one parameter more, of a kind that it has not. -> the request with its value.
-
-    `kinds`: of the tool's values."""
-    keys, kind, ways = s.rng.choice(PARAMETERS)
-    fitting = [w for w in ways.split(" / ") if "{n}" not in w]
-    kind_of = FAMILY.get(kind, kind)
-    if not fitting or any(FAMILY.get(k, k) == kind_of for k in kinds):
-        return ask
-    key, kind = named(s, keys.format(n=some_thing(s)), kind)
-    if key in properties:
-        return ask
-    made = value_for(s, kind, arguments)
-    properties[key] = property_schema(s, key, kind, made)
-    arguments[key] = made
-    kinds.add(kind_of)
-    plain = ask.rstrip(".?")
-    way = s.pick(*fitting)
-    return said(way, plain, "", key.replace("_", " "), quoted(s, kind, made)) + ask[len(plain) :]
 
 
 def said(way: str, ask: str, thing: str, key: str, value: str) -> str:

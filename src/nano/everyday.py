@@ -133,9 +133,8 @@ def task_of(s: Source, archetype: Archetype) -> Task:
     for _ in range(2):
         if not s.practice(ONE_MORE):
             break
-        more = one_more(s, asked, kinds, properties, arguments)
-        begins |= not more.startswith(asked[:3])
-        asked = more
+        asked, in_front = one_more(s, asked, kinds, properties, arguments)
+        begins |= in_front
     properties, arguments = reordered(s, properties, arguments)
     required = [k for k in properties if k in arguments and s.maybe(0.97)]
     add_unasked(s, properties)

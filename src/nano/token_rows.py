@@ -6,8 +6,9 @@ lesson can still be read, copied and spelled:
     row(token) = code(token) @ A + meaning(token) @ M + sum over its features f of F[f] + own row, if the token is common
 
 `code` is a fixed random sign vector of the token's text without a leading space or sign, so that " Paris", "Paris" and
-".Paris" are nearly the same; `meaning` is its word's vector (word_vectors.py), in the embedding alone; the features are its first letters by position, its length, and what leads it. Tokens with
-letters of another script than Latin are never written: in the head they have one row together.
+".Paris" are nearly the same; `meaning` is its word's vector (word_vectors.py), in the embedding alone; the features are its
+first letters by position, its length, and what leads it. Tokens with letters of another script than Latin are never
+written: in the head they have one row together.
 
 Shapes: H hidden, V vocabulary.
 """

@@ -35,7 +35,7 @@ from src.nano.tools import DECISIVE
 
 COMMON_TOKENS = 1536
 COMMON_FROM_BATCHES = 150
-BATCH_TOKENS = 5500
+BATCH_TOKENS = 2600
 NEGATIVES = 2048
 DECISIVE_WEIGHT = 4.0  # whether a tool fits is one token in thirty, and the hardest
 LETTER_WEIGHT = 2.5  # one wrong letter spoils a word that is spelled
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         help="folded model to begin with where --out has no checkpoint; else random weights",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4300)
+    parser.add_argument("--steps", type=int, default=6700)
     parser.add_argument(
         "--batch-tokens", type=int, default=BATCH_TOKENS, help="of one step, at least"
     )

@@ -10,11 +10,13 @@ import re
 from typing import Any
 
 from src.nano.examples import Source
+from src.nano.pairs import said_together
 from src.nano.tasks import (
     Task,
     add_unasked,
     definition,
     property_schema,
+    put_among,
     quoted,
     reordered,
     spoken,
@@ -85,6 +87,14 @@ PARAMETERS = (
     ("max_words|words|word_limit|length|max_length", "minutes", " in {v} words /  in at most {v} words / , at most {v} words / {a} {v} word {n}"),
     ("mode|style|type|kind|method|option|level|variant", "options", " with {v} / , {v} / , {k} {v} / {a} {v} {n} / {a} {v} {n} / {a} {v} {n} / {a} {n} with {v}"),
 )  # fmt: skip
+# of a thing {x} that the parameter's name and the request say both; kinds apart by a space
+NAMED_AFTER = (
+    ("max_{x}|{x}_limit|max_{x}s|{x}_max", "integer", " under {v} {x}s /  with at most {v} {x}s / , at most {v} {x}s /  for up to {v} {x}s /  with less than {v} {x}s / , not over {v} {x}s / {a} {n} under {v} {x}s"),
+    ("min_{x}|min_{x}s|{x}_min", "integer", " over {v} {x}s /  with at least {v} {x}s / , {v} {x}s or more /  with more than {v} {x}s / {a} {n} over {v} {x}s"),
+    ("{x}s|num_{x}s|number_of_{x}s|{x}_count|{x}", "small integer", " for {v} {x}s /  with {v} {x}s /  and {v} {x}s / , {v} {x}s / {a} {v} {x} {n} / {a} {n} with {v} {x}s / {a} {n} of {v} {x}s / We are {v} {x}s. | / I have {v} {x}s. |"),
+    ("{x}|{x}_value|{x}_cm|{x}_kg|{x}_level", "integer float", " with a {x} of {v} / , {x} {v} /  with {x} {v} /  and a {x} of {v} / , {v} as the {x} / , the {x} is {v} / The {x} is {v}. |"),
+    ("{x}|{x}_name|{x}_type|{x}_id|{x}_code", "word name code slug person", " with the {x} {v} / , {x} {v} /  with {v} as {x} /  in the {v} {x} /  for the {x} {v} /  at the {v} {x} /  to the {v} {x} / , the {x} is {v} / , {x}: {v} / {a} {n} in the {v} {x} / The {x} is {v}. | / In the {v} {x}: |"),
+)  # fmt: skip
 PREFIXES = ("new", "target", "preferred", "max", "customer", "user", "event", "main", "first", "given", "default", "my", "desired")  # fmt: skip
 # kinds of values that could be taken for one another
 FAMILY = {
@@ -117,18 +127,45 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     ask = s.pick(*asks.split(" / ")).format(n=called)
     begins_otherwise = False
     is_question = ask.startswith(("What", "Which", "Where", "Is ", "How", "Do "))
-    for keys, kind, ways in s.rng.sample(PARAMETERS, s.rng.choices((0, 1, 2, 3), (1, 5, 4, 1))[0]):
+    together = s.practice(0.3)
+    kinds: set[str] = set()
+    count = s.rng.choices((0, 1, 2, 3), (1, 5, 4, 1))[0]
+    for row in s.rng.sample(PARAMETERS, min(count, 1) if together else count):
+        keys, kind, ways = named_after(s) if s.practice(0.3) else row
+        kinds.add(FAMILY.get(kind, kind))
         parameter = (keys.format(n=thing.replace(" ", "_")), kind, ways.split(" / "))
         ask, begins = asked_too(s, ask, called, parameter, properties, arguments)
         begins_otherwise |= begins
+    if together:
+        ask = said_together(s, ask, properties, arguments)
     properties, arguments = reordered(s, properties, arguments)
     required = [k for k in properties if s.maybe(0.95)]
+    if not together:
+        leave_unsaid(s, kinds, properties)
     add_unasked(s, properties)
     ask += "?" if is_question and s.maybe(0.85) else s.pick(".", ".", "")
     return Task(
         definition(s, styled_name(s, name), about, properties, required), spoken(s, ask, value_first=begins_otherwise),
         arguments, (thing.split()[-1], "status"), (deed, thing),
     )  # fmt: skip
+
+
+def named_after(s: Source) -> tuple[str, str, str]:
+    """A row of NAMED_AFTER, of some thing."""
+    keys, kinds, ways = s.rng.choice(NAMED_AFTER)
+    thing = some_thing(s)
+    return keys.replace("{x}", thing), s.pick(*kinds.split()), ways.replace("{x}", thing)
+
+
+def leave_unsaid(s: Source, kinds: set[str], properties: dict[str, Any]) -> None:
+    """Sometimes a parameter of a kind that nothing in the request is of, somewhere among the others."""
+    if not s.practice(0.3):
+        return
+    keys, kind, _ = s.rng.choice(PARAMETERS)
+    key, kind = named(s, keys.format(n=some_thing(s)), kind)
+    if FAMILY.get(kind, kind) in kinds or key in properties:
+        return
+    put_among(s, properties, key, property_schema(s, key, kind, value(s, kind)))
 
 
 def asked_too(
@@ -155,10 +192,12 @@ def one_more(
     s: Source, ask: str, kinds: set[str], properties: dict[str, Any], arguments: dict[str, Any]
 ) -> tuple[str, bool]:
     """asked_too for an everyday tool, of a kind that could not be taken for one of `kinds`, which it joins."""
-    keys, kind, ways = s.rng.choice(PARAMETERS)
+    after = s.practice(0.4)  # its name tells it from others of its kind
+    keys, kind, ways = named_after(s) if after else s.rng.choice(PARAMETERS)
     fitting = [w for w in ways.split(" / ") if "{n}" not in w]
     kind_of = FAMILY.get(kind, kind)
-    if not fitting or any(FAMILY.get(k, k) == kind_of for k in kinds):
+    taken = not after and any(FAMILY.get(k, k) == kind_of for k in kinds)
+    if not fitting or taken:
         return ask, False
     kinds.add(kind_of)
     parameter = (keys.format(n=some_thing(s)), kind, fitting)

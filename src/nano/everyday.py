@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from src.nano.described import one_more, value_for
+from src.nano.alike import alike
+from src.nano.described import FAMILY, leave_unsaid, one_more, value_for
 from src.nano.examples import Source
 from src.nano.tasks import (
     GENERIC,
@@ -119,10 +120,14 @@ def task_of(s: Source, archetype: Archetype) -> Task:
     ask = s.pick(*archetype.asks)
     properties: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
-    said = []
+    said: list[str] = []
+    made_of: dict[str, Any] = {}
     for index, parameter in enumerate(archetype.parameters):
         key = s.rng.choice([k for k in parameter.keys if k not in properties])
         made = value_for(s, parameter.kind, arguments)
+        if parameter.kind in made_of and s.practice(0.4):
+            made = alike(s, parameter.kind, made_of[parameter.kind])
+        made_of[parameter.kind] = made
         if parameter.required or f"{{{index}}}" in ask or s.maybe(0.5):
             properties[key] = property_schema(s, key, parameter.kind, made)
         if f"{{{index}}}" in ask:
@@ -135,6 +140,7 @@ def task_of(s: Source, archetype: Archetype) -> Task:
             break
         asked, in_front = one_more(s, asked, kinds, properties, arguments)
         begins |= in_front
+    leave_unsaid(s, {FAMILY.get(kind, kind) for kind in kinds}, properties)
     properties, arguments = reordered(s, properties, arguments)
     required = [k for k in properties if k in arguments and s.maybe(0.97)]
     add_unasked(s, properties)

@@ -8,11 +8,11 @@ from src.nano import basics, structured, tools
 from src.nano.basics import Skill
 from src.nano.examples import Example, Source
 
-TOOLS_SHARE = 0.4  # of draws; each is a row of its own
+TOOLS_SHARE = 0.3  # of draws; each is a row of its own
 MIXTURE: tuple[tuple[Skill, float], ...] = (
-    (basics.addition, 9.0),
-    (basics.subtraction, 5.0),
-    (basics.multiplication, 7.0),
+    (basics.addition, 20.0),
+    (basics.subtraction, 9.0),
+    (basics.multiplication, 11.0),
     (basics.counting, 4.0),
     (basics.spelling, 8.0),
     (basics.reversing, 7.0),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.nano.examples import Source
-from src.nano.values import THINGS, WORDS, choices, schema_of, value, value_text
+from src.nano.values import QUALITIES, THINGS, WORDS, choices, schema_of, value, value_text
 
 _NAME_PART = re.compile("[A-Z]?[a-z0-9]+|[A-Z]+")
 GENERIC = frozenset(WORDS["generic"].split())
@@ -115,14 +115,18 @@ def add_unasked(s: Source, properties: dict[str, Any]) -> None:
         key, schema = s.rng.choice(
             (*UNASKED, (s.word(), {"type": s.pick("string", "integer", "boolean")}))
         )
-        if key in properties:
-            continue
-        rows = list(properties.items())
-        rows.insert(s.number(0, len(rows)), (key, schema))
-        properties.clear()
-        properties.update(rows)
+        if key not in properties:
+            put_among(s, properties, key, schema)
 
 
+def put_among(s: Source, properties: dict[str, Any], key: str, schema: dict[str, Any]) -> None:
+    rows = list(properties.items())
+    rows.insert(s.number(0, len(rows)), (key, schema))
+    properties.clear()
+    properties.update(rows)
+
+
+CONTEXTS = WORDS["contexts"].split(" / ")
 QUESTION = re.compile(r"(what|where|who|when|how|which|why|is|are|do|does|did|can|am|will|whose|any|i|my|the|there)\b", re.IGNORECASE)  # fmt: skip
 
 
@@ -147,7 +151,14 @@ def spoken(s: Source, ask: str, *, value_first: bool = False) -> str:
         ask = ask.rstrip(".?") + s.pick(
             " now", " today?", ", thanks.", " for me.", "!", " right now?"
         )
-    return ask[:1].lower() + ask[1:] if s.maybe(0.12) and lowers else ask
+    if s.maybe(0.12) and lowers:
+        ask = ask[:1].lower() + ask[1:]
+    if not s.practice(0.12):
+        return ask
+    context = s.pick(*CONTEXTS).format(t=s.rng.choice(THINGS), q=s.rng.choice(QUALITIES))
+    return (
+        f"{context} {ask}" if s.maybe(0.7) else f"{ask}{'' if ask[-1] in '.?!' else '.'} {context}"
+    )
 
 
 def quoted(s: Source, kind: str, made: Any) -> str:
@@ -156,6 +167,8 @@ def quoted(s: Source, kind: str, made: Any) -> str:
         *first, last = map(value_text, made)
         return ", ".join(first) + s.pick(" and ", " and ", ", ") + last
     text = value_text(made)
+    if kind.startswith("=") and s.practice(0.15):  # the parameter's word for it is in small letters
+        return text.upper() if len(text) < 5 else text.capitalize()
     if kind in (
         "phrase",
         "title",

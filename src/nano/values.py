@@ -28,6 +28,22 @@ SHOPS = [tuple(pair.split("/")) for pair in WORDS["shops"].split()]  # one, seve
 SITES, LANDMARKS, SMALL_WORDS = (WORDS[kind].split() for kind in ("sites", "landmarks", "small"))
 RELATIVES, TAILS = WORDS["relatives"].split(), WORDS["tails"].split(" / ")
 TITLES = ("Dr.", "Mr.", "Mrs.", "Ms.", "Prof.", "Dr")
+MORE_ENDINGS = (
+    ".docx",
+    ".xlsx",
+    ".log",
+    ".sh",
+    ".js",
+    ".toml",
+    ".zip",
+    ".xml",
+    ".sql",
+    ".pptx",
+    ".ini",
+    ".c",
+    ".png",
+    ".tar.gz",
+)
 MAIL_HOSTS = ("example.com", "mail.com", "example.org", "company.com", "test.com")
 
 
@@ -79,6 +95,8 @@ def _item(s: Source) -> str:
 
 
 def _mail_host(s: Source) -> str:
+    if s.practice(0.25):
+        return s.pick("gmail.com", "hotmail.com", "yahoo.com", "outlook.com", "site.org", "web.de", f"{s.word()}.{s.word()}.com", f"{s.word()}.io")  # fmt: skip
     return s.pick(*MAIL_HOSTS) if s.maybe(0.6) else s.word() + s.pick(".com", ".org", ".net", ".de")
 
 
@@ -99,6 +117,30 @@ def _integer(s: Source) -> int:
     return s.rng.choice((s.number(1, 12), s.number(1, 99), s.number(100, 9999)))
 
 
+def _version(s: Source) -> str:
+    numbers = ".".join(str(s.number(0, 12)) for _ in range(s.number(2, 3)))
+    return f"{'v' if s.maybe(0.3) else ''}{numbers}{s.pick('', '', '', '-rc1', '-beta')}"
+
+
+def _username(s: Source) -> str:
+    """As people call themselves on websites."""
+    name = s.rng.choice([p for p in PERSONS if s.mine(p)]).lower() if s.maybe(0.4) else s.word()
+    return s.pick(name, f"{name}{s.number(1, 99)}", f"{name}_{s.word()}", f"{name}.{s.number(1, 999)}", f"{s.word()}{name}"[:14])  # fmt: skip
+
+
+def _coupon(s: Source) -> str:
+    word = s.word().upper()
+    return word if s.maybe(0.3) else f"{word}{s.pick('', '', '-')}{s.number(5, 99)}"
+
+
+def _address(s: Source) -> str:
+    return f"{s.number(1, 300)} {s.name()} {s.pick('Street', 'Street', 'Road', 'Avenue', 'Lane', 'St')}"
+
+
+def _account(s: Source) -> str:
+    return s.pick("checking", "savings", "business", "credit", "joint", "main", s.word(), some_thing(s)) + s.pick("", "", "", " account")  # fmt: skip
+
+
 def _letters(s: Source, low: int, high: int) -> str:
     return "".join(s.rng.choice("ABCDEFGHIKLMNOPRSTXZ") for _ in range(s.number(low, high)))
 
@@ -112,6 +154,8 @@ def _ticker(s: Source) -> str:
 
 def _code(s: Source) -> str | int:
     plain = s.number(100, 99999)
+    if s.practice(0.12):
+        return _coupon(s)
     kind = s.rng.random()
     if kind < 0.35:
         return plain
@@ -238,6 +282,9 @@ def _several(kind: str) -> Callable[[Source], list[Any]]:
 
 
 def _file(s: Source, *endings: str) -> str:
+    if s.practice(0.25):
+        stem = s.pick(s.word(), some_thing(s), f"{s.word()}_{some_thing(s)}", f"{some_thing(s)}{s.number(1, 99)}", s.rng.choice("abcxyz"))  # fmt: skip
+        return stem + s.pick(*endings, *MORE_ENDINGS)
     name = f"{s.word()}{s.pick(*endings)}"
     return f"{s.word()}/{name}" if s.practice(0.2) else name
 
@@ -292,6 +339,12 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "expression": _expression,
     "flight": lambda s: s.pick("LH", "BA", "UA", "AF", "DL", "AA") + s.pick("", " ") + str(s.number(10, 4999)),
     "ticker": _ticker,
+    "version": _version,
+    "username": _username,
+    "coupon": _coupon,
+    "address": _address,
+    "account": _account,
+    "seat": lambda s: f"{s.number(1, 40)}{s.pick(*'ABCDEF')}",
     "title": lambda s: _title(s) if s.maybe(0.7) else s.name(),
     "words": _several("word"),
     "persons": _several("person"),

@@ -1,0 +1,81 @@
+"""Two values that people say together: from one to the other, one by the other, so many of them by so many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from src.nano.alike import alike
+from src.nano.examples import Source
+from src.nano.tasks import property_schema, quoted
+from src.nano.values import email_of, some_thing, value
+
+ALIKE = 0.4  # of pairs of one kind have values that share a part
+# (names of the first parameter, of the second, kinds of both or of the one and the other, ways to say them); {x}: one thing
+PAIRS = (
+    ("from|source|from_{x}|old_{x}|current_{x}|origin|start_{x}|{x}_from|first_{x}", "to|target|to_{x}|new_{x}|destination|goal|end_{x}|{x}_to|second_{x}",
+     "city city place file path word slug name code item person account version",
+     " from {v} to {w} /  from {v} to {w} /  {v} to {w} /  to {w} from {v} / , {v} to {w} /  between {v} and {w} /  from {v} into {w} / : {v}, then {w} / , first {v}, then {w}"),
+    ("old|old_{x}|old_value|search|current|before|what", "new|new_{x}|new_value|replacement|target|after|with", "word slug file name item code phrase email",
+     " {v} to {w} /  {v} with {w} / , {w} in place of {v} /  {v} by {w} / : {v} becomes {w} /  with {w} instead of {v} / , not {v} but {w}"),
+    ("start_date|from|from_date|check_in|begin|start|since|arrival", "end_date|to|to_date|check_out|end|until|departure", "date date day_or_date",
+     " from {v} to {w} /  between {v} and {w} /  from {v} until {w} / , {v} to {w} /  starting {v} and ending {w} / , {v} - {w} / , start {v}, end {w} /  until {w}, from {v} on"),
+    ("start_time|from|opens|begin|start", "end_time|to|closes|end|until", "time", " from {v} to {w} /  between {v} and {w} /  from {v} until {w} / , {v} to {w} / , {v} - {w}"),
+    ("width|width_{x}|w|columns|length", "height|h|rows|depth|breadth", "integer",
+     " to {v} by {w} / , {v}x{w} /  of {v} by {w} / , {v} wide and {w} high / , {w} high and {v} wide /  to {v}x{w} /  with a {k} of {v} and a {l} of {w} /  with a {l} of {w} and a {k} of {v} / , {k} {v}, {l} {w} / , {l} {w}, {k} {v}"),
+    ("min_{x}|minimum|low|min|lower_limit|at_least", "max_{x}|maximum|high|max|upper_limit|at_most", "integer",
+     " between {v} and {w} /  from {v} to {w} / , at least {v} and at most {w} / , over {v} and under {w} / , at most {w} and at least {v} / , {v} to {w} / , not under {v} and not over {w}"),
+    ("sender|from_user|from|seller|giver|author|manager", "recipient|to_user|to|buyer|receiver|reader|employee", "person person email slug",
+     " from {v} to {w} /  to {w} from {v} /  of {v} for {w} / , {v} to {w} /  for {w} from {v}"),
+    ("title|name|song|book|work|track|{x}", "author|artist|by|creator|singer|writer|owner", "title+person",
+     " {v} by {w} / , {v} by {w} /  of {w}: {v} /  by {w}, {v} / , the {k} is {v} and it is by {w} / : {w}, {v}"),
+    ("task|item|text|message|what|{x}", "assignee|person|to|user|recipient|for|member", "phrase+person item+person",
+     " {v} for {w} / : {v}, for {w} /  for {w}: {v} /  to {w}: {v} / , {w}: {v} /  {v} to {w}"),
+    ("amount|price|value|total|sum", "currency|unit|money", "integer+currency float+currency thousands+currency",
+     " for {v} {w} /  of {v} {w} /  over {v} {w} / , {v} {w} / , {v} in {w} /  in {w}, {v}"),
+    ("username|user|login|name|account", "email|mail|address|contact", "username+email person+email word+email",
+     " {v} with the email {w} / , {v}, {w} /  for {v} ({w}) / , {v} with {w} /  {w} for {v} / , name {v}, mail {w} / , mail {w}, name {v}"),
+    ("project|repository|folder|list|channel|team|{x}", "summary|title|text|name|note|message", "slug+phrase word+phrase name+phrase",
+     " in {v}: {w} /  in the {k} {v}: {w} /  in {v} with the {l} {w} /  in {v} called {w} / , {w}, in {v} /  called {w} in {v} /  for {v} saying {w}"),
+    ("item|product|{x}|article", "quantity|count|amount|number|how_many", "item+small word+integer item+integer",
+     ": {w} {v} /  with {w} {v} / , {w} of {v} /  for {w} {v} / , {v}, {w} times / , {v}: {w} / , {w} x {v}"),
+    ("{x}|first_{x}|{x}_a|one|a|x", "{x}_b|second_{x}|other_{x}|another|b|y", "word name integer item person city float",
+     " with {v} and {w} /  for {v} and {w} / : {v}, {w} / , {v} and {w} /  of {v} and {w} / , {v} or {w}"),
+    ("size|weight|age|length|{x}", "height|speed|price|level|score", "integer integer small float",
+     " with a {k} of {v} and a {l} of {w} /  with a {l} of {w} and a {k} of {v} / , {k} {v} and {l} {w} / , {l} {w} and {k} {v} / , {k}: {v}, {l}: {w} /  where {l} is {w} and {k} is {v}"),
+    ("service|app|component|package", "version|release|tag", "slug+version word+version", " {v} version {w} /  {v} {w} /  version {w} of {v} / , {v} at {w} /  {w} of {v} / , {v}, version {w}"),
+    ("street|address|place|road", "city|town|location", "address+city", " at {v} in {w} / , {v}, {w} /  in {w}, {v} /  to {v}, {w} /  in {w} at {v}"),
+    ("city|location|place", "date|day|when", "city+day_or_date", " in {v} on {w} /  in {v} {w} /  on {w} in {v} /  for {v} on {w} / , {v}, {w}"),
+    ("date|day|when", "time|hour|at|start", "day_or_date+time", " on {v} at {w} / , {v}, {w} /  at {w} on {v} /  for {v} at {w} / , {v} {w}"),
+)  # fmt: skip
+
+
+def said_together(
+    s: Source, ask: str, properties: dict[str, Any], arguments: dict[str, Any]
+) -> str:
+    """Adds two parameters and their values. -> the request that says them behind what it said."""
+    names, more_names, kinds, ways = s.rng.choice(PAIRS)
+    thing = some_thing(s)
+    first, second = (s.pick(*n.replace("{x}", thing).split("|")) for n in (names, more_names))
+    if first == second or first in properties or second in properties:
+        return ask
+    kind, _, another = s.pick(*kinds.split()).partition("+")
+    one = value(s, kind)
+    other = _second(s, kind, another, one)
+    for key, of_kind, made in ((first, kind, one), (second, another or kind, other)):
+        properties[key] = property_schema(s, key, of_kind, made)
+        arguments[key] = made
+    said = s.pick(*ways.split(" / ")).format(
+        v=quoted(s, kind, one), w=quoted(s, another or kind, other), k=first.replace("_", " "), l=second.replace("_", " ")
+    )  # fmt: skip
+    return ask + said
+
+
+def _second(s: Source, kind: str, another: str, one: Any) -> Any:
+    if another == "email" and s.maybe(0.5):
+        return email_of(s, str(one))
+    if another:
+        return value(s, another)
+    if s.maybe(ALIKE):
+        return alike(s, kind, one)
+    made = value(s, kind)
+    return alike(s, kind, one) if made == one else made

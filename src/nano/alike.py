@@ -15,6 +15,7 @@ from src.nano.values import value
 _DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)")
 _NAMED_DAY = re.compile(r"([A-Z][a-z]+) (\d\d?)(.*)")
 _TIME = re.compile(r"(\d\d?)(.*)")
+_NUMBERS = ("integer", "code")  # of any size; an hour or a year is not
 _FILE = re.compile(r"(.*?)([^/]+)(\.[a-z0-9]+)")
 
 
@@ -31,7 +32,7 @@ def _of(s: Source, kind: str, other: Any) -> Any:
     if isinstance(other, str) and kind in _ALIKE:
         made = _ALIKE[kind](s, other)
         return value(s, kind) if made is None else made
-    if isinstance(other, int) and not isinstance(other, bool) and other > 9:
+    if kind in _NUMBERS and isinstance(other, int) and other > 9:
         digits = str(other)
         return s.rng.choice(
             (

@@ -59,6 +59,15 @@ def test_every_kind_has_another_value_beside_any(vocabulary: Vocabulary, kind: s
         assert isinstance(alike(source, kind, one), type(one) if kind != "hour" else (int, str))
 
 
+@pytest.mark.parametrize(("kind", "low", "high"), [("hour", 1, 23), ("year", 1990, 2030)])
+def test_a_value_alike_stays_within_its_kind(
+    vocabulary: Vocabulary, kind: str, low: int, high: int
+) -> None:
+    source = Source(vocabulary, Random(7), unseen=False)
+    made = [alike(source, kind, high - 1) for _ in range(100)]
+    assert all(low <= m <= high for m in made if isinstance(m, int))
+
+
 def test_two_values_said_together_are_in_the_request(vocabulary: Vocabulary) -> None:
     source = Source(vocabulary, Random(3), unseen=False)
     alike_ones = 0

@@ -132,7 +132,7 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     count = s.rng.choices((0, 1, 2, 3), (1, 5, 4, 1))[0]
     for row in s.rng.sample(PARAMETERS, min(count, 1) if together else count):
         keys, kind, ways = named_after(s) if s.practice(0.3) else row
-        kinds.add(FAMILY.get(kind, kind))
+        kinds.add(kind)
         parameter = (keys.format(n=thing.replace(" ", "_")), kind, ways.split(" / "))
         ask, begins = asked_too(s, ask, called, parameter, properties, arguments)
         begins_otherwise |= begins
@@ -158,12 +158,13 @@ def named_after(s: Source) -> tuple[str, str, str]:
 
 
 def leave_unsaid(s: Source, kinds: set[str], properties: dict[str, Any]) -> None:
-    """Sometimes a parameter of a kind that nothing in the request is of, somewhere among the others."""
+    """Sometimes a parameter that nothing in the request, of these kinds, could be taken for, among the others."""
     if not s.practice(0.3):
         return
     keys, kind, _ = s.rng.choice(PARAMETERS)
     key, kind = named(s, keys.format(n=some_thing(s)), kind)
-    if FAMILY.get(kind, kind) in kinds or key in properties:
+    taken = {FAMILY.get(k, k) for k in kinds}
+    if FAMILY.get(kind, kind) in taken or key in properties:
         return
     put_among(s, properties, key, property_schema(s, key, kind, value(s, kind)))
 

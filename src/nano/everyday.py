@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from src.nano.alike import alike
-from src.nano.described import FAMILY, leave_unsaid, one_more, value_for
+from src.nano.described import leave_unsaid, one_more, value_for
 from src.nano.examples import Source
 from src.nano.tasks import (
     GENERIC,
@@ -140,7 +140,7 @@ def task_of(s: Source, archetype: Archetype) -> Task:
             break
         asked, in_front = one_more(s, asked, kinds, properties, arguments)
         begins |= in_front
-    leave_unsaid(s, {FAMILY.get(kind, kind) for kind in kinds}, properties)
+    leave_unsaid(s, kinds, properties)
     properties, arguments = reordered(s, properties, arguments)
     required = [k for k in properties if k in arguments and s.maybe(0.97)]
     add_unasked(s, properties)

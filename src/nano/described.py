@@ -19,10 +19,11 @@ from src.nano.tasks import (
     put_among,
     quoted,
     reordered,
+    required_of,
     spoken,
     styled_name,
 )
-from src.nano.values import email_of, near_word, some_thing, value
+from src.nano.values import QUALITIES, email_of, near_word, some_thing, value
 
 # deed: (words for it in a tool's name, ways to ask for it; {n} the thing)
 DEEDS: dict[str, tuple[str, str]] = {
@@ -94,6 +95,9 @@ NAMED_AFTER = (
     ("{x}s|num_{x}s|number_of_{x}s|{x}_count|{x}", "small integer", " for {v} {x}s /  with {v} {x}s /  and {v} {x}s / , {v} {x}s / {a} {v} {x} {n} / {a} {n} with {v} {x}s / {a} {n} of {v} {x}s / We are {v} {x}s. | / I have {v} {x}s. |"),
     ("{x}|{x}_value|{x}_cm|{x}_kg|{x}_level", "integer float", " with a {x} of {v} / , {x} {v} /  with {x} {v} /  and a {x} of {v} / , {v} as the {x} / , the {x} is {v} / The {x} is {v}. |"),
     ("{x}|{x}_name|{x}_type|{x}_id|{x}_code", "word name code slug person", " with the {x} {v} / , {x} {v} /  with {v} as {x} /  in the {v} {x} /  for the {x} {v} /  at the {v} {x} /  to the {v} {x} / , the {x} is {v} / , {x}: {v} / {a} {n} in the {v} {x} / The {x} is {v}. | / In the {v} {x}: |"),
+    ("{x}|{x}_type|{x}_class|{x}_kind|{x}_mode|{x}_option", "options", " on {v} /  with {v} /  in {v} /  as {v} /  using {v} /  by {v} / , {v} /  {v} / {a} {v} {n} / {a} {v} {n} / {v} {x}, please. | / I want {v}. |"),
+    ("{x}|{x}_name", "@{x}", " at {v} /  of {v} /  in {v} /  for {v} /  near {v} /  to {v} / , {v} / {a} {v} {n} / {a} {n} of {v} / I am at {v}. |"),
+    ("{x}|{x}_code|{x}_symbol|{x}_id", "abbreviation abbreviation code", " for {v} /  of {v} /  in {v} /  {v} / {v} {n} / {a} {v} {n} / {a} {n} of {v} /  with {v}"),
 )  # fmt: skip
 PREFIXES = ("new", "target", "preferred", "max", "customer", "user", "event", "main", "first", "given", "default", "my", "desired")  # fmt: skip
 # kinds of values that could be taken for one another
@@ -103,7 +107,7 @@ FAMILY = {
     "person": "name", "person_or_email": "name", "email": "name", "title": "name", "phone": "name", "shop": "name",
     "short_phrase": "phrase", "word": "phrase", "slug": "phrase", "item": "phrase", "words": "phrase", "url": "file", "path": "file",
     "small": "integer", "float": "integer", "thousands": "integer", "minutes": "integer", "code": "integer", "numbers": "integer",
-    "expression": "integer",
+    "expression": "integer", "coordinate": "integer", "abbreviation": "integer",
 }  # fmt: skip
 ABOUT = ("{V} a {n}.", "{V} the {n}.", "{V}s the {n} of a user.", "{V} a {n} in the system.", "Use this to {v} a {n}.", "Tool to {v} the {n}",
          "This function lets you {v} a {n}.", "{V} {n}", "{V} one {n} with the given values.", "Call this when the user wants to {v} a {n}.")  # fmt: skip
@@ -125,6 +129,8 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     arguments: dict[str, Any] = {}
     called = near_word(s, thing) if s.practice(0.2) else thing
     ask = s.pick(*asks.split(" / ")).format(n=called)
+    if s.practice(0.15):
+        ask, called = one_of(s, ask, called, thing, properties, arguments)
     begins_otherwise = False
     is_question = ask.startswith(("What", "Which", "Where", "Is ", "How", "Do "))
     together = s.practice(0.3)
@@ -139,7 +145,7 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     if together:
         ask = said_together(s, ask, properties, arguments)
     properties, arguments = reordered(s, properties, arguments)
-    required = [k for k in properties if s.maybe(0.95)]
+    required = required_of(s, properties, 0.95)
     if not together:
         leave_unsaid(s, kinds, properties)
     add_unasked(s, properties)
@@ -150,11 +156,46 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     )  # fmt: skip
 
 
+def one_of(
+    s: Source,
+    ask: str,
+    called: str,
+    thing: str,
+    properties: dict[str, Any],
+    arguments: dict[str, Any],
+) -> tuple[str, str]:
+    """Says what sort of thing is meant in place of the thing: roses where the parameter is a flower, sometimes how many.
+
+    -> the request, and what it calls the thing.
+    """
+    sort = near_word(s, thing.split()[-1])
+    sort = s.pick(sort, sort, f"{s.pick(*QUALITIES)} {sort}", f"{s.word()} {sort}", f"{some_thing(s)} {sort}", sort.capitalize())  # fmt: skip
+    noun = re.search(rf"\b(a new|a|the|my) {re.escape(called)}\b", ask)
+    if noun is None:
+        return ask, called
+    plain = thing.replace(" ", "_")
+    key = s.pick(plain, plain, f"{plain}_name", f"{plain}_type", "type", "kind", "item", "name")
+    arguments[key] = sort
+    before = noun[1]
+    if before != "the" and s.maybe(0.4):
+        arguments[key] = sort = sort if sort.endswith("s") else f"{sort}s"
+        before = ""
+        if s.maybe(0.7):
+            counted = s.pick("quantity", "count", "amount", "number", f"num_{plain}s")
+            arguments[counted] = s.number(2, 40)
+            before = str(arguments[counted])
+    for k, made in arguments.items():
+        properties[k] = property_schema(s, k, "integer" if isinstance(made, int) else "item", made)
+    said = f"{before} {sort}".strip()
+    return ask[: noun.start()] + said + ask[noun.end() :], sort
+
+
 def named_after(s: Source) -> tuple[str, str, str]:
     """A row of NAMED_AFTER, of some thing."""
     keys, kinds, ways = s.rng.choice(NAMED_AFTER)
     thing = some_thing(s)
-    return keys.replace("{x}", thing), s.pick(*kinds.split()), ways.replace("{x}", thing)
+    kind = s.pick(*kinds.split()).replace("{x}", thing)
+    return keys.replace("{x}", thing), kind, ways.replace("{x}", thing)
 
 
 def leave_unsaid(s: Source, kinds: set[str], properties: dict[str, Any]) -> None:
@@ -163,10 +204,13 @@ def leave_unsaid(s: Source, kinds: set[str], properties: dict[str, Any]) -> None
         return
     keys, kind, _ = s.rng.choice(PARAMETERS)
     key, kind = named(s, keys.format(n=some_thing(s)), kind)
-    taken = {FAMILY.get(k, k) for k in kinds}
-    if FAMILY.get(kind, kind) in taken or key in properties:
+    if _family(kind) in map(_family, kinds) or key in properties:
         return
     put_among(s, properties, key, property_schema(s, key, kind, value(s, kind)))
+
+
+def _family(kind: str) -> str:
+    return "city" if kind.startswith("@") else FAMILY.get(kind, kind)
 
 
 def asked_too(
@@ -196,8 +240,8 @@ def one_more(
     after = s.practice(0.4)  # its name tells it from others of its kind
     keys, kind, ways = named_after(s) if after else s.rng.choice(PARAMETERS)
     fitting = [w for w in ways.split(" / ") if "{n}" not in w]
-    kind_of = FAMILY.get(kind, kind)
-    taken = not after and any(FAMILY.get(k, k) == kind_of for k in kinds)
+    kind_of = _family(kind)
+    taken = not after and kind_of in map(_family, kinds)
     if not fitting or taken:
         return ask, False
     kinds.add(kind_of)

@@ -21,6 +21,7 @@ from src.nano.tasks import (
     property_schema,
     quoted,
     reordered,
+    required_of,
     spoken,
     styled_name,
 )
@@ -142,7 +143,7 @@ def task_of(s: Source, archetype: Archetype) -> Task:
         begins |= in_front
     leave_unsaid(s, kinds, properties)
     properties, arguments = reordered(s, properties, arguments)
-    required = [k for k in properties if k in arguments and s.maybe(0.97)]
+    required = required_of(s, (k for k in properties if k in arguments), 0.97)
     add_unasked(s, properties)
     return Task(
         definition(s, name, s.pick(*archetype.descriptions) if s.maybe(0.92) else "", properties, required),

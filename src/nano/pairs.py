@@ -10,10 +10,10 @@ from src.nano.tasks import property_schema, quoted
 from src.nano.values import email_of, some_thing, value
 
 ALIKE = 0.4  # of pairs of one kind have values that share a part
-# (names of the first parameter, of the second, kinds of both or of the one and the other, ways to say them); {x}: one thing
+# (names of the first parameter, of the second, kinds of both or of the one and the other, ways to say them); {x}, {y}: things
 PAIRS = (
     ("from|source|from_{x}|old_{x}|current_{x}|origin|start_{x}|{x}_from|first_{x}", "to|target|to_{x}|new_{x}|destination|goal|end_{x}|{x}_to|second_{x}",
-     "city city place file path word slug name code item person account version",
+     "city city place file path word slug name code item person account version abbreviation abbreviation",
      " from {v} to {w} /  from {v} to {w} /  {v} to {w} /  to {w} from {v} / , {v} to {w} /  between {v} and {w} /  from {v} into {w} / : {v}, then {w} / , first {v}, then {w}"),
     ("old|old_{x}|old_value|search|current|before|what", "new|new_{x}|new_value|replacement|target|after|with", "word slug file name item code phrase email",
      " {v} to {w} /  {v} with {w} / , {w} in place of {v} /  {v} by {w} / : {v} becomes {w} /  with {w} instead of {v} / , not {v} but {w}"),
@@ -43,6 +43,15 @@ PAIRS = (
     ("size|weight|age|length|{x}", "height|speed|price|level|score", "integer integer small float",
      " with a {k} of {v} and a {l} of {w} /  with a {l} of {w} and a {k} of {v} / , {k} {v} and {l} {w} / , {l} {w} and {k} {v} / , {k}: {v}, {l}: {w} /  where {l} is {w} and {k} is {v}"),
     ("service|app|component|package", "version|release|tag", "slug+version word+version", " {v} version {w} /  {v} {w} /  version {w} of {v} / , {v} at {w} /  {w} of {v} / , {v}, version {w}"),
+    ("user|username|account|person|{x}|name|id", "new_{x}|value|new_value|password|new_password|{x}_value|status|level", "person+word username+coupon slug+word word+slug code+word username+code name+integer",
+     " of {v} to {w} /  for {v} to {w} / : {w} for {v} /  to {w} for {v} / , {v}: {w} /  of {v}: {w} / , for {v} it should be {w} / , {v} gets {w}"),
+    ("lat|latitude|y|lat1|start_lat", "lon|longitude|x|lon1|lng|start_lon", "coordinate coordinate float", " at {v}, {w} /  {v}, {w} /  at {v} and {w} / : {v} {w} /  at {v} {w} /  for {k} {v} and {l} {w} / , {l} {w}, {k} {v}"),
+    ("{x}s|num_{x}s|number_of_{x}s|{x}_count|{x}|max_{x}s", "{y}s|num_{y}s|number_of_{y}s|{y}_count|{y}|{y}_limit", "integer small integer+small small+integer",
+     " with {v} {x}s and {w} {y}s /  of {v} {x}s and {w} {y}s /  for {v} {x}s, {w} {y}s /  with {w} {y}s and {v} {x}s / , {w} {y}s, {v} {x}s /  with {w} {y}s for {v} {x}s / , {v} {x}s with {w} {y}s each"),
+    ("name|person|patient|{x}|customer|{x}_name", "birth_date|born|birthday|date_of_birth|dob|birthdate", "person+date", " {v}, born {w} /  of {v}, born {w} /  for {v}, born on {w} /  for {v} ({w}) / , {v}, {l} {w} /  for {v}, {l} {w} / , born {w}, called {v}"),
+    ("name|person|candidate|user|employee|member|{x}_name", "role|position|job|title|team|department|{x}", "person+short_phrase name+word person+item", " {v} as {w} /  {v} for the {l} {w} /  of {v} as {w} / , {v}, {l} {w} /  with {v} for {w} /  for {v} in {w} /  for the {l} {w} with {v}"),
+    ("owner|user|organization|org|account", "repo|repository|project|package|{x}", "word slug username+slug word+slug word", " {v}/{w} /  {w} of {v} /  of {v}/{w} /  {w} by {v} /  for {v}/{w} / , {k} {v}, {l} {w} /  for the {l} {w} of {v}"),
+    ("treatment|service|activity|course|{x}|{x}_type|product|{x}_name", "date|day|when|time", "short_phrase+day_or_date word+day_or_date item+time short_phrase+date", " {v} on {w} /  {v} for {w} /  {w} {v} / , {v}, {w} /  for {v} on {w} /  on {w} for {v} / : {v} {w}"),
     ("street|address|place|road", "city|town|location", "address+city", " at {v} in {w} / , {v}, {w} /  in {w}, {v} /  to {v}, {w} /  in {w} at {v}"),
     ("city|location|place", "date|day|when", "city+day_or_date", " in {v} on {w} /  in {v} {w} /  on {w} in {v} /  for {v} on {w} / , {v}, {w}"),
     ("date|day|when", "time|hour|at|start", "day_or_date+time", " on {v} at {w} / , {v}, {w} /  at {w} on {v} /  for {v} at {w} / , {v} {w}"),
@@ -54,8 +63,11 @@ def said_together(
 ) -> str:
     """Adds two parameters and their values. -> the request that says them behind what it said."""
     names, more_names, kinds, ways = s.rng.choice(PAIRS)
-    thing = some_thing(s)
-    first, second = (s.pick(*n.replace("{x}", thing).split("|")) for n in (names, more_names))
+    thing, other_thing = some_thing(s), some_thing(s)
+    names, more_names, ways = (
+        text.replace("{x}", thing).replace("{y}", other_thing) for text in (names, more_names, ways)
+    )
+    first, second = s.pick(*names.split("|")), s.pick(*more_names.split("|"))
     if first == second or first in properties or second in properties:
         return ask
     kind, _, another = s.pick(*kinds.split()).partition("+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,12 @@ def property_schema(s: Source, key: str, kind: str, made: Any) -> dict[str, Any]
             f"The {spoken} and {s.rng.choice(THINGS)}, e.g. {value_text(value(s, kind))}", f"Which {spoken}", f"The {spoken} to look up",
         )  # fmt: skip
     return schema
+
+
+def required_of(s: Source, given: Iterable[str], share: float) -> list[str]:
+    """Which of the parameters that a request gives must be given. In lessons often not: that one need not be given must
+    not tell that it was not."""
+    return [key for key in given if s.maybe(share) and not s.practice(0.4)]
 
 
 def reordered(
@@ -168,7 +175,7 @@ def quoted(s: Source, kind: str, made: Any) -> str:
         return ", ".join(first) + s.pick(" and ", " and ", ", ") + last
     text = value_text(made)
     if kind.startswith("=") and s.practice(0.15):  # the parameter's word for it is in small letters
-        return text.upper() if len(text) < 5 else text.capitalize()
+        return s.pick(text.upper() if len(text) < 5 else text.capitalize(), f"{text}s")
     if kind in (
         "phrase",
         "title",

@@ -17,7 +17,7 @@ from src.nano.described import described, neighbour
 from src.nano.everyday import everyday
 from src.nano.examples import Example, Source
 from src.nano.structured import Field, random_field
-from src.nano.tasks import Task, add_unasked, definition
+from src.nano.tasks import Task, add_unasked, definition, required_of
 from src.nano.values import value_text
 
 VERBS = [
@@ -65,7 +65,7 @@ def invented(s: Source) -> Task:
     )  # fmt: skip
     ask = opening + _said(s, fields)
     properties = {f.name: f.schema for f in fields}
-    required = list(properties)
+    required = required_of(s, properties, 1)
     add_unasked(s, properties)
     return Task(
         definition(s, name, description, properties, required), ask, {f.name: f.value for f in fields},

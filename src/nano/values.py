@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from src.nano.examples import Source
+from src.nano.rare import abbreviation, decimal, web_address
 from src.nano.word_vectors import near_words
 
 WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text())
@@ -146,6 +147,8 @@ def _letters(s: Source, low: int, high: int) -> str:
 
 
 def _ticker(s: Source) -> str:
+    if s.practice(0.4):
+        return abbreviation(s)
     kind = s.number(0, 3)
     if kind < 2:
         return str(value(s, "stock"))
@@ -156,6 +159,8 @@ def _code(s: Source) -> str | int:
     plain = s.number(100, 99999)
     if s.practice(0.12):
         return _coupon(s)
+    if s.practice(0.2):
+        return f"{abbreviation(s)}{s.pick('-', '-', '', '_', ' ')}{s.number(1, 9999)}"
     kind = s.rng.random()
     if kind < 0.35:
         return plain
@@ -319,7 +324,9 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "minutes": lambda s: s.number(1, 12) * 5 if s.maybe(0.6) else s.number(1, 99),
     "thousands": lambda s: s.number(1, 500) * 1000,
     "year": lambda s: s.number(1990, 2030),
-    "float": lambda s: s.number(1, 99) / 10,
+    "float": lambda s: decimal(s) if s.practice(0.4) else s.number(1, 99) / 10,
+    "coordinate": lambda s: s.rng.choice((1, 1, 1, -1)) * decimal(s),
+    "abbreviation": abbreviation,
     "boolean": lambda s: s.maybe(0.5),
     "code": _code,
     "date": _date,
@@ -328,7 +335,7 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "hour": lambda s: _time(s) if s.maybe(0.5) else s.number(1, 23),
     "phone": lambda s: s.pick(f"555-{s.number(0, 9999):04}", f"+1 555 {s.number(1000000, 9999999)}", str(s.number(100000, 9999999))),
     "ip": lambda s: ".".join(str(s.number(0, 255)) for _ in range(4)),
-    "url": lambda s: s.pick(f"https://{s.word()}.com", f"www.{s.word()}.org", f"https://example.com/{s.word()}", f"{s.word()}.com"),
+    "url": lambda s: web_address(s) if s.practice(0.5) else s.pick(f"https://{s.word()}.com", f"www.{s.word()}.org", f"https://example.com/{s.word()}", f"{s.word()}.com"),
     "file": lambda s: _file(s, ".txt", ".py", ".csv", ".json", ".md", ".pdf", ".yaml", ".html"),
     "image": lambda s: _file(s, ".png", ".jpg"),
     "audio": lambda s: _file(s, ".mp3", ".wav"),
@@ -353,9 +360,11 @@ KINDS: dict[str, Callable[[Source], Any]] = {
 
 
 def value(s: Source, kind: str) -> Any:
-    """A value of this kind; "=a,b" is one of these."""
+    """A value of this kind; "=a,b" is one of these, and "@lake" a name that ends so: Mirror Lake."""
     if kind.startswith("="):
         return s.pick(*kind[1:].split(","))
+    if kind.startswith("@"):
+        return f"{s.name()} {kind[1:].title()}"
     return s.pick(*POOLS[kind]) if kind in POOLS else KINDS[kind](s)
 
 

@@ -11,7 +11,7 @@ import pytest
 from src.harmony.vocabulary import Vocabulary, load_vocabulary
 from src.nano import described as described_module
 from src.nano.alike import alike
-from src.nano.described import described, named_after
+from src.nano.described import described, named, named_after
 from src.nano.everyday import archetypes, everyday, task_of
 from src.nano.examples import Source
 from src.nano.pairs import said_together
@@ -91,8 +91,8 @@ def test_a_number_is_named_after_what_the_request_counts(vocabulary: Vocabulary)
     source = Source(vocabulary, Random(4), unseen=False)
     for _ in range(100):
         keys, kind, ways = named_after(source)
-        assert "{x}" not in keys + ways
-        assert value_text(value(source, kind))
+        assert "{x}" not in keys + kind + ways
+        assert value_text(value(source, named(source, keys, kind)[1]))
 
 
 def test_two_parameters_of_one_kind_have_values_alike_in_lessons(vocabulary: Vocabulary) -> None:

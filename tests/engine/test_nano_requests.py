@@ -1,0 +1,96 @@
+"""Lessons about what requests of people have that tools do not tell: what is given though it need not be, rare values."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+
+from src.harmony.vocabulary import Vocabulary, load_vocabulary
+from src.nano.described import described, one_of
+from src.nano.everyday import everyday
+from src.nano.examples import Source
+from src.nano.rare import abbreviation, decimal, web_address
+from src.nano.tasks import Task, quoted
+from src.nano.tools import invented
+from src.nano.values import value
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return load_vocabulary()
+
+
+@pytest.mark.parametrize("kind", [everyday, described, invented])
+def test_a_parameter_that_need_not_be_given_often_is(
+    vocabulary: Vocabulary, kind: Callable[[Source], Task]
+) -> None:
+    given = {}
+    for unseen in (False, True):
+        source = Source(vocabulary, Random(1), unseen=unseen)
+        optional = []
+        for task in (kind(source) for _ in range(500)):
+            schema = task.definition.get("parameters", {})
+            required = schema.get("required", [])
+            assert set(required) <= set(task.arguments)
+            optional += [
+                key in task.arguments for key in schema.get("properties", {}) if key not in required
+            ]
+        given[unseen] = sum(optional) / len(optional)
+    assert given[False] > 0.4 > given[True]
+
+
+def test_abbreviations_have_every_letter_and_are_often_one_token(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(2), unseen=False)
+    made = [abbreviation(source) for _ in range(600)]
+    assert all(2 <= len(a) <= 5 and a.isupper() for a in made)
+    of_several = [a for a in made if f" {a}".encode() not in vocabulary.rank_of]
+    assert 100 < len(of_several) < 300
+    assert set("".join(of_several)) == set(string.ascii_uppercase)
+
+
+def test_addresses_of_pages_have_parts_before_and_behind(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(3), unseen=False)
+    made = [web_address(source) for _ in range(200)]
+    assert any(a.startswith("https://") and a.count(".") > 1 and a.count("/") > 2 for a in made)
+    assert len(set(made)) > 190
+
+
+def test_numbers_have_up_to_three_decimals(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(4), unseen=False)
+    decimals = {len(str(decimal(source)).split(".")[1]) for _ in range(100)}
+    assert decimals == {1, 2, 3}
+    assert any(value(source, "coordinate") < 0 for _ in range(30))
+
+
+def test_a_sort_of_the_thing_is_said_in_place_of_it(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(5), unseen=False)
+    counted = 0
+    for _ in range(200):
+        properties: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
+        ask, called = one_of(source, "Order a car", "car", "car", properties, arguments)
+        assert ask.startswith("Order ") and ask.endswith(called)
+        assert list(properties) == list(arguments)
+        sort, *count = arguments.values()
+        assert sort == called
+        counted += bool(count)
+        if count:
+            assert ask == f"Order {count[0]} {called}"
+    assert 20 < counted < 120
+
+
+def test_a_name_that_ends_with_what_it_is_keeps_it(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(6), unseen=False)
+    assert all(value(source, "@lake").endswith(" Lake") for _ in range(20))
+
+
+def test_options_are_said_in_other_forms_in_lessons_alone(vocabulary: Vocabulary) -> None:
+    said = {
+        unseen: {quoted(Source(vocabulary, Random(n), unseen=unseen), "=error,info", "error") for n in range(60)}
+        for unseen in (False, True)
+    }  # fmt: skip
+    assert said == {False: {"error", "errors", "Error"}, True: {"error"}}

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from src.nano.examples import Source
-from src.nano.pairs import said_together
+from src.nano.pairs import said_alone, said_together
 from src.nano.tasks import (
     Task,
     add_unasked,
@@ -98,7 +98,12 @@ NAMED_AFTER = (
     ("{x}|{x}_type|{x}_class|{x}_kind|{x}_mode|{x}_option", "options", " on {v} /  with {v} /  in {v} /  as {v} /  using {v} /  by {v} / , {v} /  {v} / {a} {v} {n} / {a} {v} {n} / {v} {x}, please. | / I want {v}. |"),
     ("{x}|{x}_name", "@{x}", " at {v} /  of {v} /  in {v} /  for {v} /  near {v} /  to {v} / , {v} / {a} {v} {n} / {a} {n} of {v} / I am at {v}. |"),
     ("{x}|{x}_code|{x}_symbol|{x}_id", "abbreviation abbreviation code", " for {v} /  of {v} /  in {v} /  {v} / {v} {n} / {a} {v} {n} / {a} {n} of {v} /  with {v}"),
+    ("{x}|with_{x}|include_{x}|{x}_included|needs_{x}|has_{x}", "yes", " with {x} /  and {x} / , {x} too /  including {x} /  with a {x} / {a} {n} with {x} / I need a {x}. |"),
+    ("{x}|with_{x}|include_{x}|{x}_included|needs_{x}|has_{x}", "no", " without {x} / , no {x} /  without a {x} / {a} {n} without {x} / I don't need a {x}. |"),
+    ("{q}|is_{q}|{q}_only|only_{q}|{q}_{x}", "yes", "{a} {q} {n} / {a} {q} {n} / , {q} / , it is {q} / , only {q} ones / , {q} please"),
+    ("{q}|is_{q}|{q}_only|{q}_{x}", "no", ", not {q} / , it is not {q} / , but not {q}"),
 )  # fmt: skip
+YES_OR_NO = tuple(row for row in NAMED_AFTER if row[1] in ("yes", "no"))
 PREFIXES = ("new", "target", "preferred", "max", "customer", "user", "event", "main", "first", "given", "default", "my", "desired")  # fmt: skip
 # kinds of values that could be taken for one another
 FAMILY = {
@@ -133,7 +138,7 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
         ask, called = one_of(s, ask, called, thing, properties, arguments)
     begins_otherwise = False
     is_question = ask.startswith(("What", "Which", "Where", "Is ", "How", "Do "))
-    together = s.practice(0.3)
+    together = s.practice(0.4)
     kinds: set[str] = set()
     count = s.rng.choices((0, 1, 2, 3), (1, 5, 4, 1))[0]
     for row in s.rng.sample(PARAMETERS, min(count, 1) if together else count):
@@ -143,9 +148,9 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
         ask, begins = asked_too(s, ask, called, parameter, properties, arguments)
         begins_otherwise |= begins
     if together:
-        ask = said_together(s, ask, properties, arguments)
+        ask = (said_alone if s.maybe(0.35) else said_together)(s, ask, properties, arguments)
     properties, arguments = reordered(s, properties, arguments)
-    required = required_of(s, properties, 0.95)
+    required = required_of(s, (k for k in properties if k in arguments), 0.95)
     if not together:
         leave_unsaid(s, kinds, properties)
     add_unasked(s, properties)
@@ -193,17 +198,19 @@ def one_of(
 def named_after(s: Source) -> tuple[str, str, str]:
     """A row of NAMED_AFTER, of some thing."""
     keys, kinds, ways = s.rng.choice(NAMED_AFTER)
-    thing = some_thing(s)
-    kind = s.pick(*kinds.split()).replace("{x}", thing)
-    return keys.replace("{x}", thing), kind, ways.replace("{x}", thing)
+    thing, quality = some_thing(s), s.pick(*QUALITIES)
+    keys, kinds, ways = (
+        text.replace("{x}", thing).replace("{q}", quality) for text in (keys, kinds, ways)
+    )
+    return keys, s.pick(*kinds.split()), ways
 
 
 def leave_unsaid(s: Source, kinds: set[str], properties: dict[str, Any]) -> None:
     """Sometimes a parameter that nothing in the request, of these kinds, could be taken for, among the others."""
     if not s.practice(0.3):
         return
-    keys, kind, _ = s.rng.choice(PARAMETERS)
-    key, kind = named(s, keys.format(n=some_thing(s)), kind)
+    keys, kind, _ = s.rng.choice(PARAMETERS if s.maybe(0.8) else YES_OR_NO)
+    key, kind = named(s, keys.format(n=some_thing(s), x=some_thing(s), q=s.pick(*QUALITIES)), kind)
     if _family(kind) in map(_family, kinds) or key in properties:
         return
     put_among(s, properties, key, property_schema(s, key, kind, value(s, kind)))

@@ -1,4 +1,4 @@
-"""Two values that people say together: from one to the other, one by the other, so many of them by so many."""
+"""Two values that people say together, from one to the other, one by the other, so many by so many; or one of the two."""
 
 from __future__ import annotations
 
@@ -57,6 +57,25 @@ PAIRS = (
     ("date|day|when", "time|hour|at|start", "day_or_date+time", " on {v} at {w} / , {v}, {w} /  at {w} on {v} /  for {v} at {w} / , {v} {w}"),
 )  # fmt: skip
 
+# of two such parameters only one is given: names of both, kinds, ways to say the first alone, the second alone
+HALVES = (
+    ("from|from_{x}|origin|source|start|departure|old_{x}", "to|to_{x}|destination|target|end|arrival|new_{x}", "city place word slug abbreviation code file",
+     " from {v} / , starting at {v} / , leaving {v} / , out of {v}", " to {v} / , ending at {v} /  going to {v} /  into {v}"),
+    ("start_date|from|from_date|check_in|since|start|after", "end_date|to|until|check_out|end|before", "date day_or_date",
+     " from {v} on /  since {v} /  starting {v} /  after {v} / , not before {v}", " until {v} /  before {v} / , ending {v} / , up to {v}"),
+    ("start_time|from|start|begin|opens", "end_time|to|until|end|closes", "time", " from {v} on /  starting at {v} /  after {v}", " until {v} /  before {v} / , ending at {v}"),
+    ("min_{x}|minimum|min|min_price|lower", "max_{x}|maximum|max|max_price|upper", "integer",
+     " over {v} / , at least {v} /  with more than {v} / , {v} or more / , not under {v}", " under {v} / , at most {v} /  with less than {v} /  up to {v} / , not over {v}"),
+    ("sender|from_user|author|creator|by", "recipient|to|to_user|receiver|for", "person email username", " from {v} /  by {v} / , it is from {v}", " to {v} /  for {v} / , it goes to {v}"),
+    ("title|name|{x}_name|label", "description|note|notes|message|comment|body|details", "phrase title item", " called {v} /  named {v} /  with the name {v} /  titled {v}", " with the note {v} /  saying {v} /  with the text {v} /  that says {v}"),
+    ("title|name|song|book|track|work|{x}", "artist|author|creator|singer|writer|by", "title+person name+person", " called {v} /  named {v} /  {v} / , {v}", " by {v} /  by {v} / , written by {v}"),
+    ("task|title|item|text|what", "assignee|owner|person|for|member", "phrase+person item+person", ": {v} /  {v} /  called {v}", " for {v} / , {v} will do it / , assigned to {v}"),
+    ("width|w|columns|width_{x}", "height|h|rows|height_{x}", "integer", ", {v} wide /  with a width of {v} / , {v} in width", ", {v} high /  with a height of {v} / , {v} in height"),
+    ("{x}|{x}_name|{x}_id", "{y}|{y}_name|{y}_id", "word name code slug person abbreviation", " with the {x} {v} /  for the {x} {v} / , {x} {v} /  in the {x} {v} /  in the {v} {x}", " with the {y} {v} /  for the {y} {v} / , {y} {v} /  in the {y} {v} /  in the {v} {y}"),
+    ("amount|price|total|value", "currency|money", "integer+currency float+currency", " for {v} /  over {v} /  of {v}", " in {v} / , currency {v}"),
+    ("date|day|when", "time|hour|at", "day_or_date+time", " on {v} /  for {v} /  {v}", " at {v} / , {v}"),
+)  # fmt: skip
+
 
 def said_together(
     s: Source, ask: str, properties: dict[str, Any], arguments: dict[str, Any]
@@ -80,6 +99,29 @@ def said_together(
         v=quoted(s, kind, one), w=quoted(s, another or kind, other), k=first.replace("_", " "), l=second.replace("_", " ")
     )  # fmt: skip
     return ask + said
+
+
+def said_alone(s: Source, ask: str, properties: dict[str, Any], arguments: dict[str, Any]) -> str:
+    """Adds two parameters of which the request gives one. -> the request that says it behind what it said."""
+    *names, kinds, first_ways, second_ways = s.rng.choice(HALVES)
+    things = some_thing(s), some_thing(s)
+
+    def filled(text: str) -> str:
+        return text.replace("{x}", things[0]).replace("{y}", things[1])
+
+    keys = [s.pick(*filled(text).split("|")) for text in names]
+    if keys[0] == keys[1] or not properties.keys().isdisjoint(keys):
+        return ask
+    kind, _, another = s.pick(*kinds.split()).partition("+")
+    of_kinds = kind, another or kind
+    given = s.rng.randrange(2)
+    made = value(s, of_kinds[given])
+    for index in s.rng.sample((0, 1), 2):
+        shown = made if index == given else value(s, of_kinds[index])
+        properties[keys[index]] = property_schema(s, keys[index], of_kinds[index], shown)
+    arguments[keys[given]] = made
+    way = s.pick(*filled((first_ways, second_ways)[given]).split(" / "))
+    return ask + way.format(v=quoted(s, of_kinds[given], made))
 
 
 def _second(s: Source, kind: str, another: str, one: Any) -> Any:

@@ -79,7 +79,19 @@ def property_schema(s: Source, key: str, kind: str, made: Any) -> dict[str, Any]
             f"{spoken}", "What the user wants", "Required.", f"The {spoken} of the {s.rng.choice(THINGS)}", f"{spoken.capitalize()} of the {s.rng.choice(THINGS)}",
             f"The {spoken} and {s.rng.choice(THINGS)}, e.g. {value_text(value(s, kind))}", f"Which {spoken}", f"The {spoken} to look up",
         )  # fmt: skip
+    if s.practice(0.2):
+        tell_default(s, schema, value(s, kind))
     return schema
+
+
+def tell_default(s: Source, schema: dict[str, Any], usual: Any) -> None:
+    """Says that the parameter need not be given, or what it is then: one that is given has that as well as one that is not."""
+    if s.maybe(0.4) and usual in schema.get("enum", [usual]):
+        schema["default"] = usual
+        return
+    text = value_text(usual)
+    told = s.pick("(optional)", "(optional)", "Optional.", f"(default {text})", f"Default: {text}", f"{text} if not given")  # fmt: skip
+    schema["description"] = f"{schema.get('description', '')} {told}".strip()
 
 
 def required_of(s: Source, given: Iterable[str], share: float) -> list[str]:

@@ -327,6 +327,8 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "float": lambda s: decimal(s) if s.practice(0.4) else s.number(1, 99) / 10,
     "coordinate": lambda s: s.rng.choice((1, 1, 1, -1)) * decimal(s),
     "abbreviation": abbreviation,
+    "yes": lambda _: True,
+    "no": lambda _: False,
     "boolean": lambda s: s.maybe(0.5),
     "code": _code,
     "date": _date,

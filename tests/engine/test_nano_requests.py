@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from src.harmony.vocabulary import Vocabulary, load_vocabulary
-from src.nano.described import described, one_of
+from src.nano.described import NAMED_AFTER, YES_OR_NO, described, one_of
 from src.nano.everyday import everyday
 from src.nano.examples import Source
+from src.nano.pairs import said_alone
 from src.nano.rare import abbreviation, decimal, web_address
 from src.nano.tasks import Task, quoted
 from src.nano.tools import invented
-from src.nano.values import value
+from src.nano.values import value, value_text
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +95,48 @@ def test_options_are_said_in_other_forms_in_lessons_alone(vocabulary: Vocabulary
         for unseen in (False, True)
     }  # fmt: skip
     assert said == {False: {"error", "errors", "Error"}, True: {"error"}}
+
+
+def test_of_two_parameters_that_go_together_one_is_sometimes_left_out(
+    vocabulary: Vocabulary,
+) -> None:
+    source = Source(vocabulary, Random(7), unseen=False)
+    places = []
+    for _ in range(300):
+        properties: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
+        ask = said_alone(source, "Do it", properties, arguments)
+        if not properties:  # both had one name
+            continue
+        assert len(properties) == 2 and len(arguments) == 1
+        ((key, made),) = arguments.items()
+        assert value_text(made) in ask and "{" not in ask + "".join(properties)
+        places.append(list(properties).index(key))
+    assert 0.35 < sum(places) / len(places) < 0.65
+
+
+def test_something_is_wanted_or_not(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(8), unseen=False)
+    rows = [row for row in NAMED_AFTER if row[1] in ("yes", "no")]
+    assert len(rows) == len(YES_OR_NO) == 4
+    for _, kind, ways in rows:
+        assert value(source, kind) is (kind == "yes")
+        denied = all(
+            any(n in way for n in (" no ", "not ", "n't ", "without ")) for way in ways.split(" / ")
+        )
+        assert denied is (kind == "no"), ways  # fmt: skip
+
+
+def test_a_default_is_told_of_parameters_given_and_not_given(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(9), unseen=False)
+    told = {True: 0, False: 0}
+    for _ in range(300):
+        task = described(source)
+        schema = task.definition.get("parameters", {}).get("properties", {})
+        for key, one in schema.items():
+            text = f"{one.get('default', '')}{one.get('description', '')}".lower()
+            if any(word in text for word in ("optional)", "default", "not given")):
+                told[key in task.arguments] += 1
+            if "enum" in one and "default" in one:
+                assert one["default"] in one["enum"]
+    assert min(told.values()) > 5

@@ -100,11 +100,13 @@ NAMED_AFTER = (
     ("{x}|{x}_code|{x}_symbol|{x}_id", "abbreviation abbreviation code", " for {v} /  of {v} /  in {v} /  {v} / {v} {n} / {a} {v} {n} / {a} {n} of {v} /  with {v}"),
     ("{x}|with_{x}|include_{x}|{x}_included|needs_{x}|has_{x}", "yes", " with {x} /  and {x} / , {x} too /  including {x} /  with a {x} / {a} {n} with {x} / I need a {x}. |"),
     ("{x}|with_{x}|include_{x}|{x}_included|needs_{x}|has_{x}", "no", " without {x} / , no {x} /  without a {x} / {a} {n} without {x} / I don't need a {x}. |"),
+    ("limit|count|max_results|top|last|{x}_limit|num_{x}s|n", "small integer", "the last {v} {n}s / the first {v} {n}s / the top {v} {n}s / the {v} newest {n}s / , the last {v} / , only {v} / {v} {n}s"),
     ("{q}|is_{q}|{q}_only|only_{q}|{q}_{x}", "yes", "{a} {q} {n} / {a} {q} {n} / , {q} / , it is {q} / , only {q} ones / , {q} please"),
     ("{q}|is_{q}|{q}_only|{q}_{x}", "no", ", not {q} / , it is not {q} / , but not {q}"),
 )  # fmt: skip
 YES_OR_NO = tuple(row for row in NAMED_AFTER if row[1] in ("yes", "no"))
 PREFIXES = ("new", "target", "preferred", "max", "customer", "user", "event", "main", "first", "given", "default", "my", "desired")  # fmt: skip
+MOST_BEFORE = 3  # words between "the" and the thing that another value may go before
 # kinds of values that could be taken for one another
 FAMILY = {
     "place": "city", "language": "currency",
@@ -174,6 +176,8 @@ def one_of(
     -> the request, and what it calls the thing.
     """
     sort = near_word(s, thing.split()[-1])
+    if sort == thing.split()[-1]:
+        return ask, called
     sort = s.pick(sort, sort, f"{s.pick(*QUALITIES)} {sort}", f"{s.word()} {sort}", f"{some_thing(s)} {sort}", sort.capitalize())  # fmt: skip
     noun = re.search(rf"\b(a new|a|the|my) {re.escape(called)}\b", ask)
     if noun is None:
@@ -236,7 +240,9 @@ def asked_too(
     properties[key] = property_schema(s, key, kind, made)
     arguments[key] = made
     way = s.pick(*parameter[2])
-    asked = said(way, ask, thing, key.replace("_", " "), quoted(s, kind, made))
+    asked = said(
+        way, ask, thing, key.replace("_", " "), quoted(s, kind, made), before=s.practice(0.7)
+    )
     return asked, way.endswith("|")
 
 
@@ -281,16 +287,20 @@ def value_for(s: Source, kind: str, arguments: dict[str, Any]) -> Any:
     return made
 
 
-def said(way: str, ask: str, thing: str, key: str, value: str) -> str:
-    """The request with one more value said in this way; behind it where the way does not fit."""
+def said(way: str, ask: str, thing: str, key: str, value: str, *, before: bool = False) -> str:
+    """The request with one more value said in this way; behind it where the way does not fit.
+
+    `before`: also where other values stand before the thing already (a large beginner course).
+    """
     if way.endswith("|"):
         return way[:-1].format(v=value) + ask
     if "{n}" not in way:
         return ask + way.format(k=key, v=value)
-    asked = re.search(rf"\b(a new|a|the|my) {thing}\b", ask)
+    between = rf"(?:[^\s,.:]+ ){{0,{MOST_BEFORE if before else 0}}}"
+    asked = re.search(rf"\b(a new|a|the|my) ({between}{re.escape(thing)})\b", ask)
     if asked is None:
         return f"{ask}, {key} {value}"
-    noun = way.format(a=asked[1], n=thing, k=key, v=value)
+    noun = way.format(a=asked[1], n=asked[2], k=key, v=value)
     return ask[: asked.start()] + noun + ask[asked.end() :]
 
 

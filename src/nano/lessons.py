@@ -10,19 +10,19 @@ from src.nano.examples import Example, Source
 
 TOOLS_SHARE = 0.3  # of draws; each is a row of its own
 MIXTURE: tuple[tuple[Skill, float], ...] = (
-    (basics.addition, 20.0),
-    (basics.subtraction, 9.0),
-    (basics.multiplication, 11.0),
-    (basics.counting, 4.0),
-    (basics.spelling, 8.0),
-    (basics.reversing, 7.0),
-    (basics.echo, 7.0),
+    (basics.addition, 16.0),
+    (basics.subtraction, 8.0),
+    (basics.multiplication, 10.0),
+    (basics.counting, 5.0),
+    (basics.spelling, 9.0),
+    (basics.reversing, 9.0),
+    (basics.echo, 8.0),
     (basics.listing, 3.0),
     (basics.memory, 3.0),
-    (basics.talk, 3.0),
+    (basics.talk, 4.0),
     (basics.other, 3.0),
     (structured.json_object, 14.0),
-    (structured.json_array, 9.0),
+    (structured.json_array, 10.0),
 )
 INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant", "Answer in short.", "Be brief.", "You are a friendly assistant.",

@@ -12,7 +12,7 @@ import pytest
 
 from src.harmony.vocabulary import Vocabulary, load_vocabulary
 from src.nano import pairs
-from src.nano.described import NAMED_AFTER, YES_OR_NO, described, one_of
+from src.nano.described import NAMED_AFTER, YES_OR_NO, described, one_of, said
 from src.nano.everyday import everyday
 from src.nano.examples import Source
 from src.nano.pairs import said_alone
@@ -76,6 +76,7 @@ def test_a_sort_of_the_thing_is_said_in_place_of_it(vocabulary: Vocabulary) -> N
         properties: dict[str, Any] = {}
         arguments: dict[str, Any] = {}
         ask, called = one_of(source, "Order a car", "car", "car", properties, arguments)
+        assert "car" not in called.split()
         assert ask.startswith("Order ") and ask.endswith(called)
         assert list(properties) == list(arguments)
         sort, *count = arguments.values()
@@ -148,3 +149,18 @@ def test_a_default_is_told_of_parameters_given_and_not_given(vocabulary: Vocabul
             if "enum" in one and "default" in one:
                 assert one["default"] in one["enum"]
     assert min(told.values()) > 5
+
+
+def test_a_thing_that_has_no_sorts_is_said_itself(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(10), unseen=False)
+    properties: dict[str, Any] = {}
+    ask = one_of(source, "Order a flower", "flower", "flower", properties, properties)
+    assert (ask, properties) == (("Order a flower", "flower"), {})
+
+
+def test_several_values_stand_before_the_thing() -> None:
+    ask = "Find a beginner guitar tutor"
+    way = "{a} {v} {n}"
+    assert said(way, ask, "tutor", "price", "cheap", before=True) == "Find a cheap beginner guitar tutor"  # fmt: skip
+    assert said(way, ask, "tutor", "price", "cheap") == f"{ask}, price cheap"
+    assert said(way, "Find a tutor", "tutor", "price", "cheap") == "Find a cheap tutor"

@@ -7,10 +7,13 @@ tools on offer may do something else with the same thing, or the same with anoth
 from __future__ import annotations
 
 import re
+import string
 from typing import Any
 
 from src.nano.examples import Source
+from src.nano.measures import leave_unmeasured, measured, said_measured
 from src.nano.pairs import said_alone, said_together
+from src.nano.rare import abbreviation
 from src.nano.tasks import (
     Task,
     add_unasked,
@@ -98,6 +101,9 @@ NAMED_AFTER = (
     ("{x}|{x}_type|{x}_class|{x}_kind|{x}_mode|{x}_option", "options", " on {v} /  with {v} /  in {v} /  as {v} /  using {v} /  by {v} / , {v} /  {v} / {a} {v} {n} / {a} {v} {n} / {v} {x}, please. | / I want {v}. |"),
     ("{x}|{x}_name", "@{x}", " at {v} /  of {v} /  in {v} /  for {v} /  near {v} /  to {v} / , {v} / {a} {v} {n} / {a} {n} of {v} / I am at {v}. |"),
     ("{x}|{x}_code|{x}_symbol|{x}_id", "abbreviation abbreviation code", " for {v} /  of {v} /  in {v} /  {v} / {v} {n} / {a} {v} {n} / {a} {n} of {v} /  with {v}"),
+    ("title|name|{n}_name|{n}_title|label", "title short_phrase", "{a} {n} {v} / {a} {n} {v} / {a} {n} {v} / {a} {v} {n} /  called {v} / {a} {n} called {v} / , {v}"),
+    ("subject|topic|field|{n}_type|kind|type|specialty", "short_phrase word item", "{a} {v} {n} / {a} {v} {n} / {a} {v} {n} / {v} {n}"),
+    ("{x}|{x}_name|user|owner|trainer|host|with|by", "person username slug", " with {v} /  by {v} /  of {v} / , {v} /  from {v} / , with {v}"),
     ("{x}|with_{x}|include_{x}|{x}_included|needs_{x}|has_{x}", "yes", " with {x} /  and {x} / , {x} too /  including {x} /  with a {x} / {a} {n} with {x} / I need a {x}. |"),
     ("{x}|with_{x}|include_{x}|{x}_included|needs_{x}|has_{x}", "no", " without {x} / , no {x} /  without a {x} / {a} {n} without {x} / I don't need a {x}. |"),
     ("limit|count|max_results|top|last|{x}_limit|num_{x}s|n", "small integer", "the last {v} {n}s / the first {v} {n}s / the top {v} {n}s / the {v} newest {n}s / , the last {v} / , only {v} / {v} {n}s"),
@@ -150,7 +156,8 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
         ask, begins = asked_too(s, ask, called, parameter, properties, arguments)
         begins_otherwise |= begins
     if together:
-        ask = (said_alone if s.maybe(0.35) else said_together)(s, ask, properties, arguments)
+        more = s.rng.choices((said_alone, said_together, said_measured), (4, 7, 5))[0]
+        ask = more(s, ask, properties, arguments)
     properties, arguments = reordered(s, properties, arguments)
     required = required_of(s, (k for k in properties if k in arguments), 0.95)
     if not together:
@@ -200,7 +207,9 @@ def one_of(
 
 
 def named_after(s: Source) -> tuple[str, str, str]:
-    """A row of NAMED_AFTER, of some thing."""
+    """A row of NAMED_AFTER, of some thing; or of a number that its unit tells."""
+    if s.practice(0.2):
+        return measured(s)
     keys, kinds, ways = s.rng.choice(NAMED_AFTER)
     thing, quality = some_thing(s), s.pick(*QUALITIES)
     keys, kinds, ways = (
@@ -212,6 +221,9 @@ def named_after(s: Source) -> tuple[str, str, str]:
 def leave_unsaid(s: Source, kinds: set[str], properties: dict[str, Any]) -> None:
     """Sometimes a parameter that nothing in the request, of these kinds, could be taken for, among the others."""
     if not s.practice(0.3):
+        return
+    if s.maybe(0.25):
+        leave_unmeasured(s, properties)
         return
     keys, kind, _ = s.rng.choice(PARAMETERS if s.maybe(0.8) else YES_OR_NO)
     key, kind = named(s, keys.format(n=some_thing(s), x=some_thing(s), q=s.pick(*QUALITIES)), kind)
@@ -270,12 +282,23 @@ def named(s: Source, keys: str, kind: str) -> tuple[str, str]:
     if s.practice(0.2):
         key = f"{s.pick(*PREFIXES) if s.maybe(0.6) else some_thing(s)}_{key}"
     if kind == "options":
-        kind = "=" + ",".join(
-            dict.fromkeys(
-                s.word() if s.maybe(0.6) else some_thing(s) for _ in range(s.number(2, 4))
-            )
-        )
+        kind = "=" + ",".join(options(s))
     return key, kind
+
+
+def options(s: Source) -> list[str]:
+    """What an enumeration has: words, in lessons sometimes as capitals, short ones or with a capital letter."""
+    count = s.number(2, 4)
+    if s.practice(0.2):
+        made = [
+            s.rng.choice(string.ascii_uppercase) if s.maybe(0.15) else abbreviation(s)
+            for _ in range(count)
+        ]
+    else:
+        made = [s.word() if s.maybe(0.6) else some_thing(s) for _ in range(count)]
+    if s.practice(0.15):
+        made = [word.capitalize() for word in made]
+    return list(dict.fromkeys(made))
 
 
 def value_for(s: Source, kind: str, arguments: dict[str, Any]) -> Any:

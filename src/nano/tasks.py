@@ -135,7 +135,13 @@ def add_unasked(s: Source, properties: dict[str, Any]) -> None:
             (*UNASKED, (s.word(), {"type": s.pick("string", "integer", "boolean")}))
         )
         if key not in properties:
+            if s.practice(0.4):
+                schema = dict(schema)
+                tell_default(s, schema, value(s, USUAL[schema["type"]]))
             put_among(s, properties, key, schema)
+
+
+USUAL = {"string": "word", "integer": "small", "number": "float", "boolean": "boolean"}
 
 
 def put_among(s: Source, properties: dict[str, Any], key: str, schema: dict[str, Any]) -> None:

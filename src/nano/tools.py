@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from src.harmony.render import ReasoningEffort
+from src.nano.attributes import ATTRIBUTES, another_attribute, attribute
 from src.nano.basics import addition, assistant, memory, other, spelling, talk, user
 from src.nano.described import described, neighbour
 from src.nano.everyday import everyday
@@ -42,6 +43,7 @@ VERBS = [
     "scan",
     "test",
 ]
+ATTRIBUTES_SHARE = 0.1  # of the tools of lessons
 MANY = 9  # tools at most; what a row has room for
 DECISIVE = (" yes", " no")  # what is written behind a tool that was looked at
 OPENING: dict[ReasoningEffort, str] = {"low": "Tools:", "medium": "Which tool fits?", "high": "Which of the tools fits?"}  # fmt: skip
@@ -96,6 +98,8 @@ def _said(s: Source, fields: list[Field]) -> str:
 
 
 def any_task(s: Source) -> Task:
+    if s.practice(ATTRIBUTES_SHARE):
+        return attribute(s)
     return s.rng.choices((everyday, described, invented), (6, 5, 2))[0](s)
 
 
@@ -104,7 +108,11 @@ def offered(s: Source, task: Task, low: int = 1, high: int = 5) -> list[Task]:
     tasks = [task]
     count = s.rng.randint(low, high)
     if task.made_of and count > 1 and s.maybe(0.5):
-        near = neighbour(s, task)
+        near = (
+            another_attribute(s, *task.made_of)
+            if task.made_of[0] in ATTRIBUTES
+            else neighbour(s, task)
+        )
         tasks += [near] if near.name != task.name else []
     kind = any_task
     if s.maybe(0.35):

@@ -12,13 +12,15 @@ import pytest
 
 from src.harmony.vocabulary import Vocabulary, load_vocabulary
 from src.nano import pairs
-from src.nano.described import NAMED_AFTER, YES_OR_NO, described, one_of, said
+from src.nano.attributes import ATTRIBUTES, NEAR, another_attribute, attribute
+from src.nano.described import NAMED_AFTER, YES_OR_NO, described, one_of, options, said
 from src.nano.everyday import everyday
 from src.nano.examples import Source
+from src.nano.measures import MEASURES, leave_unmeasured, said_measured
 from src.nano.pairs import said_alone
 from src.nano.rare import abbreviation, decimal, web_address
 from src.nano.tasks import Task, quoted
-from src.nano.tools import invented
+from src.nano.tools import any_task, invented, offered
 from src.nano.values import value, value_text
 
 
@@ -164,3 +166,85 @@ def test_several_values_stand_before_the_thing() -> None:
     assert said(way, ask, "tutor", "price", "cheap", before=True) == "Find a cheap beginner guitar tutor"  # fmt: skip
     assert said(way, ask, "tutor", "price", "cheap") == f"{ask}, price cheap"
     assert said(way, "Find a tutor", "tutor", "price", "cheap") == "Find a cheap tutor"
+
+
+def test_no_way_to_say_a_number_is_part_of_another_ones() -> None:
+    ways = [
+        (row[0], way.replace(" ,", ",").strip("|"))
+        for row in MEASURES
+        for way in row[3].split(" / ")
+    ]
+    assert all("{v}" in way for _, way in ways)
+    for names, way in ways:
+        part = re.compile(re.escape(way) + r"(?![\w/])")
+        assert [n for n, other in ways if part.search(other) and n != names] == [], way
+
+
+def test_each_number_stands_once_in_the_request_and_what_is_not_said_is_not_given(
+    vocabulary: Vocabulary,
+) -> None:
+    source = Source(vocabulary, Random(21), unseen=False)
+    given, left = [], 0
+    for _ in range(300):
+        properties: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
+        ask = said_measured(source, "Do it", properties, arguments)
+        assert set(arguments) <= set(properties)
+        assert all(str(made) in ask for made in arguments.values())
+        given.append(len(arguments))
+        left += len(properties) > len(arguments)
+    assert {1, 2, 3} == set(given)
+    assert 60 < left < 240
+
+
+def test_a_number_that_is_not_given_counts_nothing_that_another_counts(
+    vocabulary: Vocabulary,
+) -> None:
+    source = Source(vocabulary, Random(22), unseen=False)
+    for _ in range(400):
+        properties: dict[str, Any] = {"stay_duration": {}, "main_floor": {}, "total_weight": {}}
+        leave_unmeasured(source, properties)
+        added = set(properties) - {"stay_duration", "main_floor", "total_weight"}
+        assert not added & {"minutes", "hours", "days", "floor", "level", "weight"}
+
+
+def test_a_question_for_an_attribute_has_a_tool_that_tells_it(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(23), unseen=False)
+    for of, (names, _, asks) in ATTRIBUTES.items():
+        task = attribute(source, of, "lake")
+        assert any(
+            word.replace("_", "") in task.name.replace("_", "").replace("-", "").lower()
+            for word in names.split()
+        )
+        assert all(asked.count("{v}") == 1 for asked in asks.split(" / "))
+        assert all(
+            value_text(made) in task.ask for made in task.arguments.values() if type(made) is int
+        )
+        assert another_attribute(source, of, "lake").made_of[0] not in NEAR[of]
+
+
+def test_attributes_are_of_lessons_and_stand_beside_another_of_the_same_thing(
+    vocabulary: Vocabulary,
+) -> None:
+    beside = 0
+    for unseen in (False, True):
+        source = Source(vocabulary, Random(24), unseen=unseen)
+        tasks = [
+            task
+            for task in (any_task(source) for _ in range(800))
+            if task.made_of and task.made_of[0] in ATTRIBUTES
+        ]
+        assert (not tasks) == unseen
+        for task in tasks:
+            others = [t for t in offered(source, task, 4, 4) if t is not task]
+            beside += any(t.made_of[1:] == task.made_of[1:] for t in others)
+    assert beside > 20
+
+
+def test_enumerations_have_capitals_in_lessons(vocabulary: Vocabulary) -> None:
+    for unseen in (False, True):
+        source = Source(vocabulary, Random(25), unseen=unseen)
+        made = [options(source) for _ in range(300)]
+        capitals = sum(all(word.isupper() for word in words) for words in made)
+        assert (capitals > 20) != unseen
+        assert all(len(set(words)) == len(words) for words in made)

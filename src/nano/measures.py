@@ -84,7 +84,8 @@ def said_measured(
     for names, kinds, unit, ways in _apart(s, given, properties):
         kind = s.pick(*kinds.split())
         made = value(s, kind)
-        key = _declared(s, s.pick(*names.split("|")), kind, unit, made, properties)
+        key = s.pick(*names.split("|"))
+        properties[key] = _schema(s, key, kind, unit, made)
         arguments[key] = made
         way = s.pick(*ways.split(" / ")).replace(" ,", ",")
         text = way.rstrip("|").format(v=quoted(s, kind, made))
@@ -104,7 +105,7 @@ def leave_unmeasured(s: Source, properties: dict[str, Any]) -> None:
     for names, kinds, unit, _ in _apart(s, 1, properties):
         if (key := names.split("|")[0]) not in VAGUE:
             kind = s.pick(*kinds.split())
-            _declared(s, key, kind, unit, value(s, kind), properties)
+            put_among(s, properties, key, _schema(s, key, kind, unit, value(s, kind)))
 
 
 def _apart(s: Source, count: int, properties: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -120,12 +121,9 @@ def _apart(s: Source, count: int, properties: dict[str, Any]) -> list[tuple[str,
     return rows
 
 
-def _declared(
-    s: Source, key: str, kind: str, unit: str, made: Any, properties: dict[str, Any]
-) -> str:
+def _schema(s: Source, key: str, kind: str, unit: str, made: Any) -> dict[str, Any]:
     schema = property_schema(s, key, kind, made)
     if unit and s.maybe(SPOKEN_UNIT):
         spoken = key.replace("_", " ")
         schema["description"] = s.pick(f"In {unit}", f"{spoken.capitalize()} in {unit}", f"The {spoken} ({unit})", f"{unit.capitalize()}.")  # fmt: skip
-    put_among(s, properties, key, schema)
-    return key
+    return schema

@@ -136,7 +136,8 @@ def _second(s: Source, kind: str, another: str, one: Any) -> Any:
     if another == "email" and s.maybe(0.5):
         return email_of(s, str(one))
     if another:
-        return value(s, another)
+        made = value(s, another)
+        return value(s, another) if made == one else made
     if s.maybe(ALIKE):
         return alike(s, kind, one)
     made = value(s, kind)

@@ -71,7 +71,7 @@ def test_a_value_alike_stays_within_its_kind(
 def test_two_values_said_together_are_in_the_request(vocabulary: Vocabulary) -> None:
     source = Source(vocabulary, Random(3), unseen=False)
     alike_ones = 0
-    for _ in range(400):
+    for _ in range(500):
         properties: dict[str, Any] = {}
         arguments: dict[str, Any] = {}
         ask = said_together(source, "Do it", properties, arguments)

@@ -12,7 +12,7 @@ from typing import Any
 
 from src.nano.examples import Source
 from src.nano.measures import leave_unmeasured, measured, said_measured
-from src.nano.pairs import said_alone, said_together
+from src.nano.pairs import said_alone, said_by_name, said_options, said_together
 from src.nano.rare import abbreviation
 from src.nano.tasks import (
     Task,
@@ -110,7 +110,13 @@ NAMED_AFTER = (
     ("{q}|is_{q}|{q}_only|only_{q}|{q}_{x}", "yes", "{a} {q} {n} / {a} {q} {n} / , {q} / , it is {q} / , only {q} ones / , {q} please"),
     ("{q}|is_{q}|{q}_only|{q}_{x}", "no", ", not {q} / , it is not {q} / , but not {q}"),
 )  # fmt: skip
+LEFT_OVER = " for {v} /  of {v} /  in {v} /  at {v} /  {v} /  on {v} /  to {v} /  from {v} / {a} {v} {n} / {a} {n} {v} / {a} {n} of {v} / {a} {n} for {v} / {v}: | / For {v}: | / {v}, please. | / {v} {n} / , {v}"
+LEFT_OVER_KINDS = ("word", "word", "item", "item", "name", "slug", "code", "person", "title", "short_phrase", "file", "phrase", "place", "abbreviation")  # fmt: skip
+# of values that are not taken for one of those
+PLAIN_KINDS = ("day_or_date", "time", "email", "language", "currency", "color", "=small,medium,large", "=low,medium,high", "small", "year", "month",
+               "float", "minutes", "=open,closed,pending,done", "=pdf,csv,json,xml")  # fmt: skip
 YES_OR_NO = tuple(row for row in NAMED_AFTER if row[1] in ("yes", "no"))
+SAID_TOO = (said_alone, said_together, said_measured, said_by_name, said_options)
 PREFIXES = ("new", "target", "preferred", "max", "customer", "user", "event", "main", "first", "given", "default", "my", "desired")  # fmt: skip
 MOST_BEFORE = 3  # words between "the" and the thing that another value may go before
 # kinds of values that could be taken for one another
@@ -149,14 +155,19 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     together = s.practice(0.4)
     kinds: set[str] = set()
     count = s.rng.choices((0, 1, 2, 3), (1, 5, 4, 1))[0]
-    for row in s.rng.sample(PARAMETERS, min(count, 1) if together else count):
+    rows = s.rng.sample(PARAMETERS, min(count, 1) if together else count)
+    if rows and s.practice(0.3):
+        rows = [row for row in rows[1:] if row[1] in PLAIN_KINDS]
+        ask, begins_otherwise = left_over(s, ask, called, properties, arguments)
+        kinds.update(("word", "name", "city", "file", "integer"))
+    for row in rows:
         keys, kind, ways = named_after(s) if s.practice(0.3) else row
         kinds.add(kind)
         parameter = (keys.format(n=thing.replace(" ", "_")), kind, ways.split(" / "))
         ask, begins = asked_too(s, ask, called, parameter, properties, arguments)
         begins_otherwise |= begins
     if together:
-        more = s.rng.choices((said_alone, said_together, said_measured), (4, 7, 5))[0]
+        more = s.rng.choices(SAID_TOO, (4, 8, 5, 3, 2))[0]
         ask = more(s, ask, properties, arguments)
     properties, arguments = reordered(s, properties, arguments)
     required = required_of(s, (k for k in properties if k in arguments), 0.95)
@@ -204,6 +215,26 @@ def one_of(
         properties[k] = property_schema(s, k, "integer" if isinstance(made, int) else "item", made)
     said = f"{before} {sort}".strip()
     return ask[: noun.start()] + said + ask[noun.end() :], sort
+
+
+def left_over(
+    s: Source,
+    ask: str,
+    thing: str,
+    properties: dict[str, Any],
+    arguments: dict[str, Any],
+) -> tuple[str, bool]:
+    """Adds a parameter that no word of the request names: its value is what nothing else in the request is there for."""
+    other = some_thing(s)
+    keys = f"{other}|{other}|{other}_name|{other}_id|{some_thing(s)}_{other}"
+    return asked_too(
+        s,
+        ask,
+        thing,
+        (keys, s.pick(*LEFT_OVER_KINDS), LEFT_OVER.split(" / ")),
+        properties,
+        arguments,
+    )
 
 
 def named_after(s: Source) -> tuple[str, str, str]:

@@ -125,6 +125,10 @@ def task_of(s: Source, archetype: Archetype) -> Task:
     made_of: dict[str, Any] = {}
     for index, parameter in enumerate(archetype.parameters):
         key = s.rng.choice([k for k in parameter.keys if k not in properties])
+        if len(archetype.parameters) == 1 and s.practice(
+            RENAMED
+        ):  # what it is called tells nothing
+            key = s.pick(some_thing(s), f"{some_thing(s)}_name", f"{some_thing(s)}_{key}")
         made = value_for(s, parameter.kind, arguments)
         if parameter.kind in made_of and s.practice(0.4):
             made = alike(s, parameter.kind, made_of[parameter.kind])

@@ -53,6 +53,10 @@ PAIRS = (
     ("owner|user|organization|org|account", "repo|repository|project|package|{x}", "word slug username+slug word+slug word", " {v}/{w} /  {w} of {v} /  of {v}/{w} /  {w} by {v} /  for {v}/{w} / , {k} {v}, {l} {w} /  for the {l} {w} of {v}"),
     ("treatment|service|activity|course|{x}|{x}_type|product|{x}_name", "date|day|when|time", "short_phrase+day_or_date word+day_or_date item+time short_phrase+date", " {v} on {w} /  {v} for {w} /  {w} {v} / , {v}, {w} /  for {v} on {w} /  on {w} for {v} / : {v} {w}"),
     ("street|address|place|road", "city|town|location", "address+city", " at {v} in {w} / , {v}, {w} /  in {w}, {v} /  to {v}, {w} /  in {w} at {v}"),
+    ("file|share|item|source|package|object|{x}|{x}_name|what", "path|mount_point|location|folder|host|target|server|{y}_path|place|on|at|{y}", "path slug word+path slug+path file+path word+slug slug+slug code+slug item+place",
+     " {v} at {w} /  {v} on {w} /  {v} in {w} / : {v} under {w} /  {v} into {w} / , {v}, at {w} /  on {w} for {v} /  {v} to {w}"),
+    ("front|question|term|key|word|{x}|name|left", "back|answer|definition|value|meaning|{y}|content|right", "word item name phrase short_phrase integer+word word+phrase",
+     " with {v} on the {k} and {w} on the {l} / : {k} {v}, {l} {w} / , {l} {w}, {k} {v} /  with {v} as {k} and {w} as {l} / : {v}, {w} / : {v} = {w} /  {v} for {w} /  with the {k} {v} and the {l} {w} /  where {l} is {w} and {k} is {v} / : {k}: {v}, {l}: {w}"),
     ("start_second|start|from_second|begin|start_minute|start_page|from_line|first_{x}|{x}_start", "end_second|end|to_second|stop|end_minute|end_page|to_line|last_{x}|{x}_end", "small minutes integer",
      " from second {v} to second {w} /  from {v} to {w} /  from {x} {v} to {x} {w} / , {v} to {w} / , {x}s {v} to {w} /  from page {v} to {w} /  between second {v} and second {w} / , lines {v} to {w} / , {v}-{w}"),
     ("title|name|show|series|work|{x}|{x}_name", "season|episode|chapter|volume|part|{y}|{y}_number", "title+small name+small title+integer",
@@ -130,6 +134,63 @@ def said_alone(s: Source, ask: str, properties: dict[str, Any], arguments: dict[
     arguments[keys[given]] = made
     way = s.pick(*filled((first_ways, second_ways)[given]).split(" / "))
     return ask + way.format(v=quoted(s, of_kinds[given], made))
+
+
+NAMED_KINDS = ("word", "name", "integer", "item", "code", "slug", "person", "short_phrase", "phrase", "file", "city", "day_or_date")  # fmt: skip
+LISTS = (": {k} {v}", ", {k} {v}", "; {k}: {v}", " with {k} {v}", ", {k} = {v}", " where {k} is {v}", ". {K}: {v}", " with {v} as {k}", ", {v} as the {k}")  # fmt: skip
+
+
+def said_by_name(s: Source, ask: str, properties: dict[str, Any], arguments: dict[str, Any]) -> str:
+    """Adds two to four parameters of any names, and a value for each but one at most, said with their names in any order."""
+    keys = [some_thing(s) for _ in range(s.number(2, 4))]
+    keys = [f"{key}_{s.pick('name', 'value', 'id')}" if s.maybe(0.15) else key for key in keys]
+    keys = [key for key in dict.fromkeys(keys) if key not in properties]
+    unsaid = s.rng.choice(keys) if len(keys) > 2 and s.maybe(0.4) else None
+    given = []
+    for key in keys:
+        kind = s.pick(*NAMED_KINDS)
+        made = value(s, kind)
+        properties[key] = property_schema(s, key, kind, made)
+        if key != unsaid:
+            arguments[key] = made
+            given.append((key, quoted(s, kind, made)))
+    s.rng.shuffle(given)
+    way = s.pick(*LISTS)
+    for index, (key, text) in enumerate(given):
+        name = key.split("_")[0]
+        said = way.format(k=name, K=name.capitalize(), v=text)
+        if index and not way.startswith((".", ";")):
+            said = s.pick(", ", ", ", " and ") + said.lstrip(" :,").removeprefix(
+                "with "
+            ).removeprefix("where ")
+        ask += said
+    return ask
+
+
+def said_options(s: Source, ask: str, properties: dict[str, Any], arguments: dict[str, Any]) -> str:
+    """Adds two enumerations of any words: which of them a word is of, is all that tells whose value it is."""
+    words = list(dict.fromkeys(s.word() if s.maybe(0.5) else some_thing(s) for _ in range(8)))
+    half = len(words) // 2
+    said = []
+    for options in (words[:half], words[half:]):
+        key = s.pick("type", "mode", "style", "kind", "level", "target", "part", "method", "group", "position", "state", some_thing(s), some_thing(s))  # fmt: skip
+        if key in properties or not options:
+            continue
+        schema: dict[str, Any] = {"type": "string", "enum": options}
+        if s.maybe(0.3):
+            schema["description"] = f"{s.pick('The', 'Which')} {key}"
+        properties[key] = schema
+        if s.maybe(0.85):
+            arguments[key] = s.rng.choice(options)
+            said.append(arguments[key])
+    s.rng.shuffle(said)
+    if not said:
+        return ask
+    if len(said) == 1:
+        return ask + s.pick(
+            " {}", ", {}", " in {}", " with {}", " as {}", " for {}s", " to {}"
+        ).format(*said)
+    return ask + s.pick(" {} {}", ", {}, {}", " {} to {}", " for {} with {}", ", {} and {}", " in {}, {}", " {} for {}s", " as {} {}", " {}, {} please").format(*said)  # fmt: skip
 
 
 def _second(s: Source, kind: str, another: str, one: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from src.harmony.vocabulary import Vocabulary, load_vocabulary
 from src.nano import described as described_module
 from src.nano.alike import alike
-from src.nano.described import described, named, named_after
+from src.nano.described import SAID_TOO, described, named, named_after
 from src.nano.everyday import archetypes, everyday, task_of
 from src.nano.examples import Source
 from src.nano.pairs import said_together
@@ -110,14 +111,16 @@ def test_two_parameters_of_one_kind_have_values_alike_in_lessons(vocabulary: Voc
 def test_only_lessons_have_pairs_contexts_and_options_in_capitals(
     vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[bool] = []
-    real = described_module.said_together
+    calls: list[tuple[str, bool]] = []
 
-    def spy(s: Source, *args: Any) -> str:
-        calls.append(s.unseen)
-        return real(s, *args)
+    def spied(real: Callable[..., str]) -> Callable[..., str]:
+        def spy(s: Source, *args: Any) -> str:
+            calls.append((real.__name__, s.unseen))
+            return real(s, *args)
 
-    monkeypatch.setattr(described_module, "said_together", spy)
+        return spy
+
+    monkeypatch.setattr(described_module, "SAID_TOO", tuple(map(spied, SAID_TOO)))
     endings = tuple(context for context in CONTEXTS if "{" not in context)
     for unseen in (False, True):
         source = Source(vocabulary, Random(6), unseen=unseen)
@@ -128,4 +131,5 @@ def test_only_lessons_have_pairs_contexts_and_options_in_capitals(
             assert not with_context and set(capitals) == {"suv"}
         else:
             assert with_context > 30 and "SUV" in capitals and "suv" in capitals
-    assert calls and not any(calls)
+    assert {name for name, _ in calls} == {real.__name__ for real in SAID_TOO}
+    assert not any(unseen for _, unseen in calls)

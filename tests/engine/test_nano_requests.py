@@ -13,11 +13,11 @@ import pytest
 from src.harmony.vocabulary import Vocabulary, load_vocabulary
 from src.nano import pairs
 from src.nano.attributes import ATTRIBUTES, NEAR, another_attribute, attribute
-from src.nano.described import NAMED_AFTER, YES_OR_NO, described, one_of, options, said
-from src.nano.everyday import everyday
+from src.nano.described import NAMED_AFTER, YES_OR_NO, described, left_over, one_of, options, said
+from src.nano.everyday import archetypes, everyday, task_of
 from src.nano.examples import Source
 from src.nano.measures import MEASURES, leave_unmeasured, said_measured
-from src.nano.pairs import said_alone
+from src.nano.pairs import said_alone, said_by_name, said_options
 from src.nano.rare import abbreviation, decimal, web_address
 from src.nano.tasks import Task, quoted
 from src.nano.tools import any_task, invented, offered
@@ -248,3 +248,70 @@ def test_enumerations_have_capitals_in_lessons(vocabulary: Vocabulary) -> None:
         capitals = sum(all(word.isupper() for word in words) for words in made)
         assert (capitals > 20) != unseen
         assert all(len(set(words)) == len(words) for words in made)
+
+
+def test_a_value_that_no_word_names_is_the_one_that_is_left_over(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(26), unseen=False)
+    places = {"in front": 0, "behind": 0, "within": 0}
+    for _ in range(300):
+        properties: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
+        ask, begins = left_over(source, "Show me the ticket", "ticket", properties, arguments)
+        ((key, made),) = arguments.items()
+        assert list(properties) == [key] and value_text(made) in ask
+        named = any(
+            re.search(rf"\b{re.escape(part)}\b", ask.replace(value_text(made), ""))
+            for part in key.split("_")
+        )
+        assert not named or key.split("_")[-1] == "name"
+        places["in front" if begins else "within" if ask.endswith("ticket") else "behind"] += 1
+    assert min(places.values()) > 20
+
+
+def test_values_said_by_name_stand_beside_the_names_and_one_may_be_left_out(
+    vocabulary: Vocabulary,
+) -> None:
+    source = Source(vocabulary, Random(27), unseen=False)
+    unsaid = 0
+    for _ in range(300):
+        properties: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
+        ask = said_by_name(source, "Do it", properties, arguments)
+        assert list(arguments) == [key for key in properties if key in arguments]
+        assert len(properties) - len(arguments) <= 1
+        for key, made in arguments.items():
+            name, text = re.escape(key.split("_")[0]), re.escape(value_text(made))
+            beside = rf"{name}( is|:| =)? ['\"]?{text}|{text}['\"]? as (the )?{name}"
+            assert re.search(beside, ask, re.IGNORECASE), (ask, key, made)
+        unsaid += len(properties) > len(arguments)
+    assert 40 < unsaid < 150
+
+
+def test_which_enumeration_a_word_is_of_tells_whose_value_it_is(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(28), unseen=False)
+    swapped = 0
+    for _ in range(300):
+        properties: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
+        ask = said_options(source, "Do it", properties, arguments)
+        enumerations = [schema["enum"] for schema in properties.values()]
+        assert len(set(sum(enumerations, []))) == len(sum(enumerations, []))
+        assert all(
+            made in properties[key]["enum"] and made in ask for key, made in arguments.items()
+        )
+        assert list(arguments) == [key for key in properties if key in arguments]
+        if len(arguments) == 2:
+            one, other = arguments.values()
+            swapped += ask.rfind(one) > ask.rfind(other)
+    assert 60 < swapped < 180
+
+
+def test_a_tool_with_one_parameter_may_call_it_anything_in_lessons(vocabulary: Vocabulary) -> None:
+    for unseen in (False, True):
+        source = Source(vocabulary, Random(29), unseen=unseen)
+        others = 0
+        for _ in range(400):
+            archetype = source.rng.choice([a for a in archetypes() if len(a.parameters) == 1])
+            task = task_of(source, archetype)
+            others += not set(task.arguments) & {*archetype.parameters[0].keys}
+        assert (others > 40) != unseen

@@ -125,9 +125,8 @@ def task_of(s: Source, archetype: Archetype) -> Task:
     made_of: dict[str, Any] = {}
     for index, parameter in enumerate(archetype.parameters):
         key = s.rng.choice([k for k in parameter.keys if k not in properties])
-        if len(archetype.parameters) == 1 and s.practice(
-            RENAMED
-        ):  # what it is called tells nothing
+        alone = len(archetype.parameters) == 1
+        if alone and s.practice(RENAMED):  # it may have any name
             key = s.pick(some_thing(s), f"{some_thing(s)}_name", f"{some_thing(s)}_{key}")
         made = value_for(s, parameter.kind, arguments)
         if parameter.kind in made_of and s.practice(0.4):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from src.engine.sampling_params import SamplingParams
 from src.engine.shapes import Size
 from src.engine.shards import whole
 from src.engine.worker.batch import RequestTable, build_batch
+from src.nano.values import value_text
 
 CHECKPOINTS = Path(
     os.environ.get("GPTOSS_TEST_CACHE", Path(tempfile.gettempdir()) / "gpt-oss-server-tests")
@@ -141,3 +143,10 @@ def assert_close(name: str, reference: torch.Tensor, value: torch.Tensor, relati
     )
     error = relative_rms(reference, value)
     assert error <= relative, f"{name}: relative RMS error {error:.2e} > {relative:.0e}"
+
+
+def says(request: str, value: object) -> bool:
+    """Whether a request has this value, however it writes numbers: 12,000 and 78.20."""
+    plain = re.sub(r"(?<=\d),(?=\d{3})", "", request)
+    written = (request, plain, re.sub(r"(\.\d+?)0+(?!\d)", r"\1", plain))
+    return any(value_text(value).lower() in text.lower() for text in written)

@@ -99,7 +99,10 @@ NAMED_AFTER = (
     ("{x}|{x}_value|{x}_cm|{x}_kg|{x}_level", "integer float", " with a {x} of {v} / , {x} {v} /  with {x} {v} /  and a {x} of {v} / , {v} as the {x} / , the {x} is {v} / The {x} is {v}. |"),
     ("{x}|{x}_name|{x}_type|{x}_id|{x}_code", "word name code slug person", " with the {x} {v} / , {x} {v} /  with {v} as {x} /  in the {v} {x} /  for the {x} {v} /  at the {v} {x} /  to the {v} {x} / , the {x} is {v} / , {x}: {v} / {a} {n} in the {v} {x} / The {x} is {v}. | / In the {v} {x}: |"),
     ("{x}|{x}_type|{x}_class|{x}_kind|{x}_mode|{x}_option", "options", " on {v} /  with {v} /  in {v} /  as {v} /  using {v} /  by {v} / , {v} /  {v} / {a} {v} {n} / {a} {v} {n} / {v} {x}, please. | / I want {v}. |"),
-    ("{x}|{x}_name", "@{x}", " at {v} /  of {v} /  in {v} /  for {v} /  near {v} /  to {v} / , {v} / {a} {v} {n} / {a} {n} of {v} / I am at {v}. |"),
+    ("{x}|{x}_name", "@{x}", " at {v} /  of {v} /  in {v} /  for {v} /  near {v} /  to {v} / , {v} / {a} {v} {n} / {a} {n} of {v} / I am at {v}. | /  at the {v} /  of the {v} /  in the {v}"),
+    ("{x}|{x}_name|{x}_id|{x}_no|host|name", "#{x}", " of {v} /  on {v} /  for {v} /  in {v} / , {v} /  at {v} /  {v} / {a} {n} of {v} / {a} {v} {n} /  on the {x} {v} / For {v}: |"),
+    ("{x}_no|{x}_number|{x}_id|{x}_nr|{x}_ref|{x}", "code code slug integer", " for {x} {v} /  of {x} {v} /  {x} {v} /  in {x} {v} /  to {x} {v} /  with {x} {v} /  on {x} {v} / {a} {n} of {x} {v} / {a} {n} for {x} {v} / , {x} {v} /  for {x} number {v}"),
+    ("weekday|day_of_week|day|on_day|which_day", "day", " on {v} /  {v} /  for {v} / , {v} / {a} {v} {n} / {a} {n} on {v} / On {v}, |"),
     ("{x}|{x}_code|{x}_symbol|{x}_id", "abbreviation abbreviation code", " for {v} /  of {v} /  in {v} /  {v} / {v} {n} / {a} {v} {n} / {a} {n} of {v} /  with {v}"),
     ("title|name|{n}_name|{n}_title|label", "title short_phrase", "{a} {n} {v} / {a} {n} {v} / {a} {n} {v} / {a} {v} {n} /  called {v} / {a} {n} called {v} / , {v}"),
     ("subject|topic|field|{n}_type|kind|type|specialty", "short_phrase word item", "{a} {v} {n} / {a} {v} {n} / {a} {v} {n} / {v} {n}"),
@@ -264,7 +267,7 @@ def leave_unsaid(s: Source, kinds: set[str], properties: dict[str, Any]) -> None
 
 
 def _family(kind: str) -> str:
-    return "city" if kind.startswith("@") else FAMILY.get(kind, kind)
+    return "city" if kind[0] in "@#" else FAMILY.get(kind, kind)
 
 
 def asked_too(

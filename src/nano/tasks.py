@@ -186,12 +186,21 @@ def spoken(s: Source, ask: str, *, value_first: bool = False) -> str:
     )
 
 
+def as_written(s: Source, number: float) -> str:
+    """A number as people write it, which its JSON has not: 12,000 and 78.20."""
+    if isinstance(number, int):
+        return f"{number:,}" if abs(number) > 999 else str(number)
+    return f"{number:.2f}" if round(number, 2) == number else str(number)
+
+
 def quoted(s: Source, kind: str, made: Any) -> str:
     """The value as it stands in the request."""
     if isinstance(made, list):
         *first, last = map(value_text, made)
         return ", ".join(first) + s.pick(" and ", " and ", ", ") + last
     text = value_text(made)
+    if type(made) in (int, float) and s.practice(0.15):
+        return as_written(s, made)
     if kind.startswith("=") and s.practice(0.15):  # the parameter's word for it is in small letters
         return s.pick(text.upper() if len(text) < 5 else text.capitalize(), f"{text}s")
     if kind in (

@@ -18,6 +18,7 @@ from src.nano.described import described, neighbour
 from src.nano.everyday import everyday
 from src.nano.examples import Example, Source
 from src.nano.structured import Field, random_field
+from src.nano.switches import switched
 from src.nano.tasks import Task, add_unasked, definition, required_of
 from src.nano.values import value_text
 
@@ -44,6 +45,7 @@ VERBS = [
     "test",
 ]
 ATTRIBUTES_SHARE = 0.1  # of the tools of lessons
+SWITCHES_SHARE = 0.03
 MANY = 9  # tools at most; what a row has room for
 DECISIVE = (" yes", " no")  # what is written behind a tool that was looked at
 OPENING: dict[ReasoningEffort, str] = {"low": "Tools:", "medium": "Which tool fits?", "high": "Which of the tools fits?"}  # fmt: skip
@@ -100,6 +102,8 @@ def _said(s: Source, fields: list[Field]) -> str:
 def any_task(s: Source) -> Task:
     if s.practice(ATTRIBUTES_SHARE):
         return attribute(s)
+    if s.practice(SWITCHES_SHARE):
+        return switched(s)
     return s.rng.choices((everyday, described, invented), (6, 5, 2))[0](s)
 
 

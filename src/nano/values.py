@@ -115,6 +115,8 @@ def email_of(s: Source, person: str) -> str:
 
 
 def _integer(s: Source) -> int:
+    if s.practice(0.15):  # of several tokens
+        return s.number(1, 10 ** s.number(4, 8))
     return s.rng.choice((s.number(1, 12), s.number(1, 99), s.number(100, 9999)))
 
 
@@ -169,6 +171,22 @@ def _code(s: Source) -> str | int:
     if kind > 0.93:
         return f"{s.number(1, 99)}{_letters(s, 1, 2)}{s.number(1, 9999)}"
     return f"{_letters(s, 1, 3)}{s.pick('-', '-', '', '_')}{s.number(1, 9999)}"
+
+
+def _numbered(s: Source, thing: str) -> str:
+    """One of several such things: node-17."""
+    number = s.pick(
+        str(s.number(1, 99)), f"{s.number(0, 9):02}", str(s.number(100, 9999)), s.pick(*"abcd")
+    )
+    return s.pick(
+        f"{thing}-{number}",
+        f"{thing}-{number}",
+        f"{thing}{number}",
+        f"{thing}_{number}",
+        f"my-{thing}",
+        f"{thing}-{s.word()}",
+        f"{s.word()}-{thing}-{number}",
+    )
 
 
 def _slug(s: Source) -> str:
@@ -362,9 +380,12 @@ KINDS: dict[str, Callable[[Source], Any]] = {
 
 
 def value(s: Source, kind: str) -> Any:
-    """A value of this kind; "=a,b" is one of these, and "@lake" a name that ends so: Mirror Lake."""
+    """A value of this kind; "=a,b" is one of these, and "@lake" a name that ends so: Mirror Lake; "#node" one of
+    several: node-17."""
     if kind.startswith("="):
         return s.pick(*kind[1:].split(","))
+    if kind.startswith("#"):
+        return _numbered(s, kind[1:])
     if kind.startswith("@"):
         return f"{s.name()} {kind[1:].title()}"
     return s.pick(*POOLS[kind]) if kind in POOLS else KINDS[kind](s)

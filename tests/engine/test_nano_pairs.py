@@ -18,6 +18,7 @@ from src.nano.examples import Source
 from src.nano.pairs import said_together
 from src.nano.tasks import CONTEXTS, quoted
 from src.nano.values import KINDS, value, value_text
+from tests.helpers import says
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_two_values_said_together_are_in_the_request(vocabulary: Vocabulary) -> 
         if not arguments:  # both had one name
             continue
         one, other = arguments.values()
-        assert len(arguments) == 2 and all(value_text(v) in ask for v in (one, other)), ask
+        assert len(arguments) == 2 and all(says(ask, v) for v in (one, other)), ask
         assert one != other
         texts = [value_text(v) for v in (one, other)]
         ends = [os.path.commonprefix(texts), os.path.commonprefix([t[::-1] for t in texts])]

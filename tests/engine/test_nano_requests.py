@@ -19,9 +19,11 @@ from src.nano.examples import Source
 from src.nano.measures import MEASURES, leave_unmeasured, said_measured
 from src.nano.pairs import said_alone, said_by_name, said_options
 from src.nano.rare import abbreviation, decimal, web_address
+from src.nano.switches import switched
 from src.nano.tasks import Task, quoted
 from src.nano.tools import any_task, invented, offered
 from src.nano.values import value, value_text
+from tests.helpers import says
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_of_two_parameters_that_go_together_one_is_left_out(
             continue
         assert len(properties) == 2 and len(arguments) == 1
         ((key, made),) = arguments.items()
-        assert value_text(made) in ask and "{" not in ask + "".join(properties)
+        assert says(ask, made) and "{" not in ask + "".join(properties)
         places.add(list(properties).index(key))
         asks.append(ask.removeprefix("Do it"))
     assert places == {0, 1}
@@ -190,7 +192,7 @@ def test_each_number_stands_once_in_the_request_and_what_is_not_said_is_not_give
         arguments: dict[str, Any] = {}
         ask = said_measured(source, "Do it", properties, arguments)
         assert set(arguments) <= set(properties)
-        assert all(str(made) in ask for made in arguments.values())
+        assert all(says(ask, made) for made in arguments.values())
         given.append(len(arguments))
         left += len(properties) > len(arguments)
     assert {1, 2, 3} == set(given)
@@ -217,9 +219,7 @@ def test_a_question_for_an_attribute_has_a_tool_that_tells_it(vocabulary: Vocabu
             for word in names.split()
         )
         assert all(asked.count("{v}") == 1 for asked in asks.split(" / "))
-        assert all(
-            value_text(made) in task.ask for made in task.arguments.values() if type(made) is int
-        )
+        assert all(says(task.ask, made) for made in task.arguments.values() if type(made) is int)
         assert another_attribute(source, of, "lake").made_of[0] not in NEAR[of]
 
 
@@ -258,7 +258,7 @@ def test_a_value_that_no_word_names_is_the_one_that_is_left_over(vocabulary: Voc
         arguments: dict[str, Any] = {}
         ask, begins = left_over(source, "Show me the ticket", "ticket", properties, arguments)
         ((key, made),) = arguments.items()
-        assert list(properties) == [key] and value_text(made) in ask
+        assert list(properties) == [key] and says(ask, made)
         named = any(
             re.search(rf"\b{re.escape(part)}\b", ask.replace(value_text(made), ""))
             for part in key.split("_")
@@ -280,7 +280,8 @@ def test_values_said_by_name_stand_beside_the_names_and_one_may_be_left_out(
         assert list(arguments) == [key for key in properties if key in arguments]
         assert len(properties) - len(arguments) <= 1
         for key, made in arguments.items():
-            name, text = re.escape(key.split("_")[0]), re.escape(value_text(made))
+            name = re.escape(key.split("_")[0])
+            text = "[\\d,]+" if isinstance(made, int) else re.escape(value_text(made))
             beside = rf"{name}( is|:| =)? ['\"]?{text}|{text}['\"]? as (the )?{name}"
             assert re.search(beside, ask, re.IGNORECASE), (ask, key, made)
         unsaid += len(properties) > len(arguments)
@@ -315,3 +316,64 @@ def test_a_tool_with_one_parameter_may_call_it_anything_in_lessons(vocabulary: V
             task = task_of(source, archetype)
             others += not set(task.arguments) & {*archetype.parameters[0].keys}
         assert (others > 40) != unseen
+
+
+def test_numbers_are_also_written_as_json_has_them_not(vocabulary: Vocabulary) -> None:
+    for unseen in (False, True):
+        source = Source(vocabulary, Random(30), unseen=unseen)
+        assert {quoted(source, "integer", 12000) for _ in range(60)} == {"12000"} | (
+            set() if unseen else {"12,000"}
+        )
+        assert {quoted(source, "float", 78.2) for _ in range(60)} == {"78.2"} | (
+            set() if unseen else {"78.20"}
+        )
+        assert {quoted(source, "float", 0.125) for _ in range(60)} == {"0.125"}
+        longest = max(value(source, "integer") for _ in range(300))
+        assert (longest > 999_999) != unseen
+
+
+def test_one_of_several_things_is_called_after_them(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(31), unseen=False)
+    made = [value(source, "#node") for _ in range(100)]
+    assert all("node" in text for text in made) and len(set(made)) > 60
+    assert any(re.fullmatch(r"node-\d+", text) for text in made)
+
+
+def test_the_verb_tells_which_of_two_states_is_meant(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(32), unseen=False)
+    told: dict[str, set[bool]] = {}
+    for _ in range(600):
+        task = switched(source)
+        ((flag, wanted),) = [(k, v) for k, v in task.arguments.items() if isinstance(v, bool)]
+        assert task.definition["parameters"]["properties"][flag]["type"] == "boolean"
+        ((_, made),) = [(k, v) for k, v in task.arguments.items() if k != flag]
+        assert says(task.ask, made)
+        for verb in (
+            "unlock",
+            "unmute",
+            "disable",
+            "close",
+            "hide",
+            "enable",
+            "publish",
+            "archive",
+        ):
+            if re.search(
+                rf"(?<!mark )\b{verb} (the|my|{re.escape(value_text(made).lower())})",
+                task.ask.lower(),
+            ):
+                told.setdefault(verb, set()).add(wanted)
+    assert (
+        told.items()
+        >= {"unlock": {False}, "hide": {False}, "enable": {True}, "archive": {True}}.items()
+    )
+    assert all(len(states) == 1 for states in told.values())
+
+
+def test_switches_are_of_lessons(vocabulary: Vocabulary) -> None:
+    for unseen in (False, True):
+        source = Source(vocabulary, Random(33), unseen=unseen)
+        names = [any_task(source).name for _ in range(600)]
+        assert (
+            any(name.endswith(("_state", "_switch", "State", "Switch")) for name in names) != unseen
+        )

@@ -14,6 +14,8 @@ from typing import Any
 from src.harmony.render import ReasoningEffort
 from src.nano.attributes import ATTRIBUTES, another_attribute, attribute
 from src.nano.basics import addition, assistant, memory, other, spelling, talk, user
+from src.nano.categories import COMPARE, another_category, categorised
+from src.nano.categories import DEEDS as CATEGORY_DEEDS
 from src.nano.described import described, neighbour
 from src.nano.everyday import everyday
 from src.nano.examples import Example, Source
@@ -46,6 +48,7 @@ VERBS = [
 ]
 ATTRIBUTES_SHARE = 0.1  # of the tools of lessons
 SWITCHES_SHARE = 0.03
+CATEGORIES_SHARE = 0.1
 MANY = 9  # tools at most; what a row has room for
 DECISIVE = (" yes", " no")  # what is written behind a tool that was looked at
 OPENING: dict[ReasoningEffort, str] = {"low": "Tools:", "medium": "Which tool fits?", "high": "Which of the tools fits?"}  # fmt: skip
@@ -104,7 +107,19 @@ def any_task(s: Source) -> Task:
         return attribute(s)
     if s.practice(SWITCHES_SHARE):
         return switched(s)
+    if s.practice(CATEGORIES_SHARE):
+        return categorised(s)
     return s.rng.choices((everyday, described, invented), (6, 5, 2))[0](s)
+
+
+def _near(s: Source, task: Task) -> Task:
+    """A tool like this one that the request does not mean."""
+    what, of = task.made_of
+    if what in CATEGORY_DEEDS or what == COMPARE:
+        return another_category(s, what, of)
+    if what in ATTRIBUTES:
+        return another_attribute(s, what, of)
+    return neighbour(s, task)
 
 
 def offered(s: Source, task: Task, low: int = 1, high: int = 5) -> list[Task]:
@@ -112,11 +127,7 @@ def offered(s: Source, task: Task, low: int = 1, high: int = 5) -> list[Task]:
     tasks = [task]
     count = s.rng.randint(low, high)
     if task.made_of and count > 1 and s.maybe(0.5):
-        near = (
-            another_attribute(s, *task.made_of)
-            if task.made_of[0] in ATTRIBUTES
-            else neighbour(s, task)
-        )
+        near = _near(s, task)
         tasks += [near] if near.name != task.name else []
     kind = any_task
     if s.maybe(0.35):

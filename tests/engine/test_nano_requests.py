@@ -13,7 +13,18 @@ import pytest
 from src.harmony.vocabulary import Vocabulary, load_vocabulary
 from src.nano import pairs
 from src.nano.attributes import ATTRIBUTES, NEAR, another_attribute, attribute
-from src.nano.described import NAMED_AFTER, YES_OR_NO, described, left_over, one_of, options, said
+from src.nano.categories import COMPARE, categories, categorised
+from src.nano.categories import DEEDS as CATEGORY_DEEDS
+from src.nano.described import (
+    DEEDS,
+    NAMED_AFTER,
+    YES_OR_NO,
+    described,
+    left_over,
+    one_of,
+    options,
+    said,
+)
 from src.nano.everyday import archetypes, everyday, task_of
 from src.nano.examples import Source
 from src.nano.measures import MEASURES, leave_unmeasured, said_measured
@@ -377,3 +388,47 @@ def test_switches_are_of_lessons(vocabulary: Vocabulary) -> None:
         assert (
             any(name.endswith(("_state", "_switch", "State", "Switch")) for name in names) != unseen
         )
+
+
+def test_a_tool_about_a_kind_is_asked_for_by_one_of_that_kind(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(34), unseen=False)
+    compared = 0
+    for _ in range(400):
+        task = categorised(source)
+        deed, kind = task.made_of
+        words = categories()[kind]
+        members = [
+            v for v in task.arguments.values() if isinstance(v, str) and v.split()[-1] in words
+        ]
+        assert members and all(says(task.ask, made) for made in members), task
+        assert kind.replace("_", "") in task.name.replace("_", "").replace("-", "").lower()
+        assert all(
+            source.mine(member.split()[-1]) or not any(map(source.mine, words))
+            for member in members
+        )
+        compared += deed == COMPARE
+    assert 20 < compared < 100
+
+
+def test_beside_a_tool_about_a_kind_stands_one_about_another_kind(vocabulary: Vocabulary) -> None:
+    source = Source(vocabulary, Random(35), unseen=False)
+    beside = 0
+    for _ in range(200):
+        task = categorised(source)
+        deed, kind = task.made_of
+        for other in (t.made_of for t in offered(source, task, 3, 3) if t is not task):
+            if other and other[1] in categories():
+                assert not set(categories()[other[1]]) & set(categories()[kind])
+                beside += other[0] == deed
+    assert beside > 40
+
+
+def test_kinds_of_things_are_of_lessons(vocabulary: Vocabulary) -> None:
+    for unseen in (False, True):
+        source = Source(vocabulary, Random(36), unseen=unseen)
+        tasks = [any_task(source) for _ in range(400)]
+        deeds = {task.made_of[0] for task in tasks if task.made_of}
+        assert bool(deeds & set(CATEGORY_DEEDS)) != unseen
+    assert not set(CATEGORY_DEEDS) & {*DEEDS, *ATTRIBUTES}, (
+        "what stands beside a task is chosen by its deed"
+    )

@@ -13,7 +13,7 @@ import pytest
 from src.harmony.vocabulary import Vocabulary, load_vocabulary
 from src.nano import pairs
 from src.nano.attributes import ATTRIBUTES, NEAR, another_attribute, attribute
-from src.nano.categories import COMPARE, categories, categorised
+from src.nano.categories import COMPARE, another_category, categories, categorised
 from src.nano.categories import DEEDS as CATEGORY_DEEDS
 from src.nano.described import (
     DEEDS,
@@ -421,6 +421,8 @@ def test_beside_a_tool_about_a_kind_stands_one_about_another_kind(vocabulary: Vo
                 assert not set(categories()[other[1]]) & set(categories()[kind])
                 beside += other[0] == deed
     assert beside > 40
+    others = {another_category(source, "find_one", "grain").made_of[1] for _ in range(800)}
+    assert len(others) > 60 and not others & {"grain", "crop"}, "wheat is of both"
 
 
 def test_kinds_of_things_are_of_lessons(vocabulary: Vocabulary) -> None:

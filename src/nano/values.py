@@ -376,6 +376,8 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "words": _several("word"),
     "persons": _several("person"),
     "numbers": _several("integer"),
+    **{f"{kind}s": _several(kind) for kind in ("item", "email", "file", "ticker", "seat", "color", "day")},
+    "cities": _several("city"),
 }  # fmt: skip
 
 

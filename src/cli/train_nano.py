@@ -31,13 +31,14 @@ from src.nano.folding import fold, read_folded, restore
 from src.nano.muon import Muon
 from src.nano.network import COMPUTE, Network, parts_of
 from src.nano.token_rows import TokenTraits
-from src.nano.tools import DECISIVE
+from src.nano.tools import DECISIVE, TOLD
 
 COMMON_TOKENS = 1536
 COMMON_FROM_BATCHES = 150
 BATCH_TOKENS = 2600
 NEGATIVES = 2048
 DECISIVE_WEIGHT = 4.0  # whether a tool fits is one token in thirty, and the hardest
+VALUE_WEIGHT = 3.0  # where a parameter's value begins: which of the request's words it is, or none
 LETTER_WEIGHT = 2.5  # one wrong letter spoils a word that is spelled
 LATER_LETTER = 0.25  # more for each letter before it: long words are rare, and their ends go wrong
 SAVE_EVERY = 100
@@ -74,6 +75,7 @@ class TokenWeights:
         self._of = torch.ones(VOCAB_SIZE)
         self._of[letters] = LETTER_WEIGHT
         self._of[[vocabulary.rank_of[word.encode()] for word in DECISIVE]] = DECISIVE_WEIGHT
+        self._told = vocabulary.rank_of[TOLD.encode()]
         self._is_letter = torch.zeros(VOCAB_SIZE, dtype=torch.bool)
         self._is_letter[letters] = True
 
@@ -83,7 +85,9 @@ class TokenWeights:
         letter = self._is_letter[token_ids] & (targets != IGNORED)
         count = letter.cumsum(dim=0)
         before = count - (count * ~letter).cummax(dim=0).values - 1  # letters of its word before it
-        return self._of[token_ids] * (1 + LATER_LETTER * before.clamp(min=0))
+        weights = self._of[token_ids] * (1 + LATER_LETTER * before.clamp(min=0))
+        weights[1:][targets[:-1] == self._told] *= VALUE_WEIGHT
+        return weights
 
 
 def loss_of(

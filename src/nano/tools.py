@@ -51,6 +51,7 @@ SWITCHES_SHARE = 0.03
 CATEGORIES_SHARE = 0.1
 MANY = 9  # tools at most; what a row has room for
 DECISIVE = (" yes", " no")  # what is written behind a tool that was looked at
+TOLD = " ="  # before the value of a parameter
 OPENING: dict[ReasoningEffort, str] = {"low": "Tools:", "medium": "Which tool fits?", "high": "Which of the tools fits?"}  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def _call_analysis(task: Task, tools: list[dict[str, Any]], effort: ReasoningEff
         key: value_text(value) for key, value in task.arguments.items()
     }
     looked_at = _looked_at([t["name"] for t in tools], task.name)
-    values = ", ".join(f"{key} = {value}" for key, value in told.items())
+    values = ", ".join(f"{key}{TOLD} {value}" for key, value in told.items())
     text = f"{OPENING[effort]} {looked_at}" + (f": {values}" if values else "")
     if effort == "low":
         return text

@@ -10,11 +10,19 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from src.cli.train_nano import (
+    DECISIVE_WEIGHT,
+    LATER_LETTER,
+    LETTER_WEIGHT,
+    VALUE_WEIGHT,
+    TokenWeights,
+)
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.harmony.vocabulary import VOCAB_SIZE, Vocabulary, load_vocabulary
 from src.kernels.moe import clamped_swiglu_ref
 from src.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
+from src.nano.batches import IGNORED
 from src.nano.folding import ASSET, fold, read_folded, restore, unfold
 from src.nano.muon import Muon
 from src.nano.network import GROUP, Network, SwiGlu, fake_quantize, linear, parts_of
@@ -248,3 +256,19 @@ def test_the_embedded_model_is_small_and_of_the_shape_that_is_named() -> None:
     assert ASSET.stat().st_size + WORD_VECTORS.stat().st_size <= MAX_ASSET_BYTES
     with safe_open(ASSET, framework="pt") as file:
         assert file.get_slice("layers.5.w1.blocks").get_shape() == [8, 320, 6, 16]
+
+
+def test_what_is_hard_and_decides_counts_more(vocabulary: Vocabulary) -> None:
+    weights = TokenWeights(vocabulary)
+
+    def of(text: str) -> dict[str, float]:
+        ids = vocabulary.encode(text)
+        told = weights(torch.tensor([IGNORED, *ids])).tolist()[1:]
+        return {vocabulary.token_bytes[i].decode(): w for i, w in zip(ids, told, strict=True)}
+
+    told = of("get_weather no, find_hotels yes: city = Paris, stars = none")
+    assert told[" no"] == told[" yes"] == DECISIVE_WEIGHT
+    assert told[" Paris"] == told[" none"] == VALUE_WEIGHT and told[" city"] == told[" ="] == 1
+    ids = torch.tensor([vocabulary.rank_of[letter] for letter in (b"a", b"b", b"c")])
+    spelled = [LETTER_WEIGHT * (1 + LATER_LETTER * place) for place in range(3)]
+    assert weights(ids).tolist() == spelled

@@ -45,6 +45,7 @@ DEEDS: dict[str, tuple[str, str, str]] = {
 }  # fmt: skip
 COMPARE = "compare_two"
 COMPARING = "Is {v} better than {w} / Compare {v} with {w} / What is the difference between {v} and {w} / {v} or {w} / Which is better, {v} or {w} / {v} and {w} side by side"
+QUESTIONS = ("What", "Where", "Is", "How", "Do", "Are", "Have", "Who", "Which")
 ABOUT = ("{V} a {x}.", "{V} {x}s", "{N} of a {x}.", "{N} for a given {x}", "{V} the {n} of a {x}.", "Use this for {x}s.", "{V} {x} {n}")  # fmt: skip
 
 
@@ -71,11 +72,9 @@ def categorised(s: Source, deed: str | None = None, kind: str | None = None) -> 
         kind, kind, f"{kind}_name", f"{kind}_type", "name", "type", "which", "item", "query", "what"
     )
     several = one if one[-1] in "sxy" or one[0].isupper() else f"{one}s"
-    article = (
-        made
-        if made[0].isupper() or one.endswith("s")
-        else f"{'an' if made[0] in 'aeiou' else 'a'} {made}"
-    )
+    article = made
+    if made[0].islower() and not one.endswith("s"):
+        article = f"{'an' if made[0] in 'aeiou' else 'a'} {made}"
     shown = s.pick(made, made, made, f"the {kind.replace('_', ' ')} {made}")
     ask = s.pick(*asks.split(" / ")).format(v=shown, a=article, s=several if made == one else made)
     begins = ask.startswith(made)
@@ -87,15 +86,8 @@ def categorised(s: Source, deed: str | None = None, kind: str | None = None) -> 
             break
         ask, in_front = one_more(s, ask, kinds, properties, arguments)
         begins |= in_front
-    return _task(
-        s,
-        name,
-        _about(s, verb, noun, kind),
-        ask,
-        (properties, arguments, kinds),
-        begins,
-        (deed, kind),
-    )
+    about = _about(s, verb, noun, kind)
+    return _task(s, name, about, ask, (properties, arguments, kinds), begins, (deed, kind))
 
 
 def _compared(s: Source, kind: str) -> Task:
@@ -118,15 +110,8 @@ def _compared(s: Source, kind: str) -> Task:
     }
     ask = s.pick(*COMPARING.split(" / ")).format(v=one, w=other)
     parts = (properties, {first: one, second: other}, {"word", "name", "city"})
-    return _task(
-        s,
-        name,
-        _about(s, "compare", "comparison", kind),
-        ask,
-        parts,
-        ask.startswith(one),
-        (COMPARE, kind),
-    )
+    about = _about(s, "compare", "comparison", kind)
+    return _task(s, name, about, ask, parts, ask.startswith(one), (COMPARE, kind))
 
 
 def _member(s: Source, kind: str) -> str:
@@ -153,17 +138,7 @@ def _task(
     properties, arguments = reordered(s, properties, arguments)
     required = required_of(s, arguments, 0.95)
     add_unasked(s, properties)
-    question = ask.split(" ", 1)[0] in (
-        "What",
-        "Where",
-        "Is",
-        "How",
-        "Do",
-        "Are",
-        "Have",
-        "Who",
-        "Which",
-    )
+    question = ask.split(" ", 1)[0] in QUESTIONS
     ask += "?" if question and s.maybe(0.85) else s.pick(".", "", "?" if question else "")
     return Task(
         definition(s, styled_name(s, name), about if s.maybe(0.85) else "", properties, required),

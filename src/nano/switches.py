@@ -39,19 +39,7 @@ SWITCHES: dict[str, tuple[str, str, str]] = {
     "encrypted": ("encrypted encrypt secure", "Encrypt {n} / Make {n} secure", "Decrypt {n} / Remove the encryption of {n}"),
     "attached": ("attached attach", "Attach {n} / Fix {n} to it", "Detach {n} / Take {n} off"),
 }  # fmt: skip
-KINDS = (
-    "code",
-    "slug",
-    "name",
-    "word",
-    "item",
-    "title",
-    "room",
-    "appliance",
-    "ip",
-    "file",
-    "username",
-)
+KINDS = ("code", "slug", "name", "word", "item", "title", "room", "appliance", "ip", "file", "username")  # fmt: skip
 ABOUT = ("Sets whether a {x} is {a}.", "Change the {a} state of a {x}", "Whether the {x} is {a}", "Switches a {x} between {a} and not.", "{A} or not")  # fmt: skip
 TELL = ("true or false", "True for {a}", "Whether it is {a}", "{A}?", "")
 
@@ -65,7 +53,9 @@ def switched(s: Source) -> Task:
     name = s.pick(f"set_{thing}_{word}", f"set_{thing}_state", f"{thing}_switch", f"set_{thing}", f"{word}_{thing}", f"update_{thing}_{word}")  # fmt: skip
     kind = s.rng.choice((f"#{thing}", *KINDS))
     made, wanted = value(s, kind), s.maybe(0.5)
-    key, flag = s.pick(thing, f"{thing}_id", f"{thing}_name", "id", "name", "target"), s.pick(word, state, "value", "state")  # fmt: skip
+    key = s.pick(thing, f"{thing}_id", f"{thing}_name", "id", "name", "target")
+    flag = s.pick(word, state, "value", "state")
+    flag = "value" if flag == key else flag  # set_lock(lock, lock)
     text = quoted(s, kind, made)
     called = s.pick(
         text, f"the {thing} {text}", f"the {thing} {text}", f"{thing} {text}", f"my {thing} {text}"

@@ -321,5 +321,6 @@ def test_requests_by_hand_can_be_answered_with_their_tools(requests: str) -> Non
         schema = {"properties": tool["parameters"], "required": tool["required"]}
         jsonschema.validate(arguments, {"type": "object", "additionalProperties": False, **schema})
         for key, value in arguments.items():
-            said = str(value).lower() in ask.lower()
+            parts = value if isinstance(value, list) else [value]
+            said = isinstance(value, bool) or all(says(ask, part) for part in parts)
             assert said or tool["parameters"][key].get("enum"), f"{value!r} is not in {ask!r}"

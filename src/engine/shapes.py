@@ -21,7 +21,7 @@ class Size:
 # 20b and 120b: config.json of openai/gpt-oss-20b and openai/gpt-oss-120b.
 # nano and mini are ours, for machines without a GPU.
 SIZES: dict[str, Size] = {
-    "nano": Size(layers=6, hidden=192, intermediate=160, experts=8, heads=8, kv_heads=4),
+    "nano": Size(layers=6, hidden=192, intermediate=160, experts=8, heads=4, kv_heads=2),
     "mini": Size(layers=24, hidden=576, intermediate=576, experts=32, heads=16, kv_heads=2),
     "20b": Size(layers=24, hidden=2880, intermediate=2880, experts=32, heads=64, kv_heads=8),
     "120b": Size(layers=36, hidden=2880, intermediate=2880, experts=128, heads=64, kv_heads=8),

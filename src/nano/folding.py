@@ -35,9 +35,9 @@ ASSET = Path(__file__).resolve().parents[2] / "assets" / "nano" / "gpt-oss-nano.
 INT8_MAX = 127
 ROWS_AT_ONCE = 1 << 13
 Tensors = dict[str, torch.Tensor]
-EIGHT_BITS = ("q", "k", "v", "out")
 PLAIN = (
-    "attention_norm", "qkv_bias", "sinks", "out_bias", "mlp_norm", "router", "router_bias", "b1", "b2",
+    "attention_norm", "q", "k", "v", "qkv_bias", "sinks", "out", "out_bias", "mlp_norm", "router", "router_bias",
+    "b1", "b2",
 )  # fmt: skip
 
 
@@ -52,7 +52,9 @@ def fold(network: Network, path: Path) -> None:
             tensors[f"{name}.meaning"] = table.meaning.bfloat16()
         used = table.feature[network.traits.features_of(table)]
         for part, rows in (("feature", used), ("own", table.own)):
-            tensors |= _eight_bits(f"{name}.{part}", rows)
+            scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-9).half() / INT8_MAX
+            tensors[f"{name}.{part}"] = (rows / scale).round().clamp(-INT8_MAX, INT8_MAX).char()
+            tensors[f"{name}.{part}_scale"] = scale.half()
     for index, layer in enumerate(network.layers):
         assert isinstance(layer, Layer)
         tensors |= {f"layers.{index}.{name}": value for name, value in _fold_layer(layer).items()}
@@ -60,21 +62,8 @@ def fold(network: Network, path: Path) -> None:
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
 
 
-def _eight_bits(name: str, rows: torch.Tensor) -> Tensors:
-    """Each row of [N, H] in eight bits of its own scale, a float16; 1e-5 is what that can still tell from 0."""
-    scale = (rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-5) / INT8_MAX).half()
-    eight = (rows / scale).round().clamp(-INT8_MAX, INT8_MAX).char()
-    return {name: eight, f"{name}_scale": scale}
-
-
-def _rows_of(folded: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    return folded[name].float() * folded[f"{name}_scale"].float()
-
-
 def _fold_layer(layer: Layer) -> Tensors:
     tensors = {name: getattr(layer, name).bfloat16() for name in PLAIN}
-    for name in EIGHT_BITS:
-        tensors |= _eight_bits(name, getattr(layer, name))
     for name, experts in (("w1", layer.w1), ("w2", layer.w2)):
         packed = quantize_mxfp4(torch.stack([w.detach() for w in experts]))
         tensors |= {f"{name}.blocks": packed.blocks, f"{name}.scales": packed.scales}
@@ -97,8 +86,6 @@ def restore(network: Network, folded: Mapping[str, torch.Tensor]) -> None:
             part = _part(folded, index)
             for name in PLAIN:
                 getattr(layer, name).copy_(part[name])
-            for name in EIGHT_BITS:
-                getattr(layer, name).copy_(_rows_of(part, name))
             for name, experts in (("w1", layer.w1), ("w2", layer.w2)):
                 packed = Mxfp4Tensor(part[f"{name}.blocks"], part[f"{name}.scales"])
                 weights = dequantize_mxfp4(packed, torch.float32)
@@ -168,7 +155,10 @@ def _restore_table(
         table.unwritten.copy_(folded[f"{name}.unwritten"])
     if table.meaning is not None and f"{name}.meaning" in folded:
         table.meaning.copy_(folded[f"{name}.meaning"])
-    feature, own = (_rows_of(folded, f"{name}.{part}") for part in ("feature", "own"))
+    feature, own = (
+        folded[f"{name}.{part}"].float() * folded[f"{name}.{part}_scale"].float()
+        for part in ("feature", "own")
+    )
     table.feature[traits.features_of(table)] = feature
     row_of = {token: row for row, token in enumerate(folded["common"].tolist())}
     for row, token in enumerate(table.common.tolist()):
@@ -187,13 +177,13 @@ def _unfold_layer(part: Mapping[str, torch.Tensor], c: ModelConfig) -> Tensors:
     return {
         "input_layernorm.weight": part["attention_norm"],
         "post_attention_layernorm.weight": part["mlp_norm"],
-        a + "q_proj.weight": _rows_of(part, "q").bfloat16(),
+        a + "q_proj.weight": part["q"],
         a + "q_proj.bias": q_bias,
-        a + "k_proj.weight": _rows_of(part, "k").bfloat16(),
+        a + "k_proj.weight": part["k"],
         a + "k_proj.bias": k_bias,
-        a + "v_proj.weight": _rows_of(part, "v").bfloat16(),
+        a + "v_proj.weight": part["v"],
         a + "v_proj.bias": v_bias,
-        a + "o_proj.weight": _rows_of(part, "out").bfloat16(),
+        a + "o_proj.weight": part["out"],
         a + "o_proj.bias": part["out_bias"],
         a + "sinks": part["sinks"],
         m + "router.weight": part["router"],

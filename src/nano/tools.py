@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from itertools import product
+from collections.abc import Callable
 from typing import Any
 
 from src.harmony.render import ReasoningEffort
@@ -153,48 +152,15 @@ def _looked_at(names: list[str], chosen: str | None) -> str:
     return ", ".join([n + DECISIVE[1] for n in before] + ([chosen + DECISIVE[0]] if chosen else []))
 
 
-def told_values(ask: str, arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """-> values and their parameters: those that a request has in its order, of an array its items; then the others."""
-    values = [
-        (v, key)
-        for key, made in arguments.items()
-        for v in (made if isinstance(made, list) else [made])
-    ]
-    found: list[tuple[range, str, str]] = []
-    others: list[tuple[str, str]] = []
-    for made, key in sorted(
-        values, key=lambda one: -len(value_text(one[0]))
-    ):  # "19" may be in "NOAA-19"
-        place = next(
-            (p for p in _places(ask, made) if not any(_meet(p, q) for q, *_ in found)), None
-        )
-        if place is None:
-            others.append((value_text(made), key))
-        else:
-            found.append((place, value_text(made), key))
-    return [(text, key) for _, text, key in sorted(found, key=lambda one: one[0].start)] + others
-
-
-def _places(ask: str, made: Any) -> Iterator[range]:
-    """Where it may stand, the likeliest first; "medium" may be in "mediums"."""
-    forms = [value_text(made)]
-    if type(made) in (int, float):
-        forms += [f"{made:,}", f"{made:.2f}"]
-    for form, end in product(forms, (r"(?!\w)", "")):
-        for match in re.finditer(rf"(?<!\w){re.escape(form)}{end}", ask, re.IGNORECASE):
-            yield range(*match.span())
-
-
-def _meet(one: range, other: range) -> bool:
-    return one.start < other.stop and other.start < one.stop
-
-
 def _call_analysis(task: Task, tools: list[dict[str, Any]], effort: ReasoningEffort) -> str:
-    """What is a value comes before whose it is: behind a value that was just copied its parameter is one of the tool's few."""
+    """Every parameter is told, so that leaving one out is a decision of its own."""
     properties = task.definition.get("parameters", {}).get("properties", {})
+    told = dict.fromkeys(properties, "none") | {
+        key: value_text(value) for key, value in task.arguments.items()
+    }
     looked_at = _looked_at([t["name"] for t in tools], task.name)
-    told = ", ".join(f"{text}{TOLD} {key}" for text, key in told_values(task.ask, task.arguments))
-    text = f"{OPENING[effort]} {looked_at}" + (f": {told or 'nothing'}" if properties else "")
+    values = ", ".join(f"{key}{TOLD} {value}" for key, value in told.items())
+    text = f"{OPENING[effort]} {looked_at}" + (f": {values}" if values else "")
     if effort == "low":
         return text
     text += f". So I call {task.name}."

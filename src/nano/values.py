@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from src.nano.code_values import code_line, command, expression, path, sql
 from src.nano.examples import Source
 from src.nano.rare import abbreviation, decimal, web_address
 from src.nano.word_vectors import near_words
@@ -29,22 +30,7 @@ SHOPS = [tuple(pair.split("/")) for pair in WORDS["shops"].split()]  # one, seve
 SITES, LANDMARKS, SMALL_WORDS = (WORDS[kind].split() for kind in ("sites", "landmarks", "small"))
 RELATIVES, TAILS = WORDS["relatives"].split(), WORDS["tails"].split(" / ")
 TITLES = ("Dr.", "Mr.", "Mrs.", "Ms.", "Prof.", "Dr")
-MORE_ENDINGS = (
-    ".docx",
-    ".xlsx",
-    ".log",
-    ".sh",
-    ".js",
-    ".toml",
-    ".zip",
-    ".xml",
-    ".sql",
-    ".pptx",
-    ".ini",
-    ".c",
-    ".png",
-    ".tar.gz",
-)
+MORE_ENDINGS = (".docx", ".xlsx", ".log", ".sh", ".js", ".toml", ".zip", ".xml", ".sql", ".pptx", ".ini", ".c", ".png", ".tar.gz")  # fmt: skip
 MAIL_HOSTS = ("example.com", "mail.com", "example.org", "company.com", "test.com")
 
 
@@ -219,33 +205,6 @@ def _time(s: Source) -> str:
     return s.pick(f"{hour}:{minute:02}", f"{hour:02}:{minute:02}", f"{hour % 12 + 1} {s.pick('am', 'pm')}", f"{hour % 12 + 1}{s.pick('am', 'pm')}")  # fmt: skip
 
 
-def _expression(s: Source) -> str:
-    a, b, c = s.number(1, 999), s.number(1, 99), s.number(1, 20)
-    return s.pick(f"{a} + {b}", f"{a} * {b}", f"{a} - {b}", f"{a} / {b}", f"({a} + {b}) * {c}", f"{a}*{b}", f"{a}+{b}-{c}", f"{a} % {b}", f"{b}^{c}")  # fmt: skip
-
-
-def _code_line(s: Source) -> str:
-    a, b = s.number(), s.number()
-    return s.pick(f"print({a} + {b})", f"len('{s.word()}')", f"{a} ** {b % 5}", f"print('{s.word()}')", f"sum([{a}, {b}])", f"x = {a}", f"max({a}, {b})")  # fmt: skip
-
-
-def _sql(s: Source) -> str:
-    table, column = s.word(), s.word()
-    return s.pick(f"SELECT * FROM {table}", f"SELECT {column} FROM {table}", f"SELECT {column} FROM {table} WHERE {s.word()} = {s.number()}",
-                  f"SELECT COUNT(*) FROM {table}", f"DELETE FROM {table}", *_longer_sql(s, table, column))  # fmt: skip
-
-
-def _longer_sql(s: Source, table: str, column: str) -> tuple[str, ...]:
-    if not s.practice(0.6):
-        return ()
-    other, number = s.word(), s.number(0, 999)
-    return (
-        f"SELECT {column}, {other} FROM {table}", f"SELECT {column} FROM {table} WHERE {other} {s.pick('>', '<', '=', '>=')} {number}",
-        f"SELECT * FROM {table} LIMIT {number}", f"UPDATE {table} SET {column} = {number}", f"SELECT * FROM {table} ORDER BY {column}",
-        f"DELETE FROM {table} WHERE {column} = {number}",
-    )  # fmt: skip
-
-
 def _phrase(s: Source) -> str:
     """As people say things, or words as they come, some with the small ones between them that people use."""
     if s.practice(0.12):  # a string that ends in a figure is no number
@@ -312,18 +271,6 @@ def _file(s: Source, *endings: str) -> str:
     return f"{s.word()}/{name}" if s.practice(0.2) else name
 
 
-def _longer_paths(s: Source) -> tuple[str, ...]:
-    if not s.practice(0.6):
-        return ()
-    ending = s.pick(".yaml", ".json", ".md", ".toml", ".csv", ".log", ".html", ".js")
-    return (
-        f"{s.word()}/{s.word()}{ending}",
-        f"/{s.word()}/{s.word()}{ending}",
-        f"./{s.word()}{ending}",
-        f"{s.word()}/{s.word()}/{s.word()}{ending}",
-    )
-
-
 KINDS: dict[str, Callable[[Source], Any]] = {
     "name": Source.name,
     "word": Source.word,
@@ -359,11 +306,11 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "file": lambda s: _file(s, ".txt", ".py", ".csv", ".json", ".md", ".pdf", ".yaml", ".html"),
     "image": lambda s: _file(s, ".png", ".jpg"),
     "audio": lambda s: _file(s, ".mp3", ".wav"),
-    "path": lambda s: s.pick(f"/home/{s.word()}", f"{s.word()}/{s.word()}", f"/{s.word()}", f"{s.word()}/{s.word()}.py", f"{s.word()}/{s.word()}.txt", s.word(), *_longer_paths(s)),
-    "sql": _sql,
-    "python": _code_line,
-    "command": lambda s: s.pick("ls", "pwd", f"ls {s.word()}", f"cat {s.word()}.txt", f"echo {s.word()}", f"rm {s.word()}.txt", "git status", f"mkdir {s.word()}"),
-    "expression": _expression,
+    "path": path,
+    "sql": sql,
+    "python": code_line,
+    "command": command,
+    "expression": expression,
     "flight": lambda s: s.pick("LH", "BA", "UA", "AF", "DL", "AA") + s.pick("", " ") + str(s.number(10, 4999)),
     "ticker": _ticker,
     "version": _version,

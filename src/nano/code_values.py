@@ -32,6 +32,10 @@ def _longer_sql(s: Source, table: str, column: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def path(s: Source) -> str:
+    return s.pick(f"/home/{s.word()}", f"{s.word()}/{s.word()}", f"/{s.word()}", f"{s.word()}/{s.word()}.py", f"{s.word()}/{s.word()}.txt", s.word(), *_longer_paths(s))  # fmt: skip
+
+
 def _longer_paths(s: Source) -> tuple[str, ...]:
     if not s.practice(0.6):
         return ()
@@ -42,10 +46,6 @@ def _longer_paths(s: Source) -> tuple[str, ...]:
         f"./{s.word()}{ending}",
         f"{s.word()}/{s.word()}/{s.word()}{ending}",
     )
-
-
-def path(s: Source) -> str:
-    return s.pick(f"/home/{s.word()}", f"{s.word()}/{s.word()}", f"/{s.word()}", f"{s.word()}/{s.word()}.py", f"{s.word()}/{s.word()}.txt", s.word(), *_longer_paths(s))  # fmt: skip
 
 
 def command(s: Source) -> str:

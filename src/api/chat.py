@@ -68,12 +68,15 @@ class Answer:
                         if self.choices[0].finish_reason is not None:
                             return
             else:
-                async for batch in interleave(self.streams):
-                    yield [
-                        self._feed(self.choices[i], output)
-                        for i, output in batch
-                        if self.choices[i].finish_reason is None
-                    ]
+                async with contextlib.aclosing(interleave(self.streams)) as batches:
+                    async for batch in batches:
+                        yield [
+                            self._feed(self.choices[i], output)
+                            for i, output in batch
+                            if self.choices[i].finish_reason is None
+                        ]
+                        if all(choice.finish_reason is not None for choice in self.choices):
+                            return
         finally:
             self.close()
 
@@ -112,6 +115,8 @@ class Answer:
         if output.queue_s is not None and record.queue_s is None:
             record.queue_s, record.prefill_s = output.queue_s, output.prefill_s
         deltas = choice.feed(output)
+        if choice.finish_reason is not None:  # by a stop string: the engine knows of none
+            self.context.engine.discard(self.plan.requests[choice.index].request_id)
         for item in deltas:
             if item.delta.kind == "reasoning":
                 record.first_reasoning = record.first_reasoning or record.last_token

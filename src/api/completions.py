@@ -34,7 +34,7 @@ router = APIRouter()
 
 class CompletionRequest(SamplingFields):
     prompt: Any = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     best_of: Annotated[int, Field(ge=1, le=20)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
@@ -72,6 +72,10 @@ def read_prompts(prompt: Any, vocabulary: Vocabulary) -> list[list[int]]:
         "prompt",
         "missing_required_parameter" if prompt is None else "invalid_type",
     )
+
+
+def _num_chars(prompt: Any) -> int:
+    return len(prompt) if isinstance(prompt, str) else len(str(prompt))
 
 
 def _check_ids(ids: list[int]) -> list[int]:
@@ -163,14 +167,20 @@ class TextAnswer:
     @property
     def usage(self) -> dict[str, Any]:
         per_prompt = self.request.n or 1
-        prompt = sum(len(c.prompt_ids) for c in self.choices[::per_prompt])
+        of_prompt = [
+            self.choices[first : first + per_prompt]
+            for first in range(0, len(self.choices), per_prompt)
+        ]
+        prompt = sum(len(copies[0].prompt_ids) for copies in of_prompt)
         completion = sum(c.num_tokens for c in self.choices)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {
-                "cached_tokens": max(c.num_cached_tokens for c in self.choices)
+                "cached_tokens": sum(
+                    max(c.num_cached_tokens for c in copies) for copies in of_prompt
+                )
             },
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
@@ -186,6 +196,10 @@ class TextAnswer:
                         if output.token_ids:
                             self.record.tokens_arrived(len(output.token_ids))
                         text, numbers = choice.feed(output)
+                        if (
+                            choice.finish_reason is not None
+                        ):  # by a stop string, if not by the engine
+                            self.context.engine.discard(self.engine_requests[index].request_id)
                         if choice.error is not None:
                             raise (
                                 Cancelled()
@@ -227,7 +241,9 @@ async def start_completion(
     """Raises ApiError, ValidationError or EngineError."""
     request = CompletionRequest.model_validate(body)
     profile = resolve_model(request.model, context)
-    prompts = read_prompts(request.prompt, context.vocabulary)
+    prompts = await context.encoded(
+        _num_chars(request.prompt), lambda: read_prompts(request.prompt, context.vocabulary)
+    )
     if len(prompts) * (request.n or 1) > 128:
         raise InvalidRequest(
             "More than 128 completions in one request.", "prompt", "array_above_max_length"
@@ -236,8 +252,12 @@ async def start_completion(
     make_params = _params(request, profile)
     requests, choices = [], []
     for number, ids in enumerate(prompts):
+        if not ids:
+            raise InvalidRequest(
+                "The prompt is empty: there is nothing to go on from.", "prompt", "invalid_value"
+            )
         room = context.max_model_len - len(ids)
-        if room < 1 or not ids:
+        if room < 1:
             raise InvalidRequest(
                 f"This model's maximum context length is {context.max_model_len} tokens. However, your prompt has "
                 f"{len(ids)} tokens.",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
@@ -25,10 +25,8 @@ from src.harmony.vocabulary import Vocabulary
 from src.profiles import Profile
 from src.prompt_builder import PromptBuilder, PromptTokens
 
-INLINE_PROMPT_CHARS = (
-    20_000  # longer prompts are rendered in a thread, so the event loop keeps answering
-)
-
+T = TypeVar("T")
+INLINE_CHARS = 20_000  # longer text is encoded in a thread, so the event loop keeps answering
 NANO_REPEATS = 16  # what it is taught repeats nothing so often
 
 
@@ -101,8 +99,12 @@ class ServerContext:
                 messages, tools=tools, response_format=response_format, effort=chosen
             )
 
-        size = sum(len(str(m.get("content") or "")) for m in messages)
-        return build() if size < INLINE_PROMPT_CHARS else await asyncio.to_thread(build)
+        size = sum(len(str(part)) for part in (*messages, *tools))
+        return await self.encoded(size, build)
+
+    async def encoded(self, num_chars: int, encode: Callable[[], T]) -> T:
+        """What `encode` makes of so many characters, without holding up other requests."""
+        return encode() if num_chars < INLINE_CHARS else await asyncio.to_thread(encode)
 
 
 def new_record(request: Request) -> RequestRecord:

@@ -43,11 +43,8 @@ async def tokenize(request: Request, context: Context) -> dict[str, Any]:
         }
     body = TokenizeRequest.model_validate(raw)
     vocabulary = context.vocabulary
-    ids = (
-        vocabulary.encode_with_special(body.prompt)
-        if body.parse_special
-        else vocabulary.encode(body.prompt)
-    )
+    encode = vocabulary.encode_with_special if body.parse_special else vocabulary.encode
+    ids = await context.encoded(len(body.prompt), lambda: encode(body.prompt))
     return {"tokens": ids, "count": len(ids), "max_model_len": context.max_model_len}
 
 
@@ -58,4 +55,6 @@ async def detokenize(request: Request, context: Context) -> dict[str, Any]:
         raise InvalidRequest(
             f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value"
         )
-    return {"prompt": context.vocabulary.decode(body.tokens)}
+    tokens = body.tokens
+    text = await context.encoded(len(tokens), lambda: context.vocabulary.decode(tokens))
+    return {"prompt": text}

@@ -65,9 +65,13 @@ class VocabularyError(Exception):
 
 
 LONG_PIECE = 1000  # characters
+PORTION = 16_384  # characters; while the library encodes it holds the interpreter lock
 _SPLIT = regex.compile(SPLIT_PATTERN)
-# a piece is a run of one kind of character: without such a run there is no long piece
-_LONG_RUN = regex.compile(r"[^\s]{1000}|\s{1000}")
+# a piece is a run of one kind of character: without such a run there is no long piece; a shorter one is not begun again
+_LONG_RUN = regex.compile(r"\S{1000}|\s{1000}|(?:\S++|\s++)(*SKIP)(*FAIL)")
+# begins a piece, whatever stands before: no alternative of the pattern has these two behind one another
+_BREAK = regex.compile(r"(?<=\S) |(?<=\p{L})[^\p{L}\p{M}']|(?<=\p{N})\P{N}")
+_SPECIAL = regex.compile(r"<\|\w+\|>")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,19 @@ class Vocabulary:
         return list(read_ranks(self.ranks_path.read_bytes()))
 
     def encode(self, text: str) -> list[int]:
+        """Long text in portions, between which other threads may run."""
+        if len(text) <= PORTION:
+            return self._encode_portion(text)
+        ids: list[int] = []
+        begin = 0
+        while begin < len(text):
+            found = _BREAK.search(text, begin + PORTION)
+            end = len(text) if found is None else found.start()
+            ids += self._encode_portion(text[begin:end])
+            begin = end
+        return ids
+
+    def _encode_portion(self, text: str) -> list[int]:
         if _LONG_RUN.search(text) is not None:
             return self._encode_by_pieces(text)
         ids: list[int] = self.encoding.encode(text, disallowed_special=())
@@ -109,8 +126,14 @@ class Vocabulary:
 
     def encode_with_special(self, text: str) -> list[int]:
         """For raw prompts, whose writer means `<|start|>` when writing it."""
-        ids: list[int] = self.encoding.encode(text, allowed_special="all")
-        return ids
+        ids: list[int] = []
+        done = 0
+        for found in _SPECIAL.finditer(text):
+            special = SPECIAL_TOKENS.get(found.group())
+            if special is not None:
+                ids += [*self.encode(text[done : found.start()]), special]
+                done = found.end()
+        return ids + self.encode(text[done:])
 
     def bytes_of(self, token_id: int) -> bytes:
         """Special tokens give their `<|name|>`; ids outside the vocabulary give nothing."""

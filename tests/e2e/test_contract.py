@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import time
 from typing import Any
 
 import httpx
@@ -422,6 +423,39 @@ def test_stop_cuts_the_content_before_it(client: openai.OpenAI, stream: bool) ->
             )
 
 
+def test_several_choices_end_with_the_last_stop_string(
+    client: openai.OpenAI, server: ServerProcess
+) -> None:
+    """The engine knows of no stop strings: left alone it would go on for each choice."""
+    before = server.wait_idle()["engine"]["num_steps_total"]
+    whole = content_of(client)
+    extra = {"reasoning_budget": 0}
+    answer = ask(client, n=2, stop=whole[:3], max_tokens=3000, temperature=0, extra_body=extra)
+    assert [c.finish_reason for c in answer.choices] == ["stop", "stop"]
+    assert server.stats()["engine"]["num_steps_total"] - before < 1000
+
+
+def test_a_choice_that_met_a_stop_string_runs_no_further(
+    client: openai.OpenAI, server: ServerProcess
+) -> None:
+    server.wait_idle()
+    options: Any = {"model": MODEL, "prompt": ["one", "two"], "temperature": 0}
+    extra = {"ignore_eos": True}
+    first, second = client.completions.create(**options, max_tokens=60, extra_body=extra).choices
+    stop = next(
+        text for at in range(40) if (text := first.text[at : at + 8]) not in second.text and text
+    )
+    body = options | extra | {"max_tokens": 3000, "stop": stop, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        chunks = (json.loads(line[6:]) for line in response.iter_lines() if line[:7] == "data: {")
+        ended = next(c for chunk in chunks for c in chunk["choices"] if c["finish_reason"])
+        assert (ended["index"], ended["finish_reason"]) == (0, "stop")
+        deadline = time.monotonic() + 10
+        while server.stats()["engine"]["num_running"] == 2:
+            assert time.monotonic() < deadline
+        assert server.stats()["engine"]["num_running"] == 1
+
+
 def test_stop_does_not_act_on_reasoning(client: openai.OpenAI) -> None:
     options: Any = {
         "max_tokens": 60,
@@ -553,7 +587,7 @@ def test_completion_logprobs(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("change", "param"),
     [({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [201_088]}, "prompt"), ({"suffix": "x"}, "suffix"),
-     ({"best_of": 3}, "best_of"), ({"logprobs": 6}, "logprobs"), ({"prompt": [True]}, "prompt")],
+     ({"best_of": 3}, "best_of"), ({"logprobs": 6}, "logprobs"), ({"prompt": [True]}, "prompt"), ({"max_tokens": 0}, "max_tokens")],
 )  # fmt: skip
 def test_bad_completions_are_named(
     server: ServerProcess, change: dict[str, Any], param: str
@@ -562,6 +596,35 @@ def test_bad_completions_are_named(
         f"{server.url}/v1/completions", json={"model": MODEL, "prompt": "x"} | change
     )
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_an_empty_prompt_is_called_empty(server: ServerProcess) -> None:
+    response = httpx.post(
+        f"{server.url}/v1/completions", json={"model": MODEL, "prompt": ["x", ""]}
+    )
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, "prompt", "invalid_value")
+    assert "empty" in error["message"]
+
+
+def test_completions_count_what_each_prompt_had_cached(client: openai.OpenAI) -> None:
+    prompts = ["one two three four " * 20, "five six seven eight " * 20]
+    options: Any = {"model": MODEL, "prompt": prompts, "max_tokens": 1}
+    client.completions.create(**options)
+    usage = client.completions.create(**options).usage
+    assert usage.prompt_tokens_details.cached_tokens > usage.prompt_tokens / 2
+
+
+def test_raw_prompts_without_a_break_are_no_trap(server: ServerProcess) -> None:
+    """The library alone would need minutes for each."""
+    long = "a" * 400_000
+    body = {"model": MODEL, "prompt": [long, *"b" * 128], "max_tokens": 1}
+    response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    assert response.json()["error"]["code"] == "array_above_max_length"
+    tokens = httpx.post(
+        f"{server.url}/tokenize", json={"prompt": long, "parse_special": True}, timeout=60
+    ).json()
+    assert tokens["count"] == 50_000
 
 
 def test_tokenize_and_back(server: ServerProcess) -> None:

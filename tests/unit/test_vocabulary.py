@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -7,8 +8,10 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from openai_harmony import HarmonyEncoding
 
 from src.harmony import vocabulary as v
 from tests.helpers import checkpoint
@@ -138,3 +141,50 @@ def test_text_without_a_break_is_no_trap() -> None:
     loaded = v.load_vocabulary()
     text = "a" * 300_000
     assert loaded.decode(loaded.encode(text)) == text
+
+
+class _Watched:
+    """The library's encoding, and how much it was given at once."""
+
+    def __init__(self, encoding: HarmonyEncoding) -> None:
+        self._encoding = encoding
+        self.lengths: list[int] = []
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        self.lengths.append(len(text))
+        return self._encoding.encode(text, **options)
+
+
+def _watched() -> tuple[v.Vocabulary, _Watched]:
+    loaded = v.load_vocabulary()
+    watched = _Watched(loaded.encoding)
+    return dataclasses.replace(loaded, encoding=cast("HarmonyEncoding", watched)), watched
+
+
+@pytest.mark.parametrize(
+    "alphabet", ["etaoin shr", "It's we'LL d'o", "é日本語，。ñ🤖 ", "a1 b22\n\n\r ", "aA1_ -./()[]{}'", "नमस्ते दु", "1234 5", "?! ./\n", "x   \t\n  y"]
+)  # fmt: skip
+def test_text_in_portions_gets_the_same_ids_as_whole(alphabet: str) -> None:
+    vocabulary, watched = _watched()
+    text = "".join(random.Random(alphabet).choices(alphabet, k=6 * v.PORTION))
+    assert vocabulary.encode(text) == vocabulary.encoding.encode(text, disallowed_special=())
+    *portions, whole = watched.lengths
+    assert whole == len(text) == sum(portions)
+    assert max(portions) < v.PORTION + 200
+
+
+def test_raw_prompts_have_special_tokens_and_the_librarys_ids() -> None:
+    loaded = v.load_vocabulary()
+    rng = random.Random(3)
+    parts = ["<|start|>", "<|end|>", "<|none|>", "<|", "|>", "<|<|message|>", " a", "b c", "\n", "<|reserved_200100|>", "it's"]  # fmt: skip
+    for _ in range(50):
+        text = "".join(rng.choices(parts, k=30))
+        wanted = loaded.encoding.encode(text, allowed_special="all")
+        assert loaded.encode_with_special(text) == wanted, text
+
+
+def test_raw_prompts_without_a_break_are_no_trap() -> None:
+    vocabulary, watched = _watched()
+    text = f"<|start|>{'a' * 100_000}<|end|> {' ' * 100_000}<|call|>"
+    assert vocabulary.decode(vocabulary.encode_with_special(text)) == text
+    assert max(watched.lengths, default=0) < v.LONG_PIECE

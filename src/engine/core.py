@@ -194,6 +194,9 @@ class EngineCore:
                 except GrammarError as error:
                     self.scheduler.finish_requests([output.request_id])
                     output.finish_reason, output.error = FinishReason.ERROR, f"grammar: {error}"
+            elif output.finish_reason is FinishReason.ERROR:
+                reason = self.guided.error_of(output.request_id)
+                output.error = output.error if reason is None else f"grammar: {reason}"
             if output.finish_reason is not None:
                 self.guided.remove(output.request_id)
 

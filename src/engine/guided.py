@@ -19,6 +19,9 @@ from src.engine.sampling_params import LoopGuard
 
 MAX_CACHED_GRAMMARS = 10_000
 MASK_THREADS = 8
+# llguidance's own bounds, 2,000 and 50,000, end an object of 500 optional properties in the middle of the answer; with
+# these one of 2,000 can be written, at 50 ms for the mask of a key
+MAX_ITEMS_IN_ROW, MAX_ITEMS_OF_MASK = 10_000, 400_000
 MANY = 96  # masks, each of some 5 us: from here on it pays to wake the threads, which takes 100 us
 
 
@@ -73,12 +76,17 @@ class GuidedDecoding:
     def advance(self, request_id: str, token_id: int) -> None:
         """Raises GrammarError if the token was not allowed."""
         matcher = self._live.get(request_id)
-        if matcher is None or matcher.is_stopped():
+        if matcher is None or _is_over(matcher):
             return
-        if not matcher.consume_token(token_id):
-            raise GrammarError(matcher.get_error())
+        if matcher.is_error() or not matcher.consume_token(token_id):
+            raise GrammarError(_reason(matcher))
         if request_id in self._guards:
             self._guards[request_id].push(token_id)
+
+    def error_of(self, request_id: str) -> str | None:
+        """Why no mask can be made for it any more, if that is so."""
+        matcher = self._live.get(request_id)
+        return _reason(matcher) if matcher is not None and matcher.is_error() else None
 
     def forced(self, request_id: str) -> list[int]:
         """The tokens that the text has to go on with, where the grammar leaves no choice of text."""
@@ -100,11 +108,12 @@ class GuidedDecoding:
         self, request_ids: list[str], drafts: Mapping[str, list[int]] = MappingProxyType({})
     ) -> tuple[list[str], memoryview]:
         """-> (the ids among these that have a grammar, the bytes of their masks int32 [rows, words]). One with drafts,
-        which its grammar allows, comes once more for each: the mask of what may follow it."""
+        which its grammar allows, comes once more for each: the mask of what may follow it. Where a mask takes more
+        work than llguidance allows it forbids everything, so that the request fails."""
         ids: list[str] = []
         for request_id in request_ids:
             matcher = self._live.get(request_id)
-            if matcher is not None and not matcher.is_stopped():
+            if matcher is not None and not _is_over(matcher):
                 ids += [request_id] * (1 + len(drafts.get(request_id, ())))
         masks = np.empty((len(ids), self._words), np.int32)
         together: list[tuple[LLMatcher, int]] = []
@@ -127,6 +136,9 @@ class GuidedDecoding:
             self._executor.unsafe_compute_mask_ptr(
                 together, masks.ctypes.data, masks.strides[0], len(masks)
             )
+            for matcher, place in together:
+                if matcher.is_error():
+                    masks[place].fill(0)
         return ids, masks.reshape(-1).view(np.uint8).data
 
     def _follow(
@@ -150,10 +162,13 @@ class GuidedDecoding:
 
     def _fill(self, matcher: LLMatcher, watch: _LoopWatch | None, mask: np.ndarray) -> None:
         """mask int32 [words]."""
-        if matcher.is_stopped():  # behind a draft that ended it: nothing is forbidden any more
+        if _is_over(matcher):  # behind a draft that ended it: nothing is forbidden any more
             mask.fill(-1)
             return
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if matcher.is_error():  # its mask would allow the end of the turn
+            mask.fill(0)
+            return
         if watch is None or not watch.looping:
             return
         words = mask.view(np.uint32)
@@ -173,6 +188,16 @@ class GuidedDecoding:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         return matcher
+
+
+def _is_over(matcher: LLMatcher) -> bool:
+    """Whether all is said. One that has failed calls itself stopped too."""
+    return matcher.is_stopped() and not matcher.is_error()
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """What is wrong, without the grammar that llguidance shows below."""
+    return "".join(matcher.get_error().splitlines()[:1])
 
 
 class _LoopWatch:
@@ -221,7 +246,11 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
         tokenizer,
         LLMatcher.grammar_from_lark(grammar),
         log_level=0,
-        limits=LLParserLimits(verbose_errors=False),
+        limits=LLParserLimits(
+            verbose_errors=False,
+            max_items_in_row=MAX_ITEMS_IN_ROW,
+            step_max_items=MAX_ITEMS_OF_MASK,
+        ),
     )
     if matcher.is_error():
         raise GrammarError(matcher.get_error())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from src.engine.core import EngineCore
+from src.engine.drafts import Drafter
 from src.engine.messages import AddRequest, TokenOutput
 from src.engine.request import FinishReason
 from src.engine.sampling_params import SamplingParams
@@ -126,14 +127,17 @@ def test_what_cannot_run_is_refused_with_a_reason() -> None:
     finish(core)
 
 
-def test_a_grammar_that_does_not_compile_ends_its_request_alone() -> None:
-    vocabulary = load_vocabulary()
-    core = make_core(
-        ranks_path=vocabulary.ranks_path,
+def make_guided_core() -> EngineCore:
+    return make_core(
+        ranks_path=load_vocabulary().ranks_path,
         special_tokens=SPECIAL_TOKENS,
         split_pattern=SPLIT_PATTERN,
         eos_token_ids=STOP_TOKEN_IDS,
     )
+
+
+def test_a_grammar_that_does_not_compile_ends_its_request_alone() -> None:
+    core = make_guided_core()
     assert (
         core.add_request(request("ok", params={"grammar": "start: /[0-9]+/", "max_tokens": 3}))
         is None
@@ -141,6 +145,26 @@ def test_a_grammar_that_does_not_compile_ends_its_request_alone() -> None:
     refused = core.add_request(request("bad", params={"grammar": "start: ("}))
     assert refused is not None and refused.finish_reason is FinishReason.ERROR
     assert finish(core)["ok"].finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_a_mask_that_takes_too_much_work_ends_its_request_alone(drafts: int) -> None:
+    core = make_guided_core()
+    if drafts:
+        core.scheduler._drafter = Drafter(core.guided, drafts)
+    grammar = "start: /.{0,3000}[a-p].{3000}/"
+    params = {
+        "grammar": grammar,
+        "max_tokens": 2000,
+        "ignore_eos": False,
+        "logit_bias": {64: 100.0},
+    }
+    core.add_request(request("much", params=params | {"stop_token_ids": STOP_TOKEN_IDS}))
+    core.add_request(request("ok", params={"grammar": "start: /[0-9]+/", "max_tokens": 90}))
+    ended = finish(core)
+    assert ended["much"].finish_reason is FinishReason.ERROR
+    assert (ended["much"].error or "").startswith("grammar: ")
+    assert ended["ok"].finish_reason is FinishReason.LENGTH
 
 
 def test_abort_gives_a_terminal_output() -> None:

@@ -249,6 +249,46 @@ def test_requests_masks_are_the_same_together_and_alone(
     assert guided.bitmask(["ended", "unknown"])[0] == []
 
 
+TOO_MUCH = {"type": "string", "pattern": "^.{0,3000}[ab].{3000}$"}  # states without end
+
+
+@pytest.mark.parametrize("many", [1, 100])
+def test_a_mask_that_takes_too_much_work_forbids_everything(
+    tokenizer: LLTokenizer, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llguidance's own would allow what ends the turn: a cut answer would pass for a whole one."""
+    monkeypatch.setattr(guided_module, "MANY", many)
+    guided = GuidedDecoding(tokenizer)
+    guided.add("r", turn_grammar(TurnSpec(final_schema=TOO_MUCH, reasoning_budget=0), VOCABULARY))
+    for token in VOCABULARY.encode_with_special('<|channel|>final<|message|>"'):
+        guided.advance("r", token)
+    text = VOCABULARY.encode("a bat and a cab " * 40)
+    for token in text:
+        if not allowed_tokens(guided):
+            break
+        assert guided.error_of("r") is None
+        guided.advance("r", token)
+    assert guided.error_of("r") is not None
+    assert allowed_tokens(guided) == []
+    assert not any(guided.bitmask(["r"], {"r": text[:2]})[1])
+    with pytest.raises(GrammarError):
+        guided.advance("r", RETURN)
+
+
+def test_objects_of_many_optional_properties_are_enforced(tokenizer: LLTokenizer) -> None:
+    names = [f"{word}_{number}" for number in range(120) for word in ("red", "blue", "old", "tall", "new", "sad", "wet", "raw")]  # fmt: skip
+    schema = {
+        "type": "object", "properties": dict.fromkeys(names, {"type": "integer"}), "additionalProperties": False,
+    }  # fmt: skip
+    guided = GuidedDecoding(tokenizer)
+    guided.add("r", turn_grammar(TurnSpec(final_schema=schema, reasoning_budget=0), VOCABULARY))
+    value = '{"blue_0": 1, "sad_77": 2, "raw_119": 3}'
+    for token in VOCABULARY.encode_with_special(f"<|channel|>final<|message|>{value}<|return|>"):
+        assert token in allowed_tokens(guided)
+        guided.advance("r", token)
+    assert guided.error_of("r") is None
+
+
 def allowed_tokens(guided: GuidedDecoding) -> list[int]:
     _, mask = guided.bitmask(["r"])
     bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")

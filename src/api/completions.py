@@ -102,6 +102,10 @@ class TextChoice:
     logprobs: dict[str, list[Any]] = field(default_factory=lambda: _no_logprobs())
     _decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
+    @property
+    def ended(self) -> bool:
+        return self.finish_reason is not None
+
     def feed(self, output: TokenOutput) -> tuple[str, dict[str, list[Any]]]:
         """-> (new text, logprobs of the new tokens)."""
         new, numbers = "", _no_logprobs()
@@ -191,7 +195,7 @@ class TextAnswer:
                 async for batch in batches:
                     for index, output in batch:
                         choice = self.choices[index]
-                        if choice.finish_reason is not None:
+                        if choice.ended:
                             continue
                         if output.token_ids:
                             self.record.tokens_arrived(len(output.token_ids))
@@ -207,7 +211,7 @@ class TextAnswer:
                                 else EngineFailure(choice.error)
                             )
                         yield choice, text, numbers
-                    if all(c.finish_reason is not None for c in self.choices):
+                    if all(c.ended for c in self.choices):
                         return
         finally:
             self.close()

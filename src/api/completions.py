@@ -99,6 +99,7 @@ class TextChoice:
     num_tokens: int = 0
     num_cached_tokens: int = 0
     text: str = ""
+    num_chars: int = 0  # of the text of all tokens, also of what a stop string holds back
     logprobs: dict[str, list[Any]] = field(default_factory=lambda: _no_logprobs())
     _decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
@@ -113,12 +114,12 @@ class TextChoice:
         for place, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
             if output.logprobs is not None:
-                self._add_logprobs(
-                    token_id, output.logprobs[place], len(self.text) + len(new), numbers
-                )
+                self._add_logprobs(token_id, output.logprobs[place], self.num_chars, numbers)
             if token_id in STOP_TOKEN_IDS or token_id >= self.vocabulary.num_ordinary:
                 continue
-            new += self.stops.feed(self._decoder.decode(self.vocabulary.bytes_of(token_id)))
+            decoded = self._decoder.decode(self.vocabulary.bytes_of(token_id))
+            self.num_chars += len(decoded)
+            new += self.stops.feed(decoded)
             if self.stops.stopped:
                 self.finish_reason = "stop"
                 break
@@ -200,9 +201,7 @@ class TextAnswer:
                         if output.token_ids:
                             self.record.tokens_arrived(len(output.token_ids))
                         text, numbers = choice.feed(output)
-                        if (
-                            choice.finish_reason is not None
-                        ):  # by a stop string, if not by the engine
+                        if choice.ended:  # by a stop string, if not by the engine
                             self.context.engine.discard(self.engine_requests[index].request_id)
                         if choice.error is not None:
                             raise (

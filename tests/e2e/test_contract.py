@@ -584,6 +584,23 @@ def test_completion_logprobs(client: openai.OpenAI) -> None:
     )
 
 
+def test_completions_offsets_count_what_a_stop_string_holds_back(client: openai.OpenAI) -> None:
+    options: Any = {
+        "model": MODEL,
+        "prompt": "Hi",
+        "logprobs": 0,
+        "max_tokens": 20,
+        "temperature": 0,
+    }
+    whole = client.completions.create(**options, extra_body={"ignore_eos": True}).choices[0]
+    stop = whole.text[3:20] + "never"
+    held = client.completions.create(**options, stop=stop, extra_body={"ignore_eos": True}).choices[
+        0
+    ]
+    assert held.text == whole.text
+    assert held.logprobs.text_offset == whole.logprobs.text_offset
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [201_088]}, "prompt"), ({"suffix": "x"}, "suffix"),

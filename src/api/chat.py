@@ -115,7 +115,8 @@ class Answer:
         if output.queue_s is not None and record.queue_s is None:
             record.queue_s, record.prefill_s = output.queue_s, output.prefill_s
         deltas = choice.feed(output)
-        if choice.finish_reason is not None:  # by a stop string: the engine knows of none
+        if choice.finish_reason is not None:
+            # by a stop string: the engine knows of none
             self.context.engine.discard(self.plan.requests[choice.index].request_id)
         for item in deltas:
             if item.delta.kind == "reasoning":

@@ -103,10 +103,6 @@ class TextChoice:
     logprobs: dict[str, list[Any]] = field(default_factory=lambda: _no_logprobs())
     _decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
-    @property
-    def ended(self) -> bool:
-        return self.finish_reason is not None
-
     def feed(self, output: TokenOutput) -> tuple[str, dict[str, list[Any]]]:
         """-> (new text, logprobs of the new tokens)."""
         new, numbers = "", _no_logprobs()
@@ -191,17 +187,20 @@ class TextAnswer:
         }
 
     async def events(self) -> AsyncGenerator[tuple[TextChoice, str, dict[str, list[Any]]], None]:
+        ended: set[int] = set()
         try:
             async with contextlib.aclosing(interleave(self.streams)) as batches:
                 async for batch in batches:
                     for index, output in batch:
-                        choice = self.choices[index]
-                        if choice.ended:
+                        if index in ended:
                             continue
+                        choice = self.choices[index]
                         if output.token_ids:
                             self.record.tokens_arrived(len(output.token_ids))
                         text, numbers = choice.feed(output)
-                        if choice.ended:  # by a stop string, if not by the engine
+                        if choice.finish_reason is not None:
+                            ended.add(index)
+                            # by a stop string: the engine knows of none
                             self.context.engine.discard(self.engine_requests[index].request_id)
                         if choice.error is not None:
                             raise (
@@ -210,7 +209,7 @@ class TextAnswer:
                                 else EngineFailure(choice.error)
                             )
                         yield choice, text, numbers
-                    if all(c.ended for c in self.choices):
+                    if len(ended) == len(self.choices):
                         return
         finally:
             self.close()

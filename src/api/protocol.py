@@ -17,7 +17,7 @@ EFFORTS = {
 ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 PARTS = {"text": "text"}  # types of content parts, and the field of each that has its text
 ASSISTANT_PARTS = PARTS | {"refusal": "refusal"}
-_NAME = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -37,7 +37,7 @@ def _finite(value: float) -> float:
 
 
 def _function_name(value: str) -> str:
-    if not _NAME.match(value):
+    if not _NAME.fullmatch(value):
         raise fail(
             f"{value!r} is no function name: 1 to 64 letters, digits, '_' and '-' are allowed"
         )

@@ -25,6 +25,9 @@ _BOUNDS = (
     "multipleOf", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties",
 )  # fmt: skip
 _MAX_DEPTH = 32
+# characters that references may write again and again before they only name what stands above: eight types that refer
+# to one another would be seven million
+_MOST_REPEATED = 8000
 
 
 def render_tools(tools: Sequence[Mapping[str, Any]]) -> str:
@@ -94,6 +97,8 @@ class _Renderer:
     def __init__(self, root: Schema) -> None:
         self._root = root
         self._open_refs: list[str] = []
+        self._written_refs: set[str] = set()  # in full
+        self._ref_chars = 0
 
     def type_of(self, schema: Any, indent: str) -> str:
         if schema is True or schema == {}:
@@ -201,13 +206,17 @@ class _Renderer:
             return f"any /* {reference} */"
         if reference in self._open_refs:
             return f"{name} /* recursive, as above */"
+        if reference in self._written_refs and self._ref_chars > _MOST_REPEATED:
+            return f"{name} /* as above */"
+        before = self._ref_chars
         self._open_refs.append(str(reference))
-        try:
-            siblings = {k: v for k, v in schema.items() if k != "$ref"}
-            merged = {**target, **siblings} if isinstance(target, Mapping) else target
-            return self.type_of(merged, indent)
-        finally:
-            self._open_refs.pop()
+        siblings = {k: v for k, v in schema.items() if k != "$ref"}
+        merged = {**target, **siblings} if isinstance(target, Mapping) else target
+        text = self.type_of(merged, indent)
+        self._open_refs.pop()
+        self._written_refs.add(str(reference))
+        self._ref_chars = before + len(text)
+        return text
 
     def _resolve(self, reference: str) -> Any:
         if reference == "#":

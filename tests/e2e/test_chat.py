@@ -243,6 +243,7 @@ def error_of(server: ServerProcess, body: Any, **options: Any) -> tuple[int, dic
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "a\n"}}]}, "tools[0].function.name"),
         ({"reasoning_effort": "extreme"}, "reasoning_effort"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"metadata": "x"}, "metadata"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import openai_harmony as oh
@@ -114,6 +115,35 @@ def test_recursive_references_end() -> None:
     assert "next?: Node /* recursive, as above */," in render_tools(
         [{"name": "f", "parameters": tree}]
     )
+
+
+def _referring(names: list[str], to: Callable[[int], range]) -> dict[str, Any]:
+    defs = {
+        name: {"type": "object", "properties": {f"p{j}": {"$ref": f"#/$defs/{names[j]}"} for j in to(i)}, "required": [f"own_{name}"]}
+        for i, name in enumerate(names)
+    }  # fmt: skip
+    for name, definition in defs.items():
+        definition["properties"][f"own_{name}"] = {"type": "string"}
+    return {"$defs": defs, "type": "object", "properties": {"x": {"$ref": f"#/$defs/{names[0]}"}}}
+
+
+@pytest.mark.parametrize("count", [8, 30])
+@pytest.mark.parametrize("kind", ["mutual", "chain"])
+def test_types_that_refer_to_one_another_do_not_explode(count: int, kind: str) -> None:
+    names = [f"T{i}" for i in range(count)]
+    parameters = _referring(
+        names, lambda i: range(count) if kind == "mutual" else range(i + 1, min(i + 3, count))
+    )
+    text = render_tools([{"name": "f", "parameters": parameters}])
+    assert len(text) < 60_000
+    assert all(f"own_{name}: string" in text for name in names), "each is written once at least"
+    assert (kind, count) == ("chain", 8) or " as above */" in text
+
+
+def test_references_are_written_out_where_that_is_short() -> None:
+    parameters = _referring(["Order", "Item", "Price"], lambda i: range(i + 1, 3))
+    text = render_tools([{"name": "f", "parameters": parameters}])
+    assert text.count("own_Price: string") == 2 and "as above" not in text
 
 
 def test_tools_keep_their_order() -> None:

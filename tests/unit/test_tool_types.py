@@ -135,7 +135,7 @@ def test_types_that_refer_to_one_another_do_not_explode(count: int, kind: str) -
         names, lambda i: range(count) if kind == "mutual" else range(i + 1, min(i + 3, count))
     )
     text = render_tools([{"name": "f", "parameters": parameters}])
-    assert len(text) < 60_000
+    assert len(text) < 100_000
     assert all(f"own_{name}: string" in text for name in names), "each is written once at least"
     assert (kind, count) == ("chain", 8) or " as above */" in text
 

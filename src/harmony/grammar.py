@@ -8,10 +8,12 @@ token but the message's end can be sampled, or JSON.
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from llguidance import LLMatcher
@@ -98,10 +100,9 @@ def check_schema(schema: Any) -> None:
         text = json.dumps(schema)
     except (ValueError, RecursionError) as error:
         raise SchemaError(str(error)) from error
-    _check_schema_text(text)
+    _schemas.once(text, _check_schema_text)
 
 
-@functools.lru_cache(maxsize=MAX_CHECKED)
 def _check_schema_text(text: str) -> None:
     try:
         grammar = LLMatcher.grammar_from_json_schema(text)
@@ -112,12 +113,39 @@ def _check_schema_text(text: str) -> None:
         raise SchemaError(problem.splitlines()[0] if problem.startswith("Unimpl") else problem)
 
 
-@functools.lru_cache(maxsize=MAX_CHECKED)
 def check_grammar(grammar: str) -> None:
     """Raises SchemaError for a whole turn's grammar that does not compile (too large, say)."""
+    _grammars.once(grammar, _check_grammar_text)
+
+
+def _check_grammar_text(grammar: str) -> None:
     problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar), None)
     if problem:
         raise SchemaError(problem)
+
+
+class _Checked:
+    """What is known to be right, by digest: texts may have megabytes. For several threads."""
+
+    def __init__(self) -> None:
+        self._digests: OrderedDict[bytes, None] = OrderedDict()
+        self._lock = Lock()
+
+    def once(self, text: str, check: Callable[[str], None]) -> None:
+        """`check` raises for what is wrong, which is not remembered."""
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        with self._lock:
+            if digest in self._digests:
+                self._digests.move_to_end(digest)
+                return
+        check(text)
+        with self._lock:
+            self._digests[digest] = None
+            if len(self._digests) > MAX_CHECKED:
+                self._digests.popitem(last=False)
+
+
+_schemas, _grammars = _Checked(), _Checked()
 
 
 def _json(schema: Mapping[str, Any]) -> str:

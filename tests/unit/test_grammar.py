@@ -13,8 +13,9 @@ import pytest
 from llguidance import LLTokenizer
 
 from src.engine import guided as guided_module
-from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
+from src.engine.guided import GrammarError, GuidedDecoding, compile_grammar, load_tokenizer
 from src.engine.sampling_params import LoopGuard
+from src.harmony import grammar as grammar_module
 from src.harmony.deltas import ParsedMessage
 from src.harmony.grammar import (
     SchemaError,
@@ -311,3 +312,43 @@ def test_a_tools_name_may_be_in_any_tokens_that_spell_it(
         assert allowed[token]
         assert not allowed[VOCABULARY.rank_of[b"ting"]]
         guided.advance("r", token)
+
+
+def test_compiled_grammars_are_bounded_by_bytes(
+    tokenizer: LLTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+
+    def compile_too(tokenizer: LLTokenizer, grammar: str) -> Any:
+        compiled.append(grammar)
+        return compile_grammar(tokenizer, grammar)
+
+    monkeypatch.setattr(guided_module, "compile_grammar", compile_too)
+    monkeypatch.setattr(guided_module, "MAX_COMPILED_BYTES", 1_000_000)
+    guided = GuidedDecoding(tokenizer)
+    small = [f"start: /[a-f]{{{size}}}/" for size in range(1, 9)]
+    for grammar in [*small, *small[-4:], small[0]]:
+        guided.add("r", grammar)
+    assert compiled == [*small, small[0]], "the latest are kept, the oldest is not"
+    large = f"start: /{'a' * 50_000}/"
+    for grammar in [large, large, small[0]]:
+        guided.add("r", grammar)
+    assert compiled[len(small) + 1 :] == [large, small[0]], "one is kept however large it is"
+
+
+def test_what_was_checked_once_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[str] = []
+
+    def check(text: str) -> None:
+        checks.append(text)
+        if text == "bad":
+            raise SchemaError(text)
+
+    monkeypatch.setattr(grammar_module, "MAX_CHECKED", 2)
+    checked = grammar_module._Checked()
+    for text in ("a", "b", "a", "c", "a", "b"):
+        checked.once(text, check)
+    for _ in range(2):
+        with pytest.raises(SchemaError):
+            checked.once("bad", check)
+    assert checks == ["a", "b", "c", "b", "bad", "bad"]

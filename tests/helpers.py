@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from src.cli.make_checkpoint import make_checkpoint
@@ -24,6 +25,7 @@ from src.engine.sampling_params import SamplingParams
 from src.engine.shapes import Size
 from src.engine.shards import whole
 from src.engine.worker.batch import RequestTable, build_batch
+from src.engine.worker.sampler import LogitBias, SamplingRow
 from src.nano.values import value_text
 
 CHECKPOINTS = Path(
@@ -127,6 +129,12 @@ def model_logits(
         rows.append(model.forward(batch, cache))
         table.finish_step(step, {})
     return torch.cat(rows)
+
+
+def sampling_row(
+    params: SamplingParams, prompt_ids: np.ndarray, output_ids: np.ndarray
+) -> SamplingRow:
+    return SamplingRow(params, prompt_ids, output_ids, LogitBias.of(params))
 
 
 def relative_rms(reference: torch.Tensor, value: torch.Tensor) -> float:

@@ -20,6 +20,7 @@ from src.engine.worker.sampler import (
     sample,
 )
 from src.kernels import native
+from tests.helpers import sampling_row
 
 V = 3000
 
@@ -28,7 +29,7 @@ def row(
     prompt: list[int] | None = None, output: list[int] | None = None, **params: Any
 ) -> SamplingRow:
     options = {"max_tokens": 10, "seed": 1} | params
-    return SamplingRow(
+    return sampling_row(
         SamplingParams(**options),
         np.array(prompt or [1], np.int64),
         np.array(output or [], np.int64),
@@ -190,6 +191,18 @@ def test_bias_bans_and_forces() -> None:
     best = int(logits.argmax())
     assert run(logits, [row(temperature=0.0, logit_bias={best: -100.0})]).token_ids != [best]
     assert run(logits, [row(temperature=0.0, logit_bias={77: 100.0})]).token_ids == [77]
+
+
+def test_bias_of_one_row_is_not_its_neighbours() -> None:
+    logits = logits_of(4, rows=3)
+    best = logits.argmax(dim=-1).tolist()
+    all_but = {token: -100.0 for token in range(V) if token != 5}
+    biases = [{}, all_but, {7: 60.0, 9: 70.0}]
+    rows = [row(temperature=0.0, logit_bias=bias, logprobs=0) for bias in biases]
+    out = run(logits, rows)
+    assert out.token_ids == [best[0], 5, 9]
+    plain = run(logits, [row(temperature=0.0, logprobs=0)] * 3)
+    assert plain.token_ids == best
 
 
 def test_min_tokens_forbids_stopping_early() -> None:

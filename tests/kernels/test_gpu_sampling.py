@@ -8,8 +8,9 @@ import torch
 
 from src.engine.sampling_params import SamplingParams
 from src.engine.worker import truncation
-from src.engine.worker.sampler import SamplingRow, sample
+from src.engine.worker.sampler import sample
 from src.kernels.gpu import sampling, support
+from tests.helpers import sampling_row
 from tests.kernels.gpu_helpers import DEVICE
 
 VOCAB = 700
@@ -106,7 +107,7 @@ def test_the_sampler_gives_the_same_tokens_by_either_way(monkeypatch: pytest.Mon
         {"temperature": 1.0, "top_k": 5}, {"temperature": 0.5},
     ]  # fmt: skip
     rows = [
-        SamplingRow(SamplingParams(max_tokens=4, seed=11 + i, **p), np.arange(5 + i), np.arange(i))
+        sampling_row(SamplingParams(max_tokens=4, seed=11 + i, **p), np.arange(5 + i), np.arange(i))
         for i, p in enumerate(params)
     ]
     mask_rows = [4, 5, 2]
@@ -124,7 +125,7 @@ def test_a_row_for_which_the_likeliest_do_not_suffice_is_drawn_again(
     logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(4))
     params = [{"top_p": 0.9}, {"top_k": 300, "top_p": 0.95}, {"top_k": 4}, {"min_p": 0.01}, {}]
     rows = [
-        SamplingRow(SamplingParams(max_tokens=4, seed=3 + i, logprobs=1, **p), np.arange(5), np.arange(i))
+        sampling_row(SamplingParams(max_tokens=4, seed=3 + i, logprobs=1, **p), np.arange(5), np.arange(i))
         for i, p in enumerate(params)
     ]  # fmt: skip
     words = masks(list(range(0, VOCAB, 2)), list(range(VOCAB))).numpy()
@@ -154,7 +155,7 @@ def test_penalties_and_bias_are_the_same_by_either_way(monkeypatch: pytest.Monke
         {"logit_bias": {3: 5.0, 9: -100.0}, "min_tokens": 3, "stop_token_ids": (5,)},
     ]
     rows = [
-        SamplingRow(SamplingParams(max_tokens=9, seed=i, **p), np.arange(30), np.arange(1 + i) * 7)
+        sampling_row(SamplingParams(max_tokens=9, seed=i, **p), np.arange(30), np.arange(1 + i) * 7)
         for i, p in enumerate(params)
     ]
     nothing = np.empty((0, 22), np.int32)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from src.engine.sampling_params import SamplingParams
-from src.engine.worker.sampler import SamplingRow, sample
+from src.engine.worker.sampler import sample
 from src.engine.worker.transfers import Reading, to_device
+from tests.helpers import sampling_row
 
 BUSY_CYCLES = 500_000_000  # some tenths of a second
 needs_gpu = pytest.mark.skipif(
@@ -52,7 +53,7 @@ def test_the_next_step_is_started_before_the_tokens_are_there() -> None:
         {"presence_penalty": 0.5, "logprobs": 3}, {"logit_bias": {7: 2.0}}, {"min_tokens": 9, "stop_token_ids": (8,)},
     ]  # fmt: skip
     rows = [
-        SamplingRow(SamplingParams(max_tokens=9, seed=i, **wish), np.arange(40), np.arange(3))
+        sampling_row(SamplingParams(max_tokens=9, seed=i, **wish), np.arange(40), np.arange(3))
         for i, wish in enumerate(wishes)
     ]
     masks = np.full((2, vocab // 32), -1, np.int32)

@@ -16,6 +16,7 @@ from src.engine.config import FULL, SLIDING
 from src.engine.messages import NewRequest, SchedulerOutput
 from src.engine.model.gpt_oss import ForwardBatch
 from src.engine.sampling_params import SamplingParams
+from src.engine.worker.sampler import LogitBias
 from src.engine.worker.transfers import to_device
 from src.kernels import native
 from src.kernels.attention import TILE_TOKENS, AttentionPlan, DecodePlan, PrefillPlan, Ragged
@@ -57,6 +58,7 @@ class RequestState:
     num_computed_tokens: int
     tokens: _Growing
     blocks: tuple[_Growing, _Growing]  # by group: full, sliding
+    bias: LogitBias | None
 
 
 @dataclass(slots=True)
@@ -130,6 +132,7 @@ def _state(new: NewRequest) -> RequestState:
         new.num_computed_tokens,
         _Growing(new.token_ids),
         (_Growing(new.block_ids[0]), _Growing(new.block_ids[1])),
+        LogitBias.of(new.params),
     )
 
 

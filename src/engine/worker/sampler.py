@@ -31,10 +31,29 @@ LOGPROB_FLOOR = -9999.0
 
 
 @dataclass(frozen=True, slots=True)
+class LogitBias:
+    """`SamplingParams.logit_bias` as arrays, made once for a request: some have a hundred thousand tokens."""
+
+    token_ids: np.ndarray  # int64 [n]
+    values: np.ndarray  # float32 [n]
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> LogitBias | None:
+        """None: nothing is biased."""
+        count, bias = len(params.logit_bias), params.logit_bias
+        if not bias:
+            return None
+        return cls(
+            np.fromiter(bias.keys(), np.int64, count), np.fromiter(bias.values(), np.float32, count)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingRow:
     params: SamplingParams
     prompt_ids: np.ndarray
     output_ids: np.ndarray
+    bias: LogitBias | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +77,7 @@ def sample(
     params = [row.params for row in rows]
     raw = _raw_logprobs(logits, params)
     _apply_penalties(logits, rows)
-    _apply_bias(logits, params)
+    _apply_bias(logits, rows)
     _apply_min_tokens(logits, rows)
     unsure = None
     if support.samples(logits):
@@ -296,15 +315,16 @@ def _counts(token_ids: list[np.ndarray], vocab: int, device: torch.device) -> to
     return flat.view(len(token_ids), vocab)
 
 
-def _apply_bias(logits: torch.Tensor, params: list[SamplingParams]) -> None:
-    entries = [
-        (row, token, bias) for row, p in enumerate(params) for token, bias in p.logit_bias.items()
-    ]
-    if entries:
-        rows, tokens, biases = zip(*entries, strict=True)
-        device = logits.device
-        index = (to_device(rows, torch.int64, device), to_device(tokens, torch.int64, device))
-        logits.index_put_(index, to_device(biases, torch.float32, device), accumulate=True)
+def _apply_bias(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
+    biased = [(place, row.bias) for place, row in enumerate(rows) if row.bias is not None]
+    if not biased:
+        return
+    places = np.concatenate([np.full(len(bias.token_ids), place) for place, bias in biased])
+    token_ids = np.concatenate([bias.token_ids for _, bias in biased])
+    values = np.concatenate([bias.values for _, bias in biased])
+    device = logits.device
+    index = (to_device(places, torch.int64, device), to_device(token_ids, torch.int64, device))
+    logits[index] += to_device(values, torch.float32, device)
 
 
 def _apply_min_tokens(logits: torch.Tensor, rows: list[SamplingRow]) -> None:

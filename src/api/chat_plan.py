@@ -122,6 +122,8 @@ async def plan_chat(
         )
     except PromptError as error:
         raise InvalidRequest(str(error), error.param, "invalid_value") from None
+    except RecursionError:
+        raise InvalidRequest("The schemas of the tools are nested too deeply.", "tools") from None
     max_tokens = _max_tokens(request, profile, len(prompt.token_ids), context)
     budget = _budget(
         request, profile, max_tokens, constrained=tools.must_call or response_format is not None

@@ -644,6 +644,23 @@ def test_raw_prompts_without_a_break_are_no_trap(server: ServerProcess) -> None:
     assert tokens["count"] == 50_000
 
 
+@pytest.mark.parametrize("keyword", ["allOf", "prefixItems", "items", "properties"])
+@pytest.mark.parametrize("depth", [30, 330, 420])
+def test_schemas_in_schemas_are_taken_or_refused(
+    server: ServerProcess, keyword: str, depth: int
+) -> None:
+    schema: Any = {"type": "string"}
+    for _ in range(depth):
+        inner = {"items": schema, "properties": {"a": schema}}.get(keyword, [schema])
+        schema = {"type": "object" if keyword == "properties" else "array", keyword: inner}
+    tools = [tool("f", {"type": "object", "properties": {"p": schema}})]
+    body = {"messages": [USER], "tools": tools}
+    response = httpx.post(f"{server.url}/tokenize", json=body, timeout=60)
+    assert response.status_code in ((200,) if depth == 30 else (200, 400)), response.text
+    if response.status_code == 400:
+        assert "nested too deeply" in response.json()["error"]["message"]
+
+
 def test_tokenize_and_back(server: ServerProcess) -> None:
     text = "Hello <|start|> 日本"
     tokens = httpx.post(f"{server.url}/tokenize", json={"prompt": text}).json()

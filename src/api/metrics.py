@@ -93,6 +93,8 @@ VLLM_NAMES = {
     )
 } | {"kv_cache_usage_ratio": "kv_cache_usage_perc", "preemptions": "num_preemptions"}  # fmt: skip
 WINDOW_S = 300.0
+# what the window holds at most: requests, and evenly chosen gaps of each
+WINDOW_REQUESTS, WINDOW_GAPS = 10_000, 32
 
 
 @dataclass(slots=True)
@@ -155,7 +157,7 @@ class Metrics:
         self.num_prompt_tokens = 0
         self.num_output_tokens = 0
         self.num_cached_tokens = 0
-        self._window: deque[_Sample] = deque()
+        self._window: deque[_Sample] = deque(maxlen=WINDOW_REQUESTS)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"gptoss_{name}", text, buckets=buckets, registry=self.registry)
@@ -240,12 +242,13 @@ class Metrics:
         if record.outcome == "ok":
             self._e2e.observe(now - record.arrival)
         ttft = None if record.first_token is None else record.first_token - record.arrival
+        self._forget_before(now - WINDOW_S)
         self._window.append(
             _Sample(
                 now,
                 ttft,
                 now - record.arrival,
-                tuple(record.gaps),
+                tuple(record.gaps[:: -(-len(record.gaps) // WINDOW_GAPS) or 1]),
                 record.num_prompt_tokens,
                 record.num_output_tokens,
             )
@@ -265,12 +268,12 @@ class Metrics:
             self._recovered.labels(kind).inc(count)
 
     def window(self) -> dict[str, object]:
-        """Percentiles and rates over the last five minutes."""
-        horizon = time.monotonic() - WINDOW_S
-        while self._window and self._window[0].at < horizon:
-            self._window.popleft()
+        """Percentiles and rates over the last five minutes, or over the last 10,000 requests where these are fewer."""
+        now = time.monotonic()
+        self._forget_before(now - WINDOW_S)
         samples = list(self._window)
-        span = min(WINDOW_S, max(time.monotonic() - self.started, 0.001))
+        since = samples[0].at if len(samples) == WINDOW_REQUESTS else self.started
+        span = min(WINDOW_S, max(now - since, 0.001))
         return {
             "window_s": WINDOW_S,
             "requests": len(samples),
@@ -280,6 +283,10 @@ class Metrics:
             "prompt_tokens_per_s": sum(s.num_prompt_tokens for s in samples) / span,
             "output_tokens_per_s": sum(s.num_output_tokens for s in samples) / span,
         }
+
+    def _forget_before(self, moment: float) -> None:
+        while self._window and self._window[0].at < moment:
+            self._window.popleft()
 
     def render(self, tags: Mapping[str, str], *, vllm_names: bool) -> bytes:
         """Prometheus's text form; every sample carries `tags`."""

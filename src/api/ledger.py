@@ -29,7 +29,7 @@ class Ledger:
         return [name for name, (record, _) in self._running.items() if name == record.completion_id]
 
     def begin(self, record: RequestRecord, engine_ids: Sequence[str]) -> None:
-        self._metrics.active += 1
+        self._metrics.begin(record)
         entry = (record, list(engine_ids))
         self._running[record.completion_id] = entry
         if record.request_id:

@@ -113,6 +113,7 @@ class RequestRecord:
     queue_s: float | None = None
     prefill_s: float | None = None
     gaps: list[float] = field(default_factory=list)  # seconds per token between deliveries
+    observe_gap: Callable[[float], None] | None = None  # told of each at once
     outcome: str = "cancelled"  # until something better is known
     completion_id: str = ""
     request_id: str = ""  # the x-request-id header
@@ -130,7 +131,10 @@ class RequestRecord:
         if self.first_token is None:
             self.first_token = now
         elif self.last_token is not None and count:
-            self.gaps.append((now - self.last_token) / count)
+            gap = (now - self.last_token) / count
+            self.gaps.append(gap)
+            if self.observe_gap is not None:
+                self.observe_gap(gap)
         self.last_token = now
         self.num_output_tokens += count
 
@@ -209,6 +213,10 @@ class Metrics:
         for outcome in ("ok", "failed", "cancelled", "rejected"):
             self._requests.labels(outcome)
 
+    def begin(self, record: RequestRecord) -> None:
+        self.active += 1
+        record.observe_gap = self._itl.observe
+
     def finish(self, record: RequestRecord, finish_reasons: Sequence[str | None]) -> None:
         """Counts a request that has ended, once; `finish_reasons` are those of its choices, None if cut off."""
         if record.cancelled:
@@ -233,8 +241,6 @@ class Metrics:
         ):
             if moment is not None:
                 metric.observe(moment - record.arrival)
-        for gap in record.gaps:
-            self._itl.observe(gap)
         if record.queue_s is not None:
             self._queue.observe(record.queue_s)
         if record.prefill_s is not None:

@@ -20,10 +20,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def finished(metrics: m.Metrics, clock: Clock, num_tokens: int, gap_s: float = 0.25) -> None:
     record = m.RequestRecord(arrival=clock.now, num_prompt_tokens=10)
+    metrics.begin(record)
     for _ in range(num_tokens):
         clock.now += gap_s
         record.tokens_arrived(1)
-    metrics.active += 1
     metrics.finish(record, ["stop"])
 
 
@@ -56,3 +56,22 @@ def test_the_window_holds_so_many_requests_and_its_rates_are_theirs(
     found = metrics.window()
     assert found["requests"] == 8
     assert found["output_tokens_per_s"] == pytest.approx(8 / (7 * 0.25))
+
+
+def test_gaps_are_told_while_the_answer_runs(clock: Clock) -> None:
+    metrics = m.Metrics()
+    record = m.RequestRecord(arrival=clock.now)
+    metrics.begin(record)
+    for count in (1, 2, 4):
+        clock.now += 1
+        record.tokens_arrived(count)
+
+    def observed() -> tuple[float | None, float | None]:
+        name = "gptoss_inter_token_latency_seconds"
+        return tuple(
+            metrics.registry.get_sample_value(f"{name}_{what}") for what in ("count", "sum")
+        )  # type: ignore[return-value]
+
+    assert observed() == (2, 0.75)
+    metrics.finish(record, ["stop"])
+    assert observed() == (2, 0.75)

@@ -40,6 +40,7 @@ from src.engine.scheduler import Scheduler
 logger = logging.getLogger(__name__)
 
 IDLE_POLL_MS = 500
+COMPILE_POLL_S = 0.02  # meanwhile messages wait
 RANK_DEATH_GRACE_S = 1.5
 
 
@@ -76,10 +77,13 @@ class EngineCore:
             lookahead=int(self.executor.worker.starts_ahead),
         )
         self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
+        # requests whose grammar is being compiled, and when they came
+        self._uncompiled: dict[str, tuple[AddRequest, float]] = {}
 
     def add_request(self, message: AddRequest) -> TokenOutput | None:
-        """-> a terminal output if the request cannot be taken."""
-        if message.request_id in self.scheduler:
+        """-> a terminal output if the request cannot be taken. One whose grammar is new joins the others when that is
+        compiled, which is not waited for."""
+        if message.request_id in self.scheduler or message.request_id in self._uncompiled:
             return _error(message.request_id, "a request with this id is running")
         num_tokens = len(message.token_ids) + len(message.output_ids)
         if num_tokens >= self.max_model_len:
@@ -87,11 +91,19 @@ class EngineCore:
                 message.request_id,
                 f"{num_tokens} tokens do not fit into {self.max_model_len} positions",
             )
+        now = time.monotonic()
         if message.params.grammar is not None:
             if self.guided is None:
                 return _error(
                     message.request_id, "this engine was started without a vocabulary: no grammars"
                 )
+            if self.guided.is_compiling(message.params.grammar):
+                self._uncompiled[message.request_id] = (message, now)
+                return None
+        return self._admit(message, now)
+
+    def _admit(self, message: AddRequest, arrival: float) -> TokenOutput | None:
+        if self.guided is not None and message.params.grammar is not None:
             try:
                 self.guided.add(
                     message.request_id, message.params.grammar, message.params.loop_guard
@@ -101,29 +113,45 @@ class EngineCore:
             except GrammarError as error:
                 self.guided.remove(message.request_id)
                 return _error(message.request_id, f"grammar: {error}")
-        now = time.monotonic()
         request = Request(
             message.request_id,
             list(message.token_ids),
             message.params,
             priority=message.priority,
-            arrival=now,
-            deadline=None if message.timeout_s is None else now + message.timeout_s,
+            arrival=arrival,
+            deadline=None if message.timeout_s is None else arrival + message.timeout_s,
             cache_salt=message.cache_salt,
         )
         request.token_ids += message.output_ids
         self.scheduler.add_request(request)
         return None
 
+    def _admit_compiled(self) -> list[TokenOutput]:
+        """-> terminal outputs of those whose grammar does not compile."""
+        refused = []
+        for request_id, (message, arrival) in list(self._uncompiled.items()):
+            assert self.guided is not None and message.params.grammar is not None
+            if not self.guided.is_compiling(message.params.grammar):
+                del self._uncompiled[request_id]
+                refused.append(self._admit(message, arrival))
+        return [output for output in refused if output is not None]
+
     def abort(self, request_ids: list[str]) -> list[TokenOutput]:
-        return self._end(self.scheduler.finish_requests(request_ids), FinishReason.ABORT, None)
+        waited = [i for i in request_ids if self._uncompiled.pop(i, None) is not None]
+        ended = self._end(self.scheduler.finish_requests(request_ids), FinishReason.ABORT, None)
+        return [*ended, *(TokenOutput(i, [], FinishReason.ABORT) for i in waited)]
 
     def step(self) -> list[TokenOutput]:
         started = time.monotonic()
+        refused = self._admit_compiled()
+        if not self.scheduler.has_requests() and not self.executor.num_in_flight:
+            if self.guided is not None and self._uncompiled:
+                self.guided.wait_compiled(COMPILE_POLL_S)
+            return refused
         expired = self.scheduler.finish_requests(
             [r.request_id for r in self.scheduler.expired(started)]
         )
-        late = self._end(expired, FinishReason.ERROR, "the request's deadline has passed")
+        late = refused + self._end(expired, FinishReason.ERROR, "the request's deadline has passed")
         self._submit()
         if (
             self.executor.num_in_flight < self.executor.max_in_flight
@@ -165,11 +193,16 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_requests() or self.executor.num_in_flight > 0
+        return (
+            self.scheduler.has_requests()
+            or self.executor.num_in_flight > 0
+            or bool(self._uncompiled)
+        )
 
     def current_stats(self) -> EngineStats:
         stats, scheduler, kv = self.stats, self.scheduler, self.kv
-        stats.num_running, stats.num_waiting = scheduler.num_running, scheduler.num_waiting
+        stats.num_running = scheduler.num_running
+        stats.num_waiting = scheduler.num_waiting + len(self._uncompiled)
         stats.num_waiting_tokens = scheduler.num_waiting_tokens
         stats.kv_usage, stats.num_free_blocks = kv.usage, kv.num_free_blocks
         stats.num_preemptions_total = scheduler.num_preemptions

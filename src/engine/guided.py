@@ -9,6 +9,7 @@ import base64
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,6 +22,7 @@ MAX_COMPILED_BYTES = 256 * 2**20
 # of a compiled grammar, measured: 70 to 220 kB for one of 500 characters, 0.7 MB for 7,500, 15 MB for 320,000
 GRAMMAR_BYTES, GRAMMAR_BYTES_PER_CHAR = 150_000, 60
 MASK_THREADS = 8
+COMPILE_THREADS = 2
 # llguidance's own bounds, 2,000 and 50,000, end an object of 500 optional properties in the middle of the answer; with
 # these one of 2,000 can be written, at 50 ms for the mask of a key
 MAX_ITEMS_IN_ROW, MAX_ITEMS_OF_MASK = 10_000, 400_000
@@ -63,8 +65,24 @@ class GuidedDecoding:
         self._words = -(-tokenizer.vocab_size // 32)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._compiled_bytes = 0
+        self._compilers = ThreadPoolExecutor(COMPILE_THREADS, "compile-grammar")
+        self._compiling: dict[str, Future[LLMatcher]] = {}
         self._live: dict[str, LLMatcher] = {}
         self._guards: dict[str, _LoopWatch] = {}
+
+    def is_compiling(self, grammar: str) -> bool:
+        """Begins to compile it in a thread, if that was not done. False: `add` will not wait."""
+        if grammar in self._compiled:
+            return False
+        if grammar not in self._compiling:
+            self._compiling[grammar] = self._compilers.submit(
+                compile_grammar, self._tokenizer, grammar
+            )
+        return not self._compiling[grammar].done()
+
+    def wait_compiled(self, timeout_s: float) -> None:
+        """Until one that is compiled in a thread is done, if there is one."""
+        wait(self._compiling.values(), timeout_s, FIRST_COMPLETED)
 
     def add(self, request_id: str, grammar: str, guard: LoopGuard | None = None) -> None:
         """Raises GrammarError if it does not compile."""
@@ -185,7 +203,8 @@ class GuidedDecoding:
     def _compile(self, grammar: str) -> LLMatcher:
         matcher = self._compiled.get(grammar)
         if matcher is None:
-            matcher = compile_grammar(self._tokenizer, grammar)
+            begun = self._compiling.pop(grammar, None)
+            matcher = compile_grammar(self._tokenizer, grammar) if begun is None else begun.result()
             self._compiled[grammar] = matcher
             self._compiled_bytes += _num_bytes(grammar)
             while self._compiled_bytes > MAX_COMPILED_BYTES and len(self._compiled) > 1:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
 import pytest
 import torch
 
+from src.engine import guided as guided_module
 from src.engine.core import EngineCore
 from src.engine.drafts import Drafter
 from src.engine.messages import AddRequest, TokenOutput
@@ -30,7 +32,7 @@ def request(name: str, prompt: list[int] | None = None, **options: Any) -> AddRe
 
 def finish(core: EngineCore) -> dict[str, TokenOutput]:
     last: dict[str, TokenOutput] = {}
-    while core.scheduler.has_requests():
+    while core.has_work:
         for output in core.step():
             if output.finish_reason is not None:
                 assert output.request_id not in last
@@ -142,9 +144,57 @@ def test_a_grammar_that_does_not_compile_ends_its_request_alone() -> None:
         core.add_request(request("ok", params={"grammar": "start: /[0-9]+/", "max_tokens": 3}))
         is None
     )
-    refused = core.add_request(request("bad", params={"grammar": "start: ("}))
-    assert refused is not None and refused.finish_reason is FinishReason.ERROR
-    assert finish(core)["ok"].finish_reason is FinishReason.LENGTH
+    core.add_request(request("bad", params={"grammar": "start: ("}))
+    ended = finish(core)
+    assert ended["bad"].finish_reason is FinishReason.ERROR
+    assert (ended["bad"].error or "").startswith("grammar: ")
+    assert ended["ok"].finish_reason is FinishReason.LENGTH
+
+
+class SlowCompiler:
+    """Compiles once it is allowed to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.allowed = threading.Event()
+        self.grammars: list[str] = []
+        self._compile = guided_module.compile_grammar
+        monkeypatch.setattr(guided_module, "compile_grammar", self.compile)
+
+    def compile(self, tokenizer: Any, grammar: str) -> Any:
+        self.grammars.append(grammar)
+        assert self.allowed.wait(30)
+        return self._compile(tokenizer, grammar)
+
+
+def test_who_runs_does_not_wait_for_a_grammar_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, compiler = make_guided_core(), SlowCompiler(monkeypatch)
+    for name in ("a", "b"):
+        core.add_request(request(name, params={"grammar": "start: /[0-9]+/", "max_tokens": 3}))
+    assert core.step() == [] and core.has_work
+    assert core.current_stats().num_waiting == 2
+    core.add_request(request("plain", params={"max_tokens": 4}))
+    assert [core.step()[0].request_id for _ in range(4)] == ["plain"] * 4
+    compiler.allowed.set()
+    ended = finish(core)
+    assert {name: output.finish_reason for name, output in ended.items()} == {
+        "a": FinishReason.LENGTH, "b": FinishReason.LENGTH,
+    }  # fmt: skip
+    assert compiler.grammars == ["start: /[0-9]+/"]
+
+
+def test_a_request_may_be_aborted_while_its_grammar_compiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core, compiler = make_guided_core(), SlowCompiler(monkeypatch)
+    core.add_request(request("a", params={"grammar": "start: /[0-9]+/"}))
+    twice = core.add_request(request("a"))
+    assert twice is not None and "with this id" in (twice.error or "")
+    assert core.abort(["a", "unknown"]) == [TokenOutput("a", [], FinishReason.ABORT)]
+    assert not core.has_work
+    compiler.allowed.set()
+    assert finish(core) == {}
+    core.add_request(request("a", params={"grammar": "start: /[0-9]+/", "max_tokens": 2}))
+    assert finish(core)["a"].finish_reason is FinishReason.LENGTH
 
 
 @pytest.mark.parametrize("drafts", [0, 3])

@@ -136,8 +136,17 @@ class EngineCore:
                 refused.append(self._admit(message, arrival))
         return [output for output in refused if output is not None]
 
+    def _stop_waiting(self, request_id: str) -> None:
+        """For the grammar of a request, which may be wanted by others too."""
+        grammar = self._uncompiled.pop(request_id)[0].params.grammar
+        wanted = {message.params.grammar for message, _ in self._uncompiled.values()}
+        if self.guided is not None and grammar is not None and grammar not in wanted:
+            self.guided.forget_compiling(grammar)
+
     def abort(self, request_ids: list[str]) -> list[TokenOutput]:
-        waited = [i for i in request_ids if self._uncompiled.pop(i, None) is not None]
+        waited = [i for i in request_ids if i in self._uncompiled]
+        for request_id in waited:
+            self._stop_waiting(request_id)
         ended = self._end(self.scheduler.finish_requests(request_ids), FinishReason.ABORT, None)
         return [*ended, *(TokenOutput(i, [], FinishReason.ABORT) for i in waited)]
 

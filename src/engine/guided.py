@@ -80,6 +80,12 @@ class GuidedDecoding:
             )
         return not self._compiling[grammar].done()
 
+    def forget_compiling(self, grammar: str) -> None:
+        """Nobody waits for it any more."""
+        begun = self._compiling.pop(grammar, None)
+        if begun is not None:
+            begun.cancel()
+
     def wait_compiled(self, timeout_s: float) -> None:
         """Until one that is compiled in a thread is done, if there is one."""
         wait(self._compiling.values(), timeout_s, FIRST_COMPLETED)

@@ -10,6 +10,7 @@ The lessons are in src/nano. Nothing is downloaded. The same seed on the same ma
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import math
 import string
@@ -206,6 +207,19 @@ def train(
     return network
 
 
+def mix(network: Network, start: Path, share: float) -> None:
+    """Takes so much of a folded model's weights into the network's, 0..1.
+
+    A file and what training made of it lie in one basin, and what is midway does better than either: each has learnt
+    noise of its own (Wortsman et al. 2022, arXiv 2203.05482).
+    """
+    began = copy.deepcopy(network)
+    restore(began, read_folded(start))
+    with torch.no_grad():
+        for mine, theirs in zip(network.parameters(), began.parameters(), strict=True):
+            mine.lerp_(theirs, share)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -217,6 +231,12 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         help="folded model to begin with where --out has no checkpoint; else random weights",
     )
+    parser.add_argument(
+        "--start-share",
+        type=float,
+        default=0.0,
+        help="how much of --start's weights the exported ones keep, 0..1; 0.5: the mean",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=6700)
     parser.add_argument(
@@ -225,12 +245,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     args = parser.parse_args(argv)
+    if not 0 <= args.start_share <= 1:
+        parser.error("--start-share must lie between 0 and 1")
+    if args.start_share and args.start is None:
+        parser.error("--start-share needs --start")
     keep_freed_memory()
     started = time.perf_counter()
     network = train(
         args.out, start=args.start, seed=args.seed, steps=args.steps, batch_tokens=args.batch_tokens,
         muon_rate=args.muon_rate, adam_rate=args.adam_rate,
     )  # fmt: skip
+    if args.start_share:
+        mix(network, args.start, args.start_share)
     if args.export is not None:
         fold(network, args.export)
     sys.stdout.write(f"{args.out}: {(time.perf_counter() - started) / 60:.0f} minutes\n")

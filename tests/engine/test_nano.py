@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from src.cli.train_nano import (
     LETTER_WEIGHT,
     VALUE_WEIGHT,
     TokenWeights,
+    main,
+    mix,
 )
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
@@ -250,6 +253,35 @@ def test_training_goes_on_from_a_folded_model(network: Network, tmp_path: Path) 
         candidates = torch.tensor([7, 9, *network.common[150:400].tolist()])
         before, after = (n.logits(n(ids, positions, parts), candidates) for n in (network, again))
     assert relative_rms(before, after) < 0.03
+
+
+def test_what_is_exported_may_keep_a_share_of_the_start(network: Network, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    fold(network, start)
+    began, trained = copy.deepcopy(network), copy.deepcopy(network)
+    restore(began, read_folded(start))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    mixed = copy.deepcopy(trained)
+    mix(mixed, start, 0.25)
+    weights = zip(*(n.layers[2].w1[3].detach() for n in (began, trained, mixed)), strict=True)
+    for before, after, mean in weights:
+        assert torch.allclose(mean, 0.25 * before + 0.75 * after, atol=1e-6)
+    used = network.traits.features_of(mixed.head)
+    assert torch.allclose(
+        mixed.head.feature[used],
+        0.25 * began.head.feature[used] + 0.75 * trained.head.feature[used],
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [["--start-share", "0.5"], ["--start-share", "2", "--start", "x"]]
+)
+def test_a_share_of_nothing_is_refused(options: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path), *options])
 
 
 def test_the_embedded_model_is_small_and_of_the_shape_that_is_named() -> None:

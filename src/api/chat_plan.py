@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 GREEDY_BELOW = 1e-5  # a lower temperature would overflow float32 logits
 MIN_ANSWER_TOKENS = 16
+MESSAGE_TOKENS = 4  # of one that says nothing: start, role, message, end
 _warn_ignored = WarnOnce(logger, "ignoring unknown request fields: %s")
 
 
@@ -97,11 +98,42 @@ def _max_tokens(
     return max_tokens
 
 
+def check_count(num_messages: int, param: str, context: ServerContext) -> None:
+    """Refuses so many messages that they cannot fit whatever they say, before they are read one by one."""
+    if num_messages * MESSAGE_TOKENS > context.max_model_len:
+        raise InvalidRequest(
+            f"This model's maximum context length is {context.max_model_len} tokens. However, your {num_messages} "
+            "messages take more, whatever they say. Please reduce the number of messages.",
+            param,
+            "context_length_exceeded",
+        )
+
+
+def _num_rendered(messages: list[Any]) -> int:
+    """At least so many Harmony messages: system messages are joined, and assistants' may come to nothing."""
+    count = 0
+    for message in messages:
+        if isinstance(message, Mapping):
+            calls = message.get("tool_calls")
+            count += len(calls) if isinstance(calls, list) else 0
+            count += message.get("role") in ("user", "tool", "function")
+    return count
+
+
+def _read(body: Mapping[str, Any]) -> tuple[ChatCompletionRequest, list[dict[str, Any]]]:
+    """-> (the request, its messages). Raises pydantic's ValidationError."""
+    request = ChatCompletionRequest.model_validate(dict(body))
+    return request, [m.model_dump(exclude_none=True) for m in request.messages]
+
+
 async def plan_chat(
     body: Mapping[str, Any], context: ServerContext, *, id_prefix: str = "chatcmpl-"
 ) -> ChatPlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
-    request = ChatCompletionRequest.model_validate(dict(body))
+    sent = body.get("messages")
+    sent = sent if isinstance(sent, list) else []
+    check_count(_num_rendered(sent), "messages", context)
+    request, messages = await context.read(len(sent), lambda: _read(body))
     warn_unknown(body, request)
     profile = _profile(request, context)
     if request.tools or request.functions or request.response_format:  # schemas are compiled
@@ -112,7 +144,6 @@ async def plan_chat(
     else:
         tools, response_format = plan_tools(request), None
     effort = EFFORTS[_effort(request) or profile.effort]
-    messages = [m.model_dump(exclude_none=True) for m in request.messages]
     try:
         prompt = await context.build_prompt(
             messages,

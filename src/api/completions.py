@@ -75,7 +75,10 @@ def read_prompts(prompt: Any, vocabulary: Vocabulary) -> list[list[int]]:
 
 
 def _num_chars(prompt: Any) -> int:
-    return len(prompt) if isinstance(prompt, str) else len(str(prompt))
+    """Or token ids."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        return sum(len(part) for part in prompt if isinstance(part, str | list))
+    return len(prompt) if isinstance(prompt, str | list) else 0
 
 
 def _check_ids(ids: list[int]) -> list[int]:

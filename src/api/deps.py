@@ -26,7 +26,9 @@ from src.profiles import Profile
 from src.prompt_builder import PromptBuilder, PromptTokens
 
 T = TypeVar("T")
-INLINE_CHARS = 20_000  # longer text is encoded in a thread, so the event loop keeps answering
+# longer text is encoded, and more messages are read, in a thread, so that the event loop keeps answering
+INLINE_CHARS = 20_000
+INLINE_MESSAGES = 300
 NANO_REPEATS = 16  # what it is taught repeats nothing so often
 
 
@@ -99,12 +101,25 @@ class ServerContext:
                 messages, tools=tools, response_format=response_format, effort=chosen
             )
 
-        size = sum(len(str(part)) for part in (*messages, *tools))
-        return await self.encoded(size, build)
+        return await self.encoded(_num_chars((*messages, *tools)), build)
 
     async def encoded(self, num_chars: int, encode: Callable[[], T]) -> T:
         """What `encode` makes of so many characters, without holding up other requests."""
         return encode() if num_chars < INLINE_CHARS else await asyncio.to_thread(encode)
+
+    async def read(self, num_messages: int, read: Callable[[], T]) -> T:
+        """What `read` makes of so many messages, without holding up other requests."""
+        return read() if num_messages < INLINE_MESSAGES else await asyncio.to_thread(read)
+
+
+def _num_chars(parts: Sequence[Mapping[str, Any]]) -> int:
+    """Of what they hold; counted until it is too much to be encoded inline."""
+    count = 0
+    for part in parts:
+        count += len(str(part))
+        if count >= INLINE_CHARS:
+            break
+    return count
 
 
 def new_record(request: Request) -> RequestRecord:

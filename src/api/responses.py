@@ -15,11 +15,17 @@ from starlette.responses import Response
 from src.api.access import ANONYMOUS
 from src.api.body import read_json_object
 from src.api.chat import Answer, start_answer
-from src.api.chat_plan import ChatPlan, plan_chat, warn_unknown
+from src.api.chat_plan import ChatPlan, check_count, plan_chat, warn_unknown
 from src.api.deps import Context, ServerContext, counted_rejections, new_record
 from src.api.errors import ApiError, Cancelled, InvalidRequest, NotFound
 from src.api.response_store import ResponseStore, resolve
-from src.api.responses_input import FunctionTool, PlacedItem, ResponsesRequest, chat_body
+from src.api.responses_input import (
+    FunctionTool,
+    PlacedItem,
+    ResponsesRequest,
+    chat_body,
+    num_rendered,
+)
 from src.api.responses_output import Event, ItemStatus, OutputItems
 from src.api.streaming import EventStream, JsonWhenDone, encode_event
 
@@ -41,8 +47,11 @@ async def plan_response(body: dict[str, Any], context: ServerContext, caller: st
     request = ResponsesRequest.model_validate(body)
     warn_unknown(body, request)
     store = context.responses
+    if isinstance(request.input, list):
+        check_count(num_rendered(request.input), "input", context)
     resolved = resolve(request, store, caller)
-    chat = chat_body(request, resolved.items)
+    items = resolved.items
+    chat = await context.read(len(items), lambda: chat_body(request, items))
     try:
         plan = await plan_chat(chat.body, context, id_prefix="resp_")
     except InvalidRequest as error:

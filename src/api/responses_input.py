@@ -203,6 +203,15 @@ class ChatBody:
         return type(error)(error.message, param or None, error.code, error.headers)
 
 
+def num_rendered(items: Sequence[Any]) -> int:
+    """At least so many Harmony messages: reasoning may be left out, system messages are joined."""
+    return sum(
+        isinstance(item, Mapping)
+        and (item.get("role") == "user" or item.get("type") in ("function_call", "function_call_output"))
+        for item in items
+    )  # fmt: skip
+
+
 def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBody:
     """`items`: the whole conversation. Raises InvalidRequest for one that cannot be read."""
     messages, places = _messages(request.instructions, items)

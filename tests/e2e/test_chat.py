@@ -269,6 +269,37 @@ def test_too_long_a_prompt_says_so(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": ""},
+        {"role": "assistant", "tool_calls": [None]},
+        {"role": "tool", "tool_call_id": "a", "content": ""},
+    ],
+)
+def test_more_messages_than_can_fit_are_not_even_read(
+    server: ServerProcess, message: dict[str, Any]
+) -> None:
+    unreadable = {"role": "nobody"}
+    status, error = error_of(
+        server, {"model": MODEL, "messages": [unreadable, *[message] * 40_000]}
+    )
+    assert (status, error["param"], error["code"]) == (400, "messages", "context_length_exceeded")
+    assert "your 40000 messages" in error["message"]
+
+
+def test_many_messages_are_read_as_few_are(server: ServerProcess) -> None:
+    """They are read in a thread."""
+    messages = [{"role": "user", "content": f"{n}"} for n in range(400)]
+    counts = [
+        httpx.post(f"{server.url}/tokenize", json={"messages": some}).json()["count"]
+        for some in (messages[:1], messages[:200], messages[:201], messages[:400])
+    ]
+    assert counts[3] - counts[1] == 200 * (counts[2] - counts[1])
+    status, error = error_of(server, {"model": MODEL, "messages": [*messages, {"role": "nobody"}]})
+    assert (status, error["param"]) == (400, "messages[400].role")
+
+
+@pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": NaN}', b'{"a": 1e999}', b"[" * 100_000, b"1" * 5000, b"{} x",
      b'{"model": "gpt-oss-nano", "messages": [{"role": "user", "content": "\\ud800"}]}'],

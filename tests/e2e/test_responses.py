@@ -316,6 +316,12 @@ def test_reasoning_is_sealed_where_it_may_have_to_come_back(
         ),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens", "integer_below_min_value"),
         ({"input": "word " * 200_000}, "input", "context_length_exceeded"),
+        ({"input": [1, *[{"role": "user"}] * 40_000]}, "input", "context_length_exceeded"),
+        (
+            {"input": [*[{"role": "user", "content": "a"}] * 400, {}]},
+            "input[400].role",
+            "missing_required_parameter",
+        ),
         ({"input": "x", "model": "gpt-9"}, "model", "model_not_found"),
     ],
 )

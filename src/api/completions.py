@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -22,11 +21,11 @@ from src.api.errors import Cancelled, EngineFailure, InvalidRequest
 from src.api.metrics import RequestRecord
 from src.api.protocol import VOCAB_SIZE, SamplingFields, fail
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
+from src.api.text_choice import Numbers, TextChoice, joined, no_numbers
 from src.engine.lifecycle import EngineError
-from src.engine.messages import AddRequest, TokenLogprobs, TokenOutput
-from src.engine.request import FinishReason
+from src.engine.messages import AddRequest, TokenOutput
 from src.engine.sampling_params import SamplingParams
-from src.harmony.vocabulary import STOP_TOKEN_IDS, Vocabulary
+from src.harmony.vocabulary import Vocabulary
 from src.profiles import Profile
 
 router = APIRouter()
@@ -34,7 +33,7 @@ router = APIRouter()
 
 class CompletionRequest(SamplingFields):
     prompt: Any = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     best_of: Annotated[int, Field(ge=1, le=20)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
@@ -48,11 +47,18 @@ class CompletionRequest(SamplingFields):
             )
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise fail("'best_of' may only equal 'n'.", "best_of", "unsupported_value")
-        if self.echo and self.logprobs is not None:
+        if self.max_tokens == 0 and not self.echo:
             raise fail(
-                "'echo' together with 'logprobs' is not supported.", "echo", "unsupported_value"
+                "'max_tokens' of 0 generates nothing: that needs 'echo'.",
+                "max_tokens",
+                "integer_below_min_value",
             )
         return self
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the logprobs of the prompt's own tokens are wanted."""
+        return bool(self.echo) and self.logprobs is not None
 
 
 def read_prompts(prompt: Any, vocabulary: Vocabulary) -> list[list[int]]:
@@ -90,74 +96,6 @@ def _check_ids(ids: list[int]) -> list[int]:
 
 
 @dataclass(slots=True)
-class TextChoice:
-    """Folds engine outputs into plain text; special tokens give none."""
-
-    index: int
-    vocabulary: Vocabulary
-    prompt_ids: list[int]
-    stops: StopStrings
-    finish_reason: str | None = None
-    error: str | None = None
-    num_tokens: int = 0
-    num_cached_tokens: int = 0
-    text: str = ""
-    num_chars: int = 0  # of the text of all tokens, also of what a stop string holds back
-    logprobs: dict[str, list[Any]] = field(default_factory=lambda: _no_logprobs())
-    _decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
-
-    def feed(self, output: TokenOutput) -> tuple[str, dict[str, list[Any]]]:
-        """-> (new text, logprobs of the new tokens)."""
-        new, numbers = "", _no_logprobs()
-        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
-        for place, token_id in enumerate(output.token_ids):
-            self.num_tokens += 1
-            if output.logprobs is not None:
-                self._add_logprobs(token_id, output.logprobs[place], self.num_chars, numbers)
-            if token_id in STOP_TOKEN_IDS or token_id >= self.vocabulary.num_ordinary:
-                continue
-            decoded = self._decoder.decode(self.vocabulary.bytes_of(token_id))
-            self.num_chars += len(decoded)
-            new += self.stops.feed(decoded)
-            if self.stops.stopped:
-                self.finish_reason = "stop"
-                break
-        if self.finish_reason is None and output.finish_reason is not None:
-            new += self.stops.feed(self._decoder.decode(b"", final=True))
-            new += self.stops.flush()
-            self.finish_reason = str(output.finish_reason)
-            if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-                self.finish_reason, self.error = (
-                    "error",
-                    output.error or "the request was cancelled",
-                )
-        self.text += new
-        return new, numbers
-
-    def _add_logprobs(
-        self, token_id: int, numbers: TokenLogprobs, offset: int, out: dict[str, list[Any]]
-    ) -> None:
-        for target in (out, self.logprobs):
-            target["tokens"].append(self._name(token_id))
-            target["token_logprobs"].append(min(numbers.logprob, 0.0))
-            target["top_logprobs"].append(
-                {self._name(t): min(p, 0.0) for t, p in numbers.alternatives}
-            )
-            target["text_offset"].append(offset)
-
-    def _name(self, token_id: int) -> str:
-        data = self.vocabulary.bytes_of(token_id)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def _no_logprobs() -> dict[str, list[Any]]:
-    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-
-
-@dataclass(slots=True)
 class TextAnswer:
     request: CompletionRequest
     context: ServerContext
@@ -189,7 +127,7 @@ class TextAnswer:
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
 
-    async def events(self) -> AsyncGenerator[tuple[TextChoice, str, dict[str, list[Any]]], None]:
+    async def events(self) -> AsyncGenerator[tuple[TextChoice, str, Numbers], None]:
         ended: set[int] = set()
         try:
             async with contextlib.aclosing(interleave(self.streams)) as batches:
@@ -198,7 +136,7 @@ class TextAnswer:
                         if index in ended:
                             continue
                         choice = self.choices[index]
-                        if output.token_ids:
+                        if output.token_ids and not choice.is_silent:
                             self.record.tokens_arrived(len(output.token_ids))
                         text, numbers = choice.feed(output)
                         if choice.finish_reason is not None:
@@ -230,13 +168,13 @@ class TextAnswer:
         self.context.ledger.end(self.record, reasons, self.context.tags, None)
 
     def choice_body(
-        self, choice: TextChoice, text: str, numbers: dict[str, list[Any]]
+        self, choice: TextChoice, text: str, numbers: Numbers, finish_reason: str | None
     ) -> dict[str, Any]:
         return {
             "text": text,
             "index": choice.index,
             "logprobs": numbers if self.request.logprobs is not None else None,
-            "finish_reason": choice.finish_reason,
+            "finish_reason": finish_reason,
         }
 
 
@@ -269,10 +207,15 @@ async def start_completion(
                 "prompt",
                 "context_length_exceeded",
             )
-        wanted = 16 if request.max_tokens is None else request.max_tokens
+        max_tokens = max(1, min(room, 16 if request.max_tokens is None else request.max_tokens))
+        if (request.min_tokens or 0) > max_tokens:
+            raise InvalidRequest(
+                f"'min_tokens' is above the {max_tokens} tokens that may be generated.",
+                "min_tokens",
+            )
         for copy in range(request.n or 1):
             index = number * (request.n or 1) + copy
-            params = make_params(copy, max(1, min(room, wanted)))
+            params = make_params(copy, max_tokens)
             requests.append(
                 AddRequest(
                     f"{completion_id}-{index}", ids, params,
@@ -281,7 +224,14 @@ async def start_completion(
                 )
             )  # fmt: skip
             choices.append(
-                TextChoice(index, context.vocabulary, ids, StopStrings(request.stop or []))
+                TextChoice(
+                    index,
+                    context.vocabulary,
+                    ids,
+                    StopStrings(request.stop or []),
+                    echoes=bool(request.echo),
+                    is_silent=request.max_tokens == 0,
+                )
             )
     engine = context.engine
     engine.check_capacity(sum(len(r.token_ids) for r in requests), len(requests))
@@ -305,14 +255,14 @@ async def start_completion(
 
 def _params(request: CompletionRequest, profile: Profile) -> Callable[[int, int], SamplingParams]:
     """-> a function of the choice's index and its token limit."""
-    common = sampling_options(request, profile) | {"logprobs": request.logprobs}
-    seed, min_tokens = base_seed(request), request.min_tokens or 0
-
-    def make(index: int, max_tokens: int) -> SamplingParams:
-        limits = {"max_tokens": max_tokens, "min_tokens": min(min_tokens, max_tokens)}
-        return SamplingParams(seed=derived_seed(seed, index), **(common | limits))
-
-    return make
+    common = sampling_options(request, profile) | {
+        "logprobs": request.logprobs,
+        "prompt_logprobs": request.logprobs if request.scores_prompt else None,
+    }
+    seed = base_seed(request)
+    return lambda index, max_tokens: SamplingParams(
+        seed=derived_seed(seed, index), max_tokens=max_tokens, **common
+    )
 
 
 async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
@@ -324,15 +274,24 @@ async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
     def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
         return b"data: " + encode_event(answer.head | {"choices": choices} | extra | more) + b"\n\n"
 
+    scored, to_echo = (
+        answer.request.scores_prompt,
+        set(answer.choices if answer.request.echo else ()),
+    )
     try:
-        if answer.request.echo:
-            for choice in answer.choices:
-                text = answer.context.vocabulary.decode(choice.prompt_ids)
-                yield chunk([answer.choice_body(choice, text, _no_logprobs())])
         async with contextlib.aclosing(answer.events()) as events:
+            if not scored:
+                for choice in answer.choices:
+                    if choice in to_echo:
+                        yield chunk([answer.choice_body(choice, choice.echo, no_numbers(), None)])
+                to_echo.clear()
             async for choice, text, numbers in events:
+                if choice in to_echo and choice.is_scored:
+                    to_echo.remove(choice)
+                    echoed = choice.echo_numbers()
+                    yield chunk([answer.choice_body(choice, choice.echo, echoed, None)])
                 if text or numbers["tokens"] or choice.finish_reason is not None:
-                    yield chunk([answer.choice_body(choice, text, numbers)])
+                    yield chunk([answer.choice_body(choice, text, numbers, choice.finish_reason)])
         if include_usage:
             yield chunk([], usage=answer.usage)
     except (EngineFailure, Cancelled) as error:
@@ -346,8 +305,12 @@ async def _collect(answer: TextAnswer) -> bytes:
             pass
     choices = []
     for choice in answer.choices:
-        echoed = answer.context.vocabulary.decode(choice.prompt_ids) if answer.request.echo else ""
-        choices.append(answer.choice_body(choice, echoed + choice.text, choice.logprobs))
+        numbers = choice.numbers
+        if answer.request.scores_prompt:
+            numbers = joined(choice.echo_numbers(), numbers)
+        choices.append(
+            answer.choice_body(choice, choice.echo + choice.text, numbers, choice.finish_reason)
+        )
     return encode_event(answer.head | {"choices": choices, "usage": answer.usage})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+SCORED_ROWS = 64  # prompt tokens of a step whose logits are wanted: each row has 0.8 MB
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadFormat = Literal["auto", "dummy"]

@@ -121,6 +121,7 @@ class EngineCore:
             arrival=arrival,
             deadline=None if message.timeout_s is None else arrival + message.timeout_s,
             cache_salt=message.cache_salt,
+            num_scored_tokens=message.num_scored_tokens,
         )
         request.token_ids += message.output_ids
         self.scheduler.add_request(request)

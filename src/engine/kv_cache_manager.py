@@ -93,9 +93,9 @@ class KVCacheManager:
     def get_computed_blocks(self, request: Request) -> ComputedBlocks:
         """The longest cached prefix: all its full-group blocks and the sliding blocks that its next token sees.
 
-        At least one token is left to compute, because its logits are wanted.
+        At least one token is left to compute, because its logits are wanted; all are, where all logits are wanted.
         """
-        if not self._caching:
+        if not self._caching or request.params.prompt_logprobs is not None:
             return ComputedBlocks(0, ((), ()))
         hashes = self._hashes(request, (request.num_tokens - 1) // self.block_size)
         full: list[int] = []

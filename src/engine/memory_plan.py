@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.engine.config import FULL, SLIDING, ConfigError, EngineConfig, ModelConfig
+from src.engine.config import FULL, SCORED_ROWS, SLIDING, ConfigError, EngineConfig, ModelConfig
 from src.engine.shards import SCALE_GROUP, Shard, check_tensor_size, make_shard, split_layers
 
 GB = 10**9
@@ -115,8 +115,9 @@ def activation_bytes(
     q_dim = (len(shard.query_heads) + 2 * len(shard.kv_heads)) * c.head_dim
     expert_rows = c.experts_per_token * (3 * len(shard.intermediate) + 2 * c.hidden_size)
     step = max_tokens * (4 * c.hidden_size + 2 * q_dim + expert_rows) * element
-    logits = 4 * max_seqs * c.vocab_size * 4 if shard.is_last else 0
-    return step + logits
+    # scored prompts have one copy of theirs, and are done before the sampler makes its own
+    rows = SCORED_ROWS + max(4 * max_seqs, max_seqs + SCORED_ROWS) if shard.is_last else 0
+    return step + rows * c.vocab_size * 4
 
 
 def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:

@@ -18,6 +18,7 @@ class AddRequest(msgspec.Struct, tag="add"):
     timeout_s: float | None = None  # from arrival; past it the request ends with an error
     cache_salt: str = ""
     output_ids: list[int] = []  # what an engine that died had written already
+    num_scored_tokens: int = 0  # of the prompt: what it had told already
 
 
 class AbortRequests(msgspec.Struct, tag="abort"):
@@ -51,6 +52,8 @@ class TokenOutput(msgspec.Struct, array_like=True):
     error: str | None = None  # with FinishReason.ERROR
     queue_s: float | None = None  # with the first token: from arrival to first scheduled
     prefill_s: float | None = None  # with the first token: from first scheduled to now
+    # of the prompt's next tokens, if asked for: its first has none, its last come with the answer's first token
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class EngineStats(msgspec.Struct):
@@ -170,3 +173,5 @@ class ModelRunnerOutput(msgspec.Struct):
         str, str
     ] = {}  # request -> why it alone cannot go on (its logits are not finite, say)
     accepted: dict[str, list[int]] = {}  # request -> its drafts that are what was sampled there
+    # request -> of the prompt tokens that follow those computed in this step, if asked for
+    prompt_logprobs: dict[str, list[TokenLogprobs]] = {}

@@ -37,6 +37,7 @@ class Request:
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
+    num_scored_tokens: int = 0  # of the prompt: those behind them have had their logprobs
     num_preemptions: int = 0
     status: RequestStatus = RequestStatus.WAITING
     first_scheduled: float | None = None  # monotonic seconds
@@ -52,6 +53,13 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_unscored_tokens(self) -> int:
+        """Prompt tokens that are not computed yet and whose successor's logprob is wanted."""
+        if self.params.prompt_logprobs is None:
+            return 0
+        return max(0, self.num_prompt_tokens - 1 - self.num_computed_tokens)
 
     @property
     def num_new_tokens(self) -> int:

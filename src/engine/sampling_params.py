@@ -29,6 +29,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None  # alternatives wanted with each token; None: no logprobs at all
+    # the same for each token of the prompt but the first, which then takes nothing from the prefix cache
+    prompt_logprobs: int | None = None
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()

@@ -6,7 +6,7 @@ import heapq
 import time
 from collections.abc import Iterable
 
-from src.engine.config import EngineConfig
+from src.engine.config import SCORED_ROWS, EngineConfig
 from src.engine.drafts import Drafter
 from src.engine.kv_cache_manager import ComputedBlocks, KVCacheManager
 from src.engine.messages import (
@@ -52,6 +52,7 @@ class Scheduler:
         self._order = 0
         self._known: set[str] = set()  # request ids that the workers hold state for
         self._gone: list[str] = []
+        self._score_room = SCORED_ROWS  # of the step that is being made
         self._num_waiting = 0
         self._num_waiting_tokens = 0
         self.num_preemptions = 0
@@ -96,6 +97,7 @@ class Scheduler:
         preemptions_before = self.num_preemptions
         out = SchedulerOutput([], {}, {}, [])
         room = self._rows_for_one_step()
+        self._score_room = SCORED_ROWS
         # Those that need one token go first, so a long prompt cannot starve them of the budget.
         for request in sorted(self._running, key=lambda r: r.num_new_tokens > 1):
             if budget == 0 or len(out.num_scheduled_tokens) == room:
@@ -106,12 +108,15 @@ class Scheduler:
                 or request.request_id in self._in_flight
             ):
                 continue
-            num_new = min(request.num_new_tokens, budget)
+            num_new = self._within_score_room(request, min(request.num_new_tokens, budget))
+            if not num_new:
+                continue
             added, given_back = self._allocate_or_preempt(request, num_new, out)
             budget += given_back
             if added is None:
                 continue
             budget -= num_new
+            self._score_room -= min(num_new, request.num_unscored_tokens)
             out.num_scheduled_tokens[request.request_id] = num_new
             if added[0] or added[1]:
                 out.new_block_ids[request.request_id] = added
@@ -190,6 +195,7 @@ class Scheduler:
             wrong = len(scheduled.draft_tokens.get(request_id, ())) - len(accepted)
             first = request.num_output_tokens == 0
             request.token_ids += accepted
+            scores = self._new_scores(request, result.prompt_logprobs.get(request_id, []))
             request.num_computed_tokens += num_tokens - wrong
             self.num_accepted += len(accepted)
             self._kv.cache_blocks(request)
@@ -202,7 +208,19 @@ class Scheduler:
                 token_ids = [*accepted, result.sampled[request_id]]
                 logprobs = result.logprobs.get(request_id)
                 outputs.append(self._append(request, token_ids, logprobs, first=first))
+                outputs[-1].prompt_logprobs = scores or None
+            elif scores:
+                outputs.append(TokenOutput(request_id, [], prompt_logprobs=scores))
         return outputs
+
+    @staticmethod
+    def _new_scores(request: Request, scores: list[TokenLogprobs]) -> list[TokenLogprobs]:
+        """Of these, which are of the tokens behind the computed ones, those that did not go out before a preemption."""
+        known = request.num_scored_tokens - request.num_computed_tokens
+        request.num_scored_tokens = max(
+            request.num_scored_tokens, request.num_computed_tokens + len(scores)
+        )
+        return scores[known:] if known > 0 else scores
 
     def _append(
         self,
@@ -259,6 +277,9 @@ class Scheduler:
             if self._same_beginning_in(out, request, computed.num_tokens):
                 return  # one step later its beginning is in the cache: computed once, stored once
             num_new = min(request.num_tokens - computed.num_tokens, budget)
+            num_new = self._within_score_room(request, num_new)
+            if not num_new:
+                return
             added = self._allocate(request, num_new, computed)
             if added is None:
                 return  # nobody overtakes: a large request would wait for ever
@@ -275,6 +296,7 @@ class Scheduler:
             self._running.append(request)
             self._known.add(request.request_id)
             budget -= num_new
+            self._score_room -= min(num_new, request.num_unscored_tokens)
             out.num_scheduled_tokens[request.request_id] = num_new
             out.new_requests.append(
                 NewRequest(
@@ -286,6 +308,11 @@ class Scheduler:
                     computed.num_tokens,
                 )
             )
+
+    def _within_score_room(self, request: Request, num_new: int) -> int:
+        """So many of the next tokens that this step has room for the logits of those of the prompt."""
+        unscored = request.num_unscored_tokens
+        return num_new if unscored <= self._score_room else min(num_new, self._score_room)
 
     def _same_beginning_in(self, out: SchedulerOutput, request: Request, num_cached: int) -> bool:
         """Whether a request admitted in this very step computes a block that `request` begins with as well."""

@@ -20,6 +20,7 @@ class OutputStream:
     items: deque[TokenOutput] = field(default_factory=deque)  # that were not read yet
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     output_ids: list[int] = field(default_factory=list)  # all tokens that arrived
+    num_scored_tokens: int = 0  # of the prompt: those behind them have had their logprobs
     started: bool = False
     aborted: bool = False
     num_resumes: int = 0
@@ -30,6 +31,7 @@ class OutputStream:
 
     def put(self, output: TokenOutput) -> None:
         self.output_ids += output.token_ids
+        self.num_scored_tokens += len(output.prompt_logprobs or ())
         self.items.append(output)
         self.arrived.set()
 
@@ -39,6 +41,11 @@ class OutputStream:
         while self.items and first.finish_reason is None:
             output = self.items.popleft()
             first.token_ids += output.token_ids
+            if output.prompt_logprobs is not None:
+                first.prompt_logprobs = (first.prompt_logprobs or []) + output.prompt_logprobs
+            if output.queue_s is not None:
+                first.queue_s, first.prefill_s = output.queue_s, output.prefill_s
+            first.num_cached_tokens = max(first.num_cached_tokens, output.num_cached_tokens)
             if output.logprobs is not None:
                 first.logprobs = (first.logprobs or []) + output.logprobs
             first.finish_reason, first.error = output.finish_reason, output.error
@@ -50,7 +57,10 @@ class OutputStream:
         if timeout_s is not None:
             timeout_s -= time.monotonic() - self.added
         return msgspec.structs.replace(
-            self.request, output_ids=self.output_ids, timeout_s=timeout_s
+            self.request,
+            output_ids=self.output_ids,
+            num_scored_tokens=self.num_scored_tokens,
+            timeout_s=timeout_s,
         )
 
 

@@ -22,10 +22,14 @@ from tests.helpers import checkpoint, engine_config, load_model, model_logits, r
 def test_the_transformers_backend_gives_the_same_tokens() -> None:
     with running(checkpoint()) as core:
         greedy, drawn = generate(core), generate(core, {"temperature": 0.8, "top_p": 0.9})
+        scored = generate(core, {"prompt_logprobs": 1})
     with running(checkpoint(), backend="transformers") as core:
         assert core.executor.worker.kernel_path == "transformers"
         assert generate(core) == greedy
         assert generate(core, {"temperature": 0.8, "top_p": 0.9}) == drawn
+        for name, (tokens, logprobs) in generate(core, {"prompt_logprobs": 1}).items():
+            assert tokens == scored[name][0]
+            assert logprobs == pytest.approx(scored[name][1], abs=2e-4)
 
 
 @pytest.mark.filterwarnings("ignore")

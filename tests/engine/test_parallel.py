@@ -50,7 +50,7 @@ def running(folder: Path, **options: Any) -> Iterator[EngineCore]:
 def generate(
     core: EngineCore, params: dict[str, Any] | None = None
 ) -> dict[str, tuple[list[int], list[float]]]:
-    """Every prompt at once -> its tokens and their logprobs."""
+    """Every prompt at once -> its answer's tokens, and the logprobs of prompt and answer that were asked for."""
     found: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in PROMPTS}
     wanted = {"max_tokens": 6, "temperature": 0.0, "seed": 3} | (params or {})
     for name, prompt in PROMPTS.items():
@@ -59,7 +59,8 @@ def generate(
         for output in core.step():
             assert output.finish_reason is not FinishReason.ERROR, output.error
             found[output.request_id][0].extend(output.token_ids)
-            found[output.request_id][1].extend(entry.logprob for entry in output.logprobs or ())
+            entries = (output.prompt_logprobs or []) + (output.logprobs or [])
+            found[output.request_id][1].extend(entry.logprob for entry in entries)
     core.kv.check_integrity()
     return found
 
@@ -75,6 +76,7 @@ def alone(folder: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
         return {
             "greedy": generate(core),
             "logprobs": generate(core, {"logprobs": 0}),
+            "prompt": generate(core, {"logprobs": 0, "prompt_logprobs": 2}),
             "drawn": generate(core, {"temperature": 0.8, "top_p": 0.9, "logprobs": 0}),
         }
 
@@ -88,6 +90,7 @@ def test_ranks_agree_with_one(folder: Path, alone: dict[str, Any], layout: str) 
         }
         for kind, params in (
             ("logprobs", {"logprobs": 0}),
+            ("prompt", {"logprobs": 0, "prompt_logprobs": 2}),
             ("drawn", {"temperature": 0.8, "top_p": 0.9, "logprobs": 0}),
         ):
             for name, (tokens, logprobs) in generate(core, params).items():

@@ -61,6 +61,23 @@ class RequestState:
     bias: LogitBias | None
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """Prompt tokens of a step whose logits are wanted, for the tokens that follow them."""
+
+    state: RequestState
+    first: int  # position
+    count: int
+
+    @classmethod
+    def among(cls, state: RequestState, count: int) -> ScoredTokens | None:
+        """Of its next `count` tokens."""
+        start = state.num_computed_tokens
+        scored = min(start + count, state.num_prompt_tokens - 1) - start
+        wanted = state.params.prompt_logprobs is not None and scored > 0
+        return cls(state, start, scored) if wanted else None
+
+
 @dataclass(slots=True)
 class StepRows:
     """The requests of one step, in the order of the batch, and which of them are sampled."""
@@ -68,6 +85,7 @@ class StepRows:
     states: list[RequestState]
     counts: list[int]  # new tokens of each
     sampled: list[RequestState] = field(default_factory=list)
+    scored: list[ScoredTokens] = field(default_factory=list)
     # request -> guesses at what comes next, which are the last of its tokens while the step runs
     drafts: dict[str, list[int]] = field(default_factory=dict)
 
@@ -140,7 +158,7 @@ def build_batch(
     rows: StepRows, block_size: int, sliding_window: int, dtype: torch.dtype, device: torch.device
 ) -> ForwardBatch:
     """Fills `rows.sampled` on the way: the requests whose known tokens are all computed by this step. One with drafts
-    is sampled behind its last known token and behind each draft."""
+    is sampled behind its last known token and behind each draft. And `rows.scored`, whose rows come after those."""
     num_decodes = sum(count == 1 for count in rows.counts)
     starts = [state.num_computed_tokens for state in rows.states]
     token_ids = np.concatenate(
@@ -154,11 +172,16 @@ def build_batch(
     )
     ends = np.cumsum(rows.counts)
     sample_rows: list[int] = []
+    scored_rows: list[int] = []
     for state, start, count, end in zip(rows.states, starts, rows.counts, ends, strict=True):
         if start + count == state.tokens.size:
             drafts = len(rows.drafts.get(state.request_id, ()))
             sample_rows.extend(range(int(end) - 1 - drafts, int(end)))
             rows.sampled.append(state)
+        scored = ScoredTokens.among(state, count)
+        if scored is not None:
+            scored_rows.extend(range(int(end) - count, int(end) - count + scored.count))
+            rows.scored.append(scored)
     plans = {
         layer_type: _plan(
             rows, starts, ends, positions, group, window, num_decodes, block_size, dtype, device
@@ -169,7 +192,7 @@ def build_batch(
         to_device(token_ids, torch.int64, device),
         to_device(positions, torch.int64, device),
         plans,
-        to_device(sample_rows, torch.int64, device),
+        to_device(sample_rows + scored_rows, torch.int64, device),
         to_device([len(token_ids)], torch.int32, device),
     )
 

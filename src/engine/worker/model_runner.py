@@ -15,6 +15,7 @@ from src.engine.parallel import Communicator
 from src.engine.shards import split
 from src.engine.worker.batch import RequestState, RequestTable, StepRows, build_batch
 from src.engine.worker.graph_runner import Ahead, GraphRunner, all_decode
+from src.engine.worker.prompt_scores import PromptScores, score_prompts
 from src.engine.worker.sampler import SamplingRow, sample
 from src.engine.worker.transfers import to_device
 from src.kernels import native
@@ -97,6 +98,8 @@ class ModelRunner:
                 merged.sampled |= result.sampled
                 merged.logprobs |= result.logprobs
                 merged.failed |= result.failed
+                for request_id, scores in result.prompt_logprobs.items():
+                    merged.prompt_logprobs.setdefault(request_id, []).extend(scores)
             state.num_computed_tokens = start
         return merged
 
@@ -115,12 +118,14 @@ class ModelRunner:
             merged.accepted |= result.accepted
             merged.logprobs |= result.logprobs
             merged.failed |= result.failed
+            merged.prompt_logprobs |= result.prompt_logprobs
         if len(merged.failed) == len(rows.states):
             raise cause
         return merged
 
     def _run(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         rows.sampled.clear()
+        rows.scored.clear()
         if self._graphs is not None:
             return self._run_graphed(self._graphs, rows, out)
         return self._run_batch(rows, out)
@@ -138,6 +143,7 @@ class ModelRunner:
         )
         ready = [(s, p) for (s, _), p in zip(pairs, places, strict=True) if p is not None]
         parts: list[torch.Tensor] = []
+        scores: PromptScores = {}, {}
         if ahead is not None and ready:
             kept = [place for _, place in ready]
             whole = kept == list(range(len(kept)))
@@ -152,19 +158,19 @@ class ModelRunner:
             parts.append(graphs.run(rest.states))
             rest.sampled.extend(rest.states)
         elif rest.states:
-            logits = self._forward(rest)
+            logits, of_prompts = split_scored(self._forward(rest), rest)
+            scores = score_prompts(of_prompts, rest.scored)
             parts.extend([logits] if rest.sampled else [])
         rows.sampled.extend([*(s for s, _ in ready), *rest.sampled])
         if not parts:
-            return ModelRunnerOutput({}, {})
+            return with_scores(ModelRunnerOutput({}, {}, {}), scores)
         states = rows.sampled
 
         def start_next(token_ids: torch.Tensor) -> None:
             self._ahead = graphs.run_ahead(states, token_ids)
 
-        return sample_states(
-            parts[0] if len(parts) == 1 else torch.cat(parts), states, out, start_next
-        )
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return with_scores(sample_states(logits, states, out, start_next), scores)
 
     def _forward(self, rows: StepRows) -> torch.Tensor:
         window = self._config.model.sliding_window
@@ -181,7 +187,7 @@ class ModelRunner:
         result_or_hidden = self._model.forward(batch, self._cache, hidden)
         if not shard.is_last:
             self._comm.send_hidden(result_or_hidden)
-        if not shard.is_last or not rows.sampled:
+        if not shard.is_last or not (rows.sampled or rows.scored):
             return ModelRunnerOutput({}, {})
         return self._sample(result_or_hidden, rows, out)
 
@@ -196,7 +202,11 @@ class ModelRunner:
             if whole is None:
                 return ModelRunnerOutput({}, {})
             logits = whole
-        return sample_states(logits, rows.sampled, out)
+        logits, of_prompts = split_scored(logits, rows)
+        scores = score_prompts(of_prompts, rows.scored)
+        if not rows.sampled:
+            return with_scores(ModelRunnerOutput({}, {}, {}), scores)
+        return with_scores(sample_states(logits, rows.sampled, out), scores)
 
     def _sample_best(self, logits: torch.Tensor, rows: StepRows) -> ModelRunnerOutput:
         best = self._comm.gather_best(logits, self._comm.shard.vocab.start)
@@ -211,6 +221,18 @@ class ModelRunner:
             else:
                 output.failed[state.request_id] = "the model's logits are not finite"
         return output
+
+
+def split_scored(logits: torch.Tensor, rows: StepRows) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [R, V] of a step -> those to sample from, those of its prompt tokens that are scored."""
+    count = sum(part.count for part in rows.scored)
+    return logits[: len(logits) - count], logits[len(logits) - count :]
+
+
+def with_scores(output: ModelRunnerOutput, scores: PromptScores) -> ModelRunnerOutput:
+    output.prompt_logprobs, failed = scores
+    output.failed |= failed
+    return output
 
 
 def sample_states(
@@ -279,7 +301,7 @@ def _masks(
 def _plainly_greedy(rows: StepRows, out: SchedulerOutput) -> bool:
     """Whether every row is the best of its untouched logits: then ranks exchange two numbers a row."""
     masked = set(out.grammar_rows)
-    return all(
+    return not rows.scored and all(
         s.params.temperature == 0
         and s.params.logprobs is None
         and not s.params.needs_penalties

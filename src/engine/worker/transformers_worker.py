@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, Mxfp4Config
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.messages import ModelRunnerOutput, SchedulerOutput
 from src.engine.shards import whole
-from src.engine.worker.batch import RequestState, RequestTable
-from src.engine.worker.model_runner import sample_states
+from src.engine.worker.batch import RequestState, RequestTable, ScoredTokens
+from src.engine.worker.model_runner import sample_states, with_scores
+from src.engine.worker.prompt_scores import score_prompts
 from src.engine.worker.worker import GIB, choose_device, choose_dtype, set_threads
 
 logger = logging.getLogger(__name__)
@@ -93,21 +94,27 @@ class TransformersWorker:
         for request_id in out.gone_request_ids:
             self._caches.pop(request_id, None)
         rows = self._table.apply(out)
-        logits = []
+        sampled_logits, scored_logits = [], []
         for state, count in zip(rows.states, rows.counts, strict=True):
-            last = self._forward(state, count)
+            scored = ScoredTokens.among(state, count)
+            logits = self._forward(state, count, 1 if scored is None else count)
             if state.num_computed_tokens + count == state.tokens.size:
                 rows.sampled.append(state)
-                logits.append(last)
-        result = ModelRunnerOutput({}, {})
-        if logits:
-            result = sample_states(torch.cat(logits), rows.sampled, out)
+                sampled_logits.append(logits[-1:])
+            if scored is not None:
+                rows.scored.append(scored)
+                scored_logits.append(logits[: scored.count])
+        result = ModelRunnerOutput({}, {}, {})
+        if sampled_logits:
+            result = sample_states(torch.cat(sampled_logits), rows.sampled, out)
+        if scored_logits:
+            result = with_scores(result, score_prompts(torch.cat(scored_logits), rows.scored))
         self._table.finish_step(rows, result.sampled)
         return result
 
     @torch.inference_mode()
-    def _forward(self, state: RequestState, count: int) -> torch.Tensor:
-        """-> logits float32 [1, V] after the last of `count` new tokens."""
+    def _forward(self, state: RequestState, count: int, keep: int) -> torch.Tensor:
+        """-> logits float32 [keep, V] after the last of `count` new tokens."""
         start = state.num_computed_tokens
         if start == 0:
             self._caches[state.request_id] = DynamicCache(config=self._model.config)
@@ -118,9 +125,9 @@ class TransformersWorker:
             input_ids=ids.unsqueeze(0),
             past_key_values=self._caches[state.request_id],
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
-        logits: torch.Tensor = found.logits[:, -1].float()
+        logits: torch.Tensor = found.logits[0].float()
         return logits
 
     def close(self) -> None:

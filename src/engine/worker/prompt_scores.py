@@ -1,0 +1,44 @@
+"""Logprobs of the tokens that a prompt has, as evaluations of a model want them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from src.engine.messages import TokenLogprobs
+from src.engine.worker.batch import ScoredTokens
+from src.engine.worker.sampler import LOGPROB_FLOOR
+from src.engine.worker.transfers import to_device
+
+# request id -> logprobs of tokens of its prompt, request id -> why it has none
+PromptScores = tuple[dict[str, list[TokenLogprobs]], dict[str, str]]
+
+
+def score_prompts(logits: torch.Tensor, scored: list[ScoredTokens]) -> PromptScores:
+    """logits float32 [N, V], rows of these tokens one behind the other -> the logprobs of the tokens that follow."""
+    found: dict[str, list[TokenLogprobs]] = {}
+    failed: dict[str, str] = {}
+    row = 0
+    for part in scored:
+        state, tokens = part.state, part.state.tokens.view
+        logprobs = torch.log_softmax(logits[row : row + part.count], dim=-1)
+        row += part.count
+        following = tokens[part.first + 1 : part.first + 1 + part.count]
+        index = to_device(following, torch.int64, logits.device).unsqueeze(1)
+        best = torch.topk(logprobs, state.params.prompt_logprobs or 0)
+        numbers = zip(
+            logprobs.gather(1, index)[:, 0].tolist(), best.values.tolist(), best.indices.tolist(), strict=True
+        )  # fmt: skip
+        scores = [
+            TokenLogprobs(
+                max(chosen, LOGPROB_FLOOR),
+                [(t, max(v, LOGPROB_FLOOR)) for t, v in zip(ids, values, strict=True)],
+            )
+            for chosen, values, ids in numbers
+        ]
+        if any(math.isnan(score.logprob) for score in scores):
+            failed[state.request_id] = "the model's logits are not finite"
+        else:
+            found[state.request_id] = scores
+    return found, failed

@@ -128,6 +128,7 @@ class Script:
             max_tokens=self.rng.randint(1, 12),
             seed=self.joined,
             temperature=self.rng.choice((0.0, 1.0)),
+            prompt_logprobs=self.rng.choice((None, None, 2)),
         )
         self.tokens[name] = self.prompts[name] = length
         self.computed[name], self.blocks[name] = 0, len(blocks[0])
@@ -170,14 +171,18 @@ def ragged_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replayed_steps_give_the_tokens_of_plain_ones(seed: int) -> None:
     plain, graphed = side(graphed=False), side(graphed=True)
     script = Script(seed)
+    scored = 0
     for _ in range(40):
         out = script.step()
         expected = plain.runner.execute_model(out, {})
         found = graphed.runner.execute_model(out, {})
         assert expected is not None and found is not None
         assert found.sampled == expected.sampled
+        assert found.prompt_logprobs == expected.prompt_logprobs
+        scored += len(found.prompt_logprobs)
         assert not found.failed
         script.done(out, expected.sampled)
+    assert scored
 
 
 def decode(names: list[str]) -> SchedulerOutput:

@@ -54,6 +54,19 @@ class Request:
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
+    def finish_reason_at(self, token_id: int, max_model_len: int) -> FinishReason | None:
+        """Whether it ends with this token, its last."""
+        params = self.params
+        if (
+            token_id in params.stop_token_ids
+            and not params.ignore_eos
+            and self.num_output_tokens >= params.min_tokens
+        ):
+            return FinishReason.STOP
+        if self.num_output_tokens >= params.max_tokens or self.num_tokens >= max_model_len:
+            return FinishReason.LENGTH
+        return None
+
     @property
     def num_unscored_tokens(self) -> int:
         """Prompt tokens that are not computed yet and whose successor's logprob is wanted."""

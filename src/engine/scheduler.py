@@ -18,6 +18,8 @@ from src.engine.messages import (
 )
 from src.engine.request import FinishReason, Request, RequestStatus
 
+MAX_PASSED = 64  # requests, in one step
+
 
 class Scheduler:
     """Continuous batching by one rule.
@@ -82,7 +84,7 @@ class Scheduler:
         self._enqueue(request)
 
     def finish_requests(self, request_ids: Iterable[str]) -> list[Request]:
-        """Ends requests from outside, at any moment; their blocks are free at once. -> those that were alive."""
+        """Ends requests from outside, at any moment; frees their blocks at once. -> those that were alive."""
         ended = [r for r in map(self._requests.get, request_ids) if r is not None]
         for request in ended:
             self._finish(request)
@@ -102,11 +104,8 @@ class Scheduler:
         for request in sorted(self._running, key=lambda r: r.num_new_tokens > 1):
             if budget == 0 or len(out.num_scheduled_tokens) == room:
                 break
-            if (
-                request.status
-                is not RequestStatus.RUNNING  # preempted by an earlier one in this loop
-                or request.request_id in self._in_flight
-            ):
+            running = request.status is RequestStatus.RUNNING  # or preempted by one before it
+            if not running or request.request_id in self._in_flight:
                 continue
             num_new = self._within_score_room(request, min(request.num_new_tokens, budget))
             if not num_new:
@@ -232,7 +231,7 @@ class Scheduler:
     ) -> TokenOutput:
         """`token_ids`: what the step brought; all but the last have joined the request's already."""
         request.token_ids.append(token_ids[-1])
-        reason = self._finish_reason(request, token_ids[-1])
+        reason = request.finish_reason_at(token_ids[-1], self._config.max_model_len)
         output = TokenOutput(
             request.request_id,
             token_ids,
@@ -247,22 +246,20 @@ class Scheduler:
             self._finish(request)
         return output
 
-    def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
-        params = request.params
-        if (
-            token_id in params.stop_token_ids
-            and not params.ignore_eos
-            and request.num_output_tokens >= params.min_tokens
-        ):
-            return FinishReason.STOP
-        if (
-            request.num_output_tokens >= params.max_tokens
-            or request.num_tokens >= self._config.max_model_len
-        ):
-            return FinishReason.LENGTH
-        return None
-
     def _admit(self, budget: int, out: SchedulerOutput, room: int) -> None:
+        passed: list[tuple[float, int, Request]] = []
+        self._admit_in_order(budget, out, room, passed)
+        for entry in passed:
+            heapq.heappush(self._waiting, entry)
+
+    def _admit_in_order(
+        self,
+        budget: int,
+        out: SchedulerOutput,
+        room: int,
+        passed: list[tuple[float, int, Request]],
+    ) -> None:
+        """`passed` gets those that were passed over."""
         while (
             budget > 0
             and self._waiting
@@ -278,8 +275,11 @@ class Scheduler:
                 return  # one step later its beginning is in the cache: computed once, stored once
             num_new = min(request.num_tokens - computed.num_tokens, budget)
             num_new = self._within_score_room(request, num_new)
-            if not num_new:
-                return
+            if not num_new:  # those whose prompts are not scored need not wait for those that are
+                if len(passed) == MAX_PASSED:
+                    return
+                passed.append(heapq.heappop(self._waiting))
+                continue
             added = self._allocate(request, num_new, computed)
             if added is None:
                 return  # nobody overtakes: a large request would wait for ever
@@ -316,7 +316,7 @@ class Scheduler:
 
     def _same_beginning_in(self, out: SchedulerOutput, request: Request, num_cached: int) -> bool:
         """Whether a request admitted in this very step computes a block that `request` begins with as well."""
-        if not self._config.enable_prefix_caching:
+        if not self._config.enable_prefix_caching or request.params.prompt_logprobs is not None:
             return False
         start, end = num_cached, num_cached + self._config.block_size
         if request.num_tokens <= end:

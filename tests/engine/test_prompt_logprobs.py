@@ -86,6 +86,19 @@ def test_they_are_the_models_and_need_no_more_room_a_step_than_is_planned(
     assert max(rows) <= SCORED_ROWS + 4
 
 
+def test_others_do_not_wait_for_room_for_logits() -> None:
+    core = make_core()
+    for name in "abc":
+        core.add_request(request(name))
+    core.add_request(request("plain", [1, 2, 3], params={"prompt_logprobs": None}))
+    assert [output.request_id for output in core.step()] == ["a", "plain"]
+    found, last = run(core)
+    assert {name: len(scores) for name, scores in found.items() if scores} == {
+        "a": len(PROMPT) - 1 - SCORED_ROWS, "b": len(PROMPT) - 1, "c": len(PROMPT) - 1,
+    }  # fmt: skip
+    assert {output.finish_reason for output in last.values()} == {FinishReason.LENGTH}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_cached_prompt_is_computed_again_and_bit_for_bit_the_same(dtype: str) -> None:
     core = make_core(dtype=dtype, batch_invariant=True)

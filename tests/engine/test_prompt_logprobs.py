@@ -13,6 +13,7 @@ from src.engine.core import EngineCore
 from src.engine.messages import AddRequest, SchedulerOutput, TokenLogprobs, TokenOutput
 from src.engine.request import FinishReason
 from src.engine.sampling_params import SamplingParams
+from src.engine.streams import OutputStream
 from src.kernels import native
 from tests.helpers import checkpoint, engine_config, load_model, model_logits
 
@@ -145,6 +146,17 @@ def test_the_next_engine_goes_on_where_the_last_one_was(expected: torch.Tensor) 
     core.add_request(request("rest", num_scored_tokens=told))
     rest, _ = run(core)
     assert whole["whole"][told:] == rest["rest"]
+
+
+def test_what_was_not_read_yet_is_joined_and_what_is_left_is_known() -> None:
+    stream, score = OutputStream(request("a")), TokenLogprobs(-1.0, [])
+    stream.put(TokenOutput("a", [], prompt_logprobs=[score] * 64))
+    stream.put(TokenOutput("a", [], prompt_logprobs=[score] * 3))
+    stream.put(TokenOutput("a", [7], queue_s=0.5, prefill_s=0.25, prompt_logprobs=[score]))
+    taken = stream.take()
+    assert (taken.token_ids, taken.queue_s, taken.prefill_s) == ([7], 0.5, 0.25)
+    assert taken.prompt_logprobs == [score] * 68
+    assert (stream.rest().output_ids, stream.rest().num_scored_tokens) == ([7], 68)
 
 
 def test_a_prompt_of_one_token_has_none() -> None:

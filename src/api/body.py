@@ -22,6 +22,11 @@ async def read_json_object(request: Request, config: ServerConfig) -> dict[str, 
     )
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise UnsupportedMediaType(f"Content-Type must be application/json, not {content_type!r}.")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"Content-Encoding {encoding!r} is not supported: send the body uncompressed."
+        )
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise BodyTooLarge(f"The body has {declared} bytes; at most {max_bytes} are allowed.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gzip
 import json
 from typing import Any
 
@@ -312,6 +313,8 @@ def test_bodies_that_are_no_json_objects(server: ServerProcess, body: bytes) -> 
 
 def test_wrong_type_size_method_and_path(server: ServerProcess) -> None:
     assert error_of(server, b"{}", headers={"content-type": "text/plain"})[0] == 415
+    status, error = error_of(server, gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
+    assert status == 415 and "'gzip'" in error["message"]
     assert error_of(server, b" " * 50_000_000)[0] == 413
     for method, path, status in (
         ("GET", "/v1/chat/completions", 405),

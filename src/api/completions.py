@@ -30,6 +30,8 @@ from src.profiles import Profile
 
 router = APIRouter()
 
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
 
 class CompletionRequest(SamplingFields):
     prompt: Any = None
@@ -178,6 +180,30 @@ class TextAnswer:
         }
 
 
+def _max_tokens(request: CompletionRequest, prompt_tokens: int, context: ServerContext) -> int:
+    """Tokens that may be generated; one at least, as a prompt is scored on the way to it. Raises InvalidRequest."""
+    if not prompt_tokens:
+        raise InvalidRequest(
+            "The prompt is empty: there is nothing to go on from.", "prompt", "invalid_value"
+        )
+    room = context.max_model_len - prompt_tokens
+    if room < 1:
+        raise InvalidRequest(
+            f"This model's maximum context length is {context.max_model_len} tokens. However, your prompt has "
+            f"{prompt_tokens} tokens.",
+            "prompt",
+            "context_length_exceeded",
+        )
+    wanted = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    max_tokens: int = max(1, min(room, wanted))
+    if (request.min_tokens or 0) > max_tokens:
+        raise InvalidRequest(
+            f"'min_tokens' is above the {max_tokens} tokens that may be generated.",
+            "min_tokens",
+        )
+    return max_tokens
+
+
 async def start_completion(
     body: dict[str, Any], context: ServerContext, record: RequestRecord
 ) -> TextAnswer:
@@ -195,24 +221,7 @@ async def start_completion(
     make_params = _params(request, profile)
     requests, choices = [], []
     for number, ids in enumerate(prompts):
-        if not ids:
-            raise InvalidRequest(
-                "The prompt is empty: there is nothing to go on from.", "prompt", "invalid_value"
-            )
-        room = context.max_model_len - len(ids)
-        if room < 1:
-            raise InvalidRequest(
-                f"This model's maximum context length is {context.max_model_len} tokens. However, your prompt has "
-                f"{len(ids)} tokens.",
-                "prompt",
-                "context_length_exceeded",
-            )
-        max_tokens = max(1, min(room, 16 if request.max_tokens is None else request.max_tokens))
-        if (request.min_tokens or 0) > max_tokens:
-            raise InvalidRequest(
-                f"'min_tokens' is above the {max_tokens} tokens that may be generated.",
-                "min_tokens",
-            )
+        max_tokens = _max_tokens(request, len(ids), context)
         for copy in range(request.n or 1):
             index = number * (request.n or 1) + copy
             params = make_params(copy, max_tokens)

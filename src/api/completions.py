@@ -283,20 +283,16 @@ async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
     def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
         return b"data: " + encode_event(answer.head | {"choices": choices} | extra | more) + b"\n\n"
 
-    scored, to_echo = (
-        answer.request.scores_prompt,
-        set(answer.choices if answer.request.echo else ()),
-    )
+    request = answer.request
+    unscored = set(answer.choices if request.scores_prompt else ())  # to be echoed when they are
     try:
         async with contextlib.aclosing(answer.events()) as events:
-            if not scored:
+            if request.echo and not request.scores_prompt:
                 for choice in answer.choices:
-                    if choice in to_echo:
-                        yield chunk([answer.choice_body(choice, choice.echo, no_numbers(), None)])
-                to_echo.clear()
+                    yield chunk([answer.choice_body(choice, choice.echo, no_numbers(), None)])
             async for choice, text, numbers in events:
-                if choice in to_echo and choice.is_scored:
-                    to_echo.remove(choice)
+                if choice in unscored and choice.is_scored:
+                    unscored.remove(choice)
                     echoed = choice.echo_numbers()
                     yield chunk([answer.choice_body(choice, choice.echo, echoed, None)])
                 if text or numbers["tokens"] or choice.finish_reason is not None:

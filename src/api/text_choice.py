@@ -12,9 +12,8 @@ from src.engine.messages import TokenLogprobs, TokenOutput
 from src.engine.request import FinishReason
 from src.harmony.vocabulary import STOP_TOKEN_IDS, Vocabulary
 
-Numbers = dict[
-    str, list[Any]
-]  # OpenAI's `logprobs` of completions: lists with an entry for each token
+# OpenAI's `logprobs` of completions: lists with an entry for each token
+Numbers = dict[str, list[Any]]
 
 
 def no_numbers() -> Numbers:
@@ -46,9 +45,8 @@ class TextChoice:
     text: str = ""
     num_chars: int = 0  # of the text of all tokens, also of what a stop string holds back
     numbers: Numbers = field(default_factory=no_numbers)
-    scores: list[TokenLogprobs] = field(
-        default_factory=list
-    )  # of the prompt's tokens but the first
+    # of the prompt's tokens but the first
+    scores: list[TokenLogprobs] = field(default_factory=list)
     _decoder: codecs.IncrementalDecoder = field(default_factory=_decoder)
 
     @cached_property

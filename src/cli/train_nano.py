@@ -210,8 +210,8 @@ def train(
 def mix(network: Network, start: Path, share: float) -> None:
     """Takes so much of a folded model's weights into the network's, 0..1.
 
-    A file and what training made of it lie in one basin, and what is midway does better than either: each has learnt
-    noise of its own (Wortsman et al. 2022, arXiv 2203.05482).
+    The mean of a file and of what training made of it can do better than either (Wortsman et al. 2022, arXiv
+    2203.05482); that has to be examined.
     """
     began = copy.deepcopy(network)
     restore(began, read_folded(start))

@@ -194,7 +194,8 @@ class Scheduler:
             wrong = len(scheduled.draft_tokens.get(request_id, ())) - len(accepted)
             first = request.num_output_tokens == 0
             request.token_ids += accepted
-            scores = self._new_scores(request, result.prompt_logprobs.get(request_id, []))
+            told = result.prompt_logprobs.get(request_id)
+            scores = told and self._new_scores(request, told)
             request.num_computed_tokens += num_tokens - wrong
             self.num_accepted += len(accepted)
             self._kv.cache_blocks(request)

@@ -8,7 +8,7 @@ import torch
 
 from src.engine.messages import TokenLogprobs
 from src.engine.worker.batch import ScoredTokens
-from src.engine.worker.sampler import LOGPROB_FLOOR
+from src.engine.worker.sampler import floored
 from src.engine.worker.transfers import to_device
 
 # request id -> logprobs of tokens of its prompt, request id -> why it has none
@@ -30,13 +30,7 @@ def score_prompts(logits: torch.Tensor, scored: list[ScoredTokens]) -> PromptSco
         numbers = zip(
             logprobs.gather(1, index)[:, 0].tolist(), best.values.tolist(), best.indices.tolist(), strict=True
         )  # fmt: skip
-        scores = [
-            TokenLogprobs(
-                max(chosen, LOGPROB_FLOOR),
-                [(t, max(v, LOGPROB_FLOOR)) for t, v in zip(ids, values, strict=True)],
-            )
-            for chosen, values, ids in numbers
-        ]
+        scores = [floored(*entry) for entry in numbers]
         if any(math.isnan(score.logprob) for score in scores):
             failed[state.request_id] = "the model's logits are not finite"
         else:

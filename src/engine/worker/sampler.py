@@ -363,6 +363,11 @@ def _collect_logprobs(
     for i, (chosen,), values, ids in zip(
         rows, numbers[::3], numbers[1::3], numbers[2::3], strict=True
     ):
-        alternatives = [(t, max(v, LOGPROB_FLOOR)) for t, v in zip(ids, values, strict=True)]
-        out[i] = TokenLogprobs(max(chosen, LOGPROB_FLOOR), alternatives)
+        out[i] = floored(chosen, values, ids)
     return out
+
+
+def floored(chosen: float, values: list[float], ids: list[int]) -> TokenLogprobs:
+    """A token's logprob and the largest of its place, none of them -inf. A NaN stays one."""
+    alternatives = [(t, max(v, LOGPROB_FLOOR)) for t, v in zip(ids, values, strict=True)]
+    return TokenLogprobs(max(chosen, LOGPROB_FLOOR), alternatives)

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
-
 from src.engine.config import ConfigError, ModelConfig
 from src.engine.shapes import SIZES, hf_config
 
@@ -91,6 +88,10 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
     looked = [str(c) for c in candidates]
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         raise ConfigError(f"no model {name!r}: no config.json in {', '.join(looked)}")
+    # a quarter of a second, for those who need it
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     cache = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
     try:
         return Path(
@@ -111,6 +112,8 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
 
 
 def _hub_reachable() -> bool:
+    from huggingface_hub import constants
+
     if constants.HF_HUB_OFFLINE:
         return False
     address = urlsplit(constants.ENDPOINT)

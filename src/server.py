@@ -1,4 +1,8 @@
-"""Entry point: `python src/server.py [flags]`. Wires the parts together and decides nothing."""
+"""Entry point: `python src/server.py [flags]`. Wires the parts together and decides nothing.
+
+The engine's process and its ranks import this file too, as multiprocessing has every child import its parent's main
+module: nothing is loaded before `main`.
+"""
 
 from __future__ import annotations
 
@@ -10,217 +14,21 @@ if (
 ):  # run as a script: src/ is first on sys.path, and src/kernels would shadow HuggingFace `kernels`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import asyncio
-import contextlib
-import logging
-import os
-import signal
-import socket
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-import uvicorn
-
-from src import __version__, logs, port_manager
-from src.config import ServerConfig, describe, load_config
-from src.engine.client import EngineClient
-from src.engine.config import ConfigError, EngineConfig
-from src.engine.gpus import visible_gpus
-from src.engine.lifecycle import EngineError, RestartPolicy
-from src.harmony.vocabulary import (
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
-    STOP_TOKEN_IDS,
-    Vocabulary,
-    VocabularyError,
-    default_cache_folder,
-    load_vocabulary,
-)  # fmt: skip
-from src.model_locator import LocatedModel, locate_model
-
-if TYPE_CHECKING:
-    from src.api.deps import ServerContext
-
-logger = logging.getLogger("server")
-FINISH_S = 2  # for connections to close after the last answer
-
-
-def choose_model(config: ServerConfig) -> str:
-    """The model asked for; else the profile's on a machine with a GPU, else the embedded one."""
-    if config.model is not None:
-        return config.model
-    if config.model_path is not None:
-        return str(config.model_path)
-    if visible_gpus():
-        return config.active_profile.model
-    logger.info("no GPU and no --model: serving the embedded model nano on the CPU")
-    return "nano"
-
-
-def engine_config(
-    config: ServerConfig, located: LocatedModel, vocabulary: Vocabulary
-) -> EngineConfig:
-    return EngineConfig(
-        model=located.config,
-        model_path=located.folder,
-        load_format=config.load_format,
-        dtype=config.dtype,
-        device=config.device,
-        gpu_dtypes=dict(config.gpu_dtypes),
-        backend=config.backend,
-        gpu_mode=config.gpu_mode,
-        tensor_parallel_size=config.tensor_parallel_size,
-        pipeline_parallel_size=config.pipeline_parallel_size,
-        enable_expert_parallel=config.enable_expert_parallel,
-        max_model_len=config.max_model_len or located.config.max_position,
-        max_num_seqs=config.resolved("max_num_seqs"),
-        max_num_batched_tokens=config.resolved("max_num_batched_tokens"),
-        max_num_waiting=config.resolved("max_num_waiting"),
-        max_num_waiting_tokens=config.max_num_waiting_tokens,
-        batch_invariant=config.resolved("batch_invariant"),
-        num_speculative_tokens=config.num_speculative_tokens,
-        enforce_eager=config.enforce_eager,
-        block_size=config.block_size,
-        enable_prefix_caching=config.enable_prefix_caching,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        cpu_kv_cache_gib=config.cpu_kv_cache_gib,
-        num_threads=config.num_threads,
-        priority_ageing_s=config.priority_ageing_s,
-        seed=config.seed,
-        ranks_path=vocabulary.ranks_path,
-        special_tokens=SPECIAL_TOKENS,
-        split_pattern=SPLIT_PATTERN,
-        eos_token_ids=STOP_TOKEN_IDS,
-    )
-
-
-class Server(uvicorn.Server):
-    """uvicorn that drains: the first SIGTERM or SIGINT closes the door for new requests and lets the running ones
-    finish, the second ends at once. The exit code is 0 either way. SIGHUP reads the keys again."""
-
-    def __init__(self, config: uvicorn.Config, context: ServerContext) -> None:
-        super().__init__(config)
-        self._context = context
-        self._draining: asyncio.Task[None] | None = None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._asked_to_end)
-        loop.add_signal_handler(signal.SIGHUP, self._context.access.reload)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                loop.remove_signal_handler(number)
-
-    def _asked_to_end(self) -> None:
-        if self._draining is None:
-            self._draining = asyncio.create_task(self._drain())
-            return
-        logger.warning("ending at once")
-        self.should_exit = self.force_exit = True
-
-    async def _drain(self) -> None:
-        """Requests that do not finish in time end with an error event."""
-        context = self._context
-        context.access.draining = True
-        timeout_s = context.config.drain_timeout_s
-        logger.info(
-            "draining: %d requests are running, up to %g s", context.metrics.active, timeout_s
-        )
-        if not await self._wait_for_the_last(timeout_s):
-            logger.warning("%d requests are cut off after %g s", context.metrics.active, timeout_s)
-            context.engine.fail_requests("the server is shutting down")
-            await self._wait_for_the_last(FINISH_S)
-        self.should_exit = True
-
-    async def _wait_for_the_last(self, timeout_s: float) -> bool:
-        """-> whether nothing is running any more."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while self._context.metrics.active and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
-        return self._context.metrics.active == 0
-
-
-async def serve(
-    config: ServerConfig,
-    engine_settings: EngineConfig,
-    bound: socket.socket,
-    located: LocatedModel,
-    vocabulary: Vocabulary,
-) -> int:
-    from src.api.app import create_app
-    from src.api.http_protocol import limited_protocol
-
-    policy = RestartPolicy(
-        max_restarts=config.max_engine_restarts,
-        max_resumes=config.max_request_resumes,
-        step_timeout_s=config.engine_step_timeout_s,
-    )
-    log = {"level": config.log_level, "log_format": config.log_format}
-    engine = EngineClient(engine_settings, policy, log)
-    name = config.served_model_name or located.name
-    size = located.size
-    aliases = (
-        {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"}
-        if size != "custom"
-        else set()
-    )
-    try:
-        app = create_app(
-            engine, config, vocabulary, model_id=name, model_size=size, aliases=frozenset(aliases)
-        )
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    server = Server(
-        uvicorn.Config(
-            app,
-            loop="uvloop",
-            http=limited_protocol(config.header_timeout_s, config.max_header_bytes),
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=FINISH_S,
-            lifespan="on",
-            server_header=False,
-        ),
-        app.state.context,
-    )
-    serving = asyncio.create_task(server.serve(sockets=[bound]))
-    failed = False
-    try:
-        announce = asyncio.create_task(_announce(engine, name, bound))
-        await asyncio.wait({serving, announce}, return_when=asyncio.FIRST_COMPLETED)
-        if announce.done() and not announce.result():
-            failed = server.should_exit = True
-        elif not announce.done():
-            announce.cancel()
-    finally:
-        await serving
-    return 1 if failed else 0
-
-
-async def _announce(engine: EngineClient, name: str, bound: socket.socket) -> bool:
-    """Says so when the engine is ready. -> whether it ever was."""
-    while not engine.started:
-        await asyncio.sleep(0.01)
-    try:
-        ready = await engine.wait_ready()
-    except EngineError as error:
-        logger.critical("cannot serve: %s", error)
-        return False
-    host, port = bound.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    logger.info(
-        "ready: %s in %s on %s (%s kernels), %d KV blocks, up to %d tokens, at %s",
-        name, ready.dtype, ready.device, ready.kernel_path, ready.num_blocks, ready.max_model_len, url,
-    )  # fmt: skip
-    return True
-
 
 def main(argv: list[str] | None = None) -> int:
+    import logging
+    import os
+
+    import uvloop
+
+    from src import __version__, logs, port_manager
+    from src.config import describe, load_config
+    from src.engine.config import ConfigError
+    from src.harmony.vocabulary import VocabularyError, default_cache_folder, load_vocabulary
+    from src.model_locator import locate_model
+    from src.serving import choose_model, engine_config, serve
+
+    logger = logging.getLogger("server")
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's numbers are then the driver's
     try:
         config, origin, print_config = load_config(argv)
@@ -241,8 +49,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, VocabularyError, port_manager.PortError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    import uvloop
-
     with port_manager.recorded(bound):
         return uvloop.run(serve(config, engine_settings, bound, located, vocabulary))
 

@@ -87,8 +87,9 @@ class EngineClient:
     # --- life ---
 
     async def start(self) -> None:
-        """Starts the engine in the background; `wait_ready` tells when it serves."""
-        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+        """Starts the engine in the background; `wait_ready` tells when it serves. Once: a second call does nothing."""
+        if self._supervisor is None:
+            self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
 
     async def wait_ready(self, timeout_s: float | None = None) -> Ready:
         """Raises EngineDeadError if it cannot start, EngineError if it is not ready in time."""

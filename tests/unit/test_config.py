@@ -114,17 +114,17 @@ def test_rope_parameters_of_newer_transformers_are_read() -> None:
 def test_the_model_is_the_flags_then_the_profiles_then_the_embedded_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from src import server
+    from src import serving
     from src.config import ServerConfig
 
-    monkeypatch.setattr(server, "visible_gpus", lambda: ["a GPU"])
-    assert server.choose_model(ServerConfig(model="120b", profile="latency_first")) == "120b"
-    assert server.choose_model(ServerConfig(profile="latency_first")) == "20b"
-    assert server.choose_model(ServerConfig(profile="quality_first")) == "120b"
+    monkeypatch.setattr(serving, "visible_gpus", lambda: ["a GPU"])
+    assert serving.choose_model(ServerConfig(model="120b", profile="latency_first")) == "120b"
+    assert serving.choose_model(ServerConfig(profile="latency_first")) == "20b"
+    assert serving.choose_model(ServerConfig(profile="quality_first")) == "120b"
     changed = ServerConfig(profile="balanced", profiles={"balanced": {"model": "120b"}})
-    assert server.choose_model(changed) == "120b"
-    monkeypatch.setattr(server, "visible_gpus", lambda: [])
-    assert server.choose_model(ServerConfig(profile="quality_first")) == "nano"
+    assert serving.choose_model(changed) == "120b"
+    monkeypatch.setattr(serving, "visible_gpus", lambda: [])
+    assert serving.choose_model(ServerConfig(profile="quality_first")) == "nano"
 
 
 def test_a_missing_checkpoint_or_gpu_is_said_before_anything_starts(

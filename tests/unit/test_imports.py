@@ -13,8 +13,9 @@ SRC = Path(__file__).resolve().parents[2] / "src"
 CONTROL = "src.engine.config src.engine.request src.engine.messages src.engine.sampling_params"
 ALLOWED = {
     "src.logs": "",
-    "src.server": "src src.logs src.api.deps src.config src.profiles src.port_manager src.prompt_builder src.model_locator "
-    "src.harmony.vocabulary src.api.app src.api.http_protocol src.engine.client src.engine.lifecycle src.engine.config src.engine.gpus",
+    "src.server": "src src.logs src.config src.port_manager src.model_locator src.harmony.vocabulary src.engine.config src.serving",
+    "src.serving": "src.config src.model_locator src.harmony.vocabulary src.api.deps src.api.app src.api.http_protocol "
+    "src.engine.client src.engine.lifecycle src.engine.config src.engine.gpus",
     "src.api": "src src.api src.config src.profiles src.prompt_builder src.harmony src.engine.client src.engine.lifecycle "
     "src.engine.messages src.engine.request src.engine.sampling_params src.engine.gpus src.engine.config",
     "src.config": "src.profiles src.engine.config",
@@ -75,6 +76,7 @@ NO_TORCH = [
     "src.engine.memory_plan",
     "src.engine.placement",
     "src.server",
+    "src.serving",
 ]
 
 
@@ -133,6 +135,16 @@ def test_nobody_imports_the_server() -> None:
     assert not [p for p in SRC.rglob("*.py") if "src.server" in imports(p)]
 
 
+def test_a_child_that_imports_the_main_module_loads_nothing_by_that() -> None:
+    """multiprocessing has the engine's process and each rank do so, at every start."""
+    code = (
+        "import sys, multiprocessing.spawn; before = set(sys.modules); import src.server; "
+        "loaded = {name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names; "
+        "sys.exit(loaded != {'src'} or 'src.serving' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=SRC.parent).returncode == 0
+
+
 def test_only_the_top_init_has_content() -> None:
     assert not [p for p in SRC.rglob("__init__.py") if p.parent != SRC and p.read_text().strip()]
 
@@ -143,12 +155,12 @@ def test_the_engine_knows_no_harmony() -> None:
 
 
 def test_the_api_process_loads_no_torch() -> None:
-    code = "import sys, src.api.app, src.server; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    code = "import sys, src.api.app, src.serving; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=SRC.parent).returncode == 0
 
 
 def test_the_server_needs_neither_sklearn_nor_scipy_nor_a_numpy_patch() -> None:
-    code = "import sys, src.server, src.engine.core; sys.exit(any(m in sys.modules for m in ('sklearn', 'scipy')))"
+    code = "import sys, src.serving, src.engine.core; sys.exit(any(m in sys.modules for m in ('sklearn', 'scipy')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=SRC.parent).returncode == 0
 
 

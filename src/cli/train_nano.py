@@ -30,7 +30,7 @@ from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, Vocabulary, load_v
 from src.nano.batches import IGNORED, Batch, BatchMaker
 from src.nano.folding import fold, read_folded, restore
 from src.nano.muon import Muon
-from src.nano.network import COMPUTE, Network, parts_of
+from src.nano.network import COMPUTE, Network, fuse, parts_of
 from src.nano.token_rows import TokenTraits
 from src.nano.tools import DECISIVE, TOLD
 
@@ -250,6 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.start_share and args.start is None:
         parser.error("--start-share needs --start")
     keep_freed_memory()
+    fuse()
     started = time.perf_counter()
     network = train(
         args.out, start=args.start, seed=args.seed, steps=args.steps, batch_tokens=args.batch_tokens,

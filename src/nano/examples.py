@@ -27,6 +27,7 @@ from src.harmony.vocabulary import CHANNEL, CONSTRAIN, RETURN, START, Vocabulary
 EFFORTS: tuple[ReasoningEffort, ...] = ("low", "medium", "high")
 HELD_OUT_SHARE = 10  # one in this many
 RARE_FROM = 5  # letters
+NATURAL_PRACTICE = 0.3  # of what is hard is left in natural lessons
 COMMON_BELOW = 20_000  # ranks: a vocabulary's first tokens are those that text has most
 _WORD = re.compile("[A-Za-z][A-Za-z_]*[A-Za-z]")
 
@@ -152,6 +153,7 @@ class Source:
         self.vocabulary = vocabulary
         self.rng = rng
         self.unseen = unseen
+        self.natural = False  # a lesson with values as most people give them (natural.py)
 
     def mine(self, key: str) -> bool:
         return held_out(key) == self.unseen
@@ -208,6 +210,8 @@ class Source:
 
     def word(self) -> str:
         """Every other one is a common word."""
+        if self.natural:
+            return self.rng.choice(self._common_words)
         if self.practice(0.1):
             return self._coined(self._words)
         if self.practice(0.3):
@@ -224,6 +228,8 @@ class Source:
     def name(self) -> str:
         """Capitalised: a person or a place, sometimes of two tokens, sometimes two words."""
         kind = self.rng.random()
+        if self.natural:
+            return self.rng.choice(self._common_names)
         if self.practice(0.1):
             return self._coined(self._names)
         if self.practice(0.3):
@@ -258,7 +264,9 @@ class Source:
 
     def practice(self, probability: float) -> bool:
         """Maybe, but never in the examination: what is hard is exercised more often than it is asked."""
-        return not self.unseen and self.maybe(probability)
+        return not self.unseen and self.maybe(
+            probability * (NATURAL_PRACTICE if self.natural else 1)
+        )
 
 
 def _words(

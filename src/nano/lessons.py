@@ -9,6 +9,7 @@ from src.nano.basics import Skill
 from src.nano.examples import Example, Source
 
 TOOLS_SHARE = 0.3  # of draws; each is a row of its own
+NATURAL_SHARE = 0.6  # of the lessons
 MIXTURE: tuple[tuple[Skill, float], ...] = (
     (basics.addition, 16.0),
     (basics.subtraction, 8.0),
@@ -32,6 +33,7 @@ INSTRUCTIONS = (
 
 def lesson(s: Source) -> list[Example]:
     """Conversations that may share a row: several with the same tools, or one of the mixture; sometimes under a system prompt."""
+    s.natural = not s.unseen and s.maybe(NATURAL_SHARE)
     if s.maybe(TOOLS_SHARE):
         made = tools.same_tools(s)
     else:

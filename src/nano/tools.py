@@ -19,6 +19,7 @@ from src.nano.categories import DEEDS as CATEGORY_DEEDS
 from src.nano.described import described, neighbour
 from src.nano.everyday import everyday
 from src.nano.examples import Example, Source
+from src.nano.natural_tools import natural_tool
 from src.nano.structured import Field, random_field
 from src.nano.switches import switched
 from src.nano.tasks import Task, add_unasked, definition, required_of
@@ -49,6 +50,7 @@ VERBS = [
 ATTRIBUTES_SHARE = 0.1  # of the tools of lessons
 SWITCHES_SHARE = 0.03
 CATEGORIES_SHARE = 0.1
+NATURAL_SHARE = 0.75  # of the tools of natural lessons are natural themselves
 MANY = 9  # tools at most; what a row has room for
 DECISIVE = (" yes", " no")  # what is written behind a tool that was looked at
 TOLD = " ="  # before the value of a parameter
@@ -104,6 +106,8 @@ def _said(s: Source, fields: list[Field]) -> str:
 
 
 def any_task(s: Source) -> Task:
+    if s.natural and s.maybe(NATURAL_SHARE):
+        return natural_tool(s)
     if s.practice(ATTRIBUTES_SHARE):
         return attribute(s)
     if s.practice(SWITCHES_SHARE):

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from src.nano import natural
 from src.nano.code_values import code_line, command, expression, path, sql
 from src.nano.examples import Source
 from src.nano.rare import abbreviation, decimal, web_address
@@ -337,6 +338,8 @@ def value(s: Source, kind: str) -> Any:
         return _numbered(s, kind[1:])
     if kind.startswith("@"):
         return f"{s.name()} {kind[1:].title()}"
+    if kind in natural.KINDS and (s.natural or kind not in KINDS):
+        return natural.KINDS[kind](s)
     return s.pick(*POOLS[kind]) if kind in POOLS else KINDS[kind](s)
 
 

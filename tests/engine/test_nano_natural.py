@@ -1,0 +1,146 @@
+"""Lessons with tools and values as people write them first, and what keeps them apart from the examination."""
+
+from __future__ import annotations
+
+from random import Random
+
+import jsonschema
+import pytest
+import torch
+
+from src.cli.evaluate_nano import BY_HAND, SKILLS, held_out_example
+from src.harmony.vocabulary import Vocabulary, load_vocabulary
+from src.nano import natural, network
+from src.nano.examples import Source, held_out
+from src.nano.lessons import lesson
+from src.nano.natural_tools import Row, natural_tool, rows, taught
+from src.nano.tasks import Task
+from src.nano.tools import any_task
+from src.nano.values import value
+from tests.helpers import says
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return load_vocabulary()
+
+
+@pytest.fixture
+def source(vocabulary: Vocabulary) -> Source:
+    made = Source(vocabulary, Random(1), unseen=False)
+    made.natural = True
+    return made
+
+
+def check(task: Task, unsaid: set[str]) -> None:
+    schema = task.definition.get("parameters", {"type": "object"})
+    jsonschema.validate(task.arguments, {"additionalProperties": False, **schema})
+    for key, made in task.arguments.items():
+        parts = made if isinstance(made, list) else [made]
+        options = schema["properties"][key].get("enum")
+        said = options or all(says(task.ask, part) or f"{part:,}" in task.ask for part in parts)
+        assert said or isinstance(made, bool) or key in unsaid, (
+            f"{key}={made!r} is not in {task.ask!r}"
+        )
+
+
+def test_every_request_can_be_answered_with_its_tool(source: Source) -> None:
+    for _ in range(1500):
+        check(natural_tool(source), set())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "get_time | The time. | city:city | What time is it in {town}?",
+        "get_time | The time. | city:city | What time is it?",
+        "get_time | The time. | city | What time is it in {city}?",
+        "get_time | The time. | city:city | What time is it in {city}? @zone=UTC",
+        "get_time | The time. | city:city",
+    ],
+    ids=["slot without parameter", "parameter not said", "no kind", "value without parameter", "no requests"],
+)  # fmt: skip
+def test_a_line_that_does_not_fit_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match=r"get_time|parameter|unpack"):
+        Row.of(line)
+
+
+def test_a_request_gives_what_is_not_said() -> None:
+    row = Row.of(
+        "set_blinds | Blinds. | room:room; action?:=up,down | Blinds down in the {room} @action=down"
+    )
+    assert row.requests[0].ask == "Blinds down in the {room}"
+    assert row.requests[0].unsaid == {"action": "down"}
+
+
+def test_no_tool_of_lessons_is_examined() -> None:
+    lessons = {row.name for row in rows()} | {tool["name"] for _, tool, _ in taught()}
+    examined = {name for requests in ("requests", "untouched") for _, name, _ in BY_HAND[requests]}
+    assert not lessons & examined
+    asked = {ask for ask, _, _ in taught()}
+    assert not asked & {ask for r in ("requests", "untouched") for ask, _, _ in BY_HAND[r]}
+
+
+def test_held_out_names_and_places_are_in_no_lesson(source: Source) -> None:
+    for kind in ("first", "last", "city", "title", "item"):
+        assert any(held_out(v) for v in natural.POOLS[kind])
+        assert not any(held_out(natural.pooled(source, kind)) for _ in range(400))
+
+
+def test_the_examination_has_no_natural_lessons(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(vocabulary, Random(2), unseen=True)
+    monkeypatch.setattr("src.nano.tools.natural_tool", lambda _: pytest.fail("a natural tool"))
+    for _ in range(100):
+        lesson(source)
+        assert not source.natural
+    for skill in SKILLS.values():
+        held_out_example(source, skill)
+
+
+def test_lessons_are_natural_more_often_than_not_and_keep_what_is_hard(
+    vocabulary: Vocabulary,
+) -> None:
+    source = Source(vocabulary, Random(3), unseen=False)
+    natural_ones = 0
+    for _ in range(300):
+        lesson(source)
+        natural_ones += source.natural
+    assert 160 < natural_ones < 200
+
+
+def test_natural_values_are_those_of_the_table(source: Source) -> None:
+    tasks = {value(source, "task") for _ in range(200)}
+    assert tasks <= set(natural.POOLS["task"])
+    assert any(value(source, "city") in natural.POOLS["city"] for _ in range(5))
+    source.natural = False
+    hard = [value(source, "phrase") for _ in range(50)]
+    assert len(set(hard) & {v for pool in natural.POOLS.values() for v in pool}) < 5
+
+
+def test_values_of_one_kind_in_a_request_differ(source: Source) -> None:
+    """Else which parameter has which cannot be learnt."""
+    row = next(r for r in rows() if r.name == "compare_two_numbers")
+    made = [t for t in (any_task(source) for _ in range(3000)) if t.name.startswith(row.name)]
+    assert made
+    assert all(len(set(t.arguments.values())) == 2 for t in made)
+
+
+def test_what_is_fused_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weight, gate_up = torch.randn(64, 96) * 3, torch.randn(40, 64) * 4
+
+    def results() -> list[torch.Tensor]:
+        x = gate_up.clone().requires_grad_()
+        made = network.SwiGlu.apply(x, 7.0)
+        made.sum().backward()
+        assert x.grad is not None
+        return [network.fake_quantize(weight), made.detach(), x.grad]
+
+    monkeypatch.setattr(network, "_fused", {})
+    plain = results()
+    network.fuse()
+    assert network._fused
+    for one, other in zip(plain, results(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

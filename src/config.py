@@ -62,6 +62,9 @@ class ServerConfig(BaseSettings):
     max_header_bytes: int = Field(
         32_768, ge=1024, description="largest sum of a request's headers, bytes"
     )
+    max_connections_per_address: int = Field(
+        0, ge=0, description="open at once; a proxy in front is one address; 0: no limit"
+    )
     warm_up: bool = Field(True, description="a first request of our own before /ready says so")
     drain_timeout_s: float = Field(
         30.0, ge=0, description="time for running requests at shutdown, s"

@@ -160,7 +160,9 @@ async def serve(
         uvicorn.Config(
             app,
             loop="uvloop",
-            http=limited_protocol(config.header_timeout_s, config.max_header_bytes),
+            http=limited_protocol(
+                config.header_timeout_s, config.max_header_bytes, config.max_connections_per_address
+            ),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=FINISH_S,

@@ -1,23 +1,31 @@
 """uvicorn's HTTP protocol, and what it leaves open: how long headers may take, how long they may grow before they end,
-and an answer in the API's own form for what is no HTTP."""
+how many connections one address may have, and an answer in the API's own form for what is no HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from src.api.errors import ApiError, HeadersTooLarge, HeadersTooSlow, InvalidRequest
+from src.api.errors import ApiError, HeadersTooLarge, HeadersTooSlow, InvalidRequest, RateLimited
+
+logger = logging.getLogger(__name__)
 
 
-def limited_protocol(timeout_s: float, max_bytes: int) -> type[HttpToolsProtocol]:
-    """The protocol with these limits for the headers of one request."""
+def limited_protocol(
+    timeout_s: float, max_bytes: int, max_connections: int
+) -> type[HttpToolsProtocol]:
+    """The protocol with these limits for the headers of a request, and for the connections of an address (0: none)."""
 
     class Limited(HttpProtocol):
         header_timeout_s = timeout_s
         max_header_bytes = max_bytes
+        max_connections_per_address = max_connections
+        num_connections: Counter[str] = Counter()
 
     return Limited
 
@@ -25,17 +33,36 @@ def limited_protocol(timeout_s: float, max_bytes: int) -> type[HttpToolsProtocol
 class HttpProtocol(HttpToolsProtocol):
     header_timeout_s: float
     max_header_bytes: int
+    max_connections_per_address: int
+    num_connections: Counter[str]  # of each address that has any
 
+    _address = ""
     _timer: asyncio.TimerHandle | None = None
     _begun = False  # some of a request's headers are there, not all
     _num_bytes = 0  # of them, without those that came in one piece with their beginning
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._address = self.client[0] if self.client else ""
+        self.num_connections[self._address] += 1
+        limit = self.max_connections_per_address
+        if 0 < limit < self.num_connections[self._address]:
+            if self.num_connections[self._address] == limit + 1:
+                logger.warning("%s has %d connections: more are refused", self._address, limit)
+            self._refuse(
+                RateLimited(
+                    f"There are {limit} connections from your address already.",
+                    code="rate_limit_exceeded",
+                )
+            )
+            return
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self.num_connections[self._address] -= 1
+        if not self.num_connections[self._address]:
+            del self.num_connections[self._address]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -39,7 +39,15 @@ BY_HAND: dict[str, Any] = yaml.safe_load(
 
 def by_hand(source: Source, requests: str = "requests") -> Example:
     """One of these requests of by_hand.yaml, its tool among three others."""
-    ask, name, arguments = source.rng.choice(BY_HAND[requests])
+    return _among_others(source, *source.rng.choice(BY_HAND[requests]))
+
+
+def every_by_hand(source: Source, requests: str, times: int) -> list[Example]:
+    """All of these requests, so often each, among tools that are drawn anew."""
+    return [_among_others(source, *request) for request in BY_HAND[requests] for _ in range(times)]
+
+
+def _among_others(source: Source, ask: str, name: str, arguments: dict[str, Any]) -> Example:
     names = [name, *source.rng.sample(sorted(BY_HAND["tools"].keys() - {name}), 3)]
     source.rng.shuffle(names)
     offered = []
@@ -185,6 +193,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seen", action="store_true", help="examine on the training half instead")
     parser.add_argument("--wrong", type=Path, help="write each wrong answer to this file")
     parser.add_argument(
+        "--every-by-hand",
+        type=int,
+        metavar="TIMES",
+        help="ask each request by hand so often, instead of --per-skill drawn ones of each skill",
+    )
+    parser.add_argument(
         "--skills", nargs="+", choices=sorted(SKILLS), default=list(SKILLS), help="only these"
     )
     args = parser.parse_args(argv)
@@ -196,13 +210,14 @@ def main(argv: list[str] | None = None) -> int:
         "| skill | asked | right | finished | tool choice | analysis tokens low / medium / high |\n"
         "|---|---|---|---|---|---|\n"
     )
-    for name in args.skills:
+    for name in ("requests", "untouched") if args.every_by_hand else args.skills:
         source = Source(vocabulary, Random(f"{args.seed} {name}"), unseen=not args.seen)
-        score = examine(
-            args.url,
-            name,
-            [held_out_example(source, SKILLS[name]) for _ in range(args.per_skill)],
+        examples = (
+            every_by_hand(source, name, args.every_by_hand)
+            if args.every_by_hand
+            else [held_out_example(source, SKILLS[name]) for _ in range(args.per_skill)]
         )
+        score = examine(args.url, name, examples)
         wrong += score.wrong
         asked += score.asked
         lengths = [score.analysis_tokens.get(effort, []) for effort in ("low", "medium", "high")]

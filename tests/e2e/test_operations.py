@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import gzip
 import hashlib
 import http.server
@@ -326,10 +327,9 @@ def test_headers_and_bodies_that_never_end_are_given_up() -> None:
         )
 
 
-def test_cors_only_for_the_origins_that_are_named() -> None:
-    with running_server(
-        *FLAGS, "--cors-origins", "[http://a.example]", env={"GPTOSS_API_KEY": "secret-key"}
-    ) as server:
+def test_cors_only_for_the_origins_that_are_named_and_connections_up_to_a_number() -> None:
+    flags = ("--cors-origins", "[http://a.example]", "--max-connections-per-address", "3")
+    with running_server(*FLAGS, *flags, env={"GPTOSS_API_KEY": "secret-key"}) as server:
         ask = {
             "access-control-request-method": "POST",
             "access-control-request-headers": "authorization",
@@ -344,6 +344,16 @@ def test_cors_only_for_the_origins_that_are_named() -> None:
         assert "access-control-allow-origin" not in other.headers
         refused = httpx.get(f"{server.url}/v1/models", headers={"origin": "http://a.example"})
         assert refused.status_code == 401
+        with contextlib.ExitStack() as held:
+            for _ in range(3):
+                held.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            status, body = _said(server)
+            assert b" 429 " in status
+            assert json.loads(body)["error"]["type"] == "rate_limit_error"
+            assert server.log.count("more are refused") == 1
+        assert httpx.get(f"{server.url}/health").status_code == 200, (
+            "those that ended count no more"
+        )
 
 
 def test_the_figures_are_what_a_client_measures() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,5 +195,5 @@ KINDS: dict[str, Callable[[Source], Any]] = {
     "emails": several(email),
     "files": several(file),
     "numbers": several(integer),
-    **{kind: (lambda s, k=kind: pooled(s, k)) for kind in POOLS if kind not in ("word", "title", "city", "item")},
+    **{kind: partial(pooled, kind=kind) for kind in POOLS if kind not in ("word", "title", "city", "item")},
 }  # fmt: skip

@@ -22,19 +22,16 @@ from random import Random
 from typing import Any
 
 import httpx
-import yaml
 
 from src.harmony.vocabulary import load_vocabulary
-from src.nano import basics, structured, tools
+from src.nano import basics, natural_tools, structured, tools
 from src.nano.basics import user
 from src.nano.described import described
 from src.nano.everyday import everyday, known
 from src.nano.examples import Example, Source
 from src.nano.lessons import instructions
 
-BY_HAND: dict[str, Any] = yaml.safe_load(
-    (Path(tools.__file__).with_name("by_hand.yaml")).read_text()
-)
+BY_HAND = natural_tools.by_hand()
 
 
 def by_hand(source: Source, requests: str = "requests") -> Example:

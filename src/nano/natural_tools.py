@@ -111,9 +111,16 @@ def rows() -> tuple[Row, ...]:
 
 
 @cache
+def by_hand() -> dict[str, Any]:
+    """Tools as people write them, and requests: those that are taught, and those that are examined."""
+    table: dict[str, Any] = yaml.safe_load(BY_HAND.read_text())
+    return table
+
+
+@cache
 def taught() -> tuple[tuple[str, dict[str, Any], dict[str, Any]], ...]:
     """Requests by hand that lessons are made of: (request, its tool with its name, arguments)."""
-    table = yaml.safe_load(BY_HAND.read_text())
+    table = by_hand()
     return tuple(
         (ask, {"name": name, **table["tools"][name]}, arguments)
         for ask, name, arguments in table["taught"]
@@ -226,6 +233,7 @@ _KINDS_OF = (
     (r"\+?\d[\d -]{6,}", "phone"),
     (r"(?=.*\d)[A-Za-z]*[-_#]?\d+[a-zA-Z]?", "code"),
 )  # fmt: skip
+_TOLD_BY_THEIR_POOL = ("city", "country", "landmark", "team", "artist", "title", "company", "animal", "plant", "food", "item", "service", "task", "message", "topic")  # fmt: skip
 _PERSONS = re.compile("name|person|user|who|employee|agent|contact|recipient|client|customer|patient|student|borrower|owner|guest|player|author|speaker")  # fmt: skip
 
 
@@ -242,23 +250,7 @@ def _another(s: Source, key: str, old: Any, schema: dict[str, Any]) -> Any:
         if re.fullmatch(pattern, old):
             made = value(s, kind)
             return made if isinstance(made, str) else str(made)
-    for kind in (
-        "city",
-        "country",
-        "landmark",
-        "team",
-        "artist",
-        "title",
-        "company",
-        "animal",
-        "plant",
-        "food",
-        "item",
-        "service",
-        "task",
-        "message",
-        "topic",
-    ):
+    for kind in _TOLD_BY_THEIR_POOL:
         if old in natural.POOLS[kind]:
             return value(s, kind)
     if old.isalpha() and old.isupper():

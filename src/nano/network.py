@@ -5,6 +5,8 @@ Shapes: T tokens of a batch, H hidden, E experts, I intermediate. token_rows.py 
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
@@ -34,7 +36,9 @@ _fused: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}
 
 def fuse() -> None:
     """Compiles what is done number by number (torch.compile, with the machine's C++ compiler): a sixth of a step's time.
-    The first steps take half a minute more."""
+    The first steps take half a minute more. Without a compiler all stays as it is."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:  # as torch looks for one
+        return
     for function in (rounding_error, clamped_swiglu_ref, swiglu_gradient):
         _fused[function] = torch.compile(function, dynamic=True)
 

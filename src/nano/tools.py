@@ -50,7 +50,7 @@ VERBS = [
 ATTRIBUTES_SHARE = 0.1  # of the tools of lessons
 SWITCHES_SHARE = 0.03
 CATEGORIES_SHARE = 0.1
-NATURAL_SHARE = 0.75  # of the tools of natural lessons are natural themselves
+NATURAL_TOOLS_SHARE = 0.75  # of the tools of natural lessons are natural themselves
 MANY = 9  # tools at most; what a row has room for
 DECISIVE = (" yes", " no")  # what is written behind a tool that was looked at
 TOLD = " ="  # before the value of a parameter
@@ -106,7 +106,7 @@ def _said(s: Source, fields: list[Field]) -> str:
 
 
 def any_task(s: Source) -> Task:
-    if s.natural and s.maybe(NATURAL_SHARE):
+    if s.natural and s.maybe(NATURAL_TOOLS_SHARE):
         return natural_tool(s)
     if s.practice(ATTRIBUTES_SHARE):
         return attribute(s)

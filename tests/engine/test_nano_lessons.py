@@ -314,7 +314,7 @@ def test_a_call_names_its_tool_in_tokens_of_the_prompt(vocabulary: Vocabulary) -
     assert header[-4:-1] == vocabulary.encode(" get_horoscope")[1:]
 
 
-@pytest.mark.parametrize("requests", ["requests", "untouched"])
+@pytest.mark.parametrize("requests", ["taught", "requests", "untouched"])
 def test_requests_by_hand_can_be_answered_with_their_tools(requests: str) -> None:
     for ask, name, arguments in BY_HAND[requests]:
         tool = BY_HAND["tools"][name]

@@ -41,7 +41,7 @@ def unsaid(task: Task) -> dict[str, object]:
         return (
             isinstance(made, bool)
             or "enum" in properties[key]
-            or all(says(task.ask, part) or f"{part:,}" in task.ask for part in parts)
+            or all(says(task.ask, part) for part in parts)
         )
 
     return {key: made for key, made in task.arguments.items() if not said(key, made)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 from typing import Any, NoReturn
@@ -49,9 +50,7 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
     if not data.strip():
         raise InvalidRequest("The body is empty; a JSON object is expected.")
     try:
-        value = json.loads(
-            data.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite_float
-        )
+        value = _loads(data.decode("utf-8"))
         msgspec.json.encode(
             value
         )  # lone surrogates, and nesting beyond what the next steps can walk
@@ -70,6 +69,18 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest(f"The body must be a JSON object, not {type(value).__name__}.")
     return value
+
+
+def _loads(text: str) -> Any:
+    """Without the collector, which would walk all that has been read again and again, though it has no cycles: with
+    millions of lists that is two thirds of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite_float)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _no_constant(name: str) -> NoReturn:

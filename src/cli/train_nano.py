@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from src.engine.config import ModelConfig
@@ -163,7 +164,9 @@ def train(
     batch_tokens: int,
     muon_rate: float,
     adam_rate: float,
+    average_over: int = 1,
 ) -> Network:
+    """-> a network with the mean of the last steps' weights, each step counting 1 - 1 / average_over of the next."""
     vocabulary = load_vocabulary()
     maker = BatchMaker(vocabulary, seed, batch_tokens)
     torch.manual_seed(seed)
@@ -175,12 +178,14 @@ def train(
     if start is not None and state is None:
         restore(network, read_folded(start))
     optimizers = Optimizers(network, steps, muon_rate, adam_rate)
+    mean = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / average_over))
     generator = torch.Generator()
     weights = TokenWeights(vocabulary)
     first = 0
     if state is not None:
         network.load_state_dict(state["network"])
         optimizers.load_state_dict(state["optimizers"])
+        mean.load_state_dict(state["mean"])
         first = state["step"]
     out.mkdir(parents=True, exist_ok=True)
     average = None
@@ -190,6 +195,7 @@ def train(
         loss = loss_of(network, maker.batch(step), generator, weights)
         loss.backward()
         optimizers.step(step)
+        mean.update_parameters(network)
         value = loss.item()
         average = value if average is None else 0.98 * average + 0.02 * value
         bar.set_postfix(loss=f"{average:.4f}", refresh=False)
@@ -197,6 +203,7 @@ def train(
             state = {
                 "network": network.state_dict(),
                 "optimizers": optimizers.state_dict(),
+                "mean": mean.state_dict(),
                 "step": step + 1,
                 "common": common,
             }
@@ -204,7 +211,9 @@ def train(
             checkpoint.with_suffix(".new").replace(checkpoint)
             with (out / "loss.txt").open("a") as log:
                 log.write(f"{step + 1} {average:.4f}\n")
-    return network
+    averaged = mean.module
+    assert isinstance(averaged, Network)
+    return averaged
 
 
 def mix(network: Network, start: Path, share: float) -> None:
@@ -244,7 +253,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
+    parser.add_argument(
+        "--average-over",
+        type=int,
+        default=1,
+        metavar="STEPS",
+        help="export the mean of the weights of about so many last steps (an exponential one)",
+    )
     args = parser.parse_args(argv)
+    if args.average_over < 1:
+        parser.error("--average-over must be at least 1")
     if not 0 <= args.start_share <= 1:
         parser.error("--start-share must lie between 0 and 1")
     if args.start_share and args.start is None:
@@ -254,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     network = train(
         args.out, start=args.start, seed=args.seed, steps=args.steps, batch_tokens=args.batch_tokens,
-        muon_rate=args.muon_rate, adam_rate=args.adam_rate,
+        muon_rate=args.muon_rate, adam_rate=args.adam_rate, average_over=args.average_over,
     )  # fmt: skip
     if args.start_share:
         mix(network, args.start, args.start_share)

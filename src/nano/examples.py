@@ -28,6 +28,8 @@ EFFORTS: tuple[ReasoningEffort, ...] = ("low", "medium", "high")
 HELD_OUT_SHARE = 10  # one in this many
 RARE_FROM = 5  # letters
 NATURAL_PRACTICE = 0.3  # of what is hard is left in natural lessons
+UNUSUAL = 0.15  # of the words in natural lessons are ones that have to be spelled
+LONGEST = 14  # letters of these
 COMMON_BELOW = 20_000  # ranks: a vocabulary's first tokens are those that text has most
 _WORD = re.compile("[A-Za-z][A-Za-z_]*[A-Za-z]")
 
@@ -168,7 +170,7 @@ class Source:
 
     @cached_property
     def _names(self) -> list[str]:
-        names = _words(self.vocabulary, 90_000, lambda w: w[0].isupper() and w[1:].islower(), 3, 9)
+        names = _words(self.vocabulary, 90_000, _is_name, 3, 9)
         return [w for w in names if self.mine(w)]
 
     @cached_property
@@ -186,6 +188,16 @@ class Source:
     @cached_property
     def _rare_names(self) -> dict[int, list[str]]:
         return self._spelled(self._names)
+
+    @cached_property
+    def _unusual_words(self) -> dict[int, list[str]]:
+        found = _words(self.vocabulary, 60_000, str.islower, RARE_FROM, LONGEST)
+        return self._spelled([w for w in found if self.mine(w)])
+
+    @cached_property
+    def _unusual_names(self) -> dict[int, list[str]]:
+        found = _words(self.vocabulary, 90_000, _is_name, RARE_FROM, LONGEST)
+        return self._spelled([w for w in found if self.mine(w)])
 
     def _spelled(self, words: list[str]) -> dict[int, list[str]]:
         """By length: those of five letters or more that are no token without their space, so have to be spelled."""
@@ -211,7 +223,7 @@ class Source:
     def word(self) -> str:
         """Every other one is a common word."""
         if self.natural:
-            return self.rng.choice(self._common_words)
+            return self.usual_or_not(self.rng.choice(self._common_words))
         if self.practice(0.1):
             return self._coined(self._words)
         if self.practice(0.3):
@@ -229,7 +241,7 @@ class Source:
         """Capitalised: a person or a place, sometimes of two tokens, sometimes two words."""
         kind = self.rng.random()
         if self.natural:
-            return self.rng.choice(self._common_names)
+            return self.usual_or_not(self.rng.choice(self._common_names))
         if self.practice(0.1):
             return self._coined(self._names)
         if self.practice(0.3):
@@ -239,6 +251,17 @@ class Source:
         common = self.maybe(0.5) and not self.practice(0.4)
         name = self.rng.choice(self._common_names if common else self._names)
         return f"{name} {self.rng.choice(self._names)}" if kind < 0.16 else name
+
+    def usual_or_not(self, word: str) -> str:
+        """The word, or sometimes another that has to be spelled: a third of these of any length as often as of another."""
+        if not self.maybe(UNUSUAL):
+            return word
+        words = self._unusual_names if word[:1].isupper() else self._unusual_words
+        if self.maybe(1 / 3):
+            return self._long(words)
+        return self.rng.choice(
+            self.rng.choices(list(words.values()), [*map(len, words.values())])[0]
+        )
 
     def _long(self, words: dict[int, list[str]]) -> str:
         """Each length as often as any other: the letters at the end of long words are the last to be learnt."""
@@ -267,6 +290,10 @@ class Source:
         return not self.unseen and self.maybe(
             probability * (NATURAL_PRACTICE if self.natural else 1)
         )
+
+
+def _is_name(word: str) -> bool:
+    return word[0].isupper() and word[1:].islower()
 
 
 def _words(

@@ -8,8 +8,8 @@ from src.nano import basics, structured, tools
 from src.nano.basics import Skill
 from src.nano.examples import Example, Source
 
-TOOLS_SHARE = 0.3  # of draws; each is a row of its own
-NATURAL_SHARE = 0.6  # of the lessons
+TOOLS_SHARE = 0.4  # of draws; each is a row of its own
+NATURAL_SHARE = 0.85  # of the lessons
 MIXTURE: tuple[tuple[Skill, float], ...] = (
     (basics.addition, 16.0),
     (basics.subtraction, 8.0),

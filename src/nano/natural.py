@@ -19,6 +19,7 @@ TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("natural.yaml").
 POOLS: dict[str, list[str]] = {
     kind: text.strip().split(", ") for kind, text in TABLE["pools"].items()
 }
+EXCHANGED_FROM = 3  # letters
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")  # fmt: skip
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 STATES = ("CA", "NY", "TX", "MA", "WA", "France", "Germany", "UK", "Japan", "Italy", "Canada", "Spain")  # fmt: skip
@@ -30,7 +31,14 @@ ROUND = (5, 10, 15, 20, 25, 30, 40, 45, 50, 60, 75, 80, 90, 100, 120, 150, 180, 
 
 
 def pooled(s: Source, kind: str) -> str:
-    return s.rng.choice([v for v in POOLS[kind] if s.mine(v)])
+    """One of these values, sometimes with another word in it: what people name is in no list."""
+    made = s.rng.choice([v for v in POOLS[kind] if s.mine(v)])
+    words = made.split(" ")
+    plain = [at for at, word in enumerate(words) if word.isalpha() and len(word) >= EXCHANGED_FROM]
+    if plain:
+        at = s.rng.choice(plain)
+        words[at] = s.usual_or_not(words[at])
+    return " ".join(words)
 
 
 def person(s: Source) -> str:

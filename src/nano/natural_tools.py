@@ -42,6 +42,8 @@ CALLED, NAME_WORDS = (
     for kind in ("called", "names")
 )
 OTHER_NAME = 0.4  # of parameters, and of words in a tool's name, are called otherwise
+OF_PERSONS = ("person", "full_name", "first", "last")
+_UNDATED = re.compile(r"\bon (?=today|tomorrow|tonight|next |this )", re.IGNORECASE)
 _PARAMETER = re.compile(r"([a-z_0-9]+)(\??):(=[^ ]+|\S+)\s*(.*)", re.IGNORECASE)
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -128,25 +130,26 @@ def taught() -> tuple[tuple[str, dict[str, Any], dict[str, Any]], ...]:
 
 
 def natural_tool(s: Source) -> Task:
-    """Of the table and of the taught requests each tool is as likely."""
-    if s.rng.randrange(len(rows()) + len(taught()) // 2) < len(rows()):
+    """Each row of the table and each taught request is as likely."""
+    if s.rng.randrange(len(rows()) + len(taught())) < len(rows()):
         return _of_row(s, s.rng.choice(rows()))
     return _as_by_hand(s, *s.rng.choice(taught()))
 
 
 def _called(s: Source, name: str) -> str:
-    """The tool's name, or one that says the same."""
-    words = [
-        s.pick(*NAME_WORDS[w]) if w in NAME_WORDS and s.maybe(OTHER_NAME) else w
-        for w in name.split("_")
-    ]
-    return styled_name(s, "_".join(words))
+    """The tool's name, or one that says the same: the first word may be another."""
+    first, _, rest = name.partition("_")
+    if first in NAME_WORDS and not rest.startswith("in_") and s.maybe(OTHER_NAME):
+        first = s.pick(*NAME_WORDS[first])
+    return styled_name(s, f"{first}_{rest}" if rest else first)
 
 
 def _keys(s: Source, row: Row) -> dict[str, str]:
     """What its parameters are called."""
     keys = {parameter.key: parameter.key for parameter in row.parameters}
-    for key in keys:
+    for key, kind in ((p.key, p.kind) for p in row.parameters):
+        if key == "name" and kind not in OF_PERSONS:
+            continue
         free = [other for other in CALLED.get(key, ()) if other not in keys.values()]
         if free and s.maybe(OTHER_NAME):
             keys[key] = s.rng.choice(free)
@@ -187,7 +190,7 @@ def _of_row(s: Source, row: Row) -> Task:
         if given:
             arguments[keys[key]] = made
         shown[key] = quoted(s, kind, made)
-    asked = request.ask.format(**{key: shown[key] for key in said})
+    asked = _UNDATED.sub("", request.ask.format(**{key: shown[key] for key in said}))
     properties, arguments = reordered(s, properties, arguments)
     required = required_of(s, (keys[p.key] for p in row.parameters if p.required), 1)
     if s.maybe(0.4):

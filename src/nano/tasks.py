@@ -151,6 +151,8 @@ def put_among(s: Source, properties: dict[str, Any], key: str, schema: dict[str,
     properties.update(rows)
 
 
+POLITE = (", thanks.", " for me.", "!", ", thank you")
+WHEN = (" now", " today?", " right now?")  # in natural lessons a day that is said is a value
 CONTEXTS = WORDS["contexts"].split(" / ")
 QUESTION = re.compile(r"(what|where|who|when|how|which|why|is|are|do|does|did|can|am|will|whose|any|i|my|the|there)\b", re.IGNORECASE)  # fmt: skip
 
@@ -173,9 +175,7 @@ def spoken(s: Source, ask: str, *, value_first: bool = False) -> str:
     if kind < 0.12:
         ask = ask.rstrip(".?")
     elif kind < 0.18:
-        ask = ask.rstrip(".?") + s.pick(
-            " now", " today?", ", thanks.", " for me.", "!", " right now?"
-        )
+        ask = ask.rstrip(".?") + s.pick(*(POLITE if s.natural else (*POLITE, *WHEN)))
     if s.maybe(0.12) and lowers:
         ask = ask[:1].lower() + ask[1:]
     if not s.practice(0.12):

@@ -7,7 +7,8 @@ lesson can still be read, copied and spelled:
 
 `code` is a fixed random sign vector of the token's text without a leading space or sign, so that " Paris", "Paris" and
 ".Paris" are nearly the same; `meaning` is its word's vector (word_vectors.py), in the embedding alone; the features are its
-first letters by position, its length, and what leads it. Tokens with letters of another script than Latin are never
+first letters by position, its length, and what leads it; in the embedding also some letters more, and whether it can be
+written without its space. Tokens with letters of another script than Latin are never
 written: in the head they have one row together.
 
 Shapes: H hidden, V vocabulary.
@@ -16,6 +17,7 @@ Shapes: H hidden, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import string
 import unicodedata
 from dataclasses import dataclass
 from itertools import accumulate
@@ -32,7 +34,11 @@ CODE_SIZE = 96
 LETTERS = 10
 NO_LETTER = 256
 LENGTHS = 16
-NUM_FEATURES = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
+LATER_LETTERS = 4  # behind these, of small Latin letters alone, in the embedding alone
+_LATER_ROWS = 1 + len(string.ascii_lowercase)
+_SPELLED_AT = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
+NUM_FEATURES = _SPELLED_AT + 2 + LATER_LETTERS * _LATER_ROWS
+HEAD_COLUMNS = LETTERS + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,8 @@ class TokenTraits:
     """What each token of the vocabulary is made of."""
 
     codes: torch.Tensor  # float32 [V, CODE_SIZE], +-1 / sqrt(CODE_SIZE)
-    features: torch.Tensor  # int64 [V, LETTERS + 2], rows of the feature table
+    # int64 [V, HEAD_COLUMNS + 1 + LATER_LETTERS], rows of the feature table; the head has HEAD_COLUMNS of them
+    features: torch.Tensor
     meanings: torch.Tensor  # float32 [V, VECTOR_SIZE] of length 1, or 0
     written: torch.Tensor  # bool [V]: false for those with letters of another script than Latin
 
@@ -62,15 +69,25 @@ class TokenTraits:
         codes = np.frombuffer(digests, np.uint8).reshape(VOCAB_SIZE, -1)
         lengths = np.fromiter(map(len, stripped), np.int64, VOCAB_SIZE)
         lengths[vocabulary.num_ordinary :] = 0  # special tokens have no letters
-        padded = b"".join(text[:LETTERS].ljust(LETTERS, b"\0") for text in stripped)
-        letters = np.frombuffer(padded, np.uint8).reshape(VOCAB_SIZE, LETTERS).astype(np.int64)
-        letters[np.arange(LETTERS) >= lengths[:, None]] = NO_LETTER
+        room = LETTERS + LATER_LETTERS
+        padded = b"".join(text[:room].ljust(room, b"\0") for text in stripped)
+        letters = np.frombuffer(padded, np.uint8).reshape(VOCAB_SIZE, room).astype(np.int64)
+        letters[np.arange(room) >= lengths[:, None]] = NO_LETTER
+        letters, later = letters[:, :LETTERS], letters[:, LETTERS:] - ord("a") + 1
+        later[(later < 1) | (later >= _LATER_ROWS)] = 0
+        known = set(texts)
+        spelled = [
+            lead == ord(" ") and rest.isalpha() and rest not in known
+            for lead, rest in zip(leads, stripped, strict=True)
+        ]
         lengths_at = LETTERS * (NO_LETTER + 1)
         features = np.column_stack(
             (
                 letters + np.arange(LETTERS) * (NO_LETTER + 1),
                 lengths_at + np.minimum(lengths, LENGTHS - 1),
                 lengths_at + LENGTHS + np.array(leads),
+                _SPELLED_AT + np.array(spelled),
+                _SPELLED_AT + 2 + later + np.arange(LATER_LETTERS) * _LATER_ROWS,
             )
         )
         bits = torch.from_numpy(np.unpackbits(codes, axis=1))
@@ -83,7 +100,9 @@ class TokenTraits:
 
     def features_of(self, table: TokenTable) -> torch.Tensor:
         """int64, ascending: the rows of a table's features that any of its rows is made of."""
-        features = self.features if table.unwritten is None else self.features[self.written]
+        features = self.features[:, : table.columns]
+        if table.unwritten is not None:
+            features = features[self.written]
         return torch.bincount(features.flatten(), minlength=NUM_FEATURES).nonzero().squeeze(1)
 
 
@@ -148,6 +167,7 @@ class TokenTable(nn.Module):
         self.own = nn.Parameter(torch.zeros(len(common), hidden))
         self.other = nn.Parameter(torch.zeros(hidden))  # added to all that are not common
         self.unwritten = nn.Parameter(torch.zeros(hidden)) if shares_unwritten else None
+        self.columns = HEAD_COLUMNS if shares_unwritten else None  # of a token's features
         self.common = common
         row_of = torch.full((VOCAB_SIZE,), -1)
         row_of[common] = torch.arange(len(common))
@@ -155,8 +175,9 @@ class TokenTable(nn.Module):
 
     def rows(self, token_ids: torch.Tensor, traits: TokenTraits) -> torch.Tensor:
         """token_ids int64 [N] -> float32 [N, H]."""
+        features = traits.features[token_ids, : self.columns]
         made = traits.codes[token_ids] @ self.code
-        made = made + F.embedding_bag(traits.features[token_ids], self.feature, mode="sum")
+        made = made + F.embedding_bag(features, self.feature, mode="sum")
         if self.meaning is not None:
             made = made + traits.meanings[token_ids] @ self.meaning
         row = self._row_of[token_ids]

@@ -16,9 +16,11 @@ from src.cli.train_nano import (
     LATER_LETTER,
     LETTER_WEIGHT,
     VALUE_WEIGHT,
+    Optimizers,
     TokenWeights,
     main,
     mix,
+    train,
 )
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
@@ -31,6 +33,8 @@ from src.nano.muon import Muon
 from src.nano.network import GROUP, Network, SwiGlu, fake_quantize, linear, parts_of
 from src.nano.token_rows import (
     CODE_SIZE,
+    HEAD_COLUMNS,
+    LENGTHS,
     LETTERS,
     NO_LETTER,
     NUM_FEATURES,
@@ -104,9 +108,8 @@ def test_rows_that_fill_up_a_product_change_nothing(monkeypatch: pytest.MonkeyPa
 def test_a_new_models_letters_are_apart_and_look_the_same_at_each_position() -> None:
     code, feature = first_rows(192)
     letters = feature[: LETTERS * (NO_LETTER + 1)].view(LETTERS, NO_LETTER + 1, 192)
-    used = torch.stack(
-        [(part != 0).any(dim=0) for part in (code, *letters, feature[len(feature) - 256 :])]
-    )
+    rest = feature[LETTERS * (NO_LETTER + 1) :]
+    used = torch.stack([(part != 0).any(dim=0) for part in (code, *letters, rest)])
     assert used.sum(dim=0).max() == 1, "what says one thing says nothing else"
     assert code.shape == (CODE_SIZE, 192)
     blocks = torch.stack([rows[:, place] for rows, place in zip(letters, used[1:-1], strict=True)])
@@ -131,6 +134,39 @@ def test_words_have_one_meaning_and_words_of_one_kind_similar_ones(vocabulary: V
     for no_word in (" ", "12", "(", " é", "<|call|>"):
         token = vocabulary.rank_of.get(no_word.encode(), 200_012)
         assert not meanings[token].any()
+
+
+def test_a_token_is_made_of_its_letters_and_of_how_it_is_written_without_a_space(
+    vocabulary: Vocabulary,
+) -> None:
+    features = TokenTraits.of(vocabulary).features
+    columns = {
+        text: features[vocabulary.rank_of[text.encode()]].tolist()
+        for text in (" consultation", " consulting", " connection", "connection", " Copenhagen")
+    }
+    spelled = {text: of[HEAD_COLUMNS] for text, of in columns.items()}
+    assert b"connection" in vocabulary.rank_of
+    assert b"consultation" not in vocabulary.rank_of and b"Copenhagen" not in vocabulary.rank_of
+    has_twin = spelled.pop(" connection"), spelled.pop("connection")
+    assert (
+        len(set(has_twin)) == len(set(spelled.values())) == 1
+        and has_twin[0] != spelled[" consulting"]
+    )
+    long, short = columns[" consultation"], columns[" consulting"]
+    differ = [at for at, (one, other) in enumerate(zip(long, short, strict=True)) if one != other]
+    # the eighth to the tenth letter, the length, and the eleventh and twelfth letter
+    assert differ == [7, 8, 9, LETTERS, HEAD_COLUMNS + 1, HEAD_COLUMNS + 2]
+
+
+def test_the_head_has_no_rows_for_what_it_does_not_tell(network: Network) -> None:
+    rows = [network.traits.features_of(table) for table in (network.embedding, network.head)]
+    more = NUM_FEATURES - (LETTERS * (NO_LETTER + 1) + LENGTHS + 256)
+    first_of_more = NUM_FEATURES - more
+    assert (rows[0] >= first_of_more).sum() > 100 and (rows[1] < first_of_more).all()
+    with torch.no_grad():
+        before = network.head.rows(torch.arange(500), network.traits)
+        network.head.feature[first_of_more:] += 1
+        assert torch.equal(before, network.head.rows(torch.arange(500), network.traits))
 
 
 def test_the_file_leaves_out_features_that_no_row_is_made_of(
@@ -253,6 +289,36 @@ def test_training_goes_on_from_a_folded_model(network: Network, tmp_path: Path) 
         candidates = torch.tensor([7, 9, *network.common[150:400].tolist()])
         before, after = (n.logits(n(ids, positions, parts), candidates) for n in (network, again))
     assert relative_rms(before, after) < 0.03
+
+
+def test_what_is_exported_may_be_the_mean_of_the_last_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.cli.train_nano.common_tokens", lambda _: torch.arange(0, 6000, 5))
+    after_each: list[torch.Tensor] = []
+    step_of = Optimizers.step
+
+    def step(self: Optimizers, step: int) -> None:
+        step_of(self, step)
+        after_each.append(self._parameters[0].detach().clone())
+
+    monkeypatch.setattr(Optimizers, "step", step)
+
+    def trained(average_over: int) -> torch.Tensor:
+        made = train(
+            tmp_path / str(average_over), start=None, seed=3, steps=3, batch_tokens=100, muon_rate=1e-2,
+            adam_rate=1e-2, average_over=average_over,
+        )  # fmt: skip
+        return next(made.parameters()).detach()
+
+    assert torch.equal(trained(1), after_each[2])
+    one, two, three = after_each[:3]
+    expected = 0.75 * (0.75 * one + 0.25 * two) + 0.25 * three
+    assert not torch.allclose(expected, three, atol=1e-4)
+    torch.testing.assert_close(trained(4), expected)
+    assert len(after_each) == 6
+    torch.testing.assert_close(trained(4), expected)
+    assert len(after_each) == 6, "it goes on from its checkpoint, where nothing is left to do"
 
 
 def test_what_is_exported_may_keep_a_share_of_the_start(network: Network, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from src.profiles import Profile
 router = APIRouter()
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+MAX_COMPLETIONS = 128  # of one request
 
 
 class CompletionRequest(SamplingFields):
@@ -69,6 +70,8 @@ def read_prompts(prompt: Any, vocabulary: Vocabulary) -> list[list[int]]:
     if isinstance(prompt, str):
         return [vocabulary.encode_with_special(prompt)]
     if isinstance(prompt, list) and prompt:
+        if type(prompt[0]) is not int:
+            _check_completions(len(prompt))
         if all(isinstance(p, str) for p in prompt):
             return [vocabulary.encode_with_special(p) for p in prompt]
         if all(type(p) is int for p in prompt):
@@ -87,6 +90,15 @@ def _num_chars(prompt: Any) -> int:
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         return sum(len(part) for part in prompt if isinstance(part, str | list))
     return len(prompt) if isinstance(prompt, str | list) else 0
+
+
+def _check_completions(count: int) -> None:
+    if count > MAX_COMPLETIONS:
+        raise InvalidRequest(
+            f"More than {MAX_COMPLETIONS} completions in one request.",
+            "prompt",
+            "array_above_max_length",
+        )
 
 
 def _check_ids(ids: list[int]) -> list[int]:
@@ -213,10 +225,7 @@ async def start_completion(
     prompts = await context.encoded(
         _num_chars(request.prompt), lambda: read_prompts(request.prompt, context.vocabulary)
     )
-    if len(prompts) * (request.n or 1) > 128:
-        raise InvalidRequest(
-            "More than 128 completions in one request.", "prompt", "array_above_max_length"
-        )
+    _check_completions(len(prompts) * (request.n or 1))
     completion_id = f"cmpl-{secrets.token_hex(12)}"
     make_params = _params(request, profile)
     requests, choices = [], []

@@ -7,8 +7,15 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 VOCAB_SIZE = 201_088
 EFFORTS = {
@@ -98,6 +105,27 @@ class ReasoningOptions(Strict):
     max_tokens: Annotated[int, Field(ge=0)] | None = None
 
 
+# of a list without a limit the first problem is told; to note a million of them would hold up all other requests
+FIRST_PROBLEM = Field(fail_fast=True)
+
+
+def few(limit: int) -> BeforeValidator:
+    """Refuses an object of more entries before each of them is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > limit:
+            raise PydanticKnownError(
+                "too_long",
+                {"field_type": "Dictionary", "max_length": limit, "actual_length": len(value)},
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
+Metadata = Annotated[dict[str, str], few(16)]
+
+
 class FunctionCall(Strict):
     name: str
     arguments: str = ""
@@ -113,7 +141,7 @@ class Message(Strict):
     role: str
     content: Any = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], FIRST_PROBLEM] | None = None
     tool_call_id: str | None = None
     function_call: FunctionCall | None = None
     refusal: str | None = None
@@ -138,7 +166,7 @@ class SamplingFields(Strict):
     ] = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Number] | None = None
+    logit_bias: Annotated[dict[str, Number], few(VOCAB_SIZE)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -175,7 +203,7 @@ class SamplingFields(Strict):
 
 
 class ChatCompletionRequest(SamplingFields):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
@@ -190,10 +218,10 @@ class ChatCompletionRequest(SamplingFields):
     verbosity: Literal["low", "medium", "high"] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     store: bool | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     safety_identifier: Annotated[str, Field(max_length=64)] | None = None
     prompt_cache_key: str | None = None
-    modalities: list[str] | None = None
+    modalities: Annotated[list[str], FIRST_PROBLEM] | None = None
     audio: Any = None
     prediction: Any = None
     web_search_options: Any = None

@@ -12,7 +12,16 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from src.api.errors import InvalidRequest, from_validation
-from src.api.protocol import Effort, FunctionName, SamplingFields, Strict, check_parts, fail
+from src.api.protocol import (
+    FIRST_PROBLEM,
+    Effort,
+    FunctionName,
+    Metadata,
+    SamplingFields,
+    Strict,
+    check_parts,
+    fail,
+)
 from src.api.sealed import unseal
 from src.api.warn_once import WarnOnce
 
@@ -93,9 +102,9 @@ class ResponsesRequest(SamplingFields):
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    include: list[str] | None = None
+    include: Annotated[list[str], FIRST_PROBLEM] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     store: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
@@ -204,12 +213,14 @@ class ChatBody:
 
 
 def num_rendered(items: Sequence[Any]) -> int:
-    """At least so many Harmony messages: reasoning may be left out, system messages are joined."""
+    """At least so many Harmony messages, or items that are none. Reasoning may go, system messages are joined."""
     return sum(
-        isinstance(item, Mapping)
-        and (item.get("role") == "user" or item.get("type") in ("function_call", "function_call_output"))
+        not isinstance(item, Mapping)
+        or item.get("role") == "user"
+        or item.get("type") in ("function_call", "function_call_output")
+        or not (item.get("role") or item.get("type"))
         for item in items
-    )  # fmt: skip
+    )
 
 
 def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBody:

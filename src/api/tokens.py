@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 
@@ -10,7 +10,7 @@ from src.api.body import read_json_object
 from src.api.chat_plan import plan_chat
 from src.api.deps import Context
 from src.api.errors import InvalidRequest
-from src.api.protocol import VOCAB_SIZE, Strict
+from src.api.protocol import FIRST_PROBLEM, VOCAB_SIZE, Strict
 
 router = APIRouter()
 
@@ -24,7 +24,7 @@ class TokenizeRequest(Strict):
 
 class DetokenizeRequest(Strict):
     model: str | None = None
-    tokens: list[int]
+    tokens: Annotated[list[int], FIRST_PROBLEM]
 
 
 @router.post("/tokenize")

@@ -7,9 +7,9 @@ lesson can still be read, copied and spelled:
 
 `code` is a fixed random sign vector of the token's text without a leading space or sign, so that " Paris", "Paris" and
 ".Paris" are nearly the same; `meaning` is its word's vector (word_vectors.py), in the embedding alone; the features are its
-first letters by position, its length, and what leads it; in the embedding also some letters more, and whether it can be
-written without its space. Tokens with letters of another script than Latin are never
-written: in the head they have one row together.
+first letters by position, its length, and what leads it; in the embedding also some letters more, and whether its word is
+a token without the space too. Tokens with letters of another script than Latin are never written: in the head they have
+one row together.
 
 Shapes: H hidden, V vocabulary.
 """
@@ -75,9 +75,8 @@ class TokenTraits:
         letters[np.arange(room) >= lengths[:, None]] = NO_LETTER
         letters, later = letters[:, :LETTERS], letters[:, LETTERS:] - ord("a") + 1
         later[(later < 1) | (later >= _LATER_ROWS)] = 0
-        known = set(texts)
         spelled = [
-            lead == ord(" ") and rest.isalpha() and rest not in known
+            lead == ord(" ") and rest.isalpha() and rest not in vocabulary.rank_of
             for lead, rest in zip(leads, stripped, strict=True)
         ]
         lengths_at = LETTERS * (NO_LETTER + 1)

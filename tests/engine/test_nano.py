@@ -160,8 +160,7 @@ def test_a_token_is_made_of_its_letters_and_of_how_it_is_written_without_a_space
 
 def test_the_head_has_no_rows_for_what_it_does_not_tell(network: Network) -> None:
     rows = [network.traits.features_of(table) for table in (network.embedding, network.head)]
-    more = NUM_FEATURES - (LETTERS * (NO_LETTER + 1) + LENGTHS + 256)
-    first_of_more = NUM_FEATURES - more
+    first_of_more = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
     assert (rows[0] >= first_of_more).sum() > 100 and (rows[1] < first_of_more).all()
     with torch.no_grad():
         before = network.head.rows(torch.arange(500), network.traits)

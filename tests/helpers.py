@@ -106,9 +106,13 @@ def make_cache(
 
 
 def model_logits(
-    model: GptOss, token_ids: Sequence[int], chunk: int = 1 << 30, block_size: int = 64
+    model: GptOss,
+    token_ids: Sequence[int],
+    chunk: int = 1 << 30,
+    block_size: int = 64,
+    every: int = 1,
 ) -> torch.Tensor:
-    """-> float32 [T, V]: the engine's own batch and attention code, fed in chunks."""
+    """-> float32 [T, V], of each `every`th token of a chunk: the engine's own batch and attention code, fed in chunks."""
     dtype = model.weights.embedding.dtype
     num_blocks = -(-len(token_ids) // block_size) + 1
     cache = make_cache(model, num_blocks, block_size, dtype)
@@ -124,7 +128,7 @@ def model_logits(
         batch = build_batch(
             step, block_size, model.config.sliding_window, dtype, torch.device("cpu")
         )
-        wanted = torch.arange(count)
+        wanted = torch.arange(0, count, every)
         batch = dataclasses.replace(batch, sample_rows=wanted)
         rows.append(model.forward(batch, cache))
         table.finish_step(step, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -128,17 +129,19 @@ def test_bfloat16_is_as_close_on_native_kernels_as_on_torch(
 ) -> None:
     """Both round to bfloat16 between operations; the native kernels round less often."""
     ids = prompt(700, 3)
-    exact = model_logits(load_model(folder), ids)
-    has_native = native.library() is not None
-    if has_native:
-        ours = relative_rms(
-            exact, model_logits(load_model(folder, torch.bfloat16, dequantize=False), ids)
-        )
-        assert ours < 0.08  # a few tokens choose another expert; without them it is 0.01
+    exact = model_logits(load_model(folder), ids, every=7)  # the head takes longest
+
+    def error(**options: bool) -> float:
+        """Of a token, the median: a few choose another expert, and with them all together are 0.05 off."""
+        found = model_logits(load_model(folder, torch.bfloat16, **options), ids, every=7)
+        assert relative_rms(exact, found) < 0.08
+        return statistics.median(map(relative_rms, exact, found))
+
+    ours = None if native.library() is None else error(dequantize=False)
     monkeypatch.setattr(native, "library", lambda: None)
-    torch_alone = relative_rms(exact, model_logits(load_model(folder, torch.bfloat16), ids))
-    assert torch_alone < 0.08
-    if has_native:
+    torch_alone = error()
+    assert torch_alone < 0.03
+    if ours is not None:
         assert ours <= 1.1 * torch_alone
 
 

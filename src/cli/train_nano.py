@@ -28,7 +28,7 @@ from tqdm import tqdm
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, Vocabulary, load_vocabulary
-from src.nano.batches import IGNORED, Batch, BatchMaker
+from src.nano.batches import ALL_KINDS, IGNORED, Batch, BatchMaker, Curriculum
 from src.nano.folding import fold, read_folded, restore
 from src.nano.muon import Muon
 from src.nano.network import COMPUTE, Network, fuse, parts_of
@@ -92,10 +92,10 @@ class TokenWeights:
         return weights
 
 
-def loss_of(
+def losses_of(
     network: Network, batch: Batch, generator: torch.Generator, weights_of: TokenWeights
-) -> torch.Tensor:
-    """Cross-entropy of the assistant's tokens, each counted as often as `weights_of` says.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each of the assistant's tokens, and how often it counts: float32 [tokens] both.
 
     The softmax is over the common tokens, those of the batch, a random sample that stands for the rest of the
     vocabulary (sampled softmax: Jean et al. 2015, arXiv 1412.2007), and one for all that are never written.
@@ -117,7 +117,22 @@ def loss_of(
     logits = network.logits(hidden, candidates, bias)
     weights = weights_of(batch.targets)[wanted]
     losses = F.cross_entropy(logits, torch.searchsorted(known, targets), reduction="none")
-    return (losses * weights).sum() / weights.sum()
+    return losses, weights
+
+
+class Running:
+    """A running mean that is printed; None until something was added."""
+
+    def __init__(self) -> None:
+        self._mean: float | None = None
+
+    def add(self, losses: torch.Tensor) -> None:
+        if losses.numel():
+            value = losses.mean().item()
+            self._mean = value if self._mean is None else 0.98 * self._mean + 0.02 * value
+
+    def __str__(self) -> str:
+        return "none" if self._mean is None else f"{self._mean:.4f}"
 
 
 class Optimizers:
@@ -165,10 +180,11 @@ def train(
     muon_rate: float,
     adam_rate: float,
     average_over: int = 1,
+    curriculum: Curriculum = ALL_KINDS,
 ) -> Network:
     """-> a network with the mean of the last steps' weights, each step counting 1 - 1 / average_over of the next."""
     vocabulary = load_vocabulary()
-    maker = BatchMaker(vocabulary, seed, batch_tokens)
+    maker = BatchMaker(vocabulary, seed, batch_tokens, curriculum)
     torch.manual_seed(seed)
     config = ModelConfig.from_json(hf_config(SIZES["nano"]))
     checkpoint = out / "checkpoint.pt"
@@ -188,17 +204,18 @@ def train(
         mean.load_state_dict(state["mean"])
         first = state["step"]
     out.mkdir(parents=True, exist_ok=True)
-    average = None
+    average, fit = Running(), Running()
     bar = tqdm(range(first, steps), initial=first, total=steps, mininterval=5, smoothing=0.02)
     for step in bar:
         generator.manual_seed(seed * 1_000_003 + step)
-        loss = loss_of(network, maker.batch(step), generator, weights)
+        losses, counts = losses_of(network, maker.batch(step), generator, weights)
+        loss = (losses * counts).sum() / counts.sum()
         loss.backward()
         optimizers.step(step)
         mean.update_parameters(network)
-        value = loss.item()
-        average = value if average is None else 0.98 * average + 0.02 * value
-        bar.set_postfix(loss=f"{average:.4f}", refresh=False)
+        average.add(loss.detach())
+        fit.add(losses.detach()[counts == DECISIVE_WEIGHT])
+        bar.set_postfix(loss=average, tool_fits=fit, refresh=False)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             state = {
                 "network": network.state_dict(),
@@ -210,7 +227,7 @@ def train(
             torch.save(state, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
             with (out / "loss.txt").open("a") as log:
-                log.write(f"{step + 1} {average:.4f}\n")
+                log.write(f"{step + 1} {average} {fit}\n")
     averaged = mean.module
     assert isinstance(averaged, Network)
     return averaged
@@ -247,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
         help="how much of --start's weights the exported ones keep, 0..1; 0.5: the mean",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=6700)
+    parser.add_argument("--steps", type=int, default=7300)
     parser.add_argument(
         "--batch-tokens", type=int, default=BATCH_TOKENS, help="of one step, at least"
     )
@@ -256,11 +273,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--average-over",
         type=int,
-        default=1,
+        default=400,
         metavar="STEPS",
         help="export the mean of the weights of about so many last steps (an exponential one)",
     )
+    parser.add_argument(
+        "--plain-steps",
+        type=int,
+        nargs=2,
+        metavar=("BEGIN", "END"),
+        help="lessons are plain until step BEGIN, and of all kinds from step END on (default: 3/10 and half of "
+        "--steps; with --start 0 0)",
+    )
     args = parser.parse_args(argv)
+    if args.plain_steps is None:
+        args.plain_steps = (0, 0) if args.start else (3 * args.steps // 10, args.steps // 2)
+    if not 0 <= args.plain_steps[0] <= args.plain_steps[1]:
+        parser.error("--plain-steps must be 0 <= BEGIN <= END")
     if args.average_over < 1:
         parser.error("--average-over must be at least 1")
     if not 0 <= args.start_share <= 1:
@@ -273,6 +302,7 @@ def main(argv: list[str] | None = None) -> int:
     network = train(
         args.out, start=args.start, seed=args.seed, steps=args.steps, batch_tokens=args.batch_tokens,
         muon_rate=args.muon_rate, adam_rate=args.adam_rate, average_over=args.average_over,
+        curriculum=Curriculum(*args.plain_steps),
     )  # fmt: skip
     if args.start_share:
         mix(network, args.start, args.start_share)

@@ -15,7 +15,7 @@ import torch
 from src.harmony.render import render_message, system_message
 from src.harmony.vocabulary import Vocabulary
 from src.nano.examples import EFFORTS, Example, Source, completion_ids
-from src.nano.lessons import lesson
+from src.nano.lessons import NATURAL_SHARE, PLAIN_SHARE, lesson
 from src.nano.network import GROUP
 from src.prompt_builder import PromptBuilder
 
@@ -32,15 +32,42 @@ class Batch:
     targets: torch.Tensor  # int64 [T]: the next token where the assistant writes it, else IGNORED
 
 
-class BatchMaker:
-    """`batch(step)` depends on the seed and the step alone, so that training can go on where it stopped."""
+@dataclass(frozen=True, slots=True)
+class Curriculum:
+    """Plain lessons until step `begin`, in which tools are asked for with the words of their names; by step `end` all kinds.
 
-    def __init__(self, vocabulary: Vocabulary, seed: int, num_tokens: int) -> None:
+    Natural tools are few enough to be known by heart, and a network of random weights learns them so. That a tool fits
+    whose words are in the request has to be learnt first.
+    """
+
+    begin: int = 0
+    end: int = 0
+
+    def ready(self, step: int) -> float:
+        """-> 0 while lessons are plain, 1 when all kinds are there."""
+        if step >= self.end or step < 0:
+            return 1.0
+        return max(0.0, (step - self.begin) / (self.end - self.begin))
+
+
+ALL_KINDS = Curriculum()  # from the first step on
+
+
+class BatchMaker:
+    """`batch(step)` depends on the seed, the curriculum and the step alone, so that training can go on where it stopped."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        seed: int,
+        num_tokens: int,
+        curriculum: Curriculum = ALL_KINDS,
+    ) -> None:
         """`num_tokens`: at least, for a batch; it is full with the group that reaches it."""
         self._vocabulary = vocabulary
         self._builder = PromptBuilder(vocabulary, cache_bytes=1 << 20)
         self._source = Source(vocabulary, Random(), unseen=False)
-        self._seed, self._num_tokens = seed, num_tokens
+        self._seed, self._num_tokens, self._curriculum = seed, num_tokens, curriculum
         self._shared = {
             effort: render_message(
                 system_message(effort, has_tools=False, current_date=None), vocabulary
@@ -50,10 +77,11 @@ class BatchMaker:
 
     def batch(self, step: int) -> Batch:
         self._source.rng = Random(f"{self._seed} {step}")
+        ready = self._curriculum.ready(step)
         groups: list[_Group] = []
         open_groups: dict[str, _Group] = {}
         while sum(map(len, groups)) < self._num_tokens:
-            made = lesson(self._source)
+            made = lesson(self._source, NATURAL_SHARE * ready, PLAIN_SHARE * (1 - ready))
             encoded = [self.encode(example) for example in made]
             if made[0].tools:
                 group = self._group_of(encoded)

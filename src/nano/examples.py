@@ -156,6 +156,7 @@ class Source:
         self.rng = rng
         self.unseen = unseen
         self.natural = False  # a lesson with values as most people give them (natural.py)
+        self.plain = False  # a lesson whose tools are asked for with the words of their names
 
     def mine(self, key: str) -> bool:
         return held_out(key) == self.unseen

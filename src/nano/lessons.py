@@ -9,7 +9,8 @@ from src.nano.basics import Skill
 from src.nano.examples import Example, Source
 
 TOOLS_SHARE = 0.4  # of draws; each is a row of its own
-NATURAL_SHARE = 0.85  # of the lessons
+NATURAL_SHARE = 0.85  # of the lessons, once they are all there
+PLAIN_SHARE = 0.85  # while lessons are plain
 MIXTURE: tuple[tuple[Skill, float], ...] = (
     (basics.addition, 16.0),
     (basics.subtraction, 8.0),
@@ -31,9 +32,12 @@ INSTRUCTIONS = (
 )  # fmt: skip
 
 
-def lesson(s: Source) -> list[Example]:
+def lesson(
+    s: Source, natural_share: float = NATURAL_SHARE, plain_share: float = 0.0
+) -> list[Example]:
     """Conversations that may share a row: several with the same tools, or one of the mixture; sometimes under a system prompt."""
-    s.natural = not s.unseen and s.maybe(NATURAL_SHARE)
+    s.natural = not s.unseen and s.maybe(natural_share)
+    s.plain = s.maybe(plain_share)
     if s.maybe(TOOLS_SHARE):
         made = tools.same_tools(s)
     else:

@@ -106,6 +106,8 @@ def _said(s: Source, fields: list[Field]) -> str:
 
 
 def any_task(s: Source) -> Task:
+    if s.plain:
+        return invented(s)
     if s.natural and s.maybe(NATURAL_TOOLS_SHARE):
         return natural_tool(s)
     if s.practice(ATTRIBUTES_SHARE):
@@ -135,7 +137,7 @@ def offered(s: Source, task: Task, low: int = 1, high: int = 5) -> list[Task]:
         near = _near(s, task)
         tasks += [near] if near.name != task.name else []
     kind = any_task
-    if s.maybe(0.35):
+    if not s.plain and s.maybe(0.35):
         kind = described if task.made_of else everyday
     while len(tasks) < count:
         another = kind(s)

@@ -14,7 +14,7 @@ import torch
 from src.cli.evaluate_nano import BY_HAND
 from src.harmony.parser import ResponseParser
 from src.harmony.vocabulary import CONSTRAIN, Vocabulary, load_vocabulary
-from src.nano.batches import GROUP_TOKENS, IGNORED, BatchMaker
+from src.nano.batches import ALL_KINDS, GROUP_TOKENS, IGNORED, BatchMaker, Curriculum
 from src.nano.described import described, said, value_for
 from src.nano.everyday import RENAMED, archetypes, everyday, renamed, task_of
 from src.nano.examples import Copier, Example, Source, completion_ids, held_out
@@ -244,6 +244,32 @@ def test_conversations_with_the_same_tools_share_their_definitions(vocabulary: V
         tools_end = vocabulary.decode(shared).find("} // namespace functions")
         assert tools_end > 0, "the definitions are in what is shared"
         assert len({example.effort for example in made}) == 1
+
+
+def test_plain_lessons_ask_for_a_tool_with_words_of_its_name(vocabulary: Vocabulary) -> None:
+    def said(made: Example) -> bool:
+        assert made.call is not None
+        words = re.findall("[a-z]+|[A-Z][a-z]*", made.call[0])
+        asked = made.messages[-1]["content"].lower()
+        return any(word.lower() in asked for word in words)
+
+    def calls(plain_share: float) -> list[Example]:
+        source = Source(vocabulary, Random(9), unseen=False)
+        lessons = (made for _ in range(100) for made in lesson(source, 0.0, plain_share))
+        return [made for made in lessons if made.skill == "tool_call"]
+
+    assert all(map(said, calls(1.0)))
+    assert not all(map(said, calls(0.0)))
+
+
+def test_lessons_are_plain_first_and_natural_later(vocabulary: Vocabulary) -> None:
+    curriculum = Curriculum(begin=10, end=20)
+    assert [curriculum.ready(step) for step in (0, 10, 15, 20, 30)] == [0, 0, 0.5, 1, 1]
+    assert curriculum.ready(-1) == 1, "the common tokens are those of all lessons"
+    staged, plainly = (BatchMaker(vocabulary, 4, 800, c) for c in (curriculum, ALL_KINDS))
+    for step, same in ((0, False), (15, False), (20, True)):
+        pair = [maker.batch(step).token_ids.tolist() for maker in (staged, plainly)]
+        assert (pair[0] == pair[1]) is same
 
 
 def test_tools_are_looked_at_one_after_the_other(vocabulary: Vocabulary) -> None:

@@ -28,8 +28,9 @@ from tqdm import tqdm
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, Vocabulary, load_vocabulary
-from src.nano.batches import ALL_KINDS, IGNORED, Batch, BatchMaker, Curriculum
+from src.nano.batches import IGNORED, Batch, BatchMaker
 from src.nano.folding import fold, read_folded, restore
+from src.nano.lessons import ALL_KINDS, Curriculum
 from src.nano.muon import Muon
 from src.nano.network import COMPUTE, Network, fuse, parts_of
 from src.nano.token_rows import TokenTraits
@@ -121,7 +122,7 @@ def losses_of(
 
 
 class Running:
-    """A running mean that is printed; None until something was added."""
+    """A running mean to be printed; "none" until something was added."""
 
     def __init__(self) -> None:
         self._mean: float | None = None
@@ -168,6 +169,13 @@ class Optimizers:
 
 def _is_matrix(name: str) -> bool:
     return not name.endswith(("b1", "b2", "router"))
+
+
+def save(checkpoint: Path, state: dict[str, object]) -> None:
+    """At once: who reads it finds the old one or the new one, whole."""
+    new = checkpoint.with_suffix(".new")
+    torch.save(state, new)
+    new.replace(checkpoint)
 
 
 def train(
@@ -224,8 +232,7 @@ def train(
                 "step": step + 1,
                 "common": common,
             }
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
+            save(checkpoint, state)
             with (out / "loss.txt").open("a") as log:
                 log.write(f"{step + 1} {average} {fit}\n")
     averaged = mean.module
@@ -246,7 +253,7 @@ def mix(network: Network, start: Path, share: float) -> None:
             mine.lerp_(theirs, share)
 
 
-def main(argv: list[str] | None = None) -> int:
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -296,6 +303,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--start-share must lie between 0 and 1")
     if args.start_share and args.start is None:
         parser.error("--start-share needs --start")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
     keep_freed_memory()
     fuse()
     started = time.perf_counter()

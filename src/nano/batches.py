@@ -15,7 +15,7 @@ import torch
 from src.harmony.render import render_message, system_message
 from src.harmony.vocabulary import Vocabulary
 from src.nano.examples import EFFORTS, Example, Source, completion_ids
-from src.nano.lessons import NATURAL_SHARE, PLAIN_SHARE, lesson
+from src.nano.lessons import ALL_KINDS, NATURAL_SHARE, PLAIN_SHARE, Curriculum, lesson
 from src.nano.network import GROUP
 from src.prompt_builder import PromptBuilder
 
@@ -30,27 +30,6 @@ class Batch:
     # int64 [T]: n GROUP for what group n shares, n GROUP + 1.. for its conversations
     branches: torch.Tensor
     targets: torch.Tensor  # int64 [T]: the next token where the assistant writes it, else IGNORED
-
-
-@dataclass(frozen=True, slots=True)
-class Curriculum:
-    """Plain lessons until step `begin`, in which tools are asked for with the words of their names; by step `end` all kinds.
-
-    Natural tools are few enough to be known by heart, and a network of random weights learns them so. That a tool fits
-    whose words are in the request has to be learnt first.
-    """
-
-    begin: int = 0
-    end: int = 0
-
-    def ready(self, step: int) -> float:
-        """-> 0 while lessons are plain, 1 when all kinds are there."""
-        if step >= self.end or step < 0:
-            return 1.0
-        return max(0.0, (step - self.begin) / (self.end - self.begin))
-
-
-ALL_KINDS = Curriculum()  # from the first step on
 
 
 class BatchMaker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from src.nano import basics, structured, tools
@@ -30,6 +31,27 @@ INSTRUCTIONS = (
     "You are a helpful assistant.", "You are a helpful assistant", "Answer in short.", "Be brief.", "You are a friendly assistant.",
     "You are a helpful assistant. Use the tools when they fit.", "Be concise and correct.", "You answer questions.",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Curriculum:
+    """Plain lessons until step `begin`, in which tools are asked for with the words of their names; by step `end` all kinds.
+
+    Natural tools are few enough to be known by heart, and a network of random weights learns them so. That a tool fits
+    whose words are in the request has to be learnt first.
+    """
+
+    begin: int = 0
+    end: int = 0
+
+    def ready(self, step: int) -> float:
+        """-> 0 while lessons are plain, 1 when all kinds are there, as in those before the first that only count tokens."""
+        if step >= self.end or step < 0:
+            return 1.0
+        return max(0.0, (step - self.begin) / (self.end - self.begin))
+
+
+ALL_KINDS = Curriculum()  # from the first step on
 
 
 def lesson(

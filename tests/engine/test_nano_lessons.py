@@ -14,11 +14,11 @@ import torch
 from src.cli.evaluate_nano import BY_HAND
 from src.harmony.parser import ResponseParser
 from src.harmony.vocabulary import CONSTRAIN, Vocabulary, load_vocabulary
-from src.nano.batches import ALL_KINDS, GROUP_TOKENS, IGNORED, BatchMaker, Curriculum
+from src.nano.batches import GROUP_TOKENS, IGNORED, BatchMaker
 from src.nano.described import described, said, value_for
 from src.nano.everyday import RENAMED, archetypes, everyday, renamed, task_of
 from src.nano.examples import Copier, Example, Source, completion_ids, held_out
-from src.nano.lessons import MIXTURE, lesson
+from src.nano.lessons import ALL_KINDS, MIXTURE, Curriculum, lesson
 from src.nano.network import GROUP
 from src.nano.tasks import Task
 from src.nano.tools import invented, offered, same_tools

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,14 @@ DEFAULT_CONFIG_FILE = Path(__file__).resolve().parents[1] / "configs" / "server_
 ENV_PREFIX = "GPTOSS_"
 # Names that operators know from elsewhere, below our own.
 FOREIGN_ENV = {"TORCH_DTYPE": "dtype"}
+# Read by our other programs (the command-line client, the tests), not by the server.
+OTHER_PROGRAMS_ENV = frozenset({"GPTOSS_CONFIG", "GPTOSS_URL", "GPTOSS_TEST_CACHE"})
+# Kubernetes describes every Service of a namespace to its pods, here those named gptoss or gptoss-<something>.
+_KUBERNETES_ENV = re.compile(
+    r"GPTOSS(_[A-Z0-9_]+)?"
+    r"(_SERVICE_HOST|_SERVICE_PORT(_[A-Z0-9_]+)?|_PORT_\d+_(TCP|UDP|SCTP)(_PORT|_PROTO|_ADDR)?)"
+)
+_KUBERNETES_PORT = re.compile(r"GPTOSS(_[A-Z0-9_]+)?_PORT")
 # Keys whose default is the profile's value.
 PROFILE_KEYS = ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant")
 
@@ -358,12 +367,41 @@ def _parser() -> argparse.ArgumentParser:
         flag = "--" + name.replace("_", "-")
         text = (info.description or "").replace("%", "%%")
         if info.annotation in (bool, bool | None):
-            parser.add_argument(
-                flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
-            )
+            parser.add_argument(flag, dest=name, action=_BooleanFlag, help=text)
         else:
             parser.add_argument(flag, dest=name, default=None, help=text)
     return parser
+
+
+class _BooleanFlag(argparse.BooleanOptionalAction):
+    """`--flag`, `--no-flag`, and `--flag VALUE` with a value as in YAML."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, default=None, help=help)
+        self.nargs, self.metavar = "?", "true|false"
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        negated = option_string is not None and option_string.startswith("--no-")
+        if values is None:
+            setattr(namespace, self.dest, not negated)
+            return
+        if negated:
+            parser.error(f"argument {option_string}: takes no value, got {values!r}")
+        if values.lower() not in _BOOLEANS:
+            parser.error(f"argument {option_string}: must be true or false, got {values!r}")
+        setattr(namespace, self.dest, _BOOLEANS[values.lower()])
+
+
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
 
 
 def _from_yaml(path: Path) -> dict[str, Any]:
@@ -386,12 +424,25 @@ def _from_environment() -> dict[str, tuple[str, str]]:
         key: (name, os.environ[name]) for name, key in FOREIGN_ENV.items() if name in os.environ
     }
     for name, value in os.environ.items():
+        if not name.startswith(ENV_PREFIX) or name in OTHER_PROGRAMS_ENV:
+            continue
+        if _describes_a_service(name, value):
+            continue
         key = name.removeprefix(ENV_PREFIX).lower()
-        if name.startswith(ENV_PREFIX) and name not in (
-            f"{ENV_PREFIX}CONFIG",
-            f"{ENV_PREFIX}TEST_CACHE",
-        ):
-            if key not in ServerConfig.model_fields:
-                raise ConfigError(f"environment variable {name}: unknown key {key!r}")
-            values[key] = name, value
+        if key not in ServerConfig.model_fields:
+            raise ConfigError(f"environment variable {name}: unknown key {key!r}")
+        values[key] = name, value
     return values
+
+
+def service_variables() -> list[str]:
+    """Names of the variables that Kubernetes set for Services and that the configuration ignores."""
+    return sorted(name for name, value in os.environ.items() if _describes_a_service(name, value))
+
+
+def _describes_a_service(name: str, value: str) -> bool:
+    """Whether Kubernetes set the variable. Our port is a number, a Service's is an address."""
+    if _KUBERNETES_ENV.fullmatch(name):
+        return True
+    is_address = value.startswith(("tcp://", "udp://", "sctp://"))
+    return is_address and _KUBERNETES_PORT.fullmatch(name) is not None

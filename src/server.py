@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     import uvloop
 
     from src import __version__, logs, port_manager
-    from src.config import describe, load_config
+    from src.config import describe, load_config, service_variables
     from src.engine.config import ConfigError
     from src.harmony.vocabulary import VocabularyError, default_cache_folder, load_vocabulary
     from src.model_locator import locate_model
@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         logs.configure(config.log_level, config.log_format)
         logger.info("gpt-oss server %s", __version__)
+        if ignored := service_variables():
+            logger.info("ignoring Kubernetes service variables: %s", ", ".join(ignored))
         bound = port_manager.reserve(
             config.host, config.port, auto=config.auto_port, force=config.force_port
         )

@@ -69,6 +69,18 @@ class Frame:
             await errors.internal_error()(scope, receive, send_with_headers)
 
 
+class HeadAsGet:
+    """Answers HEAD as GET is answered (RFC 9110, 9.3.2); the HTTP protocol leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
 def create_app(
     engine: EngineClient,
     config: ServerConfig,
@@ -118,6 +130,7 @@ def create_app(
     modules: list[Any] = [cancel, chat, completions, models, page, responses, system, tokens]
     for module in modules:
         app.include_router(module.router)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Door, access=access)
     if config.cors_origins:
         app.add_middleware(

@@ -9,7 +9,7 @@ from typing import Any
 
 from src.engine.messages import TokenLogprobs, TokenOutput
 from src.engine.request import FinishReason
-from src.harmony.deltas import Delta
+from src.harmony.deltas import SEPARATOR, Delta
 from src.harmony.parser import ResponseParser
 
 
@@ -60,7 +60,7 @@ class _ContentLogprobs:
     waiting: dict[int, tuple[int, TokenLogprobs]] = field(
         default_factory=dict
     )  # place -> token id, numbers
-    queue: deque[tuple[bytes, dict[str, Any]]] = field(default_factory=deque)
+    queue: deque[tuple[bytes, dict[str, Any] | None]] = field(default_factory=deque)
     queued_bytes: int = 0
 
     def enqueue(self, places: Sequence[int]) -> None:
@@ -68,6 +68,10 @@ class _ContentLogprobs:
             token_id, numbers = self.waiting.pop(place)
             data = self.bytes_of(token_id)
             self.queue.append((data, self._entry(data, numbers)))
+
+    def enqueue_separator(self) -> None:
+        """Text that no token stands for: it takes its bytes and brings no entry."""
+        self.queue.append((SEPARATOR.encode(), None))
 
     def take(self, num_bytes: int, *, last: bool = False) -> list[dict[str, Any]]:
         """The entries whose bytes begin within the next `num_bytes`; the last one is cut where the text was."""
@@ -78,11 +82,12 @@ class _ContentLogprobs:
             and (last or self.queued_bytes >= len(self.queue[0][0]))
         ):
             data, entry = self.queue.popleft()
-            if len(data) > self.queued_bytes:
+            if entry is not None and len(data) > self.queued_bytes:
                 cut = data[: self.queued_bytes]
                 entry |= {"token": cut.decode("utf-8", "replace"), "bytes": list(cut)}
             self.queued_bytes -= len(data)
-            out.append(entry)
+            if entry is not None:
+                out.append(entry)
         return out
 
     def _entry(self, data: bytes, numbers: TokenLogprobs) -> dict[str, Any]:
@@ -171,6 +176,8 @@ class Choice:
                 return
             out.append(ChoiceDelta(delta))
         elif delta.kind == "content":
+            if self._logprobs is not None and not delta.tokens and delta.text == SEPARATOR:
+                self._logprobs.enqueue_separator()
             text = self._stops.feed(delta.text)
             piece = self._content(text, delta.tokens, last=self._stops.stopped)
             if text or piece.logprobs:

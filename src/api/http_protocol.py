@@ -9,7 +9,12 @@ import logging
 from collections import Counter
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from src.api.errors import ApiError, HeadersTooLarge, HeadersTooSlow, InvalidRequest, RateLimited
 
@@ -89,6 +94,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_waiting()
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            app = _without_chunks(app, cycle)
+        super()._start_asgi_task(cycle, app)
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest(f"This is no valid HTTP request: {msg}"))
 
@@ -123,6 +133,28 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._is_answering:
             self.transport.write(_response(error.status, error.body))
         self.transport.close()
+
+
+def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+    """An app whose bodies of unknown length end with the connection (RFC 9112, 6.1 and 6.3): HTTP/1.0 knows no
+    chunks, and uvicorn sends them to any client."""
+
+    async def plain(scope: Scope, receive: Receive, send: Send) -> None:
+        is_sized = True
+
+        async def send_plain(message: Message) -> None:
+            nonlocal is_sized
+            if message["type"] == "http.response.start":
+                is_sized = any(name.lower() == b"content-length" for name, _ in message["headers"])
+                if not is_sized:
+                    cycle.chunked_encoding = False
+            elif not is_sized:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return plain
 
 
 def _response(status: int, body: dict[str, Any]) -> bytes:

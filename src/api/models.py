@@ -26,8 +26,8 @@ def _model(name: str, context: ServerContext) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def list_models(context: Context) -> dict[str, Any]:
-    names = [context.model_id, *sorted(context.model_names - {context.model_id})]
-    return {"object": "list", "data": [_model(name, context) for name in names]}
+    """The served model once; its aliases are accepted and can be retrieved."""
+    return {"object": "list", "data": [_model(context.model_id, context)]}
 
 
 @router.get("/v1/models/{name:path}")

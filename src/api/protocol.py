@@ -17,6 +17,7 @@ EFFORTS = {
 ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 PARTS = {"text": "text"}  # types of content parts, and the field of each that has its text
 ASSISTANT_PARTS = PARTS | {"refusal": "refusal"}
+MAX_STOPS = 32  # OpenAI allows 4, evaluation harnesses send more
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -155,7 +156,7 @@ class SamplingFields(Strict):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Annotated[
-        Annotated[list[str], Field(max_length=4)] | None, BeforeValidator(stop_list)
+        Annotated[list[str], Field(max_length=MAX_STOPS)] | None, BeforeValidator(stop_list)
     ] = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None

@@ -53,6 +53,7 @@ class EventStream(EventSourceResponse):
             sep="\n",
             send_timeout=config.send_timeout_s,
         )
+        del self.headers["connection"]  # the protocol knows whether it stays open
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

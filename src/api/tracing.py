@@ -49,7 +49,7 @@ class Tracing:
             context=extract(dict(record.trace_headers)),
             kind=SpanKind.SERVER,
             start_time=start,
-            attributes=_attributes(fields),
+            attributes=_attributes(record.endpoint, fields),
         )
         if record.first_token is not None:
             span.add_event(
@@ -74,6 +74,13 @@ _GENAI = {
 _HIDDEN = ("prompt", "answer")
 
 
-def _attributes(fields: Mapping[str, Any]) -> dict[str, Any]:
+_OPERATIONS = {"/v1/completions": "text_completion"}
+
+
+def _attributes(endpoint: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     shown = {_GENAI.get(k, f"gptoss.{k}"): v for k, v in fields.items() if k not in _HIDDEN}
-    return {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai"} | shown
+    reasons = _GENAI["finish"]
+    if reasons in shown:
+        shown[reasons] = shown[reasons].split(",")  # an array, one for each choice
+    operation = _OPERATIONS.get(endpoint, "chat")
+    return {"gen_ai.operation.name": operation, "gen_ai.provider.name": "openai"} | shown

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["reasoning", "content", "tool_call"]
+SEPARATOR = "\n"  # between two messages of one kind; no token stands for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from src.harmony.deltas import Delta, Kind, ParsedMessage
+from src.harmony.deltas import SEPARATOR, Delta, Kind, ParsedMessage
 from src.harmony.vocabulary import (
     CALL,
     CHANNEL,
@@ -255,7 +255,7 @@ class ResponseParser:
         if not self._message_has_text:
             self._message_has_text = True
             if kind in self._separate:
-                out.append(Delta(kind, "\n"))
+                out.append(Delta(kind, SEPARATOR))
             self._separate.add(kind)
         out.append(Delta(kind, text, tokens=tokens))
 

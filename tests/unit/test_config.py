@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.config import DEFAULT_CONFIG_FILE, ServerConfig, describe, load_config
+from src.config import (
+    DEFAULT_CONFIG_FILE,
+    OTHER_PROGRAMS_ENV,
+    ServerConfig,
+    describe,
+    load_config,
+    service_variables,
+)
 from src.engine.config import ConfigError, EngineConfig, ModelConfig
 from src.engine.shapes import SIZES, hf_config, original_config
 from src.profiles import PROFILES
@@ -143,3 +150,73 @@ def test_a_missing_checkpoint_or_gpu_is_said_before_anything_starts(
     )
     assert missing("nano", None, []) == []
     assert (main(["--model", "120b"]), main(["--model", "nano"])) == (MISSING, 0)
+
+
+SERVICES = {
+    "GPTOSS_SERVICE_HOST": "10.0.0.7", "GPTOSS_SERVICE_PORT": "8000", "GPTOSS_SERVICE_PORT_HTTP": "8000",
+    "GPTOSS_PORT": "tcp://10.0.0.7:8000", "GPTOSS_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+    "GPTOSS_PORT_8000_TCP_PROTO": "tcp", "GPTOSS_PORT_8000_TCP_PORT": "8000", "GPTOSS_PORT_8000_TCP_ADDR": "10.0.0.7",
+    "GPTOSS_CACHE_SERVICE_HOST": "10.0.0.8", "GPTOSS_CACHE_PORT": "udp://10.0.0.8:53",
+    "GPTOSS_AUTO_PORT": "tcp://10.0.0.9:80", "GPTOSS_AUTO_PORT_53_UDP_ADDR": "10.0.0.9",
+    "GPTOSS_MY_CACHE_2_SERVICE_PORT_METRICS_2": "9090",
+}  # fmt: skip
+
+
+def test_kubernetes_service_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SERVICES.items():
+        monkeypatch.setenv(name, value)
+    config, origin, _ = load_config([])
+    assert (config.port, config.auto_port) == (8000, False)
+    assert not [source for source in origin.values() if source.startswith("environment")]
+    assert service_variables() == sorted(SERVICES)
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_PROGRAMS_ENV - {"GPTOSS_CONFIG"}))
+def test_variables_of_our_other_programs_are_not_the_servers(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:8000")
+    load_config([])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GPTOSS_CACHE_PORT", "8000"), ("GPTOSS_SERVICE_HOSTS", "x"), ("GPTOSS_PORT_8000_ICMP", "x"),
+        ("GPTOSS_PORT_X_TCP", "x"), ("GPTOSS_PORT_8000_TCP_NAME", "x"), ("GPTOSS_URLS", "x"),
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_service_variable_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name}: unknown key"):
+        load_config([])
+
+
+BOOLEANS = [k for k, f in ServerConfig.model_fields.items() if f.annotation in (bool, bool | None)]
+
+
+@pytest.mark.parametrize("key", BOOLEANS)
+def test_every_boolean_flag_takes_a_value(key: str) -> None:
+    flag = key.replace("_", "-")
+    for argv, wanted in (
+        ([f"--{flag}"], True), ([f"--no-{flag}"], False), ([f"--{flag}", "true"], True),
+        ([f"--{flag}", "false"], False), ([f"--{flag}=False"], False), ([f"--{flag}", "--port", "9"], True),
+    ):  # fmt: skip
+        assert getattr(load_config(argv)[0], key) is wanted, argv
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--warm-up", "maybe"], "--warm-up: must be true or false, got 'maybe'"),
+        (["--no-warm-up", "true"], "--no-warm-up: takes no value, got 'true'"),
+    ],
+)
+def test_a_boolean_flag_refuses_other_values(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        load_config(argv)
+    assert message in capsys.readouterr().err

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -34,6 +34,12 @@ _KUBERNETES_ENV = re.compile(
 _KUBERNETES_PORT = re.compile(r"GPTOSS(_[A-Z0-9_]+)?_PORT")
 # Keys whose default is the profile's value.
 PROFILE_KEYS = ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant")
+# Keys whose value is never shown.
+SECRET_KEYS = ("api_key",)
+_URL_SECRETS = (
+    (re.compile(r"://[^\s'\"]*@"), "://***@"),
+    (re.compile(r"(://[^\s'\"?]*\?)[^\s'\"]+"), r"\1***"),
+)
 
 
 class ServerConfig(BaseSettings):
@@ -244,7 +250,19 @@ class ServerConfig(BaseSettings):
     @classmethod
     def _table(cls, value: Any) -> Any:
         """In a flag or the environment the table is written as in YAML."""
-        return yaml.safe_load(value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        try:
+            return yaml.safe_load(value)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"not valid YAML{_yaml_problem(error)}") from None
+
+    @field_validator("api_key")
+    @classmethod
+    def _usable_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_key_text(value.get_secret_value())
+        return value
 
     @field_validator("current_date")
     @classmethod
@@ -292,6 +310,42 @@ class ServerConfig(BaseSettings):
         return getattr(self.active_profile, key) if value is None and key in PROFILE_KEYS else value
 
 
+def check_key_text(key: str) -> str:
+    """Returns the key. Raises ValueError if no client could send it, or everybody could."""
+    if not key.strip():
+        raise ValueError("an empty or blank key lets everybody in; unset it to serve without keys")
+    if key != key.strip():
+        raise ValueError("the key begins or ends with white space, which clients cannot send")
+    if any(ord(char) < 32 or ord(char) == 127 for char in key):
+        raise ValueError("the key holds a control character, which clients cannot send")
+    return key
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Returns what a YAML file holds.
+
+    Raises:
+        ConfigError: it cannot be read or parsed. PyYAML's own text is left out, as it quotes lines that may hold a key.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{what} does not exist") from None
+    except UnicodeError:
+        raise ConfigError(f"{what} is not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} is not valid YAML{_yaml_problem(error)}") from None
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+    shown = re.sub("'.*'", "...", str(problem)) if problem else ""
+    return f"{place}: {shown}" if shown else place
+
+
 def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, str], bool]:
     """-> (configuration, where each set key came from, whether --print-config was given).
 
@@ -323,12 +377,19 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
             if first["type"] == "extra_forbidden"
             else ""
         )
-        message = "unknown key" if hint else first["msg"]
-        if first["loc"] and not hint:
+        message = "unknown key" if hint else first["msg"].removeprefix("Value error, ")
+        if first["loc"] and not hint and key not in SECRET_KEYS:
             message += f", got {first['input']!r}"
         raise ConfigError(
-            f"{key} (from {origin.get(key, 'defaults')}): {message}. {hint}".rstrip()
+            f"{key} (from {origin.get(key, 'defaults')}): {without_secrets(message)}. {hint}".rstrip()
         ) from None
+
+
+def without_secrets(text: str) -> str:
+    """Returns the text with the user, password and query of each URL masked."""
+    for pattern, masked in _URL_SECRETS:
+        text = pattern.sub(masked, text)
+    return text
 
 
 def describe(config: ServerConfig, origin: dict[str, str]) -> str:
@@ -349,12 +410,26 @@ def describe(config: ServerConfig, origin: dict[str, str]) -> str:
             .removesuffix("...\n")
             .strip()
         )
-        lines.append(f"{key}: {text}  # {source}")
+        lines.append(f"{key}: {without_secrets(text)}  # {source}")
     return "\n".join(lines) + "\n"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Leaves out values, which argparse would quote: a misspelt --api-key is followed by a key."""
+        kind, _, rest = message.partition("unrecognized arguments: ")
+        if rest and not kind:
+            names = [word.partition("=")[0] for word in rest.split() if word.startswith("--")]
+            message = (
+                f"unknown flags: {', '.join(names)}"
+                if names
+                else "unknown arguments; every flag begins with --"
+            )
+        super().error(without_secrets(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="server",
         description="Serves gpt-oss-20b and gpt-oss-120b to OpenAI clients.",
         allow_abbrev=False,
@@ -405,12 +480,7 @@ _BOOLEANS = {
 
 
 def _from_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from error
+    values = read_yaml(path, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -1,23 +1,19 @@
 """Who may ask, and how much: API keys, limits for each of them, and the door that closes while the server drains.
 
-Keys are kept as SHA-256 digests. A key is 256 random bits, so a slow hash would only slow every request down; what
-must not happen is a comparison that ends at the first wrong byte, so all digests are compared in constant time.
+A comparison must not end at the first wrong byte, so all digests of keys are compared in constant time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import (
@@ -25,7 +21,6 @@ from limits.strategies import (
     RateLimiter,
     SlidingWindowCounterRateLimiter,
 )  # fmt: skip
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.errors import (
@@ -37,6 +32,7 @@ from src.api.errors import (
     Unavailable,
     json_response,
 )
+from src.api.keys import Caller, anonymous, digest_of, load_callers
 from src.config import ServerConfig
 from src.engine.config import ConfigError
 
@@ -46,108 +42,6 @@ ALWAYS_OPEN = frozenset({"/health", "/ready"})
 GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 DEBUG = frozenset({"/v1/chat/completions/render"})
 PAGE = ("/page/",)
-ANONYMOUS = "anonymous"
-
-
-class KeyEntry(BaseModel):
-    """One line of the keys file. 0 is no limit."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=64)
-    key: str | None = Field(None, min_length=8)
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    requests_per_minute: int | None = Field(None, ge=0)
-    tokens_per_minute: int | None = Field(None, ge=0)
-    max_concurrent_requests: int | None = Field(None, ge=0)
-
-    @model_validator(mode="after")
-    def _one_secret(self) -> KeyEntry:
-        if (self.key is None) == (self.sha256 is None):
-            raise ValueError("exactly one of key and sha256 is needed")
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks. Limits of 0 do not exist."""
-
-    name: str
-    digest: bytes
-    requests_per_minute: int
-    tokens_per_minute: int
-    max_concurrent_requests: int
-
-
-def load_callers(config: ServerConfig) -> list[Caller]:
-    """The callers that have a key; none: the server is open.
-
-    Raises:
-        ConfigError: the keys file is missing or wrong; no key is in the message.
-    """
-    default = anonymous(config)
-    callers = []
-    if config.api_key is not None:
-        callers.append(
-            replace(default, name="default", digest=_digest(config.api_key.get_secret_value()))
-        )
-    if config.api_keys_file is not None:
-        callers += [_caller(entry, default) for entry in _read_entries(config.api_keys_file)]
-    names = [caller.name for caller in callers]
-    if len(set(names)) != len(names):
-        raise ConfigError("api_keys_file: two keys have the same name")
-    return callers
-
-
-def anonymous(config: ServerConfig) -> Caller:
-    return Caller(
-        ANONYMOUS,
-        b"",
-        config.requests_per_minute,
-        config.tokens_per_minute,
-        config.max_concurrent_requests,
-    )
-
-
-def _read_entries(path: Path) -> list[KeyEntry]:
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"api_keys_file {path}: {type(error).__name__}") from None
-    if not isinstance(raw, list):
-        raise ConfigError(
-            f"api_keys_file {path} must be a list of entries with name and key or sha256"
-        )
-    entries = []
-    for number, item in enumerate(raw):
-        try:
-            entries.append(KeyEntry.model_validate(item))
-        except ValidationError as error:
-            first = error.errors(include_input=False)[0]
-            field = ".".join(map(str, first["loc"])) or "entry"
-            raise ConfigError(
-                f"api_keys_file {path}, entry {number}: {field}: {first['msg']}"
-            ) from None
-    return entries
-
-
-def _caller(entry: KeyEntry, default: Caller) -> Caller:
-    digest = bytes.fromhex(entry.sha256) if entry.sha256 is not None else _digest(entry.key or "")
-
-    def limit(own: int | None, common: int) -> int:
-        return common if own is None else own
-
-    return Caller(
-        entry.name,
-        digest,
-        limit(entry.requests_per_minute, default.requests_per_minute),
-        limit(entry.tokens_per_minute, default.tokens_per_minute),
-        limit(entry.max_concurrent_requests, default.max_concurrent_requests),
-    )
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
 
 
 class Access:
@@ -189,11 +83,12 @@ class Access:
         scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() != "bearer":
             key = headers.get(b"x-api-key", headers.get(b"api-key", b"")).decode("latin-1")
+        key = key.strip()
         if not key:
             raise Unauthorized(
                 "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.", None, None
             )
-        digest, found = _digest(key.strip()), None
+        digest, found = digest_of(key), None
         for caller in self._callers:  # all of them, so that the time tells nothing
             if hmac.compare_digest(caller.digest, digest):
                 found = caller

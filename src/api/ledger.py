@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.api.access import Access, Caller
+from src.api.access import Access
+from src.api.keys import Caller
 from src.api.metrics import Metrics, RequestRecord
 from src.api.tracing import Tracing
 from src.engine.client import EngineClient

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from src.api.access import Caller
+from src.api.keys import Caller
 from src.engine.messages import EngineStats
 
 TTFT_BUCKETS = (

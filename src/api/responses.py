@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from src.api.access import ANONYMOUS
 from src.api.body import read_json_object
 from src.api.chat import Answer, start_answer
 from src.api.chat_plan import ChatPlan, check_count, plan_chat, warn_unknown
 from src.api.deps import Context, ServerContext, counted_rejections, new_record
 from src.api.errors import ApiError, Cancelled, InvalidRequest, NotFound
+from src.api.keys import ANONYMOUS
 from src.api.response_store import ResponseStore, resolve
 from src.api.responses_input import (
     FunctionTool,

@@ -55,7 +55,7 @@ def test_torch_dtype_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [("prot: 8000", "prot .*unknown key"), ("port: 99999", "port .*less than or equal to 65535"), ("- 1", "keys and values"),
-     ("port: [", "no YAML"), ("dtype: int8", "dtype")],
+     ("port: [", "not valid YAML"), ("dtype: int8", "dtype")],
 )  # fmt: skip
 def test_bad_files_are_errors_that_name_the_key(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "c.yaml"

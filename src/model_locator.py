@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
 import socket
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from src.cached_files import cached
 from src.engine.config import ConfigError, ModelConfig
 from src.engine.shapes import SIZES, hf_config
 
@@ -25,7 +24,6 @@ FILES = ["*.json", "*.safetensors"]
 SKIPPED = ["original/*", "metal/*"]
 NETWORK_TIMEOUT_S = 1.5
 NANO_ASSETS = PROJECT / "assets" / "nano"
-COMPLETE = ".complete"  # in a folder that was written to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +124,20 @@ def _hub_reachable() -> bool:
 
 
 def _embedded_nano(cache_folder: Path) -> Path:
-    """The embedded model, unfolded into the cache at first use. In a process of its own, which may load torch."""
+    """The embedded model, unfolded into the cache at first use."""
     parts = [path.read_bytes() for path in sorted(NANO_ASSETS.glob("*.safetensors"))]
     version = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
-    folder = cache_folder / f"gpt-oss-nano-{version}"
-    if not (folder / COMPLETE).is_file():
-        logger.info("unfolding the embedded model nano into %s", folder)
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_folder) as temporary:
-            made = Path(temporary) / "made"
-            command = [sys.executable, "-m", "src.cli.unfold_nano", "--out", str(made)]
-            done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-            if done.returncode != 0:
-                raise ConfigError(
-                    f"could not unfold the embedded model: {done.stderr.strip()[-500:]}"
-                )
-            (made / COMPLETE).touch()
-            with contextlib.suppress(OSError):  # another start was faster
-                made.rename(folder)
-    return folder
+    return cached(cache_folder / f"gpt-oss-nano-{version}", _unfold_nano)
+
+
+def _unfold_nano(folder: Path) -> None:
+    """In a process of its own, which may load torch. Raises OSError where the disk is full, else ConfigError."""
+    logger.info("unfolding the embedded model nano into %s", folder)
+    command = [sys.executable, "-m", "src.cli.unfold_nano", "--out", str(folder)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    if done.returncode == 0:
+        return
+    reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if "os error" in reason or "[Errno" in reason:  # as safetensors and Python report them
+        raise OSError(reason)
+    raise ConfigError(f"could not unfold the embedded model: {reason}")

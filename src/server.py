@@ -22,9 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     import uvloop
 
     from src import __version__, logs, port_manager
+    from src.cached_files import CacheError, default_cache_folder
     from src.config import describe, load_config, service_variables
     from src.engine.config import ConfigError
-    from src.harmony.vocabulary import VocabularyError, default_cache_folder, load_vocabulary
+    from src.harmony.vocabulary import VocabularyError, load_vocabulary
     from src.model_locator import locate_model
     from src.serving import choose_model, engine_config, serve
 
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         vocabulary = load_vocabulary(located.folder, cache)
         engine_settings = engine_config(config, located, vocabulary)
-    except (ConfigError, VocabularyError, port_manager.PortError) as error:
+    except (CacheError, ConfigError, VocabularyError, port_manager.PortError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     with port_manager.recorded(bound):

@@ -9,10 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from src.cached_files import default_cache_folder
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.gpus import Gpu, visible_gpus
 from src.engine.memory_plan import GB, choose_plan
-from src.harmony.vocabulary import default_cache_folder
 from src.model_locator import locate_model
 
 MISSING = 3

@@ -12,12 +12,10 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -47,6 +45,7 @@ from src.engine.messages import (
 )  # fmt: skip
 from src.engine.request import FinishReason
 from src.engine.streams import OpenStreams, OutputStream
+from src.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -270,13 +269,13 @@ class EngineClient:
         """One engine process from start to death."""
         context = self._context
         loop = asyncio.get_running_loop()
-        with tempfile.TemporaryDirectory(prefix="gpt-oss-") as folder:
+        with RunFolder() as folder:
             receive = context.socket(zmq.PULL)
-            receive.bind(output_address := f"ipc://{Path(folder) / 'out'}")
+            receive.bind(output_address := f"ipc://{folder / 'out'}")
             plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
             self._send_socket = plain.socket(zmq.PUSH)
             self._send_socket.set_hwm(0)
-            self._send_socket.bind(input_address := f"ipc://{Path(folder) / 'in'}")
+            self._send_socket.bind(input_address := f"ipc://{folder / 'in'}")
             process = multiprocessing.get_context(
                 "spawn"
             ).Process(

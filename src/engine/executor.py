@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import shutil
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from src.engine.config import ConfigError, EngineConfig
 from src.engine.messages import PROBE_ID, ModelRunnerOutput, RankReport, SchedulerOutput, Step
 from src.engine.worker.rank import make_worker, report_of, run_rank
 from src.engine.worker.worker import self_test_probe
+from src.run_folder import RunFolder
 
 DEFAULT_DRAFTS = (
     3  # tokens; with the CPU's kernels a step of four costs little more than one of one
@@ -59,8 +58,8 @@ class Executor:
         self._pipes: dict[int, Connection] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ModelRunnerOutput)
-        self._folder = Path(tempfile.mkdtemp(prefix="gpt-oss-ranks-")) if world > 1 else None
-        rendezvous = self._folder / "rendezvous" if self._folder is not None else None
+        self._folder = RunFolder() if world > 1 else None
+        rendezvous = self._folder.path / "rendezvous" if self._folder is not None else None
         self._processes = [self._start(config, rank, rendezvous, log) for rank in range(1, world)]
         if self._processes and on_death is not None:
             threading.Thread(
@@ -161,7 +160,7 @@ class Executor:
             process.join(5)
         self.worker.close()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
 
 
 def die(report: Callable[[str, bool], None]) -> OnDeath:

@@ -7,6 +7,7 @@ then openai-harmony's download. Whatever the source, the ranks must have the sha
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import heapq
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import regex
 from openai_harmony import HarmonyEncoding, HarmonyEncodingName, HarmonyError, load_harmony_encoding
+
+from src.cached_files import cached, default_cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -146,14 +149,8 @@ class Vocabulary:
         return b"".join(map(self.bytes_of, token_ids)).decode("utf-8", "replace")
 
 
-def default_cache_folder() -> Path:
-    """Where derived files are kept: $XDG_CACHE_HOME or ~/.cache, below gpt-oss-server."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "gpt-oss-server"
-
-
 def load_vocabulary(checkpoint: Path | None = None, cache_folder: Path | None = None) -> Vocabulary:
-    """Raises VocabularyError if no source has ranks with the right sha256."""
+    """Raises VocabularyError if no source has ranks with the right sha256, CacheError if they cannot be written."""
     cache = cache_folder or default_cache_folder()
     tried: list[str] = []
     ranks_path, source = _find_ranks(checkpoint, cache, tried)
@@ -188,10 +185,8 @@ def _find_ranks(checkpoint: Path | None, cache: Path, tried: list[str]) -> tuple
             tried.append(f"{tokenizer}: {error}")
         else:
             if hashlib.sha256(data).hexdigest() == RANKS_SHA256:
-                if not cached_is_right:
-                    _write_atomically(target, data)
                 _remember_source(target, tokenizer)
-                return target, str(tokenizer)
+                return _kept(target, data), str(tokenizer)
             tried.append(f"{tokenizer}: its ranks have another sha256")
     else:
         tried.append(f"{tokenizer or 'checkpoint'}: not there")
@@ -205,8 +200,7 @@ def _find_ranks(checkpoint: Path | None, cache: Path, tried: list[str]) -> tuple
     if hashlib.sha256(data).hexdigest() != RANKS_SHA256:
         tried.append(f"{BUNDLED_RANKS}: wrong sha256")
         return None, "openai-harmony's download"
-    _write_atomically(target, data)
-    return target, f"{BUNDLED_RANKS.name} bundled with the project"
+    return _kept(target, data), f"{BUNDLED_RANKS.name} bundled with the project"
 
 
 def ranks_from_tokenizer_json(path: Path) -> bytes:
@@ -288,22 +282,37 @@ def _has_right_hash(path: Path) -> bool:
         return False
 
 
-def _fingerprint(tokenizer: Path) -> str:
+def _kept(target: Path, data: bytes) -> Path:
+    """-> the ranks file in the cache, or for this process alone where that cannot be written."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(data)
+
+    return cached(target, write, RANKS_SHA256)
+
+
+def _fingerprint(tokenizer: Path) -> bytes:
     stat = tokenizer.stat()
-    return f"{tokenizer.resolve()} {stat.st_size} {stat.st_mtime_ns}\n"
+    return b"%s %d %d\n" % (os.fsencode(tokenizer.resolve()), stat.st_size, stat.st_mtime_ns)
+
+
+def _known_sources(target: Path) -> list[bytes]:
+    """Fingerprints of the tokenizer.json files that gave the cached ranks; none if they cannot be read."""
+    try:
+        return target.with_suffix(".sources").read_bytes().splitlines(keepends=True)
+    except OSError:
+        return []
 
 
 def _cached_source(target: Path, tokenizer: Path) -> bool:
-    sources = target.with_suffix(".sources")
-    return sources.is_file() and _fingerprint(tokenizer) in sources.read_text().splitlines(
-        keepends=True
-    )
+    return _fingerprint(tokenizer) in _known_sources(target)
 
 
 def _remember_source(target: Path, tokenizer: Path) -> None:
-    sources = target.with_suffix(".sources")
-    known = sources.read_text().splitlines(keepends=True)[-63:] if sources.is_file() else []
-    _write_atomically(sources, "".join([*known, _fingerprint(tokenizer)]).encode())
+    """Saves the next start a second; does nothing where the cache cannot be written."""
+    lines = [*_known_sources(target)[-63:], _fingerprint(tokenizer)]
+    with contextlib.suppress(OSError):
+        _write_atomically(target.with_suffix(".sources"), b"".join(lines))
 
 
 def _downloaded_ranks() -> Path | None:

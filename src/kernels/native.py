@@ -9,19 +9,20 @@ Shapes: see native.cpp.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import hashlib
 import logging
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from src.cached_files import CacheError, cached, default_cache_folder
 from src.kernels.mxfp4 import Mxfp4Tensor
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def library() -> ctypes.CDLL | None:
         # torch's own OpenMP first: its thread pool is then ours as well, and the two do not compete for the cores
         ctypes.CDLL(str(_torch_openmp()), ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, CacheError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
         logger.warning("native CPU kernels off: %s", reason)
         return None
@@ -290,17 +291,21 @@ def _build(compiler: str, flags: tuple[str, ...]) -> Path:
         b"".join(path.read_bytes() for path in (SOURCE, *HEADERS))
         + " ".join((compiler, *options)).encode()
     ).hexdigest()[:16]
-    root = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(root) if root else Path.home() / ".cache") / "gpt-oss-server" / "native"
-    target = folder / f"kernels-{key}.so"
-    if target.is_file():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        compiled, linked = Path(temporary) / "kernels.o", Path(temporary) / "kernels.so"
-        run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+    compile_kernels = functools.partial(_compile, compiler, options)
+    return cached(default_cache_folder() / "native" / f"kernels-{key}.so", compile_kernels)
+
+
+def _compile(compiler: str, options: list[str], linked: Path) -> None:
+    """Raises CalledProcessError, or OSError where the disk is full."""
+    compiled = linked.with_suffix(".o")
+    run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+    try:
         run([compiler, *options, "-c", str(SOURCE), "-o", str(compiled)])
         # linked without -fopenmp: the OpenMP symbols are taken from torch's library
         run([compiler, "-shared", str(compiled), "-o", str(linked)])
-        linked.replace(target)
-    return target
+    except subprocess.CalledProcessError as error:
+        full = os.strerror(errno.ENOSPC)
+        if full in error.stderr:
+            raise OSError(errno.ENOSPC, full) from error
+        raise
+    compiled.unlink()

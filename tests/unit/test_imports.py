@@ -13,15 +13,17 @@ SRC = Path(__file__).resolve().parents[2] / "src"
 CONTROL = "src.engine.config src.engine.request src.engine.messages src.engine.sampling_params"
 ALLOWED = {
     "src.logs": "",
-    "src.server": "src src.logs src.config src.port_manager src.model_locator src.harmony.vocabulary src.engine.config src.serving",
+    "src.run_folder": "",
+    "src.cached_files": "src.run_folder",
+    "src.server": "src src.logs src.config src.cached_files src.port_manager src.model_locator src.harmony.vocabulary src.engine.config src.serving",
     "src.serving": "src.config src.model_locator src.harmony.vocabulary src.api.deps src.api.app src.api.http_protocol "
     "src.engine.client src.engine.lifecycle src.engine.config src.engine.gpus",
     "src.api": "src src.api src.config src.profiles src.prompt_builder src.harmony src.engine.client src.engine.lifecycle "
     "src.engine.messages src.engine.request src.engine.sampling_params src.engine.gpus src.engine.config",
     "src.config": "src.profiles src.engine.config",
-    "src.model_locator": "src.engine.config src.engine.shapes",
+    "src.model_locator": "src.cached_files src.engine.config src.engine.shapes",
     "src.prompt_builder": "src.harmony.vocabulary src.harmony.render",
-    "src.harmony": "src.harmony",
+    "src.harmony": "src.harmony src.cached_files",
     "src.port_manager": "",
     "src.profiles": "",
     "src.engine.config": "",
@@ -38,20 +40,21 @@ ALLOWED = {
     "src.engine.messages": "src.engine.request src.engine.sampling_params",
     "src.engine.drafts": "src.engine.guided src.engine.request",
     "src.engine.scheduler": CONTROL + " src.engine.drafts src.engine.kv_cache_manager",
-    "src.engine.client": CONTROL + " src.engine.core src.engine.streams src.engine.lifecycle",
+    "src.engine.client": CONTROL
+    + " src.engine.core src.engine.streams src.engine.lifecycle src.run_folder",
     "src.engine.lifecycle": "",
     "src.engine.streams": "src.engine.messages",
-    "src.kernels": "src.kernels",
+    "src.kernels": "src.kernels src.cached_files",
     "src.engine.model": "src.engine.model src.kernels src.engine.config src.engine.parallel src.engine.shards",
     "src.engine.worker": CONTROL
     + " src.engine.worker src.engine.model src.kernels src.engine.parallel "
     "src.engine.shards src.engine.memory_plan src.logs",
-    "src.engine.executor": CONTROL + " src.engine.worker",
+    "src.engine.executor": CONTROL + " src.engine.worker src.run_folder",
     "src.engine.core": CONTROL
     + " src.engine.executor src.engine.scheduler src.engine.kv_cache_manager "
     "src.engine.drafts src.engine.guided src.engine.model.checkpoint src.engine.placement src.logs",
     "src.nano": "src.nano src.harmony src.prompt_builder src.kernels src.engine.config src.engine.shapes",
-    "src.cli": "src.engine src.harmony src.kernels src.nano src.prompt_builder src.model_locator",
+    "src.cli": "src.cached_files src.engine src.harmony src.kernels src.nano src.prompt_builder src.model_locator",
 }
 NO_TORCH = [
     "src.api",
@@ -60,6 +63,8 @@ NO_TORCH = [
     "src.prompt_builder",
     "src.port_manager",
     "src.model_locator",
+    "src.cached_files",
+    "src.run_folder",
     "src.harmony",
     "src.engine.config",
     "src.engine.sampling_params",

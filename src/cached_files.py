@@ -1,0 +1,196 @@
+"""Files that are made once and kept in the cache folder. Size and SHA-256 of each are recorded next to it and compared
+at each use: a damaged file is made again.
+
+A file or folder is written next to its place, flushed to the disk and renamed. Where the cache cannot be written, it is
+made in a temporary folder for this process alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from src.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+MAKING = ".making-"  # prefix of the temporary folders
+FORMER_MAKING = "tmp????????"  # those of earlier versions, which held no lock
+FORMER_AGE_S = 3600
+LOCK_TIMEOUT_S = 120.0
+REMEDY = "set XDG_CACHE_HOME to a writable folder with free space"
+
+
+class CacheError(Exception):
+    """Neither the cache nor a temporary folder can be written. The message names both and the remedy."""
+
+
+class FileSum(msgspec.Struct):
+    num_bytes: int
+    sha256: str
+
+
+_decoder = msgspec.json.Decoder(dict[str, FileSum])
+
+
+def default_cache_folder() -> Path:
+    """Where derived files are kept: $XDG_CACHE_HOME or ~/.cache, below gpt-oss-server."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    if root:
+        return Path(root) / "gpt-oss-server"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and this user has no entry in the list of users
+        home = Path("/")
+    return home / ".cache" / "gpt-oss-server"
+
+
+def cached(path: Path, make: Callable[[Path], None], sha256: str | None = None) -> Path:
+    """The file or folder at `path`, made by `make(temporary path)` where it is missing or damaged.
+
+    Without a writable cache the result is elsewhere and lasts as long as this process. `sha256`: of a file whose
+    content is known in advance. Raises CacheError, and what `make` raises other than OSError.
+    """
+    if damage(path, sha256) is None:
+        with contextlib.suppress(OSError), _locked(path.parent, timeout_s=0) as locked:
+            _remove_abandoned(path.parent, locked)
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent, LOCK_TIMEOUT_S) as locked:
+            found = damage(path, sha256)  # another process may have made it meanwhile
+            if found is None:
+                return path
+            if os.path.lexists(path):
+                logger.warning("damaged cache: %s; it is made again", found)
+            _remove_abandoned(path.parent, locked)
+            _write(path, make)
+            return path
+    except OSError as error:
+        return _make_for_this_process(path, make, error)
+
+
+def damage(path: Path, sha256: str | None = None) -> str | None:
+    """What is wrong with a cached file or folder, None if nothing is. The text names the file."""
+    try:
+        if sha256 is not None:
+            return None if _hash(path) == sha256 else f"{path} has the wrong SHA-256"
+        if not _record(path).exists() and path.exists():
+            return f"{path} has no record of its size and SHA-256"
+        sums = _decoder.decode(_record(path).read_bytes())
+        if not sums:
+            return f"{_record(path)} is empty"
+        files = {path.parent / name: expected for name, expected in sums.items()}
+        for file, expected in files.items():
+            size = file.stat().st_size
+            if size != expected.num_bytes:
+                return f"{file} has {size} bytes instead of {expected.num_bytes}"
+        for file, expected in files.items():
+            if _hash(file) != expected.sha256:
+                return f"{file} has the wrong SHA-256"
+    except msgspec.DecodeError:
+        return f"{_record(path)} cannot be read"
+    except OSError as error:
+        return f"{error.filename or path}: {error.strerror or error}"
+    return None
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + ".sums")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, make: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory(prefix=MAKING, dir=path.parent) as temporary:
+        folder = Path(temporary)
+        made, record = folder / path.name, _record(folder / path.name)
+        make(made)
+        files = sorted(p for p in made.rglob("*") if p.is_file()) if made.is_dir() else [made]
+        sums = {str(p.relative_to(folder)): FileSum(p.stat().st_size, _hash(p)) for p in files}
+        record.write_bytes(msgspec.json.format(msgspec.json.encode(sums)) + b"\n")
+        for written in (*files, *({p.parent for p in files} - {folder}), record, folder):
+            _flush(written)
+        if path.is_dir():
+            path.rename(folder / "replaced")
+        made.replace(path)
+        record.replace(_record(path))
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """A power failure after this leaves the file, or the folder's names, as they are."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_for_this_process(path: Path, make: Callable[[Path], None], error: OSError) -> Path:
+    reason = _reason(error)
+    logger.warning("no cache: cannot write %s (%s); to keep it, %s", path, reason, REMEDY)
+    try:
+        folder = RunFolder()
+        atexit.register(folder.remove)
+        made = folder.path / path.name
+        make(made)
+    except OSError as second:
+        raise CacheError(
+            f"cannot write {path} ({reason}), nor into {tempfile.gettempdir()} ({_reason(second)}): {REMEDY}"
+        ) from None
+    return made
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, timeout_s: float) -> Iterator[bool]:
+    """Yields whether this process alone writes into the folder; waits for others up to `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while not (locked := _lock(descriptor)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(folder: Path, locked: bool) -> None:
+    """Removes what a killed process was making. Its lock is gone, so whoever holds the lock knows that it ended."""
+    abandoned = [*folder.glob(f"{MAKING}*")] if locked else []
+    for path in folder.glob(FORMER_MAKING):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > FORMER_AGE_S:
+                abandoned.append(path)
+    for path in abandoned:
+        logger.info("removing %s, left by a process that was killed", path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""A temporary folder of a running process. What a killed process left is removed by the next one that needs a folder.
+
+The owner holds a lock (flock) on its folder, which the kernel releases however the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+PREFIX = "gpt-oss-run-"
+_NAME = re.compile(PREFIX + r"[a-z0-9_]{8}")
+MAX_TRIES = 100
+
+
+class RunFolder:
+    """Also a context manager, which removes the folder at its end."""
+
+    def __init__(self) -> None:
+        """Raises OSError if no folder can be created."""
+        remove_abandoned()
+        self.path, self._descriptor = _create()
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        if self._descriptor >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def remove_abandoned() -> None:
+    """Removes the folders of this user's processes that no longer run."""
+    try:
+        candidates = [p for p in Path(tempfile.gettempdir()).iterdir() if _NAME.fullmatch(p.name)]
+    except OSError:
+        return
+    for path in candidates:
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+                _remove_if_unlocked(path)
+
+
+def _remove_if_unlocked(path: Path) -> None:
+    """Raises OSError if the folder is in use or gone."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _create() -> tuple[Path, int]:
+    """-> a new folder and the descriptor that holds its lock."""
+    for _ in range(MAX_TRIES):
+        path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        if _lock(descriptor) and path.is_dir():
+            return path, descriptor
+        os.close(descriptor)  # another process took it for abandoned before it was locked
+    raise OSError(f"no temporary folder can be kept in {tempfile.gettempdir()}")
+
+
+def _lock(descriptor: int) -> bool:
+    """-> whether no other process holds the lock. A file system without locks counts as that."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -106,7 +106,14 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
             f"--local-dir models/{base}"
         )
     logger.info("downloading %s", hub_id)
-    return Path(snapshot_download(hub_id, allow_patterns=FILES, ignore_patterns=SKIPPED))
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=FILES, ignore_patterns=SKIPPED))
+    except Exception as error:  # of HTTP, of the network, of the disk
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"could not download {hub_id} into {cache}: {reason}. Set HF_HOME to a writable folder with free space, "
+            "or model_path to the checkpoint"
+        ) from error
 
 
 def _hub_reachable() -> bool:

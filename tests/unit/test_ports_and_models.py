@@ -81,6 +81,23 @@ def test_what_is_not_there_names_the_places_and_the_command(
         locate_model("7b", None, tmp_path, dummy=True)
 
 
+def test_a_download_that_fails_is_one_line_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def download(_: str, *, local_files_only: bool = False, **__: object) -> str:
+        if local_files_only:
+            raise FileNotFoundError
+        raise NotADirectoryError(20, "Not a directory", "/home/.cache/huggingface/token")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(model_locator, "_hub_reachable", lambda: True)
+    with pytest.raises(ConfigError, match="could not download .*Not a directory.*HF_HOME") as error:
+        locate_model("20b", tmp_path, tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def _serve_forever(port_file: str) -> None:
     """In a process of its own: a server of ours as the port manager sees it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -24,10 +24,19 @@ MAX_SENDS = 4  # hidden states on their way to the next stage
 class Communicator:
     """Shapes: R rows, T tokens, H hidden, V vocabulary."""
 
-    def __init__(self, shard: Shard, device: torch.device, rendezvous: Path | None = None) -> None:
-        """`rendezvous`: a file that does not exist yet, the same for all ranks; None with one rank."""
+    def __init__(
+        self,
+        shard: Shard,
+        device: torch.device,
+        rendezvous: Path | None = None,
+        *,
+        ordered: bool = False,
+    ) -> None:
+        """`rendezvous`: a file that does not exist yet, the same for all ranks; None with one rank. `ordered`: GPUs add
+        partial sums in the order of ranks too, as CPU ranks always do."""
         self.shard = shard
         self._device = device
+        self._ordered = ordered or device.type == "cpu"
         self._sends: deque[tuple[dist.Work, torch.Tensor]] = deque()
         self._stage: dist.ProcessGroup | None = None
         self.world_size = shard.tensor_size * shard.num_stages
@@ -55,12 +64,27 @@ class Communicator:
                 self._stage = group
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
-        """The sum over the stage's ranks, added in float32 on the CPU; `partial` may be changed."""
+        """The sum over the stage's ranks, added in float32 on the CPU; `partial` may be changed.
+
+        A ring or a tree adds three or more numbers in an order that depends on their place in the tensor, so a token's
+        sum would depend on what else is in the batch. Of two ranks any order gives the same bits.
+        """
         if self.shard.tensor_size == 1:
             return partial
+        if self._ordered and self.shard.tensor_size > 2:
+            return self._add_in_order(partial)
         summed = partial.float() if partial.device.type == "cpu" else partial
         dist.all_reduce(summed, group=self._stage)
         return summed.to(partial.dtype)
+
+    def _add_in_order(self, partial: torch.Tensor) -> torch.Tensor:
+        """All ranks' partial sums, added in float32 in the order of ranks."""
+        parts = partial.new_empty(self.shard.tensor_size, *partial.shape)
+        dist.all_gather(list(parts.unbind()), partial.contiguous(), group=self._stage)
+        total = parts[0].float()
+        for part in parts[1:]:
+            total = total + part.float()
+        return total.to(partial.dtype)
 
     def gather_logits(self, local: torch.Tensor, sizes: list[int]) -> torch.Tensor | None:
         """Each rank's part of the vocabulary [R, V_r], V_r = sizes[rank] -> [R, V] on the stage's first rank."""

@@ -60,7 +60,9 @@ class Worker:
             stage_layers=stage_layers(config.model, stages, tensor_size),
             expert_parallel=config.enable_expert_parallel,
         )
-        self.comm = Communicator(self.shard, self.device, rendezvous)
+        self.comm = Communicator(
+            self.shard, self.device, rendezvous, ordered=config.batch_invariant
+        )
 
     def load(self) -> None:
         started = time.monotonic()

@@ -250,8 +250,8 @@ def _routing(c: ModelConfig) -> list[Case]:
         "PER_TOKEN": c.experts_per_token,
     }
     listing = {
-        "ASSIGNMENTS": routing.ONE_PROGRAM_ASSIGNMENTS, "PADDED_EXPERTS": padded, "PER_TOKEN": c.experts_per_token,
-        "MAX_TILES": routing.max_tiles(routing.ONE_PROGRAM_ASSIGNMENTS, c.num_experts, 16), "BLOCK_M": 16, "CHUNK": routing.CHUNK,
+        "PADDED_EXPERTS": padded, "PER_TOKEN": c.experts_per_token,
+        "BLOCK_M": 16, "CHUNK": routing.CHUNK,
     }  # fmt: skip
     return [
         Case(
@@ -262,7 +262,14 @@ def _routing(c: ModelConfig) -> list[Case]:
             1,
             mma=False,
         ),
-        Case("tile list", routing._tile_list_kernel, {**ints, **LIST}, listing, 8, mma=False),
+        Case(
+            "tile list",
+            routing._tile_list_kernel,
+            {**ints, **LIST, "assignments": "i32", "max_tiles": "i32"},
+            listing,
+            8,
+            mma=False,
+        ),
     ]
 
 

@@ -20,6 +20,10 @@ RUNTIME_BYTES = (
     700 * 10**6
 )  # CUDA context, libraries, communication buffers: what a bare process takes on a card
 USEFUL_KV_TOKENS = 65_536  # below this a card is full of weights and cannot batch
+# query heads of all sequences whose keys are shared out between programs, and the most parts of each
+# (kernels/gpu/attention.py)
+ATTENTION_ROWS = 4096
+ATTENTION_SPLITS = 92
 MEMORY_SLA_BYTES = 15 * GB  # weights of 120b on each of four and more cards
 
 
@@ -115,9 +119,10 @@ def activation_bytes(
     q_dim = (len(shard.query_heads) + 2 * len(shard.kv_heads)) * c.head_dim
     expert_rows = c.experts_per_token * (3 * len(shard.intermediate) + 2 * c.hidden_size)
     step = max_tokens * (4 * c.hidden_size + 2 * q_dim + expert_rows) * element
-    # scored prompts have one copy of theirs, and are done before the sampler makes its own
-    rows = SCORED_ROWS + max(4 * max_seqs, max_seqs + SCORED_ROWS) if shard.is_last else 0
-    return step + rows * c.vocab_size * 4
+    # scored prompts have one copy of theirs, and are done before the sampler makes its own; decode graphs keep one too
+    rows = SCORED_ROWS + max(5 * max_seqs, 2 * max_seqs + SCORED_ROWS) if shard.is_last else 0
+    parts = min(max_seqs * len(shard.query_heads), ATTENTION_ROWS) * ATTENTION_SPLITS
+    return step + (rows * c.vocab_size + parts * (c.head_dim + 2)) * 4
 
 
 def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:

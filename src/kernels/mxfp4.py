@@ -41,7 +41,7 @@ class Mxfp4Tensor:
     blocks: torch.Tensor
     scales: torch.Tensor
 
-    def __getitem__(self, index: int) -> Mxfp4Tensor:
+    def __getitem__(self, index: int | slice) -> Mxfp4Tensor:
         return Mxfp4Tensor(self.blocks[index], self.scales[index])
 
     @property

@@ -255,6 +255,29 @@ def test_tokens_are_not_waited_for_before_the_next_step_starts(
     assert found is not None and len(found.logprobs["1"].alternatives) == 2
 
 
+@pytest.mark.parametrize("most", [0, 2])
+def test_batches_without_memory_for_a_graph_are_computed_step_by_step(most: int) -> None:
+    def capture(forward: Forward) -> Forward:
+        if len(forward()) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return into_one_buffer(forward)
+
+    plain, graphed = side(graphed=False), side(graphed=True)
+    graphs = graphed.runner._graphs
+    assert graphs is not None
+    graphs._replays.clear()
+    graphs._capture = capture
+    graphs.capture_all()
+    assert graphs.holds(2) is (most == 2) and not graphs.holds(3)
+    script = Script(3)
+    for _ in range(30):
+        out = script.step()
+        expected, found = (one.runner.execute_model(out, {}) for one in (plain, graphed))
+        assert expected is not None and found is not None
+        assert found.sampled == expected.sampled
+        script.done(out, expected.sampled)
+
+
 @pytest.mark.parametrize("limit", [1, 5, 8, 32, 100, 256, 257])
 def test_graph_sizes_reach_the_limit_and_no_further(limit: int) -> None:
     sizes = graph_sizes(limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from src.engine.gpus import chosen_devices
 from src.engine.memory_plan import (
     GB,
     MemoryPlan,
+    activation_bytes,
     choose_plan,
     kv_bytes_per_token,
     stage_layers,
@@ -197,3 +199,32 @@ def test_the_table_of_types(name: str, expected: str | None) -> None:
     assert (
         listed_dtype("NVIDIA H100 PCIe", {"H100": "float16", "H100 PCIe": "bfloat16"}) == "bfloat16"
     )
+
+
+def test_kept_logits_and_parts_of_attention_are_planned() -> None:
+    """A step's temporaries grow with the requests by the logits that graphs keep, the sampler's copies, and the parts
+    that programs leave of a sequence's keys."""
+    c = config("20b").model
+    few, many = (activation_bytes(c, whole(c), 2, 8192, n) for n in (32, 256))
+    logits = 5 * (256 - 32) * c.vocab_size * 4
+    parts = (64 - 32) * c.num_attention_heads * 92 * (c.head_dim + 2) * 4
+    assert many - few == logits + parts
+
+
+@pytest.mark.parametrize(("utilization", "left"), [(0.5, 12e9), (0.999, None)])
+def test_the_cache_leaves_room_for_a_step(
+    monkeypatch: pytest.MonkeyPatch, utilization: float, left: float | None
+) -> None:
+    import torch
+
+    from src.engine.worker.worker import Worker
+
+    engine = dataclasses.replace(
+        config("20b"), gpu_memory_utilization=utilization, max_num_seqs=64, device="cpu"
+    )
+    worker = Worker(engine)
+    worker.device, worker.dtype = torch.device("cuda"), torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * 10**9, 24 * 10**9))
+    step = activation_bytes(engine.model, worker.shard, 2, engine.max_num_batched_tokens, 64)
+    expected = 10e9 - (left or step)
+    assert worker._cache_bytes() == pytest.approx(max(0.0, expected), abs=2)

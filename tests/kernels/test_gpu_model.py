@@ -137,6 +137,7 @@ def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch)
             str(names), expected, graphs.run(rows.states), 1e-6 if DEVICE.type == "cpu" else 1e-3
         )
         table.finish_step(rows, {})
+    assert len({graphs.replay(size).data_ptr() for size in (1, 2, 3)}) == 1, "one buffer of logits"
 
 
 def test_the_check_at_start_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ class ForwardBatch:
     num_tokens: torch.Tensor | None = (
         None  # int32 [1], for the Triton kernels: rows after these are padding
     )
+    logits: torch.Tensor | None = None  # float32 [R, V], for the Triton kernels: where to write
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class GptOss:
         else:
             for index in range(len(self.weights.layers)):
                 x = self._layer(x, index, batch, cache[index], rope)
-        return x if self.weights.lm_head is None else self._head(x, batch.sample_rows)
+        return x if self.weights.lm_head is None else self._head(x, batch.sample_rows, batch.logits)
 
     @torch.inference_mode()
     def run_layer(
@@ -129,7 +130,9 @@ class GptOss:
         """Cosines and sines of a step's positions, for all its layers."""
         return rope_tables(batch.positions, self._inverse_frequencies, self._concentration)
 
-    def _head(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def _head(
+        self, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         norm, head = self.weights.final_norm, self.weights.lm_head
         assert norm is not None and head is not None, "only the last stage has them"
         logits = linear(self._norm(x[rows], norm), head, out_dtype=torch.float32)

@@ -88,9 +88,11 @@ class TritonGptOss(GptOss):
             c.experts_per_token, c.swiglu_limit, batch.num_tokens, local=self._local_experts, invariant=self._invariant,
         )  # fmt: skip
 
-    def _head(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def _head(
+        self, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         norm, head = self.weights.final_norm, self.weights.lm_head
         assert norm is not None and head is not None, "only the last stage has them"
         return blocks.norm_head(
-            x, rows, norm, self.config.rms_norm_eps, head, invariant=self._invariant
+            x, rows, norm, self.config.rms_norm_eps, head, out, invariant=self._invariant
         )

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Forward = Callable[[], torch.Tensor]
 KINDS = (FULL, SLIDING)
+ALIGNED_ROWS = 16
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
@@ -77,32 +78,45 @@ class GraphRunner:
         self._max_model_len = config.max_model_len
         self._sizes = graph_sizes(config.max_num_seqs)
         largest, width = self._sizes[-1], math.ceil(config.max_model_len / config.block_size)
+        # parts of buffers begin at multiples of 16 bytes, as tensors do: else kernels would be compiled once more
+        stride = -(-largest // ALIGNED_ROWS) * ALIGNED_ROWS
         # two sets: a step is prepared while the copies of the one before may still be under way
-        self._staging = [_Staging(largest, width, pinned=device.type == "cuda") for _ in range(2)]
+        self._staging = [_Staging(stride, width, pinned=device.type == "cuda") for _ in range(2)]
         # rows: token ids, positions, slots of full and of sliding layers
-        self._long = torch.zeros(4, largest, dtype=torch.int64, device=device)
+        self._long = torch.zeros(4, stride, dtype=torch.int64, device=device)
         # lengths, and the number of rows that are tokens in the last place
-        self._lengths = torch.zeros(largest + 1, dtype=torch.int32, device=device)
+        self._lengths = torch.zeros(stride + 1, dtype=torch.int32, device=device)
         self._query_start = torch.arange(largest + 1, dtype=torch.int32, device=device)
         self._rows = torch.arange(largest, device=device)
         self._none = torch.empty(0, dtype=torch.int32, device=device)
-        self._tables = torch.zeros(2, largest, width, dtype=torch.int32, device=device)
+        self._tables = torch.zeros(2, stride, width, dtype=torch.int32, device=device)
         # of it what a step uses, as one piece: what is not would be gathered in memory that a copy waits for
-        self._used_tables = torch.zeros(2 * largest * width, dtype=torch.int32, device=device)
+        self._used_tables = torch.zeros(2 * stride * width, dtype=torch.int32, device=device)
+        # every graph writes here: a replay's logits are read before the next one starts
+        vocab = config.model.vocab_size
+        self._logits = torch.zeros(largest, vocab, dtype=torch.float32, device=device)
         self._replays: dict[int, Forward] = {}
         self._capture = capture or CudaGraphs()
 
     def capture_all(self) -> None:
-        """Largest first: the smaller ones then fit into its memory."""
+        """Largest first: the smaller ones then fit into its memory. Sizes for which there is none are left out."""
         started = time.monotonic()
         self.capture_sizes(self._sizes)
+        self._sizes = sorted(self._replays)
         logger.info(
             "captured %d decode graphs in %.1f s", len(self._sizes), time.monotonic() - started
         )
 
     def capture_sizes(self, sizes: list[int]) -> None:
         for size in sorted(sizes, reverse=True):
-            self._replays[size] = self._capture(self._forward(self._batch(size)))
+            try:
+                self._replays[size] = self._capture(self._forward(self._batch(size)))
+            except torch.OutOfMemoryError:
+                logger.warning("no memory for a decode graph of %d requests: left out", size)
+
+    def holds(self, count: int) -> bool:
+        """Whether a step of so many requests has a graph."""
+        return bool(self._sizes) and count <= self._sizes[-1]
 
     def run(self, states: list[RequestState]) -> torch.Tensor:
         """One token of each -> logits float32 [B, V], valid until the next call."""
@@ -121,7 +135,7 @@ class GraphRunner:
             for row, state in enumerate(states)
             if self._can_go_on(state)
         ]
-        if not rows or len(rows) > self._sizes[-1]:
+        if not rows or not self.holds(len(rows)):
             return None
         if len(rows) < len(states):
             kept = to_device([row for row, _, _ in rows], torch.int64, token_ids.device)
@@ -160,8 +174,9 @@ class GraphRunner:
             for group, kind in enumerate(KINDS)
         }  # fmt: skip
         return ForwardBatch(
-            self._long[0, :size], self._long[1, :size], plans, self._rows[:size], self._lengths[-1:]
-        )
+            self._long[0, :size], self._long[1, :size], plans, self._rows[:size], self._lengths[-1:],
+            self._logits[:size],
+        )  # fmt: skip
 
     def _fill(
         self, rows: list[tuple[RequestState, int]], size: int, token_ids: torch.Tensor | None

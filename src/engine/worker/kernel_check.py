@@ -13,12 +13,13 @@ import time
 import numpy as np
 import torch
 
-from src.engine.config import FULL, SLIDING, EngineConfig
+from src.engine.config import FULL, SCORED_ROWS, SLIDING, EngineConfig
 from src.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
 from src.engine.model.triton_gpt_oss import TritonGptOss
 from src.engine.parallel import Communicator
 from src.engine.worker.batch import ragged_batch
 from src.kernels.attention import AttentionPlan, PrefillPlan
+from src.kernels.gpu import support
 from src.kernels.gpu.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, unpack_experts
 from src.kernels.moe import ExpertWeights
 from src.kernels.mxfp4 import Mxfp4Tensor
@@ -32,6 +33,7 @@ TOLERANCE = (
     0.05  # of what a layer adds, root mean square: bfloat16 rounds each of a few products to 0.4 %
 )
 WARM_UP_TOKENS = (1, 2, 5, 17, 65, 129, 513)  # a size for each row of the launch table
+SAMPLER = ("_tile_kernel", "_pick_kernel")
 
 
 class Unpacking:
@@ -79,17 +81,62 @@ def check_layers(
     return float(torch.stack(errors).max())
 
 
-def warm_up(model: TritonGptOss, cache: list[LayerCache], config: EngineConfig) -> None:
-    """Compiles every kernel that prefill may need; triton keeps them on disk for the next start."""
+def warm_up(
+    model: TritonGptOss, cache: list[LayerCache], config: EngineConfig, comm: Communicator
+) -> None:
+    """Compiles every kernel that an eager step may need; triton keeps them on disk for the next start.
+
+    There is a step for each row of the launch table, of that many tokens and rows to sample: a sequence that decodes
+    beside a prompt. All ranks must call this, as they meet in collective operations.
+    """
     started = time.monotonic()
     device = model.weights.layers[0].qkv.device
-    sizes = {n for n in WARM_UP_TOKENS if n < config.max_num_batched_tokens} | {
-        config.max_num_batched_tokens
-    }
-    for tokens in sorted(sizes):
-        model.forward(_prefill(tokens, config.block_size, device, plain=False), cache)
+    limit = config.max_num_batched_tokens
+    most_rows = min(limit, config.max_num_seqs + SCORED_ROWS)
+    for tokens in sorted({n for n in WARM_UP_TOKENS if n < limit} | {limit}):
+        logits = model.forward(
+            _mixed(tokens, min(tokens, most_rows), config.block_size, device),
+            cache,
+            None if comm.shard.is_first else _hidden(model, tokens, device),
+        )
+    if comm.shard.is_last and comm.shard.leads and support.samples(logits):
+        launch_sampler(logits.new_zeros(2, model.config.vocab_size))
     torch.cuda.synchronize(device)
     logger.info("kernels ready in %.1f s", time.monotonic() - started)
+
+
+def launch_sampler(logits: torch.Tensor) -> None:
+    """The kernels that pick tokens, for one row and for all of `logits` [R, V]."""
+    from src.kernels.gpu import sampling
+
+    rows, vocab = logits.shape
+    for count in {1, rows}:
+        zeros = torch.zeros(count, device=logits.device)
+        words = torch.zeros(1, -(-vocab // 32), dtype=torch.int32, device=logits.device)
+        sampling.pick(logits[:count], zeros, zeros, zeros.int(), words)
+
+
+def _hidden(model: TritonGptOss, tokens: int, device: torch.device) -> torch.Tensor:
+    """What a later stage would receive."""
+    shape = (tokens, model.config.hidden_size)
+    return torch.zeros(shape, dtype=model.residual_dtype, device=device)
+
+
+def _mixed(tokens: int, rows: int, block_size: int, device: torch.device) -> ForwardBatch:
+    """A sequence that decodes beside a prompt of the other tokens; all keys go to the null block."""
+    counts = [1, tokens - 1] if tokens > 1 else [1]
+    positions = torch.cat([torch.arange(n, device=device) for n in counts])
+    tables = [np.zeros(-(-n // block_size), np.int64) for n in counts]
+    # two one-token sequences are both decodes
+    decodes = counts.count(1)
+    plan = AttentionPlan(
+        positions % block_size,
+        decodes,
+        ragged=ragged_batch([0] * len(counts), counts, tables, decodes, device),
+    )
+    count = torch.tensor([tokens], dtype=torch.int32, device=device)
+    sampled = torch.arange(rows, device=device)
+    return ForwardBatch(positions % 64, positions, {FULL: plan, SLIDING: plan}, sampled, count)
 
 
 def _prefill(tokens: int, block_size: int, device: torch.device, *, plain: bool) -> ForwardBatch:

@@ -154,7 +154,7 @@ class ModelRunner:
             )
             if rest.states:  # which may overwrite it
                 parts[0] = parts[0].clone()
-        if rest.states and all_decode(rest.states, rest.counts):
+        if graphs.holds(len(rest.states)) and rest.states and all_decode(rest.states, rest.counts):
             parts.append(graphs.run(rest.states))
             rest.sampled.extend(rest.states)
         elif rest.states:

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from src.engine.config import FULL, SLIDING, ConfigError, EngineConfig
-from src.engine.memory_plan import stage_layers
+from src.engine.memory_plan import activation_bytes, stage_layers
 from src.engine.messages import PROBE_ID, ModelRunnerOutput, NewRequest, SchedulerOutput
 from src.engine.model.checkpoint import Checkpoint
 from src.engine.model.gpt_oss import GptOss, LayerCache
@@ -151,7 +151,7 @@ class Worker:
         )
 
     def _prepare_kernels(self, cache: list[LayerCache]) -> GraphRunner | None:
-        """Proves and compiles the Triton kernels, and captures the decode steps, on one GPU."""
+        """Compiles the Triton kernels; on one GPU proves them too, and captures the decode steps."""
         if not self._triton:
             return None
         from src.engine.model.triton_gpt_oss import TritonGptOss
@@ -165,7 +165,7 @@ class Worker:
                     f"the Triton kernels differ from plain torch by {error:.1%} on {self.device}"
                 )
             logger.info("kernels checked against plain torch: relative error %.2g", error)
-            kernel_check.warm_up(self.model, cache, self.config)
+        kernel_check.warm_up(self.model, cache, self.config, self.comm)
         if self.config.enforce_eager or self.comm.world_size > 1:
             return None
         graphs = GraphRunner(self.config, self.model, cache, self.device)
@@ -220,7 +220,13 @@ class Worker:
         if self.device.type == "cpu":
             return int(self.config.cpu_kv_cache_gib * GIB) // self.comm.world_size
         free, total = torch.cuda.mem_get_info(self.device)
-        return max(0, int(free - (1 - self.config.gpu_memory_utilization) * total))
+        c = self.config
+        element = torch.empty((), dtype=self.dtype).element_size()
+        # a step needs this much beside the cache, however high the utilization is set
+        step = activation_bytes(
+            c.model, self.shard, element, c.max_num_batched_tokens, c.max_num_seqs
+        )
+        return max(0, int(free - max(step, (1 - c.gpu_memory_utilization) * total)))
 
 
 def self_test_probe(block_size: int) -> NewRequest:

@@ -302,7 +302,8 @@ def _launch(
     block_size, groups = key_cache.shape[1:3]
     programs = min(splits, max(1, MAX_PROGRAMS // (count * groups)))
     peaks = totals = parts = None
-    if programs > 1:
+    split = tiles is None and window is None  # also where one program does all: one compilation
+    if split:
         rows = count * heads * splits
         peaks, totals, parts = torch.empty(
             rows * (head_dim + 2), dtype=torch.float32, device=query.device
@@ -312,6 +313,6 @@ def _launch(
         query, key_cache, value_cache, sinks, out, *(tiles or (None, None)), ragged.query_start, ragged.length,
         ragged.block_table, peaks, totals, parts, support.counters(query.device, count * groups),
         scale * math.log2(math.e), ragged.block_table.shape[1], splits, heads, groups, head_dim, block_size,
-        window or 0, programs > 1, SHORT_SPLIT, NUM_SHORT, LONG_SPLIT, config.block_m, min(config.block_n, block_size),
+        window or 0, split, SHORT_SPLIT, NUM_SHORT, LONG_SPLIT, config.block_m, min(config.block_n, block_size),
         config.stages, num_warps=config.warps, **options,
     )  # fmt: skip

@@ -120,15 +120,18 @@ def norm_head(
     norm: torch.Tensor,
     eps: float,
     head: torch.Tensor,
+    out: torch.Tensor | None = None,
     *,
     invariant: bool,
 ) -> torch.Tensor:
-    """x [T, H], rows int64 [R] -> logits float32 [R, V]."""
+    """x [T, H], rows int64 [R] -> logits float32 [R, V], in `out` where given."""
     config = config_for(support.architecture(x.device), "lm_head", len(rows), invariant=invariant)
     if _norms_apart(rows, invariant=invariant):
         scaled, r = dense.norm_tokens(x[rows], norm, eps)
-        return dense.linear(scaled, head, config, r=r, out_dtype=torch.float32)
-    return dense.linear(x, head, config, rows=rows, norm=norm, eps=eps, out_dtype=torch.float32)
+        return dense.linear(scaled, head, config, r=r, out_dtype=torch.float32, out=out)
+    return dense.linear(
+        x, head, config, rows=rows, norm=norm, eps=eps, out_dtype=torch.float32, out=out
+    )
 
 
 PREFILL = 1 << 16  # tokens enough for the table's last row

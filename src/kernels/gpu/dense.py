@@ -251,14 +251,17 @@ def linear(
     r: torch.Tensor | None = None,
     eps: float = 0.0,
     out_dtype: torch.dtype | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x [M, K], weight [N, K], bias [N], residual [M', N] -> [M', N]; M' = len(rows), where given, else M.
+    """x [M, K], weight [N, K], bias [N], residual [M', N] -> [M', N], in `out` where given; M' = len(rows), if
+    given, else M.
 
     `norm` [K]: x is normed first. `r` float32 [M]: x is what norm_tokens returned.
     """
     count = x.shape[0] if rows is None else rows.shape[0]
     outputs, inputs = weight.shape
-    out = torch.empty(count, outputs, dtype=out_dtype or x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty(count, outputs, dtype=out_dtype or x.dtype, device=x.device)
     grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(count, config.block_m))
     _linear_kernel[grid](
         x, weight, bias, residual, out, rows, norm, r, eps, count, outputs, inputs, _kind(norm, r),

@@ -37,8 +37,10 @@ class TileList:
 
 
 def max_tiles(assignments: int, num_experts: int, block_m: int) -> int:
-    """No routing needs more: each expert that is used adds at most one tile that is not full."""
-    return min(assignments, num_experts) + assignments // block_m
+    """No routing needs more: each expert that is used adds at most one tile that is not full. A multiple of 4, so that
+    arrays of that length that share a buffer are all aligned alike, and take one compilation."""
+    needed = min(assignments, num_experts) + assignments // block_m
+    return -(-needed // 4) * 4
 
 
 @triton.jit
@@ -78,10 +80,10 @@ def _route_kernel(
     tl.store(weights_ptr + token * PER_TOKEN + slot, weights)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["assignments", "max_tiles"])
 def _tile_list_kernel(
-    experts_ptr, num_tokens_ptr, tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr,
-    ASSIGNMENTS: tl.constexpr, MAX_TILES: tl.constexpr, PADDED_EXPERTS: tl.constexpr, PER_TOKEN: tl.constexpr,
+    experts_ptr, num_tokens_ptr, tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr, assignments, max_tiles,
+    PADDED_EXPERTS: tl.constexpr, PER_TOKEN: tl.constexpr,
     BLOCK_M: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: counting sort by expert, stable."""
@@ -91,30 +93,30 @@ def _tile_list_kernel(
     valid = tl.load(num_tokens_ptr) * PER_TOKEN
     expert = tl.arange(0, PADDED_EXPERTS)
     counts = tl.zeros((PADDED_EXPERTS,), tl.int32)
-    for start in tl.range(0, ASSIGNMENTS, CHUNK):
+    for start in tl.range(0, assignments, CHUNK):
         a = start + tl.arange(0, CHUNK)
-        mine = tl.load(experts_ptr + a, mask=(a < ASSIGNMENTS) & (a < valid), other=-1)
+        mine = tl.load(experts_ptr + a, mask=(a < assignments) & (a < valid), other=-1)
         counts += tl.sum((mine[:, None] == expert[None, :]).to(tl.int32), axis=0)
     offsets = tl.cumsum(counts, axis=0) - counts
     tiles = (counts + BLOCK_M - 1) // BLOCK_M
     tile_end = tl.cumsum(tiles, axis=0)
     running = offsets
-    for start in tl.range(0, ASSIGNMENTS, CHUNK):
+    for start in tl.range(0, assignments, CHUNK):
         a = start + tl.arange(0, CHUNK)
-        inside = (a < ASSIGNMENTS) & (a < valid)
+        inside = (a < assignments) & (a < valid)
         mine = tl.load(experts_ptr + a, mask=inside, other=-1)
         hot = (mine[:, None] == expert[None, :]).to(tl.int32)
         rank = tl.cumsum(hot, axis=0) - hot
         place = tl.sum(hot * (running[None, :] + rank), axis=1)
         tl.store(rows_ptr + place, a, mask=inside)
         running += tl.sum(hot, axis=0)
-    for start in tl.range(0, MAX_TILES, CHUNK):
+    for start in tl.range(0, max_tiles, CHUNK):
         p = start + tl.arange(0, CHUNK)
         owner = tl.sum((tile_end[None, :] <= p[:, None]).to(tl.int32), axis=1)
         hot = (owner[:, None] == expert[None, :]).to(tl.int32)
         done = (p - tl.sum(hot * (tile_end - tiles)[None, :], axis=1)) * BLOCK_M
         left = tl.sum(hot * counts[None, :], axis=1) - done
-        in_list = p < MAX_TILES
+        in_list = p < max_tiles
         tl.store(tile_expert_ptr + p, tl.where(owner < PADDED_EXPERTS, owner, -1), mask=in_list)
         tl.store(tile_first_ptr + p, tl.sum(hot * offsets[None, :], axis=1) + done, mask=in_list)
         tl.store(tile_count_ptr + p, tl.minimum(tl.maximum(left, 0), BLOCK_M), mask=in_list)

@@ -117,17 +117,20 @@ def pick(
     """
     rows, vocab = logits.shape
     tiles = triton.cdiv(vocab, TILE)
-    made = torch.empty(2, rows, tiles, dtype=torch.float32, device=logits.device)
+    # each by itself, as parts of one would be aligned or not with the number of rows, which takes two compilations
+    peaks, sums = (
+        torch.empty(rows, tiles, dtype=torch.float32, device=logits.device) for _ in range(2)
+    )
     places = torch.empty(rows, tiles, dtype=torch.int32, device=logits.device)
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
     best = torch.empty(rows, dtype=torch.float32, device=logits.device)
     where = (logits, words, mask_rows, temperature)
     words_of_row = triton.cdiv(vocab, 32)
     _tile_kernel[(tiles, rows)](
-        *where, made[0], places, made[1], vocab, words_of_row, tiles, TILE, num_warps=8
+        *where, peaks, places, sums, vocab, words_of_row, tiles, TILE, num_warps=8
     )
     _pick_kernel[(rows,)](
-        *where, uniform, made[0], places, made[1], tokens, best, vocab, words_of_row, tiles,
+        *where, uniform, peaks, places, sums, tokens, best, vocab, words_of_row, tiles,
         triton.next_power_of_2(tiles), TILE, num_warps=8,
     )  # fmt: skip
     return tokens, best

@@ -1,0 +1,62 @@
+"""What the engine compiles and launches, found by triton's own binder on meta tensors: nothing is compiled while it serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from bench.kernels.cases import load_table
+
+# what its kernels have rows in the launch table for; those that are not here take no configuration from it
+ROWS_OF = {
+    "_qkv_kernel": ("qkv",),
+    "_linear_kernel": ("out", "lm_head", "router"),
+    "_router_kernel": ("router",),
+    "_moe_w1_kernel": ("moe_w1",),
+    "_moe_w2_kernel": ("moe_w2",),
+    "_tile_list_kernel": ("moe_w1",),
+}
+OTHERS = {"_attention_kernel": 4}  # full and sliding, of one new token and of many
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """In a process of its own, as here kernels are defined for the interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.kernels.dry_run", "--check"],
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("invariant", ["False", "True"])
+def test_a_prompt_of_any_length_takes_a_compilation_of_the_launch_table(
+    found: dict[str, Any], invariant: str
+) -> None:
+    table = load_table()["sm_90"]
+    counts = found["eager"][invariant]["counts"]
+    assert len(counts) >= 8
+    for kernel, count in counts.items():
+        rows = [
+            table.get(f"{name}.invariant" if invariant == "True" else name, table[name])
+            for name in ROWS_OF.get(kernel, ())
+        ]
+        # the experts' kernels find their experts themselves for a few tokens, and read a list for more
+        direct = invariant == "True" and kernel.startswith("_moe")
+        limit = sum(map(len, rows)) + direct if rows else OTHERS.get(kernel, 1)
+        assert count <= limit, kernel
+
+
+@pytest.mark.parametrize("max_num_seqs", ["7", "32", "256"])
+def test_a_start_compiles_all_that_mixed_steps_ask_for(
+    found: dict[str, Any], max_num_seqs: str
+) -> None:
+    assert sum(found["start"][max_num_seqs]["start"].values()) > 20
+    assert found["start"][max_num_seqs]["missing"] == []

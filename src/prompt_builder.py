@@ -17,32 +17,21 @@ from typing import Any
 
 import msgspec
 
+from src.harmony.history import Message, message_text, render_history
+from src.harmony.history import PromptError as PromptError
 from src.harmony.render import (
     HarmonyMessage,
     ReasoningEffort,
-    assistant_text,
     developer_message,
     generation_prefix,
     render_message,
     split_generated,
     system_message,
-    tool_call,
-    tool_result,
-)  # fmt: skip
+)
 from src.harmony.vocabulary import Vocabulary
 
 PROMPT_VERSION = "harmony-v1"
 _ENTRY_OVERHEAD_BYTES = 200
-
-Message = Mapping[str, Any]
-
-
-class PromptError(ValueError):
-    """Messages that cannot be rendered. `param` names the field, as in `messages[2].tool_call_id`."""
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,94 +214,14 @@ class PromptBuilder:
         first = 0
         instructions = []
         while first < len(messages) and messages[first]["role"] in ("system", "developer"):
-            instructions.append(_text(messages[first]))
+            instructions.append(message_text(messages[first]))
             first += 1
         developer = developer_message(
             "\n\n".join(filter(None, instructions)), tools, response_format
         )
         if developer is not None:
             yield developer
-        last_final = max((i for i, m in enumerate(messages) if _is_final(m)), default=-1)
-        names: dict[str, str] = {}
-        for index in range(first, len(messages)):
-            yield from _render_turn(
-                messages[index], index, names, keep_reasoning=index > last_final
-            )
-
-
-def _render_turn(
-    message: Message, index: int, names: dict[str, str], *, keep_reasoning: bool
-) -> Iterator[HarmonyMessage]:
-    role, text = message["role"], _text(message)
-    if role == "user":
-        yield HarmonyMessage("user", text)
-    elif role in ("system", "developer"):
-        later = developer_message(text)
-        if later is not None:
-            yield later
-    elif role == "tool":
-        call_id = message.get("tool_call_id")
-        if call_id not in names:
-            raise PromptError(
-                f"no earlier assistant message made a tool call with id {call_id!r}",
-                f"messages[{index}].tool_call_id",
-            )
-        yield tool_result(names[call_id], text)
-    elif role == "function":
-        if message.get("name") not in names.values():
-            raise PromptError(
-                f"no earlier assistant message called {message.get('name')!r}",
-                f"messages[{index}].name",
-            )
-        yield tool_result(message["name"], text)
-    elif role == "assistant":
-        yield from _render_assistant(message, text, names, keep_reasoning=keep_reasoning)
-    else:
-        raise PromptError(f"unknown role {role!r}", f"messages[{index}].role")
-
-
-def _render_assistant(
-    message: Message, text: str, names: dict[str, str], *, keep_reasoning: bool
-) -> Iterator[HarmonyMessage]:
-    """Reasoning, then preamble, then calls; or reasoning, then the final answer."""
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if reasoning and keep_reasoning:
-        yield assistant_text("analysis", str(reasoning))
-    calls = [call["function"] for call in message.get("tool_calls") or ()]
-    for call, function in zip(message.get("tool_calls") or (), calls, strict=True):
-        names[call["id"]] = clean_name(function["name"])
-    legacy = message.get("function_call")
-    if legacy:
-        calls.append(legacy)
-        names.setdefault(f"legacy:{legacy['name']}", clean_name(legacy["name"]))
-    if text:
-        yield assistant_text("commentary" if calls else "final", text)
-    for function in calls:
-        yield tool_call(clean_name(function["name"]), function.get("arguments") or "")
-
-
-def clean_name(name: str) -> str:
-    """Clients replay names that a broken server leaked markers into: `f<|channel|>analysis` is `f`."""
-    return name.split("<|", 1)[0].strip().removeprefix("functions.")
-
-
-def _is_final(message: Message) -> bool:
-    return (
-        message["role"] == "assistant"
-        and not message.get("tool_calls")
-        and not message.get("function_call")
-        and bool(_text(message))
-    )
-
-
-def _text(message: Message) -> str:
-    """A string, or the parts of an array joined in order."""
-    content = message.get("content")
-    if content is None:
-        return str(message.get("refusal") or "") if message["role"] == "assistant" else ""
-    if isinstance(content, str):
-        return content
-    return "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
+        yield from render_history(messages, first)
 
 
 def _head_length(rendered: Sequence[HarmonyMessage]) -> int:

@@ -144,13 +144,14 @@ def developer_message(
     return HarmonyMessage("developer", "\n\n".join(sections)) if sections else None
 
 
-def tool_call(name: str, arguments: str) -> HarmonyMessage:
+def tool_call(name: str, text: str, *, is_json: bool = True) -> HarmonyMessage:
+    """`is_json` is false for the free text of a custom tool."""
     return HarmonyMessage(
         "assistant",
-        arguments,
+        text,
         "commentary",
         f"functions.{name}",
-        content_type="json",
+        content_type="json" if is_json else None,
         ends_with_call=True,
     )
 

@@ -22,7 +22,7 @@ ALLOWED = {
     "src.engine.messages src.engine.request src.engine.sampling_params src.engine.gpus src.engine.config",
     "src.config": "src.profiles src.engine.config",
     "src.model_locator": "src.cached_files src.engine.config src.engine.shapes",
-    "src.prompt_builder": "src.harmony.vocabulary src.harmony.render",
+    "src.prompt_builder": "src.harmony.vocabulary src.harmony.render src.harmony.history",
     "src.harmony": "src.harmony src.cached_files",
     "src.port_manager": "",
     "src.profiles": "",

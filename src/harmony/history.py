@@ -1,0 +1,213 @@
+"""Chat messages as Harmony messages: the assistant's turns in the form in which the model wrote them.
+
+A turn is what the assistant writes between two user messages. It may arrive in several messages; which of its words are
+a preamble and which the final answer follows from the whole turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from src.harmony.render import (
+    HarmonyMessage,
+    assistant_text,
+    developer_message,
+    tool_call,
+    tool_result,
+)
+
+Message = Mapping[str, Any]
+
+
+class PromptError(ValueError):
+    """Messages that cannot be rendered. `param` names the field, as in `messages[2].tool_call_id`."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(slots=True)
+class _Piece:
+    kind: Literal["user", "developer", "analysis", "words", "call", "result"]
+    text: str
+    name: str | None = None  # of the user, or of the function
+    phase: str | None = None  # of words: "commentary" or "final_answer"
+    number: int = -1  # of the call, counted over the conversation; a result has its call's
+    is_json: bool = True  # of calls
+
+
+def render_history(messages: Sequence[Message], first: int = 0) -> Iterator[HarmonyMessage]:
+    """The messages from index `first` on. Analysis before the last final answer is left out.
+
+    Raises:
+        PromptError: names the message that cannot be rendered.
+    """
+    pieces = _calls_before_results(_Reader().read(messages, first))
+    _order_results(pieces)
+    _set_phases(pieces)
+    finals = (i for i, p in enumerate(pieces) if p.phase == "final_answer")
+    last_final = max(finals, default=-1)
+    for index, piece in enumerate(pieces):
+        if piece.kind != "analysis" or index > last_final:
+            rendered = _render(piece)
+            if rendered is not None:
+                yield rendered
+
+
+class _Reader:
+    """Messages to pieces. Keeps the calls made so far, which results refer to."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}  # by id of the call
+        self._names: list[str] = []  # by number of the call
+        self._open_ids: dict[
+            str, str
+        ] = {}  # of the calls since anyone else wrote, and their places
+
+    def read(self, messages: Sequence[Message], first: int) -> list[_Piece]:
+        pieces: list[_Piece] = []
+        for index in range(first, len(messages)):
+            message = messages[index]
+            if message["role"] == "assistant":
+                pieces += self._assistant(message, f"messages[{index}]")
+            else:
+                self._open_ids.clear()
+                pieces.append(self._other(message, f"messages[{index}]"))
+        return pieces
+
+    def _other(self, message: Message, where: str) -> _Piece:
+        role, text = message["role"], message_text(message)
+        if role == "user":
+            return _Piece("user", text, name=message.get("name"))
+        if role in ("system", "developer"):
+            return _Piece("developer", text)
+        if role == "tool":
+            call_id = message.get("tool_call_id")
+            if call_id not in self._numbers:
+                raise PromptError(
+                    f"no earlier assistant message made a tool call with id {call_id!r}",
+                    f"{where}.tool_call_id",
+                )
+            number = self._numbers[call_id]
+            return _Piece("result", text, name=self._names[number], number=number)
+        if role == "function":
+            name = message.get("name")
+            if name not in self._names:
+                raise PromptError(f"no earlier assistant message called {name!r}", f"{where}.name")
+            number = len(self._names) - 1 - self._names[::-1].index(name)
+            return _Piece("result", text, name=name, number=number)
+        raise PromptError(f"unknown role {role!r}", f"{where}.role")
+
+    def _assistant(self, message: Message, where: str) -> Iterator[_Piece]:
+        """Reasoning, then words, then calls."""
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        if reasoning:
+            yield _Piece("analysis", str(reasoning))
+        calls = message.get("tool_calls") or ()
+        legacy = message.get("function_call")
+        text, phase = message_text(message), message.get("phase")
+        if text:
+            yield _Piece("words", text, phase=phase or ("commentary" if calls or legacy else None))
+        for index, call in enumerate(calls):
+            yield self._call(call, f"{where}.tool_calls[{index}]")
+        if legacy:
+            yield self._numbered(legacy["name"], legacy.get("arguments") or "")
+
+    def _call(self, call: Mapping[str, Any], where: str) -> _Piece:
+        call_id = call["id"]
+        if call_id in self._open_ids:
+            raise PromptError(
+                f"'{self._open_ids[call_id]}' and '{where}' have the same id {call_id!r}",
+                f"{where}.id",
+            )
+        self._open_ids[call_id] = where
+        self._numbers[call_id] = len(self._names)
+        if call.get("type") == "custom":
+            custom = call["custom"]
+            return self._numbered(custom["name"], custom.get("input") or "", is_json=False)
+        function = call["function"]
+        return self._numbered(function["name"], function.get("arguments") or "")
+
+    def _numbered(self, name: str, text: str, *, is_json: bool = True) -> _Piece:
+        name = clean_name(name)
+        self._names.append(name)
+        return _Piece("call", text, name=name, number=len(self._names) - 1, is_json=is_json)
+
+
+def _calls_before_results(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Moves what stands between calls and their results before the calls: the model ends its message with a call."""
+    ordered: list[_Piece] = []
+    for piece in pieces:
+        if piece.kind == "result":
+            after = _run_end(ordered, len(ordered), ("analysis", "words"))
+            calls = _run_end(ordered, after, ("call",))
+            ordered[calls:] = ordered[after:] + ordered[calls:after]
+        ordered.append(piece)
+    return ordered
+
+
+def _run_end(pieces: Sequence[_Piece], end: int, kinds: tuple[str, ...]) -> int:
+    """Where the run of these kinds that ends at `end` begins."""
+    while end and pieces[end - 1].kind in kinds:
+        end -= 1
+    return end
+
+
+def _order_results(pieces: list[_Piece]) -> None:
+    """Puts the results between two calls in the order of their calls: Harmony has no ids to tell them apart."""
+    places: list[int] = []
+    for index in range(len(pieces) + 1):
+        if index == len(pieces) or pieces[index].kind == "call":
+            results = sorted((pieces[i] for i in places), key=lambda piece: piece.number)
+            for place, result in zip(places, results, strict=True):
+                pieces[place] = result
+            places = []
+        elif pieces[index].kind == "result":
+            places.append(index)
+
+
+def _set_phases(pieces: Sequence[_Piece]) -> None:
+    """Words that a call or a result of the same turn follows are commentary, others are the final answer."""
+    turn_goes_on = False
+    for piece in reversed(pieces):
+        if piece.kind in ("call", "result"):
+            turn_goes_on = True
+        elif piece.kind == "user":
+            turn_goes_on = False
+        elif piece.kind == "words" and piece.phase is None:
+            piece.phase = "commentary" if turn_goes_on else "final_answer"
+
+
+def _render(piece: _Piece) -> HarmonyMessage | None:
+    text = piece.text
+    match piece.kind:
+        case "user":
+            return HarmonyMessage(f"user:{piece.name}" if piece.name else "user", text)
+        case "developer":
+            return developer_message(text)
+        case "analysis":
+            return assistant_text("analysis", text)
+        case "words":
+            return assistant_text("commentary" if piece.phase == "commentary" else "final", text)
+        case "call":
+            return tool_call(piece.name or "", text, is_json=piece.is_json)
+        case "result":
+            return tool_result(piece.name or "", text)
+
+
+def clean_name(name: str) -> str:
+    """Clients replay names that a broken server leaked markers into: `f<|channel|>analysis` is `f`."""
+    return name.split("<|", 1)[0].strip().removeprefix("functions.")
+
+
+def message_text(message: Message) -> str:
+    """A string, or the parts of an array joined in order."""
+    content = message.get("content")
+    if content is None:
+        return str(message.get("refusal") or "") if message["role"] == "assistant" else ""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text") or part.get("refusal") or "") for part in content)

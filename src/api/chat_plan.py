@@ -12,7 +12,7 @@ from typing import Any
 
 from src.api.deps import ServerContext
 from src.api.errors import InvalidRequest, NotFound
-from src.api.protocol import EFFORTS, ChatCompletionRequest, SamplingFields
+from src.api.protocol import EFFORTS, MAX_TOOLS, ChatCompletionRequest, SamplingFields
 from src.api.tool_choice import ToolPlan, plan_tools
 from src.api.warn_once import WarnOnce
 from src.engine.messages import AddRequest
@@ -120,20 +120,26 @@ def _num_rendered(messages: list[Any]) -> int:
     return count
 
 
-def _read(body: Mapping[str, Any]) -> tuple[ChatCompletionRequest, list[dict[str, Any]]]:
+def _read(
+    body: Mapping[str, Any], max_tools: int
+) -> tuple[ChatCompletionRequest, list[dict[str, Any]]]:
     """-> (the request, its messages). Raises pydantic's ValidationError."""
-    request = ChatCompletionRequest.model_validate(dict(body))
+    request = ChatCompletionRequest.model_validate(dict(body), context={"max_tools": max_tools})
     return request, [m.model_dump(exclude_none=True) for m in request.messages]
 
 
 async def plan_chat(
-    body: Mapping[str, Any], context: ServerContext, *, id_prefix: str = "chatcmpl-"
+    body: Mapping[str, Any],
+    context: ServerContext,
+    *,
+    id_prefix: str = "chatcmpl-",
+    max_tools: int = MAX_TOOLS,
 ) -> ChatPlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
     sent = body.get("messages")
     sent = sent if isinstance(sent, list) else []
     check_count(_num_rendered(sent), "messages", context)
-    request, messages = await context.read(len(sent), lambda: _read(body))
+    request, messages = await context.read(len(sent), lambda: _read(body, max_tools))
     warn_unknown(body, request)
     profile = _profile(request, context)
     if request.tools or request.functions or request.response_format:  # schemas are compiled

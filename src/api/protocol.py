@@ -7,18 +7,30 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 VOCAB_SIZE = 201_088
+MAX_TOOLS = 128
 EFFORTS = {
     "none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high",
 }  # fmt: skip
-ROLES = ("developer", "system", "user", "assistant", "tool", "function")
+RESULT_ROLES = ("tool", "function")
+ROLES = ("developer", "system", "user", "assistant", *RESULT_ROLES)
 PARTS = {"text": "text"}  # types of content parts, and the field of each that has its text
 ASSISTANT_PARTS = PARTS | {"refusal": "refusal"}
 MAX_STOPS = 32  # OpenAI allows 4, evaluation harnesses send more
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_USER_NAME = re.compile(r"[^\s<|\\/>]{0,64}")  # OpenAI's pattern
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -63,6 +75,20 @@ class FunctionDefinition(Strict):
 class Tool(Strict):
     type: Literal["function"]
     function: FunctionDefinition
+
+
+def _check_num_tools(tools: list[Any], info: ValidationInfo) -> list[Any]:
+    limit = (info.context or {}).get("max_tools", MAX_TOOLS)
+    if len(tools) > limit:
+        raise PydanticKnownError(
+            "too_long", {"field_type": "List", "max_length": limit, "actual_length": len(tools)}
+        )
+    return tools
+
+
+Tools = Annotated[
+    list[Tool], AfterValidator(_check_num_tools), Field(json_schema_extra={"maxItems": MAX_TOOLS})
+]
 
 
 class StreamOptions(Strict):
@@ -125,10 +151,22 @@ class FunctionCall(Strict):
     arguments: str = ""
 
 
+class CustomCall(Strict):
+    name: str
+    input: str = ""
+
+
 class ToolCall(Strict):
+    """`function` or `custom` is there, as `type` has it: see check_message."""
+
     id: Annotated[str, Field(min_length=1)]
-    type: Literal["function"] = "function"
-    function: FunctionCall
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
+
+
+# Whether an assistant's words introduce a call or are the answer; without it, the calls of the turn tell.
+Phase = Literal["commentary", "final_answer"]
 
 
 class Message(Strict):
@@ -141,6 +179,7 @@ class Message(Strict):
     refusal: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    phase: Phase | None = None
 
 
 def stop_list(value: Any) -> Any:
@@ -203,7 +242,7 @@ class ChatCompletionRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Tools | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[FunctionDefinition], Field(max_length=128)] | None = None
@@ -257,7 +296,10 @@ def check_message(message: Message, where: str) -> None:
                 "missing_required_parameter",
             )
     elif isinstance(content, list):
-        check_parts(content, PARTS if role != "assistant" else ASSISTANT_PARTS, f"{where}.content")
+        if content or role not in RESULT_ROLES:  # a tool may return nothing
+            check_parts(
+                content, PARTS if role != "assistant" else ASSISTANT_PARTS, f"{where}.content"
+            )
     elif not isinstance(content, str):
         raise fail(
             f"content must be a string or an array of parts, not {_json_type(content)}.",
@@ -276,6 +318,18 @@ def check_message(message: Message, where: str) -> None:
             f"{where}.name",
             "missing_required_parameter",
         )
+    if role == "user" and not _USER_NAME.fullmatch(message.name or ""):
+        raise fail(
+            f"{message.name!r} is not a valid name: up to 64 characters without spaces, '<', '|', '\\', '/' and '>' "
+            "are allowed.",
+            f"{where}.name",
+        )
+    for index, call in enumerate(message.tool_calls or ()):
+        if getattr(call, call.type) is None:
+            missing = f"{where}.tool_calls[{index}].{call.type}"
+            raise fail(
+                f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter"
+            )
 
 
 def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> None:
@@ -289,8 +343,11 @@ def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> Non
                 "A content part is an object with a type.", f"{where}[{index}]", "invalid_type"
             )
         if kind not in allowed:
+            reason = "are not supported: this model reads text only."
+            if kind in TEXT_PARTS:
+                reason = f"are not allowed here; use {' or '.join(map(repr, allowed))}."
             raise fail(
-                f"Content parts of type {kind!r} are not supported: this model reads text only.",
+                f"Content parts of type {kind!r} {reason}",
                 f"{where}[{index}].type",
                 "unsupported_value",
             )

@@ -15,10 +15,14 @@ from typing import Any
 import msgspec
 
 from src.api.errors import InvalidRequest, NotFound
-from src.api.responses_input import PlacedItem, ResponsesRequest
+from src.api.responses_input import ResponsesRequest
+from src.api.responses_items import PlacedItem
 
 Item = dict[str, Any]
-ID_PREFIX = {"message": "msg_", "function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}  # fmt: skip
+ID_PREFIX = {
+    "message": "msg_", "function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_",
+    "custom_tool_call": "ctc_", "custom_tool_call_output": "ctco_",
+}  # fmt: skip
 REFERENCE = "item_reference"
 RESPONSE_BYTES, ITEM_BYTES = 500, 130  # what one costs beside its JSON, measured by tracemalloc
 
@@ -149,11 +153,11 @@ class ResponseStore:
 
 def _listed(item: Item) -> Item:
     """An input item as OpenAI lists it: with an id, and the text of a message as parts."""
-    kind = item.get("type", "message")
+    kind = item.get("type") or "message"
     made = {name: value for name, value in item.items() if value is not None}
     made |= {"type": kind, "status": made.get("status", "completed")}
     if not isinstance(made.get("id"), str):
-        made["id"] = ID_PREFIX[kind] + secrets.token_hex(24)
+        made["id"] = ID_PREFIX.get(kind, "item_") + secrets.token_hex(24)
     if kind == "message" and isinstance(item["content"], str):
         part = "output_text" if item["role"] == "assistant" else "input_text"
         made["content"] = [{"type": part, "text": item["content"]}]

@@ -19,14 +19,10 @@ from src.api.deps import Context, ServerContext, counted_rejections, new_record
 from src.api.errors import ApiError, Cancelled, InvalidRequest, NotFound
 from src.api.keys import ANONYMOUS
 from src.api.response_store import ResponseStore, resolve
-from src.api.responses_input import (
-    FunctionTool,
-    PlacedItem,
-    ResponsesRequest,
-    chat_body,
-    num_rendered,
-)
+from src.api.responses_input import ResponsesRequest, chat_body
+from src.api.responses_items import PlacedItem, num_rendered
 from src.api.responses_output import Event, ItemStatus, OutputItems
+from src.api.responses_tools import MAX_FUNCTIONS, ToolTable
 from src.api.streaming import EventStream, JsonWhenDone, encode_event
 
 router = APIRouter()
@@ -35,7 +31,7 @@ router = APIRouter()
 @dataclass(frozen=True, slots=True)
 class ResponsePlan:
     request: ResponsesRequest
-    tools: list[FunctionTool]  # that are offered
+    tools: ToolTable
     chat: ChatPlan
     inputs: list[PlacedItem]  # of this request, without what came before
     caller: str
@@ -53,11 +49,11 @@ async def plan_response(body: dict[str, Any], context: ServerContext, caller: st
     items = resolved.items
     chat = await context.read(len(items), lambda: chat_body(request, items))
     try:
-        plan = await plan_chat(chat.body, context, id_prefix="resp_")
+        plan = await plan_chat(chat.body, context, id_prefix="resp_", max_tools=MAX_FUNCTIONS)
     except InvalidRequest as error:
         raise chat.in_words_of_responses(error) from None
     kept = store if store.enabled and request.store is not False else None
-    return ResponsePlan(request, list(chat.tools.values()), plan, resolved.own, caller, kept)
+    return ResponsePlan(request, chat.tools, plan, resolved.own, caller, kept)
 
 
 class ResponseWriter:
@@ -65,7 +61,9 @@ class ResponseWriter:
 
     def __init__(self, plan: ResponsePlan, answer: Answer) -> None:
         self._plan, self._answer = plan, answer
-        self._output = OutputItems(seals_reasoning=plan.request.seals_reasoning)
+        self._output = OutputItems(
+            plan.tools.client_name, seals_reasoning=plan.request.seals_reasoning
+        )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, numbered; tokens that arrived together leave together."""
@@ -165,7 +163,7 @@ class ResponseWriter:
             "temperature": params.temperature,
             "text": {"format": {"type": "text"}} | text,
             "tool_choice": request.tool_choice or "auto",
-            "tools": [tool.model_dump() for tool in self._plan.tools],
+            "tools": self._plan.tools.shown,
             "top_logprobs": request.top_logprobs or 0,
             "top_p": params.top_p,
             "truncation": "disabled",

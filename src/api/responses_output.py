@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -22,8 +23,12 @@ class OutputItems:
     or of its arguments.
     """
 
-    def __init__(self, *, seals_reasoning: bool) -> None:
-        """`seals_reasoning`: reasoning that is whole gets `encrypted_content` too."""
+    def __init__(
+        self, client_name: Callable[[str], dict[str, str]], *, seals_reasoning: bool
+    ) -> None:
+        """`client_name`: the fields of a call that name the function, of the name that the model used.
+        `seals_reasoning`: reasoning that is whole gets `encrypted_content` too."""
+        self._client_name = client_name
         self.items: list[dict[str, Any]] = []
         self._seals_reasoning = seals_reasoning
         self._kind: str | None = None  # of the item that is open
@@ -88,8 +93,9 @@ class OutputItems:
             "status": "in_progress",
         }
         if kind == "tool_call":
-            call = {"call_id": f"call_{secrets.token_hex(12)}", "name": tool_name, "arguments": ""}
-            self.items.append(item | {"type": "function_call"} | call)
+            call = {"call_id": f"call_{secrets.token_hex(12)}", "arguments": ""}
+            named = self._client_name(tool_name or "")
+            self.items.append(item | {"type": "function_call"} | call | named)
             return [self._of_item("response.output_item.added")]
         part: dict[str, Any]
         if kind == "reasoning":

@@ -14,14 +14,18 @@ import binascii
 PREFIX = "plain.v1."
 
 
+class ForeignSeal(ValueError):
+    """Another server made it."""
+
+
 def seal(text: str) -> str:
     return PREFIX + base64.urlsafe_b64encode(text.encode()).decode()
 
 
 def unseal(sealed: str) -> str:
-    """Raises ValueError for what `seal` did not make."""
+    """Raises ForeignSeal for what `seal` did not make, ValueError for what is damaged."""
     if not sealed.startswith(PREFIX):
-        raise ValueError("it was not made by this server")
+        raise ForeignSeal("it was not made by this server")
     try:
         data = base64.b64decode(sealed.removeprefix(PREFIX), altchars=b"-_", validate=True)
         return data.decode()

@@ -260,7 +260,7 @@ def test_reasoning_is_sealed_where_it_may_have_to_come_back(
             "invalid_value",
         ),
         (
-            {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}]},
+            {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "plain.v1.#"}]},
             "input[0].encrypted_content",
             "invalid_encrypted_content",
         ),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
 
+from src.api import responses_items
 from src.api.errors import InvalidRequest
 from src.api.responses_input import ResponsesRequest, chat_body
 from src.api.sealed import seal
+from src.api.warn_once import WarnOnce
 
 ASK = {"role": "user", "content": "Weather?"}
 THOUGHT = {
@@ -95,14 +98,108 @@ def test_sealed_reasoning_is_read_where_there_is_no_content() -> None:
     assert body_of(THOUGHT | {"encrypted_content": "?"}).body == body_of(THOUGHT).body
 
 
-@pytest.mark.parametrize(
-    "sealed", ["", "gAAAAABo", "plain.v1.####", "plain.v1._w==", "plain.v1.YQ"]
-)
-def test_what_was_not_sealed_here_is_refused(sealed: str) -> None:
+@pytest.mark.parametrize("sealed", ["plain.v1.####", "plain.v1._w==", "plain.v1.YQ"])
+def test_damaged_reasoning_is_refused(sealed: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         body_of(ASK, {"type": "reasoning", "encrypted_content": sealed})
     assert caught.value.param == "input[1].encrypted_content"
     assert caught.value.code == "invalid_encrypted_content"
+
+
+@pytest.mark.parametrize("sealed", ["", "gAAAAABo", "PLAIN.v1.SG0u"])
+def test_what_another_server_sealed_is_left_out(sealed: str) -> None:
+    item = {"type": "reasoning", "summary": [], "encrypted_content": sealed}
+    assert body_of(ASK, item, SAID).body == body_of(ASK, SAID).body
+    summary = [{"type": "summary_text", "text": "Hm."}]
+    assert body_of(ASK, item | {"summary": summary}).body == body_of(ASK, THOUGHT).body
+
+
+def test_a_summary_alone_is_the_reasoning() -> None:
+    summary = [{"type": "summary_text", "text": text} for text in ("One.", "Two.")]
+    chat = body_of(ASK, {"type": "reasoning", "summary": summary})
+    assert chat.body["messages"][1] == {"role": "assistant", "reasoning_content": "One.\n\nTwo."}
+    assert body_of(ASK, THOUGHT | {"summary": summary}).body == body_of(ASK, THOUGHT).body
+
+
+FOREIGN = (
+    "compaction", "context_compaction", "web_search_call", "local_shell_call", "local_shell_call_output",
+    "tool_search_call", "tool_search_output", "computer_call_output", "mcp_list_tools", "image_generation_call",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_items_of_other_servers_are_left_out(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatched = WarnOnce(logging.getLogger("test"), "%s")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(responses_items, "_warn_left_out", monkeypatched)
+        chat = body_of(ASK, {"type": kind, "id": "x", "action": {}, "tools": 1}, THOUGHT, call(1))
+    assert chat.body == body_of(ASK, THOUGHT, call(1)).body
+    assert chat.places == ["input[0]", "input[2]"]
+    assert repr(kind) in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["banana", "function_cal", "messages", "", 5])
+def test_items_of_no_known_kind_are_refused(kind: Any) -> None:
+    if kind == "":  # as if there were none
+        assert body_of(ASK | {"type": ""}).body == body_of(ASK).body
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        body_of(ASK, {"type": kind})
+    assert caught.value.param == "input[1].type"
+
+
+def test_calls_of_custom_tools_are_read() -> None:
+    items = [
+        {"type": "custom_tool_call", "id": "ctc_1", "call_id": "c1", "name": "patch", "input": "*** Begin"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "sun"}]},
+    ]  # fmt: skip
+    custom = {"id": "c1", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
+    assert body_of(ASK, *items).body["messages"] == [
+        ASK,
+        {"role": "assistant", "tool_calls": [custom]},
+        told(1),
+    ]
+
+
+def test_an_empty_array_is_an_empty_result() -> None:
+    messages = body_of(call(1), output(1) | {"output": []}).body["messages"]
+    assert messages[1] == told(1) | {"content": ""}
+
+
+@pytest.mark.parametrize("between", [[], [SAID], [THOUGHT, call(2)], [SAID, THOUGHT, SAID]])
+def test_two_calls_with_one_id_are_refused(between: list[Any]) -> None:
+    with pytest.raises(InvalidRequest, match=r"'input\[0\]' and .* call_id 'c1'") as caught:
+        body_of(call(1), *between, call(1), output(1))
+    assert caught.value.param == f"input[{len(between) + 1}].call_id"
+    body_of(call(1), output(1), *between, call(1), output(1))  # the id is free again
+
+
+def test_a_part_that_is_not_allowed_here_gets_the_true_reason() -> None:
+    with pytest.raises(
+        InvalidRequest, match="'output_text' are not allowed here; use 'input_text'"
+    ):
+        body_of({"role": "user", "content": [{"type": "output_text", "text": "x"}]})
+    with pytest.raises(InvalidRequest, match="'input_image' are not supported: this model reads"):
+        body_of({"role": "user", "content": [{"type": "input_image", "image_url": "x"}]})
+
+
+@pytest.mark.parametrize(
+    ("items", "phases"),
+    [
+        ([THOUGHT, SAID, THOUGHT, SAID], ["commentary", None]),
+        ([SAID, THOUGHT, SAID, THOUGHT, SAID], ["commentary", "commentary", None]),
+        ([SAID, SAID], [None, None]),
+        ([SAID, ASK, THOUGHT, SAID], [None, None]),
+        ([SAID, THOUGHT], [None]),
+        ([SAID | {"phase": "final_answer"}, THOUGHT, SAID], ["final_answer", None]),
+        ([SAID | {"phase": "commentary"}, SAID], ["commentary", None]),
+    ],
+)
+def test_words_before_more_reasoning_and_words_are_a_preamble(
+    items: list[Any], phases: list[str | None]
+) -> None:
+    words = [m for m in body_of(ASK, *items).body["messages"] if m.get("content") == "Looking."]
+    assert [message.get("phase") for message in words] == phases
 
 
 def test_instructions_come_first_and_are_no_item() -> None:

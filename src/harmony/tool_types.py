@@ -1,15 +1,17 @@
 """JSON Schemas of tools as the TypeScript-like text that gpt-oss was trained on.
 
 Where openai-harmony's own renderer knows a keyword, the text is the same to the letter. Where it would drop something
-or write `any` ($ref, anyOf, allOf, const, enums of other types, additionalProperties, bounds, patterns), the meaning
-is written out instead: as a type where TypeScript has one, else as a trailing comment.
+or write `any` ($ref, anyOf, allOf, const, enums of other types, additionalProperties, bounds, patterns, keywords beside
+a combinator), the meaning is written out instead: as a type where TypeScript has one, else as a trailing comment.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 Schema = Mapping[str, Any]
 
@@ -22,8 +24,18 @@ _PRIMITIVES = {
 }
 _BOUNDS = (
     "format", "pattern", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "multipleOf", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties",
+    "multipleOf", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "not", "contains",
+    "propertyNames", "dependentRequired", "if", "then", "else",
 )  # fmt: skip
+_ANNOTATIONS = frozenset(
+    ("title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "nullable",
+     "discriminator", "$schema", "$id", "$anchor", "$comment", "$defs", "definitions")
+)  # fmt: skip
+_COMBINATORS = ("allOf", "anyOf", "oneOf")
+# keywords that say which type a schema has, so that it needs none from outside
+_TYPED = frozenset(
+    ("type", "properties", "patternProperties", "required", "items", "prefixItems", "const", "enum", "$ref")
+).union(_COMBINATORS)  # fmt: skip
 _MAX_DEPTH = 32
 # characters that references may write again and again before they only name what stands above: eight types that refer
 # to one another would be seven million
@@ -37,9 +49,7 @@ def render_tools(tools: Sequence[Mapping[str, Any]]) -> str:
         lines += [f"// {line}" for line in _lines(tool.get("description") or "")]
         parameters = tool.get("parameters")
         if parameters:
-            lines.append(
-                f"type {tool['name']} = (_: {_Renderer(parameters).type_of(parameters, '')}) => any;\n"
-            )
+            lines.append(f"type {tool['name']} = {_Renderer(parameters).signature()}\n")
         else:
             lines.append(f"type {tool['name']} = () => any;\n")
     lines.append("} // namespace functions")
@@ -89,8 +99,8 @@ def _lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
-def _literal(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+class _Compound(str):
+    """A type with an operator at its top, which needs parentheses before `[]` and `&`."""
 
 
 class _Renderer:
@@ -99,8 +109,19 @@ class _Renderer:
         self._open_refs: list[str] = []
         self._written_refs: set[str] = set()  # in full
         self._ref_chars = 0
+        self._notes: list[str] = []  # comments for the end of the line on which the type ends
 
-    def type_of(self, schema: Any, indent: str) -> str:
+    def signature(self) -> str:
+        """The function's type, without its name."""
+        kind = self.type_of(self._root, "")
+        description = self._root.get("description")
+        notes = [_bounds(self._root), *self._notes]
+        if isinstance(description, str) and f"// {description}\n" not in kind:
+            notes.insert(0, description)
+        return f"(_: {kind}{_newline_after_comment(kind)}) => any;{_comment(notes)}"
+
+    def type_of(self, schema: Any, indent: str, *, inline: bool = False) -> str:
+        """`inline`: on one line where it can be, with the comments of a union's variants left for the line's end."""
         if schema is True or schema == {}:
             return "any"
         if schema is False:
@@ -108,40 +129,75 @@ class _Renderer:
         if len(indent) > 4 * _MAX_DEPTH:
             return f"any /* {_literal(schema)} */"
         if "$ref" in schema:
-            return self._reference(schema, indent)
-        variants = schema.get("oneOf") or schema.get("anyOf")
-        if variants:
-            return "".join(
-                f"\n{indent} | {self._variant(v, indent)}{_trailing(v, with_description=True)}"
-                for v in variants
-            )
-        if "allOf" in schema:
-            return self._intersection(schema, indent)
-        if "const" in schema:
-            return _literal(schema["const"])
-        if schema.get("enum"):
-            return " | ".join(map(_literal, schema["enum"]))
-        return self._by_type(schema, indent)
+            return self._reference(schema, indent, inline)
+        return _with_null(schema, self._combined(schema, indent, inline), indent)
+
+    def _combined(self, schema: Schema, indent: str, inline: bool) -> str:
+        """An intersection of what the schema says itself and of its combinators."""
+        base, parts, unions = _split(schema, self._target)
+        if not inline and len(unions) == 1 and not parts and base is None:
+            return self._union_on_lines(unions[0], indent, None)
+        operands = [] if base is None else [self._plain(base, indent)]
+        for part in parts:
+            operands.append(self.type_of(part, indent, inline=True))
+            self._notes += _notes(part, operands[-1])
+        operands += [self._union_inline(variants, indent) for variants in unions]
+        said = list(dict.fromkeys(o for o in operands if o != "any"))
+        if len(said) < 2:
+            return said[0] if said else "any"
+        return _Compound(" & ".join(map(_parenthesized, said)))
+
+    def _union_inline(self, variants: Sequence[Any], indent: str) -> str:
+        kinds = []
+        for variant in variants:
+            kinds.append(self.type_of(variant, indent, inline=True))
+            notes = ", ".join(_notes(variant, kinds[-1]))
+            if notes:
+                label = kinds[-1] if len(kinds[-1]) <= 40 and "\n" not in kinds[-1] else "object"
+                self._notes.append(f"{label}: {notes}")
+        return _union(kinds)
+
+    def _union_on_lines(self, variants: Sequence[Any], indent: str, written: Any) -> str:
+        """`written`: a description that stands above, which a variant does not repeat."""
+        lines = []
+        for variant in variants:
+            outer, self._notes = self._notes, []
+            kind = self.type_of(variant, indent + "   ")
+            notes = _variant_notes(variant, kind, written) + self._notes
+            lines.append(f"\n{indent} | {kind}{' // ' if notes else ''}{' '.join(notes)}")
+            self._notes = outer
+        return _Compound("".join(lines))
+
+    def _plain(self, schema: Schema, indent: str) -> str:
+        """A schema without combinators."""
+        literals = _literals(schema)
+        if literals is None:
+            return self._by_type(schema, indent)
+        if not _has_structure(schema):
+            return literals
+        return _Compound(f"{_parenthesized(self._by_type(schema, indent))} & ({literals})")
 
     def _by_type(self, schema: Schema, indent: str) -> str:
         kind = schema.get("type")
         if isinstance(kind, list):
-            return " | ".join(self._by_type({**schema, "type": k}, indent) for k in kind) or "any"
-        if kind is None:
-            kind = "object" if "properties" in schema else "array" if "items" in schema else None
+            return _union([self._by_type({**schema, "type": k}, indent) for k in kind])
+        if kind is None and _is_object(schema):
+            kind = "object"
         if kind == "object":
             return self._object(schema, indent)
-        if kind == "array":
-            if schema.get("prefixItems"):
-                return (
-                    "["
-                    + ", ".join(self.type_of(item, indent) for item in schema["prefixItems"])
-                    + "]"
-                )
-            return (
-                f"{self.type_of(schema['items'], indent)}[]" if "items" in schema else "Array<any>"
-            )
+        if kind == "array" or (kind is None and ("items" in schema or "prefixItems" in schema)):
+            return self._array(schema, indent)
         return _PRIMITIVES.get(str(kind), "any")
+
+    def _array(self, schema: Schema, indent: str) -> str:
+        if schema.get("prefixItems"):
+            items = [self.type_of(item, indent, inline=True) for item in schema["prefixItems"]]
+            return f"[{', '.join(items)}]"
+        if "items" not in schema:
+            return "Array<any>"
+        items = schema["items"]
+        kind = self.type_of(items, indent, inline=True)
+        return f"{kind}[]" if _is_string_enum(items) else f"{_parenthesized(kind)}[]"
 
     def _object(self, schema: Schema, indent: str) -> str:
         out = (
@@ -150,120 +206,315 @@ class _Renderer:
             else []
         )
         out.append("{\n")
-        required = set(schema.get("required") or ())
-        for key, value in (schema.get("properties") or {}).items():
-            out.append(self._property(key, value, key in required, indent))
+        properties = schema.get("properties") or {}
+        required = list(schema.get("required") or ())
+        names = set(required)
+        for key, value in properties.items():
+            out.append(self._property(key, value, key in names, indent))
+        out += [f"{indent}{key}: any,\n" for key in required if key not in properties]
         extra = schema.get("additionalProperties")
         if extra is True or (isinstance(extra, Mapping)):
-            out.append(f"{indent}[key: string]: {self.type_of(extra, indent + '    ')},\n")
+            out.append(self._more_properties(extra, indent))
         for pattern, value in (schema.get("patternProperties") or {}).items():
-            out.append(
-                f"{indent}[key: string]: {self.type_of(value, indent + '    ')}, // keys match {pattern}\n"
-            )
+            out.append(self._more_properties(value, indent, [f"keys match {pattern}"]))
         out.append(f"{indent}}}")
         return "".join(out)
+
+    def _more_properties(self, value: Any, indent: str, notes: Sequence[str] = ()) -> str:
+        outer, self._notes = self._notes, []
+        kind = self.type_of(value, indent + "    ", inline=True)
+        comment = _comment([*notes, *_notes(value, kind), *self._notes])
+        self._notes = outer
+        return f"{indent}[key: string]: {kind},{comment}\n"
 
     def _property(self, key: str, value: Any, required: bool, indent: str) -> str:
         mark = "" if required else "?"
         if not isinstance(value, Mapping):
             return f"{indent}{key}{mark}: {self.type_of(value, indent)},\n"
-        variants = value.get("oneOf") or value.get("anyOf")
+        alone = "$ref" not in value and _only_union(value, self._target)
         out = []
         if isinstance(value.get("title"), str):
             out.append(f"{indent}// {value['title']}\n{indent}//\n")
         description = value.get("description")
-        if isinstance(description, str) and not variants:
+        if isinstance(description, str) and not alone:
             out.append(f"{indent}// {description}\n")
-        examples = [e for e in value.get("examples") or () if isinstance(e, str)]
         if value.get("examples"):
-            out.append(
-                f"{indent}// Examples:\n" + "".join(f'{indent}// - "{e}"\n' for e in examples)
-            )
-        if variants:
-            if isinstance(description, str):
-                out.append(f"{indent}// {description}\n")
-            if "default" in value:
-                out.append(f"{indent}// {_default(value)}\n")
-            out.append(f"{indent}{key}{mark}:\n")
-            for variant in variants:
-                comment = _trailing(variant, with_description=_description(variant) != description)
-                out.append(f"{indent} | {self._variant(variant, indent)}{comment}\n")
-            out.append(f"{indent},\n")
-            return "".join(out)
-        kind = _nullable(value, self.type_of(value, indent + "    "))
-        out.append(f"{indent}{key}{mark}: {kind},{_trailing(value)}\n")
+            out.append(f"{indent}// Examples:\n")
+            out += [f"{indent}// - {_shown(example)}\n" for example in value["examples"]]
+        if isinstance(description, str) and alone:
+            out.append(f"{indent}// {description}\n")
+        if "default" in value and alone:
+            out.append(f"{indent}// {_default(value)}\n")
+        outer, self._notes = self._notes, []
+        if alone:
+            kind = self._union_on_lines(alone, indent, description)
+            kind = f"{_with_null(value, kind, indent)}\n{indent}"
+            comment = _comment([_bounds(value), *self._notes])
+        else:
+            kind = self.type_of(value, indent + "    ")
+            kind = f"{kind}\n{indent}" if kind.startswith("\n") else f" {kind}"
+            comment = _comment([_default(value), _bounds(value), *self._notes])
+        self._notes = outer
+        out.append(f"{indent}{key}{mark}:{kind},{comment}\n")
         return "".join(out)
 
-    def _variant(self, variant: Any, indent: str) -> str:
-        kind = self.type_of(variant, indent + "   ")
-        return _nullable(variant, kind) if isinstance(variant, Mapping) else kind
-
-    def _reference(self, schema: Schema, indent: str) -> str:
-        reference = schema["$ref"]
-        name = str(reference).rsplit("/", 1)[-1]
-        target = self._resolve(str(reference))
+    def _reference(self, schema: Schema, indent: str, inline: bool) -> str:
+        reference = str(schema["$ref"])
+        name = unquote(reference.rsplit("/", 1)[-1])
+        target = self._resolve(reference)
         if target is None:
-            return f"any /* {reference} */"
+            return _with_null(schema, f"any /* {reference} */", indent)
         if reference in self._open_refs:
-            return f"{name} /* recursive, as above */"
+            return _with_null(schema, f"{name} /* recursive, as above */", indent)
         if reference in self._written_refs and self._ref_chars > _MOST_REPEATED:
-            return f"{name} /* as above */"
+            return _with_null(schema, f"{name} /* as above */", indent)
         before = self._ref_chars
-        self._open_refs.append(str(reference))
-        siblings = {k: v for k, v in schema.items() if k != "$ref"}
-        merged = {**target, **siblings} if isinstance(target, Mapping) else target
-        text = self.type_of(merged, indent)
+        self._open_refs.append(reference)
+        text = self.type_of(_merged(target, schema), indent, inline=inline)
+        if isinstance(target, Mapping):
+            known = [_bounds(schema), *self._notes]
+            self._notes += [note for note in [_bounds(target)] if note and note not in known]
         self._open_refs.pop()
-        self._written_refs.add(str(reference))
+        self._written_refs.add(reference)
         self._ref_chars = before + len(text)
         return text
 
+    def _target(self, schema: Any) -> Any:
+        """What a schema refers to, or the schema itself."""
+        if isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str):
+            return self._resolve(schema["$ref"])
+        return schema
+
     def _resolve(self, reference: str) -> Any:
+        """The schema that a JSON pointer names, percent-encoded or not."""
         if reference == "#":
             return self._root
         if not reference.startswith("#/"):
             return None
         node: Any = self._root
         for part in reference[2:].split("/"):
-            part = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(node, Mapping) or part not in node:
+            node = _step(node, part)
+            if node is None:
                 return None
-            node = node[part]
         return node
 
-    def _intersection(self, schema: Schema, indent: str) -> str:
-        rest = {
-            k: v for k, v in schema.items() if k not in ("allOf", "description", "title", "default")
-        }
-        parts = [*schema["allOf"], *([rest] if rest else [])]
-        return " & ".join(self.type_of(part, indent) for part in parts)
+
+def _is_string_enum(schema: Any) -> bool:
+    """As items openai-harmony knows it, and writes it without parentheses."""
+    if not isinstance(schema, Mapping) or schema.keys() - _ANNOTATIONS != {"type", "enum"}:
+        return False
+    values = schema["enum"]
+    return (
+        schema["type"] == "string"
+        and "nullable" not in schema
+        and all(isinstance(v, str) for v in values)
+    )
 
 
-def _description(schema: Any) -> Any:
-    return schema.get("description") if isinstance(schema, Mapping) else None
+def _step(node: Any, part: str) -> Any:
+    """What a node of a schema has at one part of a pointer; None: nothing."""
+    for name in (part, unquote(part)):
+        name = name.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, Mapping) and name in node:
+            return node[name]
+        if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+            return node[int(name)]
+    return None
 
 
-def _nullable(schema: Schema, kind: str) -> str:
-    return f"{kind} | null" if schema.get("nullable") is True and "null" not in kind else kind
+def _merged(target: Any, schema: Schema) -> Any:
+    """A reference's target with what stands beside `$ref`; as an intersection where both say different things."""
+    siblings = {k: v for k, v in schema.items() if k != "$ref"}
+    if not isinstance(target, Mapping):
+        return target
+    both = siblings.keys() & target.keys() - _ANNOTATIONS
+    if all(siblings[key] == target[key] for key in both):
+        return {**target, **siblings}
+    if both == {"required"}:
+        required = dict.fromkeys([*target["required"], *siblings["required"]])
+        return {**target, **siblings, "required": list(required)}
+    shown = {k: v for k, v in siblings.items() if k in _ANNOTATIONS}
+    own = {k: v for k, v in siblings.items() if k not in _ANNOTATIONS}
+    return {"allOf": [target, own], **shown}
 
 
-def _default(schema: Schema) -> str:
-    value = schema["default"]
-    if isinstance(value, str) and schema.get("enum"):
-        return f"default: {value}"
-    return f"default: {_literal(value)}"
+def _split(schema: Schema, target: Any) -> tuple[Schema | None, list[Any], list[list[Any]]]:
+    """-> (what a schema says beside its combinators, None for nothing; schemas of `allOf`; variants of each union).
+
+    What says nothing by itself is handed down: the type to variants that have none, and required names to the variants
+    that declare them. `target` resolves a reference.
+    """
+    parts = list(schema.get("allOf") or ())
+    unions = [list(schema[key]) for key in ("oneOf", "anyOf") if schema.get(key)]
+    if not parts and not unions:
+        return schema, [], []
+    base = {k: v for k, v in schema.items() if k not in _COMBINATORS}
+    kind = base.get("type")
+    missing = [n for n in base.get("required") or () if n not in (base.get("properties") or {})]
+    handed = [[_handed_down(v, kind, missing, target) for v in group] for group in (parts, *unions)]
+    declared = {
+        name
+        for group, of_all in zip((parts, *unions), (False, *(True for _ in unions)), strict=True)
+        for name in missing
+        if group and (all if of_all else any)(_declares(target(v), name) for v in group)
+    }
+    if declared:
+        base["required"] = [n for n in base["required"] if n not in declared]
+    says = _has_structure(base) or _literals(base) is not None or bool(base.get("required"))
+    return (base if says else None), handed[0], handed[1:]
 
 
-def _trailing(schema: Any, *, with_description: bool = False) -> str:
+def _only_union(schema: Schema, target: Any) -> list[Any]:
+    """The variants of a schema that is a union and nothing else."""
+    base, parts, unions = _split(schema, target)
+    return unions[0] if base is None and not parts and len(unions) == 1 else []
+
+
+def _handed_down(schema: Any, kind: Any, missing: Sequence[str], target: Any) -> Any:
     if not isinstance(schema, Mapping):
-        return ""
-    notes = []
-    if with_description and isinstance(schema.get("description"), str):
-        notes.append(schema["description"])
-    if "default" in schema:
-        notes.append(_default(schema))
-    notes += [f"{key}: {_literal(schema[key])}" for key in _BOUNDS if key in schema]
+        return schema
+    more: dict[str, Any] = {}
+    if kind is not None and not schema.keys() & _TYPED:
+        more["type"] = kind
+    names = [name for name in missing if _declares(target(schema), name)]
+    if names:
+        more["required"] = list(dict.fromkeys([*(schema.get("required") or ()), *names]))
+    return {**schema, **more} if more else schema
+
+
+def _declares(schema: Any, name: str) -> bool:
+    return isinstance(schema, Mapping) and name in (schema.get("properties") or {})
+
+
+def _is_object(schema: Schema) -> bool:
+    return (
+        any(schema.get(key) for key in ("patternProperties", "required")) or "properties" in schema
+    )
+
+
+def _has_structure(schema: Schema) -> bool:
+    """Whether a schema says what an object or an array holds."""
+    keys = ("properties", "patternProperties", "prefixItems", "items", "additionalProperties")
+    return any(schema.get(key) for key in keys)
+
+
+def _literals(schema: Schema) -> str | None:
+    """The values that a schema allows, if it names them."""
+    if "const" in schema:
+        return _literal(schema["const"])
+    values = schema.get("enum")
+    if not values:
+        return None
+    only_strings = all(isinstance(value, str) for value in values)
+    return _union([_shown(value) if only_strings else _literal(value) for value in values])
+
+
+def _union(kinds: Sequence[str]) -> str:
+    if len(kinds) < 2:
+        return kinds[0] if kinds else "any"
+    return _Compound(" | ".join(kinds))
+
+
+def _parenthesized(kind: str) -> str:
+    return f"({kind})" if isinstance(kind, _Compound) else kind
+
+
+def _with_null(schema: Schema, kind: str, indent: str) -> str:
+    if schema.get("nullable") is not True or _allows_null(schema):
+        return kind
+    return _Compound(f"{kind}\n{indent} | null" if kind.startswith("\n") else f"{kind} | null")
+
+
+def _allows_null(schema: Any) -> bool:
+    if not isinstance(schema, Mapping):
+        return schema is True
+    kind = schema.get("type")
+    if kind == "null" or (isinstance(kind, list) and "null" in kind):
+        return True
+    if None in (schema.get("enum") or ()) or schema.get("const", ...) is None:
+        return True
+    variants = [*(schema.get("anyOf") or ()), *(schema.get("oneOf") or ())]
+    return any(_allows_null(variant) for variant in variants)
+
+
+# --- comments ---
+
+
+def _notes(schema: Any, kind: str) -> list[str]:
+    """What the comment on a schema says that was written as `kind`."""
+    if not isinstance(schema, Mapping):
+        return []
+    description = schema.get("description")
+    shown = not isinstance(description, str) or f"// {description}\n" in kind
+    return [n for n in ("" if shown else str(description), _default(schema), _bounds(schema)) if n]
+
+
+def _variant_notes(variant: Any, kind: str, written: Any) -> list[str]:
+    if isinstance(variant, Mapping) and variant.get("description") == written:
+        variant = {key: value for key, value in variant.items() if key != "description"}
+    return _notes(variant, kind)
+
+
+def _comment(notes: Iterable[str]) -> str:
+    text = ", ".join(note for note in notes if note)
+    return f" // {text}" if text else ""
+
+
+def _newline_after_comment(kind: str) -> str:
+    """What must follow a type whose last line ends in a comment."""
+    return "\n" if kind.startswith("\n") and "//" in kind.rsplit("\n", 1)[-1] else ""
+
+
+def _bounds(schema: Schema) -> str:
+    notes = [f"{key}: {_literal(schema[key])}" for key in _BOUNDS if key in schema]
     items = schema.get("items")
     if isinstance(items, Mapping):
         notes += [f"items {key}: {_literal(items[key])}" for key in _BOUNDS if key in items]
-    return f" // {' '.join(notes) if with_description else ', '.join(notes)}" if notes else ""
+    return ", ".join(notes)
+
+
+def _default(schema: Schema) -> str:
+    if "default" not in schema:
+        return ""
+    value = schema["default"]
+    if isinstance(value, str) and schema.get("enum"):
+        return f"default: {value}"
+    return f"default: {_shown(value)}"
+
+
+# --- values ---
+
+
+def _shown(value: Any) -> str:
+    """A value as openai-harmony writes it: strings between quotes, without escapes."""
+    return f'"{value}"' if isinstance(value, str) else _literal(value)
+
+
+def _literal(value: Any) -> str:
+    """JSON as Rust's serde_json writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_literal(str(k))}:{_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    if isinstance(value, float) or _is_beyond_64_bits(value):
+        return _float(float(value))
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _is_beyond_64_bits(value: Any) -> bool:
+    """An integer that serde_json reads as a float, where that changes nothing."""
+    if type(value) is not int or -(2**63) <= value < 2**64:
+        return False
+    try:
+        return int(float(value)) == value
+    except OverflowError:
+        return False
+
+
+def _float(value: float) -> str:
+    """The shortest text, from 1e-5 to 1e16 without an exponent."""
+    if 1e-5 <= abs(value) < 1e-4:
+        digits, exponent = f"{value!r}".split("e-")
+        sign, digits = ("-", digits[1:]) if value < 0 else ("", digits)
+        return f"{sign}0.{'0' * (int(exponent) - 1)}{digits.replace('.', '')}"
+    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].strip("+"), repr(value))

@@ -53,7 +53,40 @@ PLAIN: dict[str, dict[str, Any] | None] = {
             }
         },
     },
-}
+    "defaults": {
+        "type": "object",
+        "properties": {
+            "list": {"type": "array", "items": {"type": "string"}, "default": ["a", "é\n\"", 1e22, None]},
+            "object": {"type": "object", "default": {"z": 1, "a": [2.5, {}], "c": False}},
+            "numbers": {"default": [1e22, 1e-7, 1e-5, -1.5e-5, 0.0001, 1.0, 1e15, 1e16, -0.0, 1.5e300, 10**22, 12345678901234567890]},
+            "large": {"type": "number", "default": 1e22},
+            "text": {"type": "string", "default": 'say "no"\tor\nyes'},
+            "choice": {"type": "string", "enum": ["a", 'b"c'], "default": "a"},
+            "null": {"type": "string", "default": None},
+        },
+    },
+    "enums": {"type": "object", "properties": {"many": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}}}},
+    "described variants": {
+        "type": "object",
+        "properties": {
+            "u": {
+                "description": "either",
+                "oneOf": [
+                    {"type": "object", "description": "an object", "properties": {"x": {"type": "string"}}},
+                    {"type": "array", "description": "a list", "items": {"type": "string"}},
+                    {"type": "number", "description": "a number", "default": 3},
+                    {"type": "string", "description": "either"},
+                ],
+            }
+        },
+    },
+    "deep": {
+        "type": "object",
+        "properties": {
+            "a": {"type": "array", "items": {"type": "array", "items": {"type": "object", "description": "I", "properties": {"x": {"oneOf": [{"type": "string"}]}}}}}
+        },
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -88,22 +121,142 @@ def test_plain_schemas_equal_openai_harmony(name: str, description: str) -> None
         ({"type": "object", "additionalProperties": {"type": "integer"}}, "[key: string]: number,"),
         (
             {"allOf": [{"$ref": "#/$defs/Color"}, {"type": "string"}]},
-            'p?: "red" | "blue" & string,',
+            'p?: ("red" | "blue") & string,',
         ),
         (
             {"type": "array", "items": {"type": "string"}, "minItems": 2},
             "p?: string[], // minItems: 2",
         ),
         ({"$ref": "#/$defs/Missing"}, "p?: any /* #/$defs/Missing */,"),
+        ({"$ref": "#/$defs/Page%3CItem%3E"}, 'p?: "first" | "last",'),
+        ({"$ref": "#/$defs/List[int]"}, "p?: number[],"),
+        ({"$ref": "#/$defs/100%25"}, "p?: boolean,"),
+        ({"$ref": "#/$defs/a~1b"}, "p?: null,"),
+        ({"$ref": "#/$defs/a%2Fb"}, "p?: null,"),
+        ({"$ref": "#/$defs/Either/anyOf/1"}, "p?: number,"),
+        ({"$ref": "#/$defs/Small"}, "p?: number, // maximum: 9"),
+        ({"$ref": "#/$defs/Either"}, "p?:\n     | string // a name\n     | number\n,"),
+        ({"type": "integer", "examples": [1, 2]}, "// Examples:\n// - 1\n// - 2\np?: number,"),
+        (
+            {"examples": ["a", {"k": [1e22, None]}]},
+            '// Examples:\n// - "a"\n// - {"k":[1e22,null]}\np?: any,',
+        ),
+        ({"type": "array", "items": {"type": ["string", "number"]}}, "p?: (string | number)[],"),
+        (
+            {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "number", "description": "I"}]}},
+            "p?: (string | number)[], // number: I",
+        ),
+        (
+            {"type": "array", "minItems": 1, "items": {"oneOf": [{"type": "string", "default": "x"}, {"enum": [1, 2]}]}},
+            'p?: (string | 1 | 2)[], // minItems: 1, string: default: "x"',
+        ),
+        ({"type": "array", "items": {"$ref": "#/$defs/Either"}}, "p?: (string | number)[], // string: a name"),
+        (
+            {"type": "object", "additionalProperties": {"anyOf": [{"type": "string", "description": "s"}, {"type": "null"}]}},
+            "[key: string]: string | null, // string: s",
+        ),
+        (
+            {"oneOf": [{"type": "object", "description": "O", "properties": {"x": {}}}, {"type": "string"}]},
+            "p?:\n |    // O\n{\n   x?: any,\n   }\n | string\n,",
+        ),
+        ({"type": "array", "items": {"type": "string", "nullable": True}}, "p?: (string | null)[],"),
+        ({"oneOf": [{"type": "string"}], "nullable": True}, "p?:\n | string\n | null\n,"),
+        ({"type": "string", "enum": ["null"], "nullable": True}, 'p?: "null" | null,'),
+        ({"$ref": "#/$defs/Color", "nullable": True}, 'p?: "red" | "blue" | null,'),
+        ({"type": ["string", "null"], "nullable": True}, "p?: string | null,"),
     ],
-)
+)  # fmt: skip
 def test_nothing_is_lost(schema: dict[str, Any], expected: str) -> None:
     parameters = {
         "type": "object",
         "properties": {"p": schema},
-        "$defs": {"Color": {"type": "string", "enum": ["red", "blue"]}},
+        "$defs": {
+            "Color": {"type": "string", "enum": ["red", "blue"]},
+            "Page<Item>": {"enum": ["first", "last"]},
+            "List[int]": {"type": "array", "items": {"type": "integer"}},
+            "100%": {"type": "boolean"},
+            "a/b": {"type": "null"},
+            "Small": {"type": "integer", "maximum": 9},
+            "Either": {"anyOf": [{"type": "string", "description": "a name"}, {"type": "number"}]},
+        },
     }
     assert expected in render_tools([{"name": "f", "parameters": parameters}])
+
+
+STRING = {"type": "string"}
+BOTH = {"type": "object", "properties": {"id": STRING, "title": STRING}}
+ONE_OF_BOTH = [{"required": ["id"]}, {"required": ["title"]}]
+BOTH_TEXT = "{ id?: string, title?: string, } & ({ id: any, } | { title: any, })"
+
+
+@pytest.mark.parametrize("combinator", ["anyOf", "oneOf"])
+@pytest.mark.parametrize(
+    ("wrap", "expected"),
+    [
+        (lambda s: s, f"(_: {BOTH_TEXT}) => any;"),
+        (lambda s: {"type": "object", "properties": {"p": s}}, f"p?: {BOTH_TEXT},"),
+        (lambda s: {"properties": {"p": {"type": "array", "items": s}}}, f"p?: ({BOTH_TEXT})[],"),
+        (lambda s: {"properties": {"p": {"anyOf": [s, {"type": "null"}]}}}, f"p?: | {BOTH_TEXT} | null ,"),
+        (lambda s: {"properties": {"p": {"$ref": "#/$defs/S"}}, "$defs": {"S": s}}, f"p?: {BOTH_TEXT},"),
+        (lambda s: {"additionalProperties": s, "type": "object"}, f"[key: string]: {BOTH_TEXT},"),
+        (lambda s: {"properties": {"p": {"prefixItems": [s]}}}, f"p?: [{BOTH_TEXT}],"),
+        (lambda s: {"properties": {"p": {"allOf": [s, {"properties": {"x": {}}}]}}}, f"p?: ({BOTH_TEXT}) & {{ x?: any, }},"),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_a_combinator_is_written(
+    combinator: str, wrap: Callable[[Any], Any], expected: str
+) -> None:
+    text = render_tools([{"name": "f", "parameters": wrap(BOTH | {combinator: ONE_OF_BOTH})}])
+    assert expected in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        (
+            {"type": "string", "enum": ["x", "y"], "anyOf": [{"minLength": 1}, {"pattern": "^a"}]},
+            'p?: ("x" | "y") & (string | string), // string: minLength: 1, string: pattern: "^a"',
+        ),
+        ({"type": "object", "properties": {"a": {}}, "enum": [{"a": 1}]}, 'p?: { a?: any, } & ({"a":1}),'),
+        ({"type": "object", "properties": {"a": {}}, "const": {"a": 1}}, 'p?: { a?: any, } & ({"a":1}),'),
+        (
+            {"oneOf": [{"type": "string"}, {"type": "number"}], "anyOf": [{"const": 1}, {"const": "b"}], "maxLength": 4},
+            'p?: (string | number) & (1 | "b"), // maxLength: 4',
+        ),
+        ({"type": "string", "oneOf": [{"const": "a", "description": "A"}, {"const": "b"}]}, 'p?: | "a" // A | "b" ,'),
+        ({"type": "integer", "anyOf": [{"minimum": 9}, {"maximum": 1}]}, "p?: | number // minimum: 9 | number // maximum: 1 ,"),
+        (
+            {"type": "object", "required": ["kind"], "oneOf": [{"properties": {"kind": {"const": "a"}}}, {"$ref": "#/$defs/B"}]},
+            'p?: | { kind: "a", } | { kind: "b", } ,',
+        ),
+        (
+            {"type": "object", "required": ["x"], "anyOf": [{"properties": {"x": {}}}, {"properties": {"y": {}}}]},
+            "p?: { x: any, } & ({ x: any, } | { y?: any, }),",
+        ),
+        ({"$ref": "#/$defs/B", "properties": {"more": {}}}, 'p?: { kind?: "b", } & { more?: any, },'),
+        ({"$ref": "#/$defs/B", "required": ["kind"]}, 'p?: { kind: "b", },'),
+        ({"type": "object", "properties": {"a": {}}, "required": ["a", "b"]}, "p?: { a: any, b: any, },"),
+        ({"properties": {"a": {}}, "if": {"required": ["a"]}, "then": {"required": ["b"]}}, 'then: {"required":["b"]}'),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}], "maxLength": 3}, "p?: | string | null , // maxLength: 3"),
+    ],
+)  # fmt: skip
+def test_neighbours_of_combinators_are_written(schema: dict[str, Any], expected: str) -> None:
+    b = {"type": "object", "properties": {"kind": {"const": "b"}}}
+    parameters = {"type": "object", "properties": {"p": schema}, "$defs": {"B": b}}
+    text = render_tools([{"name": "f", "parameters": parameters}])
+    assert expected in " ".join(text.split())
+
+
+def test_the_whole_functions_comments_follow_its_type() -> None:
+    union = {"description": "D", "anyOf": [{"type": "object", "description": "O"}, STRING]}
+    parameters = union | {"minProperties": 2}
+    text = render_tools([{"name": "f", "parameters": parameters}])
+    assert "// O\n" in text and text.count("// O") == 1
+    assert " | string) => any; // D, minProperties: 2\n" in text
+    text = render_tools(
+        [{"name": "f", "parameters": {"anyOf": [STRING | {"description": "last"}]}}]
+    )
+    assert " | string // last\n) => any;" in text
 
 
 def test_recursive_references_end() -> None:

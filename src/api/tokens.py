@@ -1,7 +1,8 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -11,6 +12,7 @@ from src.api.chat_plan import plan_chat
 from src.api.deps import Context
 from src.api.errors import InvalidRequest
 from src.api.protocol import FIRST_PROBLEM, VOCAB_SIZE, Strict
+from src.harmony.tokenizer_files import tokenizer_config
 
 router = APIRouter()
 
@@ -21,6 +23,13 @@ class TokenizeRequest(Strict):
     add_special_tokens: bool | None = None
     parse_special: bool | None = None
 
+    @property
+    def reads_special(self) -> bool:
+        """vLLM's clients, who name `add_special_tokens`, expect special tokens in the text to be read as such."""
+        if self.parse_special is None:
+            return self.add_special_tokens is not None
+        return self.parse_special
+
 
 class DetokenizeRequest(Strict):
     model: str | None = None
@@ -29,8 +38,9 @@ class DetokenizeRequest(Strict):
 
 @router.post("/tokenize")
 async def tokenize(request: Request, context: Context) -> dict[str, Any]:
-    """Text to ids; special tokens in the text stay text unless `parse_special`. Or, with `messages`, a chat request to
-    the prompt that it would be answered from: any field of POST /v1/chat/completions may be given."""
+    """Text to ids, or, with `messages`, a chat request to the prompt that it would be answered from: any field of
+    POST /v1/chat/completions may be given. Special tokens in the text stay text unless `parse_special` is true, or
+    vLLM's `add_special_tokens` is there, whatever its value: the model adds none."""
     raw = await read_json_object(request, context.config)
     if "messages" in raw:
         plan = await plan_chat({"model": context.model_id} | raw, context)
@@ -43,7 +53,7 @@ async def tokenize(request: Request, context: Context) -> dict[str, Any]:
         }
     body = TokenizeRequest.model_validate(raw)
     vocabulary = context.vocabulary
-    encode = vocabulary.encode_with_special if body.parse_special else vocabulary.encode
+    encode = vocabulary.encode_with_special if body.reads_special else vocabulary.encode
     ids = await context.encoded(len(body.prompt), lambda: encode(body.prompt))
     return {"tokens": ids, "count": len(ids), "max_model_len": context.max_model_len}
 
@@ -58,3 +68,9 @@ async def detokenize(request: Request, context: Context) -> dict[str, Any]:
     tokens = body.tokens
     text = await context.encoded(len(tokens), lambda: context.vocabulary.decode(tokens))
     return {"prompt": text}
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(context: Context) -> dict[str, Any]:
+    """The tokenizer's configuration as vLLM reports it: class, special tokens and the checkpoint's chat template."""
+    return await asyncio.to_thread(tokenizer_config, context.engine.config.model_path)

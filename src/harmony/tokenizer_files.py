@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,28 @@ from src.harmony.vocabulary import (
     SPLIT_PATTERN,
     byte_to_char,
 )
+
+SPECIAL_ROLES = {
+    "bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>",
+}  # fmt: skip
+TOKENIZER_CONFIG: dict[str, Any] = {
+    **SPECIAL_ROLES, "clean_up_tokenization_spaces": False, "model_max_length": 131_072,
+    "model_input_names": ["input_ids", "attention_mask"], "tokenizer_class": "PreTrainedTokenizerFast",
+}  # fmt: skip
+
+
+def tokenizer_config(checkpoint: Path | None) -> dict[str, Any]:
+    """What a checkpoint's tokenizer_config.json and chat template say, over what holds for every gpt-oss."""
+    config = dict(TOKENIZER_CONFIG)
+    if checkpoint is None:
+        return config
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((checkpoint / "tokenizer_config.json").read_text())
+        config |= found if isinstance(found, dict) else {}
+    with contextlib.suppress(OSError, ValueError):
+        template = (checkpoint / "chat_template.jinja").read_text()
+        config.setdefault("chat_template", template)
+    return config
 
 
 def write_tokenizer(out: Path, tokens: Sequence[bytes]) -> None:
@@ -41,19 +64,8 @@ def write_tokenizer(out: Path, tokens: Sequence[bytes]) -> None:
                   "vocab": {token: rank for rank, token in enumerate(text)}, "merges": _merges(tokens, text)},
     }  # fmt: skip
     (out / "tokenizer.json").write_bytes(msgspec.json.encode(tokenizer))
-    _write_json(
-        out / "tokenizer_config.json",
-        {
-            "bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>",
-            "clean_up_tokenization_spaces": False, "model_max_length": 131_072,
-            "model_input_names": ["input_ids", "attention_mask"],
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        },
-    )  # fmt: skip
-    _write_json(
-        out / "special_tokens_map.json",
-        {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"},
-    )
+    _write_json(out / "tokenizer_config.json", TOKENIZER_CONFIG)
+    _write_json(out / "special_tokens_map.json", SPECIAL_ROLES)
     assert len(tokens) == FIRST_SPECIAL
 
 

@@ -676,6 +676,21 @@ def test_tokenize_and_back(server: ServerProcess) -> None:
     assert httpx.post(f"{server.url}/detokenize", json={"tokens": [-1]}).status_code == 400
 
 
+def test_the_tokenizer_is_described_as_vllm_does(server: ServerProcess) -> None:
+    """lm-evaluation-harness (`tokenizer_backend=remote`) reads it first, then encodes the names of special tokens."""
+    info = httpx.get(f"{server.url}/tokenizer_info").json()
+    assert info["tokenizer_class"] == "PreTrainedTokenizerFast"
+    ids = {"bos_token": 199_998, "eos_token": 200_002, "pad_token": 199_999}
+    for name, token_id in ids.items():
+        body = {"prompt": info[name], "add_special_tokens": False}
+        tokens = httpx.post(f"{server.url}/tokenize", json=body).json()["tokens"]
+        assert tokens == [token_id]
+        back = httpx.post(f"{server.url}/detokenize", json={"tokens": tokens}).json()
+        assert back["prompt"] == info[name]
+    as_text = {"prompt": "<|return|>", "add_special_tokens": True, "parse_special": False}
+    assert len(httpx.post(f"{server.url}/tokenize", json=as_text).json()["tokens"]) > 1
+
+
 # --- what clients send besides ---
 
 

@@ -68,7 +68,7 @@ class ServerConfig(BaseSettings):
         15.0, gt=0, description="a comment line on every stream this often, s"
     )
     send_timeout_s: float = Field(
-        60.0, gt=0, description="time for a client to take the next part of a stream, s"
+        60.0, gt=0, description="time for a client to take the next part of an answer, s"
     )
     body_timeout_s: float = Field(30.0, gt=0, description="time for a request's body to arrive, s")
     header_timeout_s: float = Field(
@@ -76,6 +76,11 @@ class ServerConfig(BaseSettings):
     )
     max_header_bytes: int = Field(
         32_768, ge=1024, description="largest sum of a request's headers, bytes"
+    )
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="open at once, as far as open files are allowed; more get a 503, but for /health and /ready",
     )
     max_connections_per_address: int = Field(
         0, ge=0, description="open at once; a proxy in front is one address; 0: no limit"
@@ -197,6 +202,9 @@ class ServerConfig(BaseSettings):
     )
     engine_step_timeout_s: float = Field(
         300.0, gt=0, description="no step for this long: the engine is dead, s"
+    )
+    engine_heartbeat_timeout_s: float = Field(
+        10.0, gt=1, description="no heartbeat of the engine for this long: /ready is 503, s"
     )
     max_engine_restarts: int = Field(5, ge=0, description="restarts in a row before giving up")
     max_request_resumes: int = Field(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from src.api.descriptors import allowed_connections
 from src.config import ServerConfig
 from src.engine.client import EngineClient
 from src.engine.config import ConfigError, EngineConfig
@@ -137,6 +138,11 @@ async def serve(
     located: LocatedModel,
     vocabulary: Vocabulary,
 ) -> int:
+    try:
+        max_connections = allowed_connections(config.max_connections)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     policy = RestartPolicy(
         max_restarts=config.max_engine_restarts,
         max_resumes=config.max_request_resumes,
@@ -154,14 +160,20 @@ async def serve(
             raise
         sys.stderr.write(f"error: {error}\n")
         return 2
-    from src.api.http_protocol import limited_protocol
+    from src.api.http_protocol import ConnectionLimits, limited_protocol
 
     server = Server(
         uvicorn.Config(
             app,
             loop="uvloop",
             http=limited_protocol(
-                config.header_timeout_s, config.max_header_bytes, config.max_connections_per_address
+                ConnectionLimits(
+                    header_timeout_s=config.header_timeout_s,
+                    max_header_bytes=config.max_header_bytes,
+                    send_timeout_s=config.send_timeout_s,
+                    max_connections=max_connections,
+                    max_connections_per_address=config.max_connections_per_address,
+                )
             ),
             log_config=None,
             access_log=False,

@@ -1,12 +1,16 @@
 """uvicorn's HTTP protocol, and what it leaves open: how long headers may take, how long they may grow before they end,
-how many connections one address may have, and an answer in the API's own form for what is no HTTP."""
+how long an answer may wait for its client, how many connections there may be, and of one address, and an answer in the
+API's own form for what is no HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,59 +20,157 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from src.api.errors import ApiError, HeadersTooLarge, HeadersTooSlow, InvalidRequest, RateLimited
+from src.api.access import ALWAYS_OPEN
+from src.api.errors import (
+    ApiError,
+    HeadersTooLarge,
+    HeadersTooSlow,
+    InvalidRequest,
+    RateLimited,
+    Unavailable,
+    json_response,
+)
 
 logger = logging.getLogger(__name__)
 
 
-def limited_protocol(
-    timeout_s: float, max_bytes: int, max_connections: int
-) -> type[HttpToolsProtocol]:
-    """The protocol with these limits for the headers of a request, and for the connections of an address (0: none)."""
+HEALTH_CONNECTIONS = 32  # beyond max_connections, for /health and /ready alone
+HEALTH_TIMEOUT_S = 1.0  # for their headers
+MIN_TAKEN_BYTES = 16 * 1024  # of an answer that waits, within send_timeout_s
+WARNING_INTERVAL_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    header_timeout_s: float = 10.0
+    max_header_bytes: int = 32_768
+    send_timeout_s: float = 60.0
+    max_connections: int = 4096
+    max_connections_per_address: int = 0  # 0: no limit
+
+
+@dataclass(slots=True)
+class OpenConnections:
+    """Those of one server."""
+
+    total: int = 0
+    of_address: Counter[str] = field(default_factory=Counter)
+    warned_at: float = -WARNING_INTERVAL_S
+
+    def add(self, address: str) -> None:
+        self.total += 1
+        self.of_address[address] += 1
+
+    def remove(self, address: str) -> None:
+        self.total -= 1
+        self.of_address[address] -= 1
+        if not self.of_address[address]:
+            del self.of_address[address]
+
+    def warn(self, limit: int) -> None:
+        if time.monotonic() - self.warned_at >= WARNING_INTERVAL_S:
+            self.warned_at = time.monotonic()
+            logger.warning("%d connections are open (max_connections): more are refused", limit)
+
+
+def limited_protocol(its_limits: ConnectionLimits) -> type[HttpToolsProtocol]:
+    """The protocol with these limits."""
 
     class Limited(HttpProtocol):
-        header_timeout_s = timeout_s
-        max_header_bytes = max_bytes
-        max_connections_per_address = max_connections
-        num_connections: Counter[str] = Counter()
+        limits = its_limits
+        open_connections = OpenConnections()
 
     return Limited
 
 
+class CountingTransport:
+    """A transport that counts what is written and reports when it is closed."""
+
+    def __init__(self, transport: asyncio.Transport, on_close: Callable[[], None]) -> None:
+        self._transport, self._on_close = transport, on_close
+        self.num_written = 0
+
+    def write(self, data: bytes) -> None:
+        self.num_written += len(data)
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._transport.close()
+        self._on_close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class HttpProtocol(HttpToolsProtocol):
-    header_timeout_s: float
-    max_header_bytes: int
-    max_connections_per_address: int
-    num_connections: Counter[str]  # of each address that has any
+    limits: ConnectionLimits
+    open_connections: OpenConnections
 
     _address = ""
+    _is_reserved = False  # beyond max_connections
     _timer: asyncio.TimerHandle | None = None
     _begun = False  # some of a request's headers are there, not all
     _num_bytes = 0  # of them, without those that came in one piece with their beginning
+    _unread: asyncio.TimerHandle | None = None
+    _due_bytes = 0  # what the client must have taken when that timer ends
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        counting: Any = CountingTransport(transport, self._watch_unread)
+        super().connection_made(counting)
         self._address = self.client[0] if self.client else ""
-        self.num_connections[self._address] += 1
-        limit = self.max_connections_per_address
-        if 0 < limit < self.num_connections[self._address]:
-            if self.num_connections[self._address] == limit + 1:
-                logger.warning("%s has %d connections: more are refused", self._address, limit)
+        opened, limits = self.open_connections, self.limits
+        opened.add(self._address)
+        of_address = opened.of_address[self._address]
+        if 0 < limits.max_connections_per_address < of_address:
+            if of_address == limits.max_connections_per_address + 1:
+                logger.warning(
+                    "%s has %d connections: more are refused", self._address, of_address - 1
+                )
             self._refuse(
                 RateLimited(
-                    f"There are {limit} connections from your address already.",
+                    f"There are {of_address - 1} connections from your address already.",
                     code="rate_limit_exceeded",
                 )
             )
-            return
-        self._await_headers()
+        elif opened.total > limits.max_connections + HEALTH_CONNECTIONS:
+            self._refuse(_too_many_connections())
+        elif opened.total > limits.max_connections:
+            opened.warn(limits.max_connections)
+            self.app, self._is_reserved = _health_only(self.app), True
+            self._await_headers()
+        else:
+            self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
-        self.num_connections[self._address] -= 1
-        if not self.num_connections[self._address]:
-            del self.num_connections[self._address]
+        if self._unread is not None:
+            self._unread.cancel()
+        self.open_connections.remove(self._address)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_unread()
+
+    def _watch_unread(self) -> None:
+        """Gives the client time to take a part of what waits for it."""
+        waiting = self.transport.get_write_buffer_size()
+        if self._unread is None and waiting:
+            written = self.transport.num_written  # type: ignore[attr-defined]
+            self._due_bytes = min(written, written - waiting + MIN_TAKEN_BYTES)
+            self._unread = self.loop.call_later(self.limits.send_timeout_s, self._check_taken)
+
+    def _check_taken(self) -> None:
+        self._unread = None
+        taken = self.transport.num_written - self.transport.get_write_buffer_size()  # type: ignore[attr-defined]
+        if taken >= self._due_bytes:
+            self._watch_unread()
+            return
+        logger.warning(
+            "%s did not read its answer for %g s: the connection is aborted",
+            self._address, self.limits.send_timeout_s,
+        )  # fmt: skip
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -78,9 +180,9 @@ class HttpProtocol(HttpToolsProtocol):
         if not within or not self._begun:
             return
         self._num_bytes += len(data)
-        if self._num_bytes > self.max_header_bytes:
+        if self._num_bytes > self.limits.max_header_bytes:
             self._refuse(
-                HeadersTooLarge(f"The headers have more than {self.max_header_bytes} bytes.")
+                HeadersTooLarge(f"The headers have more than {self.limits.max_header_bytes} bytes.")
             )
 
     def on_message_begin(self) -> None:
@@ -106,8 +208,12 @@ class HttpProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def _header_timeout_s(self) -> float:
+        return HEALTH_TIMEOUT_S if self._is_reserved else self.limits.header_timeout_s
+
     def _await_headers(self) -> None:
-        self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
+        self._timer = self.loop.call_later(self._header_timeout_s, self._too_slow)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -120,7 +226,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._await_headers()
         elif self._begun:
             self._refuse(
-                HeadersTooSlow(f"The headers did not arrive within {self.header_timeout_s:g} s.")
+                HeadersTooSlow(f"The headers did not arrive within {self._header_timeout_s:g} s.")
             )
         elif not self.transport.is_closing():
             self.transport.close()
@@ -155,6 +261,30 @@ def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
         await app(scope, receive, send_plain)
 
     return plain
+
+
+def _health_only(app: ASGIApp) -> ASGIApp:
+    """The app for a connection beyond max_connections, which closes after one answer."""
+
+    async def reserved(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        if scope["path"] in ALWAYS_OPEN:
+            await app(scope, receive, send_and_close)
+            return
+        error = _too_many_connections()
+        await json_response(error.status, error.body, error.headers)(scope, receive, send_and_close)
+
+    return reserved
+
+
+def _too_many_connections() -> Unavailable:
+    return Unavailable(
+        "Too many connections are open.", code="overloaded", headers={"retry-after": "1"}
+    )
 
 
 def _response(status: int, body: dict[str, Any]) -> bytes:

@@ -31,11 +31,8 @@ def health_report(context: ServerContext) -> dict[str, Any]:
         reasons.append(f"engine is dead: {engine.failure}")
     elif not engine.is_ready:
         reasons.append(f"engine is {engine.state}")
-    stalled = (
-        engine.num_active > 0 and engine.last_sign_age_s > context.config.engine_step_timeout_s / 2
-    )
-    if engine.is_ready and stalled:
-        reasons.append(f"no step for {engine.last_sign_age_s:.0f} s while work is waiting")
+    elif (stalled := stall(context)) is not None:
+        reasons.append(stalled)
     waiting = engine.num_waiting
     if waiting > context.engine.config.max_num_waiting * 0.9:
         reasons.append(f"{waiting} requests are waiting")
@@ -56,6 +53,16 @@ def health_report(context: ServerContext) -> dict[str, Any]:
     }
 
 
+def stall(context: ServerContext) -> str | None:
+    """Why a request sent now is not served although the engine is ready; None if it is served."""
+    engine, config = context.engine, context.config
+    if engine.heartbeat_age_s > config.engine_heartbeat_timeout_s:
+        return f"no heartbeat of the engine for {engine.heartbeat_age_s:.0f} s"
+    if engine.num_active > 0 and engine.last_sign_age_s > config.engine_step_timeout_s / 2:
+        return f"no step for {engine.last_sign_age_s:.0f} s while work is waiting"
+    return None
+
+
 @router.get("/health")
 async def health(context: Context) -> Response:
     """503 only when nothing will ever be answered: a liveness probe should then restart the process."""
@@ -67,11 +74,8 @@ async def health(context: Context) -> Response:
 async def ready(context: Context) -> Response:
     """200 only when a request sent now is served at once."""
     engine = context.engine
-    stalled = (
-        engine.num_active > 0 and engine.last_sign_age_s > context.config.engine_step_timeout_s / 2
-    )
     draining, warm = context.access.draining, context.warm.is_set()
-    serving = engine.is_ready and warm and not stalled and not draining
+    serving = engine.is_ready and warm and not draining and stall(context) is None
     body = {"ready": serving, "engine": str(engine.state), "warm": warm, "draining": draining}
     return json_response(200 if serving else 503, body, {} if serving else {"retry-after": "5"})
 
@@ -139,6 +143,7 @@ def _engine_report(engine: EngineClient) -> dict[str, Any]:
         "restarts": engine.num_restarts,
         "resumed_requests": engine.num_resumed,
         "last_failure": engine.failure,
+        "heartbeat_age_s": engine.heartbeat_age_s,
         **msgspec.to_builtins(engine.stats),
         **(msgspec.to_builtins(engine.ready) if engine.ready is not None else {}),
     }

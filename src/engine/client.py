@@ -37,6 +37,7 @@ from src.engine.messages import (
     EngineStats,
     Failed,
     FromEngine,
+    Heartbeat,
     Outputs,
     Ready,
     Shutdown,
@@ -81,6 +82,7 @@ class EngineClient:
         self._send_socket: zmq.Socket[bytes] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._last_sign = time.monotonic()
+        self._last_heartbeat = time.monotonic()
         self._attempts = 0
 
     # --- life ---
@@ -144,6 +146,11 @@ class EngineClient:
     @property
     def last_sign_age_s(self) -> float:
         return time.monotonic() - self._last_sign
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        """Of the last message of the engine process, which sends one a second at least while it is ready."""
+        return time.monotonic() - self._last_heartbeat
 
     # --- requests ---
 
@@ -335,7 +342,10 @@ class EngineClient:
             gone_task.cancel()
 
     def _handle(self, message: FromEngine) -> None:
-        self._last_sign = time.monotonic()
+        self._last_heartbeat = time.monotonic()
+        if isinstance(message, Heartbeat):
+            return  # a step may hang in a process that runs
+        self._last_sign = self._last_heartbeat
         if isinstance(message, Outputs):
             stepped = message.stats.num_steps_total != self.stats.num_steps_total
             self.stats = message.stats

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import signal
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,6 +29,7 @@ from src.engine.messages import (
     EngineStats,
     Failed,
     FromEngine,
+    Heartbeat,
     Outputs,
     Ready,
     Shutdown,
@@ -40,6 +44,7 @@ from src.engine.scheduler import Scheduler
 logger = logging.getLogger(__name__)
 
 IDLE_POLL_MS = 500
+HEARTBEAT_S = 1.0
 COMPILE_POLL_S = 0.02  # meanwhile messages wait
 RANK_DEATH_GRACE_S = 1.5
 
@@ -298,6 +303,29 @@ class EngineProcess:
         self._send_socket.send(self._encoder.encode(message))
 
 
+@contextlib.contextmanager
+def heartbeats(context: zmq.Context[zmq.Socket[bytes]], address: str) -> Iterator[None]:
+    """While inside, a thread sends Heartbeat: a step may take long, a process that was stopped sends nothing."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        with context.socket(zmq.PUSH) as send:
+            send.linger = 0
+            send.connect(address)
+            message = msgspec.msgpack.encode(Heartbeat())
+            while not ended.wait(HEARTBEAT_S):
+                with contextlib.suppress(zmq.Again):  # the API process reads nothing
+                    send.send(message, zmq.NOBLOCK)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def run_engine(
     config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: Any
 ) -> None:
@@ -324,7 +352,8 @@ def run_engine(
         core = EngineCore(place(config), die(report), log)
         process = EngineProcess(core, receive, send, parent_pid)
         process._send(_ready(core))
-        process.run()
+        with heartbeats(context, output_address):
+            process.run()
     except (
         Exception
     ) as error:  # the last line of defence: whatever it was, the API process must hear of it

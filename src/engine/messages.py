@@ -118,7 +118,11 @@ class Failed(msgspec.Struct, tag="failed"):
     fatal: bool  # a restart would fail the same way
 
 
-FromEngine = Outputs | Ready | Failed
+class Heartbeat(msgspec.Struct, tag="heartbeat"):
+    """The engine process runs, whether or not it has work."""
+
+
+FromEngine = Outputs | Ready | Failed | Heartbeat
 
 # --- scheduler -> workers, each step ---
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import AsyncGenerator, Iterator
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -16,10 +21,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from src.api.app import HeadAsGet
-from src.api.http_protocol import limited_protocol
+from src.api.http_protocol import (
+    HEALTH_CONNECTIONS,
+    ConnectionLimits,
+    OpenConnections,
+    limited_protocol,
+)
 from src.api.streaming import EventStream
 from src.config import ServerConfig
 
+ROOT = Path(__file__).resolve().parents[2]
+LARGE = 16 * 2**20
 EVENTS = [b"data: 1\n\n", b"data: \xc3\xa9\n\n", b"data: [DONE]\n\n"]
 
 
@@ -36,13 +48,21 @@ async def _json(_: Request) -> Response:
     return JSONResponse({"a": 1})
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    app = Starlette(
-        routes=[Route("/stream", _stream, methods=["POST"]), Route("/json", _json, methods=["GET"])]
-    )
+async def _large(_: Request) -> Response:
+    return Response(b" " * LARGE)
+
+
+@contextlib.contextmanager
+def served(protocol: Any) -> Iterator[int]:
+    routes = [
+        Route("/stream", _stream, methods=["POST"]),
+        Route("/json", _json, methods=["GET"]),
+        Route("/large", _large, methods=["GET"]),
+        Route("/health", _json, methods=["GET"]),
+    ]
+    app = Starlette(routes=routes)
     app.add_middleware(HeadAsGet)
-    config = uvicorn.Config(app, http=limited_protocol(10, 32_768, 0), log_config=None)
+    config = uvicorn.Config(app, http=protocol, log_config=None)
     server = uvicorn.Server(config)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -54,6 +74,20 @@ def port() -> Iterator[int]:
         finally:
             server.should_exit = True
             thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with served(limited_protocol(ConnectionLimits())) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[tuple[int, OpenConnections]]:
+    """A server with small limits, and what it has open."""
+    protocol: Any = limited_protocol(ConnectionLimits(send_timeout_s=0.4, max_connections=3))
+    with served(protocol) as port:
+        yield port, protocol.open_connections
 
 
 def exchange(port: int, *lines: str) -> tuple[bytes, list[bytes], bytes]:
@@ -101,3 +135,102 @@ def test_head_is_get_without_the_body(port: int) -> None:
     assert named(given[1], b"content-length") == [b"7"]
     assert b"405" in exchange(port, "HEAD /stream HTTP/1.1", *close)[0]
     assert b"404" in exchange(port, "HEAD /nothing HTTP/1.1", *close)[0]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+GET = "GET {} HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_an_answer_that_its_client_does_not_read_is_given_up(
+    strict: tuple[int, OpenConnections], caplog: pytest.LogCaptureFixture
+) -> None:
+    port, opened = strict
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(GET.format("/large").encode())
+        wait_until(lambda: opened.total == 1)
+        wait_until(lambda: opened.total == 0)
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := client.recv(2**20):
+                received += len(part)
+    assert received < LARGE
+    assert "did not read its answer for 0.4 s: the connection is aborted" in caplog.text
+
+
+def test_small_answers_that_their_client_does_not_read_are_given_up(
+    strict: tuple[int, OpenConnections],
+) -> None:
+    port, opened = strict
+    with socket.create_connection(("127.0.0.1", port), timeout=0.5) as client:
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while True:
+                client.sendall(GET.format("/json").encode() * 1000)
+        wait_until(lambda: opened.total == 0)
+
+
+def test_a_slow_reader_gets_all_of_its_answer(strict: tuple[int, OpenConnections]) -> None:
+    port, _ = strict
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        client.settimeout(10)
+        client.connect(("127.0.0.1", port))
+        client.sendall(GET.format("/large").encode())
+        started, received = time.monotonic(), 0
+        while received < LARGE:
+            received += len(client.recv(2**18))
+            if received < LARGE // 2:
+                time.sleep(0.02)
+    assert time.monotonic() - started > 0.8, "longer than it may stand still"
+
+
+def test_beyond_max_connections_only_health_is_answered(
+    strict: tuple[int, OpenConnections], caplog: pytest.LogCaptureFixture
+) -> None:
+    port, opened = strict
+    with contextlib.ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(socket.create_connection(("127.0.0.1", port)))
+        wait_until(lambda: opened.total == 3)
+        status, headers, body = exchange(port, "GET /json HTTP/1.1", "Host: x")
+        assert b" 503 " in status and b"Too many connections are open." in body
+        assert named(headers, b"retry-after") == [b"1"] and named(headers, b"connection") == [b"close"]  # fmt: skip
+        status, headers, body = exchange(port, "GET /health HTTP/1.1", "Host: x")
+        assert b" 200 " in status and body == b'{"a":1}'
+        assert named(headers, b"connection") == [b"close"]
+        assert caplog.text.count("3 connections are open (max_connections)") == 1
+        for _ in range(HEALTH_CONNECTIONS):
+            held.enter_context(socket.create_connection(("127.0.0.1", port)))
+        wait_until(lambda: opened.total == 3 + HEALTH_CONNECTIONS)
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as refused:
+            assert b" 503 " in refused.recv(4096)
+    wait_until(lambda: opened.total == 0)
+    assert b" 200 " in exchange(port, "GET /json HTTP/1.0")[0]
+
+
+def test_connections_are_as_many_as_files_allow() -> None:
+    code = (
+        "import resource, sys; soft, hard, wanted = map(int, sys.argv[1:])\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "from src.api.descriptors import allowed_connections\n"
+        "try: print(allowed_connections(wanted), resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+
+    def allowed(*limits: int) -> list[str]:
+        command = [sys.executable, "-c", code, *map(str, limits)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        return done.stdout.split(maxsplit=1)
+
+    assert allowed(200, 200, 50) == ["50", "200\n"]
+    count, raised = map(int, allowed(100, 400, 200))
+    assert count == 200 and 264 < raised < 300
+    count, raised = map(int, allowed(100, 200, 4096))
+    assert 100 < count < 136 and raised == 200
+    name, text = allowed(60, 60, 4096)
+    assert name == "ConfigError" and "ulimit -n" in text

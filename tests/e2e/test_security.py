@@ -6,7 +6,10 @@ another configuration should check it without a server (tests/unit/test_access.p
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+from src.cached_files import default_cache_folder
+from src.harmony.vocabulary import RANKS_NAME
 from tests.helpers import checkpoint
 from tests.server_process import PYTHON, ROOT, ServerProcess, running_server
 
@@ -106,3 +112,113 @@ class TestKeys:
     def test_a_blank_key_is_no_key(self, keyed: Keyed, header: bytes, key: bytes) -> None:
         answer = said(keyed.server, b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n", header + key)
         assert b" 401 " in answer.partition(b"\r\n")[0]
+
+
+LIMITED = ("--engine-heartbeat-timeout-s", "1.5", "--send-timeout-s", "1", "--max-connections", "8")
+
+
+@dataclass(frozen=True)
+class Worn:
+    """A server with small limits that was started with a damaged cache, and what was left of an earlier one."""
+
+    server: ServerProcess
+    damaged: tuple[Path, ...]
+    abandoned: tuple[Path, ...]
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+
+@pytest.fixture(scope="module")
+def worn(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worn]:
+    """`server` runs already, so that the cache that is copied and damaged is whole."""
+    folder = tmp_path_factory.mktemp("worn")
+    cache = folder / "gpt-oss-server"
+    for name in ("native", "vocabulary"):
+        with contextlib.suppress(FileNotFoundError):  # no compiler, no compiled kernels
+            shutil.copytree(default_cache_folder() / name, cache / name)
+    ranks = cache / "vocabulary" / RANKS_NAME
+    damaged = (ranks, *(cache / "native").glob("*.so"))
+    for path in damaged:
+        os.truncate(path, 5000)
+    ranks.with_suffix(".sources").write_bytes(b"\xff\n")
+    abandoned = (folder / "gpt-oss-run-abcdefgh", cache / "vocabulary" / ".making-abcdefgh")
+    for path in abandoned:
+        path.mkdir()
+    env = {"XDG_CACHE_HOME": str(folder), "TMPDIR": str(folder)}
+    with running_server(*FLAGS, *LIMITED, env=env) as running:
+        yield Worn(running, damaged, abandoned)
+
+
+class TestMachine:
+    """A damaged disk, and what runs short."""
+
+    def test_a_damaged_cache_is_made_again_and_named(
+        self, worn: Worn, server: ServerProcess
+    ) -> None:
+        engine = worn.server.stats()["engine"]
+        assert engine["kernel_path"] == server.stats()["engine"]["kernel_path"]
+        remade = [path for path in worn.damaged if path.stat().st_size > 5000]
+        suffixes = {".tiktoken", ".so"} if engine["kernel_path"] == "native" else {".tiktoken"}
+        assert {path.suffix for path in remade} == suffixes
+        for path in remade:
+            assert f"damaged cache: {path} has " in worn.server.log
+        assert engine["restarts"] == 0
+        assert "Traceback" not in worn.server.log
+
+    def test_temporary_folders_of_a_killed_start_are_removed(self, worn: Worn) -> None:
+        assert not [path for path in worn.abandoned if path.exists()]
+
+    def test_a_cache_that_cannot_be_written_is_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "home").write_bytes(b"")
+        code = "from src.harmony.vocabulary import load_vocabulary; print(load_vocabulary().source)"
+        env = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "bundled" in done.stdout
+        assert done.stderr.count("\n") == 1 and "set XDG_CACHE_HOME to" in done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+    def test_ready_is_red_while_the_engine_is_stopped(self, worn: Worn) -> None:
+        def status() -> int:
+            return httpx.get(f"{worn.url}/ready").status_code
+
+        assert status() == 200
+        pid = worn.server.stats()["engine"]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: status() == 503)
+            report = httpx.get(f"{worn.url}/health")
+            assert report.status_code == 200 and report.json()["status"] == "degraded"
+            assert "no heartbeat of the engine" in report.json()["reasons"][0]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: status() == 200)
+        assert httpx.post(f"{worn.url}/v1/chat/completions", json=BODY).status_code == 200
+        assert worn.server.stats()["engine"]["restarts"] == 0
+
+    def test_json_answers_that_are_not_read_are_given_up(self, worn: Worn) -> None:
+        process = psutil.Process(worn.server.process.pid)
+        before = process.num_fds()
+        body = json.dumps({"model": "gpt-oss-nano", "prompt": "a b " * 10_000}).encode()
+        head = f"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+        request = head.encode() + b"content-type: application/json\r\n\r\n" + body
+        with socket.create_connection(("127.0.0.1", worn.server.port), timeout=2) as connection:
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                for _ in range(100):  # answers of 130 kB, more than the kernel's buffers take
+                    connection.sendall(request)
+            wait_until(lambda: "did not read its answer for 1 s" in worn.server.log)
+            wait_until(lambda: process.num_fds() <= before)
+
+    def test_health_is_answered_when_no_connection_is_left(self, worn: Worn) -> None:
+        with contextlib.ExitStack() as held:
+            for _ in range(8):
+                held.enter_context(socket.create_connection(("127.0.0.1", worn.server.port)))
+            refused = httpx.get(f"{worn.url}/v1/models")
+            assert refused.status_code == 503 and refused.json()["error"]["code"] == "overloaded"
+            assert httpx.get(f"{worn.url}/health").status_code == 200
+            assert httpx.get(f"{worn.url}/ready").status_code == 200
+            assert "8 connections are open (max_connections)" in worn.server.log
+        wait_until(lambda: httpx.get(f"{worn.url}/v1/models").status_code == 200)

@@ -34,6 +34,7 @@ _KUBERNETES_ENV = re.compile(
 _KUBERNETES_PORT = re.compile(r"GPTOSS(_[A-Z0-9_]+)?_PORT")
 # Keys whose default is the profile's value.
 PROFILE_KEYS = ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant")
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*)|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 # Keys whose value is never shown.
 SECRET_KEYS = ("api_key",)
 _URL_SECRETS = (
@@ -107,7 +108,18 @@ class ServerConfig(BaseSettings):
         True, description="the page at / without a key; what it asks for needs one"
     )
     debug_endpoints: bool = Field(
-        False, description="/docs, /openapi.json and /v1/chat/completions/render"
+        False, description="/docs, /redoc, /openapi.json and /v1/chat/completions/render"
+    )
+    require_api_key: bool = Field(False, description="do not start without a key")
+    allowed_hosts: list[str] | None = Field(
+        None,
+        description="names in the Host header beside localhost; unset: none on a loopback host, else any; ['*']: any",
+    )
+    require_json_content_type: bool = Field(
+        True, description="a body must come with Content-Type: application/json"
+    )
+    shared_prefix_cache: bool = Field(
+        False, description="reuse the cache of equal prompt beginnings across keys too"
     )
     cors_origins: list[str] = Field([], description="origins of browsers that may ask; empty: none")
 
@@ -254,7 +266,7 @@ class ServerConfig(BaseSettings):
         "info", description="least severity logged"
     )
 
-    @field_validator("gpu_dtypes", "profiles", "cors_origins", mode="before")
+    @field_validator("gpu_dtypes", "profiles", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _table(cls, value: Any) -> Any:
         """In a flag or the environment the table is written as in YAML."""
@@ -270,6 +282,14 @@ class ServerConfig(BaseSettings):
     def _usable_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             check_key_text(value.get_secret_value())
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: list[str] | None) -> list[str] | None:
+        for name in value or ():
+            if name != "*" and not _HOST_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not a host name or address: leave out scheme, port and path")
         return value
 
     @field_validator("current_date")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import logging
 import math
+import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from src.api.errors import (
     Unavailable,
     json_response,
 )
+from src.api.hosts import HostCheck
 from src.api.keys import Caller, anonymous, digest_of, load_callers
 from src.config import ServerConfig
 from src.engine.config import ConfigError
@@ -40,7 +42,9 @@ logger = logging.getLogger(__name__)
 
 ALWAYS_OPEN = frozenset({"/health", "/ready"})
 GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
-DEBUG = frozenset({"/v1/chat/completions/render"})
+DEBUG = frozenset(
+    {"/v1/chat/completions/render", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+)
 PAGE = ("/page/",)
 
 
@@ -58,6 +62,8 @@ class Access:
         self._concurrent: Counter[str] = Counter()
         self._callers = load_callers(config)
         self._anonymous = anonymous(config)
+        self._cache_secret = secrets.token_bytes(32)
+        self.hosts = HostCheck(config)
         self.draining = False
         self.max_header_bytes = config.max_header_bytes
         self.refused: Counter[str] = Counter()  # by reason
@@ -74,12 +80,16 @@ class Access:
 
     def identify(self, headers: Mapping[bytes, bytes], path: str) -> Caller:
         """Raises Unauthorized or Forbidden."""
+        caller = self._anonymous
+        if self._callers and not self._is_open(path):
+            caller = self._owner_of_key(headers)
         if path in DEBUG and not self._config.debug_endpoints:
             raise Forbidden(
                 "This endpoint is off; debug_endpoints switches it on.", code="debug_endpoint"
             )
-        if not self._callers or self._is_open(path):
-            return self._anonymous
+        return caller
+
+    def _owner_of_key(self, headers: Mapping[bytes, bytes]) -> Caller:
         scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() != "bearer":
             key = headers.get(b"x-api-key", headers.get(b"api-key", b"")).decode("latin-1")
@@ -102,6 +112,13 @@ class Access:
         if path == "/" or path.startswith(PAGE):
             return self._config.public_page
         return path == "/metrics" and self._config.public_metrics
+
+    def cache_scope(self, caller: Caller | None) -> str:
+        """Requests share cached prefixes where their scopes are equal: one scope for each of several keys, which no
+        client can name, unless shared_prefix_cache is set."""
+        if caller is None or len(self._callers) < 2 or self._config.shared_prefix_cache:
+            return ""
+        return hmac.digest(self._cache_secret, caller.name.encode(), "sha256")[:16].hex()
 
     def enter(self, caller: Caller) -> dict[str, str]:
         """Takes one request from the caller's allowance. -> x-ratelimit headers.
@@ -216,6 +233,9 @@ class Door:
                 raise HeadersTooLarge(
                     f"The headers have more than {self._access.max_header_bytes} bytes."
                 )
+            for name, value in scope["headers"]:
+                if name == b"host":
+                    self._access.hosts.check(value)
             caller = self._access.identify(
                 {} if preflight else dict(scope["headers"]), "/health" if preflight else path
             )

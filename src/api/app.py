@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -52,8 +53,11 @@ class Frame:
             if message["type"] == "http.response.start":
                 begun = True
                 elapsed_ms = int((time.monotonic() - started) * 1000)
+                headers = message["headers"]
+                if 300 <= message["status"] < 400:
+                    headers = [_without_origin(name, value) for name, value in headers]
                 message["headers"] = [
-                    *message["headers"],
+                    *headers,
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", str(elapsed_ms).encode()),
                     (b"openai-version", b"2020-10-01"),
@@ -79,6 +83,14 @@ class HeadAsGet:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
+
+
+def _without_origin(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A redirect's location as a path: Starlette would send the client to whatever its Host header named."""
+    if name.lower() == b"location":
+        url = urlsplit(value.decode("latin-1"))
+        value = urlunsplit(url._replace(scheme="", netloc="")).encode("latin-1")
+    return name, value
 
 
 def create_app(

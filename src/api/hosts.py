@@ -1,0 +1,67 @@
+"""Which Host headers are answered.
+
+A page of another site can have its own name resolve to 127.0.0.1 (DNS rebinding): the browser then takes our answers for
+that site's own. What it cannot do is send another Host than its own name, so on a loopback address only names of this
+machine are answered.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+
+from src.api.errors import Forbidden
+from src.config import ServerConfig
+
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d{1,5})?", re.IGNORECASE)
+_SHOWN_CHARS = 100
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to a server that binds `host`, a name or an address."""
+    if not host:
+        return False  # every address
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return False
+    return bool(found) and all(_is_loopback_address(str(address)) for address in found)
+
+
+def _is_loopback_address(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.is_loopback or (mapped is not None and mapped.is_loopback)
+
+
+class HostCheck:
+    """The names of `allowed_hosts` and of this machine; any name where neither `allowed_hosts` nor a loopback `host` is set."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        named = config.allowed_hosts
+        self._any = "*" in named if named is not None else not is_loopback(config.host)
+        self._names = {"localhost", _normal(config.host), *map(_normal, named or ())}
+
+    def check(self, value: bytes) -> None:
+        """Raises Forbidden unless the Host header's value is allowed."""
+        if not self._any and not self._is_allowed(value.decode("latin-1")):
+            shown = value[:_SHOWN_CHARS].decode("latin-1")
+            raise Forbidden(
+                f"Host {shown!r} is not allowed: use localhost, or add the name to allowed_hosts.",
+                code="host_not_allowed",
+            )
+
+    def _is_allowed(self, value: str) -> bool:
+        match = _HOST.fullmatch(value.strip(" \t"))
+        if match is None:
+            return False
+        name = _normal(match["name"])
+        return name in self._names or _is_loopback_address(name)
+
+
+def _normal(name: str) -> str:
+    return name.strip("[]").removesuffix(".").lower()

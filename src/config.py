@@ -34,7 +34,9 @@ _KUBERNETES_ENV = re.compile(
 _KUBERNETES_PORT = re.compile(r"GPTOSS(_[A-Z0-9_]+)?_PORT")
 # Keys whose default is the profile's value.
 PROFILE_KEYS = ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant")
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*)|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+_HOST_NAME = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9._-]*)|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
+)
 # Keys whose value is never shown.
 SECRET_KEYS = ("api_key",)
 _URL_SECRETS = (
@@ -289,7 +291,9 @@ class ServerConfig(BaseSettings):
     def _host_names(cls, value: list[str] | None) -> list[str] | None:
         for name in value or ():
             if name != "*" and not _HOST_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is not a host name or address: leave out scheme, port and path")
+                raise ValueError(
+                    f"{name!r} is not a host name or address: leave out scheme, port and path"
+                )
         return value
 
     @field_validator("current_date")

@@ -156,14 +156,17 @@ class PromptBuilder:
         tools: Sequence[Mapping[str, Any]] = (),
         response_format: Mapping[str, Any] | None = None,
         effort: ReasoningEffort = "medium",
+        scope: str = "",
     ) -> PromptTokens:
         """OpenAI chat messages and function definitions -> prompt ids, ending where the assistant begins.
+
+        `scope`: what is cached and replayed comes from prompts of the same scope alone.
 
         Raises:
             PromptError: a message cannot be rendered; nothing was cached.
         """
         rendered = list(self._conversation(messages, tools, response_format, effort))
-        keys = _chain(rendered)
+        keys = _chain(rendered, scope)
         head = _head_length(rendered)
         with self._lock:
             reused, ids = 0, array("I")
@@ -173,7 +176,7 @@ class PromptBuilder:
                     reused, ids = count, array("I", cached)
                     break
         for index in range(reused, len(rendered)):
-            ids.extend(self._render(rendered[index]))
+            ids.extend(self._render(rendered[index], scope))
             if index + 1 == head and head < len(rendered):
                 with self._lock:
                     self._cache.put(keys[index], array("I", ids))
@@ -186,19 +189,19 @@ class PromptBuilder:
             (ids + self._generation_prefix).tolist(), self.version, hit, reused, len(rendered)
         )
 
-    def remember(self, token_ids: Sequence[int]) -> None:
-        """Keeps what the model generated after a prompt, for when the client sends it back as history."""
+    def remember(self, token_ids: Sequence[int], scope: str = "") -> None:
+        """Keeps what the model generated after a prompt of this scope, for when the client sends it back as history."""
         if self._generated is None:
             return
         for message, ids in split_generated(token_ids, self._vocabulary):
             if ids != render_message(message, self._vocabulary):
                 with self._lock:
-                    self._generated.put(_key(message), array("I", ids))
+                    self._generated.put(_key(message, scope), array("I", ids))
 
-    def _render(self, message: HarmonyMessage) -> Sequence[int]:
+    def _render(self, message: HarmonyMessage, scope: str) -> Sequence[int]:
         if self._generated is not None and message.header == "assistant":
             with self._lock:
-                known = self._generated.get(_key(message))
+                known = self._generated.get(_key(message, scope))
             if known is not None:
                 return known
         return render_message(message, self._vocabulary)
@@ -229,13 +232,14 @@ def _head_length(rendered: Sequence[HarmonyMessage]) -> int:
     return 2 if len(rendered) > 1 and rendered[1].header == "developer" else 1
 
 
-def _key(message: HarmonyMessage) -> bytes:
-    return hashlib.blake2b(msgspec.msgpack.encode(message), digest_size=16).digest()
+def _key(message: HarmonyMessage, scope: str) -> bytes:
+    encoded = msgspec.msgpack.encode(message)
+    return hashlib.blake2b(encoded, digest_size=16, key=scope.encode()).digest()
 
 
-def _chain(rendered: Sequence[HarmonyMessage]) -> list[bytes]:
+def _chain(rendered: Sequence[HarmonyMessage], scope: str) -> list[bytes]:
     """A key for each prefix."""
-    keys, parent = [], b""
+    keys, parent = [], scope.encode()
     encoder = msgspec.msgpack.Encoder()
     for message in rendered:
         parent = hashlib.blake2b(encoder.encode(message), digest_size=16, key=parent).digest()

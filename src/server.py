@@ -18,6 +18,10 @@ if (
 def main(argv: list[str] | None = None) -> int:
     import logging
     import os
+    import signal
+
+    # held back until the server handles it; by default it would end a server that is still loading
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
     import uvloop
 
@@ -27,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from src.engine.config import ConfigError
     from src.harmony.vocabulary import VocabularyError, load_vocabulary
     from src.model_locator import locate_model
-    from src.serving import choose_model, engine_config, serve
+    from src.serving import check_access, choose_model, engine_config, serve
 
     logger = logging.getLogger("server")
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's numbers are then the driver's
@@ -43,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         bound = port_manager.reserve(
             config.host, config.port, auto=config.auto_port, force=config.force_port
         )
+        check_access(config, origin)
         cache = default_cache_folder()
         located = locate_model(
             choose_model(config), config.model_path, cache, dummy=config.load_format == "dummy"

@@ -9,12 +9,14 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from src.api.descriptors import allowed_connections
+from src.api.hosts import is_loopback
+from src.api.keys import load_callers
 from src.config import ServerConfig
 from src.engine.client import EngineClient
 from src.engine.config import ConfigError, EngineConfig
@@ -42,6 +44,29 @@ def choose_model(config: ServerConfig) -> str:
         return config.active_profile.model
     logger.info("no GPU and no --model: serving the embedded model nano on the CPU")
     return "nano"
+
+
+def check_access(config: ServerConfig, origin: Mapping[str, str]) -> None:
+    """Warns of a server that is open to the network, and of a key that other users of this machine can see.
+
+    Raises:
+        ConfigError: the keys are wrong, or there are none although require_api_key is set.
+    """
+    if not load_callers(config):
+        if config.require_api_key:
+            raise ConfigError(
+                "require_api_key is set, but there is no key: set GPTOSS_API_KEY or api_keys_file"
+            )
+        if not is_loopback(config.host):
+            logger.warning(
+                "no API key is set and host %s is not loopback: whoever reaches this port can use the server; "
+                "set GPTOSS_API_KEY or api_keys_file (docs/security.md)",
+                config.host,
+            )
+    if origin.get("api_key") == "flag":
+        logger.warning(
+            "api_key is on the command line, which every user of this machine can read: use GPTOSS_API_KEY"
+        )
 
 
 def engine_config(
@@ -96,9 +121,11 @@ class Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked_to_end)
         loop.add_signal_handler(signal.SIGHUP, self._context.access.reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 

@@ -11,7 +11,7 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class Access:
         self._callers = load_callers(config)
         self._anonymous = anonymous(config)
         self._cache_secret = secrets.token_bytes(32)
-        self.hosts = HostCheck(config)
+        self._hosts = HostCheck(config)
         self.draining = False
         self.max_header_bytes = config.max_header_bytes
         self.refused: Counter[str] = Counter()  # by reason
@@ -77,6 +77,16 @@ class Access:
             return False
         logger.info("keys reloaded: %d", len(self._callers))
         return True
+
+    def check_host(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Raises Forbidden."""
+        for name, value in headers:
+            if name == b"host" and not self._hosts.allows(value):
+                shown = value[:100].decode("latin-1")
+                raise Forbidden(
+                    f"Host {shown!r} is not allowed: use localhost, or add the name to allowed_hosts.",
+                    code="host_not_allowed",
+                )
 
     def identify(self, headers: Mapping[bytes, bytes], path: str) -> Caller:
         """Raises Unauthorized or Forbidden."""
@@ -233,9 +243,7 @@ class Door:
                 raise HeadersTooLarge(
                     f"The headers have more than {self._access.max_header_bytes} bytes."
                 )
-            for name, value in scope["headers"]:
-                if name == b"host":
-                    self._access.hosts.check(value)
+            self._access.check_host(scope["headers"])
             caller = self._access.identify(
                 {} if preflight else dict(scope["headers"]), "/health" if preflight else path
             )

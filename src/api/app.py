@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -54,8 +54,11 @@ class Frame:
                 begun = True
                 elapsed_ms = int((time.monotonic() - started) * 1000)
                 headers = message["headers"]
-                if 300 <= message["status"] < 400:
-                    headers = [_without_origin(name, value) for name, value in headers]
+                if message["status"] == 307:
+                    headers = [
+                        (name, _redirect_path(scope) if name == b"location" else value)
+                        for name, value in headers
+                    ]
                 message["headers"] = [
                     *headers,
                     (b"x-request-id", request_id.encode()),
@@ -85,12 +88,14 @@ class HeadAsGet:
         await self._app(scope, receive, send)
 
 
-def _without_origin(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """A redirect's location as a path: Starlette would send the client to whatever its Host header named."""
-    if name.lower() == b"location":
-        url = urlsplit(value.decode("latin-1"))
-        value = urlunsplit(url._replace(scheme="", netloc="")).encode("latin-1")
-    return name, value
+def _redirect_path(scope: Scope) -> bytes:
+    """Where Starlette's router redirects to, with or without the last slash, as a path: its own location names the
+    host that the client sent."""
+    path = scope["path"]
+    path = path.rstrip("/") if path.endswith("/") else path + "/"
+    location = "/" + quote(path.lstrip("/"))
+    query = scope["query_string"].decode("latin-1")
+    return f"{location}?{query}".encode("latin-1") if query else location.encode()
 
 
 def create_app(

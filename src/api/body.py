@@ -18,11 +18,8 @@ from src.config import ServerConfig
 async def read_json_object(request: Request, config: ServerConfig) -> dict[str, Any]:
     """Raises InvalidRequest, BodyTooLarge, BodyTooSlow or UnsupportedMediaType."""
     max_bytes = config.max_body_bytes
-    content_type = (
-        request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-    )
-    if content_type != "application/json" and not content_type.endswith("+json"):
-        raise UnsupportedMediaType(f"Content-Type must be application/json, not {content_type!r}.")
+    if config.require_json_content_type and _has_body(request):
+        _check_content_type(request)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType(
@@ -44,6 +41,23 @@ async def read_json_object(request: Request, config: ServerConfig) -> dict[str, 
     except ClientDisconnect:
         raise InvalidRequest("The client went away before its body was complete.") from None
     return parse_json_object(b"".join(chunks))
+
+
+def _has_body(request: Request) -> bool:
+    declared = request.headers.get("content-length", "0").strip()
+    return declared != "0" or "transfer-encoding" in request.headers
+
+
+def _check_content_type(request: Request) -> None:
+    """A page of another site can send any other type, or none, without the browser asking first (CORS)."""
+    sent = request.headers.get("content-type", "")
+    media_type = sent.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        problem = f"not {media_type[:100]!r}" if media_type else "and the request has none"
+        raise UnsupportedMediaType(
+            f"Content-Type must be application/json, {problem}. Send the header 'Content-Type: application/json' "
+            "(with curl: --json instead of -d)."
+        )
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat_plan import ChatPlan, plan_chat
 from src.api.choice import Choice, ChoiceDelta
-from src.api.deps import Context, ServerContext, counted_rejections, new_record
+from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record
 from src.api.errors import ApiError, Cancelled, EngineFailure
 from src.api.metrics import RequestRecord
 from src.api.protocol import ChatCompletionRequest
@@ -100,7 +100,7 @@ class Answer:
         context.ledger.end(record, [c.finish_reason for c in self.choices], context.tags, error)
         for choice in self.choices:
             if record.outcome == "ok":
-                context.prompt_builder.remember(choice.token_ids)
+                context.prompt_builder.remember(choice.token_ids, self.plan.cache_scope)
             context.metrics.recovered(choice.parser.recoveries)
 
     def failure(self, choice: Choice) -> ApiError:
@@ -359,7 +359,8 @@ def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
 async def chat_completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
-        plan = await plan_chat(await read_json_object(request, context.config), context)
+        body = await read_json_object(request, context.config)
+        plan = await plan_chat(body, context, record.caller)
         answer = await start_answer(plan, context, record)
     if plan.stream:
         return EventStream(stream_events(answer), answer.close, context.config)
@@ -369,7 +370,8 @@ async def chat_completions(request: Request, context: Context) -> Response:
 @router.post("/v1/chat/completions/render")  # with debug_endpoints only: access.DEBUG
 async def render(request: Request, context: Context) -> dict[str, Any]:
     """The prompt that a chat request becomes, for debugging: ids and text."""
-    plan = await plan_chat(await read_json_object(request, context.config), context)
+    body = await read_json_object(request, context.config)
+    plan = await plan_chat(body, context, caller_of(request))
     ids = plan.prompt.token_ids
     return {
         "prompt": context.vocabulary.decode(ids),

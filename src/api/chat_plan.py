@@ -12,6 +12,7 @@ from typing import Any
 
 from src.api.deps import ServerContext
 from src.api.errors import InvalidRequest, NotFound
+from src.api.keys import Caller
 from src.api.protocol import EFFORTS, MAX_TOOLS, ChatCompletionRequest, SamplingFields
 from src.api.tool_choice import ToolPlan, plan_tools
 from src.api.warn_once import WarnOnce
@@ -37,6 +38,7 @@ class ChatPlan:
     model: str  # as the client wrote it
     profile: Profile
     prompt: PromptTokens
+    cache_scope: str  # Access.cache_scope
     requests: list[AddRequest]  # one for each choice
     tools: ToolPlan
     stop: list[str]
@@ -131,6 +133,7 @@ def _read(
 async def plan_chat(
     body: Mapping[str, Any],
     context: ServerContext,
+    caller: Caller | None,
     *,
     id_prefix: str = "chatcmpl-",
     max_tools: int = MAX_TOOLS,
@@ -150,12 +153,14 @@ async def plan_chat(
     else:
         tools, response_format = plan_tools(request), None
     effort = EFFORTS[_effort(request) or profile.effort]
+    scope = context.access.cache_scope(caller)
     try:
         prompt = await context.build_prompt(
             messages,
             tools=tools.shown,
             response_format=_named_schema(request, response_format),
             effort=effort,
+            cache_scope=scope,
         )
     except PromptError as error:
         raise InvalidRequest(str(error), error.param, "invalid_value") from None
@@ -168,7 +173,7 @@ async def plan_chat(
     grammar = await _grammar(request, tools, response_format, budget, context)
     params = _sampling(request, profile, max_tokens, grammar, context)
     completion_id = id_prefix + secrets.token_hex(12)
-    requests = _engine_requests(completion_id, request, profile, prompt, params)
+    requests = _engine_requests(completion_id, request, profile, prompt, params, scope)
     reasoning = request.reasoning
     return ChatPlan(
         completion_id=completion_id,
@@ -176,6 +181,7 @@ async def plan_chat(
         model=request.model,
         profile=profile,
         prompt=prompt,
+        cache_scope=scope,
         requests=requests,
         tools=tools,
         stop=request.stop or [],
@@ -195,6 +201,7 @@ def _engine_requests(
     profile: Profile,
     prompt: PromptTokens,
     params: Callable[[int], SamplingParams],
+    scope: str,
 ) -> list[AddRequest]:
     priority = profile.priority if request.priority is None else request.priority
     return [
@@ -204,7 +211,7 @@ def _engine_requests(
             params(index),
             priority=priority,
             timeout_s=profile.deadline_s,
-            cache_salt=request.cache_salt or "",
+            cache_salt=scope + (request.cache_salt or ""),
         )
         for index in range(request.n or 1)
     ]

@@ -228,6 +228,7 @@ async def start_completion(
     _check_completions(len(prompts) * (request.n or 1))
     completion_id = f"cmpl-{secrets.token_hex(12)}"
     make_params = _params(request, profile)
+    scope = context.access.cache_scope(record.caller)
     requests, choices = [], []
     for number, ids in enumerate(prompts):
         max_tokens = _max_tokens(request, len(ids), context)
@@ -238,7 +239,7 @@ async def start_completion(
                 AddRequest(
                     f"{completion_id}-{index}", ids, params,
                     priority=profile.priority if request.priority is None else request.priority,
-                    timeout_s=profile.deadline_s, cache_salt=request.cache_salt or "",
+                    timeout_s=profile.deadline_s, cache_salt=scope + (request.cache_salt or ""),
                 )
             )  # fmt: skip
             choices.append(

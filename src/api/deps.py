@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 from src import __version__
 from src.api.access import Access
 from src.api.errors import ApiError, from_engine
+from src.api.keys import Caller
 from src.api.ledger import Ledger
 from src.api.metrics import Metrics, RequestRecord
 from src.api.response_store import ResponseStore
@@ -90,6 +91,7 @@ class ServerContext:
         tools: Sequence[Mapping[str, Any]],
         response_format: Mapping[str, Any] | None,
         effort: str,
+        cache_scope: str = "",
     ) -> PromptTokens:
         """Raises PromptError."""
 
@@ -98,7 +100,11 @@ class ServerContext:
                 "low" if effort == "low" else "high" if effort == "high" else "medium"
             )
             return self.prompt_builder.build(
-                messages, tools=tools, response_format=response_format, effort=chosen
+                messages,
+                tools=tools,
+                response_format=response_format,
+                effort=chosen,
+                scope=cache_scope,
             )
 
         return await self.encoded(_num_chars((*messages, *tools)), build)
@@ -122,13 +128,19 @@ def _num_chars(parts: Sequence[Mapping[str, Any]]) -> int:
     return count
 
 
+def caller_of(request: Request) -> Caller | None:
+    """Who sends the request; None where no middleware has identified a caller."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return caller
+
+
 def new_record(request: Request) -> RequestRecord:
     """The books of a request that arrives now."""
     state = request.state
     return RequestRecord(
         endpoint=request.url.path,
         request_id=getattr(state, "request_id", ""),
-        caller=getattr(state, "caller", None),
+        caller=caller_of(request),
         trace_headers=tuple(
             (name, request.headers[name])
             for name in ("traceparent", "tracestate")

@@ -1,8 +1,7 @@
 """Which Host headers are answered.
 
-A page of another site can have its own name resolve to 127.0.0.1 (DNS rebinding): the browser then takes our answers for
-that site's own. What it cannot do is send another Host than its own name, so on a loopback address only names of this
-machine are answered.
+A web site can have its own name resolve to 127.0.0.1 (DNS rebinding): the browser then takes our answers for that
+site's own. It still sends that site's name as Host, so on a loopback address only names of this machine are answered.
 """
 
 from __future__ import annotations
@@ -11,11 +10,9 @@ import ipaddress
 import re
 import socket
 
-from src.api.errors import Forbidden
 from src.config import ServerConfig
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d{1,5})?", re.IGNORECASE)
-_SHOWN_CHARS = 100
 
 
 def is_loopback(host: str) -> bool:
@@ -39,24 +36,18 @@ def _is_loopback_address(text: str) -> bool:
 
 
 class HostCheck:
-    """The names of `allowed_hosts` and of this machine; any name where neither `allowed_hosts` nor a loopback `host` is set."""
+    """Allows this machine's names and those of allowed_hosts; any, if it is unset and `host` is not loopback."""
 
     def __init__(self, config: ServerConfig) -> None:
         named = config.allowed_hosts
         self._any = "*" in named if named is not None else not is_loopback(config.host)
         self._names = {"localhost", _normal(config.host), *map(_normal, named or ())}
 
-    def check(self, value: bytes) -> None:
-        """Raises Forbidden unless the Host header's value is allowed."""
-        if not self._any and not self._is_allowed(value.decode("latin-1")):
-            shown = value[:_SHOWN_CHARS].decode("latin-1")
-            raise Forbidden(
-                f"Host {shown!r} is not allowed: use localhost, or add the name to allowed_hosts.",
-                code="host_not_allowed",
-            )
-
-    def _is_allowed(self, value: str) -> bool:
-        match = _HOST.fullmatch(value.strip(" \t"))
+    def allows(self, value: bytes) -> bool:
+        """Whether a request with this Host header is answered."""
+        if self._any:
+            return True
+        match = _HOST.fullmatch(value.decode("latin-1").strip(" \t"))
         if match is None:
             return False
         name = _normal(match["name"])

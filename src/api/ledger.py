@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from src.api.access import Access
-from src.api.keys import Caller
+from src.api.keys import ANONYMOUS, Caller
 from src.api.metrics import Metrics, RequestRecord
 from src.api.tracing import Tracing
 from src.engine.client import EngineClient
@@ -24,10 +24,18 @@ class Ledger:
         self._tracing = tracing
         self._running: dict[str, tuple[RequestRecord, list[str]]] = {}
 
-    @property
-    def running_ids(self) -> list[str]:
-        """Completion ids, oldest first."""
-        return [name for name, (record, _) in self._running.items() if name == record.completion_id]
+    def running_ids(self, caller: Caller | None) -> list[str]:
+        """Completion ids of a key's own requests, oldest first. Without a key there are none: whoever knows an id may
+        cancel the request and read what is stored of it."""
+        if caller is None or caller.name == ANONYMOUS:
+            return []
+        return [
+            name
+            for name, (record, _) in self._running.items()
+            if name == record.completion_id
+            and record.caller is not None
+            and record.caller.name == caller.name
+        ]
 
     def begin(self, record: RequestRecord, engine_ids: Sequence[str]) -> None:
         self._metrics.begin(record)

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat import Answer, start_answer
 from src.api.chat_plan import ChatPlan, check_count, plan_chat, warn_unknown
-from src.api.deps import Context, ServerContext, counted_rejections, new_record
+from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record
 from src.api.errors import ApiError, Cancelled, InvalidRequest, NotFound
-from src.api.keys import ANONYMOUS
+from src.api.keys import ANONYMOUS, Caller
 from src.api.response_store import ResponseStore, resolve
 from src.api.responses_input import ResponsesRequest, chat_body
 from src.api.responses_items import PlacedItem, num_rendered
@@ -38,22 +38,26 @@ class ResponsePlan:
     store: ResponseStore | None  # None: it is not to be stored
 
 
-async def plan_response(body: dict[str, Any], context: ServerContext, caller: str) -> ResponsePlan:
+async def plan_response(
+    body: dict[str, Any], context: ServerContext, caller: Caller | None
+) -> ResponsePlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
     request = ResponsesRequest.model_validate(body)
     warn_unknown(body, request)
     store = context.responses
     if isinstance(request.input, list):
         check_count(num_rendered(request.input), "input", context)
-    resolved = resolve(request, store, caller)
+    resolved = resolve(request, store, _name(caller))
     items = resolved.items
     chat = await context.read(len(items), lambda: chat_body(request, items))
     try:
-        plan = await plan_chat(chat.body, context, id_prefix="resp_", max_tools=MAX_FUNCTIONS)
+        plan = await plan_chat(
+            chat.body, context, caller, id_prefix="resp_", max_tools=MAX_FUNCTIONS
+        )
     except InvalidRequest as error:
         raise chat.in_words_of_responses(error) from None
     kept = store if store.enabled and request.store is not False else None
-    return ResponsePlan(request, chat.tools, plan, resolved.own, caller, kept)
+    return ResponsePlan(request, chat.tools, plan, resolved.own, _name(caller), kept)
 
 
 class ResponseWriter:
@@ -206,7 +210,7 @@ async def responses(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
         body = await read_json_object(request, context.config)
-        plan = await plan_response(body, context, _caller(request))
+        plan = await plan_response(body, context, record.caller)
         answer = await start_answer(plan.chat, context, record)
     writer = ResponseWriter(plan, answer)
     if plan.chat.stream:
@@ -218,7 +222,7 @@ async def responses(request: Request, context: Context) -> Response:
 async def count_input_tokens(request: Request, context: Context) -> dict[str, Any]:
     """How many tokens the model would read; what a response would refuse is refused here too."""
     body = await read_json_object(request, context.config)
-    plan = await plan_response({"model": context.model_id} | body, context, _caller(request))
+    plan = await plan_response({"model": context.model_id} | body, context, caller_of(request))
     return {"object": "response.input_tokens", "input_tokens": len(plan.chat.prompt.token_ids)}
 
 
@@ -275,5 +279,8 @@ async def list_input_items(response_id: str, request: Request, context: Context)
 
 
 def _caller(request: Request) -> str:
-    caller = getattr(request.state, "caller", None)
+    return _name(caller_of(request))
+
+
+def _name(caller: Caller | None) -> str:
     return ANONYMOUS if caller is None else caller.name

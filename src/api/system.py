@@ -7,12 +7,12 @@ import time
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from src import __version__
-from src.api.deps import Context, ServerContext
+from src.api.deps import Context, ServerContext, caller_of
 from src.api.errors import json_response
 from src.api.metrics import Live, LiveCollector
 from src.engine.client import EngineClient
@@ -21,7 +21,7 @@ from src.engine.lifecycle import EngineState
 
 router = APIRouter()
 
-MAX_LISTED = 1000  # running requests in /stats
+MAX_LISTED = 1000  # running requests of the caller in /stats
 
 
 def health_report(context: ServerContext) -> dict[str, Any]:
@@ -81,7 +81,7 @@ async def ready(context: Context) -> Response:
 
 
 @router.get("/stats")
-async def stats(context: Context) -> dict[str, Any]:
+async def stats(request: Request, context: Context) -> dict[str, Any]:
     engine, metrics, prompts = context.engine, context.metrics, context.prompt_builder.stats
     ended = {name: metrics.outcomes[name] for name in ("ok", "failed", "cancelled", "rejected")}
     live = engine.stats
@@ -96,7 +96,7 @@ async def stats(context: Context) -> dict[str, Any]:
             "active": metrics.active,
             "waiting": engine.num_waiting,
         },
-        "running": context.ledger.running_ids[:MAX_LISTED],
+        "running": context.ledger.running_ids(caller_of(request))[:MAX_LISTED],
         "tokens": {
             "prompt": metrics.num_prompt_tokens,
             "output": metrics.num_output_tokens,

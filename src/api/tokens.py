@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 
 from src.api.body import read_json_object
 from src.api.chat_plan import plan_chat
-from src.api.deps import Context
+from src.api.deps import Context, caller_of
 from src.api.errors import InvalidRequest
 from src.api.protocol import FIRST_PROBLEM, VOCAB_SIZE, Strict
 from src.harmony.tokenizer_files import tokenizer_config
@@ -43,7 +43,7 @@ async def tokenize(request: Request, context: Context) -> dict[str, Any]:
     vLLM's `add_special_tokens` is there, whatever its value: the model adds none."""
     raw = await read_json_object(request, context.config)
     if "messages" in raw:
-        plan = await plan_chat({"model": context.model_id} | raw, context)
+        plan = await plan_chat({"model": context.model_id} | raw, context, caller_of(request))
         ids = plan.prompt.token_ids
         return {
             "tokens": ids,

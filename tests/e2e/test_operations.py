@@ -260,30 +260,25 @@ def test_cancelling_a_stream(server: ServerProcess, prefix: str, by: str) -> Non
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_cancelling_a_json_request(server: ServerProcess, path: str) -> None:
-    server.wait_idle()
+def test_cancelling_a_json_request(keyed: ServerProcess, path: str) -> None:
+    headers = {"authorization": "Bearer key-of-alice"}
     body = (
         ENDLESS
         if "chat" in path
         else {"model": "gpt-oss-nano", "prompt": "a", "max_tokens": 7000, "ignore_eos": True}
     )
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, server.url + path, json=body, timeout=60)
-        wait_running(server)
+        answer = pool.submit(httpx.post, keyed.url + path, json=body, headers=headers, timeout=60)
+        wait_running(keyed, authorization="Bearer key-of-alice")
         line = ""
-        while not line:  # the id is in no header yet: a client that wants to cancel streams; here the engine tells it
-            line = next(iter(_running_ids(server)), "")
-        assert httpx.post(f"{server.url}/cancel/{line}").status_code == 200
+        while not line:  # the id is in no header yet: a client that wants to cancel streams
+            stats = httpx.get(f"{keyed.url}/stats", headers=headers).json()
+            line = next(iter(stats["running"]), "")
+        assert httpx.post(f"{keyed.url}/cancel/{line}", headers=headers).status_code == 200
         assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (
             409,
             "request_cancelled",
         )
-    server.wait_idle()
-
-
-def _running_ids(server: ServerProcess) -> list[str]:
-    found: list[str] = httpx.get(f"{server.url}/stats").json()["running"]
-    return found
 
 
 def _said(server: ServerProcess, *parts: bytes, pause_s: float = 0.0) -> tuple[bytes, bytes]:
@@ -301,9 +296,9 @@ def _said(server: ServerProcess, *parts: bytes, pause_s: float = 0.0) -> tuple[b
 def test_headers_and_bodies_that_never_end_are_given_up() -> None:
     limits = ("--body-timeout-s", "0.5", "--header-timeout-s", "0.5", "--max-header-bytes", "2048")
     with running_server(*FLAGS, *limits) as server:
-        begun = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        begun = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
         with socket.create_connection(("127.0.0.1", server.port)) as slow:
-            slow.sendall(begun + b"Content-Length: 100\r\n\r\n{")
+            slow.sendall(begun + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
             slow.settimeout(10)
             assert b" 408 " in slow.recv(4096).splitlines()[0]
         status, body = _said(server, begun)
@@ -313,7 +308,7 @@ def test_headers_and_bodies_that_never_end_are_given_up() -> None:
         assert b" 431 " in status and json.loads(body)["error"]["type"] == "invalid_request_error"
         status, body = _said(server, b"\x16\x03\x01 this is no HTTP\r\n\r\n")
         assert b" 400 " in status and "HTTP" in json.loads(body)["error"]["message"]
-        whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         status, _ = _said(server, whole, b"", whole, begun, pause_s=0.4)
         assert b" 200 " in status, "an idle connection may go on; its next headers must end too"
         response = httpx.get(f"{server.url}/v1/models", headers={"x-padding": "a" * 3000})

@@ -114,6 +114,147 @@ class TestKeys:
         assert b" 401 " in answer.partition(b"\r\n")[0]
 
 
+class TestBrowsers:
+    """What a page of another site can make a browser do to a server on this machine."""
+
+    @pytest.mark.parametrize(
+        "host", ["localhost", "LOCALHOST:80", "127.0.0.1", "127.0.0.1:1", "[::1]:8000", "localhost."]
+    )  # fmt: skip
+    def test_names_of_this_machine_are_answered(self, server: ServerProcess, host: str) -> None:
+        assert httpx.get(f"{server.url}/stats", headers={"host": host}).status_code == 200
+
+    @pytest.mark.parametrize(
+        "host",
+        ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "evil@localhost",
+         "192.0.2.1", "[::2]", "", "localhost:80:80", "evil.example/localhost", "0.0.0.0"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("path", ["/stats", "/", "/health", "/nowhere"])
+    def test_other_names_are_not(self, server: ServerProcess, host: str, path: str) -> None:
+        response = httpx.get(server.url + path, headers={"host": host})
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "host_not_allowed")
+
+    def test_one_of_two_host_headers_is_enough(self, server: ServerProcess) -> None:
+        head = b"GET /stats HTTP/1.1\r\nhost: localhost\r\nhost: evil.example"
+        assert b" 403 " in said(server, head).partition(b"\r\n")[0]
+
+    @pytest.mark.parametrize(
+        "path",
+        ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/tokenize", "/detokenize",
+         "/v1/chat/completions/render"],
+    )  # fmt: skip
+    @pytest.mark.parametrize(
+        "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json"]
+    )  # fmt: skip
+    def test_a_body_must_say_that_it_is_json(
+        self, server: ServerProcess, path: str, content_type: str | None
+    ) -> None:
+        headers = {} if content_type is None else {"content-type": content_type}
+        response = httpx.post(server.url + path, content=b"{}", headers=headers)
+        assert response.status_code == 415
+        assert "'Content-Type: application/json'" in response.json()["error"]["message"]
+
+    @pytest.mark.parametrize(
+        "content_type", ["application/json; charset=utf-8", "Application/JSON", "a/b+json"]
+    )
+    def test_any_spelling_of_json_is_taken(self, server: ServerProcess, content_type: str) -> None:
+        body = b'{"prompt": "a"}'
+        response = httpx.post(
+            f"{server.url}/tokenize", content=body, headers={"content-type": content_type}
+        )
+        assert response.status_code == 200
+
+    @pytest.mark.parametrize("path", ["/health", "/stats", "/docs"])
+    def test_a_redirect_stays_on_this_host(self, server: ServerProcess, path: str) -> None:
+        response = httpx.get(f"{server.url}{path}/?a=1", headers={"host": "localhost:1"})
+        assert (response.status_code, response.headers["location"]) == (307, f"{path}?a=1")
+        assert httpx.get(f"{server.url}//evil.example/").status_code == 404
+
+
+class TestKeysApart:
+    """What one key learns of another."""
+
+    def test_stats_show_a_key_its_own_requests(self, keyed: Keyed, server: ServerProcess) -> None:
+        body = BODY | {"max_tokens": 7000, "ignore_eos": True, "stream": True}
+
+        def running(url: str, headers: dict[str, str]) -> list[str]:
+            found: list[str] = httpx.get(f"{url}/stats", headers=headers).json()["running"]
+            return found
+
+        for url, headers in ((keyed.url, ALICE), (server.url, {})):
+            with httpx.stream(
+                "POST", f"{url}/v1/chat/completions", json=body, headers=headers
+            ) as r:
+                lines = r.iter_lines()  # kept: the stream ends with its iterator
+                completion_id = json.loads(next(lines)[6:])["id"]
+                own = running(url, headers)
+                assert own == ([completion_id] if headers else []), (
+                    "without keys the id is all that protects it"
+                )
+                assert not headers or running(url, BOB) == []
+
+    def test_cached_tokens_tell_a_key_of_its_own_requests_alone(self, keyed: Keyed) -> None:
+        text = "A prompt that only alice has sent so far. " * 12
+        chat = BODY | {"messages": [{"role": "user", "content": text}], "max_tokens": 1}
+        raw = {"model": "gpt-oss-nano", "prompt": text, "max_tokens": 1}
+
+        def cached(path: str, body: dict[str, Any], headers: dict[str, str]) -> int:
+            url = f"{keyed.url}/v1/{path}"
+            usage = httpx.post(url, json=body, headers=headers, timeout=60).json()["usage"]
+            count: int = usage["prompt_tokens_details"]["cached_tokens"]
+            return count
+
+        for sent in (
+            ("chat/completions", chat),
+            ("completions", raw),
+            ("completions", raw | {"cache_salt": "s"}),
+        ):
+            assert (cached(*sent, ALICE), cached(*sent, BOB)) == (0, 0), sent
+            assert min(cached(*sent, ALICE), cached(*sent, BOB)) >= 64, sent
+
+
+class TestDebugEndpoints:
+    PATHS = (
+        "/docs",
+        "/docs/",
+        "/docs/oauth2-redirect",
+        "/redoc",
+        "/openapi.json",
+        "/v1/chat/completions/render",
+    )
+
+    @pytest.mark.parametrize("path", PATHS)
+    def test_one_switch_for_all(self, keyed: Keyed, server: ServerProcess, path: str) -> None:
+        method = "POST" if path.endswith("render") else "GET"
+
+        def status(url: str, headers: dict[str, str]) -> int:
+            return httpx.request(
+                method, url + path, json=BODY, headers=headers, follow_redirects=True
+            ).status_code
+
+        assert (status(keyed.url, {}), status(keyed.url, ALICE)) == (401, 403)
+        assert status(server.url, {}) == 200
+
+
+class TestStart:
+    def test_an_open_server_on_the_network_warns_and_survives_an_early_sighup(self) -> None:
+        server = ServerProcess(*FLAGS, "--host", "0.0.0.0", "--no-warm-up")
+        try:
+            wait_until(lambda: "gpt-oss server" in server.log, 30)
+            for _ in range(5):
+                server.process.send_signal(signal.SIGHUP)
+                time.sleep(0.05)
+            server.wait_ready()
+            assert "no API key is set and host 0.0.0.0 is not loopback" in server.log
+            assert "keys reloaded: 0" in server.log, "held back, not lost"
+            anywhere = httpx.get(f"{server.url}/stats/", headers={"host": "some.example"})
+            assert anywhere.headers["location"] == "/stats"
+        finally:
+            server.stop()
+
+    def test_a_key_can_be_required(self) -> None:
+        assert "there is no key" in failed_start("--require-api-key", "--host", "0.0.0.0")
+
+
 LIMITED = ("--engine-heartbeat-timeout-s", "1.5", "--send-timeout-s", "1", "--max-connections", "8")
 
 

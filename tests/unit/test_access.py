@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from src.api.access import Access
 from src.api.errors import Unauthorized
+from src.api.hosts import HostCheck, is_loopback
 from src.api.keys import load_callers
 from src.config import ServerConfig, load_config, without_secrets
 from src.engine.config import ConfigError
+from src.serving import check_access
 
 
 def keys_file(tmp_path: Path, text: str) -> ServerConfig:
@@ -124,3 +128,66 @@ def test_no_secret_in_an_error_about_flags(
 )  # fmt: skip
 def test_passwords_in_urls_are_masked(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+
+
+# --- which hosts, and who shares a cache ---
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("localhost", True), ("::ffff:127.0.0.1", True),
+     ("0.0.0.0", False), ("::", False), ("", False), ("192.0.2.1", False), ("no.such.name.invalid", False)],
+)  # fmt: skip
+def test_which_addresses_are_of_this_machine_alone(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed", "refused"),
+    [
+        ({}, "localhost 127.0.0.1:8000 127.1.2.3 [::1]", "evil.example 10.0.0.1 [fe80::1]"),
+        ({"host": "::1"}, "localhost [::1]:80", "evil.example"),
+        ({"host": "0.0.0.0"}, "localhost evil.example 10.0.0.1 what:ever:", ""),
+        ({"host": "0.0.0.0", "allowed_hosts": ["a.example", "2001:db8::1"]}, "A.example:1 localhost [2001:db8::1]", "b.example"),
+        ({"allowed_hosts": []}, "localhost", "a.example"), ({"allowed_hosts": ["*"]}, "a.example", ""),
+    ],
+)  # fmt: skip
+def test_which_hosts_are_answered(options: dict[str, Any], allowed: str, refused: str) -> None:
+    check = HostCheck(ServerConfig(**options))
+    assert [name for name in allowed.split() if not check.allows(name.encode())] == []
+    assert [name for name in refused.split() if check.allows(name.encode())] == []
+
+
+@pytest.mark.parametrize("name", ["http://a", "a:80", "a/b", "", "*.a", "[::1]"])
+def test_an_allowed_host_is_a_name_or_an_address(name: str) -> None:
+    with pytest.raises(ConfigError, match="allowed_hosts .*not a host name or address"):
+        load_config(["--allowed-hosts", json.dumps([name])])
+
+
+def test_keys_that_differ_share_no_cache_unless_it_is_switched_on(tmp_path: Path) -> None:
+    two = "- {name: a, key: key-of-a}\n- {name: b, key: key-of-b}"
+    a, b = load_callers(keys_file(tmp_path, two))
+    apart = Access(keys_file(tmp_path, two))
+    assert apart.cache_scope(a) == apart.cache_scope(a) != apart.cache_scope(b)
+    assert "" not in (apart.cache_scope(a), apart.cache_scope(b))
+    assert apart.cache_scope(a) != Access(keys_file(tmp_path, two)).cache_scope(a), (
+        "not to be guessed"
+    )
+    shared = Access(ServerConfig(api_keys_file=tmp_path / "keys.yaml", shared_prefix_cache=True))
+    assert shared.cache_scope(a) == shared.cache_scope(b) == ""
+    alone = Access(ServerConfig(api_key="secret-key"))  # type: ignore[arg-type]
+    assert alone.cache_scope(a) == alone.cache_scope(None) == ""
+
+
+def test_a_server_that_is_open_to_the_network_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    for options, logged in (
+        ({"host": "0.0.0.0"}, True), ({"host": "::"}, True), ({"host": "127.0.0.1"}, False),
+        ({"host": "0.0.0.0", "api_key": "secret-key"}, False),
+    ):  # fmt: skip
+        caplog.clear()
+        check_access(ServerConfig(**options), {})
+        assert ("no API key is set" in caplog.text) is logged, options
+    with pytest.raises(ConfigError, match="require_api_key"):
+        check_access(ServerConfig(require_api_key=True), {})
+    check_access(ServerConfig(api_key="secret-key"), {"api_key": "flag"})  # type: ignore[arg-type]
+    assert "command line" in caplog.text and "secret-key" not in caplog.text

@@ -263,6 +263,21 @@ def test_generated_history_is_replayed_byte_for_byte(canonical: bool) -> None:
     assert (forgetful[: len(first) + len(answer)] == first + answer) == canonical
 
 
+def test_scopes_share_neither_prefixes_nor_what_was_generated() -> None:
+    cached = builder(replay_generated_ids=True)
+    plain = builder().build([USER, CALLING, RESULT], tools=[TOOL])
+    cached.remember(generated('{"city":"Oslo"}', canonical=False), "alice")
+    cached.build([USER], tools=[TOOL], scope="alice")
+    assert (
+        cached.build([USER, CALLING, RESULT], tools=[TOOL], scope="alice").token_ids
+        != plain.token_ids
+    )
+    for scope in ("bob", ""):
+        other = cached.build([USER, CALLING, RESULT], tools=[TOOL], scope=scope)
+        assert (other.token_ids, other.num_reused_messages) == (plain.token_ids, 0)
+    assert cached.build([USER, CALLING, RESULT], tools=[TOOL], scope="bob").cache_hit
+
+
 def test_what_another_server_wrote_is_rendered_canonically() -> None:
     cached = builder(replay_generated_ids=True)
     cached.remember(generated('{"city":"Oslo"}', canonical=False))

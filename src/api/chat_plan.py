@@ -14,11 +14,14 @@ from src.api.deps import ServerContext
 from src.api.errors import InvalidRequest, NotFound
 from src.api.keys import Caller
 from src.api.protocol import EFFORTS, MAX_TOOLS, ChatCompletionRequest, SamplingFields
-from src.api.tool_choice import ToolPlan, plan_tools
+from src.api.tool_choice import RelaxedSchema, ToolPlan, plan_tools
 from src.api.warn_once import WarnOnce
 from src.engine.messages import AddRequest
 from src.engine.sampling_params import LoopGuard, SamplingParams
-from src.harmony.grammar import SchemaError, TurnSpec, check_grammar, check_schema, turn_grammar
+from src.harmony.grammar import TurnSpec, fitted_grammar, turn_grammar
+from src.harmony.schema.checks import SchemaError
+from src.harmony.schema.enforce import Enforced, enforceable
+from src.harmony.schema.rewrite import ALL, Relaxed
 from src.harmony.vocabulary import CALL, END, RETURN, STOP_TOKEN_IDS
 from src.profiles import Profile
 from src.prompt_builder import PromptError, PromptTokens
@@ -28,6 +31,8 @@ logger = logging.getLogger(__name__)
 GREEDY_BELOW = 1e-5  # a lower temperature would overflow float32 logits
 MIN_ANSWER_TOKENS = 16
 MESSAGE_TOKENS = 4  # of one that says nothing: start, role, message, end
+TOO_COMPLEX = Relaxed("parameters", ALL, "all schemas together are too complex")
+_warn_relaxed = WarnOnce(logger, "not enforced by the grammar: %s")
 _warn_ignored = WarnOnce(logger, "ignoring unknown request fields: %s")
 
 
@@ -48,6 +53,7 @@ class ChatPlan:
     logprobs: bool
     max_calls: int | None
     service_tier: str | None
+    relaxed: list[RelaxedSchema] | None  # what the grammar does not enforce, where the client asked
 
     @property
     def tool_names(self) -> list[str]:
@@ -147,18 +153,18 @@ async def plan_chat(
     profile = _profile(request, context)
     if request.tools or request.functions or request.response_format:  # schemas are compiled
         guide = context.config.guided_harmony and context.config.guided_tool_arguments
-        tools, response_format = await asyncio.to_thread(
+        tools, final = await asyncio.to_thread(
             lambda: (plan_tools(request, guide_arguments=guide), _response_format(request))
         )
     else:
-        tools, response_format = plan_tools(request), None
+        tools, final = plan_tools(request), None
     effort = EFFORTS[_effort(request) or profile.effort]
     scope = context.access.cache_scope(caller)
     try:
         prompt = await context.build_prompt(
             messages,
             tools=tools.shown,
-            response_format=_named_schema(request, response_format),
+            response_format=_named_schema(request, final),
             effort=effort,
             cache_scope=scope,
         )
@@ -168,9 +174,9 @@ async def plan_chat(
         raise InvalidRequest("The schemas of the tools are nested too deeply.", "tools") from None
     max_tokens = _max_tokens(request, profile, len(prompt.token_ids), context)
     budget = _budget(
-        request, profile, max_tokens, constrained=tools.must_call or response_format is not None
+        request, profile, max_tokens, constrained=tools.must_call or final is not None
     )
-    grammar = await _grammar(request, tools, response_format, budget, context)
+    grammar, relaxed = await _grammar(request, tools, final, budget, context)
     params = _sampling(request, profile, max_tokens, grammar, context)
     completion_id = id_prefix + secrets.token_hex(12)
     requests = _engine_requests(completion_id, request, profile, prompt, params, scope)
@@ -192,6 +198,7 @@ async def plan_chat(
         logprobs=bool(request.logprobs),
         max_calls=1 if request.parallel_tool_calls is False or tools.legacy else None,
         service_tier="default" if request.service_tier is not None else None,
+        relaxed=relaxed if request.include_relaxations else None,
     )
 
 
@@ -227,38 +234,50 @@ def _effort(request: ChatCompletionRequest) -> str | None:
     return request.reasoning.effort if request.reasoning is not None else None
 
 
-def _response_format(request: ChatCompletionRequest) -> Mapping[str, Any] | None:
-    """-> the JSON schema of the final message, None for free text."""
+@dataclass(frozen=True, slots=True)
+class FinalFormat:
+    """The JSON schema of the final message."""
+
+    name: str
+    shown: Mapping[str, Any]
+    enforced: Enforced
+    strict: bool = False
+
+
+_ANY_OBJECT = FinalFormat("json_object", {"type": "object"}, Enforced({"type": "object"}))
+
+
+def _response_format(request: ChatCompletionRequest) -> FinalFormat | None:
+    """None for free text."""
     wanted = request.response_format
     if wanted is None or wanted.type == "text":
         return None
-    if wanted.type == "json_object":
-        return {"type": "object"}
-    assert wanted.json_schema is not None
-    schema = wanted.json_schema.schema_
-    if schema is None:
-        return {"type": "object"}
+    named = wanted.json_schema
+    if named is None or named.schema_ is None:
+        return _ANY_OBJECT if named is None else replace(_ANY_OBJECT, name=named.name)
+    strict = bool(named.strict)
     try:
-        check_schema(schema)
+        enforced = enforceable(named.schema_, strict)
+        if enforced.contradiction is not None:
+            raise SchemaError(str(enforced.contradiction))
     except SchemaError as error:
         raise InvalidRequest(
-            f"Invalid schema for response_format '{wanted.json_schema.name}': {error}",
+            f"Invalid schema for response_format '{named.name}': {error}",
             "response_format.json_schema.schema",
             "invalid_json_schema",
         ) from None
-    return schema
+    return FinalFormat(named.name, named.schema_, enforced, strict)
 
 
 def _named_schema(
-    request: ChatCompletionRequest, schema: Mapping[str, Any] | None
+    request: ChatCompletionRequest, final: FinalFormat | None
 ) -> Mapping[str, Any] | None:
     """What the developer message shows under `# Response Formats`."""
-    if schema is None or request.response_format is None:
+    if final is None or request.response_format is None:
         return None
     named = request.response_format.json_schema
-    if named is None:
-        return {"name": "json_object", "description": "any JSON object", "schema": schema}
-    return {"name": named.name, "description": named.description, "schema": schema}
+    description = "any JSON object" if named is None else named.description
+    return {"name": final.name, "description": description, "schema": final.shown}
 
 
 def _budget(
@@ -279,36 +298,41 @@ def _budget(
 async def _grammar(
     request: ChatCompletionRequest,
     tools: ToolPlan,
-    schema: Mapping[str, Any] | None,
+    final: FinalFormat | None,
     budget: int | None,
     context: ServerContext,
-) -> str | None:
+) -> tuple[str | None, list[RelaxedSchema]]:
+    """-> (the turn's grammar, what of the schemas it does not enforce)."""
     if request.ignore_eos:
-        return None  # a benchmark wants a length, not an answer
+        return None, []  # a benchmark wants a length, not an answer
     needed = (
         tools.must_call
-        or schema is not None
+        or final is not None
         or budget is not None
         or any(t.constrained and t.asked for t in tools.callable)
     )
     if not needed and not context.config.guided_harmony:
-        return None
+        return None, []
+    schema = final.enforced.schema if final is not None else None
     spec = TurnSpec(tools.callable, tools.must_call, schema, budget)
-    grammar = turn_grammar(spec, context.vocabulary)
-    if tools.callable or schema is not None:
-        try:
-            await asyncio.to_thread(check_grammar, grammar)
-        except SchemaError as error:
-            if not all(t.asked for t in tools.callable if t.constrained):
-                asked = [replace(t, constrained=t.constrained and t.asked) for t in tools.callable]
-                return await _grammar(
-                    request, replace(tools, callable=asked), schema, budget, context
-                )
-            param = "response_format" if schema is not None else "tools"
-            raise InvalidRequest(
-                f"The schemas are too complex to be enforced: {error}", param
-            ) from None
-    return grammar
+    if not tools.callable and schema is None:
+        return turn_grammar(spec, context.vocabulary), []
+    try:
+        grammar, left_out = await asyncio.to_thread(fitted_grammar, spec, context.vocabulary)
+    except SchemaError as error:
+        param = "response_format" if final is not None else "tools"
+        raise InvalidRequest(
+            f"The schemas are too complex to be enforced: {error}", param
+        ) from None
+    relaxed = [*tools.relaxed]
+    if final is not None:
+        relaxed += [RelaxedSchema("response_format", final.name, r) for r in final.enforced.relaxed]
+    relaxed += [
+        RelaxedSchema("function", tools.callable[number].name, TOO_COMPLEX) for number in left_out
+    ]
+    if relaxed:
+        _warn_relaxed(str(r) for r in relaxed)
+    return grammar, relaxed
 
 
 def _sampling(

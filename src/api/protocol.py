@@ -263,6 +263,7 @@ class ChatCompletionRequest(SamplingFields):
     include_reasoning: bool | None = None
     reasoning_budget: Annotated[int, Field(ge=0)] | None = None
     profile: str | None = None
+    include_relaxations: bool | None = None  # report what of the schemas is not enforced
 
     @model_validator(mode="after")
     def _check(self) -> ChatCompletionRequest:

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from src.api.errors import InvalidRequest
 from src.api.protocol import ChatCompletionRequest, FunctionDefinition
-from src.harmony.grammar import SchemaError, ToolSpec, check_schema
-from src.harmony.tool_types import check_shape
+from src.harmony.grammar import ToolSpec
+from src.harmony.schema.checks import SchemaError
+from src.harmony.schema.enforce import Enforced, enforceable
+from src.harmony.schema.rewrite import ALL, Relaxed
 
 MAX_GUIDED_SCHEMA = 20_000  # characters; a larger one is enforced only if it is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class RelaxedSchema:
+    """A part of a request's schemas that the grammar does not enforce."""
+
+    kind: str  # "function" or "response_format"
+    name: str
+    relaxed: Relaxed
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}: {self.relaxed}"
+
+    def as_json(self) -> dict[str, str]:
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "path": self.relaxed.path,
+            "reason": self.relaxed.reason,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +43,7 @@ class ToolPlan:
     callable: list[ToolSpec]  # may be called
     must_call: bool
     legacy: bool  # asked for with `functions`: answered with `function_call`
+    relaxed: list[RelaxedSchema] = field(default_factory=list)
 
 
 def plan_tools(request: ChatCompletionRequest, *, guide_arguments: bool = False) -> ToolPlan:
@@ -38,7 +61,6 @@ def plan_tools(request: ChatCompletionRequest, *, guide_arguments: bool = False)
             raise InvalidRequest(
                 f"Two tools are named {name!r}.", f"{where}[{index}].function.name", "invalid_value"
             )
-        _check_parameters(functions[index], f"{where}[{index}]" + ("" if legacy else ".function"))
     mode, allowed = (
         _legacy_choice(request.function_call) if legacy else _choice(request.tool_choice)
     )
@@ -56,80 +78,50 @@ def plan_tools(request: ChatCompletionRequest, *, guide_arguments: bool = False)
     chosen = (
         [] if mode == "none" else [f for f in functions if allowed is None or f.name in allowed]
     )
-    specs = []
+    specs, relaxed = [], []
     for index, function in enumerate(functions):
-        if function not in chosen:
+        place = f"{where}[{index}]" + ("" if legacy else ".function")
+        callable_ = function in chosen
+        enforced = _enforced(function, place, strict=callable_ and bool(function.strict))
+        if not callable_:
             continue
-        constrained = forced or bool(function.strict)
-        if constrained and function.parameters:
-            try:
-                check_schema(function.parameters)
-            except SchemaError as error:
-                place = f"{where}[{index}]" + ("" if legacy else ".function") + ".parameters"
-                raise InvalidRequest(
-                    f"Invalid schema for function '{function.name}': {error}",
-                    place,
-                    "invalid_function_parameters",
-                ) from None
-        guided = not constrained and guide_arguments and _can_guide(function)
-        specs.append(
-            ToolSpec(
-                function.name,
-                _closed(function.parameters),
-                constrained or guided,
-                asked=constrained,
-            )
-        )
+        spec, not_enforced = _spec(function, enforced, forced=forced, guide=guide_arguments)
+        specs.append(spec)
+        relaxed += [RelaxedSchema("function", function.name, r) for r in not_enforced]
     shown = [] if mode == "none" else [_shown(f) for f in functions]
-    return ToolPlan(shown, specs, forced, legacy)
+    return ToolPlan(shown, specs, forced, legacy, relaxed)
 
 
-def _can_guide(function: FunctionDefinition) -> bool:
-    """A tool without properties may take any object, so there is nothing to guide."""
-    if not (function.parameters or {}).get("properties"):
-        return False
+def _enforced(function: FunctionDefinition, place: str, *, strict: bool) -> Enforced | None:
+    """What the grammar enforces of its parameters; None where it has none."""
+    if function.parameters is None:
+        return None
     try:
-        check_schema(function.parameters)
-    except SchemaError:
-        return False
-    return len(json.dumps(function.parameters)) <= MAX_GUIDED_SCHEMA
-
-
-OPEN_ENDED = (
-    "additionalProperties",
-    "unevaluatedProperties",
-    "patternProperties",
-    "allOf",
-    "anyOf",
-    "oneOf",
-    "if",
-    "$ref",
-)
-
-
-def _closed(schema: Any) -> Any:
-    """The schema without the leave, which JSON Schema gives where nothing is said, to invent further properties."""
-    if not isinstance(schema, Mapping):
-        return schema
-    closed = dict(schema)
-    if isinstance(schema.get("properties"), Mapping):
-        closed["properties"] = {name: _closed(s) for name, s in schema["properties"].items()}
-        if not any(keyword in schema for keyword in OPEN_ENDED):
-            closed["additionalProperties"] = False
-    if isinstance(schema.get("items"), Mapping):
-        closed["items"] = _closed(schema["items"])
-    return closed
-
-
-def _check_parameters(function: FunctionDefinition, where: str) -> None:
-    try:
-        check_shape(function.parameters or {}, "parameters")
-    except (ValueError, RecursionError) as error:
+        return enforceable(function.parameters, strict, arguments=True, where="parameters")
+    except SchemaError as error:
         raise InvalidRequest(
-            f"Invalid schema for function '{function.name}': {error or 'nested too deeply'}",
-            f"{where}.parameters",
+            f"Invalid schema for function '{function.name}': {error}",
+            f"{place}.parameters",
             "invalid_function_parameters",
         ) from None
+
+
+def _spec(
+    function: FunctionDefinition, enforced: Enforced | None, *, forced: bool, guide: bool
+) -> tuple[ToolSpec, Sequence[Relaxed]]:
+    """-> (what the grammar gets, what it does not enforce)."""
+    strict = bool(function.strict)
+    if enforced is None:
+        return ToolSpec(function.name, None, forced or strict, forced or strict, strict), ()
+    schema, relaxed = enforced.schema, enforced.relaxed
+    asked = forced or strict
+    # where any object is right there is nothing to guide
+    guided = not asked and guide and schema.keys() != {"type"}
+    if guided and len(json.dumps(schema)) > MAX_GUIDED_SCHEMA:
+        guided, relaxed = False, (Relaxed("parameters", ALL, "too large to be enforced unasked"),)
+    if not asked and not guide:
+        relaxed = ()
+    return ToolSpec(function.name, schema, asked or guided, asked, strict), relaxed
 
 
 def _shown(function: FunctionDefinition) -> dict[str, Any]:

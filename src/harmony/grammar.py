@@ -8,26 +8,22 @@ token but the message's end can be sampled, or JSON.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from threading import Lock
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llguidance import LLMatcher
 
+from src.harmony.digest_cache import DigestCache
+from src.harmony.schema.checks import SchemaError
 from src.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
 
 # One space, or a line break and its indentation: what models write, and bounded, so that no answer ends in blanks.
 _WHITESPACE = r"(\n {0,32}| )"
-MAX_CHECKED = 10_000  # schemas and grammars known to compile
+MAX_CHECKED = 10_000  # grammars known to compile
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
-
-
-class SchemaError(ValueError):
-    """A JSON schema that cannot be enforced. The message is llguidance's reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +32,7 @@ class ToolSpec:
     parameters: Mapping[str, Any] | None
     constrained: bool  # arguments follow `parameters`; otherwise any text
     asked: bool = True  # the client wants them to; else they do as long as the grammar allows it
+    strict: bool = False  # they have to: nothing may be relaxed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +48,13 @@ class TurnSpec:
 
 
 def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
-    """-> Lark text for llguidance. Schemas are taken as valid: see check_schema."""
+    """-> Lark text for llguidance. Schemas are taken as they are: see schema/enforce.py."""
 
     def ids(text: str) -> str:
         return " ".join(f"<[{token}]>" for token in vocabulary.encode(text))
 
     again = f"<[{END}]> <[{START}]> {ids('assistant')}"
     constrain = f"<[{CONSTRAIN}]> {ids('json')}"
-    endings = [] if spec.must_call else ["final"]
     rules = []
     for number, tool in enumerate(spec.tools):
         name = json.dumps(f".{tool.name} ")
@@ -66,22 +62,15 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
         rules.append(f"call{number}: {header} arguments{number} <[{CALL}]>")
         body = _json(tool.parameters or _ANY_OBJECT) if tool.constrained else "TEXT"
         rules.append(f"arguments{number}: {body}")
-        endings.append(f"call{number}")
-    preludes = [] if spec.reasoning_budget == 0 else ["analysis"]
     bounded = "" if spec.reasoning_budget is None else f"[max_tokens={spec.reasoning_budget}]"
     if spec.reasoning_budget != 0:
         rules.append(f"analysis: <[{CHANNEL}]> {ids('analysis')} <[{MESSAGE}]> thinking {again}")
         rules.append(f"thinking{bounded}: TEXT")
     if spec.tools and not spec.must_call:
-        preludes.append("preamble")
         rules.append(
             f"preamble: <[{CHANNEL}]> {ids('commentary')} <[{MESSAGE}]> introduction {again}"
         )
         rules.append(f"introduction{bounded}: TEXT")
-    if spec.reasoning_budget is None:
-        prelude = f"({' | '.join(preludes)})*"
-    else:  # each once, so that the bounds add up
-        prelude = " ".join(f"{name}?" for name in preludes)
     if not spec.must_call:
         if spec.final_schema is None:
             rules.append(f"final: <[{CHANNEL}]> {ids('final')} <[{MESSAGE}]> answer <[{RETURN}]>")
@@ -90,62 +79,67 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
             header = f"<[{CHANNEL}]> ({ids('final')} | {ids('final ')} {constrain}) <[{MESSAGE}]>"
             rules.append(f"final: {header} answer <[{RETURN}]>")
             rules.append(f"answer: {_json(spec.final_schema)}")
-    start = f"start: {prelude} ({' | '.join(endings)})"
-    return "\n".join(["%llguidance {}", start, *rules, r"TEXT: /(?s:.*)/", ""])
+    return "\n".join(["%llguidance {}", f"start: {_turn(spec)}", *rules, r"TEXT: /(?s:.*)/", ""])
 
 
-def check_schema(schema: Any) -> None:
-    """Raises SchemaError, before anything is generated, for a schema that the grammar cannot enforce."""
-    try:
-        text = json.dumps(schema)
-    except (ValueError, RecursionError) as error:
-        raise SchemaError(str(error)) from error
-    _schemas.once(text, _check_schema_text)
+def _turn(spec: TurnSpec) -> str:
+    """The order of messages. A preamble is content for the client, so before a final that follows a schema there is
+    none: it only leads to a call."""
+    reasoning = [] if spec.reasoning_budget == 0 else ["analysis"]
+    calls = [f"call{number}" for number in range(len(spec.tools))]
+    if spec.must_call or not calls:
+        return f"{_before(spec, reasoning)} ({' | '.join(calls if spec.must_call else ['final'])})"
+    if spec.final_schema is None:
+        return f"{_before(spec, [*reasoning, 'preamble'])} (final | {' | '.join(calls)})"
+    more = "" if spec.reasoning_budget is not None else f"({' | '.join([*reasoning, 'preamble'])})*"
+    return f"{_before(spec, reasoning)} (final | (preamble {more})? ({' | '.join(calls)}))"
 
 
-def _check_schema_text(text: str) -> None:
-    try:
-        grammar = LLMatcher.grammar_from_json_schema(text)
-    except (ValueError, RecursionError) as error:
-        raise SchemaError(str(error)) from error
-    problem = LLMatcher.validate_grammar(grammar, None)
-    if problem:
-        raise SchemaError(problem.splitlines()[0] if problem.startswith("Unimpl") else problem)
+def _before(spec: TurnSpec, messages: Sequence[str]) -> str:
+    """Any number of these; with a budget each once, so that the bounds add up."""
+    if spec.reasoning_budget is None:
+        return f"({' | '.join(messages)})*"
+    return " ".join(f"{name}?" for name in messages)
 
 
-def check_grammar(grammar: str) -> None:
-    """Raises SchemaError for a whole turn's grammar that does not compile (too large, say)."""
-    _grammars.once(grammar, _check_grammar_text)
+def fitted_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> tuple[str, tuple[int, ...]]:
+    """-> (Lark text that compiles, the indices of the tools whose arguments may be any object because all schemas
+    together are too complex). The largest are relaxed first. Raises SchemaError where that does not help.
+    """
+    grammar = turn_grammar(spec, vocabulary)
+    relaxed = _fitted.get(grammar, lambda: _too_many(spec, vocabulary, grammar))
+    return (turn_grammar(_relaxed(spec, relaxed), vocabulary) if relaxed else grammar), relaxed
 
 
-def _check_grammar_text(grammar: str) -> None:
-    problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar), None)
-    if problem:
+def _too_many(spec: TurnSpec, vocabulary: Vocabulary, grammar: str) -> tuple[int, ...]:
+    problem = grammar_error(grammar)
+    if problem is None:
+        return ()
+    guided = [n for n, tool in enumerate(spec.tools) if tool.constrained and not tool.strict]
+    guided.sort(key=lambda n: len(json.dumps(spec.tools[n].parameters)), reverse=True)
+    least, most = 0, len(guided)  # relaxing `least` is too few
+    while most - least > 1:
+        count = (least + most) // 2
+        if grammar_error(turn_grammar(_relaxed(spec, guided[:count]), vocabulary)) is None:
+            most = count
+        else:
+            least = count
+    if not guided or grammar_error(turn_grammar(_relaxed(spec, guided[:most]), vocabulary)):
         raise SchemaError(problem)
+    return tuple(sorted(guided[:most]))
 
 
-class _Checked:
-    """What is known to be right, by digest: texts may have megabytes. For several threads."""
-
-    def __init__(self) -> None:
-        self._digests: OrderedDict[bytes, None] = OrderedDict()
-        self._lock = Lock()
-
-    def once(self, text: str, check: Callable[[str], None]) -> None:
-        """`check` raises for what is wrong, which is not remembered."""
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        with self._lock:
-            if digest in self._digests:
-                self._digests.move_to_end(digest)
-                return
-        check(text)
-        with self._lock:
-            self._digests[digest] = None
-            if len(self._digests) > MAX_CHECKED:
-                self._digests.popitem(last=False)
+def _relaxed(spec: TurnSpec, numbers: Sequence[int]) -> TurnSpec:
+    tools = [replace(t, parameters=_ANY_OBJECT) if n in numbers else t for n, t in enumerate(spec.tools)]
+    return replace(spec, tools=tools)
 
 
-_schemas, _grammars = _Checked(), _Checked()
+def grammar_error(grammar: str) -> str | None:
+    """Why a turn's grammar does not compile (too large, say)."""
+    return LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar), None) or None
+
+
+_fitted: DigestCache[tuple[int, ...]] = DigestCache(MAX_CHECKED, sys.maxsize)
 
 
 def _json(schema: Mapping[str, Any]) -> str:

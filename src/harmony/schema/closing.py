@@ -1,0 +1,109 @@
+"""The one rule of closing: which objects take no other names than those that are declared.
+
+JSON Schema lets an object have any further properties where nothing is said about them, and a guided model would invent
+some. An object is closed over the union of the names that it, its `allOf` and its variants declare. A variant is closed
+by itself only where the object that holds the combinator declares no names. These stay open: an object that declares no
+name (but for a tool's arguments with `properties: {}`), one whose `required` or `minProperties` could not be met if it
+were closed, and one with additionalProperties of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from src.harmony.schema.references import References
+
+_SAYS_WHAT_ELSE = ("additionalProperties", "unevaluatedProperties")
+
+
+@dataclass(slots=True)
+class Declared:
+    """What a schema and those that apply with it say about an object's names."""
+
+    names: dict[str, None] = field(default_factory=dict)  # in order
+    patterns: dict[str, None] = field(default_factory=dict)
+    required: set[str] = field(default_factory=set)
+    at_least: int = 0
+    open: bool = False  # somewhere further properties are allowed explicitly
+
+    def add(self, other: Declared) -> None:
+        self.names |= other.names
+        self.patterns |= other.patterns
+        self.required |= other.required
+        self.at_least = max(self.at_least, other.at_least)
+        self.open = self.open or other.open
+
+    def can_be_closed(self) -> bool:
+        if self.open:
+            return False
+        return bool(self.patterns) or (
+            self.required <= self.names.keys() and self.at_least <= len(self.names)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One object: the schema that holds the combinators, and its parts."""
+
+    closed_over: Declared | None = None
+    close_parts: bool = False  # each part decides for itself
+
+
+def level_of(schema: Mapping[str, Any], references: References, *, is_root: bool = False) -> Level:
+    if any(keyword in schema for keyword in _SAYS_WHAT_ELSE):
+        return Level()
+    own = _own(schema)
+    groups = [group for group in _groups(schema, references) if group.names]
+    total = Declared()
+    for declared in (own, *_groups(schema, references)):
+        total.add(declared)
+    if not total.names and not (is_root and "properties" in schema):
+        return Level(close_parts=True)
+    if not own.names and len(groups) == 1:
+        met = Declared(total.names, total.patterns, own.required, own.at_least).can_be_closed()
+        return Level(close_parts=met)
+    return Level(total if total.can_be_closed() else None)
+
+
+def _own(schema: Mapping[str, Any]) -> Declared:
+    return Declared(
+        names=dict.fromkeys(schema.get("properties") or ()),
+        patterns=dict.fromkeys(schema.get("patternProperties") or ()),
+        required=set(schema.get("required") or ()),
+        at_least=int(schema.get("minProperties") or 0),
+        open=any(schema.get(keyword, False) is not False for keyword in _SAYS_WHAT_ELSE),
+    )
+
+
+def _groups(schema: Mapping[str, Any], references: References) -> Iterator[Declared]:
+    """What each part declares: a reference, a member of allOf, all variants of a combinator together."""
+    for parts in _parts(schema, references):
+        group = Declared()
+        for part in parts:
+            group.add(declared_by(part, references))
+        yield group
+
+
+def _parts(schema: Mapping[str, Any], references: References) -> Iterator[list[Any]]:
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and (found := references.find(reference)) is not None:
+        yield [found.schema]
+    for member in schema.get("allOf") or ():
+        yield [member]
+    for keyword in ("anyOf", "oneOf"):
+        if schema.get(keyword):
+            yield list(schema[keyword])
+    yield [schema[keyword] for keyword in ("if", "then", "else") if keyword in schema]
+    yield list((schema.get("dependentSchemas") or {}).values())
+
+
+def declared_by(schema: Any, references: References) -> Declared:
+    """References that lead back to themselves are refused before: see check_references."""
+    if not isinstance(schema, Mapping):
+        return Declared()
+    declared = _own(schema)
+    for group in _groups(schema, references):
+        declared.add(group)
+    return declared

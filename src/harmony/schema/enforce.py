@@ -1,0 +1,175 @@
+"""Which part of a JSON schema the grammar enforces.
+
+`enforceable` returns the schema that the grammar compiler gets, and what was left out of it. In strict mode nothing may
+be left out; otherwise a keyword that the grammar lacks, or that does not compile, is relaxed and the rest is enforced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llguidance import LLMatcher
+
+from src.harmony.digest_cache import DigestCache
+from src.harmony.schema.checks import SchemaError, check_references, check_schema_shape
+from src.harmony.schema.rewrite import ALL, Relaxed, Rewriter
+
+MAX_CACHED, MAX_CACHED_CHARS = 10_000, 32 * 2**20
+MOST_ATTEMPTS = 24  # keywords that are left out one after the other before a schema is given up
+# in which order they are left out where a schema does not compile: what narrows least first
+_SUSPECTS = (
+    "format", "pattern", "multipleOf", "exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "maxLength",
+    "minLength", "maxItems", "minItems", "maxProperties", "minProperties", "dependentRequired", "dependencies",
+    "propertyNames", "patternProperties", "not", "const", "enum", "required", "additionalProperties", "oneOf", "anyOf",
+    "allOf", "$ref", "prefixItems", "items", "type", "properties",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Enforced:
+    schema: Mapping[
+        str, Any
+    ]  # for the grammar; every value that it allows is right but for what was relaxed
+    relaxed: tuple[Relaxed, ...] = ()
+
+    @property
+    def contradiction(self) -> Relaxed | None:
+        return next((r for r in self.relaxed if r.contradiction), None)
+
+
+_found: DigestCache[Enforced] = DigestCache(MAX_CACHED, MAX_CACHED_CHARS)
+
+
+def enforceable(
+    schema: Mapping[str, Any] | bool,
+    strict: bool,
+    *,
+    arguments: bool = False,
+    where: str = "schema",
+) -> Enforced:
+    """`arguments`: those of a tool, which are an object and closed where nothing else is said (see closing). `where`
+    names the schema in messages. Raises SchemaError for a schema that is not valid, and in strict mode for one that
+    cannot be enforced in full.
+    """
+    try:
+        text = json.dumps(schema)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"{where}: {error}") from error
+
+    def compute() -> Enforced:
+        try:
+            return _enforce(schema, strict, arguments, where)
+        except RecursionError:
+            raise SchemaError(f"{where} is nested too deeply") from None
+
+    return _found.get(f"{strict:d}{arguments:d}{where} {text}", compute)
+
+
+def compile_error(schema: Mapping[str, Any]) -> str | None:
+    """Why the grammar compiler refuses it, in one line."""
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    problem = LLMatcher.validate_grammar(grammar, None)
+    lines = problem.splitlines()
+    return lines[-1] if lines and lines[0].startswith("regex parse error") else "".join(lines[:1]) or None
+
+
+def _enforce(schema: Any, strict: bool, arguments: bool, where: str) -> Enforced:
+    check_schema_shape(schema, where)
+    check_references(schema, where)
+    if arguments:
+        _check_arguments(schema, where)
+    blocked: dict[tuple[str, str], Relaxed] = {}
+    for attempt in range(MOST_ATTEMPTS + 1):
+        rewriter = Rewriter(schema, where, blocked, strict=strict, close=arguments)
+        node = rewriter.rewrite_root(arguments=arguments)
+        found = _endless(rewriter, node) or _refused(rewriter, node, arguments)
+        if strict and (rewriter.relaxed or (found and found.keyword != "format")):
+            raise SchemaError(str(next(iter(rewriter.relaxed.values()), found)))
+        if not found:
+            return Enforced(node, tuple(rewriter.relaxed.values()))
+        if attempt == MOST_ATTEMPTS - 1:
+            found = Relaxed(where, ALL, found.reason, found.contradiction)
+        blocked[found.place, found.keyword] = found
+    raise AssertionError("any value at all compiles")
+
+
+def _check_arguments(schema: Any, where: str) -> None:
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    if kind and "object" not in ([kind] if isinstance(kind, str) else kind):
+        raise SchemaError(f"{where}.type must be 'object', not {kind!r}")
+
+
+def _refused(rewriter: Rewriter, node: dict[str, Any], arguments: bool) -> Relaxed | None:
+    """What to leave out so that the schema, or the smallest part that does not compile, does."""
+    error = compile_error(node)
+    if error is None:
+        return None
+    where = rewriter.where
+    if "recursion" in error:
+        return Relaxed(where, ALL, "nested too deeply")
+    for place, part in sorted(rewriter.nodes.items(), key=lambda item: len(str(item[1]))):
+        reason = compile_error(_with_definitions(part, rewriter))
+        if reason is None:
+            continue
+        contradiction = reason.startswith("Unsatisfiable")
+        for keyword in _SUSPECTS:
+            if keyword in rewriter.sources[place]:
+                found = Relaxed(place, keyword, reason, contradiction)
+                other = rewriter.without(found)
+                other.rewrite_root(arguments=arguments)
+                if (
+                    place not in other.nodes
+                    or compile_error(_with_definitions(other.nodes[place], other)) is None
+                ):
+                    return found
+        return Relaxed(place, ALL, reason, contradiction)
+    return Relaxed(where, ALL, error, error.startswith("Unsatisfiable"))
+
+
+def _with_definitions(node: Mapping[str, Any], rewriter: Rewriter) -> Mapping[str, Any]:
+    return {**node, "$defs": rewriter.definitions} if rewriter.definitions else node
+
+
+def _endless(rewriter: Rewriter, root: dict[str, Any]) -> Relaxed | None:
+    """What demands a value inside a value without end."""
+    ending = dict.fromkeys(rewriter.definitions, False)
+    for _ in range(len(ending) + 1):
+        ending = {name: _ends(node, ending) for name, node in rewriter.definitions.items()}
+    if all(ending.values()) and _ends(root, ending):
+        return None
+    reason = "no finite value meets it"
+    for place, node in rewriter.nodes.items():
+        properties = node.get("properties", {})
+        if any(not _ends(properties.get(name, True), ending) for name in node.get("required", ())):
+            return Relaxed(place, "required", reason, contradiction=True)
+        if not _ends(
+            {k: v for k, v in node.items() if k in ("minItems", "items", "prefixItems")}, ending
+        ):
+            return Relaxed(place, "minItems", reason, contradiction=True)
+    return Relaxed(rewriter.where, ALL, reason, contradiction=True)
+
+
+def _ends(node: Any, ending: Mapping[str, bool]) -> bool:
+    """Whether some finite value may match, given which definitions have one."""
+    if isinstance(node, bool):
+        return node
+    reference = node.get("$ref")
+    if reference is not None and not ending[reference.rpartition("/")[2]]:
+        return False
+    if "anyOf" in node and not any(_ends(variant, ending) for variant in node["anyOf"]):
+        return False
+    if not all(_ends(member, ending) for member in node.get("allOf", ())):
+        return False
+    properties = node.get("properties", {})
+    if not all(_ends(properties.get(name, True), ending) for name in node.get("required", ())):
+        return False
+    first, least = node.get("prefixItems", []), node.get("minItems", 0)
+    return all(_ends(item, ending) for item in first[:least]) and (
+        least <= len(first) or _ends(node.get("items", True), ending)
+    )

@@ -1,0 +1,625 @@
+"""A JSON schema as one that the grammar compiler enforces in full, and a list of what it leaves out.
+
+Only what restricts values is kept. What nothing is lost by is rewritten (`oneOf` of variants that exclude one another,
+`nullable`, propertyNames, tuples of older drafts); the rest is relaxed, keyword by keyword.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from src.harmony.schema import closing
+from src.harmony.schema.closing import Level
+from src.harmony.schema.distinct import all_distinct, tag_of, type_of, value_key
+from src.harmony.schema.numbers import bounds
+from src.harmony.schema.patterns import KNOWN_FORMATS, NARROWED_FORMATS, PatternError, translate
+from src.harmony.schema.references import References
+
+Node = dict[str, Any] | bool
+ANY_KEY = r"^[\s\S]*$"
+MOST_COMBINATIONS = 20  # of names, written out one by one
+ALL = "*"  # as a keyword: everything that a schema says
+NOT_SUPPORTED = "the grammar has no such keyword"
+_ABSENT = object()
+_JUST_RELAXED = (
+    "if", "then", "else", "dependentSchemas", "contains", "minContains", "maxContains", "unevaluatedItems",
+)  # fmt: skip
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_ALL_TYPES = ("string", "number", "boolean", "null", "object", "array")
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxed:
+    """One keyword that is not enforced."""
+
+    place: str
+    keyword: str
+    reason: str
+    contradiction: bool = False  # nothing could be written if it were
+
+    @property
+    def path(self) -> str:
+        return self.place if self.keyword == ALL else f"{self.place}.{self.keyword}"
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class Rewriter:
+    """Rewrites one schema. `blocked`: (place, keyword) -> why it is left out, known from an attempt before."""
+
+    def __init__(
+        self,
+        root: Any,
+        where: str,
+        blocked: Mapping[tuple[str, str], Relaxed],
+        *,
+        strict: bool,
+        close: bool,
+    ) -> None:
+        self._root, self.where, self._blocked = root, where, blocked
+        self._strict, self._close = strict, close
+        self._references = References(root)
+        self.relaxed: dict[tuple[str, str], Relaxed] = {}
+        self.definitions: dict[str, Node] = {}
+        self.nodes: dict[str, dict[str, Any]] = {}  # by place
+        self.sources: dict[str, Mapping[str, Any]] = {}
+        self._names: dict[tuple[str, bool], str] = {}
+
+    def rewrite_root(self, *, arguments: bool) -> dict[str, Any]:
+        node = self._rewrite(self._root, self.where, self._close, is_root=arguments)
+        if arguments:
+            node = _only_objects(node)
+        if isinstance(node, bool):
+            node = {} if node else {"not": {}}
+        return {**node, "$defs": self.definitions} if self.definitions else node
+
+    def without(self, also: Relaxed) -> Rewriter:
+        """The same for another attempt, which leaves `also` out."""
+        blocked = {**self._blocked, (also.place, also.keyword): also}
+        return Rewriter(self._root, self.where, blocked, strict=self._strict, close=self._close)
+
+    def _relax(self, place: str, keyword: str, reason: str, *, contradiction: bool = False) -> None:
+        self.relaxed.setdefault((place, keyword), Relaxed(place, keyword, reason, contradiction))
+
+    def _get(self, schema: Mapping[str, Any], keyword: str, place: str, default: Any = None) -> Any:
+        """The keyword's value, `default` where it is absent or was found not to compile."""
+        if keyword not in schema:
+            return default
+        known = self._blocked.get((place, keyword))
+        if known is None:
+            return schema[keyword]
+        if keyword != "format":  # an annotation, enforced where that is possible
+            self.relaxed[place, keyword] = known
+        return default
+
+    def _rewrite(self, schema: Any, place: str, close: bool, *, is_root: bool = False) -> Node:
+        if isinstance(schema, bool):
+            return schema
+        known = self._blocked.get((place, ALL))
+        if known is not None:
+            self.relaxed[place, ALL] = known
+            return True
+        level = closing.level_of(schema, self._references, is_root=is_root) if close else Level()
+        node: dict[str, Any] = {}
+        self._values(node, schema, place)
+        self._strings(node, schema, place)
+        self._numbers(node, schema, place)
+        self._arrays(node, schema, place)
+        if (
+            self._objects(node, schema, place, level) is False
+            or self._negation(node, schema, place) is False
+        ):
+            return False
+        if self._combinators(node, schema, place, level) is False:
+            return False
+        for keyword in _JUST_RELAXED:
+            if keyword in schema and schema[keyword] not in (True, {}):
+                self._relax(place, keyword, NOT_SUPPORTED)
+        if schema.get("nullable") is True and not is_root:
+            node = {"anyOf": [node, {"type": "null"}]}
+        self.nodes[place], self.sources[place] = node, schema
+        return node
+
+    def _values(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
+        kind = self._get(schema, "type", place)
+        if kind == []:
+            self._relax(place, "type", "no value has no type", contradiction=True)
+        elif kind is not None:
+            node["type"] = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
+        kinds = {kind} if isinstance(kind, str) else set(kind or ())
+        for keyword in ("enum", "const"):
+            values = self._get(schema, keyword, place, _ABSENT)
+            if values is _ABSENT:
+                continue
+            values = values if keyword == "enum" else [values]
+            kept = {value_key(v): v for v in values if not kinds or _has_type(v, kinds)}
+            if not kept:
+                self._relax(place, keyword, "no value is left", contradiction=True)
+            elif any(_beyond_json(v) for v in kept.values()):
+                self._relax(place, keyword, "numbers beyond 64 bits cannot be written exactly")
+            else:
+                node[keyword] = list(kept.values()) if keyword == "enum" else values[0]
+
+    def _strings(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
+        for keyword in ("minLength", "maxLength"):
+            length = self._get(schema, keyword, place)
+            if length is not None and not (keyword == "minLength" and length == 0):
+                node[keyword] = int(length)
+        patterns = self._pattern(schema, place)
+        name = self._get(schema, "format", place)
+        if "enum" not in node and "const" not in node:
+            if name in NARROWED_FORMATS:
+                patterns.append(NARROWED_FORMATS[name])
+            elif name in KNOWN_FORMATS:
+                node["format"] = name
+        if patterns:
+            node["pattern"] = patterns[0]
+        if len(patterns) > 1:
+            _add_all(node, [{"pattern": pattern} for pattern in patterns[1:]])
+
+    def _pattern(self, schema: Mapping[str, Any], place: str) -> list[str]:
+        pattern = self._get(schema, "pattern", place)
+        if pattern is None or pattern in ("", ".*", "^.*$", "^"):
+            return []
+        try:
+            translated = translate(pattern)
+        except PatternError as error:
+            self._relax(place, "pattern", f"the grammar has no such expression ({error})")
+            return []
+        if not translated.exact:
+            self._relax(place, "pattern", "its look-around and word boundaries are left out")
+        return translated.patterns
+
+    def _numbers(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
+        asked = {key: self._get(schema, key, place) for key in _BOUNDS if key in schema}
+        known = {key: value for key, value in asked.items() if value is not None}
+        found = bounds(known, integer=node.get("type") == "integer", strict=self._strict)
+        node.update(found.keywords)
+        for keyword in found.relaxed:
+            self._relax(place, keyword, "the bound is out of the grammar's reach")
+        multiple = self._get(schema, "multipleOf", place)
+        if multiple is not None:
+            node["multipleOf"] = multiple
+
+    def _arrays(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
+        items = self._get(schema, "items", place)
+        first, rest, rest_at = self._get(schema, "prefixItems", place), items, "items"
+        if isinstance(items, list):  # before draft 2020-12
+            first, rest, rest_at = (
+                items,
+                self._get(schema, "additionalItems", place),
+                "additionalItems",
+            )
+        first_at = "items" if isinstance(items, list) else "prefixItems"
+        if first:
+            node["prefixItems"] = [
+                self._rewrite(inner, f"{place}.{first_at}[{index}]", self._close)
+                for index, inner in enumerate(first)
+            ]
+        if rest is not None:
+            node["items"] = self._rewrite(rest, f"{place}.{rest_at}", self._close)
+        elif first and schema.get("unevaluatedItems") is False:
+            node["items"] = False
+        for keyword in ("minItems", "maxItems"):
+            count = self._get(schema, keyword, place)
+            if count is not None and not (keyword == "minItems" and count == 0):
+                node[keyword] = int(count)
+        if schema.get("uniqueItems") is True and schema.get("maxItems", 2) > 1:
+            self._relax(place, "uniqueItems", NOT_SUPPORTED)
+
+    # --- objects ---
+
+    def _objects(
+        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level
+    ) -> bool | None:
+        """False: no value matches."""
+        properties = {
+            name: self._rewrite(inner, f"{place}.properties.{name}", self._close)
+            for name, inner in (self._get(schema, "properties", place) or {}).items()
+        }
+        patterns, more = self._pattern_properties(schema, place), self._more(schema, place)
+        if patterns is None:
+            patterns, more = {}, True
+        required = list(dict.fromkeys(self._get(schema, "required", place) or ()))
+        if level.closed_over is not None:
+            more, foreign = False, self._foreign_patterns(level, schema)
+            properties |= {name: True for name in level.closed_over.names if name not in properties}
+            if foreign is None:
+                more = True
+            else:
+                patterns |= foreign
+        properties, patterns, more = self._property_names(schema, place, properties, patterns, more)
+        if (
+            more is False
+            and not patterns
+            and not any(k in schema for k in ("allOf", "anyOf", "oneOf", "$ref"))
+        ):
+            undeclared = [name for name in required if name not in properties]
+            if undeclared:
+                self._relax(
+                    place, "required", f"{undeclared[0]!r} may not be written", contradiction=True
+                )
+                required = [name for name in required if name in properties]
+        simple = not any(k in schema for k in ("allOf", "anyOf", "oneOf", "$ref")) and self._close
+        if simple and properties and more is not False and not patterns:
+            # an escaped spelling of a declared name would be a second value for it
+            patterns, more = {ANY_KEY: more}, False
+        if properties:
+            node["properties"] = properties
+        if required:
+            node["required"] = required
+        if patterns:
+            node["patternProperties"] = patterns
+        if more is not True:
+            node["additionalProperties"] = more
+        self._property_counts(node, schema, place)
+        return None
+
+    def _more(self, schema: Mapping[str, Any], place: str) -> Node:
+        """What a property has to be that is not declared."""
+        more = self._get(schema, "additionalProperties", place, True)
+        if more is True and "unevaluatedProperties" in schema:
+            return self._unevaluated(schema, place)
+        return self._rewrite(more, f"{place}.additionalProperties", self._close)
+
+    def _unevaluated(self, schema: Mapping[str, Any], place: str) -> Node:
+        value = self._get(schema, "unevaluatedProperties", place, True)
+        if value is True or value == {}:
+            return True
+        if not any(
+            keyword in schema
+            for keyword in ("allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas")
+        ):
+            return self._rewrite(value, f"{place}.unevaluatedProperties", self._close)
+        self._relax(
+            place, "unevaluatedProperties", "not enforced next to schemas that are combined"
+        )
+        return True
+
+    def _pattern_properties(self, schema: Mapping[str, Any], place: str) -> dict[str, Node] | None:
+        """None: they cannot be told from other names."""
+        given = self._get(schema, "patternProperties", place)
+        if given is None:
+            return None if "patternProperties" in schema else {}
+        out: dict[str, Node] = {}
+        for pattern, inner in given.items():
+            translated = _one_pattern(pattern)
+            if translated is None:
+                self._relax(
+                    place, "patternProperties", f"the grammar has no expression for {pattern!r}"
+                )
+                return None
+            out[translated] = self._rewrite(
+                inner, f"{place}.patternProperties.{pattern}", self._close
+            )
+        return out
+
+    def _foreign_patterns(self, level: Level, schema: Mapping[str, Any]) -> dict[str, Node] | None:
+        """Those that parts of the level declare, to be allowed where it is closed; None: one is not known."""
+        assert level.closed_over is not None
+        out: dict[str, Node] = {}
+        for pattern in level.closed_over.patterns:
+            if pattern not in (schema.get("patternProperties") or {}):
+                translated = _one_pattern(pattern)
+                if translated is None:
+                    return None
+                out[translated] = True
+        return out
+
+    def _property_names(
+        self,
+        schema: Mapping[str, Any],
+        place: str,
+        properties: dict[str, Node],
+        patterns: dict[str, Node],
+        more: Node,
+    ) -> tuple[dict[str, Node], dict[str, Node], Node]:
+        """Names that a list allows become properties, names that follow a pattern a patternProperty."""
+        rule = self._get(schema, "propertyNames", place)
+        rule = self._follow(rule)
+        if (
+            not isinstance(rule, Mapping)
+            or _says_only(rule, {"type"})
+            and "string" in _listed(rule.get("type", "string"))
+        ):
+            if rule is False:
+                return dict.fromkeys(properties, False), {}, False
+            return properties, patterns, more
+        names = [rule["const"]] if "const" in rule else rule.get("enum")
+        if names is not None and _says_only(rule, {"type", "const", "enum"}) and not patterns:
+            kept: dict[str, Node] = {
+                name: properties.get(name, more) for name in names if isinstance(name, str)
+            }
+            dropped: dict[str, Node] = {name: False for name in properties if name not in kept}
+            return (
+                {n: s for n, s in (kept | dropped).items() if s is not False or n in properties},
+                {},
+                False,
+            )
+        name_pattern = _name_pattern(rule)
+        if name_pattern is not None and not patterns and not properties:
+            return {}, {name_pattern: more} if more is not False else {}, False
+        self._relax(place, "propertyNames", NOT_SUPPORTED)
+        return properties, patterns, more
+
+    def _follow(self, schema: Any) -> Any:
+        for _ in range(8):
+            if not isinstance(schema, Mapping) or not isinstance(schema.get("$ref"), str):
+                break
+            found = self._references.find(schema["$ref"])
+            if found is None:
+                break
+            schema = found.schema
+        return schema
+
+    def _property_counts(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
+        least = int(self._get(schema, "minProperties", place) or 0)
+        most = self._get(schema, "maxProperties", place)
+        required, names = set(node.get("required", ())), node.get("properties", {})
+        optional = [n for n in names if n not in required and names[n] is not False]
+        closed = node.get("additionalProperties") is False and "patternProperties" not in node
+        missing = least - len(required)
+        if missing > 0:
+            if (
+                closed
+                and 0 < missing <= len(optional)
+                and math.comb(len(optional), missing) <= MOST_COMBINATIONS
+            ):
+                _add_all(
+                    node,
+                    [
+                        {
+                            "anyOf": [
+                                {"required": [*some]} for some in combinations(optional, missing)
+                            ]
+                        }
+                    ],
+                )
+            elif not closed and missing == 1 and not optional:
+                node["minProperties"] = least
+            else:
+                if not optional or (closed and missing == 1):
+                    node["minProperties"] = least
+                if not closed or missing > 1:
+                    self._relax(place, "minProperties", "a name that is written twice counts twice")
+        if most is None or (closed and most >= len(names)):
+            return
+        spare = int(most) - len(required)
+        if (
+            closed
+            and optional
+            and spare >= 0
+            and math.comb(len(optional), spare) <= MOST_COMBINATIONS
+        ):
+            choices = [set(kept) for kept in combinations(optional, spare)]
+            _add_all(
+                node,
+                [
+                    {
+                        "anyOf": [
+                            {"properties": {n: False for n in optional if n not in kept}}
+                            for kept in choices
+                        ]
+                    }
+                ],
+            )
+        elif not optional:
+            node["maxProperties"] = int(most)
+        else:
+            self._relax(place, "maxProperties", "there are too many optional properties to count")
+
+    # --- combinations ---
+
+    def _combinators(
+        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level
+    ) -> bool | None:
+        """False: no value matches."""
+        close = level.close_parts and self._close
+        self._reference(node, schema, place, close)
+        members = self._get(schema, "allOf", place) or []
+        parts = [self._rewrite(m, f"{place}.allOf[{i}]", close) for i, m in enumerate(members)]
+        if False in parts:
+            return False
+        _add_all(node, [part for part in parts if part not in (True, {})])
+        for keyword in ("anyOf", "oneOf"):
+            given = self._get(schema, keyword, place)
+            if given is None:
+                continue
+            if not given:
+                self._relax(place, keyword, "there is no variant", contradiction=True)
+                continue
+            variants = [
+                self._rewrite(v, f"{place}.{keyword}[{i}]", close) for i, v in enumerate(given)
+            ]
+            if keyword == "oneOf":
+                variants = self._exclusive(variants, schema, place)
+            variants = [variant for variant in variants if variant is not False]
+            if not variants:
+                return False
+            if not any(variant in (True, {}) for variant in variants):
+                _add_all(node, [{"anyOf": variants}])
+        self._dependent_required(node, schema, place)
+        return None
+
+    def _reference(
+        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, close: bool
+    ) -> None:
+        keyword = next((k for k in ("$ref", "$recursiveRef", "$dynamicRef") if k in schema), None)
+        reference = None if keyword is None else self._get(schema, keyword, place)
+        if keyword is None or reference is None:
+            return
+        target = self._references.find(reference)
+        if target is None:
+            self._relax(place, keyword, f"{reference!r} leads to nothing in this schema")
+            return
+        key = (target.pointer, close)
+        if key not in self._names:
+            name = self._names[key] = f"d{len(self._names)}"
+            self.definitions[name] = True
+            where = self.where + target.pointer.replace("/", ".")
+            self.definitions[name] = self._rewrite(target.schema, where, close)
+        node["$ref"] = f"#/$defs/{self._names[key]}"
+
+    def _exclusive(self, variants: list[Node], schema: Mapping[str, Any], place: str) -> list[Node]:
+        """The variants of a oneOf so that no value can match two of them; as they are where that cannot be had."""
+        names = [_only_required(variant) for variant in schema["oneOf"]]
+        if len(set(names)) == len(names) > 1 and None not in names:
+            return [
+                {
+                    "required": [name],
+                    "properties": {other: False for other in names if other != name},
+                }
+                for name in names
+            ]
+        kept: list[Node] = [variant for variant in variants if variant is not False]
+        if all_distinct(kept, self.definitions):
+            return kept
+        discriminator = schema.get("discriminator")
+        named = discriminator.get("propertyName") if isinstance(discriminator, Mapping) else None
+        tag = tag_of(kept, self.definitions, named)
+        if tag is not None:
+            return [_with_required(variant, tag) for variant in kept]
+        self._relax(place, "oneOf", "its variants may overlap: enforced as anyOf")
+        return kept
+
+    def _dependent_required(
+        self, node: dict[str, Any], schema: Mapping[str, Any], place: str
+    ) -> None:
+        for keyword in ("dependentRequired", "dependencies"):
+            given = self._get(schema, keyword, place)
+            if not isinstance(given, Mapping) or not given:
+                continue
+            if len(given) > 3 or not all(isinstance(needed, list) for needed in given.values()):
+                self._relax(place, keyword, NOT_SUPPORTED)
+                continue
+            for name, needed in given.items():
+                if needed:
+                    _add_all(
+                        node,
+                        [{"anyOf": [{"properties": {name: False}}, {"required": list(needed)}]}],
+                    )
+
+    def _negation(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> bool | None:
+        """False: no value matches."""
+        given = self._get(schema, "not", place, False)
+        if given is False:
+            return None
+        if given is True or given == {}:
+            return False
+        kinds = given.get("type")
+        if _says_only(given, {"type"}) and not {"integer", "number"} & set(_listed(kinds)):
+            left = [
+                k for k in _listed(node.get("type", list(_ALL_TYPES))) if k not in _listed(kinds)
+            ]
+            if not left:
+                return False
+            node["type"] = left
+        elif _says_only(given, {"enum", "const"}) and "enum" in node:
+            excluded = {
+                value_key(v)
+                for v in [*given.get("enum", ()), *([given["const"]] if "const" in given else ())]
+            }
+            node["enum"] = [v for v in node["enum"] if value_key(v) not in excluded]
+            return bool(node["enum"]) and None
+        elif node.get("type") == "object" and _only_required(given) is not None:
+            _add_all(node, [{"properties": {_only_required(given): False}}])
+        else:
+            self._relax(place, "not", NOT_SUPPORTED)
+        return None
+
+
+def _add_all(node: dict[str, Any], parts: list[Any]) -> None:
+    """Further conditions: in the node itself where it has none of their keywords, else in its allOf."""
+    for part in parts:
+        if set(part) == {"anyOf"} and "anyOf" not in node:
+            node["anyOf"] = part["anyOf"]
+        else:
+            node.setdefault("allOf", []).append(part)
+
+
+def _only_objects(node: Node) -> Node:
+    if isinstance(node, bool):
+        return {"type": "object"} if node else node
+    return {**node, "type": "object"}
+
+
+def _has_type(value: Any, kinds: Set[str]) -> bool:
+    kind = type_of(value)
+    if kind == "number":
+        return "number" in kinds or ("integer" in kinds and float(value).is_integer())
+    return kind in kinds
+
+
+def _beyond_json(value: Any) -> bool:
+    """Whether the compiler would write another value: it keeps numbers in 64 bits."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return False
+    if isinstance(value, int):
+        return not -(2**63) <= value < 2**64
+    if isinstance(value, float):
+        return math.isinf(value) or math.isnan(value)
+    return any(_beyond_json(v) for v in (value.values() if isinstance(value, Mapping) else value))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+_ANNOTATIONS = frozenset(
+    {
+        "title",
+        "description",
+        "default",
+        "examples",
+        "example",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "$comment",
+    }
+)
+
+
+def _says_only(schema: Mapping[str, Any], keywords: Set[str]) -> bool:
+    return bool(schema) and schema.keys() - _ANNOTATIONS <= keywords
+
+
+def _only_required(schema: Any) -> str | None:
+    """The one name that the schema requires, if it says nothing else."""
+    if not isinstance(schema, Mapping) or not _says_only(schema, {"required"}):
+        return None
+    names = schema.get("required") or []
+    return names[0] if len(names) == 1 else None
+
+
+def _with_required(node: Node, name: str) -> Node:
+    if isinstance(node, bool) or name in node.get("required", ()):
+        return node
+    return {**node, "required": [*node.get("required", ()), name]}
+
+
+def _one_pattern(pattern: str) -> str | None:
+    try:
+        translated = translate(pattern)
+    except PatternError:
+        return None
+    return translated.patterns[0] if translated.exact and len(translated.patterns) == 1 else None
+
+
+def _name_pattern(rule: Mapping[str, Any]) -> str | None:
+    """A pattern for the names that follow `rule`, None where there is none."""
+    if "pattern" in rule and _says_only(rule, {"type", "pattern", "format"}):
+        return _one_pattern(rule["pattern"])
+    if rule.get("format") in NARROWED_FORMATS and _says_only(rule, {"type", "format"}):
+        return NARROWED_FORMATS[rule["format"]]
+    if ("minLength" in rule or "maxLength" in rule) and _says_only(
+        rule, {"type", "minLength", "maxLength"}
+    ):
+        least, most = int(rule.get("minLength", 0)), rule.get("maxLength")
+        return rf"^[\s\S]{{{least},{'' if most is None else int(most)}}}$"
+    return None

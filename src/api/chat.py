@@ -228,7 +228,8 @@ async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
                         finished.add(choice.index)
                         reason = writer.finish_reason(choice)
                         if len(finished) == len(answer.choices):  # the answer's last chunk
-                            tail = b',"metadata":' + encode_event(_metadata(plan, context)) + tail
+                            closing = {"metadata": _metadata(plan, context), **relaxations(plan)}
+                            tail = b"," + encode_event(closing)[1:-1] + tail
                         parts.append(_chunk(head, tail, choice.index, {}, finish_reason=reason))
                 if parts:
                     yield b"".join(parts)
@@ -318,6 +319,7 @@ async def collect(answer: Answer) -> bytes:
         ],
         "usage": answer.usage,
         "metadata": _metadata(plan, context),
+        **relaxations(plan),
     }
     return encode_event(body)
 
@@ -325,6 +327,13 @@ async def collect(answer: Answer) -> bytes:
 def _metadata(plan: ChatPlan, context: ServerContext) -> dict[str, str]:
     """What is loaded, and the profile that this request ran under."""
     return context.tags | {"profile": plan.profile.name}
+
+
+def relaxations(plan: ChatPlan) -> dict[str, Any]:
+    """With `include_relaxations`: what of the request's schemas the grammar does not enforce."""
+    if plan.relaxed is None:
+        return {}
+    return {"relaxations": [relaxed.as_json() for relaxed in plan.relaxed]}
 
 
 def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:

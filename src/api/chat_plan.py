@@ -32,7 +32,7 @@ GREEDY_BELOW = 1e-5  # a lower temperature would overflow float32 logits
 MIN_ANSWER_TOKENS = 16
 MESSAGE_TOKENS = 4  # of one that says nothing: start, role, message, end
 TOO_COMPLEX = Relaxed("parameters", ALL, "all schemas together are too complex")
-_warn_relaxed = WarnOnce(logger, "not enforced by the grammar: %s")
+_warn_relaxed = WarnOnce(logger, "not enforced by the grammar: %s", max_chars=400)
 _warn_ignored = WarnOnce(logger, "ignoring unknown request fields: %s")
 
 
@@ -173,9 +173,7 @@ async def plan_chat(
     except RecursionError:
         raise InvalidRequest("The schemas of the tools are nested too deeply.", "tools") from None
     max_tokens = _max_tokens(request, profile, len(prompt.token_ids), context)
-    budget = _budget(
-        request, profile, max_tokens, constrained=tools.must_call or final is not None
-    )
+    budget = _budget(request, profile, max_tokens, constrained=tools.must_call or final is not None)
     grammar, relaxed = await _grammar(request, tools, final, budget, context)
     params = _sampling(request, profile, max_tokens, grammar, context)
     completion_id = id_prefix + secrets.token_hex(12)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from src.api.body import read_json_object
-from src.api.chat import Answer, start_answer
+from src.api.chat import Answer, relaxations, start_answer
 from src.api.chat_plan import ChatPlan, check_count, plan_chat, warn_unknown
 from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record
 from src.api.errors import ApiError, Cancelled, InvalidRequest, NotFound
@@ -173,6 +173,7 @@ class ResponseWriter:
             "truncation": "disabled",
             "usage": None,
             "user": request.user,
+            **relaxations(plan),
         }
         if status == "incomplete":
             body["incomplete_details"] = {"reason": "max_output_tokens"}

@@ -93,6 +93,7 @@ class ResponsesRequest(SamplingFields):
     # extensions, named as elsewhere
     profile: str | None = None
     reasoning_budget: Annotated[int, Field(ge=0)] | None = None
+    include_relaxations: bool | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ResponsesRequest:
@@ -170,6 +171,7 @@ def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBod
         "reasoning_effort": request.effort,
         "reasoning_budget": request.reasoning_budget,
         "profile": request.profile,
+        "include_relaxations": request.include_relaxations,
         "service_tier": request.service_tier,
     }
     if LOGPROBS in (request.include or ()):

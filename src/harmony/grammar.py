@@ -130,7 +130,9 @@ def _too_many(spec: TurnSpec, vocabulary: Vocabulary, grammar: str) -> tuple[int
 
 
 def _relaxed(spec: TurnSpec, numbers: Sequence[int]) -> TurnSpec:
-    tools = [replace(t, parameters=_ANY_OBJECT) if n in numbers else t for n, t in enumerate(spec.tools)]
+    tools = [
+        replace(t, parameters=_ANY_OBJECT) if n in numbers else t for n, t in enumerate(spec.tools)
+    ]
     return replace(spec, tools=tools)
 
 

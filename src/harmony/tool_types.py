@@ -56,44 +56,6 @@ def render_tools(tools: Sequence[Mapping[str, Any]]) -> str:
     return "# Tools\n\n" + "\n".join(lines)
 
 
-_SCHEMAS_IN_MAP = ("properties", "patternProperties", "$defs", "definitions")
-_SCHEMAS_IN_LIST = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SCHEMA = ("items", "additionalProperties", "not")
-
-
-def check_shape(schema: Any, where: str) -> None:
-    """Raises ValueError naming the place where `schema` is no JSON schema: a keyword with a value of the wrong type."""
-    if isinstance(schema, bool):
-        return
-    if not isinstance(schema, Mapping):
-        raise ValueError(f"{where} must be an object or a boolean")
-    kind = schema.get("type", "object")
-    if not isinstance(kind, str) and not (
-        isinstance(kind, list) and all(isinstance(k, str) for k in kind)
-    ):
-        raise ValueError(f"{where}.type must be a string or a list of strings")
-    for key in _SCHEMAS_IN_MAP:
-        if not isinstance(schema.get(key, {}), Mapping):
-            raise ValueError(f"{where}.{key} must be an object")
-        for name, inner in schema.get(key, {}).items():
-            check_shape(inner, f"{where}.{key}.{name}")
-    for key in _SCHEMAS_IN_LIST:
-        if not isinstance(schema.get(key, []), list):
-            raise ValueError(f"{where}.{key} must be a list")
-        for index, inner in enumerate(schema.get(key, [])):
-            check_shape(inner, f"{where}.{key}[{index}]")
-    for key in _SCHEMA:
-        if key in schema:
-            check_shape(schema[key], f"{where}.{key}")
-    for key in ("enum", "required", "examples"):
-        if not isinstance(schema.get(key, []), list):
-            raise ValueError(f"{where}.{key} must be a list")
-    if not all(isinstance(name, str) for name in schema.get("required", [])):
-        raise ValueError(f"{where}.required must hold strings")
-    if not isinstance(schema.get("$ref", ""), str):
-        raise ValueError(f"{where}.$ref must be a string")
-
-
 def _lines(text: str) -> list[str]:
     """Splits like Rust's str::lines: at newlines only, none for an empty text."""
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []

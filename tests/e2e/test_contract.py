@@ -184,7 +184,7 @@ def test_legacy_functions_are_answered_in_their_form(client: openai.OpenAI) -> N
         ({"tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice"),
         ({"tools": [*TOOLS, TOOLS[0]]}, "tools[3].function.name"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
-        ({"tools": [tool("f", {"type": "object", "properties": {"a": {"not": {}}}}, strict=True)]}, "tools[0].function.parameters"),
+        ({"tools": [tool("f", {"type": "object", "properties": {"a": {"uniqueItems": True}}}, strict=True)]}, "tools[0].function.parameters"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strin"}}}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"min_tokens": 50, "max_tokens": 10}, "min_tokens"),

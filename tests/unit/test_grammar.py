@@ -15,14 +15,12 @@ from llguidance import LLTokenizer
 from src.engine import guided as guided_module
 from src.engine.guided import GrammarError, GuidedDecoding, compile_grammar, load_tokenizer
 from src.engine.sampling_params import LoopGuard
-from src.harmony import grammar as grammar_module
 from src.harmony.deltas import ParsedMessage
 from src.harmony.grammar import (
-    SchemaError,
     ToolSpec,
     TurnSpec,
-    check_grammar,
-    check_schema,
+    fitted_grammar,
+    grammar_error,
     turn_grammar,
 )
 from src.harmony.parser import ResponseParser
@@ -168,22 +166,10 @@ def test_without_tools_there_is_no_commentary(tokenizer: LLTokenizer) -> None:
     assert {VOCABULARY.decode([int(t)]) for t in allowed} == {"analysis", "final"}
 
 
-@pytest.mark.parametrize(
-    ("schema", "word"),
-    [
-        ({"not": {"type": "string"}}, "not"), ({"type": "strin"}, "strin"), ({"$ref": "#/$defs/x"}, "x"),
-        ({"type": "array", "uniqueItems": True}, "uniqueItems"), ({"type": "integer", "minimum": 3, "maximum": 1}, "minimum"),
-        ({"type": "string", "pattern": "(?=a)"}, "look-around"), ([], "object"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_enforced_is_refused(schema: Any, word: str) -> None:
-    with pytest.raises(SchemaError, match=word):
-        check_schema(schema)
-
-
 def test_every_spec_compiles_without_a_tokenizer() -> None:
     for spec in SPECS.values():
-        check_grammar(turn_grammar(spec, VOCABULARY))
+        assert grammar_error(turn_grammar(spec, VOCABULARY)) is None
+        assert fitted_grammar(spec, VOCABULARY) == (turn_grammar(spec, VOCABULARY), ())
 
 
 def test_a_grammar_that_does_not_compile_is_an_error(tokenizer: LLTokenizer) -> None:
@@ -334,21 +320,3 @@ def test_compiled_grammars_are_bounded_by_bytes(
     for grammar in [large, large, small[0]]:
         guided.add("r", grammar)
     assert compiled[len(small) + 1 :] == [large, small[0]], "one is kept however large it is"
-
-
-def test_what_was_checked_once_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    checks: list[str] = []
-
-    def check(text: str) -> None:
-        checks.append(text)
-        if text == "bad":
-            raise SchemaError(text)
-
-    monkeypatch.setattr(grammar_module, "MAX_CHECKED", 2)
-    checked = grammar_module._Checked()
-    for text in ("a", "b", "a", "c", "a", "b"):
-        checked.once(text, check)
-    for _ in range(2):
-        with pytest.raises(SchemaError):
-            checked.once("bad", check)
-    assert checks == ["a", "b", "c", "b", "bad", "bad"]

@@ -13,7 +13,10 @@ from src.api.tool_choice import MAX_GUIDED_SCHEMA, plan_tools
 PLACE = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
 FREE = {"type": "object"}
 BEYOND = {"type": "object", "properties": {"a": {"$ref": "https://elsewhere/schema"}}}
-HUGE = {"type": "object", "properties": {"a": {"enum": ["x" * 100] * (MAX_GUIDED_SCHEMA // 100)}}}
+HUGE = {
+    "type": "object",
+    "properties": {"a": {"enum": [f"{n:0100}" for n in range(MAX_GUIDED_SCHEMA // 100)]}},
+}
 
 
 def request(*schemas: dict[str, Any] | None, **more: Any) -> ChatCompletionRequest:
@@ -38,17 +41,34 @@ def test_arguments_follow_a_schema_that_nobody_asked_to_enforce() -> None:
     assert enforced(request(PLACE), guide=False) == [(False, False)]
 
 
-@pytest.mark.parametrize("schema", [None, FREE, BEYOND, HUGE])
+@pytest.mark.parametrize("schema", [None, FREE, HUGE])
 def test_where_it_cannot_help_or_cannot_be_done_anything_may_be_written(
     schema: dict[str, Any] | None,
 ) -> None:
     assert enforced(request(schema), guide=True) == [(False, False)]
 
 
-def test_what_is_asked_for_is_enforced_or_refused() -> None:
+def test_what_is_asked_for_is_enforced() -> None:
     assert enforced(request(PLACE, FREE, tool_choice="required"), guide=True) == [(True, True)] * 2
-    with pytest.raises(InvalidRequest, match="Invalid schema for function 't0'"):
-        plan_tools(request(BEYOND, tool_choice="required"), guide_arguments=True)
+
+
+@pytest.mark.parametrize("more", [{}, {"tool_choice": "required"}])
+def test_what_cannot_be_enforced_is_relaxed_alone(more: dict[str, Any]) -> None:
+    plan = plan_tools(request(BEYOND, PLACE, **more), guide_arguments=True)
+    assert [tool.constrained for tool in plan.callable] == [True, True]
+    assert [(r.name, r.relaxed.path) for r in plan.relaxed] == [
+        ("t0", "parameters.properties.a.$ref")
+    ]
+
+
+def test_with_strict_it_is_refused() -> None:
+    asked = request(PLACE, BEYOND)
+    assert asked.tools is not None
+    asked.tools[1].function.strict = True
+    with pytest.raises(
+        InvalidRequest, match="Invalid schema for function 't1': parameters.properties.a.\\$ref"
+    ):
+        plan_tools(asked, guide_arguments=True)
 
 
 def test_parameters_that_no_one_declared_are_not_made_up() -> None:
@@ -59,7 +79,7 @@ def test_parameters_that_no_one_declared_are_not_made_up() -> None:
             "stops": {"type": "array", "items": {"properties": {"name": {"type": "string"}}}},
             "more": {"type": "object", "additionalProperties": True, "properties": {}},
             "either": {
-                "properties": {"a": {}},
+                "properties": {"a": {}, "b": {}},
                 "anyOf": [{"required": ["a"]}, {"minProperties": 2}],
             },
             "free": {"type": "object"},
@@ -70,8 +90,6 @@ def test_parameters_that_no_one_declared_are_not_made_up() -> None:
     properties = tool.parameters["properties"]
     assert properties["place"]["additionalProperties"] is False
     assert properties["stops"]["items"]["additionalProperties"] is False
-    assert properties["more"]["additionalProperties"] is True
-    assert "additionalProperties" not in properties["either"] and properties["free"] == {
-        "type": "object"
-    }
+    assert properties["either"]["additionalProperties"] is False
+    assert properties["more"] == properties["free"] == {"type": "object"}
     assert "additionalProperties" not in nested, "the request is as it was"

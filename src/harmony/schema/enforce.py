@@ -76,7 +76,11 @@ def compile_error(schema: Mapping[str, Any]) -> str | None:
         return str(error)
     problem = LLMatcher.validate_grammar(grammar, None)
     lines = problem.splitlines()
-    return lines[-1] if lines and lines[0].startswith("regex parse error") else "".join(lines[:1]) or None
+    return (
+        lines[-1]
+        if lines and lines[0].startswith("regex parse error")
+        else "".join(lines[:1]) or None
+    )
 
 
 def _enforce(schema: Any, strict: bool, arguments: bool, where: str) -> Enforced:

@@ -12,7 +12,7 @@ class WarnOnce:
     def __init__(
         self, logger: logging.Logger, message: str, *, limit: int = 1000, max_chars: int = 64
     ) -> None:
-        """`message` has one %s for the names; `limit`: no more names than that are told, or kept; `max_chars`: of each."""
+        """`message` has one %s for the names; `limit`: how many are logged, and kept; `max_chars`: of each."""
         self._logger, self._message, self._limit = logger, message, limit
         self._max_chars = max_chars
         self._told: set[str] = set()

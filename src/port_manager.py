@@ -6,7 +6,8 @@ between.
     python src/port_manager.py --free 8000     # 0: free now, 1: it is not, because the owner is no server of ours
 
 A running server leaves a record (port, process, when that process began), so that only a server of ours is ever ended,
-never a process that was given the same number later.
+never a process that was given the same number later. As records decide which process is ended, they are believed only
+from a folder that no other user can write.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -128,22 +130,33 @@ def recorded(bound: socket.socket) -> Iterator[None]:
     host, port = bound.getsockname()[:2]
     record = ServerRecord(port, host, os.getpid(), psutil.Process().create_time())
     path = _folder() / f"{port}.json"
+    written = False
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(record)))
+        _make_folder(path.parent)
+        _write(path, json.dumps(asdict(record)))
+        written = True
     except OSError as error:
         logger.warning("no record of this server: %s; --force-port will not know it", error)
     try:
         yield
     finally:
-        if _read(path) == record:
+        if written and _read(path) == record:
             path.unlink(missing_ok=True)
 
 
 def running_servers() -> list[ServerRecord]:
-    """The servers of ours that run, by port. Records of dead ones are removed."""
-    found = []
-    for path in sorted(_folder().glob("*.json")):
+    """The servers of ours that run, by port. Records of dead ones are removed.
+
+    Raises:
+        PortError: other users can write to the folder of records.
+    """
+    folder, found = _folder(), []
+    try:
+        for path in (folder.parent, folder):
+            _check_folder(path)
+    except FileNotFoundError:
+        return []
+    for path in sorted(folder.glob("*.json")):
         record = _read(path)
         if record is not None and record.process is not None:
             found.append(record)
@@ -193,20 +206,68 @@ def _is_owner(process: psutil.Process, port: int) -> bool:
 
 
 def _record_of(port: int) -> ServerRecord | None:
-    return next((record for record in running_servers() if record.port == port), None)
+    try:
+        return next((record for record in running_servers() if record.port == port), None)
+    except PortError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def _folder() -> Path:
-    """Of this user alone."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or str(
-        Path(tempfile.gettempdir()) / f"gpt-oss-server-{os.getuid()}"
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        return Path(runtime).resolve() / "gpt-oss-server"
+    return Path(tempfile.gettempdir()) / f"gpt-oss-server-{os.getuid()}" / "gpt-oss-server"
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes the folder and the one that holds it. Raises OSError, or PortError if other users can write there."""
+    for path in (folder.parent, folder):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        _check_folder(path)
+        if path.name.startswith("gpt-oss-server"):  # not XDG_RUNTIME_DIR
+            path.chmod(0o700)  # earlier versions let others read it
+
+
+def _check_folder(path: Path) -> None:
+    """Any user can make a folder of this name below the temporary folder first.
+
+    Raises:
+        PortError: `path` is not a real folder that this user alone can write.
+        FileNotFoundError: it is missing.
+    """
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        problem = "is not a folder"
+    elif status.st_uid != os.getuid():
+        problem = f"belongs to user {status.st_uid}"
+    elif status.st_mode & 0o022:
+        problem = f"can be written by others (mode {stat.S_IMODE(status.st_mode):03o})"
+    else:
+        return
+    raise PortError(
+        f"records of servers are not kept in {path}, which {problem}: "
+        "remove it, or set XDG_RUNTIME_DIR to a folder of your own"
     )
-    return Path(base) / "gpt-oss-server"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces the file as a whole, whatever is there. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
+    with open(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)
 
 
 def _read(path: Path) -> ServerRecord | None:
     try:
-        return ServerRecord(**json.loads(path.read_text()))
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
+            return ServerRecord(**json.load(file))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +137,93 @@ def test_force_takes_the_port_of_a_server_of_ours(
         assert mine.getsockname()[1] == port
     assert (tmp_path / "asked").exists(), "it was asked to end, not killed"
     assert running_servers() == []
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder that other users could write to. -> where the records' folder is made."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tmp_path.chmod(0o1777)
+    return tmp_path / f"gpt-oss-server-{os.getuid()}"
+
+
+def test_records_are_for_this_user_alone(temporary: Path) -> None:
+    with reserve("127.0.0.1", 0) as held, recorded(held):
+        (record,) = (temporary / "gpt-oss-server").glob("*.json")
+        for path, mode in ((record, 0o600), (temporary, 0o700), (record.parent, 0o700)):
+            assert stat.S_IMODE(path.stat().st_mode) == mode, path
+        assert [found.port for found in running_servers()] == [held.getsockname()[1]]
+    assert list(record.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("which", ["outer", "inner"])
+@pytest.mark.parametrize("fault", ["link", "dangling link", "mode 777", "mode 720", "file"])
+def test_a_folder_of_records_that_others_can_write_is_refused(
+    temporary: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    which: str,
+    fault: str,
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "gpt-oss-server").mkdir(parents=True, mode=0o700)
+    folder = temporary if which == "outer" else temporary / "gpt-oss-server"
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    if "link" in fault:
+        folder.symlink_to(tmp_path / "nothing" if "dangling" in fault else elsewhere)
+    elif fault == "file":
+        folder.touch(0o600)
+    else:
+        (temporary / "gpt-oss-server").mkdir(parents=True)
+        folder.chmod(int(fault.removeprefix("mode "), 8))
+    with reserve("127.0.0.1", 0) as held:
+        port = held.getsockname()[1]
+        planted = json.dumps(
+            {"port": port, "host": "127.0.0.1", "pid": os.getpid(), "started": psutil.Process().create_time()}
+        )  # fmt: skip
+        for place in (elsewhere, temporary):
+            if (place / "gpt-oss-server").is_dir():
+                (place / "gpt-oss-server" / f"{port}.json").write_text(planted)
+        with recorded(held):
+            assert "no record of this server" in caplog.text
+        with pytest.raises(PortError, match="no server of ours"):
+            reserve("127.0.0.1", port, force=True)
+        with pytest.raises(PortError, match="records of servers are not kept in"):
+            running_servers()
+        assert not (tmp_path / "nothing").exists()
+        for place in (elsewhere, temporary):
+            if (place / "gpt-oss-server").is_dir():
+                assert (place / "gpt-oss-server" / f"{port}.json").read_text() == planted, (
+                    "left alone"
+                )
+
+
+def test_a_folder_of_another_user_is_refused(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary / "gpt-oss-server").mkdir(parents=True, mode=0o700)
+    owner_id = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner_id + 1)
+    temporary.rename(temporary.with_name(f"gpt-oss-server-{owner_id + 1}"))
+    with pytest.raises(PortError, match=f"belongs to user {owner_id}"):
+        running_servers()
+
+
+def test_a_record_replaces_a_link_and_does_not_follow_it(temporary: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = temporary / "gpt-oss-server"
+    folder.mkdir(parents=True, mode=0o755)
+    temporary.chmod(0o755)  # as earlier versions made them
+    with reserve("127.0.0.1", 0) as held:
+        port = held.getsockname()[1]
+        (folder / f"{port}.json").symlink_to(victim)
+        (folder / f".{port}.json.{os.getpid()}").symlink_to(victim)
+        with recorded(held):
+            assert [found.port for found in running_servers()] == [port]
+    assert victim.read_text() == "precious"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (temporary, folder)} == {0o700}
 
 
 def test_force_never_ends_a_foreign_process(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import json
 import re
@@ -14,6 +15,8 @@ import httpx
 import pytest
 import yaml
 
+from src.api.hosts import HostCheck
+from src.config import load_config
 from tests.server_process import ROOT, ServerProcess
 
 DEPLOY = ROOT / "deploy"
@@ -124,6 +127,82 @@ def test_compose_and_dockerfiles_name_files_that_exist() -> None:
             if line.startswith("COPY"):
                 for source in [part for part in line.split()[1:-1] if not part.startswith("--")]:
                     assert (ROOT / source).exists(), f"{name}: {source}"
+
+
+def commands() -> dict[str, list[str]]:
+    """The server's arguments in each deploy file."""
+    unit = (DEPLOY / "gpt-oss-server.service").read_text()
+    (compose,) = documents("docker-compose.yml")
+    found = {
+        "systemd": re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)[0].split()[1:],
+        "compose": compose["services"]["server"]["command"],
+        "kubernetes": documents("kubernetes/gpt-oss-server.yaml")[0]["spec"]["template"]["spec"]["containers"][0]["args"],
+    }  # fmt: skip
+    for name in ("Dockerfile.cpu", "Dockerfile.cuda"):
+        found[name] = json.loads(
+            re.findall(r"^CMD (.*)$", (DEPLOY / name).read_text(), re.MULTILINE)[0]
+        )
+    return found
+
+
+def test_the_network_reaches_no_server_without_a_key() -> None:
+    (compose,) = documents("docker-compose.yml")
+    for name, service in compose["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
+    files = re.findall(
+        r"^EnvironmentFile=(.*)$", (DEPLOY / "gpt-oss-server.service").read_text(), re.MULTILINE
+    )
+    assert files and not [file for file in files if file.startswith("-")]
+    for name, arguments in commands().items():
+        config = load_config([*arguments, "--api-key", "some-key"])[0]
+        assert config.require_api_key or name == "compose", name
+    config = load_config(commands()["compose"])[0]
+    assert HostCheck(config).allows(b"server:8000") and not HostCheck(config).allows(b"a.example")
+
+
+def ignored(path: str) -> bool:
+    """Whether .dockerignore leaves a path out of the build context; patterns as Docker reads them."""
+    parts = Path(path).parts
+    folders = ["/".join(parts[: count + 1]) for count in range(len(parts))]
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    for pattern in (line for line in lines if line and not line.startswith("#")):
+        names = (
+            [parts[count] for count in range(len(parts))] if pattern.startswith("**/") else folders
+        )
+        if any(fnmatch.fnmatchcase(name, pattern.removeprefix("**/")) for name in names):
+            return True
+    return False
+
+
+def test_images_hold_what_the_server_needs_and_no_secret() -> None:
+    needed = [ROOT / name for name in ("run_server.sh", "requirements.txt", "requirements.lock")]
+    for folder in ("src", "assets", "configs", "scripts"):
+        needed += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    sent = [str(path.relative_to(ROOT)) for path in needed if "__pycache__" not in path.parts]
+    assert len(sent) > 100
+    assert [path for path in sent if ignored(path)] == []
+    for secret in (
+        ".git/config", ".env", "deploy/server.env", "keys.yaml", "configs/keys.yml", "tls/server.key", "tls/server.pem",
+        "api_key", ".env.local", ".venv/bin/python", "models/gpt-oss-20b/model.safetensors", "src/__pycache__/a.pyc",
+    ):  # fmt: skip
+        assert ignored(secret), secret
+
+
+def test_the_images_user_can_write_where_volumes_are_mounted() -> None:
+    (compose,) = documents("docker-compose.yml")
+    mounted = [v.split(":")[1] for v in compose["services"]["server"]["volumes"]]
+    pod = documents("kubernetes/gpt-oss-server.yaml")[0]["spec"]["template"]["spec"]
+    for name in ("Dockerfile.cpu", "Dockerfile.cuda"):
+        text = (DEPLOY / name).read_text()
+        (user,) = re.findall(r"useradd .*--uid (\d+) (\w+)", text)
+        assert int(user[0]) == pod["securityContext"]["runAsUser"]
+        (made,) = re.findall(
+            r"mkdir -p (.*?) && chown (\w+) (.*)", text.partition(f"USER {user[1]}")[0]
+        )
+        assert made[1] == user[1]
+        for folder in mounted:
+            assert folder in made[2].replace(" models", " /app/models").split(), f"{name}: {folder}"
+            assert folder.removeprefix("/app/") in made[0].split(), f"{name}: {folder}"
 
 
 @pytest.mark.skipif(

@@ -207,6 +207,7 @@ async def serve(
             timeout_graceful_shutdown=FINISH_S,
             lifespan="on",
             server_header=False,
+            proxy_headers=False,  # who connects is who connects
         ),
         app.state.context,
     )

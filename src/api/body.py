@@ -9,6 +9,7 @@ import math
 from typing import Any, NoReturn
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from src.api.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
@@ -18,8 +19,8 @@ from src.config import ServerConfig
 async def read_json_object(request: Request, config: ServerConfig) -> dict[str, Any]:
     """Raises InvalidRequest, BodyTooLarge, BodyTooSlow or UnsupportedMediaType."""
     max_bytes = config.max_body_bytes
-    if config.require_json_content_type and _has_body(request):
-        _check_content_type(request)
+    if config.require_json_content_type:
+        check_content_type(request.headers)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType(
@@ -43,15 +44,14 @@ async def read_json_object(request: Request, config: ServerConfig) -> dict[str, 
     return parse_json_object(b"".join(chunks))
 
 
-def _has_body(request: Request) -> bool:
-    declared = request.headers.get("content-length", "0").strip()
-    return declared != "0" or "transfer-encoding" in request.headers
+def check_content_type(headers: Headers) -> None:
+    """Raises UnsupportedMediaType for a body that is not JSON by its Content-Type.
 
-
-def _check_content_type(request: Request) -> None:
-    """A page of another site can send any other type, or none, without the browser asking first (CORS)."""
-    sent = request.headers.get("content-type", "")
-    media_type = sent.partition(";")[0].strip().lower()
+    A web site can make a browser send any other type, or none, without being asked first (CORS).
+    """
+    if headers.get("content-length", "0").strip() == "0" and "transfer-encoding" not in headers:
+        return
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         problem = f"not {media_type[:100]!r}" if media_type else "and the request has none"
         raise UnsupportedMediaType(

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import Message
 
 from src.api.access import Access
-from src.api.errors import Unauthorized
+from src.api.body import check_content_type, read_json_object
+from src.api.errors import Unauthorized, UnsupportedMediaType
 from src.api.hosts import HostCheck, is_loopback
 from src.api.keys import load_callers
 from src.config import ServerConfig, load_config, without_secrets
@@ -191,3 +196,38 @@ def test_a_server_that_is_open_to_the_network_says_so(caplog: pytest.LogCaptureF
         check_access(ServerConfig(require_api_key=True), {})
     check_access(ServerConfig(api_key="secret-key"), {"api_key": "flag"})  # type: ignore[arg-type]
     assert "command line" in caplog.text and "secret-key" not in caplog.text
+
+
+# --- which bodies are read ---
+
+
+def body_request(body: bytes, **headers: str) -> Request:
+    sent = {"content-length": str(len(body))} | {k.replace("_", "-"): v for k, v in headers.items()}
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    raw = [(name.encode(), value.encode()) for name, value in sent.items()]
+    return Request({"type": "http", "method": "POST", "headers": raw}, receive)
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"])  # fmt: skip
+def test_a_switch_takes_bodies_of_any_type(content_type: str) -> None:
+    def read(required: bool, *, named: bool = True) -> dict[str, Any]:
+        headers = {"content_type": content_type} if named else {}
+        config = ServerConfig(require_json_content_type=required)
+        return asyncio.run(read_json_object(body_request(b'{"a": 1}', **headers), config))
+
+    for named in (True, False):
+        with pytest.raises(
+            UnsupportedMediaType, match="Send the header 'Content-Type: application/json'"
+        ):
+            read(True, named=named)
+        assert read(False, named=named) == {"a": 1}
+
+
+def test_no_body_needs_no_type() -> None:
+    check_content_type(Headers({"content-length": "0"}))
+    check_content_type(Headers({}))
+    with pytest.raises(UnsupportedMediaType, match="the request has none"):
+        check_content_type(Headers({"transfer-encoding": "chunked"}))

@@ -67,6 +67,10 @@ class ServerConfig(BaseSettings):
     response_store_bytes: int = Field(
         64 * 2**20, ge=0, description="stored responses of /v1/responses, bytes; 0: none"
     )
+    unknown_fields: Literal["ignore", "warn", "reject"] = Field(
+        "warn",
+        description="of requests: warn is one log line for each client and field, reject a 400",
+    )
     keep_alive_s: float = Field(
         15.0, gt=0, description="a comment line on every stream this often, s"
     )

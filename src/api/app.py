@@ -23,6 +23,7 @@ from src.api.ledger import Ledger
 from src.api.metrics import Metrics
 from src.api.response_store import ResponseStore
 from src.api.tracing import Tracing
+from src.api.unknown_fields import UnknownFields
 from src.api.warm_up import warm_up
 from src.config import ServerConfig
 from src.engine.client import EngineClient
@@ -139,6 +140,7 @@ def create_app(
         access=access,
         ledger=Ledger(engine, metrics, access, tracing),
         responses=ResponseStore(config.response_store_bytes),
+        unknown_fields=UnknownFields(config.unknown_fields),
     )
     engine.on_step = metrics.step
     app.state.context = context

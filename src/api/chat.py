@@ -19,6 +19,7 @@ from src.api.errors import ApiError, Cancelled, EngineFailure
 from src.api.metrics import RequestRecord
 from src.api.protocol import ChatCompletionRequest
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
+from src.api.unknown_fields import client_of
 from src.engine.lifecycle import EngineError
 from src.engine.messages import TokenOutput
 from src.harmony.deltas import Delta
@@ -369,7 +370,7 @@ async def chat_completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
         body = await read_json_object(request, context.config)
-        plan = await plan_chat(body, context, record.caller)
+        plan = await plan_chat(body, context, record.caller, client=client_of(request))
         answer = await start_answer(plan, context, record)
     if plan.stream:
         return EventStream(stream_events(answer), answer.close, context.config)
@@ -380,7 +381,7 @@ async def chat_completions(request: Request, context: Context) -> Response:
 async def render(request: Request, context: Context) -> dict[str, Any]:
     """The prompt that a chat request becomes, for debugging: ids and text."""
     body = await read_json_object(request, context.config)
-    plan = await plan_chat(body, context, caller_of(request))
+    plan = await plan_chat(body, context, caller_of(request), client=client_of(request))
     ids = plan.prompt.token_ids
     return {
         "prompt": context.vocabulary.decode(ids),

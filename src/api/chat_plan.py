@@ -33,7 +33,6 @@ MIN_ANSWER_TOKENS = 16
 MESSAGE_TOKENS = 4  # of one that says nothing: start, role, message, end
 TOO_COMPLEX = Relaxed("parameters", ALL, "all schemas together are too complex")
 _warn_relaxed = WarnOnce(logger, "not enforced by the grammar: %s", max_chars=400)
-_warn_ignored = WarnOnce(logger, "ignoring unknown request fields: %s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +142,16 @@ async def plan_chat(
     *,
     id_prefix: str = "chatcmpl-",
     max_tools: int = MAX_TOOLS,
+    client: str | None = None,
 ) -> ChatPlan:
-    """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
+    """`client`: whose unknown fields are reported; None where the body is our own. Raises ApiError or pydantic's
+    ValidationError; nothing has been sent to the engine then."""
     sent = body.get("messages")
     sent = sent if isinstance(sent, list) else []
     check_count(_num_rendered(sent), "messages", context)
     request, messages = await context.read(len(sent), lambda: _read(body, max_tools))
-    warn_unknown(body, request)
+    if client is not None:
+        context.unknown_fields.check(body, request, client)
     profile = _profile(request, context)
     if request.tools or request.functions or request.response_format:  # schemas are compiled
         guide = context.config.guided_harmony and context.config.guided_tool_arguments
@@ -220,10 +222,6 @@ def _engine_requests(
         )
         for index in range(request.n or 1)
     ]
-
-
-def warn_unknown(body: Mapping[str, Any], request: SamplingFields) -> None:
-    _warn_ignored(body.keys() - request.known_fields)
 
 
 def _effort(request: ChatCompletionRequest) -> str | None:

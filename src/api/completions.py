@@ -22,6 +22,7 @@ from src.api.metrics import RequestRecord
 from src.api.protocol import VOCAB_SIZE, SamplingFields, fail
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
 from src.api.text_choice import Numbers, TextChoice, joined, no_numbers
+from src.api.unknown_fields import client_of
 from src.engine.lifecycle import EngineError
 from src.engine.messages import AddRequest, TokenOutput
 from src.engine.sampling_params import SamplingParams
@@ -217,10 +218,11 @@ def _max_tokens(request: CompletionRequest, prompt_tokens: int, context: ServerC
 
 
 async def start_completion(
-    body: dict[str, Any], context: ServerContext, record: RequestRecord
+    body: dict[str, Any], context: ServerContext, record: RequestRecord, client: str
 ) -> TextAnswer:
     """Raises ApiError, ValidationError or EngineError."""
     request = CompletionRequest.model_validate(body)
+    context.unknown_fields.check(body, request, client)
     profile = resolve_model(request.model, context)
     prompts = await context.encoded(
         _num_chars(request.prompt), lambda: read_prompts(request.prompt, context.vocabulary)
@@ -334,7 +336,7 @@ async def completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
         body = await read_json_object(request, context.config)
-        answer = await start_completion(body, context, record)
+        answer = await start_completion(body, context, record, client_of(request))
     if answer.request.stream:
         return EventStream(_stream(answer), answer.close, context.config)
     return JsonWhenDone(lambda: _collect(answer), answer.close)

@@ -18,6 +18,7 @@ from src.api.keys import Caller
 from src.api.ledger import Ledger
 from src.api.metrics import Metrics, RequestRecord
 from src.api.response_store import ResponseStore
+from src.api.unknown_fields import UnknownFields
 from src.config import ServerConfig
 from src.engine.client import EngineClient
 from src.engine.lifecycle import EngineError
@@ -47,6 +48,7 @@ class ServerContext:
     access: Access
     ledger: Ledger
     responses: ResponseStore
+    unknown_fields: UnknownFields
     warm: asyncio.Event = field(default_factory=asyncio.Event)  # set once the warm-up is over
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -63,6 +63,9 @@ FunctionName = Annotated[str, AfterValidator(_function_name)]
 
 class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
+
+    # fields that are read over without a report: they come back from answers and ask for nothing
+    also_known: ClassVar[frozenset[str]] = frozenset()
 
 
 class FunctionDefinition(Strict):
@@ -157,6 +160,8 @@ class CustomCall(Strict):
 
 
 class ToolCall(Strict):
+    also_known = frozenset({"index"})
+
     """`function` or `custom` is there, as `type` has it: see check_message."""
 
     id: Annotated[str, Field(min_length=1)]
@@ -170,6 +175,8 @@ Phase = Literal["commentary", "final_answer"]
 
 
 class Message(Strict):
+    also_known = frozenset({"annotations", "audio"})
+
     role: str
     content: Any = None
     name: str | None = None
@@ -229,10 +236,6 @@ class SamplingFields(Strict):
                     f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias"
                 )
         return self
-
-    @property
-    def known_fields(self) -> frozenset[str]:
-        return frozenset(type(self).model_fields)
 
 
 class ChatCompletionRequest(SamplingFields):

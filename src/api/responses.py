@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from src.api.body import read_json_object
 from src.api.chat import Answer, relaxations, start_answer
-from src.api.chat_plan import ChatPlan, check_count, plan_chat, warn_unknown
+from src.api.chat_plan import ChatPlan, check_count, plan_chat
 from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record
 from src.api.errors import ApiError, Cancelled, InvalidRequest, NotFound
 from src.api.keys import ANONYMOUS, Caller
@@ -24,6 +24,7 @@ from src.api.responses_items import PlacedItem, num_rendered
 from src.api.responses_output import Event, ItemStatus, OutputItems
 from src.api.responses_tools import MAX_FUNCTIONS, ToolTable
 from src.api.streaming import EventStream, JsonWhenDone, encode_event
+from src.api.unknown_fields import client_of
 
 router = APIRouter()
 
@@ -39,11 +40,11 @@ class ResponsePlan:
 
 
 async def plan_response(
-    body: dict[str, Any], context: ServerContext, caller: Caller | None
+    body: dict[str, Any], context: ServerContext, caller: Caller | None, client: str
 ) -> ResponsePlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
     request = ResponsesRequest.model_validate(body)
-    warn_unknown(body, request)
+    context.unknown_fields.check(body, request, client)
     store = context.responses
     if isinstance(request.input, list):
         check_count(num_rendered(request.input), "input", context)
@@ -211,7 +212,7 @@ async def responses(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
         body = await read_json_object(request, context.config)
-        plan = await plan_response(body, context, record.caller)
+        plan = await plan_response(body, context, record.caller, client_of(request))
         answer = await start_answer(plan.chat, context, record)
     writer = ResponseWriter(plan, answer)
     if plan.chat.stream:
@@ -223,7 +224,9 @@ async def responses(request: Request, context: Context) -> Response:
 async def count_input_tokens(request: Request, context: Context) -> dict[str, Any]:
     """How many tokens the model would read; what a response would refuse is refused here too."""
     body = await read_json_object(request, context.config)
-    plan = await plan_response({"model": context.model_id} | body, context, caller_of(request))
+    plan = await plan_response(
+        {"model": context.model_id} | body, context, caller_of(request), client_of(request)
+    )
     return {"object": "response.input_tokens", "input_tokens": len(plan.chat.prompt.token_ids)}
 
 

@@ -12,6 +12,7 @@ from src.api.chat_plan import plan_chat
 from src.api.deps import Context, caller_of
 from src.api.errors import InvalidRequest
 from src.api.protocol import FIRST_PROBLEM, VOCAB_SIZE, Strict
+from src.api.unknown_fields import client_of
 from src.harmony.tokenizer_files import tokenizer_config
 
 router = APIRouter()
@@ -43,7 +44,12 @@ async def tokenize(request: Request, context: Context) -> dict[str, Any]:
     vLLM's `add_special_tokens` is there, whatever its value: the model adds none."""
     raw = await read_json_object(request, context.config)
     if "messages" in raw:
-        plan = await plan_chat({"model": context.model_id} | raw, context, caller_of(request))
+        plan = await plan_chat(
+            {"model": context.model_id} | raw,
+            context,
+            caller_of(request),
+            client=client_of(request),
+        )
         ids = plan.prompt.token_ids
         return {
             "tokens": ids,
@@ -52,6 +58,7 @@ async def tokenize(request: Request, context: Context) -> dict[str, Any]:
             "prompt_version": plan.prompt.version,
         }
     body = TokenizeRequest.model_validate(raw)
+    context.unknown_fields.check(raw, body, client_of(request))
     vocabulary = context.vocabulary
     encode = vocabulary.encode_with_special if body.reads_special else vocabulary.encode
     ids = await context.encoded(len(body.prompt), lambda: encode(body.prompt))
@@ -60,7 +67,9 @@ async def tokenize(request: Request, context: Context) -> dict[str, Any]:
 
 @router.post("/detokenize")
 async def detokenize(request: Request, context: Context) -> dict[str, Any]:
-    body = DetokenizeRequest.model_validate(await read_json_object(request, context.config))
+    raw = await read_json_object(request, context.config)
+    body = DetokenizeRequest.model_validate(raw)
+    context.unknown_fields.check(raw, body, client_of(request))
     if not all(0 <= token < VOCAB_SIZE for token in body.tokens):
         raise InvalidRequest(
             f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value"

@@ -40,8 +40,8 @@ _HOST_NAME = re.compile(
 # Keys whose value is never shown.
 SECRET_KEYS = ("api_key",)
 _URL_SECRETS = (
-    (re.compile(r"://[^\s'\"]*@"), "://***@"),
-    (re.compile(r"(://[^\s'\"?]*\?)[^\s'\"]+"), r"\1***"),
+    (re.compile(r"(:/+)[^\s'\"]*@"), r"\1***@"),  # one slash: a Path of a URL
+    (re.compile(r"(:/+[^\s'\"?]*\?)[^\s'\"]+"), r"\1***"),
 )
 
 

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from src import __version__, logs, port_manager
     from src.cached_files import CacheError, default_cache_folder
-    from src.config import describe, load_config, service_variables
+    from src.config import describe, load_config, service_variables, without_secrets
     from src.engine.config import ConfigError
     from src.harmony.vocabulary import VocabularyError, load_vocabulary
     from src.model_locator import locate_model
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         vocabulary = load_vocabulary(located.folder, cache)
         engine_settings = engine_config(config, located, vocabulary)
     except (CacheError, ConfigError, VocabularyError, port_manager.PortError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {without_secrets(str(error))}\n")
         return 2
     with port_manager.recorded(bound):
         return uvloop.run(serve(config, engine_settings, bound, located, vocabulary))

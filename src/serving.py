@@ -17,7 +17,7 @@ import uvicorn
 from src.api.descriptors import allowed_connections
 from src.api.hosts import is_loopback
 from src.api.keys import load_callers
-from src.config import ServerConfig
+from src.config import ServerConfig, without_secrets
 from src.engine.client import EngineClient
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.gpus import visible_gpus
@@ -168,7 +168,7 @@ async def serve(
     try:
         max_connections = allowed_connections(config.max_connections)
     except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {without_secrets(str(error))}\n")
         return 2
     policy = RestartPolicy(
         max_restarts=config.max_engine_restarts,
@@ -185,7 +185,7 @@ async def serve(
         await engine.stop()
         if not isinstance(error, ConfigError):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {without_secrets(str(error))}\n")
         return 2
     from src.api.http_protocol import ConnectionLimits, limited_protocol
 

@@ -128,7 +128,7 @@ def test_no_secret_in_an_error_about_flags(
         ("http://me:secret@host:4318/v1", "http://***@host:4318/v1"), ("https://token@host", "https://***@host"),
         ("http://me:se@cr/et@host", "http://***@host"), ("http://host/p?key=secret", "http://host/p?***"),
         ("http://host:1/p", "http://host:1/p"), ("[http://a:b@c, http://d]", "[http://***@c, http://d]"),
-        ("me@example.org", "me@example.org"),
+        ("me@example.org", "me@example.org"), ("http:/me:secret@host", "http:/***@host"),
     ],
 )  # fmt: skip
 def test_passwords_in_urls_are_masked(text: str, shown: str) -> None:

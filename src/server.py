@@ -44,10 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         logger.info("gpt-oss server %s", __version__)
         if ignored := service_variables():
             logger.info("ignoring Kubernetes service variables: %s", ", ".join(ignored))
+        check_access(config, origin)
         bound = port_manager.reserve(
             config.host, config.port, auto=config.auto_port, force=config.force_port
         )
-        check_access(config, origin)
         cache = default_cache_folder()
         located = locate_model(
             choose_model(config), config.model_path, cache, dummy=config.load_format == "dummy"

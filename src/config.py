@@ -11,12 +11,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from src.config_text import Parser, check_key_text, read_yaml, without_secrets, yaml_problem
 from src.engine.config import ConfigError
 from src.profiles import PROFILES, Profile, ProfileName, overridden
 
@@ -39,10 +40,6 @@ _HOST_NAME = re.compile(
 )
 # Keys whose value is never shown.
 SECRET_KEYS = ("api_key",)
-_URL_SECRETS = (
-    (re.compile(r"(:/+)[^\s'\"]*@"), r"\1***@"),  # one slash: a Path of a URL
-    (re.compile(r"(:/+[^\s'\"?]*\?)[^\s'\"]+"), r"\1***"),
-)
 
 
 class ServerConfig(BaseSettings):
@@ -281,7 +278,7 @@ class ServerConfig(BaseSettings):
         try:
             return yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"not valid YAML{_yaml_problem(error)}") from None
+            raise ValueError(f"not valid YAML{yaml_problem(error)}") from None
 
     @field_validator("api_key")
     @classmethod
@@ -346,42 +343,6 @@ class ServerConfig(BaseSettings):
         return getattr(self.active_profile, key) if value is None and key in PROFILE_KEYS else value
 
 
-def check_key_text(key: str) -> str:
-    """Returns the key. Raises ValueError if no client could send it, or everybody could."""
-    if not key.strip():
-        raise ValueError("an empty or blank key lets everybody in; unset it to serve without keys")
-    if key != key.strip():
-        raise ValueError("the key begins or ends with white space, which clients cannot send")
-    if any(ord(char) < 32 or ord(char) == 127 for char in key):
-        raise ValueError("the key holds a control character, which clients cannot send")
-    return key
-
-
-def read_yaml(path: Path, what: str) -> Any:
-    """Returns what a YAML file holds.
-
-    Raises:
-        ConfigError: it cannot be read or parsed. PyYAML's own text is left out, as it quotes lines that may hold a key.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{what} does not exist") from None
-    except UnicodeError:
-        raise ConfigError(f"{what} is not UTF-8 text") from None
-    except OSError as error:
-        raise ConfigError(f"{what} cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{what} is not valid YAML{_yaml_problem(error)}") from None
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-    shown = re.sub("'.*'", "...", str(problem)) if problem else ""
-    return f"{place}: {shown}" if shown else place
-
-
 def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, str], bool]:
     """-> (configuration, where each set key came from, whether --print-config was given).
 
@@ -421,13 +382,6 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
         ) from None
 
 
-def without_secrets(text: str) -> str:
-    """Returns the text with the user, password and query of each URL masked."""
-    for pattern, masked in _URL_SECRETS:
-        text = pattern.sub(masked, text)
-    return text
-
-
 def describe(config: ServerConfig, origin: dict[str, str]) -> str:
     """The result and where each value came from, as YAML."""
     lines = []
@@ -450,22 +404,8 @@ def describe(config: ServerConfig, origin: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Leaves out values, which argparse would quote: a misspelt --api-key is followed by a key."""
-        kind, _, rest = message.partition("unrecognized arguments: ")
-        if rest and not kind:
-            names = [word.partition("=")[0] for word in rest.split() if word.startswith("--")]
-            message = (
-                f"unknown flags: {', '.join(names)}"
-                if names
-                else "unknown arguments; every flag begins with --"
-            )
-        super().error(without_secrets(message))
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="server",
         description="Serves gpt-oss-20b and gpt-oss-120b to OpenAI clients.",
         allow_abbrev=False,

@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from src import __version__, logs, port_manager
     from src.cached_files import CacheError, default_cache_folder
-    from src.config import describe, load_config, service_variables, without_secrets
+    from src.config import describe, load_config, service_variables
+    from src.config_text import without_secrets
     from src.engine.config import ConfigError
     from src.harmony.vocabulary import VocabularyError, load_vocabulary
     from src.model_locator import locate_model

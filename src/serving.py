@@ -17,7 +17,8 @@ import uvicorn
 from src.api.descriptors import allowed_connections
 from src.api.hosts import is_loopback
 from src.api.keys import load_callers
-from src.config import ServerConfig, without_secrets
+from src.config import ServerConfig
+from src.config_text import without_secrets
 from src.engine.client import EngineClient
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.gpus import visible_gpus

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from src.config import ServerConfig, check_key_text, read_yaml
+from src.config import ServerConfig
+from src.config_text import check_key_text, read_yaml
 from src.engine.config import ConfigError
 
 ANONYMOUS = "anonymous"

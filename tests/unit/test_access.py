@@ -16,7 +16,8 @@ from src.api.body import check_content_type, read_json_object
 from src.api.errors import Unauthorized, UnsupportedMediaType
 from src.api.hosts import HostCheck, is_loopback
 from src.api.keys import load_callers
-from src.config import ServerConfig, load_config, without_secrets
+from src.config import ServerConfig, load_config
+from src.config_text import without_secrets
 from src.engine.config import ConfigError
 from src.serving import check_access
 

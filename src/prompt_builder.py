@@ -7,9 +7,7 @@ The same input gives the same ids, on any machine, at any time: no clock, no env
 from __future__ import annotations
 
 import hashlib
-import time
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -17,21 +15,21 @@ from typing import Any
 
 import msgspec
 
+from src.harmony.generated_ids import GeneratedIds
 from src.harmony.history import Message, message_text, render_history
 from src.harmony.history import PromptError as PromptError
+from src.harmony.ids_cache import IdsCache
 from src.harmony.render import (
     HarmonyMessage,
     ReasoningEffort,
     developer_message,
     generation_prefix,
     render_message,
-    split_generated,
     system_message,
 )
 from src.harmony.vocabulary import Vocabulary
 
 PROMPT_VERSION = "harmony-v1"
-_ENTRY_OVERHEAD_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,7 @@ class PromptTokens:
     cache_hit: bool  # a prefix beyond the system and developer messages was found
     num_reused_messages: int
     num_messages: int
+    context: bytes = b""  # what it says, for PromptBuilder.remember
 
 
 @dataclass(slots=True)
@@ -55,64 +54,6 @@ class PromptCacheStats:
     @property
     def hit_rate(self) -> float:
         return self.hits / self.builds if self.builds else 0.0
-
-
-@dataclass(slots=True)
-class _Entry:
-    ids: array[int]
-    expires: float  # monotonic seconds
-
-    @property
-    def size_bytes(self) -> int:
-        return self.ids.itemsize * len(self.ids) + _ENTRY_OVERHEAD_BYTES
-
-
-class _PrefixCache:
-    """Rendered ids of message prefixes, bounded by bytes and by age."""
-
-    def __init__(self, max_bytes: int, ttl_s: float) -> None:
-        self._max_bytes = max_bytes
-        self._ttl_s = ttl_s
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        self.size_bytes = 0
-        self.evictions = 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: bytes) -> array[int] | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        now = time.monotonic()
-        if entry.expires <= now:
-            self._drop(key)
-            return None
-        entry.expires = now + self._ttl_s
-        self._entries.move_to_end(key)
-        return entry.ids
-
-    def put(self, key: bytes, ids: array[int]) -> None:
-        if key in self._entries:
-            return
-        entry = _Entry(ids, time.monotonic() + self._ttl_s)
-        if entry.size_bytes > self._max_bytes:
-            return
-        self._entries[key] = entry
-        self.size_bytes += entry.size_bytes
-        while self.size_bytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
-        self.expire()
-
-    def expire(self) -> None:
-        """Drops what has outlived its time; entries are in order of last use, so of expiry."""
-        now = time.monotonic()
-        while self._entries and next(iter(self._entries.values())).expires <= now:
-            self._drop(next(iter(self._entries)))
-
-    def _drop(self, key: bytes) -> None:
-        self.size_bytes -= self._entries.pop(key).size_bytes
-        self.evictions += 1
 
 
 class PromptBuilder:
@@ -131,9 +72,11 @@ class PromptBuilder:
         generated, which may not be the canonical ones. The prompt then depends on what was generated before."""
         self._vocabulary = vocabulary
         self._current_date = current_date
-        self._cache = _PrefixCache(cache_bytes, cache_ttl_s)
+        self._cache = IdsCache(cache_bytes, cache_ttl_s)
         self._generated = (
-            _PrefixCache(cache_bytes // 4, cache_ttl_s) if replay_generated_ids else None
+            GeneratedIds(vocabulary, cache_bytes // 4, cache_ttl_s)
+            if replay_generated_ids
+            else None
         )
         self._lock = Lock()
         self._builds = self._hits = 0
@@ -166,7 +109,11 @@ class PromptBuilder:
             PromptError: a message cannot be rendered; nothing was cached.
         """
         rendered = list(self._conversation(messages, tools, response_format, effort))
-        keys = _chain(rendered, scope)
+        known: list[array[int] | None] = [None] * len(rendered)
+        context = b""
+        if self._generated is not None:
+            known, context = self._generated.find(rendered, scope)
+        keys = _chain(rendered, known, scope)
         head = _head_length(rendered)
         with self._lock:
             reused, ids = 0, array("I")
@@ -176,7 +123,7 @@ class PromptBuilder:
                     reused, ids = count, array("I", cached)
                     break
         for index in range(reused, len(rendered)):
-            ids.extend(self._render(rendered[index], scope))
+            ids.extend(known[index] or render_message(rendered[index], self._vocabulary))
             if index + 1 == head and head < len(rendered):
                 with self._lock:
                     self._cache.put(keys[index], array("I", ids))
@@ -186,25 +133,20 @@ class PromptBuilder:
             self._hits += hit
             self._cache.put(keys[-1], array("I", ids))
         return PromptTokens(
-            (ids + self._generation_prefix).tolist(), self.version, hit, reused, len(rendered)
+            (ids + self._generation_prefix).tolist(),
+            self.version,
+            hit,
+            reused,
+            len(rendered),
+            context,
         )
 
-    def remember(self, token_ids: Sequence[int], scope: str = "") -> None:
+    def remember(
+        self, token_ids: Sequence[int], scope: str = "", *, after: PromptTokens | None = None
+    ) -> None:
         """Keeps what the model generated after a prompt of this scope, for when the client sends it back as history."""
-        if self._generated is None:
-            return
-        for message, ids in split_generated(token_ids, self._vocabulary):
-            if ids != render_message(message, self._vocabulary):
-                with self._lock:
-                    self._generated.put(_key(message, scope), array("I", ids))
-
-    def _render(self, message: HarmonyMessage, scope: str) -> Sequence[int]:
-        if self._generated is not None and message.header == "assistant":
-            with self._lock:
-                known = self._generated.get(_key(message, scope))
-            if known is not None:
-                return known
-        return render_message(message, self._vocabulary)
+        if self._generated is not None:
+            self._generated.add(token_ids, b"" if after is None else after.context, scope)
 
     def _conversation(
         self,
@@ -232,16 +174,14 @@ def _head_length(rendered: Sequence[HarmonyMessage]) -> int:
     return 2 if len(rendered) > 1 and rendered[1].header == "developer" else 1
 
 
-def _key(message: HarmonyMessage, scope: str) -> bytes:
-    encoded = msgspec.msgpack.encode(message)
-    return hashlib.blake2b(encoded, digest_size=16, key=scope.encode()).digest()
-
-
-def _chain(rendered: Sequence[HarmonyMessage], scope: str) -> list[bytes]:
-    """A key for each prefix."""
+def _chain(
+    rendered: Sequence[HarmonyMessage], known: Sequence[array[int] | None], scope: str
+) -> list[bytes]:
+    """A key for each prefix; `known` ids of a message are a part of it."""
     keys, parent = [], scope.encode()
     encoder = msgspec.msgpack.Encoder()
-    for message in rendered:
-        parent = hashlib.blake2b(encoder.encode(message), digest_size=16, key=parent).digest()
+    for message, ids in zip(rendered, known, strict=True):
+        data = encoder.encode(message) + (ids.tobytes() if ids is not None else b"")
+        parent = hashlib.blake2b(data, digest_size=16, key=parent).digest()
         keys.append(parent)
     return keys

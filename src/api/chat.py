@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from src.api.unknown_fields import client_of
 from src.engine.lifecycle import EngineError
 from src.engine.messages import TokenOutput
 from src.harmony.deltas import Delta
+from src.harmony.layout import new_call_id
 from src.harmony.parser import ResponseParser
 
 router = APIRouter()
@@ -101,7 +101,10 @@ class Answer:
         context.ledger.end(record, [c.finish_reason for c in self.choices], context.tags, error)
         for choice in self.choices:
             if record.outcome == "ok":
-                context.prompt_builder.remember(choice.token_ids, self.plan.cache_scope)
+                plan = self.plan
+                context.prompt_builder.remember(
+                    choice.token_ids, plan.cache_scope, after=plan.prompt
+                )
             context.metrics.recovered(choice.parser.recoveries)
 
     def failure(self, choice: Choice) -> ApiError:
@@ -120,6 +123,8 @@ class Answer:
             # by a stop string: the engine knows of none
             self.context.engine.discard(self.plan.requests[choice.index].request_id)
         for item in deltas:
+            if not item.delta.text and item.delta.tool_name is None:
+                continue
             if item.delta.kind == "reasoning":
                 record.first_reasoning = record.first_reasoning or record.last_token
             else:
@@ -127,8 +132,10 @@ class Answer:
         return choice, deltas
 
 
-async def start_answer(plan: ChatPlan, context: ServerContext, record: RequestRecord) -> Answer:
-    """Admits every choice, or none. Raises EngineError."""
+async def start_answer(
+    plan: ChatPlan, context: ServerContext, record: RequestRecord, *, joins_messages: bool = True
+) -> Answer:
+    """Admits every choice, or none. `joins_messages`: see Choice. Raises EngineError."""
     context.engine.check_capacity(
         len(plan.prompt.token_ids) * len(plan.requests), len(plan.requests)
     )
@@ -148,6 +155,7 @@ async def start_answer(plan: ChatPlan, context: ServerContext, record: RequestRe
             plan.stop,
             bytes_of,
             stop_on_calls_after=plan.max_calls,
+            joins_messages=joins_messages,
         )
         for index in range(len(plan.requests))
     ]
@@ -166,10 +174,11 @@ class DeltaWriter:
     def __init__(self, plan: ChatPlan, reasoning_fields: tuple[str, ...]) -> None:
         self._plan = plan
         self._reasoning_fields = reasoning_fields
-        self._call_ids: dict[tuple[int, int], str] = {}
 
     def write(self, choice: Choice, delta: Delta) -> dict[str, Any] | None:
-        """-> the `delta` object, None if the client does not want this part."""
+        """-> the `delta` object, None if there is nothing that the client wants."""
+        if delta.channel is not None:
+            return None
         if delta.kind == "content":
             return {"content": delta.text}
         if delta.kind == "reasoning":
@@ -181,10 +190,8 @@ class DeltaWriter:
             return {"function_call": {**name, "arguments": delta.text}}
         call: dict[str, Any] = {"index": delta.tool_index}
         if delta.tool_name is not None:
-            call_id = self._call_ids.setdefault(
-                (choice.index, delta.tool_index), f"call_{secrets.token_hex(12)}"
-            )
-            call |= {"id": call_id, "type": "function"}
+            before = choice.messages if delta.tool_index == 0 else ()
+            call |= {"id": new_call_id(before), "type": "function"}
             call["function"] = {"name": delta.tool_name, "arguments": delta.text}
         else:
             call["function"] = {"arguments": delta.text}

@@ -118,8 +118,10 @@ class Choice:
         bytes_of: Callable[[int], bytes] | None,
         *,
         stop_on_calls_after: int | None = None,
+        joins_messages: bool = True,
     ) -> None:
-        """`bytes_of` token ids is given when logprobs are wanted."""
+        """`bytes_of` token ids is given when logprobs are wanted.
+        `joins_messages`: messages of one kind are one text, with a line break between them."""
         self.index = index
         self.parser = parser
         self.finish_reason: str | None = None
@@ -128,6 +130,10 @@ class Choice:
         self.num_cached_tokens = 0
         self.num_calls = 0
         self.token_ids: list[int] = []
+        self.messages: list[
+            tuple[str, int]
+        ] = []  # channel and length of those before the first call
+        self._joins_messages = joins_messages
         self._stops = StopStrings(stops)
         self._logprobs = _ContentLogprobs(bytes_of) if bytes_of is not None else None
         self._max_calls = stop_on_calls_after
@@ -156,9 +162,7 @@ class Choice:
             self._add(delta, out)
         if self.finish_reason is not None:
             return
-        rest = self._stops.flush()
-        if rest:
-            out.append(self._content(rest, (), last=True))
+        self._flush(out)
         if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             self.error = output.error or "the request was cancelled"
             self.finish_reason = "error"
@@ -167,7 +171,25 @@ class Choice:
         else:
             self.finish_reason = "tool_calls" if self.num_calls else "stop"
 
+    def _flush(self, out: list[ChoiceDelta]) -> None:
+        """What was held back, as it could have become a stop string."""
+        rest = self._stops.flush()
+        if rest:
+            out.append(self._content(rest, (), last=True))
+
     def _add(self, delta: Delta, out: list[ChoiceDelta]) -> None:
+        begins = delta.channel is not None or delta.tool_name is not None
+        if begins and not self._joins_messages:
+            self._flush(out)
+        if delta.is_separator and not self._joins_messages:
+            return
+        if delta.channel is not None:
+            self.messages.append((delta.channel, 0))
+            out.append(ChoiceDelta(delta))
+            return
+        if delta.kind != "tool_call" and not delta.is_separator and not self.num_calls:
+            channel, length = self.messages[-1]
+            self.messages[-1] = channel, length + len(delta.text)
         if delta.kind == "tool_call":
             if delta.tool_name is not None:
                 self.num_calls += 1
@@ -176,7 +198,7 @@ class Choice:
                 return
             out.append(ChoiceDelta(delta))
         elif delta.kind == "content":
-            if self._logprobs is not None and not delta.tokens and delta.text == SEPARATOR:
+            if self._logprobs is not None and delta.is_separator:
                 self._logprobs.enqueue_separator()
             text = self._stops.feed(delta.text)
             piece = self._content(text, delta.tokens, last=self._stops.stopped)

@@ -184,8 +184,9 @@ class Message(Strict):
     tool_call_id: str | None = None
     function_call: FunctionCall | None = None
     refusal: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
+    # a list: each of them is a message, empty ones too
+    reasoning: str | list[str] | None = None
+    reasoning_content: str | list[str] | None = None
     phase: Phase | None = None
 
 

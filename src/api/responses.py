@@ -213,7 +213,7 @@ async def responses(request: Request, context: Context) -> Response:
     with counted_rejections(context):
         body = await read_json_object(request, context.config)
         plan = await plan_response(body, context, record.caller, client_of(request))
-        answer = await start_answer(plan.chat, context, record)
+        answer = await start_answer(plan.chat, context, record, joins_messages=False)
     writer = ResponseWriter(plan, answer)
     if plan.chat.stream:
         return EventStream(writer.stream(), answer.close, context.config)

@@ -156,6 +156,8 @@ def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBod
     if request.instructions:
         conversation.append({"role": "developer", "content": request.instructions}, "instructions")
     read_items(items, conversation, tools.model_name)
+    if not conversation.messages:
+        raise InvalidRequest("'input' has no item that the model can read.", "input", "empty_array")
     shared = SamplingFields.model_fields.keys() & request.model_fields_set
     body: dict[str, Any] = {
         name: getattr(request, name) for name in sorted(shared - {"stream_options", "n"})

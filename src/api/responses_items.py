@@ -207,7 +207,7 @@ def _part_of_turn(
     """What this item adds to the assistant's message, {} for nothing; None: it is no part of one."""
     if isinstance(item, ReasoningItem):
         text = _reasoning(item, where)
-        return {} if text is None else {"reasoning_content": text}
+        return {} if text is None else {"reasoning_content": text or [text]}
     if isinstance(item, FunctionCallItem):
         function = {"name": name(item.namespace, item.name), "arguments": item.arguments}
         return {"tool_calls": [{"id": item.call_id, "type": "function", "function": function}]}

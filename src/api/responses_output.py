@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from src.api.choice import ChoiceDelta
 from src.api.sealed import seal
+from src.harmony.deltas import Delta
+from src.harmony.layout import new_call_id
 
 Event = dict[str, Any]
 ItemStatus = Literal["completed", "incomplete"]
@@ -35,9 +37,10 @@ class OutputItems:
 
     def feed(self, item: ChoiceDelta) -> list[Event]:
         delta, events = item.delta, []
-        if delta.kind != self._kind or delta.tool_name is not None:
+        begins = delta.channel is not None or delta.tool_name is not None
+        if begins or delta.kind != self._kind:
             events += self.close("completed")
-            events += self._begin(delta.kind, delta.tool_name)
+            events += self._begin(delta)
         if not delta.text and not item.logprobs:
             return events
         if delta.kind == "tool_call":
@@ -86,15 +89,15 @@ class OutputItems:
         part: dict[str, Any] = self._current["content"][0]
         return part
 
-    def _begin(self, kind: str, tool_name: str | None) -> list[Event]:
-        self._kind = kind
+    def _begin(self, delta: Delta) -> list[Event]:
+        kind = self._kind = delta.kind
         item: dict[str, Any] = {
             "id": ITEM_PREFIX[kind] + secrets.token_hex(24),
             "status": "in_progress",
         }
         if kind == "tool_call":
-            call = {"call_id": f"call_{secrets.token_hex(12)}", "arguments": ""}
-            named = self._client_name(tool_name or "")
+            call = {"call_id": new_call_id(), "arguments": ""}
+            named = self._client_name(delta.tool_name or "")
             self.items.append(item | {"type": "function_call"} | call | named)
             return [self._of_item("response.output_item.added")]
         part: dict[str, Any]
@@ -102,7 +105,8 @@ class OutputItems:
             item |= {"type": "reasoning", "summary": [], "content": []}
             part = {"type": "reasoning_text", "text": ""}
         else:
-            item |= {"type": "message", "role": "assistant", "content": []}
+            phase = "commentary" if delta.channel == "commentary" else "final_answer"
+            item |= {"type": "message", "role": "assistant", "phase": phase, "content": []}
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         self.items.append(item)
         added = self._of_item("response.output_item.added")

@@ -12,12 +12,14 @@ SEPARATOR = "\n"  # between two messages of one kind; no token stands for it
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of the answer. The first delta of a tool call brings its name."""
+    """A piece of the answer. The first delta of a tool call brings its name, that of any other message its channel."""
 
     kind: Kind
     text: str
     tool_index: int = -1
     tool_name: str | None = None
+    channel: str | None = None  # of a message that begins here; such a delta has no text
+    is_separator: bool = False
     tokens: tuple[int, ...] = ()  # places in the output of the tokens that this text was made from
 
 

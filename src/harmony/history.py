@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from src.harmony.layout import messages_before
 from src.harmony.render import (
     HarmonyMessage,
     assistant_text,
@@ -102,15 +103,23 @@ class _Reader:
         raise PromptError(f"unknown role {role!r}", f"{where}.role")
 
     def _assistant(self, message: Message, where: str) -> Iterator[_Piece]:
-        """Reasoning, then words, then calls."""
-        reasoning = message.get("reasoning_content") or message.get("reasoning")
-        if reasoning:
-            yield _Piece("analysis", str(reasoning))
+        """Reasoning, then words, then calls, unless the first call's id tells of another order."""
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or ()
         calls = message.get("tool_calls") or ()
         legacy = message.get("function_call")
         text, phase = message_text(message), message.get("phase")
-        if text:
-            yield _Piece("words", text, phase=phase or ("commentary" if calls or legacy else None))
+        known = None
+        if calls and isinstance(reasoning, str | tuple) and phase is None:
+            known = messages_before(calls[0]["id"], str(reasoning or ""), text)
+        if known is not None:
+            for channel, part in known:
+                is_analysis = channel == "analysis"
+                yield _Piece("analysis", part) if is_analysis else _words(part, "commentary")
+        else:
+            for thought in [reasoning] if isinstance(reasoning, str) else reasoning:
+                yield _Piece("analysis", thought)
+            if text or phase:
+                yield _words(text, phase or ("commentary" if calls or legacy else None))
         for index, call in enumerate(calls):
             yield self._call(call, f"{where}.tool_calls[{index}]")
         if legacy:
@@ -135,6 +144,10 @@ class _Reader:
         name = clean_name(name)
         self._names.append(name)
         return _Piece("call", text, name=name, number=len(self._names) - 1, is_json=is_json)
+
+
+def _words(text: str, phase: str | None) -> _Piece:
+    return _Piece("words", text, phase=phase)
 
 
 def _calls_before_results(pieces: Sequence[_Piece]) -> list[_Piece]:

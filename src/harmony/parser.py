@@ -63,6 +63,7 @@ class _Resolved:
     kind: Kind | None  # None: content if this is the last message, else reasoning
     tool_name: str | None
     leftover: str  # header text that is no part of a header
+    channel: str = "final"  # of reasoning and content
 
 
 class ResponseParser:
@@ -192,6 +193,8 @@ class ResponseParser:
             self._num_calls += 1
             self._arguments_empty = True
             out.append(Delta("tool_call", "", self._num_calls - 1, resolved.tool_name))
+        elif resolved.kind is not None:
+            out.append(Delta(resolved.kind, "", channel=resolved.channel))
 
     def _open_without_marker(self, resolved: _Resolved, out: list[Delta]) -> None:
         """The header's text that is no header is the beginning of the body."""
@@ -231,6 +234,7 @@ class ResponseParser:
         if not pieces:
             return
         self._kind, self._message_has_text = kind, False
+        out.append(Delta(kind, "", channel="analysis" if kind == "reasoning" else "final"))
         for text, tokens in pieces:
             self._held = list(tokens)
             self._emit(text, out)
@@ -238,6 +242,7 @@ class ResponseParser:
     def _aside(self, text: str, out: list[Delta]) -> None:
         """Prose that stood in a header."""
         self._kind, self._message_has_text, self._held = "reasoning", False, []
+        out.append(Delta("reasoning", "", channel="analysis"))
         self._emit(text, out)
 
     def _emit(self, text: str, out: list[Delta]) -> None:
@@ -255,7 +260,7 @@ class ResponseParser:
         if not self._message_has_text:
             self._message_has_text = True
             if kind in self._separate:
-                out.append(Delta(kind, SEPARATOR))
+                out.append(Delta(kind, SEPARATOR, is_separator=True))
             self._separate.add(kind)
         out.append(Delta(kind, text, tokens=tokens))
 
@@ -292,11 +297,14 @@ class ResponseParser:
             return _Resolved("tool_call", tool, leftover)
         if unknown:
             self.recoveries["unknown_recipient"] += 1
-            return _Resolved("content" if channel == "final" else "reasoning", None, leftover)
+            if channel == "final":
+                return _Resolved("content", None, leftover)
+            return _Resolved("reasoning", None, leftover, "analysis")
         if channel is None:
             self.recoveries["no_channel"] += 1
             return _Resolved(None, None, leftover)
-        return _Resolved("reasoning" if channel == "analysis" else "content", None, leftover)
+        kind: Kind = "reasoning" if channel == "analysis" else "content"
+        return _Resolved(kind, None, leftover, channel)
 
     def _channel_of(
         self, text: str, recipients: list[str], *, has_marker: bool, is_role: bool

@@ -235,8 +235,9 @@ def test_reasoning_is_sealed_where_it_may_have_to_come_back(
         ({"input": []}, "input", "empty_array"),
         ({"input": 5}, "input", "invalid_type"),
         ({"input": ["hi"]}, "input[0]", "invalid_type"),
+        ({"input": [{"type": "web_search_call"}]}, "input", "empty_array"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].id", "item_not_found"),
-        ({"input": [{"type": "file_search_call"}]}, "input[0].type", "unsupported_value"),
+        ({"input": [{"type": "banana"}]}, "input[0].type", "unsupported_value"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role", "invalid_value"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},

@@ -23,7 +23,7 @@ ALLOWED = {
     "src.config": "src.config_text src.profiles src.engine.config",
     "src.config_text": "src.engine.config",
     "src.model_locator": "src.cached_files src.engine.config src.engine.shapes",
-    "src.prompt_builder": "src.harmony.vocabulary src.harmony.render src.harmony.history",
+    "src.prompt_builder": "src.harmony",
     "src.harmony": "src.harmony src.cached_files",
     "src.port_manager": "",
     "src.profiles": "",

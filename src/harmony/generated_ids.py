@@ -1,0 +1,92 @@
+"""The ids with which the model wrote its messages, for history that clients send back as text.
+
+One text can be written with several rows of ids, so a message is found by what stands before it: all messages but the
+analysis, which later turns leave out, and for analysis its place among the analysis since. Where that is unknown, as
+after a change of the system message, the last message of the same content counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+from threading import Lock
+
+import msgspec
+
+from src.harmony.ids_cache import IdsCache
+from src.harmony.render import HarmonyMessage, render_message, split_generated
+from src.harmony.vocabulary import Vocabulary
+
+_CANONICAL: array[int] = array("I")  # stands for the ids that rendering gives
+
+
+class _Context:
+    """Messages one after the other, each with its keys."""
+
+    def __init__(self, scope: str, saved: bytes = b"") -> None:
+        self._scope = scope.encode()
+        self._before, num_analysis = saved[:-4], saved[-4:]
+        self._num_analysis = int.from_bytes(num_analysis)
+
+    def keys(self, message: HarmonyMessage) -> tuple[bytes, bytes]:
+        """-> (by what stands before it, by its content alone), and goes on after it."""
+        data = msgspec.msgpack.encode(_normal(message))
+        if message.header == "assistant" and message.channel == "analysis":
+            placed = self._digest(b"%b %d %b" % (self._before, self._num_analysis, data))
+            self._num_analysis += 1
+        else:
+            placed = self._before = self._digest(self._before + data)
+            self._num_analysis = 0
+        return placed, self._digest(data)
+
+    def _digest(self, data: bytes) -> bytes:
+        return hashlib.blake2b(data, digest_size=16, key=self._scope).digest()
+
+    def save(self) -> bytes:
+        return self._before + self._num_analysis.to_bytes(4)
+
+
+class GeneratedIds:
+    """Thread-safe."""
+
+    def __init__(self, vocabulary: Vocabulary, max_bytes: int, ttl_s: float) -> None:
+        self._vocabulary = vocabulary
+        self._cache = IdsCache(max_bytes, ttl_s)
+        self._lock = Lock()
+
+    def find(
+        self, messages: Sequence[HarmonyMessage], scope: str
+    ) -> tuple[list[array[int] | None], bytes]:
+        """-> (ids of each message, None for what rendering gives; the context after them, for `add`)."""
+        context = _Context(scope)
+        found: list[array[int] | None] = []
+        for message in messages:
+            placed, alone = context.keys(message)
+            ids = None
+            if message.header == "assistant":
+                with self._lock:
+                    ids = self._cache.get(placed)
+                    ids = self._cache.get(alone) if ids is None else ids
+            found.append(ids or None)
+        return found, context.save()
+
+    def add(self, token_ids: Sequence[int], context: bytes, scope: str) -> None:
+        """What the model wrote after `<|start|>assistant`."""
+        after = _Context(scope, context)
+        for message, ids in split_generated(token_ids, self._vocabulary):
+            canonical = ids == render_message(message, self._vocabulary)
+            kept = _CANONICAL if canonical else array("I", ids)
+            with self._lock:
+                for key in after.keys(message):
+                    self._cache.put(key, kept)
+
+
+def _normal(message: HarmonyMessage) -> HarmonyMessage:
+    """As it comes back from clients, who do not see all that the model wrote."""
+    if message.recipient is None and message.content_type is not None:
+        return replace(message, content_type=None)
+    if message.recipient is not None and not message.text.strip():
+        return replace(message, text=message.text + "{}")
+    return message

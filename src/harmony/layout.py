@@ -1,0 +1,65 @@
+"""Which messages the assistant wrote before a call, as a part of the call's id.
+
+A chat message has one text of reasoning and one of words. Where the model wrote other messages than one of each in this
+order, the id that comes back with the call tells how to part the texts again: `call_<hex>_A5P0A12` is analysis of five
+characters, an empty preamble and analysis of twelve. Lengths are in base 36.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+
+from src.harmony.deltas import SEPARATOR
+
+_LETTERS = {"analysis": "A", "commentary": "P"}
+_CHANNELS = {letter: channel for channel, letter in _LETTERS.items()}
+_ID = re.compile(r"call_[0-9a-f]{24}_((?:[AP][0-9a-z]{1,6})+)")
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def new_call_id(before: Sequence[tuple[str, int]] = ()) -> str:
+    """`before`: channel and length of the messages between the last call, or the prompt, and this call."""
+    call_id = f"call_{secrets.token_hex(12)}"
+    if _is_usual(before) or any(channel not in _LETTERS for channel, _ in before):
+        return call_id
+    return f"{call_id}_" + "".join(_LETTERS[channel] + _base36(size) for channel, size in before)
+
+
+def _is_usual(before: Sequence[tuple[str, int]]) -> bool:
+    """What a chat message stands for by itself: analysis with text, then a preamble with text, each at most once."""
+    channels = [channel for channel, _ in before]
+    ordered = channels in ([], ["analysis"], ["commentary"], ["analysis", "commentary"])
+    return ordered and all(size for _, size in before)
+
+
+def messages_before(call_id: str, reasoning: str, words: str) -> list[tuple[str, str]] | None:
+    """(channel, text) of each message; None: the id does not tell, or the texts were changed since."""
+    found = _ID.fullmatch(call_id)
+    if found is None:
+        return None
+    rest = {"analysis": reasoning, "commentary": words}
+    begun: set[str] = set()
+    messages = []
+    for letter, size in re.findall(r"([AP])([0-9a-z]+)", found[1]):
+        channel, length = _CHANNELS[letter], int(size, 36)
+        if length and channel in begun:
+            if not rest[channel].startswith(SEPARATOR):
+                return None
+            rest[channel] = rest[channel].removeprefix(SEPARATOR)
+        if length:
+            begun.add(channel)
+        messages.append((channel, rest[channel][:length]))
+        if len(messages[-1][1]) < length:
+            return None
+        rest[channel] = rest[channel][length:]
+    return None if any(rest.values()) else messages
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits or "0"

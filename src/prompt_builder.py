@@ -141,6 +141,19 @@ class PromptBuilder:
             context,
         )
 
+    def measure(self, messages: Sequence[Message], lengths: dict[HarmonyMessage, int]) -> int:
+        """Tokens of the messages without tools and formats. Keeps each message's in `lengths`.
+
+        Raises:
+            PromptError: a message cannot be rendered.
+        """
+        total = 0
+        for message in self._conversation(messages, (), None, "medium"):
+            if message not in lengths:
+                lengths[message] = len(render_message(message, self._vocabulary))
+            total += lengths[message]
+        return total
+
     def remember(
         self, token_ids: Sequence[int], scope: str = "", *, after: PromptTokens | None = None
     ) -> None:

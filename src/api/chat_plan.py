@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from src.api.deps import ServerContext
-from src.api.errors import InvalidRequest, NotFound
+from src.api.errors import ContextTooLong, InvalidRequest, NotFound
 from src.api.keys import Caller
 from src.api.protocol import EFFORTS, MAX_TOOLS, ChatCompletionRequest, SamplingFields
 from src.api.tool_choice import RelaxedSchema, ToolPlan, plan_tools
@@ -90,12 +90,14 @@ def _max_tokens(
     """Tokens that may be generated: what was asked for, or the profile's, within the context."""
     room = context.max_model_len - prompt_tokens
     if room < 1:
-        raise InvalidRequest(
+        error = ContextTooLong(
             f"This model's maximum context length is {context.max_model_len} tokens. However, your messages resulted "
             f"in {prompt_tokens} tokens. Please reduce the length of the messages.",
             "messages",
             "context_length_exceeded",
         )
+        error.num_tokens = prompt_tokens
+        raise error
     asked = request.max_completion_tokens or request.max_tokens
     max_tokens: int = min(room, asked or profile.max_output_tokens)
     if (request.min_tokens or 0) > max_tokens:
@@ -105,10 +107,14 @@ def _max_tokens(
     return max_tokens
 
 
+def max_messages(context: ServerContext) -> int:
+    return context.max_model_len // MESSAGE_TOKENS
+
+
 def check_count(num_messages: int, param: str, context: ServerContext) -> None:
     """Refuses so many messages that they cannot fit whatever they say, before they are read one by one."""
-    if num_messages * MESSAGE_TOKENS > context.max_model_len:
-        raise InvalidRequest(
+    if num_messages > max_messages(context):
+        raise ContextTooLong(
             f"This model's maximum context length is {context.max_model_len} tokens. However, your {num_messages} "
             "messages take more, whatever they say. Please reduce the number of messages.",
             param,

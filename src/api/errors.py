@@ -47,6 +47,10 @@ class InvalidRequest(ApiError):
     type = "invalid_request_error"
 
 
+class ContextTooLong(InvalidRequest):
+    num_tokens: int | None = None  # of the prompt, where it was counted
+
+
 class NotFound(InvalidRequest):
     status = 404
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -14,18 +16,21 @@ from starlette.responses import Response
 
 from src.api.body import read_json_object
 from src.api.chat import Answer, relaxations, start_answer
-from src.api.chat_plan import ChatPlan, check_count, plan_chat
+from src.api.chat_plan import ChatPlan, check_count, max_messages, plan_chat
 from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record
-from src.api.errors import ApiError, Cancelled, InvalidRequest, NotFound
+from src.api.errors import ApiError, Cancelled, ContextTooLong, InvalidRequest, NotFound
 from src.api.keys import ANONYMOUS, Caller
 from src.api.response_store import ResponseStore, resolve
-from src.api.responses_input import ResponsesRequest, chat_body
+from src.api.responses_input import ChatBody, ResponsesRequest, chat_body
 from src.api.responses_items import PlacedItem, num_rendered
 from src.api.responses_output import Event, ItemStatus, OutputItems
 from src.api.responses_tools import MAX_FUNCTIONS, ToolTable
 from src.api.streaming import EventStream, JsonWhenDone, encode_event
+from src.api.truncation import Cuts, answer_tokens
 from src.api.unknown_fields import client_of
+from src.harmony.render import HarmonyMessage
 
+logger = logging.getLogger(__name__)
 router = APIRouter()
 
 
@@ -46,19 +51,74 @@ async def plan_response(
     request = ResponsesRequest.model_validate(body)
     context.unknown_fields.check(body, request, client)
     store = context.responses
-    if isinstance(request.input, list):
+    if isinstance(request.input, list) and request.truncation != "auto":
         check_count(num_rendered(request.input), "input", context)
     resolved = resolve(request, store, _name(caller))
-    items = resolved.items
-    chat = await context.read(len(items), lambda: chat_body(request, items))
-    try:
-        plan = await plan_chat(
-            chat.body, context, caller, id_prefix="resp_", max_tools=MAX_FUNCTIONS
-        )
-    except InvalidRequest as error:
-        raise chat.in_words_of_responses(error) from None
+    planner = _Planner(request, context, caller)
+    if request.truncation == "auto":
+        chat, plan = await planner.plan_cut(resolved.items)
+    else:
+        chat, plan = await planner.plan(resolved.items)
     kept = store if store.enabled and request.store is not False else None
     return ResponsePlan(request, chat.tools, plan, resolved.own, _name(caller), kept)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    request: ResponsesRequest
+    context: ServerContext
+    caller: Caller | None
+
+    async def plan(self, items: Sequence[PlacedItem]) -> tuple[ChatBody, ChatPlan]:
+        """Raises ApiError or pydantic's ValidationError."""
+        context = self.context
+        chat = await context.read(len(items), lambda: chat_body(self.request, items))
+        try:
+            plan = await plan_chat(
+                chat.body, context, self.caller, id_prefix="resp_", max_tools=MAX_FUNCTIONS
+            )
+        except InvalidRequest as error:
+            raise chat.in_words_of_responses(error) from error
+        return chat, plan
+
+    async def plan_cut(self, items: Sequence[PlacedItem]) -> tuple[ChatBody, ChatPlan]:
+        """The same, of items of which the oldest are cut as far as the context requires it."""
+        cuts, limit = Cuts(items), max_messages(self.context)
+        first = cuts.smallest(lambda kept: num_rendered([p.item for p in kept]) <= limit)
+        if first is None:
+            check_count(num_rendered([placed.item for placed in items]), "input", self.context)
+        try:
+            return await self.plan(cuts.kept(first or 0))
+        except ContextTooLong as error:
+            cause = error.__cause__
+            counted = cause.num_tokens if isinstance(cause, ContextTooLong) else None
+            if counted is None:
+                raise
+            cut = await asyncio.to_thread(self._cut, cuts, first or 0, counted)
+            if cut is None:
+                raise
+        logger.info("truncation: left out %d of %d input items", cuts.num_cut(cut), len(items))
+        return await self.plan(cuts.kept(cut))
+
+    def _cut(self, cuts: Cuts, first: int, num_tokens: int) -> int | None:
+        """The smallest cut that leaves what the answer takes, else the largest if that fits at all; None: it does not.
+
+        `num_tokens`: of the whole prompt after the first cut.
+        """
+        lengths: dict[HarmonyMessage, int] = {}
+
+        def measure(kept: Sequence[PlacedItem]) -> int:
+            messages = chat_body(self.request, kept).body["messages"]
+            return self.context.prompt_builder.measure(messages, lengths)
+
+        room = self.context.max_model_len
+        others = num_tokens - measure(cuts.kept(first))  # tools, formats
+        limit = room - others - answer_tokens(self.request.max_output_tokens, room)
+        cut = cuts.smallest(lambda kept: measure(kept) <= limit, first)
+        if cut is not None:
+            return cut
+        largest = len(cuts) - 1
+        return largest if measure(cuts.kept(largest)) + others < room else None
 
 
 class ResponseWriter:
@@ -171,7 +231,7 @@ class ResponseWriter:
             "tools": self._plan.tools.shown,
             "top_logprobs": request.top_logprobs or 0,
             "top_p": params.top_p,
-            "truncation": "disabled",
+            "truncation": request.truncation or "disabled",
             "usage": None,
             "user": request.user,
             **relaxations(plan),

@@ -33,6 +33,8 @@ MIN_ANSWER_TOKENS = 16
 MESSAGE_TOKENS = 4  # of one that says nothing: start, role, message, end
 TOO_COMPLEX = Relaxed("parameters", ALL, "all schemas together are too complex")
 _warn_relaxed = WarnOnce(logger, "not enforced by the grammar: %s", max_chars=400)
+NAMED_ROLES = ("user", "function")  # whose `name` the model reads
+_warn_names = WarnOnce(logger, "names of messages are not shown to the model for roles: %s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ def _read(
 ) -> tuple[ChatCompletionRequest, list[dict[str, Any]]]:
     """-> (the request, its messages). Raises pydantic's ValidationError."""
     request = ChatCompletionRequest.model_validate(dict(body), context={"max_tools": max_tools})
+    _warn_names({m.role for m in request.messages if m.name and m.role not in NAMED_ROLES})
     return request, [m.model_dump(exclude_none=True) for m in request.messages]
 
 

@@ -160,9 +160,9 @@ class CustomCall(Strict):
 
 
 class ToolCall(Strict):
-    also_known = frozenset({"index"})
-
     """`function` or `custom` is there, as `type` has it: see check_message."""
+
+    also_known = frozenset({"index"})
 
     id: Annotated[str, Field(min_length=1)]
     type: Literal["function", "custom"] = "function"

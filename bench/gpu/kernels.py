@@ -100,13 +100,15 @@ class Layer:
             w.out,
             lambda config: dense.linear(t, w.out, config, bias=w.out_bias, residual=x),
         )
-        if apart:
-            router = partial(
-                dense.linear, given, w.router, bias=w.router_bias, r=r, out_dtype=torch.float32
-            )
-        else:
-            router = partial(dense.router, x, w.mlp_norm, w.router, w.router_bias, EPS)
-        yield self._bench("router", tokens, w.router, router)
+        count = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
+        many = tokens > routing.FEW_TOKENS
+        block_m = None if tokens <= blocks.DIRECT_TOKENS else self._tile_rows(tokens)
+        yield self._bench(
+            "router", tokens, w.router,
+            lambda config: (routing.route_many if many else routing.route_few)(
+                x, w.mlp_norm, w.router, w.router_bias, EPS, config, count, c.experts_per_token, block_m
+            ),
+        )  # fmt: skip
         head, final = self.head, self.norm
         if head is None or final is None or tokens > 256:
             return
@@ -121,6 +123,9 @@ class Layer:
         name = f"{self.model} lm_head by cuBLAS, {tokens} tokens"
         yield Bench("lm_head", name, tokens, lambda _: x @ head.t(), head.nbytes)
 
+    def _tile_rows(self, tokens: int) -> int:
+        return config_for(support.architecture(DEVICE), "moe_w1", tokens).block_m
+
     def _bench(self, kernel: str, tokens: int, weight: torch.Tensor, launch: Launch) -> Bench:
         flops = 2 * tokens * weight.numel() if tokens >= 512 else 0
         return Bench(
@@ -130,19 +135,24 @@ class Layer:
     def _moe(self, tokens: int) -> Iterator[Bench]:
         c, e, x = self.c, self.experts, self._x(tokens)
         k = c.experts_per_token
-        r = torch.ones(tokens, device=DEVICE)
-        logits = torch.randn(tokens, c.num_experts, device=DEVICE)
         count = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
-        chosen, weights = routing.route(logits, k)
-        used = int(chosen.unique().numel())
+        direct, w = tokens <= blocks.DIRECT_TOKENS, self.weights
+
+        def routed(block_m: int | None) -> routing.Routed:
+            few = tokens <= routing.FEW_TOKENS
+            config = config_for(support.architecture(DEVICE), "router", tokens)
+            return (routing.route_few if few else routing.route_many)(
+                x, w.mlp_norm, w.router, w.router_bias, EPS, config, count, k, block_m
+            )  # fmt: skip
+
+        first = routed(None)
+        r = first.r
+        used = int(first.logits.topk(k).indices.unique().numel())
         act = torch.randn(tokens * k, c.intermediate_size, device=DEVICE, dtype=torch.bfloat16)
 
         def tiles(config: TileConfig) -> experts.Tiles:
-            if tokens <= blocks.DIRECT_TOKENS:
-                return experts.Tiles(logits, count, k, tokens * k, config.block_m)
-            listed = routing.tile_list(chosen, count, c.num_experts, config.block_m)
-            return experts.Tiles(
-                logits, count, k, len(listed.tile_expert), config.block_m, weights, listed
+            return experts.Tiles.of(
+                routed(None if direct else config.block_m), count, k, config.block_m
             )
 
         made: dict[TileConfig, experts.Tiles] = {}
@@ -172,8 +182,6 @@ class Layer:
             yield Bench(
                 name, f"{self.model} {name}, {tokens} tokens", tokens, launch, one * used, flops
             )
-        yield Bench("router", f"{self.model} route + tile list, {tokens} tokens", tokens,
-                    lambda config: tiles(config) and routing.route(logits, k), 0)  # fmt: skip
 
     def _attention(self, tokens: int, context: int) -> Iterator[Bench]:
         c = self.c

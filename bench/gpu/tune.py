@@ -34,7 +34,7 @@ CANDIDATES = {
     },
     "qkv": {"block_n": (16, 32, 64), "block_m": (16, 32), "warps": (1, 2, 4), "stages": (3, 4, 5)},
     "out": {"block_n": (16, 32), "block_m": (16, 32), "warps": (1, 2), "stages": (4, 5, 6)},
-    "router": {"block_n": (16, 32), "block_m": (16,), "warps": (1, 2), "stages": (4, 5)},
+    "router": {"block_n": (1, 2, 4, 8), "block_m": (1, 2), "warps": (2, 4, 8), "stages": (1,)},
     "lm_head": {
         "block_n": (32, 64, 128),
         "block_m": (16, 32),
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
             for index, (limit, old) in enumerate(mine[kernel]):
                 tokens = SIZES.get(limit, min(limit, 8192))
                 for bench in layer.benches(tokens):
-                    if bench.kernel != kernel or "cuBLAS" in bench.name or "route" in bench.name:
+                    if bench.kernel != kernel or "cuBLAS" in bench.name:
                         continue
                     before = time_us(lambda b=bench, c=old: b.launch(c))
                     config, us = best(bench, candidates(kernel, tokens))

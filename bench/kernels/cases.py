@@ -57,7 +57,7 @@ def cases(model: str, architecture: str) -> list[Case]:
                 *sorted((k, str(v)) for k, v in case.constexprs.items()),
             )
             made.setdefault(key, case)
-    return [*made.values(), *_routing(c), *_sampling(c), _norm(c)]
+    return [*made.values(), *_sampling(c), _norm(c)]
 
 
 def _tile(config: TileConfig) -> dict[str, Any]:
@@ -165,30 +165,46 @@ def _lm_head(c: ModelConfig, row: Row) -> Iterator[Case]:
 
 
 def _router(c: ModelConfig, row: Row) -> Iterator[Case]:
-    yield _linear_case(
-        row,
-        f"{row.name} apart",
-        c.num_experts,
-        c.hidden_size,
-        "done",
-        "*fp32",
-        rows=False,
-        residual=False,
-        bias=True,
-    )
-    if row.invariant:
-        return
+    experts, hidden = c.num_experts, c.hidden_size
+    padded = triton.next_power_of_2(experts)
     signature = {
         "x_ptr": "*bf16", "norm_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*bf16", "scaled_ptr": "*bf16", "r_ptr": "*fp32",
-        "logits_ptr": "*fp32", "eps": "fp32", "num_rows": "i32",
+        "eps": "fp32", "num_rows": "i32", "num_tokens_ptr": "*i32", "counter_ptr": "*i32", "chosen_ptr": "*i32",
+        "counts_ptr": "*i32", "weights_ptr": "*fp32", "max_tiles": "i32", **LOGITS, **LIST,
     }  # fmt: skip
+    shared = {
+        "N": experts, "K": hidden, "PER_TOKEN": c.experts_per_token, "LOCAL_FIRST": 0, "LOCAL": experts,
+        "PADDED_LOCAL": padded,
+    }  # fmt: skip
+    if row.invariant or row.tokens > routing.FEW_TOKENS:
+        constexprs = {
+            **shared, **_tile(row.config), "BLOCK_K": routing.BLOCK_K, "BLOCK_N": max(row.config.block_n, padded),
+        }  # fmt: skip
+        yield Case(row.name, routing._route_many_kernel, signature, constexprs, row.config.warps)
+        place = {
+            "PER_TOKEN": c.experts_per_token, "PADDED_LOCAL": padded, "TOKENS": row.config.block_m,
+            "CHUNK": min(32, 4096 // padded), "BLOCK_M": 16,
+        }  # fmt: skip
+        yield Case(
+            f"place {row.name}",
+            routing._place_kernel,
+            signature,
+            place,
+            routing.PLACE_WARPS,
+            mma=False,
+        )
+        return
+    direct = row.tokens <= DIRECT_TOKENS
+    left = 1 << (hidden.bit_length() - 1)
     constexprs = {
-        **_tile(row.config),
-        "N": c.num_experts,
-        "K": c.hidden_size,
-        "BLOCK_K": dense.BLOCK_K,
-    }
-    yield Case(row.name, dense._router_kernel, signature, constexprs, row.config.warps)
+        **shared, "LEFT": left, "RIGHT": triton.next_power_of_2(hidden - left), "ROWS": row.config.block_n,
+        "TOKENS": row.config.block_m, "ALL_TOKENS": 0 if direct else routing._padded_tokens(row.tokens),
+        "PADDED_EXPERTS": padded, "BLOCK_M": 0 if direct else 16,
+        **(_absent("counter_ptr", "weights_ptr", "chosen_ptr", *LIST) if direct else {}),
+    }  # fmt: skip
+    yield Case(
+        row.name, routing._route_few_kernel, signature, constexprs, row.config.warps, mma=False
+    )
 
 
 def _qkv(c: ModelConfig, row: Row) -> Iterator[Case]:
@@ -239,38 +255,6 @@ def _attention(c: ModelConfig, row: Row) -> Iterator[Case]:
         }  # fmt: skip
         name = f"{row.name} {'sliding' if window else 'full'}"
         yield Case(name, attention._attention_kernel, signature, constexprs, row.config.warps)
-
-
-def _routing(c: ModelConfig) -> list[Case]:
-    padded = triton.next_power_of_2(c.num_experts)
-    ints = dict.fromkeys(("experts_ptr", "num_tokens_ptr"), "*i32")
-    route = {
-        "NUM_EXPERTS": c.num_experts,
-        "PADDED_EXPERTS": padded,
-        "PER_TOKEN": c.experts_per_token,
-    }
-    listing = {
-        "PADDED_EXPERTS": padded, "PER_TOKEN": c.experts_per_token,
-        "BLOCK_M": 16, "CHUNK": routing.CHUNK,
-    }  # fmt: skip
-    return [
-        Case(
-            "route",
-            routing._route_kernel,
-            {**LOGITS, **ints, "weights_ptr": "*fp32"},
-            route,
-            1,
-            mma=False,
-        ),
-        Case(
-            "tile list",
-            routing._tile_list_kernel,
-            {**ints, **LIST, "assignments": "i32", "max_tiles": "i32"},
-            listing,
-            8,
-            mma=False,
-        ),
-    ]
 
 
 def _sampling(c: ModelConfig) -> list[Case]:

@@ -84,21 +84,6 @@ def test_a_row_does_not_depend_on_the_others(tokens: int) -> None:
     assert torch.equal(whole[:tokens], part)
 
 
-@pytest.mark.parametrize(("tokens", "experts"), [(1, 8), (18, 32), (2, 20)])
-def test_router(tokens: int, experts: int) -> None:
-    g = seeded()
-    x, w, scale, bias = (
-        normal(g, tokens, 96, std=9.0),
-        normal(g, experts, 96),
-        normal(g, 96),
-        normal(g, experts),
-    )
-    scaled, r, logits = dense.router(*map(on_device, (x, scale, w, bias)), EPS, SMALL)
-    assert_close("logits", normed(x, scale) @ w.double().t() + bias, logits)
-    assert_close("scaled", x.double() * scale.double(), scaled)
-    assert_close("r", torch.rsqrt(x.double().square().mean(-1) + EPS), r)
-
-
 @pytest.mark.parametrize(("heads", "groups", "config"), [(4, 2, TileConfig(32, 16, 1, 1)), (8, 1, TileConfig(64, 16,
 1, 1)),
                                                         (3, 1, TileConfig(128, 16, 1, 1))])  # fmt: skip

@@ -15,11 +15,12 @@ from bench.kernels.cases import load_table
 # what its kernels have rows in the launch table for; those that are not here take no configuration from it
 ROWS_OF = {
     "_qkv_kernel": ("qkv",),
-    "_linear_kernel": ("out", "lm_head", "router"),
-    "_router_kernel": ("router",),
+    "_linear_kernel": ("out", "lm_head"),
+    "_route_few_kernel": ("router",),
+    "_route_many_kernel": ("router",),
+    "_place_kernel": ("moe_w1",),
     "_moe_w1_kernel": ("moe_w1",),
     "_moe_w2_kernel": ("moe_w2",),
-    "_tile_list_kernel": ("moe_w1",),
 }
 OTHERS = {"_attention_kernel": 4}  # full and sliding, of one new token and of many
 
@@ -60,3 +61,17 @@ def test_a_start_compiles_all_that_mixed_steps_ask_for(
 ) -> None:
     assert sum(found["start"][max_num_seqs]["start"].values()) > 20
     assert found["start"][max_num_seqs]["missing"] == []
+
+
+@pytest.mark.parametrize("invariant", ["False", "True"])
+def test_a_layer_of_a_step_of_any_size_takes_nine_launches_at_most(
+    found: dict[str, Any], invariant: str
+) -> None:
+    launches = found["eager"][invariant]["launches"]
+    assert len(launches) == 14
+    for step, kernels in launches.items():
+        assert len(kernels) <= 9, step
+        assert not [name for name in kernels if name.startswith("torch.")], step
+    if invariant == "False":
+        assert len(launches["1 tokens beside 0"]) == 6
+        assert len(launches["33 tokens beside 0"]) == 6

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from src.engine.config import ModelConfig
 from src.engine.memory_plan import padding_bytes
@@ -29,6 +31,24 @@ def moved(w: Mxfp4Tensor) -> Mxfp4Tensor:
     return Mxfp4Tensor(w.blocks.to(DEVICE), w.scales.to(DEVICE))
 
 
+@triton.jit
+def _route_kernel(logits_ptr, chosen_ptr, weights_ptr, EXPERTS: tl.constexpr, PADDED: tl.constexpr, K: tl.constexpr):  # fmt: skip
+    token, e = tl.program_id(0), tl.arange(0, PADDED)
+    logits = tl.load(logits_ptr + token * EXPERTS + e, mask=e < EXPERTS, other=float("-inf"))
+    chosen, weights = routing.choose_experts(logits, e, K)
+    tl.store(chosen_ptr + token * K + tl.arange(0, K), chosen)
+    tl.store(weights_ptr + token * K + tl.arange(0, K), weights)
+
+
+def route(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Experts and weights with the bits that the kernels give them."""
+    chosen = torch.empty(len(logits), PER_TOKEN, dtype=torch.int32, device=DEVICE)
+    weights = torch.empty(len(logits), PER_TOKEN, device=DEVICE)
+    padded = triton.next_power_of_2(logits.shape[1])
+    _route_kernel[(len(logits),)](logits, chosen, weights, logits.shape[1], padded, PER_TOKEN)
+    return chosen, weights
+
+
 class Experts:
     def __init__(self) -> None:
         g = seeded(3)
@@ -45,8 +65,8 @@ class Experts:
         if direct:
             tiles = experts.Tiles(logits, count, PER_TOKEN, len(x) * PER_TOKEN, block_m)
         else:
-            chosen, weights = routing.route(logits, PER_TOKEN)
-            listed = routing.tile_list(chosen, count, NUM_EXPERTS, block_m)
+            chosen, weights = route(logits)
+            listed = routing.tile_list_ref(chosen, count, NUM_EXPERTS, block_m)
             tiles = experts.Tiles(
                 logits, count, PER_TOKEN, len(listed.tile_expert), block_m, weights, listed
             )
@@ -150,7 +170,7 @@ def test_every_code_under_every_scale_keeps_its_value() -> None:
         for start in range(0, 128, 16):
             unit = torch.zeros(16, 128)
             unit[torch.arange(16), torch.arange(start, start + 16)] = 1.0
-            listed = routing.tile_list(
+            listed = routing.tile_list_ref(
                 torch.zeros(16, 1, dtype=torch.int32, device=DEVICE), count * 16, 1, 16
             )
             tiles = experts.Tiles(
@@ -194,42 +214,6 @@ def test_what_cannot_be_packed_is_named() -> None:
         pack_experts(Mxfp4Tensor(blocks, scales))
     with pytest.raises(ValueError, match="24 rows"):
         pack_experts(Mxfp4Tensor(blocks.repeat(1, 2, 1, 1)[:, :24], scales.repeat(1, 2, 1)[:, :24]))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "num_tokens", "num_experts", "block_m"),
-    [(1, 1, 4, 8), (37, 30, 8, 16), (40, 40, 128, 8), (9, 0, 8, 8)],
-)
-def test_tile_list(tokens: int, num_tokens: int, num_experts: int, block_m: int) -> None:
-    chosen = (
-        torch.rand(tokens, num_experts, generator=seeded(tokens))
-        .topk(PER_TOKEN)
-        .indices.int()
-        .to(DEVICE)
-    )
-    count = torch.tensor([num_tokens], dtype=torch.int32, device=DEVICE)
-    found = routing.tile_list(chosen, count, num_experts, block_m)
-    expected = routing.tile_list_ref(chosen, count, num_experts, block_m)
-    used = expected.tile_expert >= 0
-    assert torch.equal(found.tile_expert, expected.tile_expert)
-    assert torch.equal(found.tile_first[used], expected.tile_first[used])
-    assert torch.equal(found.tile_count[used], expected.tile_count[used])
-    assert torch.equal(
-        found.rows[: num_tokens * PER_TOKEN], expected.rows[: num_tokens * PER_TOKEN]
-    )
-    assert int(expected.tile_count.sum()) == num_tokens * PER_TOKEN
-
-
-@pytest.mark.parametrize("num_experts", [4, 32, 20])
-def test_route(num_experts: int) -> None:
-    logits = torch.randn(7, num_experts, generator=seeded(num_experts)) * 3
-    logits[3] = 1.0  # all alike: the lower experts
-    chosen, weights = routing.route(logits.to(DEVICE), PER_TOKEN)
-    expected, expected_weights = moe.route_ref(logits, PER_TOKEN)
-    assert_close("weights", expected_weights, weights)
-    others = [0, 1, 2, 4, 5, 6]
-    assert torch.equal(chosen.cpu()[others].long(), expected[others])
-    assert chosen[3].tolist() == [0, 1, 2, 3]
 
 
 def test_the_memory_plan_knows_the_padding() -> None:

@@ -20,6 +20,7 @@ from src.engine.parallel import Communicator
 from src.engine.worker.batch import ragged_batch
 from src.kernels.attention import AttentionPlan, PrefillPlan
 from src.kernels.gpu import support
+from src.kernels.gpu.configs import step_sizes
 from src.kernels.gpu.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, unpack_experts
 from src.kernels.moe import ExpertWeights
 from src.kernels.mxfp4 import Mxfp4Tensor
@@ -32,7 +33,6 @@ CHECK_TOKENS = (
 TOLERANCE = (
     0.05  # of what a layer adds, root mean square: bfloat16 rounds each of a few products to 0.4 %
 )
-WARM_UP_TOKENS = (1, 2, 5, 17, 65, 129, 513)  # a size for each row of the launch table
 SAMPLER = ("_tile_kernel", "_pick_kernel")
 
 
@@ -93,7 +93,9 @@ def warm_up(
     device = model.weights.layers[0].qkv.device
     limit = config.max_num_batched_tokens
     most_rows = min(limit, config.max_num_seqs + SCORED_ROWS)
-    for tokens in sorted({n for n in WARM_UP_TOKENS if n < limit} | {limit}):
+    for tokens in sorted(
+        {n for n in step_sizes(support.architecture(device)) if n < limit} | {limit}
+    ):
         logits = model.forward(
             _mixed(tokens, min(tokens, most_rows), config.block_size, device),
             cache,

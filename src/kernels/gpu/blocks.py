@@ -95,22 +95,17 @@ def norm_moe(
 ) -> torch.Tensor:
     """x, residual [T, H] -> residual + what the experts add to x. `num_tokens` int32 [1]: later rows are padding."""
     name, tokens = support.architecture(x.device), len(x)
-    config = config_for(name, "router", tokens, invariant=invariant)
-    if _norms_apart(x, invariant=invariant):
-        scaled, r = dense.norm_tokens(x, norm, eps)
-        logits = dense.linear(
-            scaled, router, config, bias=router_bias, r=r, out_dtype=torch.float32
-        )
-    else:
-        scaled, r, logits = dense.router(x, norm, router, router_bias, eps, config)
-    first, second = (
-        config_for(name, kernel, tokens, invariant=invariant) for kernel in ("moe_w1", "moe_w2")
+    config, first, second = (
+        config_for(name, kernel, tokens, invariant=invariant)
+        for kernel in ("router", "moe_w1", "moe_w2")
     )
-    if tokens <= DIRECT_TOKENS and local is None:
-        tiles = experts.Tiles(logits, num_tokens, per_token, tokens * per_token, first.block_m)
-    else:
-        tiles = _listed(logits, per_token, num_tokens, first.block_m, local)
-    act = experts.moe_w1(scaled, r, packed.w1, packed.b1, limit, tiles, first)
+    direct = tokens <= DIRECT_TOKENS and local is None
+    many = invariant or tokens > routing.FEW_TOKENS
+    routed = (routing.route_many if many else routing.route_few)(
+        x, norm, router, router_bias, eps, config, num_tokens, per_token, None if direct else first.block_m, local
+    )  # fmt: skip
+    tiles = experts.Tiles.of(routed, num_tokens, per_token, first.block_m)
+    act = experts.moe_w1(routed.scaled, routed.r, packed.w1, packed.b1, limit, tiles, first)
     return experts.moe_w2(act, packed.w2, packed.b2, residual, tiles, second)
 
 
@@ -139,21 +134,3 @@ PREFILL = 1 << 16  # tokens enough for the table's last row
 
 def _norms_apart(rows: torch.Tensor, *, invariant: bool) -> bool:
     return invariant or len(rows) > FUSED_TOKENS
-
-
-def _listed(
-    logits: torch.Tensor,
-    per_token: int,
-    num_tokens: torch.Tensor,
-    block_m: int,
-    local: range | None,
-) -> experts.Tiles:
-    chosen, weights = routing.route(logits, per_token)
-    num_experts = logits.shape[1]
-    if local is not None:
-        chosen, weights = routing.only_local(chosen, weights, local)
-        num_experts = len(local)
-    listed = routing.tile_list(chosen, num_tokens, num_experts, block_m)
-    return experts.Tiles(
-        logits, num_tokens, per_token, len(listed.tile_expert), block_m, weights, listed
-    )

@@ -66,6 +66,12 @@ def config_for(
     return next((config for limit, config in rows if tokens <= limit), rows[-1][1])
 
 
+def step_sizes(architecture: str) -> list[int]:
+    """Numbers of tokens that between them take every configuration of the architecture."""
+    rows = (row for rows in load_table()[nearest(architecture)].values() for row in rows[:-1])
+    return sorted({1, 2, *(limit + 1 for limit, _ in rows)})
+
+
 @functools.cache
 def nearest(architecture: str) -> str:
     names = list(load_table())

@@ -126,45 +126,6 @@ def _norm_tokens_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _router_kernel(
-    x_ptr, norm_ptr, w_ptr, bias_ptr, scaled_ptr, r_ptr, logits_ptr, eps, num_rows,
-    N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """The router's logits float32 [M, N], and by the first column of programs what the experts read: x * scale and
-    r."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    valid = m < num_rows
-    first = tl.program_id(0) == 0
-    k = tl.arange(0, BLOCK_K)
-    w_row = tl.where(n < N, n, 0)
-    at_x = m.to(tl.int64)[None, :] * K + k[:, None]
-    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    squares = tl.zeros((BLOCK_M,), tl.float32)
-    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-        inside = start + k < K
-        a = tl.load(
-            w_ptr + w_row[:, None] * K + (start + k)[None, :], mask=inside[None, :], other=0.0
-        )
-        b = tl.load(x_ptr + at_x + start, mask=valid[None, :] & inside[:, None], other=0.0).to(
-            tl.float32
-        )
-        squares += tl.sum(b * b, axis=0)
-        scale = tl.load(norm_ptr + start + k, mask=inside, other=0.0).to(tl.float32)
-        scaled = (b * scale[:, None]).to(scaled_ptr.dtype.element_ty)
-        tl.store(scaled_ptr + at_x + start, scaled, mask=valid[None, :] & inside[:, None] & first)
-        acc = tl.dot(a.to(COMPUTE), scaled.to(COMPUTE), acc)
-    r = tl.rsqrt(squares / K + eps)
-    tl.store(r_ptr + m, r, mask=valid & first)
-    acc = acc * r[None, :] + tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
-    tl.store(logits_ptr + m[None, :] * N + n[:, None], acc, mask=(n < N)[:, None] & valid[None, :])
-
-
-@triton.jit(do_not_specialize=["num_rows"])
 def _qkv_kernel(
     x_ptr, w_ptr, bias_ptr, norm_ptr, r_ptr, eps, positions_ptr, rope_ptr, slots_ptr, q_ptr, key_ptr, value_ptr,
     num_rows, HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr,
@@ -283,28 +244,6 @@ def norm_tokens(
         x, scale, out, r, eps, size, triton.next_power_of_2(size), num_warps=4, **options
     )
     return out, r
-
-
-def router(
-    x: torch.Tensor,
-    norm: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    config: TileConfig,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x [M, K], weight [N, K] -> (x * scale [M, K], r float32 [M], logits float32 [M, N])."""
-    tokens, size = x.shape
-    experts = weight.shape[0]
-    scaled = torch.empty_like(x)
-    r = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    logits = torch.empty(tokens, experts, dtype=torch.float32, device=x.device)
-    grid = (triton.cdiv(experts, config.block_n), triton.cdiv(tokens, config.block_m))
-    _router_kernel[grid](
-        x, norm, weight, bias, scaled, r, logits, eps, tokens, experts, size, config.block_n, config.block_m, BLOCK_K,
-        config.stages, num_warps=config.warps, **support.switches(x.device, "COMPUTE"),
-    )  # fmt: skip
-    return scaled, r, logits
 
 
 def qkv(

@@ -21,7 +21,7 @@ import triton.language as tl
 from src.kernels.gpu import support
 from src.kernels.gpu.configs import TileConfig
 from src.kernels.gpu.mxfp4_layout import PackedMxfp4
-from src.kernels.gpu.routing import TileList, choose_experts
+from src.kernels.gpu.routing import Routed, TileList, choose_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,17 @@ class Tiles:
     block_m: int
     weights: torch.Tensor | None = None  # float32 [T, k]
     listed: TileList | None = None
+
+    @classmethod
+    def of(cls, routed: Routed, num_tokens: torch.Tensor, per_token: int, block_m: int) -> Tiles:
+        count = (
+            len(routed.logits) * per_token
+            if routed.listed is None
+            else len(routed.listed.tile_expert)
+        )
+        return cls(
+            routed.logits, num_tokens, per_token, count, block_m, routed.weights, routed.listed
+        )
 
     @property
     def direct(self) -> bool:

@@ -208,7 +208,7 @@ class Layer:
                 f"{self.model} attention {'sliding' if window else 'full'}, {tokens} tokens, context {length}",
                 1 << 16 if prefill else 1,
                 lambda config, window=window: attention.paged_attention(
-                    query, key, value, sinks, ragged, window, dim**-0.5, config, config
+                    query, key, value, sinks, ragged, window, dim**-0.5, config, config, fixed=False
                 ),
                 0 if prefill else seqs * reach * groups * dim * 4,
                 4 * seen * heads * dim if prefill else 0,

@@ -8,8 +8,15 @@ version="${1:-3.12}"
 packages=(
     msgspec pyzmq llguidance openai-harmony fastapi starlette uvicorn httptools sse-starlette pydantic pydantic-core
     pydantic-settings python-dotenv typing-inspection annotated-types annotated-doc structlog limits deprecated wrapt
-    prometheus-client psutil pytest-asyncio
+    prometheus-client psutil pytest-asyncio opentelemetry-api
 )
+# what such a machine has already: a test compares both lists with what the packages require
+machine=(
+    accelerate anyio attrs certifi click filelock h11 httpcore httpx huggingface-hub hypothesis idna jinja2 numpy
+    nvidia-ml-py packaging pluggy pytest pytest-timeout pytest-xdist pyyaml regex requests safetensors tokenizers torch
+    tqdm transformers triton typing-extensions uvloop
+)
+: "${machine[@]}"
 pins=()
 for name in "${packages[@]}"; do # the versions that are tested
     pins+=("$(grep -i "^${name//-/[-_]}==" requirements-dev.lock || echo "$name")")

@@ -100,6 +100,7 @@ def _moe(c: ModelConfig, row: Row) -> Iterator[Case]:
             }  # fmt: skip
             if is_direct:
                 constexprs |= _absent("weights_ptr")
+            constexprs["SPLIT"] = row.config.split if is_direct else 1
             yield Case(
                 name, experts._moe_w2_kernel, signature, constexprs, row.config.warps, weights
             )
@@ -135,6 +136,7 @@ def _linear_case(
         "K": inputs,
         "NORM": norm,
         "BLOCK_K": dense.BLOCK_K,
+        "PREFETCH": norm == "none" and dense._prefetches(row.config),
         **absent,
     }
     weights = row.config.block_n * dense.BLOCK_K
@@ -217,7 +219,7 @@ def _qkv(c: ModelConfig, row: Row) -> Iterator[Case]:
         absent = _absent("r_ptr") if norm == "fused" else _absent("norm_ptr")
         constexprs = {
             **_tile(row.config), "HEADS": c.num_attention_heads, "GROUPS": c.num_key_value_heads, "D": c.head_dim,
-            "K": c.hidden_size, "NORM": norm, "BLOCK_K": dense.BLOCK_K, **absent,
+            "K": c.hidden_size, "NORM": norm, "BLOCK_K": dense.BLOCK_K, "PREFETCH": dense._prefetches(row.config), **absent,
         }  # fmt: skip
         yield Case(
             row.name,
@@ -235,7 +237,7 @@ def _attention(c: ModelConfig, row: Row) -> Iterator[Case]:
         "q_ptr": "*bf16", "key_ptr": "*bf16", "value_ptr": "*bf16", "sinks_ptr": "*bf16", "out_ptr": "*bf16",
         "tile_seq_ptr": "*i32", "tile_first_ptr": "*i32", "query_start_ptr": "*i32", "length_ptr": "*i32", "table_ptr": "*i32",
         "peaks_ptr": "*fp32", "totals_ptr": "*fp32", "parts_ptr": "*fp32", "counters_ptr": "*i32", "scale_log2": "fp32",
-        "table_width": "i32", "max_splits": "i32",
+        "table_width": "i32", "max_pieces": "i32",
     }  # fmt: skip
     heads = c.num_attention_heads // c.num_key_value_heads
     rows = TILE_TOKENS * heads if prefill else row.config.block_m
@@ -249,7 +251,7 @@ def _attention(c: ModelConfig, row: Row) -> Iterator[Case]:
             absent |= _absent("peaks_ptr", "totals_ptr", "parts_ptr")
         constexprs = {
             "HEADS": c.num_attention_heads, "GROUPS": c.num_key_value_heads, "D": c.head_dim, "BS": BLOCK_SIZE,
-            "WINDOW": window, "SPLIT": split, "SHORT": attention.SHORT_SPLIT, "NUM_SHORT": attention.NUM_SHORT,
+            "WINDOW": window, "SPLIT": split, "FIXED": row.invariant, "TOGETHER": attention.TOGETHER, "SHORT": attention.SHORT_SPLIT, "NUM_SHORT": attention.NUM_SHORT,
             "LONG": attention.LONG_SPLIT, "BLOCK_M": rows, "TILE": row.config.block_n, "STAGES": row.config.stages,
             "COMPUTE": tl.bfloat16, **absent,
         }  # fmt: skip

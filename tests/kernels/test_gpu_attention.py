@@ -78,11 +78,11 @@ class Case:
         )
 
     def run(
-        self, window: int | None, decode: TileConfig = CONFIG, prefill: TileConfig = CONFIG
-    ) -> torch.Tensor:
+        self, window: int | None, decode: TileConfig = CONFIG, prefill: TileConfig = CONFIG, *, fixed: bool = True
+    ) -> torch.Tensor:  # fmt: skip
         tensors = [on_device(t) for t in (self.query, self.key, self.value, self.sinks)]
         return attention.paged_attention(
-            *tensors, self.ragged, window, DIM**-0.5, decode, prefill
+            *tensors, self.ragged, window, DIM**-0.5, decode, prefill, fixed=fixed
         ).cpu()
 
     def expected(self, window: int | None) -> torch.Tensor:
@@ -112,12 +112,24 @@ MIXES = [
 
 @pytest.mark.usefixtures("short_splits")
 @pytest.mark.parametrize(("context", "new", "heads", "groups"), MIXES)
-@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("window", "fixed"), [(None, True), (None, False), (20, True)])
 def test_paged_attention(
-    context: list[int], new: list[int], heads: int, groups: int, window: int | None
+    context: list[int], new: list[int], heads: int, groups: int, window: int | None, fixed: bool
 ) -> None:
     case = Case(context, new, heads, groups)
-    assert_close("attention", case.expected(window), case.run(window))
+    assert_close("attention", case.expected(window), case.run(window, fixed=fixed))
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 5])
+def test_keys_are_shared_out_between_any_number_of_programs(
+    monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    monkeypatch.setattr(attention, "MAX_PIECES", pieces)
+    monkeypatch.setattr(attention, "MIN_PIECE", 16)
+    case = Case([290, 40], [1, 1], 8, 1)
+    first, second = (case.run(None, fixed=False) for _ in range(2))
+    assert_close("attention", case.expected(None), first)
+    assert torch.equal(first, second), "counters are zero again"
 
 
 @pytest.mark.usefixtures("short_splits")

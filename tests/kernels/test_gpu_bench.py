@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
+import httpx
 import pytest
-import torch
+from packaging.requirements import Requirement
 
-from bench.gpu import kernels, measure, model, timing
+from bench.gpu import kernels, model, rehearse, steps
 from bench.gpu.timing import Row
-from src.engine.shapes import Size, hf_config
-from src.engine.worker import graph_runner
-from src.kernels import native
-from src.kernels.gpu import support
-from tests.kernels.gpu_helpers import DEVICE, TYPE
+from tests.kernels.gpu_helpers import DEVICE
+
+ROOT = Path(__file__).resolve().parents[2]
+MACHINE = {"python_version": "3.12", "python_full_version": "3.12.1", "sys_platform": "linux", "extra": ""}  # fmt: skip
 
 pytestmark = [
     pytest.mark.skipif(
@@ -23,30 +26,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered"),
     pytest.mark.filterwarnings("ignore:invalid value encountered"),
 ]
-TINY = {"20b": Size(layers=2, hidden=64, intermediate=32, experts=6, heads=4, kv_heads=2)}
-CEILINGS = {"copy_tb_s": 4.0, "matmul_tflop_s": 700.0}
+CEILINGS = rehearse.CEILINGS
 
 
 @pytest.fixture(autouse=True)
-def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def once(run: Callable[[], object], repeat_ms: int = 100) -> float:
-        run()
-        return 1.0
-
-    for module in (kernels, model):
-        monkeypatch.setattr(module, "DEVICE", DEVICE)
-        monkeypatch.setattr(module, "SIZES", TINY)
-        monkeypatch.setattr(module, "hf_config", lambda size: hf_config(size) | {"vocab_size": 512})
-        monkeypatch.setattr(module.torch, "bfloat16", TYPE)
-    for repeats in ("REPEATS", "PREFILL_REPEATS"):
-        monkeypatch.setattr(model, repeats, 1)
-    monkeypatch.setattr(kernels, "time_us", once)
-    monkeypatch.setattr(model, "graph_us", once)
-    monkeypatch.setattr(model, "graph_time", lambda graphs, batch: 1.0)
-    monkeypatch.setattr(graph_runner, "CudaGraphs", lambda: lambda forward: forward)
-    monkeypatch.setattr(support, "runs_triton", lambda _: True)
-    monkeypatch.setattr(native, "supports", lambda _: False)  # what stands for bfloat16 here is not
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+def on_a_cpu() -> Iterator[None]:
+    with rehearse.on_a_cpu():
+        yield
 
 
 @pytest.mark.parametrize("tokens", [2, 66])
@@ -68,11 +54,30 @@ def test_kernel_rows(tokens: int) -> None:
         assert row.as_dict(CEILINGS)["us"] == 1.0
 
 
-def test_model_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = model.Loaded("20b", max_tokens=1000)
-    for row in (loaded.check(), loaded.decode(2, 70), loaded.prefill(20)):
-        measure.show(row.as_dict(CEILINGS))
-    assert "tok/s" in capsys.readouterr().out
+def test_the_steps_of_a_run_leave_their_rows(tmp_path: Path) -> None:
+    for step in ("smoke", "decode"):
+        assert steps.run(step, "20b", tmp_path, []) == 0
+    assert steps.table(tmp_path) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["rows"]
+    notes = {row["name"]: row["note"] for row in found}
+    assert "1 replays alike: True" in notes["graph of batch 2"]
+    assert notes["tokens as by torch"] == "32 of 32"
+    assert "tok/s" in notes["20b decode step, batch 2, context 20"]
+    assert {row["step"] for row in found} == {"smoke", "decode"}
+
+
+def test_a_step_that_fails_leaves_what_it_had_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: str) -> Iterator[Row]:
+        yield Row("decode", "one", 10.0)
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(steps, "decode", broken)
+    assert steps.run("decode", "20b", tmp_path, []) == 1
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["note"] for row in rows] == ["", "FAILED RuntimeError: no more"]
+    assert steps.table(tmp_path) == 1
 
 
 def test_launch_rows() -> None:
@@ -85,6 +90,34 @@ def test_what_a_row_says() -> None:
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert measure.main(["--out", str(tmp_path)]) == 3
+    assert steps.main(["smoke", "--out", str(tmp_path)]) == 3
     assert "no NVIDIA GPU" in capsys.readouterr().err
-    assert timing.Row
+
+
+def test_the_benchmarks_own_flags_start_a_server(tmp_path: Path) -> None:
+    flags = [flag for flag in steps.SERVER_FLAGS if flag not in ("--load-format", "dummy")]
+    with steps.server("nano", tmp_path, flags) as (url, _):
+        assert httpx.get(f"{url}/ready").status_code == 200
+        assert "ms" in steps._prompts(url, "nano", 3).note
+
+
+def test_wheels_bring_all_that_they_need_beside_the_machine() -> None:
+    """Every requirement of the packages that wheels.sh fetches is fetched too, or part of the machine."""
+    script = (ROOT / "bench/gpu/wheels.sh").read_text()
+    fetched, there = (
+        {_normal(name) for name in re.search(rf"^{what}=\(\n(.*?)^\)", script, re.M | re.S)[1].split()}  # type: ignore[index]
+        for what in ("packages", "machine")
+    )  # fmt: skip
+    assert "fastapi" in fetched and "torch" in there
+    missing = set()
+    for name in fetched:
+        for line in metadata.requires(name) or ():
+            needed = Requirement(line)
+            applies = needed.marker is None or needed.marker.evaluate(MACHINE)
+            if applies and _normal(needed.name) not in fetched | there:
+                missing.add((name, needed.name))
+    assert missing == set()
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

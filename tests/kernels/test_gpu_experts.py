@@ -227,3 +227,26 @@ def test_the_memory_plan_knows_the_padding() -> None:
         c.num_layers * c.num_experts * 3 * c.hidden_size * c.intermediate_size * 17 // 32
     )
     assert padding_bytes(c, shard) == pytest.approx(experts_bytes * (padded - 1))
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_programs_share_the_columns_of_the_second_matrix(split: int) -> None:
+    """Three blocks of 128 columns, the last of them half full; the row beyond the tokens stays as it was."""
+    g = seeded(split)
+    tokens, inter, hidden = 3, 320, 64
+    w = quantize_mxfp4(normal(g, NUM_EXPERTS, hidden, inter, std=0.3))
+    act, bias = normal(g, tokens * PER_TOKEN, inter), normal(g, NUM_EXPERTS, hidden)
+    residual, logits = normal(g, tokens, hidden), torch.randn(tokens, NUM_EXPERTS, generator=g)
+    count = torch.tensor([2], dtype=torch.int32, device=DEVICE)
+    tiles = experts.Tiles(logits.to(DEVICE), count, PER_TOKEN, tokens * PER_TOKEN, 8)
+    config = TileConfig(32, 8, 1, 1, split)
+    given = on_device(act), pack_experts(moved(w)), on_device(bias), on_device(residual)
+    first, second = (experts.moe_w2(*given, tiles, config)[:2].cpu() for _ in range(2))
+    chosen, weights = moe.route_ref(logits, PER_TOKEN)
+    matrices, expected = dequantize_mxfp4(w, torch.float32).double(), residual.double()
+    for t in range(2):
+        for slot, (e, weight) in enumerate(zip(chosen[t], weights[t], strict=True)):
+            row = act[t * PER_TOKEN + slot].double()
+            expected[t] += weight * (matrices[e] @ row + bias[e])
+    assert_close("w2", expected[:2], first)
+    assert torch.equal(first, second), "counters are zero again"

@@ -61,8 +61,8 @@ def paged_attention(
     name = support.architecture(query.device)
     decode, prefill = (config_for(name, "attention", n, invariant=invariant) for n in (1, PREFILL))
     return attention.paged_attention(
-        query, key_cache, value_cache, sinks, ragged, window, scale, decode, prefill
-    )
+        query, key_cache, value_cache, sinks, ragged, window, scale, decode, prefill, fixed=invariant
+    )  # fmt: skip
 
 
 def linear(

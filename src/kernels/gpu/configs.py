@@ -26,9 +26,11 @@ class TileConfig:
     block_m: int
     warps: int
     stages: int
+    split: int = 1  # programs that share the sum over K
 
     def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+        """`split` only where there is one, as in the table."""
+        return {key: n for key, n in asdict(self).items() if key != "split" or n > 1}
 
 
 @functools.cache
@@ -40,9 +42,7 @@ def load_table() -> dict[str, dict[str, list[tuple[int, TileConfig]]]]:
             kernel: [
                 (
                     int(row["tokens"]),
-                    TileConfig(
-                        *(int(row[key]) for key in ("block_n", "block_m", "warps", "stages"))
-                    ),
+                    TileConfig(**{k: int(v) for k, v in row.items() if k != "tokens"}),
                 )
                 for row in rows
             ]

@@ -57,25 +57,40 @@ def project(
     return acc
 
 
+@triton.jit
+def prefetch(w_ptr, w_row, K: tl.constexpr):
+    """Asks for rows `w_row` [BLOCK_N] of w [N, K], 16-bit numbers, to be brought into the L2 cache. Weights do not
+    depend on the kernel before, so this comes before the wait for it, while the memory has little to do."""
+    LINE: tl.constexpr = 64  # numbers of 128 bytes
+    LINES: tl.constexpr = triton.next_power_of_2((K + LINE - 1) // LINE)
+    at = tl.minimum(tl.arange(0, LINES) * LINE, K - LINE)
+    address = (w_ptr + w_row.to(tl.int64)[:, None] * K + at[None, :]).to(tl.int64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _linear_kernel(
     x_ptr, w_ptr, bias_ptr, residual_ptr, out_ptr, rows_ptr, norm_ptr, r_ptr, eps, num_rows,
     N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (N / BLOCK_N, M / BLOCK_M). bias [N], residual [M, N] and rows int [M] (which rows of x) may be None."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    w_row = n
+    if N % BLOCK_N != 0:
+        w_row = tl.where(n < N, n, 0)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+        if PREFETCH:
+            prefetch(w_ptr, w_row, K)
         tl.extra.cuda.gdc_wait()
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = m < num_rows
     row = m
     if rows_ptr is not None:
         row = tl.load(rows_ptr + m, mask=valid, other=0)
-    w_row = n
-    if N % BLOCK_N != 0:
-        w_row = tl.where(n < N, n, 0)
     acc = project(
         w_ptr,
         w_row,
@@ -129,17 +144,14 @@ def _norm_tokens_kernel(
 def _qkv_kernel(
     x_ptr, w_ptr, bias_ptr, norm_ptr, r_ptr, eps, positions_ptr, rope_ptr, slots_ptr, q_ptr, key_ptr, value_ptr,
     num_rows, HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, COMPUTE: tl.constexpr,
-    PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr,
+    COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Queries, rotated, to q [M, N, D]; keys, rotated, and values to the cache [NB, BS, G, D] at `slots` int64 [M].
 
     rope float32 [positions, 2, D / 2], cosines first. Rows are taken in units of 16: 8 dimensions d of a head and the 8
     at d + D / 2 that they are rotated with, which one lane of an m16n8 accumulator then holds both.
     """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     N: tl.constexpr = (HEADS + 2 * GROUPS) * D
     HALF: tl.constexpr = D // 2
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -148,6 +160,11 @@ def _qkv_kernel(
     w_row = head * D + (unit % (D // 16)) * 8 + n % 8 + tl.where(n % 16 < 8, 0, HALF)
     if N % BLOCK_N != 0:
         w_row = tl.where(n < N, w_row, 0)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        if PREFETCH:
+            prefetch(w_ptr, w_row, K)
+        tl.extra.cuda.gdc_wait()
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = m < num_rows
     acc = project(
@@ -226,8 +243,8 @@ def linear(
     grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(count, config.block_m))
     _linear_kernel[grid](
         x, weight, bias, residual, out, rows, norm, r, eps, count, outputs, inputs, _kind(norm, r),
-        config.block_n, config.block_m, BLOCK_K, config.stages, num_warps=config.warps,
-        **support.switches(x.device, "COMPUTE"),
+        config.block_n, config.block_m, BLOCK_K, config.stages, _prefetches(config) and norm is None and r is None,
+        num_warps=config.warps, **support.switches(x.device, "COMPUTE"),
     )  # fmt: skip
     return out
 
@@ -270,9 +287,15 @@ def qkv(
     _qkv_kernel[grid](
         x, weight, bias, norm, r, eps, positions, rope, slots, query, key_cache, value_cache, tokens,
         num_heads, groups, head_dim, size, _kind(norm, r), config.block_n, config.block_m, BLOCK_K, config.stages,
-        num_warps=config.warps, **support.switches(x.device, "COMPUTE"),
+        _prefetches(config), num_warps=config.warps, **support.switches(x.device, "COMPUTE"),
     )  # fmt: skip
     return query
+
+
+def _prefetches(config: TileConfig) -> bool:
+    """Whether weights are asked for early: where there are few tokens. With more, many programs read the same part. The
+    head, which is always normed, is larger than the cache."""
+    return config.block_m <= 32
 
 
 def _kind(norm: torch.Tensor | None, r: torch.Tensor | None) -> str:

@@ -110,10 +110,11 @@ def scale_of(scales, J: tl.constexpr, ASM: tl.constexpr):
 
 @triton.jit
 def expert_product(
-    words_ptr, scales_ptr, x_ptr, x_row, valid, first_row, N: tl.constexpr, K: tl.constexpr,
+    words_ptr, scales_ptr, x_ptr, x_row, valid, first_row, first_block, end_block, N: tl.constexpr, K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr, COMPUTE: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Rows first_row ... of one expert's matrix times x's rows `x_row` [BLOCK_M] -> float32 [BLOCK_N, BLOCK_M]."""
+    """Rows first_row ... of one expert's matrix times x's rows `x_row` [BLOCK_M] -> float32 [BLOCK_N, BLOCK_M], over
+    the blocks of 128 columns from first_block to end_block - 1."""
     SLICE: tl.constexpr = 32
     UNIT: tl.constexpr = 16
     BLOCK_K: tl.constexpr = 4 * SLICE
@@ -129,7 +130,7 @@ def expert_product(
     scale = scales_ptr + unit
     x = x_ptr + x_row.to(tl.int64)[None, :] * K + i[:, None]
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for kb in tl.range(0, BLOCKS, num_stages=STAGES):
+    for kb in tl.range(first_block, end_block, num_stages=STAGES):
         a0, a1, a2, a3 = unpack_words(tl.load(word + kb * (UNIT * SLICE)), ASM)
         s = tl.load(scale + kb * UNIT)
         column = kb * BLOCK_K + i[:, None]
@@ -213,7 +214,7 @@ def _moe_w1_kernel(
     BLOCKS: tl.constexpr = (HIDDEN + 127) // 128
     base = expert.to(tl.int64) * (2 * INTER * BLOCKS)
     acc = expert_product(
-        words_ptr + base * 32, scales_ptr + base, x_ptr, a // PER_TOKEN, valid, first_row, 2 * INTER, HIDDEN,
+        words_ptr + base * 32, scales_ptr + base, x_ptr, a // PER_TOKEN, valid, first_row, 0, BLOCKS, 2 * INTER, HIDDEN,
         BLOCK_N, BLOCK_M, STAGES, COMPUTE, ASM,
     )  # fmt: skip
     n = first_row + tl.arange(0, BLOCK_N)
@@ -233,16 +234,50 @@ def _moe_w1_kernel(
     tl.store(out, act.to(act_ptr.dtype.element_ty), mask=valid[None, :] & (j < INTER)[:, None])
 
 
+@triton.jit
+def add_split_parts(
+    acc, expert, routing, n, bias_ptr, residual_ptr, out_ptr, parts_ptr, counters_ptr, batch_size, HIDDEN: tl.constexpr,
+    PER_TOKEN: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """What follows the product of one assignment, the first column of `acc` [BLOCK_N, BLOCK_M], of which SPLIT programs
+    have a part each: parts float32 [T, k SPLIT to a power of two, H], weighted. The last program loads all at once."""
+    PARTS: tl.constexpr = triton.next_power_of_2(PER_TOKEN * SPLIT)
+    slot = tl.program_id(1) % PER_TOKEN
+    token = tl.program_id(1) // PER_TOKEN
+    inside = n < HIDDEN
+    weight = tl.sum(tl.where(tl.arange(0, PER_TOKEN) == slot, routing, 0.0), axis=0)
+    one = tl.sum(tl.where((tl.arange(0, BLOCK_M) == 0)[None, :], acc, 0.0), axis=1)
+    if tl.program_id(2) == 0:
+        one += tl.load(bias_ptr + expert * HIDDEN + n, mask=inside, other=0.0).to(tl.float32)
+    parts = parts_ptr + token.to(tl.int64) * (PARTS * HIDDEN)
+    mine = slot * SPLIT + tl.program_id(2)
+    tl.store(parts + mine * HIDDEN + n, one * weight, mask=inside, cache_modifier=".cg")
+    tl.debug_barrier()  # every thread's part is stored before one of them counts it
+    counter = counters_ptr + tl.program_id(0) * batch_size + token
+    if tl.atomic_add(counter, 1, sem="acq_rel") == PER_TOKEN * SPLIT - 1:
+        tl.store(counter, 0)
+        p = tl.arange(0, PARTS)
+        every = tl.load(
+            parts + p[:, None] * HIDDEN + n[None, :], mask=(p < PER_TOKEN * SPLIT)[:, None] & inside[None, :],
+            other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        at = token.to(tl.int64) * HIDDEN + n
+        total = tl.sum(every, axis=0)
+        total += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["batch_size"])
 def _moe_w2_kernel(
     act_ptr, words_ptr, scales_ptr, bias_ptr, residual_ptr, out_ptr, parts_ptr, counters_ptr, logits_ptr, weights_ptr,
     num_tokens_ptr, tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr, batch_size,
     HIDDEN: tl.constexpr, INTER: tl.constexpr, NUM_EXPERTS: tl.constexpr, PADDED_EXPERTS: tl.constexpr,
-    PER_TOKEN: tl.constexpr, DIRECT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
-    COMPUTE: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
+    PER_TOKEN: tl.constexpr, DIRECT: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    STAGES: tl.constexpr, COMPUTE: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (H / BLOCK_N, tiles). parts float32 [A, H]; counters int32 [H / BLOCK_N, T], zero before and after. The last
-    of a token's parts to be done adds them all to the residual, in the order of the slots."""
+    """Grid (H / BLOCK_N, tiles, SPLIT). SPLIT programs share the columns; more than one only if DIRECT. parts float32
+    [A, H]; counters int32 [H / BLOCK_N, T], zero before and after. The last of a token's parts to be done adds them all
+    to the residual, in the order of the slots."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -262,11 +297,19 @@ def _moe_w2_kernel(
     first_row = tl.program_id(0) * BLOCK_N
     BLOCKS: tl.constexpr = (INTER + 127) // 128
     base = expert.to(tl.int64) * (HIDDEN * BLOCKS)
+    EACH: tl.constexpr = (BLOCKS + SPLIT - 1) // SPLIT
+    first_block = tl.program_id(2) * EACH
     acc = expert_product(
-        words_ptr + base * 32, scales_ptr + base, act_ptr, a, valid, first_row, HIDDEN, INTER,
-        BLOCK_N, BLOCK_M, STAGES, COMPUTE, ASM,
+        words_ptr + base * 32, scales_ptr + base, act_ptr, a, valid, first_row, first_block,
+        tl.minimum(first_block + EACH, BLOCKS), HIDDEN, INTER, BLOCK_N, BLOCK_M, STAGES, COMPUTE, ASM,
     )  # fmt: skip
     n = first_row + tl.arange(0, BLOCK_N)
+    if SPLIT > 1:
+        add_split_parts(
+            acc, expert, routing, n, bias_ptr, residual_ptr, out_ptr, parts_ptr, counters_ptr, batch_size, HIDDEN,
+            PER_TOKEN, SPLIT, BLOCK_M,
+        )  # fmt: skip
+        return
     acc += tl.load(bias_ptr + expert * HIDDEN + n, mask=n < HIDDEN, other=0.0).to(tl.float32)[
         :, None
     ]
@@ -330,12 +373,14 @@ def moe_w2(
     """act [A, I], residual [T, H] -> residual + sum over k of weight (act W2 + b2), [T, H]. b2 [E, H]."""
     tokens, hidden = residual.shape
     programs = triton.cdiv(hidden, config.block_n)
-    parts = torch.empty(act.shape[0], hidden, dtype=torch.float32, device=act.device)
+    split = config.split if tiles.direct else 1
+    rows = act.shape[0] if split == 1 else tokens * triton.next_power_of_2(tiles.per_token * split)
+    parts = torch.empty(rows, hidden, dtype=torch.float32, device=act.device)
     out = torch.empty_like(residual)
-    _moe_w2_kernel[(programs, tiles.count)](
+    _moe_w2_kernel[(programs, tiles.count, split)](
         act, w.words, _four_scales(w), bias, residual, out, parts, support.counters(act.device, programs * tokens),
         tiles.logits, tiles.weights, tiles.num_tokens, *tiles.arrays(), tokens,
-        hidden, act.shape[1], bias.shape[0], tiles.padded_experts, tiles.per_token, tiles.direct,
+        hidden, act.shape[1], bias.shape[0], tiles.padded_experts, tiles.per_token, tiles.direct, split,
         config.block_n, tiles.block_m, config.stages, num_warps=config.warps,
         **support.switches(act.device, "COMPUTE", "ASM"),
     )  # fmt: skip

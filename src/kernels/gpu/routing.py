@@ -398,8 +398,10 @@ class _Made:
             assignments = tokens * per_token
             self.tiles = max_tiles(assignments, len(mine), block_m)
             buffer = torch.empty(3 * self.tiles + assignments, dtype=torch.int32, device=device)
-            parts = buffer.split((self.tiles, self.tiles, self.tiles, assignments))
-            self.listed = TileList(*parts, block_m)
+            expert, first, count, rows = buffer.split(
+                (self.tiles, self.tiles, self.tiles, assignments)
+            )
+            self.listed = TileList(expert, first, count, rows, block_m)
 
     def arrays(self) -> tuple[torch.Tensor, ...]:
         assert self.listed is not None

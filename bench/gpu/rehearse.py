@@ -1,0 +1,69 @@
+"""Runs the GPU benchmarks on a CPU: a tiny model in triton's interpreter, every time a placeholder.
+
+It shows that a step runs to its end and leaves its rows, which on a GPU machine costs minutes to find out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+
+from src.engine.shapes import Size
+
+TINY = Size(layers=2, hidden=64, intermediate=32, experts=6, heads=4, kv_heads=2)
+VOCAB = 512
+CEILINGS = {"copy_tb_s": 4.0, "matmul_tflop_s": 700.0}
+
+
+def once(run: Callable[[], object], repeat_ms: int = 100) -> float:
+    run()
+    return 1.0
+
+
+@contextlib.contextmanager
+def on_a_cpu() -> Iterator[None]:
+    """Needs TRITON_INTERPRET=1 before triton is imported."""
+    from bench.gpu import kernels, model, steps
+    from src.engine.shapes import hf_config
+    from src.engine.worker import graph_runner
+    from src.kernels import native
+    from src.kernels.gpu import support
+
+    if not support.interpreted():
+        raise RuntimeError("set TRITON_INTERPRET=1")
+    device = torch.device("cpu")
+    patch = mock.patch.object
+    with contextlib.ExitStack() as stack:
+        for module in (kernels, model, steps):
+            stack.enter_context(patch(module, "DEVICE", device))
+        for module in (kernels, model):
+            stack.enter_context(patch(module, "SIZES", dict.fromkeys(("20b", "120b"), TINY)))
+            stack.enter_context(patch(module, "hf_config", lambda s: hf_config(s) | {"vocab_size": VOCAB}))  # fmt: skip
+        # the interpreter multiplies bfloat16 as raw bits
+        stack.enter_context(patch(torch, "bfloat16", torch.float32))
+        for name in ("REPEATS", "PREFILL_REPEATS"):
+            stack.enter_context(patch(model, name, 1))
+        stack.enter_context(patch(kernels, "time_us", once))
+        stack.enter_context(patch(model, "graph_us", once))
+        stack.enter_context(patch(model, "graph_time", lambda graphs, batch: 1.0))
+        stack.enter_context(patch(graph_runner, "CudaGraphs", lambda: lambda forward: forward))
+        stack.enter_context(patch(support, "runs_triton", lambda _: True))
+        stack.enter_context(patch(native, "supports", lambda _: False))
+        stack.enter_context(patch(torch.cuda, "synchronize", lambda *_: None))
+        stack.enter_context(patch(steps, "REPLAYS", 1))
+        stack.enter_context(patch(steps, "CONTEXT", 20))
+        stack.enter_context(patch(steps, "PREFILLS", (20,)))
+        stack.enter_context(patch(steps, "LONG", ((1, 30),)))
+        stack.enter_context(patch(steps, "BATCHES", (2,)))
+        stack.enter_context(patch(steps, "SMOKE_BATCHES", (2,)))
+        stack.enter_context(patch(steps, "profiled", lambda run, repeats: [("rehearsed", 1.0, 1)]))
+        yield
+
+
+def wanted() -> bool:
+    return os.environ.get("REHEARSE") == "1" and "--help" not in sys.argv

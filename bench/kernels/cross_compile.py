@@ -50,7 +50,20 @@ class Compiled:
     loop_instructions: int
     wide_loads: int
     mma: int
+    instructions: int = 0  # of the whole program
+    ordinary: int = 0  # of these, what a program executes that is not the last to finish
+    early_bytes: int = 0  # that a warp asks for before it waits for the kernel before
     ops: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def longest(self, rounds: int, *, last: bool = False) -> int:
+        """Instructions of a warp that goes `rounds` times through the main loop, at most. `last`: of the last program to
+        finish, which adds what the others left."""
+        straight = self.instructions if last else self.ordinary
+        return (
+            straight + (rounds - 1) * self.loop_instructions
+            if self.loop_instructions and rounds
+            else straight
+        )
 
     def per_weight(self, case: Case) -> float:
         """SASS instructions a weight in the main loop, by warp as the issue slots count them, times 32 lanes."""
@@ -98,7 +111,7 @@ def _read(made: Any) -> Compiled:
         if target and int(target, 16) < int(at, 16)
     ]
     body = _main_loop(code, loops)
-    everywhere = [op for _, op in code]
+    everywhere = [op for _, op in code if op != "NOP"]
     return Compiled(
         registers=int(_found(r"REG:(\d+)", usage)),
         spilled_bytes=int(_found(r"STACK:(\d+)", usage)),
@@ -108,8 +121,32 @@ def _read(made: Any) -> Compiled:
             op.startswith(("LDG", "LDGSTS")) and (".128" in op or ".64" in op) for op in everywhere
         ),
         mma=sum(op.split(".")[0] in MMA_OPS for op in everywhere),
+        instructions=len(everywhere),
+        ordinary=_until_exit(everywhere),
+        early_bytes=_early_bytes(everywhere),
         ops=collections.Counter(op.split(".")[0] for op in body),
     )
+
+
+def _until_exit(ops: list[str]) -> int:
+    """Up to the first exit after the atomic addition by which the last program finds out that it is."""
+    counted = next((i for i, op in enumerate(ops) if op.startswith("ATOMG")), None)
+    if counted is None:
+        return len(ops)
+    return next((i + 1 for i in range(counted, len(ops)) if ops[i] == "EXIT"), len(ops))
+
+
+def _early_bytes(ops: list[str]) -> int:
+    """Loads by their width, prefetches by a line a lane."""
+    wait = next((i for i, op in enumerate(ops) if op.startswith("ACQBULK")), 0)
+    lanes, found = 32, 0
+    for op in ops[:wait]:
+        if op.startswith("CCTL") and "PF" in op:
+            found += lanes * 128
+        elif op.startswith("LDG"):
+            widths = {".128": 16, ".64": 8, ".U16": 2, ".U8": 1}
+            found += lanes * next((n for name, n in widths.items() if name in op), 4)
+    return found
 
 
 def _main_loop(code: list[tuple[int, str]], loops: list[tuple[int, int]]) -> list[str]:

@@ -86,9 +86,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     out = sys.stdout.write
     out(
-        "| target | model | kernel | warps | registers | spilled B | shared B | instr / weight | wide loads | MMA |\n"
+        "| target | model | kernel | warps | registers | spilled B | shared B | instr / weight | wide loads | MMA | "
+        "instr | loop | early B |\n"
     )
-    out("|---|---|---|---|---|---|---|---|---|---|\n")
+    out("|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
     for r in rows:
         if "error" in r:
             out(
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         out(
             f"| sm_{r['target']} | {r['model']} | {r['kernel']} | {r['warps']} | {r['registers']} | {r['spilled_bytes']} | "
-            f"{r['shared_bytes']} | {r.get('per_weight', '-')} | {r['wide_loads']} | {r['mma']} |\n"
+            f"{r['shared_bytes']} | {r.get('per_weight', '-')} | {r['wide_loads']} | {r['mma']} | {r['instructions']} | {r['loop_instructions']} | {r['early_bytes']} |\n"
         )
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")

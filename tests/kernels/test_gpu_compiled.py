@@ -58,3 +58,17 @@ def test_decode_of_experts_is_within_the_instruction_budget(rows: Rows, target: 
     assert not [
         (r["kernel"], r["per_weight"]) for r in decode if r["per_weight"] < 2
     ]  # then the loop was not found
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("model", ["20b", "120b"])
+def test_no_warp_of_a_decode_step_is_long(rows: Rows, model: str) -> None:
+    """With one or two warps a scheduler, a kernel takes as long as its longest warp can issue."""
+    mine = {r["kernel"]: r for r in rows if r["target"] == 90 and r["model"] == model}
+    assert mine["router <=4"]["ordinary"] <= 600
+    assert mine["router <=32"]["ordinary"] <= 600
+    w2, rounds = mine["moe_w2 <=4 direct"], 8  # 23 blocks of columns in three parts
+    assert 1000 < w2["instructions"] + (rounds - 1) * w2["loop_instructions"] <= 4200
+    # rows of weights of two bytes each, by the warps of a program
+    assert mine["qkv <=8"]["early_bytes"] * mine["qkv <=8"]["warps"] >= 32 * 2880 * 2
+    assert mine["out <=8"]["early_bytes"] * mine["out <=8"]["warps"] >= 16 * 4096 * 2

@@ -35,7 +35,7 @@ LONG_SPLIT = 2048
 LONG_FROM = SHORT_SPLIT * NUM_SHORT
 MIN_PIECE = 64
 MAX_PIECES = 64
-TOGETHER = 4  # pieces that are loaded at once
+TOGETHER = 8  # pieces that are loaded at once
 MAX_PROGRAMS = 1024  # about what a GPU holds at once; splits beyond are walked by the same programs
 
 
@@ -120,7 +120,7 @@ def add_pieces(
     wait for the memory. What is not there has no weight, and leaves all bits as they are."""
     d = tl.arange(0, D)
     peak_0, total_0, part_0 = load_piece(
-        peaks_ptr, totals_ptr, parts_ptr, at, valid & (left > 0), d, D
+        peaks_ptr, totals_ptr, parts_ptr, at + 0, valid & (left > 0), d, D
     )
     peak_1, total_1, part_1 = load_piece(
         peaks_ptr, totals_ptr, parts_ptr, at + 1, valid & (left > 1), d, D
@@ -131,11 +131,28 @@ def add_pieces(
     peak_3, total_3, part_3 = load_piece(
         peaks_ptr, totals_ptr, parts_ptr, at + 3, valid & (left > 3), d, D
     )
-    tl.static_assert(TOGETHER == 4)
+    peak_4, total_4, part_4 = load_piece(
+        peaks_ptr, totals_ptr, parts_ptr, at + 4, valid & (left > 4), d, D
+    )
+    peak_5, total_5, part_5 = load_piece(
+        peaks_ptr, totals_ptr, parts_ptr, at + 5, valid & (left > 5), d, D
+    )
+    peak_6, total_6, part_6 = load_piece(
+        peaks_ptr, totals_ptr, parts_ptr, at + 6, valid & (left > 6), d, D
+    )
+    peak_7, total_7, part_7 = load_piece(
+        peaks_ptr, totals_ptr, parts_ptr, at + 7, valid & (left > 7), d, D
+    )
+    tl.static_assert(TOGETHER == 8)
     peak, total, acc = add_split(peak, total, acc, peak_0, total_0, part_0)
     peak, total, acc = add_split(peak, total, acc, peak_1, total_1, part_1)
     peak, total, acc = add_split(peak, total, acc, peak_2, total_2, part_2)
-    return add_split(peak, total, acc, peak_3, total_3, part_3)
+    peak, total, acc = add_split(peak, total, acc, peak_3, total_3, part_3)
+    peak, total, acc = add_split(peak, total, acc, peak_4, total_4, part_4)
+    peak, total, acc = add_split(peak, total, acc, peak_5, total_5, part_5)
+    peak, total, acc = add_split(peak, total, acc, peak_6, total_6, part_6)
+    peak, total, acc = add_split(peak, total, acc, peak_7, total_7, part_7)
+    return peak, total, acc
 
 
 @triton.jit

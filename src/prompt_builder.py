@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from src.harmony.byte_pairs import UNLIMITED, Limits
 from src.harmony.generated_ids import GeneratedIds
 from src.harmony.history import Message, message_text, render_history
 from src.harmony.history import PromptError as PromptError
@@ -100,6 +101,7 @@ class PromptBuilder:
         response_format: Mapping[str, Any] | None = None,
         effort: ReasoningEffort = "medium",
         scope: str = "",
+        limits: Limits = UNLIMITED,
     ) -> PromptTokens:
         """OpenAI chat messages and function definitions -> prompt ids, ending where the assistant begins.
 
@@ -107,6 +109,7 @@ class PromptBuilder:
 
         Raises:
             PromptError: a message cannot be rendered; nothing was cached.
+            TooManyTokensError, EncodingStoppedError: see `limits`; the whole prompt was not cached.
         """
         rendered = list(self._conversation(messages, tools, response_format, effort))
         known: list[array[int] | None] = [None] * len(rendered)
@@ -123,7 +126,8 @@ class PromptBuilder:
                     reused, ids = count, array("I", cached)
                     break
         for index in range(reused, len(rendered)):
-            ids.extend(known[index] or render_message(rendered[index], self._vocabulary))
+            left = limits.less(len(ids))
+            ids.extend(known[index] or render_message(rendered[index], self._vocabulary, left))
             if index + 1 == head and head < len(rendered):
                 with self._lock:
                     self._cache.put(keys[index], array("I", ids))
@@ -141,16 +145,22 @@ class PromptBuilder:
             context,
         )
 
-    def measure(self, messages: Sequence[Message], lengths: dict[HarmonyMessage, int]) -> int:
+    def measure(
+        self,
+        messages: Sequence[Message],
+        lengths: dict[HarmonyMessage, int],
+        limits: Limits = UNLIMITED,
+    ) -> int:
         """Tokens of the messages without tools and formats. Keeps each message's in `lengths`.
 
         Raises:
             PromptError: a message cannot be rendered.
+            TooManyTokensError, EncodingStoppedError: see `limits`, which are those of each message.
         """
         total = 0
         for message in self._conversation(messages, (), None, "medium"):
             if message not in lengths:
-                lengths[message] = len(render_message(message, self._vocabulary))
+                lengths[message] = len(render_message(message, self._vocabulary, limits))
             total += lengths[message]
         return total
 

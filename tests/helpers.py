@@ -25,7 +25,7 @@ from src.engine.sampling_params import SamplingParams
 from src.engine.shapes import Size
 from src.engine.shards import whole
 from src.engine.worker.batch import RequestTable, build_batch
-from src.engine.worker.sampler import LogitBias, SamplingRow
+from src.engine.worker.sampler import SamplingRow
 from src.nano.values import value_text
 
 CHECKPOINTS = Path(
@@ -138,7 +138,7 @@ def model_logits(
 def sampling_row(
     params: SamplingParams, prompt_ids: np.ndarray, output_ids: np.ndarray
 ) -> SamplingRow:
-    return SamplingRow(params, prompt_ids, output_ids, LogitBias.of(params))
+    return SamplingRow(params, prompt_ids, output_ids)
 
 
 def relative_rms(reference: torch.Tensor, value: torch.Tensor) -> float:

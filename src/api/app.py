@@ -120,6 +120,7 @@ def create_app(
             warming.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await warming
+            context.pool.close()
             await engine.stop()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)

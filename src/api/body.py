@@ -6,18 +6,21 @@ import asyncio
 import gc
 import json
 import math
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
+from src.api.deps import INLINE_BYTES, ServerContext, sender_of
 from src.api.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
-from src.config import ServerConfig
+from src.api.large_json import CountingDecoder, TooManyValuesError, takes_long
 
 
-async def read_json_object(request: Request, config: ServerConfig) -> dict[str, Any]:
-    """Raises InvalidRequest, BodyTooLarge, BodyTooSlow or UnsupportedMediaType."""
+async def read_json_object(request: Request, context: ServerContext) -> dict[str, Any]:
+    """Raises InvalidRequest, BodyTooLarge, BodyTooSlow, UnsupportedMediaType or what `WorkPool.run` raises."""
+    config = context.config
     max_bytes = config.max_body_bytes
     if config.require_json_content_type:
         check_content_type(request.headers)
@@ -41,7 +44,11 @@ async def read_json_object(request: Request, config: ServerConfig) -> dict[str, 
         raise BodyTooSlow(f"The body did not arrive within {config.body_timeout_s:g} s.") from None
     except ClientDisconnect:
         raise InvalidRequest("The client went away before its body was complete.") from None
-    return parse_json_object(b"".join(chunks))
+    data = b"".join(chunks)
+    request.state.body_bytes = size
+    if size < INLINE_BYTES:
+        return parse_json_object(data)
+    return await context.pool.run(sender_of(request), lambda s: parse_json_object(data, s))
 
 
 def check_content_type(headers: Headers) -> None:
@@ -60,11 +67,13 @@ def check_content_type(headers: Headers) -> None:
         )
 
 
-def parse_json_object(data: bytes) -> dict[str, Any]:
+def parse_json_object(data: bytes, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Raises InvalidRequest or BodyTooLarge; EncodingStoppedError once `stopped` returns true."""
     if not data.strip():
         raise InvalidRequest("The body is empty; a JSON object is expected.")
     try:
-        value = _loads(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        value = _read_long(text, stopped) if takes_long(data) else _loads(text)
         msgspec.json.encode(
             value
         )  # lone surrogates, and nesting beyond what the next steps can walk
@@ -74,6 +83,8 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
         raise InvalidRequest(
             "The body holds a lone surrogate, which is no valid Unicode text."
         ) from None
+    except TooManyValuesError as error:
+        raise BodyTooLarge(f"The body holds {error}.") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
     except (ValueError, OverflowError, msgspec.MsgspecError) as error:
@@ -83,6 +94,11 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest(f"The body must be a JSON object, not {type(value).__name__}.")
     return value
+
+
+def _read_long(text: str, stopped: Callable[[], bool]) -> Any:
+    decoder = CountingDecoder(stopped, parse_constant=_no_constant, parse_float=_finite_float)
+    return decoder.decode(text)
 
 
 def _loads(text: str) -> Any:

@@ -13,13 +13,19 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat_plan import ChatPlan, plan_chat
 from src.api.choice import Choice, ChoiceDelta
-from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record
+from src.api.deps import (
+    Context,
+    ServerContext,
+    caller_of,
+    counted_rejections,
+    new_record,
+    sender_of,
+)
 from src.api.errors import ApiError, Cancelled, EngineFailure
 from src.api.metrics import RequestRecord
 from src.api.protocol import ChatCompletionRequest
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
 from src.api.unknown_fields import client_of
-from src.engine.lifecycle import EngineError
 from src.engine.messages import TokenOutput
 from src.harmony.deltas import Delta
 from src.harmony.layout import new_call_id
@@ -136,17 +142,7 @@ async def start_answer(
     plan: ChatPlan, context: ServerContext, record: RequestRecord, *, joins_messages: bool = True
 ) -> Answer:
     """Admits every choice, or none. `joins_messages`: see Choice. Raises EngineError."""
-    context.engine.check_capacity(
-        len(plan.prompt.token_ids) * len(plan.requests), len(plan.requests)
-    )
-    streams: list[AsyncIterator[TokenOutput]] = []
-    try:
-        for request in plan.requests:
-            streams.append(await context.engine.add_request(request))
-    except EngineError:
-        for request in plan.requests[: len(streams)]:
-            context.engine.discard(request.request_id)
-        raise
+    streams = await context.engine.add_requests(plan.requests)
     bytes_of = context.vocabulary.bytes_of if plan.logprobs else None
     choices = [
         Choice(
@@ -376,8 +372,10 @@ def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
 async def chat_completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
-        body = await read_json_object(request, context.config)
-        plan = await plan_chat(body, context, record.caller, client=client_of(request))
+        body = await read_json_object(request, context)
+        plan = await plan_chat(
+            body, context, record.caller, sender_of(request), client=client_of(request)
+        )
         answer = await start_answer(plan, context, record)
     if plan.stream:
         return EventStream(stream_events(answer), answer.close, context.config)
@@ -387,8 +385,10 @@ async def chat_completions(request: Request, context: Context) -> Response:
 @router.post("/v1/chat/completions/render")  # with debug_endpoints only: access.DEBUG
 async def render(request: Request, context: Context) -> dict[str, Any]:
     """The prompt that a chat request becomes, for debugging: ids and text."""
-    body = await read_json_object(request, context.config)
-    plan = await plan_chat(body, context, caller_of(request), client=client_of(request))
+    body = await read_json_object(request, context)
+    plan = await plan_chat(
+        body, context, caller_of(request), sender_of(request), client=client_of(request)
+    )
     ids = plan.prompt.token_ids
     return {
         "prompt": context.vocabulary.decode(ids),

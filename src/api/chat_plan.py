@@ -16,8 +16,10 @@ from src.api.keys import Caller
 from src.api.protocol import EFFORTS, MAX_TOOLS, ChatCompletionRequest, SamplingFields
 from src.api.tool_choice import RelaxedSchema, ToolPlan, plan_tools
 from src.api.warn_once import WarnOnce
+from src.api.work_pool import LOCAL, Sender
 from src.engine.messages import AddRequest
 from src.engine.sampling_params import LoopGuard, SamplingParams
+from src.harmony.byte_pairs import TooManyTokensError
 from src.harmony.grammar import TurnSpec, fitted_grammar, turn_grammar
 from src.harmony.schema.checks import SchemaError
 from src.harmony.schema.enforce import Enforced, enforceable
@@ -92,14 +94,7 @@ def _max_tokens(
     """Tokens that may be generated: what was asked for, or the profile's, within the context."""
     room = context.max_model_len - prompt_tokens
     if room < 1:
-        error = ContextTooLong(
-            f"This model's maximum context length is {context.max_model_len} tokens. However, your messages resulted "
-            f"in {prompt_tokens} tokens. Please reduce the length of the messages.",
-            "messages",
-            "context_length_exceeded",
-        )
-        error.num_tokens = prompt_tokens
-        raise error
+        raise _too_long(prompt_tokens, context)
     asked = request.max_completion_tokens or request.max_tokens
     max_tokens: int = min(room, asked or profile.max_output_tokens)
     if (request.min_tokens or 0) > max_tokens:
@@ -111,6 +106,19 @@ def _max_tokens(
 
 def max_messages(context: ServerContext) -> int:
     return context.max_model_len // MESSAGE_TOKENS
+
+
+def _too_long(num_tokens: int | None, context: ServerContext) -> ContextTooLong:
+    """`num_tokens`: of the prompt; None: more than max_model_len."""
+    most = context.max_model_len
+    error = ContextTooLong(
+        f"This model's maximum context length is {most} tokens. However, your messages resulted in "
+        f"{num_tokens or f'more than {most}'} tokens. Please reduce the length of the messages.",
+        "messages",
+        "context_length_exceeded",
+    )
+    error.num_tokens = num_tokens
+    return error
 
 
 def check_count(num_messages: int, param: str, context: ServerContext) -> None:
@@ -136,11 +144,15 @@ def _num_rendered(messages: list[Any]) -> int:
 
 
 def _read(
-    body: Mapping[str, Any], max_tools: int
+    body: Mapping[str, Any], context: ServerContext, max_tools: int, client: str | None
 ) -> tuple[ChatCompletionRequest, list[dict[str, Any]]]:
-    """-> (the request, its messages). Raises pydantic's ValidationError."""
+    """-> (the request, its messages). Raises InvalidRequest or pydantic's ValidationError."""
+    sent = body.get("messages")
+    check_count(_num_rendered(sent if isinstance(sent, list) else []), "messages", context)
     request = ChatCompletionRequest.model_validate(dict(body), context={"max_tools": max_tools})
     _warn_names({m.role for m in request.messages if m.name and m.role not in NAMED_ROLES})
+    if client is not None:
+        context.unknown_fields.check(body, request, client)
     return request, [m.model_dump(exclude_none=True) for m in request.messages]
 
 
@@ -148,19 +160,18 @@ async def plan_chat(
     body: Mapping[str, Any],
     context: ServerContext,
     caller: Caller | None,
+    sender: Sender = LOCAL,
     *,
     id_prefix: str = "chatcmpl-",
     max_tools: int = MAX_TOOLS,
     client: str | None = None,
+    counts_all: bool = False,
 ) -> ChatPlan:
-    """`client`: whose unknown fields are reported; None where the body is our own. Raises ApiError or pydantic's
-    ValidationError; nothing has been sent to the engine then."""
-    sent = body.get("messages")
-    sent = sent if isinstance(sent, list) else []
-    check_count(_num_rendered(sent), "messages", context)
-    request, messages = await context.read(len(sent), lambda: _read(body, max_tools))
-    if client is not None:
-        context.unknown_fields.check(body, request, client)
+    """`client`: whose unknown fields are reported; None where the body is our own. `counts_all`: also the tokens of
+    a prompt that is too long. Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
+    request, messages = await context.read(
+        sender, lambda _: _read(body, context, max_tools, client)
+    )
     profile = _profile(request, context)
     if request.tools or request.functions or request.response_format:  # schemas are compiled
         guide = context.config.guided_harmony and context.config.guided_tool_arguments
@@ -174,13 +185,17 @@ async def plan_chat(
     try:
         prompt = await context.build_prompt(
             messages,
+            sender,
             tools=tools.shown,
             response_format=_named_schema(request, final),
             effort=effort,
             cache_scope=scope,
+            counts_all=counts_all,
         )
     except PromptError as error:
         raise InvalidRequest(str(error), error.param, "invalid_value") from None
+    except TooManyTokensError:
+        raise _too_long(None, context) from None
     except RecursionError:
         raise InvalidRequest("The schemas of the tools are nested too deeply.", "tools") from None
     max_tokens = _max_tokens(request, profile, len(prompt.token_ids), context)
@@ -378,7 +393,7 @@ def sampling_options(request: SamplingFields, profile: Profile) -> dict[str, Any
         "presence_penalty": request.presence_penalty or 0.0,
         "frequency_penalty": request.frequency_penalty or 0.0,
         "repetition_penalty": request.repetition_penalty or 1.0,
-        "logit_bias": {int(k): v for k, v in (request.logit_bias or {}).items()},
+        "logit_bias": request.bias,
         "min_tokens": request.min_tokens or 0,
         "ignore_eos": bool(request.ignore_eos),
         "stop_token_ids": STOP_TOKEN_IDS,

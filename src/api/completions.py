@@ -16,16 +16,17 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat_plan import base_seed, derived_seed, resolve_model, sampling_options
 from src.api.choice import StopStrings
-from src.api.deps import Context, ServerContext, counted_rejections, new_record
+from src.api.deps import Context, ServerContext, counted_rejections, new_record, sender_of
 from src.api.errors import Cancelled, EngineFailure, InvalidRequest
 from src.api.metrics import RequestRecord
 from src.api.protocol import VOCAB_SIZE, SamplingFields, fail
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
 from src.api.text_choice import Numbers, TextChoice, joined, no_numbers
 from src.api.unknown_fields import client_of
-from src.engine.lifecycle import EngineError
+from src.api.work_pool import Sender, Stopped
 from src.engine.messages import AddRequest, TokenOutput
 from src.engine.sampling_params import SamplingParams
+from src.harmony.byte_pairs import UNLIMITED, Limits, TooManyTokensError
 from src.harmony.vocabulary import Vocabulary
 from src.profiles import Profile
 
@@ -65,16 +66,18 @@ class CompletionRequest(SamplingFields):
         return bool(self.echo) and self.logprobs is not None
 
 
-def read_prompts(prompt: Any, vocabulary: Vocabulary) -> list[list[int]]:
+def read_prompts(
+    prompt: Any, vocabulary: Vocabulary, limits: Limits = UNLIMITED
+) -> list[list[int]]:
     """string | [string] | [int] | [[int]] -> token ids. Special tokens in the text are special: the caller writes the
-    whole prompt. Raises InvalidRequest."""
+    whole prompt. Raises InvalidRequest, and what `limits` raises for one of the prompts."""
     if isinstance(prompt, str):
-        return [vocabulary.encode_with_special(prompt)]
+        return [vocabulary.encode_with_special(prompt, limits)]
     if isinstance(prompt, list) and prompt:
         if type(prompt[0]) is not int:
             _check_completions(len(prompt))
         if all(isinstance(p, str) for p in prompt):
-            return [vocabulary.encode_with_special(p) for p in prompt]
+            return [vocabulary.encode_with_special(p, limits) for p in prompt]
         if all(type(p) is int for p in prompt):
             return [_check_ids(prompt)]
         if all(isinstance(p, list) and p and all(type(i) is int for i in p) for p in prompt):
@@ -84,13 +87,6 @@ def read_prompts(prompt: Any, vocabulary: Vocabulary) -> list[list[int]]:
         "prompt",
         "missing_required_parameter" if prompt is None else "invalid_type",
     )
-
-
-def _num_chars(prompt: Any) -> int:
-    """Or token ids."""
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-        return sum(len(part) for part in prompt if isinstance(part, str | list))
-    return len(prompt) if isinstance(prompt, str | list) else 0
 
 
 def _check_completions(count: int) -> None:
@@ -193,6 +189,15 @@ class TextAnswer:
         }
 
 
+def _too_long(num_tokens: str, context: ServerContext) -> InvalidRequest:
+    return InvalidRequest(
+        f"This model's maximum context length is {context.max_model_len} tokens. However, your prompt has "
+        f"{num_tokens} tokens.",
+        "prompt",
+        "context_length_exceeded",
+    )
+
+
 def _max_tokens(request: CompletionRequest, prompt_tokens: int, context: ServerContext) -> int:
     """Tokens that may be generated; one at least, as a prompt is scored on the way to it. Raises InvalidRequest."""
     if not prompt_tokens:
@@ -201,12 +206,7 @@ def _max_tokens(request: CompletionRequest, prompt_tokens: int, context: ServerC
         )
     room = context.max_model_len - prompt_tokens
     if room < 1:
-        raise InvalidRequest(
-            f"This model's maximum context length is {context.max_model_len} tokens. However, your prompt has "
-            f"{prompt_tokens} tokens.",
-            "prompt",
-            "context_length_exceeded",
-        )
+        raise _too_long(str(prompt_tokens), context)
     wanted = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     max_tokens: int = max(1, min(room, wanted))
     if (request.min_tokens or 0) > max_tokens:
@@ -217,15 +217,26 @@ def _max_tokens(request: CompletionRequest, prompt_tokens: int, context: ServerC
     return max_tokens
 
 
-async def start_completion(
-    body: dict[str, Any], context: ServerContext, record: RequestRecord, client: str
-) -> TextAnswer:
-    """Raises ApiError, ValidationError or EngineError."""
+def _read(
+    body: dict[str, Any], context: ServerContext, client: str, stopped: Stopped
+) -> tuple[CompletionRequest, Profile, list[list[int]]]:
+    """-> (the request, its profile, its prompts)."""
     request = CompletionRequest.model_validate(body)
     context.unknown_fields.check(body, request, client)
     profile = resolve_model(request.model, context)
-    prompts = await context.encoded(
-        _num_chars(request.prompt), lambda: read_prompts(request.prompt, context.vocabulary)
+    limits = Limits(context.max_model_len, stopped)
+    try:
+        return request, profile, read_prompts(request.prompt, context.vocabulary, limits)
+    except TooManyTokensError:
+        raise _too_long(f"more than {context.max_model_len}", context) from None
+
+
+async def start_completion(
+    body: dict[str, Any], context: ServerContext, record: RequestRecord, sender: Sender, client: str
+) -> TextAnswer:
+    """Raises ApiError, ValidationError or EngineError."""
+    request, profile, prompts = await context.read(
+        sender, lambda stopped: _read(body, context, client, stopped)
     )
     _check_completions(len(prompts) * (request.n or 1))
     completion_id = f"cmpl-{secrets.token_hex(12)}"
@@ -254,16 +265,8 @@ async def start_completion(
                     is_silent=request.max_tokens == 0,
                 )
             )
-    engine = context.engine
-    engine.check_capacity(sum(len(r.token_ids) for r in requests), len(requests))
-    streams: list[AsyncIterator[TokenOutput]] = []
-    try:
-        for engine_request in requests:
-            streams.append(await engine.add_request(engine_request))
-    except EngineError:
-        for engine_request in requests:
-            engine.discard(engine_request.request_id)
-        raise
+    streams = await context.engine.add_requests(requests)
+    request.logit_bias = None  # the parameters have it; as an object it may take 25 MB
     record.completion_id, record.profile = completion_id, profile.name
     record.stream = bool(request.stream)
     context.ledger.begin(record, [r.request_id for r in requests])
@@ -335,8 +338,10 @@ async def _collect(answer: TextAnswer) -> bytes:
 async def completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
-        body = await read_json_object(request, context.config)
-        answer = await start_completion(body, context, record, client_of(request))
+        body = await read_json_object(request, context)
+        answer = await start_completion(
+            body, context, record, sender_of(request), client_of(request)
+        )
     if answer.request.stream:
         return EventStream(_stream(answer), answer.close, context.config)
     return JsonWhenDone(lambda: _collect(answer), answer.close)

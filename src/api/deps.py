@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -14,23 +15,23 @@ from fastapi import Depends, Request
 from src import __version__
 from src.api.access import Access
 from src.api.errors import ApiError, from_engine
-from src.api.keys import Caller
+from src.api.keys import ANONYMOUS, Caller
 from src.api.ledger import Ledger
 from src.api.metrics import Metrics, RequestRecord
 from src.api.response_store import ResponseStore
 from src.api.unknown_fields import UnknownFields
+from src.api.work_pool import Sender, Stopped, WorkPool
 from src.config import ServerConfig
 from src.engine.client import EngineClient
 from src.engine.lifecycle import EngineError
+from src.harmony.byte_pairs import Limits
 from src.harmony.render import ReasoningEffort
 from src.harmony.vocabulary import Vocabulary
 from src.profiles import Profile
 from src.prompt_builder import PromptBuilder, PromptTokens
 
 T = TypeVar("T")
-# longer text is encoded, and more messages are read, in a thread, so that the event loop keeps answering
-INLINE_CHARS = 20_000
-INLINE_MESSAGES = 300
+INLINE_BYTES = 20_000  # larger bodies are read in a thread, so that the event loop keeps answering
 NANO_REPEATS = 16  # what it is taught repeats nothing so often
 
 
@@ -49,6 +50,7 @@ class ServerContext:
     ledger: Ledger
     responses: ResponseStore
     unknown_fields: UnknownFields
+    pool: WorkPool = field(default_factory=WorkPool)
     warm: asyncio.Event = field(default_factory=asyncio.Event)  # set once the warm-up is over
 
     @property
@@ -89,45 +91,51 @@ class ServerContext:
     async def build_prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
+        sender: Sender,
         *,
         tools: Sequence[Mapping[str, Any]],
         response_format: Mapping[str, Any] | None,
         effort: str,
         cache_scope: str = "",
+        counts_all: bool = False,
     ) -> PromptTokens:
-        """Raises PromptError."""
-
-        def build() -> PromptTokens:
-            chosen: ReasoningEffort = (
-                "low" if effort == "low" else "high" if effort == "high" else "medium"
-            )
-            return self.prompt_builder.build(
+        """Raises PromptError, TooManyTokensError beyond max_model_len unless `counts_all`, or what `read` raises."""
+        chosen: ReasoningEffort = (
+            "low" if effort == "low" else "high" if effort == "high" else "medium"
+        )
+        most = sys.maxsize if counts_all else self.max_model_len
+        return await self.read(
+            sender,
+            lambda stopped: self.prompt_builder.build(
                 messages,
                 tools=tools,
                 response_format=response_format,
                 effort=chosen,
                 scope=cache_scope,
-            )
+                limits=Limits(most, stopped),
+            ),
+        )
 
-        return await self.encoded(_num_chars((*messages, *tools)), build)
-
-    async def encoded(self, num_chars: int, encode: Callable[[], T]) -> T:
-        """What `encode` makes of so many characters, without holding up other requests."""
-        return encode() if num_chars < INLINE_CHARS else await asyncio.to_thread(encode)
-
-    async def read(self, num_messages: int, read: Callable[[], T]) -> T:
-        """What `read` makes of so many messages, without holding up other requests."""
-        return read() if num_messages < INLINE_MESSAGES else await asyncio.to_thread(read)
+    async def read(self, sender: Sender, work: Callable[[Stopped], T]) -> T:
+        """The result of work on a request's body, without holding up other requests. Raises ClientGone, or RateLimited
+        where the caller has too much of it."""
+        if sender.body_bytes < INLINE_BYTES:
+            return work(_never)
+        return await self.pool.run(sender, work)
 
 
-def _num_chars(parts: Sequence[Mapping[str, Any]]) -> int:
-    """Of what they hold; counted until it is too much to be encoded inline."""
-    count = 0
-    for part in parts:
-        count += len(str(part))
-        if count >= INLINE_CHARS:
-            break
-    return count
+def _never() -> bool:
+    return False
+
+
+def sender_of(request: Request) -> Sender:
+    """To be called when the body has been read. Without keys senders differ by their address."""
+    state = request.state
+    caller = getattr(state, "caller", None)
+    owner = ANONYMOUS if caller is None else caller.name
+    if owner == ANONYMOUS and request.client is not None:
+        owner = f"{owner} {request.client.host}"
+    return Sender(owner, getattr(state, "body_bytes", 0), request.receive)
 
 
 def caller_of(request: Request) -> Caller | None:

@@ -13,10 +13,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationInfo,
     model_validator,
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
+
+from src.engine.sampling_params import LogitBias
 
 VOCAB_SIZE = 201_088
 MAX_TOOLS = 128
@@ -220,6 +223,8 @@ class SamplingFields(Strict):
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     cache_salt: Annotated[str, Field(max_length=64)] | None = None
 
+    _bias: LogitBias | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _check_sampling(self) -> Self:
         if self.stream_options is not None and not self.stream:
@@ -236,7 +241,13 @@ class SamplingFields(Strict):
                 raise fail(
                     f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias"
                 )
+        self._bias = LogitBias.of({int(k): v for k, v in (self.logit_bias or {}).items()})
         return self
+
+    @property
+    def bias(self) -> LogitBias | None:
+        """`logit_bias` for the engine, made when the request was validated."""
+        return self._bias
 
 
 class ChatCompletionRequest(SamplingFields):

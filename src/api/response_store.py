@@ -129,12 +129,18 @@ class ResponseStore:
         before = [] if stored.previous is None else self.conversation(caller, stored.previous)
         return [*before, *msgspec.json.decode(stored.input)]
 
-    def item(self, caller: str, item_id: str) -> Item | None:
+    def item(
+        self, caller: str, item_id: str, read: dict[str, dict[str, Item]] | None = None
+    ) -> Item | None:
+        """`read` keeps the items of the responses that have been decoded for this request already."""
         shelf = self._shelves.get(caller)
         holder = None if shelf is None else shelf.holder_of.get(item_id)
         if holder is None:
             return None
-        return next(i for i in self.get(caller, holder).items() if i["id"] == item_id)
+        read = {} if read is None else read
+        if holder not in read:
+            read[holder] = {item["id"]: item for item in self.get(caller, holder).items()}
+        return read[holder][item_id]
 
     def _make_room(self, caller: str, num_bytes: int) -> None:
         """For so many more of this caller."""
@@ -168,6 +174,7 @@ def _listed(item: Item) -> Item:
 class ResolvedInput:
     own: list[PlacedItem]  # of this request, none of them a reference
     earlier: list[PlacedItem]  # of the responses that it goes on from
+    uses_store: bool  # whether anything here was not sent with the request
 
     @property
     def items(self) -> list[PlacedItem]:
@@ -186,13 +193,17 @@ def resolve(request: ResponsesRequest, store: ResponseStore, caller: str) -> Res
                 f"Previous response: {error.message} {_why(store)}", field, "previous_response_not_found"
             ) from None  # fmt: skip
         earlier = [PlacedItem(item, field) for item in before]
+    read: dict[str, dict[str, Item]] = {}
     own = [
-        PlacedItem(_referred(placed, store, caller), placed.where) for placed in request.placed()
+        PlacedItem(_referred(placed, store, caller, read), placed.where)
+        for placed in request.placed()
     ]
-    return ResolvedInput(own, earlier)
+    return ResolvedInput(own, earlier, uses_store=bool(earlier or read))
 
 
-def _referred(placed: PlacedItem, store: ResponseStore, caller: str) -> Any:
+def _referred(
+    placed: PlacedItem, store: ResponseStore, caller: str, read: dict[str, dict[str, Item]]
+) -> Any:
     """What an item reference stands for; any other item as it is. `{"id": ...}` alone is a reference too."""
     given = placed.item
     if not isinstance(given, dict):
@@ -204,7 +215,7 @@ def _referred(placed: PlacedItem, store: ResponseStore, caller: str) -> Any:
         raise InvalidRequest(
             "An item reference has the id of an item.", f"{placed.where}.id", "invalid_type"
         )
-    item = store.item(caller, item_id)
+    item = store.item(caller, item_id, read)
     if item is None:
         raise NotFound(
             f"Item with id '{item_id}' not found. {_why(store)}",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -17,7 +16,14 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat import Answer, relaxations, start_answer
 from src.api.chat_plan import ChatPlan, check_count, max_messages, plan_chat
-from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record
+from src.api.deps import (
+    Context,
+    ServerContext,
+    caller_of,
+    counted_rejections,
+    new_record,
+    sender_of,
+)
 from src.api.errors import ApiError, Cancelled, ContextTooLong, InvalidRequest, NotFound
 from src.api.keys import ANONYMOUS, Caller
 from src.api.response_store import ResponseStore, resolve
@@ -28,6 +34,8 @@ from src.api.responses_tools import MAX_FUNCTIONS, ToolTable
 from src.api.streaming import EventStream, JsonWhenDone, encode_event
 from src.api.truncation import Cuts, answer_tokens
 from src.api.unknown_fields import client_of
+from src.api.work_pool import MANY_BYTES, Sender, Stopped
+from src.harmony.byte_pairs import Limits
 from src.harmony.render import HarmonyMessage
 
 logger = logging.getLogger(__name__)
@@ -44,21 +52,30 @@ class ResponsePlan:
     store: ResponseStore | None  # None: it is not to be stored
 
 
-async def plan_response(
-    body: dict[str, Any], context: ServerContext, caller: Caller | None, client: str
-) -> ResponsePlan:
-    """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
+def _read(body: dict[str, Any], context: ServerContext, client: str) -> ResponsesRequest:
+    sent = body.get("input")
+    if isinstance(sent, list) and body.get("truncation") != "auto":
+        check_count(num_rendered(sent), "input", context)
     request = ResponsesRequest.model_validate(body)
     context.unknown_fields.check(body, request, client)
+    return request
+
+
+async def plan_response(
+    body: dict[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
+) -> ResponsePlan:
+    """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
+    request = await context.read(sender, lambda _: _read(body, context, client))
     store = context.responses
-    if isinstance(request.input, list) and request.truncation != "auto":
-        check_count(num_rendered(request.input), "input", context)
     resolved = resolve(request, store, _name(caller))
-    planner = _Planner(request, context, caller)
+    if resolved.uses_store:  # nobody has looked at how much that is
+        sender = replace(sender, body_bytes=MANY_BYTES)
+    planner = _Planner(request, context, caller, sender)
     if request.truncation == "auto":
         chat, plan = await planner.plan_cut(resolved.items)
     else:
         chat, plan = await planner.plan(resolved.items)
+    request.logit_bias = None  # the parameters have it; as an object it may take 25 MB
     kept = store if store.enabled and request.store is not False else None
     return ResponsePlan(request, chat.tools, plan, resolved.own, _name(caller), kept)
 
@@ -68,14 +85,21 @@ class _Planner:
     request: ResponsesRequest
     context: ServerContext
     caller: Caller | None
+    sender: Sender
 
     async def plan(self, items: Sequence[PlacedItem]) -> tuple[ChatBody, ChatPlan]:
         """Raises ApiError or pydantic's ValidationError."""
         context = self.context
-        chat = await context.read(len(items), lambda: chat_body(self.request, items))
+        chat = await context.read(self.sender, lambda _: chat_body(self.request, items))
         try:
             plan = await plan_chat(
-                chat.body, context, self.caller, id_prefix="resp_", max_tools=MAX_FUNCTIONS
+                chat.body,
+                context,
+                self.caller,
+                self.sender,
+                id_prefix="resp_",
+                max_tools=MAX_FUNCTIONS,
+                counts_all=self.request.truncation == "auto",
             )
         except InvalidRequest as error:
             raise chat.in_words_of_responses(error) from error
@@ -94,13 +118,16 @@ class _Planner:
             counted = cause.num_tokens if isinstance(cause, ContextTooLong) else None
             if counted is None:
                 raise
-            cut = await asyncio.to_thread(self._cut, cuts, first or 0, counted)
+            cut = await self.context.read(
+                replace(self.sender, body_bytes=MANY_BYTES),
+                lambda stopped: self._cut(cuts, first or 0, counted, stopped),
+            )
             if cut is None:
                 raise
         logger.info("truncation: left out %d of %d input items", cuts.num_cut(cut), len(items))
         return await self.plan(cuts.kept(cut))
 
-    def _cut(self, cuts: Cuts, first: int, num_tokens: int) -> int | None:
+    def _cut(self, cuts: Cuts, first: int, num_tokens: int, stopped: Stopped) -> int | None:
         """The smallest cut that leaves what the answer takes, else the largest if that fits at all; None: it does not.
 
         `num_tokens`: of the whole prompt after the first cut.
@@ -109,7 +136,7 @@ class _Planner:
 
         def measure(kept: Sequence[PlacedItem]) -> int:
             messages = chat_body(self.request, kept).body["messages"]
-            return self.context.prompt_builder.measure(messages, lengths)
+            return self.context.prompt_builder.measure(messages, lengths, Limits(stopped=stopped))
 
         room = self.context.max_model_len
         others = num_tokens - measure(cuts.kept(first))  # tools, formats
@@ -271,8 +298,10 @@ class ResponseWriter:
 async def responses(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
-        body = await read_json_object(request, context.config)
-        plan = await plan_response(body, context, record.caller, client_of(request))
+        body = await read_json_object(request, context)
+        plan = await plan_response(
+            body, context, record.caller, sender_of(request), client_of(request)
+        )
         answer = await start_answer(plan.chat, context, record, joins_messages=False)
     writer = ResponseWriter(plan, answer)
     if plan.chat.stream:
@@ -283,9 +312,9 @@ async def responses(request: Request, context: Context) -> Response:
 @router.post("/v1/responses/input_tokens")
 async def count_input_tokens(request: Request, context: Context) -> dict[str, Any]:
     """How many tokens the model would read; what a response would refuse is refused here too."""
-    body = await read_json_object(request, context.config)
+    body = {"model": context.model_id} | await read_json_object(request, context)
     plan = await plan_response(
-        {"model": context.model_id} | body, context, caller_of(request), client_of(request)
+        body, context, caller_of(request), sender_of(request), client_of(request)
     )
     return {"object": "response.input_tokens", "input_tokens": len(plan.chat.prompt.token_ids)}
 

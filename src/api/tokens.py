@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from src.api.body import read_json_object
 from src.api.chat_plan import plan_chat
-from src.api.deps import Context, caller_of
+from src.api.deps import Context, ServerContext, caller_of, sender_of
 from src.api.errors import InvalidRequest
 from src.api.protocol import FIRST_PROBLEM, VOCAB_SIZE, Strict
 from src.api.unknown_fields import client_of
+from src.api.work_pool import Stopped
+from src.harmony.byte_pairs import Limits, TooManyTokensError
 from src.harmony.tokenizer_files import tokenizer_config
 
 router = APIRouter()
@@ -38,45 +42,63 @@ class DetokenizeRequest(Strict):
 
 
 @router.post("/tokenize")
-async def tokenize(request: Request, context: Context) -> dict[str, Any]:
+async def tokenize(request: Request, context: Context) -> Response:
     """Text to ids, or, with `messages`, a chat request to the prompt that it would be answered from: any field of
     POST /v1/chat/completions may be given. Special tokens in the text stay text unless `parse_special` is true, or
     vLLM's `add_special_tokens` is there, whatever its value: the model adds none."""
-    raw = await read_json_object(request, context.config)
+    raw = await read_json_object(request, context)
+    sender, client = sender_of(request), client_of(request)
+    more: dict[str, Any] = {}
     if "messages" in raw:
-        plan = await plan_chat(
-            {"model": context.model_id} | raw,
-            context,
-            caller_of(request),
-            client=client_of(request),
-        )
-        ids = plan.prompt.token_ids
-        return {
-            "tokens": ids,
-            "count": len(ids),
-            "max_model_len": context.max_model_len,
-            "prompt_version": plan.prompt.version,
-        }
+        chat = {"model": context.model_id} | raw
+        plan = await plan_chat(chat, context, caller_of(request), sender, client=client)
+        ids, more = plan.prompt.token_ids, {"prompt_version": plan.prompt.version}
+    else:
+        ids = await context.read(sender, lambda stopped: _encode(raw, client, context, stopped))
+    answer = {"tokens": ids, "count": len(ids), "max_model_len": context.max_model_len}
+    return Response(msgspec.json.encode(answer | more), media_type="application/json")
+
+
+def _encode(
+    raw: dict[str, Any], client: str, context: ServerContext, stopped: Stopped
+) -> list[int]:
     body = TokenizeRequest.model_validate(raw)
-    context.unknown_fields.check(raw, body, client_of(request))
-    vocabulary = context.vocabulary
+    context.unknown_fields.check(raw, body, client)
+    vocabulary, most = context.vocabulary, context.max_model_len
     encode = vocabulary.encode_with_special if body.reads_special else vocabulary.encode
-    ids = await context.encoded(len(body.prompt), lambda: encode(body.prompt))
-    return {"tokens": ids, "count": len(ids), "max_model_len": context.max_model_len}
+    try:
+        return encode(body.prompt, Limits(most, stopped))
+    except TooManyTokensError:
+        raise InvalidRequest(
+            f"This model's maximum context length is {most} tokens. However, 'prompt' has more than {most} tokens.",
+            "prompt",
+            "context_length_exceeded",
+        ) from None
 
 
 @router.post("/detokenize")
-async def detokenize(request: Request, context: Context) -> dict[str, Any]:
-    raw = await read_json_object(request, context.config)
+async def detokenize(request: Request, context: Context) -> Response:
+    raw = await read_json_object(request, context)
+    client = client_of(request)
+    text = await context.read(sender_of(request), lambda _: _decode(raw, client, context))
+    return Response(msgspec.json.encode({"prompt": text}), media_type="application/json")
+
+
+def _decode(raw: dict[str, Any], client: str, context: ServerContext) -> str:
+    tokens, most = raw.get("tokens"), context.max_model_len
+    if isinstance(tokens, list) and len(tokens) > most:
+        raise InvalidRequest(
+            f"This model's maximum context length is {most} tokens. However, 'tokens' has {len(tokens)}.",
+            "tokens",
+            "context_length_exceeded",
+        )
     body = DetokenizeRequest.model_validate(raw)
-    context.unknown_fields.check(raw, body, client_of(request))
+    context.unknown_fields.check(raw, body, client)
     if not all(0 <= token < VOCAB_SIZE for token in body.tokens):
         raise InvalidRequest(
             f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value"
         )
-    tokens = body.tokens
-    text = await context.encoded(len(tokens), lambda: context.vocabulary.decode(tokens))
-    return {"prompt": text}
+    return context.vocabulary.decode(body.tokens)
 
 
 @router.get("/tokenizer_info")

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -34,6 +34,7 @@ from src.engine.lifecycle import (
 from src.engine.messages import (
     AbortRequests,
     AddRequest,
+    AddRequests,
     EngineStats,
     Failed,
     FromEngine,
@@ -170,19 +171,26 @@ class EngineClient:
             )
 
     async def add_request(self, request: AddRequest) -> AsyncIterator[TokenOutput]:
-        """Admits the request now and returns an iterator over its outputs.
+        """As add_requests, for one."""
+        return (await self.add_requests([request]))[0]
 
-        Closing the iterator before its end aborts the request. Raises EngineError, EngineDeadError, QueueFullError.
+    async def add_requests(
+        self, requests: Sequence[AddRequest]
+    ) -> list[AsyncIterator[TokenOutput]]:
+        """Admits all of the requests now, or none, and returns an iterator over the outputs of each.
+
+        Closing an iterator before its end aborts its request. Raises EngineError, EngineDeadError, QueueFullError.
         """
         if not self.is_ready:
             await self.wait_ready(self.policy.ready_wait_s)
-        self.check_capacity(len(request.token_ids))
-        stream = OutputStream(request)
-        self._streams.add(stream)
-        if len(self._streams) == 1:
+        self.check_capacity(sum(len(r.token_ids) for r in requests), len(requests))
+        if not len(self._streams):
             self._last_sign = time.monotonic()
-        self._send(request)
-        return self._outputs(request.request_id, stream)
+        streams = [OutputStream(request) for request in requests]
+        for stream in streams:
+            self._streams.add(stream)
+        self._send_requests(requests)
+        return [self._outputs(stream.request.request_id, stream) for stream in streams]
 
     def fail_requests(self, reason: str) -> None:
         """Ends every request with an error, at once."""
@@ -235,6 +243,19 @@ class EngineClient:
     def _send(self, message: ToEngine) -> None:
         if self._send_socket is not None:
             self._send_socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+
+    def _send_requests(self, requests: Iterable[AddRequest]) -> None:
+        """A logit_bias that several of them share goes over the wire once."""
+        biased: dict[int, list[AddRequest]] = {}
+        for request in requests:
+            if request.params.logit_bias is None:
+                self._send(request)
+            else:
+                biased.setdefault(id(request.params.logit_bias), []).append(request)
+        for group in biased.values():
+            bias = group[0].params.logit_bias
+            assert bias is not None
+            self._send(AddRequests([_without_bias(request) for request in group], bias))
 
     def _close_socket(self) -> None:
         if self._send_socket is not None:
@@ -356,8 +377,8 @@ class EngineClient:
         elif isinstance(message, Ready):
             self.ready, self.failure = message, None
             self.state = EngineState.READY
-            for stream in self._streams:  # none, if no engine died before
-                self._send(stream.rest())
+            # none, if no engine died before
+            self._send_requests(stream.rest() for stream in self._streams)
             self._ready_event.set()
         elif isinstance(message, Failed):
             self.failure = message.message
@@ -393,6 +414,11 @@ class EngineClient:
         request_id = stream.request.request_id
         self._streams.remove(request_id)
         stream.put(TokenOutput(request_id, [], why, error=error))
+
+
+def _without_bias(request: AddRequest) -> AddRequest:
+    params = msgspec.structs.replace(request.params, logit_bias=None)
+    return msgspec.structs.replace(request, params=params)
 
 
 def _child(

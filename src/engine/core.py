@@ -26,6 +26,7 @@ from src.engine.kv_cache_manager import KVCacheManager
 from src.engine.messages import (
     AbortRequests,
     AddRequest,
+    AddRequests,
     EngineStats,
     Failed,
     FromEngine,
@@ -290,14 +291,20 @@ class EngineProcess:
         while self._receive_socket.poll(0):
             message = self._decoder.decode(self._receive_socket.recv())
             if isinstance(message, AddRequest):
-                refused = self._core.add_request(message)
-                if refused is not None:
-                    outputs.append(refused)
+                outputs += self._add(message)
+            elif isinstance(message, AddRequests):
+                for request in message.requests:
+                    params = msgspec.structs.replace(request.params, logit_bias=message.logit_bias)
+                    outputs += self._add(msgspec.structs.replace(request, params=params))
             elif isinstance(message, AbortRequests):
                 outputs += self._core.abort(message.request_ids)
             elif isinstance(message, Shutdown):
                 self._stopping = True
         return outputs
+
+    def _add(self, message: AddRequest) -> list[TokenOutput]:
+        refused = self._core.add_request(message)
+        return [] if refused is None else [refused]
 
     def _send(self, message: FromEngine) -> None:
         self._send_socket.send(self._encoder.encode(message))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from src.engine.request import FinishReason
-from src.engine.sampling_params import SamplingParams
+from src.engine.sampling_params import LogitBias, SamplingParams
 
 # --- API process -> engine process ---
 
@@ -21,6 +21,13 @@ class AddRequest(msgspec.Struct, tag="add"):
     num_scored_tokens: int = 0  # of the prompt: what it had told already
 
 
+class AddRequests(msgspec.Struct, tag="add_all"):
+    """Requests with the same logit_bias, which stands here instead of in each of them."""
+
+    requests: list[AddRequest]
+    logit_bias: LogitBias
+
+
 class AbortRequests(msgspec.Struct, tag="abort"):
     request_ids: list[str]
 
@@ -29,7 +36,7 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
     pass
 
 
-ToEngine = AddRequest | AbortRequests | Shutdown
+ToEngine = AddRequest | AddRequests | AbortRequests | Shutdown
 
 # --- engine process -> API process ---
 

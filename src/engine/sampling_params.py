@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Mapping
+
 import msgspec
+
+
+class LogitBias(msgspec.Struct, frozen=True, gc=False):
+    """What is added to the logits of some tokens. One object for all choices of a request, as it may be a megabyte."""
+
+    token_ids: bytes  # int32 [n], each once
+    values: bytes  # float32 [n]
+
+    @classmethod
+    def of(cls, bias: Mapping[int, float]) -> LogitBias | None:
+        """None: nothing is biased."""
+        if not bias:
+            return None
+        return cls(array("i", bias.keys()).tobytes(), array("f", bias.values()).tobytes())
 
 
 class LoopGuard(msgspec.Struct, frozen=True):
@@ -27,7 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: dict[int, float] = {}
+    logit_bias: LogitBias | None = None
     logprobs: int | None = None  # alternatives wanted with each token; None: no logprobs at all
     # the same for each token of the prompt but the first, which then takes nothing from the prefix cache
     prompt_logprobs: int | None = None

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from src.harmony.byte_pairs import UNLIMITED, Limits
 from src.harmony.tool_types import render_tools
 from src.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
 
@@ -33,22 +34,25 @@ class HarmonyMessage:
     ends_with_call: bool = False
 
 
-def render_message(message: HarmonyMessage, vocabulary: Vocabulary) -> list[int]:
-    ids = [START, *vocabulary.encode(message.header)]
+def render_message(
+    message: HarmonyMessage, vocabulary: Vocabulary, limits: Limits = UNLIMITED
+) -> list[int]:
+    """Raises TooManyTokensError or EncodingStoppedError."""
+
+    def encode(text: str) -> list[int]:
+        return vocabulary.encode(text, limits)
+
+    ids = [START, *encode(message.header)]
     if message.channel is not None:
         after = message.channel
         if message.recipient is not None:
             after += f" to={message.recipient}"
         if message.content_type is not None:
-            ids += [
-                CHANNEL,
-                *vocabulary.encode(after + " "),
-                CONSTRAIN,
-                *vocabulary.encode(message.content_type),
-            ]
+            ids += [CHANNEL, *encode(after + " "), CONSTRAIN, *encode(message.content_type)]
         else:
-            ids += [CHANNEL, *vocabulary.encode(after)]
-    ids += [MESSAGE, *vocabulary.encode(message.text), CALL if message.ends_with_call else END]
+            ids += [CHANNEL, *encode(after)]
+    ids += [MESSAGE, *encode(message.text), CALL if message.ends_with_call else END]
+    limits.check(len(ids))
     return ids
 
 

@@ -10,12 +10,11 @@ import base64
 import contextlib
 import gzip
 import hashlib
-import heapq
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ import regex
 from openai_harmony import HarmonyEncoding, HarmonyEncodingName, HarmonyError, load_harmony_encoding
 
 from src.cached_files import cached, default_cache_folder
+from src.harmony.byte_pairs import UNLIMITED, BytePairs, Limits, TooManyTokensError
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class VocabularyError(Exception):
 
 LONG_PIECE = 1000  # characters
 PORTION = 16_384  # characters; while the library encodes it holds the interpreter lock
+SEARCHED = 1_000_000  # characters that are searched for a break before the limits are checked
 _SPLIT = regex.compile(SPLIT_PATTERN)
 # a piece is a run of one kind of character: without such a run there is no long piece; a shorter one is not begun again
 _LONG_RUN = regex.compile(r"\S{1000}|\s{1000}|(?:\S++|\s++)(*SKIP)(*FAIL)")
@@ -91,52 +92,83 @@ class Vocabulary:
         """Bytes of each ordinary token, by id."""
         return list(read_ranks(self.ranks_path.read_bytes()))
 
-    def encode(self, text: str) -> list[int]:
-        """Long text in portions, between which other threads may run."""
+    def encode(self, text: str, limits: Limits = UNLIMITED) -> list[int]:
+        """Long text in portions, between which other threads may run.
+
+        Raises:
+            TooManyTokensError, EncodingStoppedError: see Limits; far more text is refused before any of it is encoded.
+        """
         if len(text) <= PORTION:
-            return self._encode_portion(text)
-        ids: list[int] = []
-        begin = 0
+            ids = self._encode_portion(text, limits, 0)
+            limits.check(len(ids))
+            return ids
+        if len(text) > limits.most * self.byte_pairs.longest:
+            raise TooManyTokensError
+        ids, begin = [], 0
         while begin < len(text):
-            found = _BREAK.search(text, begin + PORTION)
-            end = len(text) if found is None else found.start()
-            ids += self._encode_portion(text[begin:end])
+            end = self._end_of_portion(text, begin, limits)
+            ids += self._encode_portion(text[begin:end], limits, len(ids))
+            limits.check(len(ids))
             begin = end
         return ids
 
-    def _encode_portion(self, text: str) -> list[int]:
+    @staticmethod
+    def _end_of_portion(text: str, begin: int, limits: Limits) -> int:
+        for start in range(begin + PORTION, len(text), SEARCHED):
+            limits.check()
+            found = _BREAK.search(text, start, start + SEARCHED)
+            if found is not None:
+                return int(found.start())
+        return len(text)
+
+    def _encode_portion(self, text: str, limits: Limits, num_before: int) -> list[int]:
         if _LONG_RUN.search(text) is not None:
-            return self._encode_by_pieces(text)
+            return self._encode_by_pieces(text, limits, num_before)
         ids: list[int] = self.encoding.encode(text, disallowed_special=())
         return ids
 
-    def _encode_by_pieces(self, text: str) -> list[int]:
-        """The same ids. The library merges a piece in quadratic time, so a megabyte without a break would take minutes;
-        long pieces are merged here in O(n log n)."""
+    def _encode_by_pieces(
+        self, text: str, limits: Limits = UNLIMITED, num_before: int = 0
+    ) -> list[int]:
+        """The same ids. The library merges a piece in quadratic time, so a megabyte without a break would take
+        minutes; long pieces are encoded in windows."""
         ids: list[int] = []
-        for match in _SPLIT.finditer(text):
-            piece = match.group()
-            if len(piece) < LONG_PIECE:
-                ids += self.encoding.encode(piece, disallowed_special=())
+        for part, is_long in _parts(text):
+            if is_long:
+                ids += self.byte_pairs.encode(part.encode(), limits, num_before + len(ids))
             else:
-                ids += merge_bytes(piece.encode(), self.rank_of)
+                ids += self.encoding.encode(part, disallowed_special=())
+            limits.check(num_before + len(ids))
         return ids
+
+    @cached_property
+    def byte_pairs(self) -> BytePairs:
+        def encode_piece(text: str) -> list[int] | None:
+            found = _SPLIT.match(text)
+            if found is None or found.end() < len(text):
+                return None
+            ids: list[int] = self.encoding.encode(text, disallowed_special=())
+            return ids
+
+        longest = max(map(len, self.token_bytes))
+        return BytePairs(self.token_bytes, self.rank_of, longest, encode_piece)
 
     @cached_property
     def rank_of(self) -> dict[bytes, int]:
         """Ids of ordinary tokens by their bytes."""
         return {token: rank for rank, token in enumerate(self.token_bytes)}
 
-    def encode_with_special(self, text: str) -> list[int]:
-        """For raw prompts, whose writer means `<|start|>` when writing it."""
+    def encode_with_special(self, text: str, limits: Limits = UNLIMITED) -> list[int]:
+        """For raw prompts, whose writer means `<|start|>` when writing it. Raises as `encode` does."""
         ids: list[int] = []
         done = 0
         for found in _SPECIAL.finditer(text):
             special = SPECIAL_TOKENS.get(found.group())
             if special is not None:
-                ids += [*self.encode(text[done : found.start()]), special]
+                before = text[done : found.start()]
+                ids += [*self.encode(before, limits.less(len(ids))), special]
                 done = found.end()
-        return ids + self.encode(text[done:])
+        return ids + self.encode(text[done:], limits.less(len(ids)))
 
     def bytes_of(self, token_id: int) -> bytes:
         """Special tokens give their `<|name|>`; ids outside the vocabulary give nothing."""
@@ -147,6 +179,22 @@ class Vocabulary:
     def decode(self, token_ids: list[int]) -> str:
         """Text of any ids, special tokens as `<|name|>`, bad UTF-8 as U+FFFD."""
         return b"".join(map(self.bytes_of, token_ids)).decode("utf-8", "replace")
+
+
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """The text in parts that may be encoded one by one, and whether each is one long piece."""
+    begin = end = 0
+    for match in _SPLIT.finditer(text):
+        is_long = match.end() - match.start() >= LONG_PIECE
+        if end > begin and (is_long or match.end() - begin > PORTION):
+            yield text[begin:end], False
+            begin = end
+        end = match.end()
+        if is_long:
+            yield text[begin:end], True
+            begin = end
+    if end > begin:
+        yield text[begin:end], False
 
 
 def load_vocabulary(checkpoint: Path | None = None, cache_folder: Path | None = None) -> Vocabulary:
@@ -236,43 +284,6 @@ def byte_to_char() -> dict[int, str]:
     for offset, byte in enumerate(b for b in range(256) if b not in table):
         table[byte] = chr(256 + offset)
     return table
-
-
-def merge_bytes(data: bytes, rank_of: Mapping[bytes, int]) -> list[int]:
-    """Byte-pair encoding of one piece: always the pair of lowest rank first, leftmost of equals. O(n log n)."""
-    size = len(data)
-    end_of = list(
-        range(1, size + 1)
-    )  # token starting at i ends at end_of[i]; 0 once it is merged into another
-    start_before = list(range(-1, size))  # start of the token that ends at i
-    heap: list[tuple[int, int, int]] = []
-
-    def offer(start: int) -> None:
-        middle = end_of[start]
-        if middle < size:
-            end = end_of[middle]
-            rank = rank_of.get(data[start:end])
-            if rank is not None:
-                heapq.heappush(heap, (rank, start, end))
-
-    for start in range(size - 1):
-        offer(start)
-    while heap:
-        _, start, end = heapq.heappop(heap)
-        middle = end_of[start]
-        if middle == 0 or middle >= size or end_of[middle] != end or middle == end:
-            continue  # one of the two has been merged since
-        end_of[start], end_of[middle] = end, 0
-        if end < size:
-            start_before[end] = start
-        offer(start)
-        if start > 0:
-            offer(start_before[start])
-    ids, start = [], 0
-    while start < size:
-        ids.append(rank_of[data[start : end_of[start]]])
-        start = end_of[start]
-    return ids
 
 
 def _has_right_hash(path: Path) -> bool:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 
+import msgspec
+import pytest
+
 from src.engine.client import EngineClient
+from src.engine.core import EngineProcess
+from src.engine.lifecycle import EngineState, QueueFullError
+from src.engine.messages import AddRequest, AddRequests, Ready, ToEngine, TokenOutput
+from src.engine.request import FinishReason
+from src.engine.sampling_params import LogitBias, SamplingParams
 from tests.helpers import checkpoint, engine_config
 
 
@@ -19,3 +27,79 @@ def test_stopping_while_the_engine_process_starts_leaves_none_behind() -> None:
 
     asyncio.run(start_and_stop())
     assert not multiprocessing.active_children()
+
+
+def _sent(client: EngineClient) -> list[ToEngine]:
+    """What the client sends from now on, as the engine reads it."""
+    messages: list[ToEngine] = []
+    decoder = msgspec.msgpack.Decoder(ToEngine)
+    client._send = lambda m: messages.append(decoder.decode(msgspec.msgpack.encode(m)))  # type: ignore[method-assign]
+    return messages
+
+
+def test_a_bias_that_choices_share_goes_over_the_wire_once() -> None:
+    bias = LogitBias.of(dict.fromkeys(range(1000), 1.0))
+    params = [SamplingParams(max_tokens=5, seed=i, logit_bias=bias) for i in range(4)]
+    plain = AddRequest("plain", [1], SamplingParams(max_tokens=5, seed=9))
+
+    async def add() -> tuple[list[ToEngine], list[ToEngine]]:
+        client = EngineClient(engine_config(checkpoint()))
+        sent = _sent(client)
+        client.state = EngineState.READY
+        await client.add_requests([AddRequest(f"r{p.seed}", [1, 2], p) for p in params])
+        await client.add_request(plain)
+        first, sent[:] = list(sent), []
+        client._handle(Ready("float32", "cpu", 1, 1, 1, 64, "reference", 0.1, 1))  # after a death
+        client._context.destroy(linger=0)
+        return first, sent
+
+    for messages in asyncio.run(add()):
+        (group,) = [m for m in messages if isinstance(m, AddRequests)]
+        assert group.logit_bias == bias
+        assert [r.request_id for r in group.requests] == ["r0", "r1", "r2", "r3"]
+        assert all(r.params.logit_bias is None for r in group.requests)
+        assert [r.params.seed for r in group.requests] == [0, 1, 2, 3]
+        assert [m for m in messages if isinstance(m, AddRequest)] == [plain]
+
+
+def test_the_engine_gives_all_of_them_the_same_bias() -> None:
+    bias = LogitBias.of({7: 1.0})
+    assert bias is not None
+    added: list[AddRequest] = []
+
+    class Core:
+        def add_request(self, message: AddRequest) -> TokenOutput | None:
+            added.append(message)
+            return TokenOutput("b", [], FinishReason.ERROR) if message.request_id == "b" else None
+
+    class Socket:
+        def __init__(self) -> None:
+            requests = [AddRequest(n, [1], SamplingParams(max_tokens=1, seed=0)) for n in "ab"]
+            self.messages = [msgspec.msgpack.encode(AddRequests(requests, bias))]
+
+        def poll(self, _: int) -> bool:
+            return bool(self.messages)
+
+        def recv(self) -> bytes:
+            return self.messages.pop()
+
+    process = EngineProcess(Core(), Socket(), None, 0)  # type: ignore[arg-type]
+    assert [o.request_id for o in process._receive(idle=False)] == ["b"]
+    first, second = added
+    assert first.params.logit_bias is second.params.logit_bias == bias
+
+
+def test_all_requests_are_admitted_or_none() -> None:
+    async def add() -> None:
+        client = EngineClient(engine_config(checkpoint(), max_num_seqs=2, max_num_waiting=1))
+        sent = _sent(client)
+        client.state = EngineState.READY
+        params = SamplingParams(max_tokens=5, seed=0)
+        with pytest.raises(QueueFullError):
+            await client.add_requests([AddRequest(str(i), [1], params) for i in range(4)])
+        assert not sent and not client.num_active
+        await client.add_requests([AddRequest(str(i), [1], params) for i in range(3)])
+        assert len(sent) == client.num_active == 3
+        client._context.destroy(linger=0)
+
+    asyncio.run(add())

@@ -14,7 +14,7 @@ from src.engine.core import EngineCore
 from src.engine.drafts import Drafter
 from src.engine.messages import AddRequest, TokenOutput
 from src.engine.request import FinishReason
-from src.engine.sampling_params import SamplingParams
+from src.engine.sampling_params import LogitBias, SamplingParams
 from src.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
 from tests.helpers import checkpoint, engine_config
 
@@ -209,7 +209,7 @@ def test_a_mask_that_takes_too_much_work_ends_its_request_alone(drafts: int) -> 
         "grammar": grammar,
         "max_tokens": 2000,
         "ignore_eos": False,
-        "logit_bias": {64: 100.0},
+        "logit_bias": LogitBias.of({64: 100.0}),
     }
     core.add_request(request("much", params=params | {"stop_token_ids": STOP_TOKEN_IDS}))
     core.add_request(request("ok", params={"grammar": "start: /[0-9]+/", "max_tokens": 90}))

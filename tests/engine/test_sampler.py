@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.engine.sampling_params import SamplingParams
+from src.engine.sampling_params import LogitBias, SamplingParams
+from src.engine.worker import sampler
 from src.engine.worker.sampler import (
     SamplerOutput,
     SamplingRow,
@@ -189,8 +190,12 @@ def test_penalties_follow_their_formulas() -> None:
 def test_bias_bans_and_forces() -> None:
     logits = logits_of(6)
     best = int(logits.argmax())
-    assert run(logits, [row(temperature=0.0, logit_bias={best: -100.0})]).token_ids != [best]
-    assert run(logits, [row(temperature=0.0, logit_bias={77: 100.0})]).token_ids == [77]
+    assert run(
+        logits, [row(temperature=0.0, logit_bias=LogitBias.of({best: -100.0}))]
+    ).token_ids != [best]
+    assert run(logits, [row(temperature=0.0, logit_bias=LogitBias.of({77: 100.0}))]).token_ids == [
+        77
+    ]
 
 
 def test_bias_of_one_row_is_not_its_neighbours() -> None:
@@ -198,11 +203,22 @@ def test_bias_of_one_row_is_not_its_neighbours() -> None:
     best = logits.argmax(dim=-1).tolist()
     all_but = {token: -100.0 for token in range(V) if token != 5}
     biases = [{}, all_but, {7: 60.0, 9: 70.0}]
-    rows = [row(temperature=0.0, logit_bias=bias, logprobs=0) for bias in biases]
+    rows = [row(temperature=0.0, logit_bias=LogitBias.of(bias), logprobs=0) for bias in biases]
     out = run(logits, rows)
     assert out.token_ids == [best[0], 5, 9]
     plain = run(logits, [row(temperature=0.0, logprobs=0)] * 3)
     assert plain.token_ids == best
+
+
+def test_a_bias_of_many_tokens_is_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    bias = LogitBias.of({token: (token % 401 - 200) / 7 for token in range(0, V, 2)})
+    other = LogitBias.of({5: 3.5, V - 1: -2.0})
+    rows = [row(logit_bias=one) for one in (bias, None, bias, other)]
+    few, many = logits_of(4, rows=4), logits_of(4, rows=4)
+    sampler._apply_bias(few, rows)
+    monkeypatch.setattr(sampler, "FEW_BIASED", 2)
+    sampler._apply_bias(many, rows)
+    assert torch.equal(few, many) and not torch.equal(few, logits_of(4, rows=4))
 
 
 def test_min_tokens_forbids_stopping_early() -> None:
@@ -215,7 +231,7 @@ def test_min_tokens_forbids_stopping_early() -> None:
 
 def test_logprobs_are_of_the_raw_distribution() -> None:
     logits = logits_of(8)
-    out = run(logits, [row(temperature=0.0, logit_bias={5: 100.0}, logprobs=3)])
+    out = run(logits, [row(temperature=0.0, logit_bias=LogitBias.of({5: 100.0}), logprobs=3)])
     raw = torch.log_softmax(logits[0], -1)
     numbers = out.logprobs[0]
     assert out.token_ids == [5] and numbers is not None

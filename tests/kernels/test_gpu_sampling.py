@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.engine.sampling_params import SamplingParams
+from src.engine.sampling_params import LogitBias, SamplingParams
 from src.engine.worker import truncation
 from src.engine.worker.sampler import sample
 from src.kernels.gpu import sampling, support
@@ -152,7 +152,7 @@ def test_penalties_and_bias_are_the_same_by_either_way(monkeypatch: pytest.Monke
     params = [
         {"presence_penalty": 0.5, "frequency_penalty": 1.0, "top_p": 0.7},
         {"repetition_penalty": 1.4, "temperature": 0.0},
-        {"logit_bias": {3: 5.0, 9: -100.0}, "min_tokens": 3, "stop_token_ids": (5,)},
+        {"logit_bias": LogitBias.of({3: 5.0, 9: -100.0}), "min_tokens": 3, "stop_token_ids": (5,)},
     ]
     rows = [
         sampling_row(SamplingParams(max_tokens=9, seed=i, **p), np.arange(30), np.arange(1 + i) * 7)

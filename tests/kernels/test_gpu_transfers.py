@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.engine.sampling_params import SamplingParams
+from src.engine.sampling_params import LogitBias, SamplingParams
 from src.engine.worker.sampler import sample
 from src.engine.worker.transfers import Reading, to_device
 from tests.helpers import sampling_row
@@ -50,7 +50,7 @@ def test_the_next_step_is_started_before_the_tokens_are_there() -> None:
     vocab = 201_088
     wishes = [
         {"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 40, "min_p": 0.05}, {"repetition_penalty": 1.2, "top_p": 0.5},
-        {"presence_penalty": 0.5, "logprobs": 3}, {"logit_bias": {7: 2.0}}, {"min_tokens": 9, "stop_token_ids": (8,)},
+        {"presence_penalty": 0.5, "logprobs": 3}, {"logit_bias": LogitBias.of({7: 2.0})}, {"min_tokens": 9, "stop_token_ids": (8,)},
     ]  # fmt: skip
     rows = [
         sampling_row(SamplingParams(max_tokens=9, seed=i, **wish), np.arange(40), np.arange(3))

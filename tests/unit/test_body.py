@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 
 import pytest
 
+from src.api import body, large_json
 from src.api.body import parse_json_object
-from src.api.errors import InvalidRequest
+from src.api.errors import BodyTooLarge, InvalidRequest
+from src.harmony.byte_pairs import EncodingStoppedError
 
 
 def test_many_lists_are_read_without_walking_them_again_and_again() -> None:
@@ -38,3 +41,64 @@ def test_the_collector_is_left_as_it_was(collects: bool) -> None:
         assert gc.isenabled() is collects
     finally:
         (gc.enable if was else gc.disable)()
+
+
+# --- bodies of many small things ---
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": [1, -2.5, true, null, "x\\n", [], {}], "b": {"c": {"d": [[]]}}, "": 1e3}',
+        '{"a": 1, "a": 2}',
+        " {} ",
+    ],
+)
+def test_the_slow_reader_reads_the_same(text: str) -> None:
+    assert body._read_long(text, lambda: False) == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": 1e999}', '{"a": 1', '{"a" 1}', "{} x", "[" * 5000])  # fmt: skip
+def test_the_slow_reader_refuses_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def problem() -> str:
+        with pytest.raises(InvalidRequest) as raised:
+            parse_json_object(text.encode())
+        return raised.value.message
+
+    quick = problem()
+    monkeypatch.setattr(body, "takes_long", lambda _: True)
+    assert problem() == quick
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a": [' + b"1," * large_json.MAX_VALUES + b"1]}",
+        b'{"a": [' + b"[]," * large_json.MAX_PARTS + b"1]}",
+        b'{"a": ' + b'{"a":[{}],"b":' * 20 + b"[" + b"{}," * large_json.MAX_PARTS,
+        b"{" + b",".join(b'"%d": 1' % i for i in range(large_json.MAX_PARTS)) + b"}",
+    ],
+    ids=["values", "arrays", "objects", "keys"],
+)
+def test_bodies_hold_only_so_many_values(data: bytes) -> None:
+    with pytest.raises(BodyTooLarge, match="The body holds more than"):
+        parse_json_object(data)
+
+
+def test_many_values_are_read_so_that_other_threads_go_on() -> None:
+    keys = ",".join(f'"{i}": {i % 7}' for i in range(201_088))
+    data = f'{{"logit_bias": {{{keys}}}, "text": "{": , [" * 1000}"}}'.encode()
+    assert large_json.takes_long(data)
+    assert len(parse_json_object(data)["logit_bias"]) == 201_088
+    calls = 0
+
+    def stopped() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls > 3
+
+    with pytest.raises(EncodingStoppedError):
+        parse_json_object(data, stopped)
+    assert not large_json.takes_long(
+        b'{"messages": [' + b'{"role": "user", "content": "hi"},' * 5000
+    )

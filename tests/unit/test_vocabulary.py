@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -13,7 +14,9 @@ from typing import Any, cast
 import pytest
 from openai_harmony import HarmonyEncoding
 
+from src.harmony import byte_pairs
 from src.harmony import vocabulary as v
+from src.harmony.byte_pairs import EncodingStoppedError, Limits, TooManyTokensError, merge_bytes
 from tests.helpers import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,9 +130,7 @@ def test_long_pieces_get_the_same_ids_as_short_ones(alphabet: str) -> None:
         text = "".join(rng.choices(alphabet, k=size))
         wanted = loaded.encoding.encode(text, disallowed_special=())
         assert loaded._encode_by_pieces(text) == wanted
-        pieces = [
-            v.merge_bytes(m.group().encode(), loaded.rank_of) for m in v._SPLIT.finditer(text)
-        ]
+        pieces = [merge_bytes(m.group().encode(), loaded.rank_of) for m in v._SPLIT.finditer(text)]
         assert [i for piece in pieces for i in piece] == wanted
         assert loaded.encode(f"x {text} y") == loaded.encoding.encode(
             f"x {text} y", disallowed_special=()
@@ -188,3 +189,91 @@ def test_raw_prompts_without_a_break_are_no_trap() -> None:
     text = f"<|start|>{'a' * 100_000}<|end|> {' ' * 100_000}<|call|>"
     assert vocabulary.decode(vocabulary.encode_with_special(text)) == text
     assert max(watched.lengths, default=0) < v.LONG_PIECE
+
+
+# --- long pieces, in windows ---
+
+
+@functools.cache
+def _loaded() -> v.Vocabulary:
+    return v.load_vocabulary()
+
+
+@pytest.mark.parametrize(
+    "alphabet", ["a", "ab", "etaoinshr", "é日本ñ🤖", "日本語漢字", "🤖👩\u200d👩", " ", "\n \t", "aA", "ABa", "=-_/", "\n/.", "'sa", "ि्दुन"]
+)  # fmt: skip
+@pytest.mark.parametrize("window", [150, 512])
+def test_a_piece_in_windows_gets_the_ids_of_the_whole(
+    alphabet: str, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(byte_pairs, "WINDOW", window)
+    loaded = _loaded()
+    rng = random.Random(alphabet)
+    for size in (1, 200, 2500):
+        data = "".join(rng.choices(alphabet, k=size)).encode()
+        assert loaded.byte_pairs.encode(data) == merge_bytes(data, loaded.rank_of)
+
+
+@pytest.mark.parametrize("size", [150, 151, 249, 250])
+def test_windows_that_do_not_join_are_encoded_again(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the last byte decides how all bytes before it are paired: neighbours merge, the last ones first."""
+    monkeypatch.setattr(byte_pairs, "WINDOW", 64)
+    monkeypatch.setattr(byte_pairs, "TAIL", 8)
+    tokens = [bytes([i]) for i in range(256)]
+    tokens += [bytes([i, i + 1]) for i in reversed(range(255))]
+    rank_of = {token: rank for rank, token in enumerate(tokens)}
+    pairs = byte_pairs.BytePairs(tokens, rank_of, 2, lambda _: None)
+    data = bytes(range(size))
+    assert pairs.encode(data) == merge_bytes(data, rank_of)
+    with pytest.raises(TooManyTokensError):
+        pairs.encode(data, Limits((size + 1) // 2 - 1))
+    assert len(pairs.encode(data, Limits((size + 1) // 2))) == (size + 1) // 2
+
+
+def _ids(count: int) -> tuple[v.Vocabulary, str]:
+    """A piece of so many tokens."""
+    loaded = _loaded()
+    text = "".join(random.Random(5).choices("etaoinshr", k=4 * count))
+    return loaded, loaded.decode(loaded.encode(text)[:count])
+
+
+@pytest.mark.parametrize("count", [1, 500, 5000])
+def test_encoding_ends_only_beyond_the_limit(count: int) -> None:
+    loaded, text = _ids(count)
+    whole = loaded.encode(text)
+    for make in (loaded.encode, loaded.encode_with_special):
+        assert make(text, Limits(len(whole))) == whole
+        assert make(f"{text} and", Limits(len(whole) + 1)) == [*whole, *loaded.encode(" and")]
+        with pytest.raises(TooManyTokensError):
+            make(text, Limits(len(whole) - 1))
+        with pytest.raises(TooManyTokensError):
+            make(f"x<|end|>{text}", Limits(len(whole)))
+
+
+@pytest.mark.parametrize("text", ["etaoin" * 400_000, " and so on" * 400_000, "'a" * 600_000, "日本" * 400_000])  # fmt: skip
+def test_far_too_long_text_is_not_read_to_its_end(text: str) -> None:
+    vocabulary, watched = _watched()
+    with pytest.raises(TooManyTokensError):
+        vocabulary.encode(text, Limits(20_000))
+    assert sum(watched.lengths) < 400_000
+
+
+def test_what_cannot_fit_is_refused_before_it_is_encoded() -> None:
+    vocabulary, watched = _watched()
+    with pytest.raises(TooManyTokensError):
+        vocabulary.encode(" " * 200_000, Limits(1000))
+    assert not watched.lengths
+
+
+@pytest.mark.parametrize("text", ["etaoin" * 50_000, " and so on" * 50_000, "'a" * 50_000])
+def test_encoding_stops_when_it_is_told_to(text: str) -> None:
+    vocabulary, watched = _watched()
+
+    def stopped() -> bool:
+        return sum(watched.lengths) > 50_000
+
+    with pytest.raises(EncodingStoppedError):
+        vocabulary.encode(text, Limits(stopped=stopped))
+    assert sum(watched.lengths) < 100_000

@@ -16,7 +16,6 @@ from src.engine.config import FULL, SLIDING
 from src.engine.messages import NewRequest, SchedulerOutput
 from src.engine.model.gpt_oss import ForwardBatch
 from src.engine.sampling_params import SamplingParams
-from src.engine.worker.sampler import LogitBias
 from src.engine.worker.transfers import to_device
 from src.kernels import native
 from src.kernels.attention import TILE_TOKENS, AttentionPlan, DecodePlan, PrefillPlan, Ragged
@@ -58,7 +57,6 @@ class RequestState:
     num_computed_tokens: int
     tokens: _Growing
     blocks: tuple[_Growing, _Growing]  # by group: full, sliding
-    bias: LogitBias | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +148,6 @@ def _state(new: NewRequest) -> RequestState:
         new.num_computed_tokens,
         _Growing(new.token_ids),
         (_Growing(new.block_ids[0]), _Growing(new.block_ids[1])),
-        LogitBias.of(new.params),
     )
 
 

@@ -254,7 +254,7 @@ def sample_states(
         tokens, prompt = s.tokens.view, s.num_prompt_tokens
         known = len(tokens) - len(out.draft_tokens.get(s.request_id, ()))
         sampling_rows += [
-            SamplingRow(s.params, tokens[:prompt], tokens[prompt:end], s.bias)
+            SamplingRow(s.params, tokens[:prompt], tokens[prompt:end])
             for end in range(known, len(tokens) + 1)
         ]
     mask_rows, bitmask = _masks(states, first_rows, out, logits.shape[1])

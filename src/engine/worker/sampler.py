@@ -21,31 +21,14 @@ import numpy as np
 import torch
 
 from src.engine.messages import TokenLogprobs
-from src.engine.sampling_params import SamplingParams
+from src.engine.sampling_params import LogitBias, SamplingParams
 from src.engine.worker.transfers import Reading, to_device
 from src.engine.worker.truncation import Truncated, invert, is_truncated
 from src.kernels import native
 from src.kernels.gpu import support
 
 LOGPROB_FLOOR = -9999.0
-
-
-@dataclass(frozen=True, slots=True)
-class LogitBias:
-    """`SamplingParams.logit_bias` as arrays, made once for a request: some have a hundred thousand tokens."""
-
-    token_ids: np.ndarray  # int64 [n]
-    values: np.ndarray  # float32 [n]
-
-    @classmethod
-    def of(cls, params: SamplingParams) -> LogitBias | None:
-        """None: nothing is biased."""
-        count, bias = len(params.logit_bias), params.logit_bias
-        if not bias:
-            return None
-        return cls(
-            np.fromiter(bias.keys(), np.int64, count), np.fromiter(bias.values(), np.float32, count)
-        )
+FEW_BIASED = 4096  # tokens of one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +36,6 @@ class SamplingRow:
     params: SamplingParams
     prompt_ids: np.ndarray
     output_ids: np.ndarray
-    bias: LogitBias | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,15 +298,36 @@ def _counts(token_ids: list[np.ndarray], vocab: int, device: torch.device) -> to
 
 
 def _apply_bias(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
-    biased = [(place, row.bias) for place, row in enumerate(rows) if row.bias is not None]
-    if not biased:
-        return
-    places = np.concatenate([np.full(len(bias.token_ids), place) for place, bias in biased])
-    token_ids = np.concatenate([bias.token_ids for _, bias in biased])
-    values = np.concatenate([bias.values for _, bias in biased])
+    """Few tokens of all rows are changed at once; a bias of many is spread out once for all rows that share it."""
+    few: list[tuple[int, LogitBias]] = []
+    many: dict[int, tuple[LogitBias, list[int]]] = {}
+    for place, row in enumerate(rows):
+        bias = row.params.logit_bias
+        if bias is not None and len(bias.token_ids) <= 4 * FEW_BIASED:
+            few.append((place, bias))
+        elif bias is not None:
+            many.setdefault(id(bias), (bias, []))[1].append(place)
     device = logits.device
-    index = (to_device(places, torch.int64, device), to_device(token_ids, torch.int64, device))
-    logits[index] += to_device(values, torch.float32, device)
+    if few:
+        counts = [len(bias.token_ids) // 4 for _, bias in few]
+        places = np.repeat([place for place, _ in few], counts)
+        token_ids, values = _bias_arrays([bias for _, bias in few])
+        index = (to_device(places, torch.int64, device), to_device(token_ids, torch.int64, device))
+        logits[index] += to_device(values, torch.float32, device)
+    for bias, biased in many.values():
+        token_ids, values = _bias_arrays([bias])
+        spread = np.zeros(logits.shape[1], np.float32)
+        spread[token_ids] = values
+        added = to_device(spread, torch.float32, device)
+        for place in biased:
+            logits[place] += added
+
+
+def _bias_arrays(biases: list[LogitBias]) -> tuple[np.ndarray, np.ndarray]:
+    """-> (token ids, values), all of them one behind the other."""
+    token_ids = np.frombuffer(b"".join(bias.token_ids for bias in biases), np.int32)
+    values = np.frombuffer(b"".join(bias.values for bias in biases), np.float32)
+    return token_ids.astype(np.int64), values.copy()  # torch warns of arrays that cannot be written
 
 
 def _apply_min_tokens(logits: torch.Tensor, rows: list[SamplingRow]) -> None:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from src.api.completions import read_prompts
 from src.api.errors import InvalidRequest
 from src.api.protocol import VOCAB_SIZE, ChatCompletionRequest
-from src.api.responses_input import ResponsesRequest, num_rendered
+from src.api.responses_input import ResponsesRequest
+from src.api.responses_items import num_rendered
 from src.api.tokens import DetokenizeRequest
 from src.harmony.vocabulary import load_vocabulary
 

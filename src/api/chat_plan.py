@@ -168,7 +168,7 @@ async def plan_chat(
     counts_all: bool = False,
 ) -> ChatPlan:
     """`client`: whose unknown fields are reported; None where the body is our own. `counts_all`: also the tokens of
-    a prompt that is too long. Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
+    a prompt that is too long. Raises ApiError or pydantic's ValidationError; nothing has gone to the engine then."""
     request, messages = await context.read(
         sender, lambda _: _read(body, context, max_tools, client)
     )

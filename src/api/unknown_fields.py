@@ -103,7 +103,7 @@ _ITEM_KINDS = frozenset(
     ("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
 )  # fmt: skip
 _TOOL = frozenset(("type", "name", "description", "parameters", "strict", "tools"))
-_CHOICE = frozenset(("type", "function", "name", "allowed_tools", "mode", "tools"))
+_CHOICE = frozenset(("type", "function", "name", "namespace", "allowed_tools", "mode", "tools"))
 _OF_PARTS = frozenset(("content", "output", "summary"))
 _WITHIN = _OF_PARTS | {"tools"}
 _FREE = _WITHIN | {"input", "tool_choice"}

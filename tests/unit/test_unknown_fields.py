@@ -75,6 +75,7 @@ ANSWERED = [
         ({"input": [{"type": "compaction", "anything": 1}, USER]}, []),
         ({"tools": [{"type": "function", "name": "f", "x": 1}, {"type": "web_search", "y": 1}]}, ["tools[0].x"]),
         ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "f", "x": 1}]}]}, ["tools[0].tools[0].x"]),
+        ({"tools": [], "tool_choice": {"type": "function", "name": "f", "namespace": "n", "x": 1}}, ["tool_choice.x"]),
         ({"text": {"format": {"type": "text", "x": 1}, "y": 2}}, ["text.y", "text.format.x"]),
         ({"reasoning": {"effort": "low", "z": 1}, "w": 1}, ["w", "reasoning.z"]),
     ],

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat_plan import ChatPlan, plan_chat
 from src.api.choice import Choice, ChoiceDelta
+from src.api.continuation import start_parser
 from src.api.deps import (
     Context,
     ServerContext,
@@ -106,7 +107,7 @@ class Answer:
         error = next((c.error for c in self.choices if c.error is not None), None)
         context.ledger.end(record, [c.finish_reason for c in self.choices], context.tags, error)
         for choice in self.choices:
-            if record.outcome == "ok":
+            if record.outcome == "ok" and self.plan.begins == "message":
                 plan = self.plan
                 context.prompt_builder.remember(
                     choice.token_ids, plan.cache_scope, after=plan.prompt
@@ -147,7 +148,7 @@ async def start_answer(
     choices = [
         Choice(
             index,
-            ResponseParser(context.vocabulary, plan.tool_names),
+            start_parser(ResponseParser(context.vocabulary, plan.tool_names), plan.begins),
             plan.stop,
             bytes_of,
             stop_on_calls_after=plan.max_calls,

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from src.api.continuation import Beginning, beginning, begun
 from src.api.deps import ServerContext
 from src.api.errors import ContextTooLong, InvalidRequest, NotFound
 from src.api.keys import Caller
 from src.api.protocol import EFFORTS, MAX_TOOLS, ChatCompletionRequest, SamplingFields
+from src.api.structured_outputs import FinalFormat, asks_for_format, final_format
 from src.api.tool_choice import RelaxedSchema, ToolPlan, plan_tools
 from src.api.warn_once import WarnOnce
 from src.api.work_pool import LOCAL, Sender
 from src.engine.messages import AddRequest
 from src.engine.sampling_params import LoopGuard, SamplingParams
-from src.harmony.byte_pairs import TooManyTokensError
-from src.harmony.grammar import TurnSpec, fitted_grammar, turn_grammar
+from src.harmony.byte_pairs import Limits, TooManyTokensError
+from src.harmony.grammar import TurnSpec, fitted_grammar, text_grammar, turn_grammar
 from src.harmony.schema.checks import SchemaError
-from src.harmony.schema.enforce import Enforced, enforceable
 from src.harmony.schema.rewrite import ALL, Relaxed
 from src.harmony.vocabulary import CALL, END, RETURN, STOP_TOKEN_IDS
 from src.profiles import Profile
@@ -57,6 +59,7 @@ class ChatPlan:
     max_calls: int | None
     service_tier: str | None
     relaxed: list[RelaxedSchema] | None  # what the grammar does not enforce, where the client asked
+    begins: Beginning
 
     @property
     def tool_names(self) -> list[str]:
@@ -173,25 +176,36 @@ async def plan_chat(
         sender, lambda _: _read(body, context, max_tools, client)
     )
     profile = _profile(request, context)
-    if request.tools or request.functions or request.response_format:  # schemas are compiled
+    wanted = request.response_format
+    if request.tools or request.functions or wanted or asks_for_format(request):
         guide = context.config.guided_harmony and context.config.guided_tool_arguments
-        tools, final = await asyncio.to_thread(
-            lambda: (plan_tools(request, guide_arguments=guide), _response_format(request))
+        tools, final = await asyncio.to_thread(  # schemas are compiled
+            lambda: (plan_tools(request, guide_arguments=guide), final_format(request, wanted))
         )
     else:
         tools, final = plan_tools(request), None
+    constrained = tools.must_call or final is not None
+    begins = beginning(request, constrained=constrained)
     effort = EFFORTS[_effort(request) or profile.effort]
     scope = context.access.cache_scope(caller)
     try:
         prompt = await context.build_prompt(
-            messages,
+            messages[:-1] if begins == "final" else messages,
             sender,
             tools=tools.shown,
-            response_format=_named_schema(request, final),
+            response_format=final.shown if final is not None else None,
             effort=effort,
             cache_scope=scope,
             counts_all=counts_all,
         )
+        if begins != "message":
+            last, most = messages[-1], sys.maxsize if counts_all else context.max_model_len
+            prompt = await context.read(
+                sender,
+                lambda stopped: begun(
+                    prompt, last, begins, context.vocabulary, Limits(most, stopped)
+                ),
+            )
     except PromptError as error:
         raise InvalidRequest(str(error), error.param, "invalid_value") from None
     except TooManyTokensError:
@@ -199,8 +213,14 @@ async def plan_chat(
     except RecursionError:
         raise InvalidRequest("The schemas of the tools are nested too deeply.", "tools") from None
     max_tokens = _max_tokens(request, profile, len(prompt.token_ids), context)
-    budget = _budget(request, profile, max_tokens, constrained=tools.must_call or final is not None)
-    grammar, relaxed = await _grammar(request, tools, final, budget, context)
+    budget = _budget(request, profile, max_tokens, constrained=constrained)
+    if begins == "final":
+        guided = context.config.guided_harmony and not request.ignore_eos
+        grammar, relaxed = text_grammar(ends=[RETURN]) if guided else None, tools.relaxed
+    else:
+        grammar, relaxed = await _grammar(
+            request, tools, final, budget, context, is_opened=begins == "message"
+        )
     params = _sampling(request, profile, max_tokens, grammar, context)
     completion_id = id_prefix + secrets.token_hex(12)
     requests = _engine_requests(completion_id, request, profile, prompt, params, scope)
@@ -223,6 +243,7 @@ async def plan_chat(
         max_calls=1 if request.parallel_tool_calls is False or tools.legacy else None,
         service_tier="default" if request.service_tier is not None else None,
         relaxed=relaxed if request.include_relaxations else None,
+        begins=begins,
     )
 
 
@@ -249,55 +270,13 @@ def _engine_requests(
 
 
 def _effort(request: ChatCompletionRequest) -> str | None:
+    """The field of OpenAI beats OpenRouter's, which beats vLLM's."""
     if request.reasoning_effort is not None:
         return request.reasoning_effort
-    return request.reasoning.effort if request.reasoning is not None else None
-
-
-@dataclass(frozen=True, slots=True)
-class FinalFormat:
-    """The JSON schema of the final message."""
-
-    name: str
-    shown: Mapping[str, Any]
-    enforced: Enforced
-    strict: bool = False
-
-
-_ANY_OBJECT = FinalFormat("json_object", {"type": "object"}, Enforced({"type": "object"}))
-
-
-def _response_format(request: ChatCompletionRequest) -> FinalFormat | None:
-    """None for free text."""
-    wanted = request.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    named = wanted.json_schema
-    if named is None or named.schema_ is None:
-        return _ANY_OBJECT if named is None else replace(_ANY_OBJECT, name=named.name)
-    strict = bool(named.strict)
-    try:
-        enforced = enforceable(named.schema_, strict)
-        if enforced.contradiction is not None:
-            raise SchemaError(str(enforced.contradiction))
-    except SchemaError as error:
-        raise InvalidRequest(
-            f"Invalid schema for response_format '{named.name}': {error}",
-            "response_format.json_schema.schema",
-            "invalid_json_schema",
-        ) from None
-    return FinalFormat(named.name, named.schema_, enforced, strict)
-
-
-def _named_schema(
-    request: ChatCompletionRequest, final: FinalFormat | None
-) -> Mapping[str, Any] | None:
-    """What the developer message shows under `# Response Formats`."""
-    if final is None or request.response_format is None:
-        return None
-    named = request.response_format.json_schema
-    description = "any JSON object" if named is None else named.description
-    return {"name": final.name, "description": description, "schema": final.shown}
+    if request.reasoning is not None and request.reasoning.effort is not None:
+        return request.reasoning.effort
+    kwargs = request.chat_template_kwargs
+    return kwargs.reasoning_effort if kwargs is not None else None
 
 
 def _budget(
@@ -321,6 +300,8 @@ async def _grammar(
     final: FinalFormat | None,
     budget: int | None,
     context: ServerContext,
+    *,
+    is_opened: bool = True,
 ) -> tuple[str | None, list[RelaxedSchema]]:
     """-> (the turn's grammar, what of the schemas it does not enforce)."""
     if request.ignore_eos:
@@ -333,19 +314,20 @@ async def _grammar(
     )
     if not needed and not context.config.guided_harmony:
         return None, []
-    schema = final.enforced.schema if final is not None else None
-    spec = TurnSpec(tools.callable, tools.must_call, schema, budget)
-    if not tools.callable and schema is None:
+    schema = final.enforced.schema if final is not None and final.enforced is not None else None
+    rule = final.text_rule if final is not None else None
+    spec = TurnSpec(tools.callable, tools.must_call, schema, rule, budget, is_opened)
+    if not tools.callable and final is None:
         return turn_grammar(spec, context.vocabulary), []
     try:
         grammar, left_out = await asyncio.to_thread(fitted_grammar, spec, context.vocabulary)
     except SchemaError as error:
-        param = "response_format" if final is not None else "tools"
+        param = final.field.partition(".")[0] if final is not None else "tools"
         raise InvalidRequest(
             f"The schemas are too complex to be enforced: {error}", param
         ) from None
     relaxed = [*tools.relaxed]
-    if final is not None:
+    if final is not None and final.enforced is not None:
         relaxed += [RelaxedSchema("response_format", final.name, r) for r in final.enforced.relaxed]
     relaxed += [
         RelaxedSchema("function", tools.callable[number].name, TOO_COMPLEX) for number in left_out

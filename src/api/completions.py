@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import time
@@ -19,14 +20,16 @@ from src.api.choice import StopStrings
 from src.api.deps import Context, ServerContext, counted_rejections, new_record, sender_of
 from src.api.errors import Cancelled, EngineFailure, InvalidRequest
 from src.api.metrics import RequestRecord
-from src.api.protocol import VOCAB_SIZE, SamplingFields, fail
+from src.api.protocol import VOCAB_SIZE, ResponseFormat, SamplingFields, fail
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
+from src.api.structured_outputs import asks_for_format, final_format
 from src.api.text_choice import Numbers, TextChoice, joined, no_numbers
 from src.api.unknown_fields import client_of
 from src.api.work_pool import Sender, Stopped
 from src.engine.messages import AddRequest, TokenOutput
 from src.engine.sampling_params import SamplingParams
 from src.harmony.byte_pairs import UNLIMITED, Limits, TooManyTokensError
+from src.harmony.grammar import text_grammar
 from src.harmony.vocabulary import Vocabulary
 from src.profiles import Profile
 
@@ -43,6 +46,8 @@ class CompletionRequest(SamplingFields):
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     suffix: str | None = None
+    # extensions, named as elsewhere
+    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
     def _check(self) -> CompletionRequest:
@@ -240,7 +245,7 @@ async def start_completion(
     )
     _check_completions(len(prompts) * (request.n or 1))
     completion_id = f"cmpl-{secrets.token_hex(12)}"
-    make_params = _params(request, profile)
+    make_params = _params(request, profile, await _grammar(request))
     scope = context.access.cache_scope(record.caller)
     requests, choices = [], []
     for number, ids in enumerate(prompts):
@@ -277,10 +282,22 @@ async def start_completion(
     return TextAnswer(request, context, requests, choices, streams, record, head)
 
 
-def _params(request: CompletionRequest, profile: Profile) -> Callable[[int, int], SamplingParams]:
+async def _grammar(request: CompletionRequest) -> str | None:
+    """Of the text alone: a raw completion has no messages. Raises InvalidRequest."""
+    wanted = request.response_format
+    if request.ignore_eos or not (wanted or asks_for_format(request)):
+        return None
+    final = await asyncio.to_thread(final_format, request, wanted)
+    return text_grammar(final.rule) if final is not None else None
+
+
+def _params(
+    request: CompletionRequest, profile: Profile, grammar: str | None
+) -> Callable[[int, int], SamplingParams]:
     """-> a function of the choice's index and its token limit."""
     common = sampling_options(request, profile) | {
         "logprobs": request.logprobs,
+        "grammar": grammar,
         "prompt_logprobs": request.logprobs if request.scores_prompt else None,
     }
     seed = base_seed(request)

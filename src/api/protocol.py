@@ -112,16 +112,45 @@ class JsonSchemaFormat(Strict):
 class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None  # llama.cpp's form
 
     @model_validator(mode="after")
     def _complete(self) -> ResponseFormat:
-        if self.type == "json_schema" and self.json_schema is None:
+        if self.schema_ is not None and (self.type == "text" or self.json_schema is not None):
+            raise fail(
+                "'response_format.schema' needs type 'json_object', or 'json_schema' without the field of that name.",
+                "response_format.schema",
+            )
+        if self.type == "json_schema" and self.json_schema is None and self.schema_ is None:
             raise fail(
                 "Missing required parameter: 'response_format.json_schema'.",
                 "response_format.json_schema",
                 "missing_required_parameter",
             )
         return self
+
+
+Choices = Annotated[list[str], Field(min_length=1, max_length=1000, fail_fast=True)]
+
+
+class StructuredOutputs(Strict):
+    """vLLM's: exactly one of the first four."""
+
+    json_: Annotated[Any, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Choices | None = None
+    json_object: bool | None = None
+    grammar: Any = None
+    structural_tag: Any = None
+    whitespace_pattern: Any = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+
+
+class ChatTemplateKwargs(Strict):
+    """What would go to the model's chat template elsewhere."""
+
+    reasoning_effort: Effort | None = None
 
 
 class ReasoningOptions(Strict):
@@ -222,6 +251,13 @@ class SamplingFields(Strict):
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     cache_salt: Annotated[str, Field(max_length=64)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Any = None
+    guided_whitespace_pattern: Any = None
+    structural_tag: Any = None
 
     _bias: LogitBias | None = PrivateAttr(None)
 
@@ -278,6 +314,9 @@ class ChatCompletionRequest(SamplingFields):
     include_reasoning: bool | None = None
     reasoning_budget: Annotated[int, Field(ge=0)] | None = None
     profile: str | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     include_relaxations: bool | None = None  # report what of the schemas is not enforced
 
     @model_validator(mode="after")

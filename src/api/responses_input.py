@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from src.api.errors import InvalidRequest
 from src.api.protocol import (
     FIRST_PROBLEM,
+    ChatTemplateKwargs,
     Effort,
     Metadata,
     SamplingFields,
@@ -93,6 +94,7 @@ class ResponsesRequest(SamplingFields):
     # extensions, named as elsewhere
     profile: str | None = None
     reasoning_budget: Annotated[int, Field(ge=0)] | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
     include_relaxations: bool | None = None
 
     @model_validator(mode="after")
@@ -171,6 +173,7 @@ def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBod
         "response_format": _response_format(text.format),
         "verbosity": text.verbosity,
         "reasoning_effort": request.effort,
+        "chat_template_kwargs": request.chat_template_kwargs,
         "reasoning_budget": request.reasoning_budget,
         "profile": request.profile,
         "include_relaxations": request.include_relaxations,
@@ -186,7 +189,8 @@ def _response_format(wanted: TextFormat | None) -> dict[str, Any] | None:
     if wanted is None:
         return None
     if wanted.type != "json_schema":
-        return {"type": wanted.type}
+        schema = {} if wanted.schema_ is None else {"schema": wanted.schema_}
+        return {"type": wanted.type} | schema
     return {
         "type": "json_schema",
         "json_schema": wanted.model_dump(exclude={"type"}, by_alias=True, exclude_none=True),

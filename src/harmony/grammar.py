@@ -18,7 +18,17 @@ from llguidance import LLMatcher
 
 from src.harmony.digest_cache import DigestCache
 from src.harmony.schema.checks import SchemaError
-from src.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
+from src.harmony.vocabulary import (
+    CALL,
+    CHANNEL,
+    CONSTRAIN,
+    END,
+    ENDOFTEXT,
+    MESSAGE,
+    RETURN,
+    START,
+    Vocabulary,
+)
 
 # One space, or a line break and its indentation: what models write, and bounded, so that no answer ends in blanks.
 _WHITESPACE = r"(\n {0,32}| )"
@@ -42,9 +52,17 @@ class TurnSpec:
     tools: Sequence[ToolSpec] = ()
     must_call: bool = False  # tool_choice required, or a named function
     final_schema: Mapping[str, Any] | None = None  # JSON schema of the final message's body
+    final_rule: str | None = None  # the rule of that body where it is not JSON
     reasoning_budget: int | None = (
         None  # tokens of analysis text, after which it is closed; None: no bound
     )
+    is_opened: bool = (
+        True  # the prompt ends after `<|start|>assistant`; else at the end of a message
+    )
+
+    @property
+    def has_free_final(self) -> bool:
+        return self.final_schema is None and self.final_rule is None
 
 
 def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
@@ -60,7 +78,7 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
         name = json.dumps(f".{tool.name} ")
         header = f"<[{CHANNEL}]> {ids('commentary to=functions')} {name} {constrain} <[{MESSAGE}]>"
         rules.append(f"call{number}: {header} arguments{number} <[{CALL}]>")
-        body = _json(tool.parameters or _ANY_OBJECT) if tool.constrained else "TEXT"
+        body = json_rule(tool.parameters or _ANY_OBJECT) if tool.constrained else "TEXT"
         rules.append(f"arguments{number}: {body}")
     bounded = "" if spec.reasoning_budget is None else f"[max_tokens={spec.reasoning_budget}]"
     if spec.reasoning_budget != 0:
@@ -74,22 +92,63 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
     if not spec.must_call:
         if spec.final_schema is None:
             rules.append(f"final: <[{CHANNEL}]> {ids('final')} <[{MESSAGE}]> answer <[{RETURN}]>")
-            rules.append("answer: TEXT")
+            rules.append(f"answer: {spec.final_rule or 'TEXT'}")
         else:
             header = f"<[{CHANNEL}]> ({ids('final')} | {ids('final ')} {constrain}) <[{MESSAGE}]>"
             rules.append(f"final: {header} answer <[{RETURN}]>")
-            rules.append(f"answer: {_json(spec.final_schema)}")
-    return "\n".join(["%llguidance {}", f"start: {_turn(spec)}", *rules, r"TEXT: /(?s:.*)/", ""])
+            rules.append(f"answer: {json_rule(spec.final_schema)}")
+    start = _turn(spec)
+    if not spec.is_opened:
+        start = f"<[{START}]> {ids('assistant')} ({start})"
+    return _lark(start, rules)
+
+
+def text_grammar(rule: str = "TEXT", ends: Sequence[int] = (RETURN, ENDOFTEXT)) -> str:
+    """-> Lark text for one text that follows a rule, and the token that ends it."""
+    last = " | ".join(f"<[{token}]>" for token in ends)
+    return _lark(f"answer ({last})", [f"answer: {rule}"])
+
+
+def _lark(start: str, rules: Sequence[str]) -> str:
+    return "\n".join(["%llguidance {}", f"start: {start}", *rules, r"TEXT: /(?s:.*)/", ""])
+
+
+def choice_rule(choices: Sequence[str]) -> str:
+    """One of these texts."""
+    return " | ".join(json.dumps(choice) for choice in choices)
+
+
+def pattern_rule(pattern: str) -> str:
+    """A whole text that a regular expression matches. Characters that are operators to the grammar alone, `/` and,
+    within a class, `[`, `&` and `~`, are escaped."""
+    out, at, in_class = [], 0, False
+    while at < len(pattern):
+        char = pattern[at]
+        if char == "\\" and at + 1 < len(pattern):
+            char, at = pattern[at : at + 2], at + 1
+        elif char == "[" and not in_class:
+            in_class = True
+            for opening in ("[^]", "[]", "[^"):  # a bracket that comes first is an ordinary one
+                if pattern.startswith(opening, at):
+                    char, at = opening.replace("]", "\\]"), at + len(opening) - 1
+                    break
+        elif char == "]":
+            in_class = False
+        elif char == "/" or (in_class and char in "[&~"):
+            char = f"\\{char}"
+        out.append(char.replace("\n", "\\n"))
+        at += 1
+    return f"/{''.join(out)}/" if out else '""'
 
 
 def _turn(spec: TurnSpec) -> str:
-    """The order of messages. A preamble is content for the client, so before a final that follows a schema there is
+    """The order of messages. A preamble is content for the client, so before a final of a given format there is
     none: it only leads to a call."""
     reasoning = [] if spec.reasoning_budget == 0 else ["analysis"]
     calls = [f"call{number}" for number in range(len(spec.tools))]
     if spec.must_call or not calls:
         return f"{_before(spec, reasoning)} ({' | '.join(calls if spec.must_call else ['final'])})"
-    if spec.final_schema is None:
+    if spec.has_free_final:
         return f"{_before(spec, [*reasoning, 'preamble'])} (final | {' | '.join(calls)})"
     more = "" if spec.reasoning_budget is not None else f"({' | '.join([*reasoning, 'preamble'])})*"
     return f"{_before(spec, reasoning)} (final | (preamble {more})? ({' | '.join(calls)}))"
@@ -144,6 +203,7 @@ def grammar_error(grammar: str) -> str | None:
 _fitted: DigestCache[tuple[int, ...]] = DigestCache(MAX_CHECKED, sys.maxsize)
 
 
-def _json(schema: Mapping[str, Any]) -> str:
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """A JSON text that follows a schema."""
     guided = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
     return f"%json {json.dumps(guided)}"

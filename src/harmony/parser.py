@@ -88,6 +88,14 @@ class ResponseParser:
         self.num_reasoning_tokens = 0
         self.recoveries: Counter[str] = Counter()
 
+    def open_final(self) -> None:
+        """The prompt ends within the text of a final message."""
+        self._open_body(_Resolved("content", None, ""), [])
+
+    def await_start(self) -> None:
+        """The prompt ends before `<|start|>`."""
+        self._state = _State.BETWEEN
+
     def push(self, token_id: int) -> list[Delta]:
         self._position += 1
         self._message_tokens += 1

@@ -212,6 +212,9 @@ class ServerConfig(BaseSettings):
     num_threads: int = Field(
         0, ge=0, description="compute threads on the CPU; 0: one for each physical core"
     )
+    cpu_isa: Literal["auto", "avx2", "avx512"] = Field(
+        "auto", description="instruction set of the CPU kernels: auto (the best), avx2, avx512"
+    )
     priority_ageing_s: float = Field(
         5.0, gt=0, description="waiting time worth one priority step, s"
     )

@@ -98,6 +98,7 @@ def engine_config(
         gpu_memory_utilization=config.gpu_memory_utilization,
         cpu_kv_cache_gib=config.cpu_kv_cache_gib,
         num_threads=config.num_threads,
+        cpu_isa=config.cpu_isa,
         priority_ageing_s=config.priority_ageing_s,
         seed=config.seed,
         ranks_path=vocabulary.ranks_path,

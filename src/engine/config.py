@@ -160,6 +160,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     cpu_kv_cache_gib: float = 1.0
     num_threads: int = 0  # 0: one for each physical core but never more than the process may use
+    cpu_isa: str = "auto"  # instruction set of the CPU kernels: auto, avx2 or avx512
     num_speculative_tokens: int = (
         -1
     )  # guesses in a step; -1: 3 where the CPU kernels run, else none

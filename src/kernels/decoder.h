@@ -32,7 +32,7 @@ extern "C" void decoder(const LayerPointers* layers, const PlanPointers* plans, 
                         int64_t E, int64_t k, int64_t I) {
     const int64_t D = 64, width = (heads + 2 * groups) * D;
     auto normed = scratch<bf16>(T * H), qkv = scratch<bf16>(T * width), seen = scratch<bf16>(T * heads * D);
-    auto logits = scratch<bf16>(T * E), hidden = scratch<bf16>(T * k * I);
+    auto logits = scratch<bf16>(T * E);
     auto wide = scratch<float>(T * E), weights = scratch<float>(T * k), parts = scratch<float>(T * k * H);
     auto experts = scratch<int64_t>(T * k);
     for (int64_t n = 0; n < L; n++) {
@@ -49,6 +49,6 @@ extern "C" void decoder(const LayerPointers* layers, const PlanPointers* plans, 
         for (int64_t i = 0; i < T * E; i++) wide[i] = to_float(logits[i]);
         route(wide.get(), experts.get(), weights.get(), T, E, k);
         moe(normed.get(), experts.get(), weights.get(), layer.w1, layer.s1, layer.b1, layer.w2, layer.s2, layer.b2, x, x,
-            hidden.get(), parts.get(), limit, T, k, E, H, I);
+            parts.get(), limit, T, k, E, H, I);
     }
 }

@@ -1,7 +1,8 @@
 """The compiled CPU kernels (native.cpp): built once with the machine's C++ compiler, called with tensors' addresses.
 
-They serve bfloat16 on CPUs with AVX-512 and its BF16 dot product, or with AVX2 and FMA. Without such a CPU or without a
-compiler the plain torch functions (`*_ref`) run instead: slower, and `library()` says why in the log.
+They serve bfloat16 on CPUs with AVX-512 and its BF16 dot product, or with AVX2 and FMA (`choose_instruction_set` forces
+one). Without such a CPU or without a compiler the plain torch functions (`*_ref`) run instead: slower, and `library()`
+says why in the log.
 
 Shapes: see native.cpp.
 """
@@ -28,16 +29,19 @@ from src.kernels.mxfp4 import Mxfp4Tensor
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native.cpp")
-HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("simd", "sampling", "decoder"))
+HEADERS = tuple(
+    Path(__file__).with_name(f"{name}.h")
+    for name in ("simd", "pool", "products", "sampling", "decoder")
+)
 COMPILE_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off")
-# the CPU's flags -> the compiler's, the best first
-INSTRUCTION_SETS = (
-    (
+# name -> the CPU's flags, the compiler's; the best first
+INSTRUCTION_SETS = {
+    "avx512": (
         ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"),
         ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
     ),
-    (("avx2", "fma"), ("-mavx2", "-mfma")),
-)
+    "avx2": (("avx2", "fma"), ("-mavx2", "-mfma")),
+}
 HEAD_DIM = 64  # what the attention kernel is written for
 
 
@@ -47,7 +51,7 @@ def library() -> ctypes.CDLL | None:
     flags = instruction_flags()
     if flags is None:
         logger.info(
-            "native CPU kernels off: this CPU has no %s", " and ".join(INSTRUCTION_SETS[-1][0])
+            "native CPU kernels off: this CPU has no %s", " and ".join(INSTRUCTION_SETS["avx2"][0])
         )
         return None
     compiler = (
@@ -73,9 +77,33 @@ def library() -> ctypes.CDLL | None:
 
 
 def instruction_flags() -> tuple[str, ...] | None:
-    """The compiler's flags for what this CPU can do."""
+    """The compiler's flags for the chosen instruction set; None: this CPU has none of them."""
+    names = available_instruction_sets() if _chosen == "auto" else [_chosen]
+    return INSTRUCTION_SETS[names[0]][1] if names else None
+
+
+def available_instruction_sets() -> list[str]:
+    """Returns what this CPU has, the best first."""
     have = _cpu_flags()
-    return next((flags for needed, flags in INSTRUCTION_SETS if have.issuperset(needed)), None)
+    return [name for name, (needed, _) in INSTRUCTION_SETS.items() if have.issuperset(needed)]
+
+
+def choose_instruction_set(name: str) -> None:
+    """Compiles the kernels for `name` from now on: auto, or one of INSTRUCTION_SETS.
+
+    Raises:
+        ValueError: this CPU does not have it.
+    """
+    global _chosen
+    if name != "auto" and name not in available_instruction_sets():
+        raise ValueError(f"this CPU has no {' and '.join(INSTRUCTION_SETS[name][0])}")
+    if name != _chosen:
+        _chosen = name
+        library.cache_clear()
+        _TYPED.clear()
+
+
+_chosen = "auto"
 
 
 def supports(x: torch.Tensor) -> bool:
@@ -170,14 +198,13 @@ def moe(
     tokens, hidden = x.shape
     per_token, num_experts, inter = experts.shape[1], b1.shape[0], b1.shape[1] // 2
     out = torch.empty_like(x)
-    middle = torch.empty(tokens * per_token, inter, dtype=x.dtype)
     parts = torch.empty(tokens * per_token, hidden, dtype=torch.float32)
 
     def pointers(w: torch.Tensor | Mxfp4Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         return (w.blocks, w.scales) if isinstance(w, Mxfp4Tensor) else (w, None)
 
     _call(
-        "moe", x, experts, weights, *pointers(w1), b1, *pointers(w2), b2, residual, out, middle, parts,
+        "moe", x, experts, weights, *pointers(w1), b1, *pointers(w2), b2, residual, out, parts,
         float(limit), tokens, per_token, num_experts, hidden, inter,
     )  # fmt: skip
     return out
@@ -302,7 +329,7 @@ def _compile(compiler: str, options: list[str], linked: Path) -> None:
     try:
         run([compiler, *options, "-c", str(SOURCE), "-o", str(compiled)])
         # linked without -fopenmp: the OpenMP symbols are taken from torch's library
-        run([compiler, "-shared", str(compiled), "-o", str(linked)])
+        run([compiler, "-shared", "-pthread", str(compiled), "-o", str(linked)])
     except subprocess.CalledProcessError as error:
         full = os.strerror(errno.ENOSPC)
         if full in error.stderr:

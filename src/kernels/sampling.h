@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "pool.h"
 #include "simd.h"
 
 #include <algorithm>
@@ -139,16 +140,15 @@ extern "C" void pick(float* logits, const int32_t* masks, int64_t words, const i
                      int64_t* tokens, float* peaks, int64_t R, int64_t V) {
     const int64_t *mask_of = whole, *seeds = whole + R, *positions = whole + 2 * R, *top_k = whole + 3 * R;
     const double *temperatures = real, *top_p = real + R, *min_p = real + 2 * R;
-#pragma omp parallel for schedule(dynamic, 1) if (R > 1)
-    for (int64_t r = 0; r < R; r++) {
+    Pool::shared().run(R, [=](int64_t r) {
         float* row = logits + r * V;
         if (mask_of[r] >= 0) apply_mask(row, masks + mask_of[r] * words, V);
         const float peak = peaks[r] = row_peak(row, V), temperature = float(temperatures[r]);
         tokens[r] = 0;
-        if (!std::isfinite(peak)) continue;
+        if (!std::isfinite(peak)) return;
         if (temperatures[r] == 0) {
             tokens[r] = std::find(row, row + V, peak) - row;
-            continue;
+            return;
         }
         const int64_t blocks = (V + DRAW_BLOCK - 1) / DRAW_BLOCK;
         std::vector<float> sums(blocks);
@@ -164,11 +164,11 @@ extern "C" void pick(float* logits, const int32_t* masks, int64_t words, const i
         const double uniform = philox_uniform(seeds[r], positions[r]);
         if (top_k[r] > 0 || top_p[r] < 1 || min_p[r] > 0) {
             tokens[r] = draw_cut(row, V, peak, temperature, {top_k[r], top_p[r], float(min_p[r])}, total, uniform);
-            continue;
+            return;
         }
         const int64_t block = invert(sums.data(), blocks, uniform * total, &before);
         block_weights(row + block * DRAW_BLOCK, V - block * DRAW_BLOCK, peak, temperature, weights);
         double inside;
         tokens[r] = block * DRAW_BLOCK + invert(weights, DRAW_BLOCK, uniform * total - before, &inside);
-    }
+    });
 }

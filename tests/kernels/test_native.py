@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -16,6 +19,13 @@ from tests.helpers import assert_close
 pytestmark = pytest.mark.skipif(
     native.library() is None, reason="this CPU or machine cannot build the native kernels"
 )
+
+
+@pytest.fixture(autouse=True, params=native.available_instruction_sets())
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    native.choose_instruction_set(request.param)
+    yield
+    native.choose_instruction_set("auto")
 
 
 def bf16(*shape: int, seed: int = 0, std: float = 1.0) -> torch.Tensor:
@@ -39,6 +49,48 @@ def test_a_row_of_linear_does_not_depend_on_the_others() -> None:
         assert torch.equal(
             native.linear(x[rows].contiguous(), w, out_dtype=torch.float32), whole[rows]
         )
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    x, w = bf16(110, 320), bf16(700, 320, seed=1)
+    experts, exact = experts_of(8, 320, 96)
+    chosen, weights = native.route(torch.randn(110, 8), 4)
+    results = []
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        moe = native.moe(x, chosen, weights, experts.w1, experts.b1, experts.w2, experts.b2, x, 7.0)
+        results.append((native.linear(x, w), native.rms_norm(x, x[0], 1e-5), moe))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("threads")
+def test_many_small_calls_from_several_threads_are_right() -> None:
+    torch.set_num_threads(4)
+    x, w = bf16(3, 64), bf16(300, 64, seed=1)
+    wanted = native.linear(x, w)
+
+    def repeat(_: int) -> bool:
+        return all(torch.equal(native.linear(x, w), wanted) for _ in range(2000))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(repeat, range(3)))
+
+
+def test_an_instruction_set_that_this_cpu_lacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "_cpu_flags", lambda: frozenset({"avx2", "fma"}))
+    with pytest.raises(ValueError, match="this CPU has no avx512f"):
+        native.choose_instruction_set("avx512")
 
 
 @pytest.mark.parametrize("h", [32, 33, 128, 2880])

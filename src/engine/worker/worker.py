@@ -48,6 +48,7 @@ class Worker:
         )
         world = tensor_size * stages
         self.device = choose_device(config.device, rank, world)
+        choose_cpu_isa(config.cpu_isa)
         self.dtype = choose_dtype(config.dtype, self.device, config.gpu_dtypes)
         if self.device.type == "cpu":
             set_threads(config.num_threads, world)
@@ -276,6 +277,13 @@ def listed_dtype(gpu_name: str, gpu_dtypes: dict[str, str]) -> str | None:
     """The entry of the longest key that is part of the GPU's name, whatever the case."""
     found = [key for key in gpu_dtypes if key.lower() in gpu_name.lower()]
     return gpu_dtypes[max(found, key=len)] if found else None
+
+
+def choose_cpu_isa(name: str) -> None:
+    try:
+        native.choose_instruction_set(name)
+    except ValueError as error:
+        raise ConfigError(f"cpu_isa: {error}") from None
 
 
 def set_threads(wanted: int, world: int = 1) -> None:

@@ -1,0 +1,199 @@
+"""The CPU kernels' matrix products in the shapes of gpt-oss-20b, beside what the cores can read and multiply at most.
+
+    python bench/cpu_products.py [--isa avx2] [--rows 1 4 16 128 512] [--vs FOLDER]
+
+With one row a product is bound by reading its weights (GB/s), with many by arithmetic (GFLOP/s). The roofs are a plain
+read of memory and chains of float32 FMA on AVX2. --vs: the kernels folder of another version (its `native.cpp`), called
+in turns with this one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from src.engine.worker.worker import set_threads
+from src.kernels import native
+from src.kernels.mxfp4 import Mxfp4Tensor
+
+HIDDEN, INTERMEDIATE, EXPERTS, PER_TOKEN = 2880, 2880, 32, 4
+DENSE = {"QKV": (5120, HIDDEN), "O": (HIDDEN, 4096), "head": (201_088, HIDDEN)}
+SECONDS = 2.0
+FEW_ROWS = 4  # up to here the weights' bytes are what counts
+
+Library = ctypes.CDLL
+
+
+def compiled(source: Path, flags: tuple[str, ...], folder: Path) -> Library:
+    """-> the library, its OpenMP symbols taken from torch's as native.py does."""
+    target = folder / f"{source.stem}-{source.parent.name}"
+    compile_to = ["c++", *native.COMPILE_FLAGS, *flags, "-w", "-c", str(source), "-o"]
+    subprocess.run([*compile_to, f"{target}.o"], check=True)
+    subprocess.run(["c++", "-shared", "-pthread", f"{target}.o", "-o", f"{target}.so"], check=True)
+    return Library(f"{target}.so")
+
+
+def seconds_of(run: Callable[[], object], wanted: float = SECONDS) -> float:
+    """-> the median time of one call."""
+    run()
+    taken: list[float] = []
+    while sum(taken) < wanted or len(taken) < 3:
+        started = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def roofs(folder: Path) -> tuple[float, float]:
+    """-> (GB/s of a plain read, GFLOP/s of float32 FMA)."""
+    library = compiled(Path(__file__).with_name("cpu_roof.cpp"), ("-mavx2", "-mfma"), folder)
+    library.read_all.restype = library.multiply_add.restype = ctypes.c_double
+    data = torch.ones(1 << 30, dtype=torch.uint8)
+    address = ctypes.c_void_p(data.data_ptr())
+    read = seconds_of(lambda: library.read_all(address, ctypes.c_int64(data.numel())))
+    rounds = 20_000_000
+    flops = rounds * 12 * 8 * 2 * torch.get_num_threads()
+    return data.numel() / read / 1e9, flops / seconds_of(
+        lambda: library.multiply_add(ctypes.c_int64(rounds))
+    ) / 1e9
+
+
+class Version:
+    """Calls the kernels of one library; ours, or an earlier one's with its own arguments."""
+
+    def __init__(self, library: Library | None) -> None:
+        self._library = library
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> None:
+        if self._library is None:
+            native.linear(x, weight)
+            return
+        out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.bfloat16)
+        pointers = [t.data_ptr() if t is not None else 0 for t in (x, weight, None, None, out)]
+        sizes = [x.shape[0], *weight.shape]
+        self._library.linear(*map(ctypes.c_void_p, pointers), 0, *map(ctypes.c_int64, sizes))
+
+    def moe(self, x: torch.Tensor, experts: torch.Tensor, w: MoeWeights) -> None:
+        shares = torch.full(experts.shape, 1 / PER_TOKEN)
+        if self._library is None:
+            native.moe(x, experts, shares, w.w1, w.b1, w.w2, w.b2, x, 7.0)
+            return
+        rows = experts.numel()
+        out, middle = torch.empty_like(x), torch.empty(rows, INTERMEDIATE, dtype=x.dtype)
+        parts = torch.empty(rows, HIDDEN)
+        tensors = (
+            x, experts, shares, w.w1.blocks, w.w1.scales, w.b1, w.w2.blocks, w.w2.scales, w.b2, x, out, middle, parts
+        )  # fmt: skip
+        sizes = (x.shape[0], PER_TOKEN, EXPERTS, HIDDEN, INTERMEDIATE)
+        self._library.moe(
+            *(ctypes.c_void_p(t.data_ptr()) for t in tensors),
+            ctypes.c_float(7.0),
+            *map(ctypes.c_int64, sizes),
+        )
+
+
+class MoeWeights:
+    def __init__(self) -> None:
+        def packed(rows: int, columns: int) -> Mxfp4Tensor:
+            blocks = torch.randint(0, 256, (EXPERTS, rows, columns // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(115, 123, (EXPERTS, rows, columns // 32), dtype=torch.uint8)
+            return Mxfp4Tensor(blocks, scales)
+
+        self.w1, self.w2 = packed(2 * INTERMEDIATE, HIDDEN), packed(HIDDEN, INTERMEDIATE)
+        self.b1 = torch.randn(EXPERTS, 2 * INTERMEDIATE).bfloat16()
+        self.b2 = torch.randn(EXPERTS, HIDDEN).bfloat16()
+
+
+def compare(name: str, calls: list[Callable[[], None]], gigabytes: float, gflop: float) -> None:
+    """Prints the rate of each call, taken in turns, and the first one's time as a share of the other's."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()
+    started = time.perf_counter()
+    while time.perf_counter() - started < SECONDS * len(calls) or len(taken[0]) < 3:
+        for call, times in zip(calls, taken, strict=True):
+            begun = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begun)
+    medians = [statistics.median(times) for times in taken]
+    line = f"{name:14}{1e3 * medians[0]:9.2f} ms{gigabytes / medians[0]:9.1f} GB/s{gflop / medians[0]:9.1f} GFLOP/s"
+    print(line + (f"{medians[1] / medians[0]:9.2f}x" if len(medians) == 2 else ""))
+
+
+def dense(name: str, rows: int, versions: list[Version]) -> None:
+    shape = DENSE[name]
+    size = 2 * shape[0] * shape[1]
+    copies = [torch.rand(shape).sub(0.5).bfloat16() for _ in range(max(1, int(2e8 // size)))]
+    x = torch.randn(rows, shape[1]).bfloat16()
+    turns = [0] * len(versions)
+
+    def call(index: int) -> None:  # on other weights each time: the caches hold none of them
+        turns[index] += 1
+        versions[index].linear(x, copies[turns[index] % len(copies)])
+
+    calls = [lambda i=i: call(i) for i in range(len(versions))]
+    compare(f"{name}, {rows}", calls, size / 1e9, 2e-9 * rows * shape[0] * shape[1])
+
+
+def experts(rows: int, weights: MoeWeights, versions: list[Version]) -> None:
+    x = torch.randn(rows, HIDDEN).bfloat16()
+    chosen = [
+        torch.stack([torch.randperm(EXPERTS)[:PER_TOKEN] for _ in range(rows)]) for _ in range(8)
+    ]
+    turns = [0] * len(versions)
+
+    def call(index: int) -> None:
+        turns[index] += 1
+        versions[index].moe(x, chosen[turns[index] % len(chosen)], weights)
+
+    used = statistics.mean(len(set(ids.flatten().tolist())) for ids in chosen)
+    size = 3 * HIDDEN * INTERMEDIATE / 32 * 17
+    calls = [lambda i=i: call(i) for i in range(len(versions))]
+    flop = 2e-9 * rows * PER_TOKEN * 3 * HIDDEN * INTERMEDIATE
+    compare(f"W1 + W2, {rows}", calls, used * size / 1e9, flop)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--isa", default="auto", choices=("auto", *native.INSTRUCTION_SETS))
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 128, 512])
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--vs", type=Path, help="folder of another version's native.cpp")
+    args = parser.parse_args()
+    native.choose_instruction_set(args.isa)
+    if native.library() is None:
+        sys.exit("the CPU kernels do not run here")
+    set_threads(args.threads)
+    torch.manual_seed(0)
+    flags = native.instruction_flags()
+    assert flags is not None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        read, arithmetic = roofs(folder)
+        print(f"{'roof':14}{'':12}{read:9.1f} GB/s{arithmetic:9.1f} GFLOP/s (FMA on AVX2)")
+        versions = [Version(None)]
+        if args.vs:
+            versions.append(Version(compiled(args.vs / "native.cpp", flags, folder)))
+        weights = MoeWeights()
+        for rows in args.rows:
+            for name in DENSE:
+                if name != "head" or rows <= 16:  # only the last position of a prompt needs it
+                    dense(name, rows, versions)
+            experts(rows, weights, versions)
+
+
+if __name__ == "__main__":
+    main()

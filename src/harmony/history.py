@@ -64,22 +64,21 @@ class _Reader:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}  # by id of the call
         self._names: list[str] = []  # by number of the call
-        self._open_ids: dict[
-            str, str
-        ] = {}  # of the calls since anyone else wrote, and their places
+        # of the calls since anyone else wrote: their places
+        self._open_ids: dict[str, tuple[int, int]] = {}
 
     def read(self, messages: Sequence[Message], first: int) -> list[_Piece]:
         pieces: list[_Piece] = []
         for index in range(first, len(messages)):
             message = messages[index]
             if message["role"] == "assistant":
-                pieces += self._assistant(message, f"messages[{index}]")
+                pieces += self._assistant(message, index)
             else:
                 self._open_ids.clear()
-                pieces.append(self._other(message, f"messages[{index}]"))
+                pieces.append(self._other(message, index))
         return pieces
 
-    def _other(self, message: Message, where: str) -> _Piece:
+    def _other(self, message: Message, index: int) -> _Piece:
         role, text = message["role"], message_text(message)
         if role == "user":
             return _Piece("user", text, name=message.get("name"))
@@ -90,19 +89,21 @@ class _Reader:
             if call_id not in self._numbers:
                 raise PromptError(
                     f"no earlier assistant message made a tool call with id {call_id!r}",
-                    f"{where}.tool_call_id",
+                    f"messages[{index}].tool_call_id",
                 )
             number = self._numbers[call_id]
             return _Piece("result", text, name=self._names[number], number=number)
         if role == "function":
             name = message.get("name")
             if name not in self._names:
-                raise PromptError(f"no earlier assistant message called {name!r}", f"{where}.name")
+                raise PromptError(
+                    f"no earlier assistant message called {name!r}", f"messages[{index}].name"
+                )
             number = len(self._names) - 1 - self._names[::-1].index(name)
             return _Piece("result", text, name=name, number=number)
-        raise PromptError(f"unknown role {role!r}", f"{where}.role")
+        raise PromptError(f"unknown role {role!r}", f"messages[{index}].role")
 
-    def _assistant(self, message: Message, where: str) -> Iterator[_Piece]:
+    def _assistant(self, message: Message, index: int) -> Iterator[_Piece]:
         """Reasoning, then words, then calls, unless the first call's id tells of another order."""
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ()
         calls = message.get("tool_calls") or ()
@@ -120,19 +121,19 @@ class _Reader:
                 yield _Piece("analysis", thought)
             if text or phase:
                 yield _words(text, phase or ("commentary" if calls or legacy else None))
-        for index, call in enumerate(calls):
-            yield self._call(call, f"{where}.tool_calls[{index}]")
+        for number, call in enumerate(calls):
+            yield self._call(call, (index, number))
         if legacy:
             yield self._numbered(legacy["name"], legacy.get("arguments") or "")
 
-    def _call(self, call: Mapping[str, Any], where: str) -> _Piece:
+    def _call(self, call: Mapping[str, Any], place: tuple[int, int]) -> _Piece:
         call_id = call["id"]
         if call_id in self._open_ids:
             raise PromptError(
-                f"'{self._open_ids[call_id]}' and '{where}' have the same id {call_id!r}",
-                f"{where}.id",
+                f"'{_field(self._open_ids[call_id])}' and '{_field(place)}' have the same id {call_id!r}",
+                f"{_field(place)}.id",
             )
-        self._open_ids[call_id] = where
+        self._open_ids[call_id] = place
         self._numbers[call_id] = len(self._names)
         if call.get("type") == "custom":
             custom = call["custom"]
@@ -144,6 +145,10 @@ class _Reader:
         name = clean_name(name)
         self._names.append(name)
         return _Piece("call", text, name=name, number=len(self._names) - 1, is_json=is_json)
+
+
+def _field(place: tuple[int, int]) -> str:
+    return "messages[{}].tool_calls[{}]".format(*place)
 
 
 def _words(text: str, phase: str | None) -> _Piece:

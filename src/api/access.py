@@ -7,34 +7,24 @@ from __future__ import annotations
 
 import hmac
 import logging
-import math
 import secrets
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import (
-    MovingWindowRateLimiter,
-    RateLimiter,
-    SlidingWindowCounterRateLimiter,
-)  # fmt: skip
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.api.errors import (
     ApiError,
     Forbidden,
     HeadersTooLarge,
-    RateLimited,
     Unauthorized,
     Unavailable,
     json_response,
 )
 from src.api.hosts import HostCheck
 from src.api.keys import Caller, anonymous, digest_of, load_callers
+from src.api.usage import Allowance, Usage
 from src.config import ServerConfig
 from src.engine.config import ConfigError
 
@@ -42,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 ALWAYS_OPEN = frozenset({"/health", "/ready"})
 GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+WORKS = GENERATES | {
+    "/v1/chat/completions/render", "/v1/responses/input_tokens", "/tokenize", "/detokenize",
+}  # fmt: skip
 DEBUG = frozenset(
     {"/v1/chat/completions/render", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 )
@@ -54,12 +47,7 @@ class Access:
     def __init__(self, config: ServerConfig) -> None:
         """Raises ConfigError."""
         self._config = config
-        storage = MemoryStorage()
-        self._requests = MovingWindowRateLimiter(storage)
-        self._tokens = SlidingWindowCounterRateLimiter(
-            storage
-        )  # a counter: a moving window keeps an entry for each
-        self._concurrent: Counter[str] = Counter()
+        self.usage = Usage()
         self._callers = load_callers(config)
         self._anonymous = anonymous(config)
         self._cache_secret = secrets.token_bytes(32)
@@ -130,73 +118,13 @@ class Access:
             return ""
         return hmac.digest(self._cache_secret, caller.name.encode(), "sha256")[:16].hex()
 
-    def enter(self, caller: Caller) -> dict[str, str]:
-        """Takes one request from the caller's allowance. -> x-ratelimit headers.
-
-        Raises:
-            RateLimited, with Retry-After and the same headers; Unavailable while draining.
-        """
+    def enter(self, caller: Caller, path: str) -> Allowance:
+        """Takes one request from the caller's limits. Raises RateLimited, or Unavailable while draining."""
         if self.draining:
             raise Unavailable(
                 "The server is shutting down.", code="draining", headers={"retry-after": "5"}
             )
-        limit = caller.max_concurrent_requests
-        if limit and self._concurrent[caller.name] >= limit:
-            raise RateLimited(
-                f"{limit} requests of this key are running already.",
-                None,
-                "concurrency_exceeded",
-                {"retry-after": "1"},
-            )
-        tokens = self._window(self._tokens, caller, "tokens", caller.tokens_per_minute)
-        if tokens is not None and tokens.remaining < 1:
-            raise _too_many(
-                f"Limit of {caller.tokens_per_minute} tokens per minute reached.",
-                self.headers(caller),
-                tokens,
-            )
-        if caller.requests_per_minute:
-            item = RateLimitItemPerMinute(caller.requests_per_minute)
-            if not self._requests.hit(item, caller.name, "requests"):
-                window = self._window(
-                    self._requests, caller, "requests", caller.requests_per_minute
-                )
-                assert window is not None
-                raise _too_many(
-                    f"Limit of {caller.requests_per_minute} requests per minute reached.",
-                    self.headers(caller),
-                    window,
-                )
-        self._concurrent[caller.name] += 1
-        return self.headers(caller)
-
-    def leave(self, caller: Caller) -> None:
-        self._concurrent[caller.name] -= 1
-
-    def charge(self, caller: Caller, num_tokens: int) -> None:
-        """Counts tokens after the fact: what an answer costs is known at its end. More than is left takes all of it."""
-        if not caller.tokens_per_minute or not num_tokens:
-            return
-        item = RateLimitItemPerMinute(caller.tokens_per_minute)
-        if self._tokens.hit(item, caller.name, "tokens", cost=num_tokens):
-            return
-        left = self._window(self._tokens, caller, "tokens", caller.tokens_per_minute)
-        if left is not None and left.remaining > 0:
-            self._tokens.hit(item, caller.name, "tokens", cost=left.remaining)
-
-    def headers(self, caller: Caller) -> dict[str, str]:
-        """OpenAI's x-ratelimit headers, for the limits that the caller has."""
-        out = {}
-        for limiter, kind, limit in (
-            (self._requests, "requests", caller.requests_per_minute),
-            (self._tokens, "tokens", caller.tokens_per_minute),
-        ):
-            window = self._window(limiter, caller, kind, limit)
-            if window is not None:
-                out[f"x-ratelimit-limit-{kind}"] = str(limit)
-                out[f"x-ratelimit-remaining-{kind}"] = str(window.remaining)
-                out[f"x-ratelimit-reset-{kind}"] = f"{window.reset_in_s:.0f}s"
-        return out
+        return self.usage.enter(caller, generates=path in GENERATES)
 
     def report(self) -> dict[str, Any]:
         """For /stats: counts, no names of keys."""
@@ -206,27 +134,9 @@ class Access:
             "draining": self.draining,
         }
 
-    @staticmethod
-    def _window(limiter: RateLimiter, caller: Caller, kind: str, limit: int) -> _Window | None:
-        if not limit:
-            return None
-        stats = limiter.get_window_stats(RateLimitItemPerMinute(limit), caller.name, kind)
-        return _Window(stats.remaining, max(0.0, stats.reset_time - time.time()))
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    remaining: int
-    reset_in_s: float
-
-
-def _too_many(message: str, headers: dict[str, str], window: _Window) -> RateLimited:
-    wait = {"retry-after": str(max(1, math.ceil(window.reset_in_s)))}
-    return RateLimited(message, None, "rate_limit_exceeded", headers | wait)
-
 
 class Door:
-    """The ASGI layer: identifies the caller, applies limits to what generates, and adds their headers."""
+    """The ASGI layer: identifies the caller, applies limits to what takes work, and adds their headers."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -247,13 +157,16 @@ class Door:
             caller = self._access.identify(
                 {} if preflight else dict(scope["headers"]), "/health" if preflight else path
             )
-            generates = path in GENERATES and scope["method"] == "POST"
-            extra = self._access.enter(caller) if generates else {}
+            works = path in WORKS and scope["method"] == "POST"
+            allowance = self._access.enter(caller, path) if works else None
         except ApiError as error:
             self._access.refused[error.code or error.type] += 1
             await json_response(error.status, error.body, error.headers)(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = caller
+        state = scope.setdefault("state", {})
+        state["caller"], state["allowance"] = caller, allowance
+        usage = self._access.usage
+        extra = usage.headers(caller) if allowance is not None else {}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -266,5 +179,5 @@ class Door:
         try:
             await self._app(scope, receive, send_with_headers if extra else send)
         finally:
-            if generates:
-                self._access.leave(caller)
+            if allowance is not None:
+                usage.leave(allowance)

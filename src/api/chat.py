@@ -27,6 +27,7 @@ from src.api.metrics import RequestRecord
 from src.api.protocol import ChatCompletionRequest
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
 from src.api.unknown_fields import client_of
+from src.api.usage import Work
 from src.engine.messages import TokenOutput
 from src.harmony.deltas import Delta
 from src.harmony.layout import new_call_id
@@ -142,7 +143,15 @@ class Answer:
 async def start_answer(
     plan: ChatPlan, context: ServerContext, record: RequestRecord, *, joins_messages: bool = True
 ) -> Answer:
-    """Admits every choice, or none. `joins_messages`: see Choice. Raises EngineError."""
+    """Admits every choice, or none. `joins_messages`: see Choice. Raises EngineError or RateLimited."""
+    if record.allowance is not None:
+        work = Work(
+            num_choices=len(plan.requests),
+            num_prompt_tokens=len(plan.prompt.token_ids),
+            max_tokens=sum(request.params.max_tokens for request in plan.requests),
+            names_max_tokens=plan.names_max_tokens,
+        )
+        context.access.usage.admit(record.allowance, work)
     streams = await context.engine.add_requests(plan.requests)
     bytes_of = context.vocabulary.bytes_of if plan.logprobs else None
     choices = [

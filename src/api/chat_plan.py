@@ -14,7 +14,7 @@ from typing import Any
 from src.api.continuation import Beginning, beginning, begun
 from src.api.deps import ServerContext
 from src.api.errors import ContextTooLong, InvalidRequest, NotFound
-from src.api.keys import Caller
+from src.api.keys import Caller, tenant_of
 from src.api.protocol import EFFORTS, MAX_TOOLS, ChatCompletionRequest, SamplingFields
 from src.api.structured_outputs import FinalFormat, asks_for_format, final_format
 from src.api.tool_choice import RelaxedSchema, ToolPlan, plan_tools
@@ -56,6 +56,7 @@ class ChatPlan:
     include_usage: bool
     include_reasoning: bool
     logprobs: bool
+    names_max_tokens: bool  # whether the client did
     max_calls: int | None
     service_tier: str | None
     relaxed: list[RelaxedSchema] | None  # what the grammar does not enforce, where the client asked
@@ -223,7 +224,9 @@ async def plan_chat(
         )
     params = _sampling(request, profile, max_tokens, grammar, context)
     completion_id = id_prefix + secrets.token_hex(12)
-    requests = _engine_requests(completion_id, request, profile, prompt, params, scope)
+    requests = _engine_requests(
+        completion_id, request, profile, prompt, params, scope, tenant_of(caller)
+    )
     reasoning = request.reasoning
     return ChatPlan(
         completion_id=completion_id,
@@ -240,6 +243,7 @@ async def plan_chat(
         include_reasoning=request.include_reasoning is not False
         and not (reasoning and reasoning.exclude),
         logprobs=bool(request.logprobs),
+        names_max_tokens=(request.max_completion_tokens or request.max_tokens) is not None,
         max_calls=1 if request.parallel_tool_calls is False or tools.legacy else None,
         service_tier="default" if request.service_tier is not None else None,
         relaxed=relaxed if request.include_relaxations else None,
@@ -254,6 +258,7 @@ def _engine_requests(
     prompt: PromptTokens,
     params: Callable[[int], SamplingParams],
     scope: str,
+    tenant: str,
 ) -> list[AddRequest]:
     priority = profile.priority if request.priority is None else request.priority
     return [
@@ -263,6 +268,7 @@ def _engine_requests(
             params(index),
             priority=priority,
             timeout_s=profile.deadline_s,
+            tenant=tenant,
             cache_salt=scope + (request.cache_salt or ""),
         )
         for index in range(request.n or 1)

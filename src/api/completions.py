@@ -19,12 +19,14 @@ from src.api.chat_plan import base_seed, derived_seed, resolve_model, sampling_o
 from src.api.choice import StopStrings
 from src.api.deps import Context, ServerContext, counted_rejections, new_record, sender_of
 from src.api.errors import Cancelled, EngineFailure, InvalidRequest
+from src.api.keys import tenant_of
 from src.api.metrics import RequestRecord
 from src.api.protocol import VOCAB_SIZE, ResponseFormat, SamplingFields, fail
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
 from src.api.structured_outputs import asks_for_format, final_format
 from src.api.text_choice import Numbers, TextChoice, joined, no_numbers
 from src.api.unknown_fields import client_of
+from src.api.usage import Work
 from src.api.work_pool import Sender, Stopped
 from src.engine.messages import AddRequest, TokenOutput
 from src.engine.sampling_params import SamplingParams
@@ -258,6 +260,7 @@ async def start_completion(
                     f"{completion_id}-{index}", ids, params,
                     priority=profile.priority if request.priority is None else request.priority,
                     timeout_s=profile.deadline_s, cache_salt=scope + (request.cache_salt or ""),
+                    tenant=tenant_of(record.caller),
                 )
             )  # fmt: skip
             choices.append(
@@ -270,6 +273,14 @@ async def start_completion(
                     is_silent=request.max_tokens == 0,
                 )
             )
+    if record.allowance is not None:
+        work = Work(
+            num_choices=len(requests),
+            num_prompt_tokens=sum(map(len, prompts)),
+            max_tokens=sum(r.params.max_tokens for r in requests),
+            names_max_tokens=True,  # the default is small
+        )
+        context.access.usage.admit(record.allowance, work)
     streams = await context.engine.add_requests(requests)
     request.logit_bias = None  # the parameters have it; as an object it may take 25 MB
     record.completion_id, record.profile = completion_id, profile.name

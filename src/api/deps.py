@@ -151,6 +151,7 @@ def new_record(request: Request) -> RequestRecord:
         endpoint=request.url.path,
         request_id=getattr(state, "request_id", ""),
         caller=caller_of(request),
+        allowance=getattr(state, "allowance", None),
         trace_headers=tuple(
             (name, request.headers[name])
             for name in ("traceparent", "tracestate")

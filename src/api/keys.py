@@ -146,3 +146,8 @@ def _caller(entry: KeyEntry, default: Caller) -> Caller:
 
 def digest_of(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
+
+
+def tenant_of(caller: Caller | None) -> str:
+    """Whose share of the engine a request takes."""
+    return ANONYMOUS if caller is None else caller.name

@@ -55,8 +55,9 @@ class Ledger:
         self._running.pop(record.completion_id, None)
         self._running.pop(record.request_id, None)
         self._metrics.finish(record, finish_reasons)
-        if record.caller is not None:
-            self._access.charge(record.caller, record.num_prompt_tokens + record.num_output_tokens)
+        if record.allowance is not None:
+            num_tokens = record.num_prompt_tokens + record.num_output_tokens
+            self._access.usage.settle(record.allowance, num_tokens)
         fields = self._fields(record, finish_reasons, tags, error)
         logger.info(record.outcome, extra=fields)
         if self._tracing is not None:

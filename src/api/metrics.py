@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from src.api.keys import Caller
+from src.api.usage import Allowance
 from src.engine.messages import EngineStats
 
 TTFT_BUCKETS = (
@@ -119,6 +120,7 @@ class RequestRecord:
     request_id: str = ""  # the x-request-id header
     endpoint: str = ""
     caller: Caller | None = None
+    allowance: Allowance | None = None  # of its caller's limits
     profile: str = ""
     stream: bool = False
     cancelled: bool = False  # by POST /v1/cancel

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -155,16 +155,27 @@ class EngineClient:
 
     # --- requests ---
 
-    def check_capacity(self, num_tokens: int, num_requests: int = 1) -> None:
-        """Raises QueueFullError if that many more requests would wait beyond the bounds."""
-        waiting = len(self._streams) + num_requests - self.config.max_num_seqs
-        if waiting > self.config.max_num_waiting:
+    def check_capacity(self, num_tokens: int, num_requests: int = 1, tenant: str = "") -> None:
+        """Raises QueueFullError if that many more requests would wait beyond the bounds.
+
+        A tenant that holds less than an equal share of all requests, or of the waiting prompts, is let in beyond them.
+        """
+        streams, most = self._streams, self.config.max_num_waiting
+        room = self.config.max_num_seqs + most
+        of_tenant = streams.of_tenant[tenant] + num_requests
+        if len(streams) + num_requests > room and not _is_within_share(
+            of_tenant, room, streams.of_tenant, tenant
+        ):
             raise QueueFullError(
-                f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)",
-                self._retry_after(),
+                f"{most} requests are waiting already (max_num_waiting)", self._retry_after()
             )
-        held = self._streams.num_unstarted_tokens
-        if self._streams.num_unstarted and held + num_tokens > self.config.max_num_waiting_tokens:
+        held, room = streams.num_unstarted_tokens, self.config.max_num_waiting_tokens
+        of_tenant = streams.unstarted_tokens_of[tenant] + num_tokens
+        if (
+            streams.num_unstarted
+            and held + num_tokens > room
+            and not _is_within_share(of_tenant, room, streams.unstarted_tokens_of, tenant)
+        ):
             raise QueueFullError(
                 f"the waiting requests hold {held} tokens already (max_num_waiting_tokens)",
                 self._retry_after(),
@@ -183,7 +194,8 @@ class EngineClient:
         """
         if not self.is_ready:
             await self.wait_ready(self.policy.ready_wait_s)
-        self.check_capacity(sum(len(r.token_ids) for r in requests), len(requests))
+        num_tokens = sum(len(r.token_ids) for r in requests)
+        self.check_capacity(num_tokens, len(requests), requests[0].tenant)
         if not len(self._streams):
             self._last_sign = time.monotonic()
         streams = [OutputStream(request) for request in requests]
@@ -414,6 +426,10 @@ class EngineClient:
         request_id = stream.request.request_id
         self._streams.remove(request_id)
         stream.put(TokenOutput(request_id, [], why, error=error))
+
+
+def _is_within_share(count: int, room: int, counts: Mapping[str, int], tenant: str) -> bool:
+    return count <= room // len({*counts, tenant})
 
 
 def _without_bias(request: AddRequest) -> AddRequest:

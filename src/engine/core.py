@@ -127,6 +127,7 @@ class EngineCore:
             arrival=arrival,
             deadline=None if message.timeout_s is None else arrival + message.timeout_s,
             cache_salt=message.cache_salt,
+            tenant=message.tenant,
             num_scored_tokens=message.num_scored_tokens,
         )
         request.token_ids += message.output_ids

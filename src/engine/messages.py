@@ -17,6 +17,7 @@ class AddRequest(msgspec.Struct, tag="add"):
     priority: int = 0
     timeout_s: float | None = None  # from arrival; past it the request ends with an error
     cache_salt: str = ""
+    tenant: str = ""  # requests of different tenants are scheduled in equal shares
     output_ids: list[int] = []  # what an engine that died had written already
     num_scored_tokens: int = 0  # of the prompt: what it had told already
 

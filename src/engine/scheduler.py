@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from src.engine.config import SCORED_ROWS, EngineConfig
@@ -17,6 +17,7 @@ from src.engine.messages import (
     TokenOutput,
 )
 from src.engine.request import FinishReason, Request, RequestStatus
+from src.engine.waiting import Entry, WaitingQueue
 
 MAX_PASSED = 64  # requests, in one step
 
@@ -50,8 +51,8 @@ class Scheduler:
         self._kv = kv
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
-        self._waiting: list[tuple[float, int, Request]] = []
-        self._order = 0
+        self._running_of: Counter[str] = Counter()  # by tenant, none of them 0
+        self._waiting = WaitingQueue()
         self._known: set[str] = set()  # request ids that the workers hold state for
         self._gone: list[str] = []
         self._score_room = SCORED_ROWS  # of the step that is being made
@@ -96,8 +97,10 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         budget = self._config.max_num_batched_tokens
-        preemptions_before = self.num_preemptions
         out = SchedulerOutput([], {}, {}, [])
+        self._make_way(out)
+        preemptions_before = self.num_preemptions
+        most_of_prompts, of_prompts = self._prompt_tokens_per_tenant(budget), Counter[str]()
         room = self._rows_for_one_step()
         self._score_room = SCORED_ROWS
         # Those that need one token go first, so a long prompt cannot starve them of the budget.
@@ -107,7 +110,10 @@ class Scheduler:
             running = request.status is RequestStatus.RUNNING  # or preempted by one before it
             if not running or request.request_id in self._in_flight:
                 continue
-            num_new = self._within_score_room(request, min(request.num_new_tokens, budget))
+            num_new = min(request.num_new_tokens, budget)
+            if request.num_new_tokens > 1:
+                num_new = min(num_new, most_of_prompts - of_prompts[request.tenant])
+            num_new = self._within_score_room(request, num_new)
             if not num_new:
                 continue
             added, given_back = self._allocate_or_preempt(request, num_new, out)
@@ -115,6 +121,8 @@ class Scheduler:
             if added is None:
                 continue
             budget -= num_new
+            if request.num_new_tokens > 1:
+                of_prompts[request.tenant] += num_new
             self._score_room -= min(num_new, request.num_unscored_tokens)
             out.num_scheduled_tokens[request.request_id] = num_new
             if added[0] or added[1]:
@@ -248,29 +256,28 @@ class Scheduler:
         return output
 
     def _admit(self, budget: int, out: SchedulerOutput, room: int) -> None:
-        passed: list[tuple[float, int, Request]] = []
+        passed: list[Entry] = []
         self._admit_in_order(budget, out, room, passed)
         for entry in passed:
-            heapq.heappush(self._waiting, entry)
+            self._waiting.push_back(entry)
 
     def _admit_in_order(
         self,
         budget: int,
         out: SchedulerOutput,
         room: int,
-        passed: list[tuple[float, int, Request]],
+        passed: list[Entry],
     ) -> None:
         """`passed` gets those that were passed over."""
+        share = self._share()
         while (
             budget > 0
-            and self._waiting
             and len(self._running) < self._config.max_num_seqs
             and len(out.num_scheduled_tokens) < room
         ):
-            request = self._waiting[0][2]
-            if request.status not in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
-                heapq.heappop(self._waiting)
-                continue
+            request = self._waiting.first(lambda tenant: self._running_of[tenant] >= share)
+            if request is None:
+                return
             computed = self._kv.get_computed_blocks(request)
             if self._same_beginning_in(out, request, computed.num_tokens):
                 return  # one step later its beginning is in the cache: computed once, stored once
@@ -279,12 +286,12 @@ class Scheduler:
             if not num_new:  # those whose prompts are not scored need not wait for those that are
                 if len(passed) == MAX_PASSED:
                     return
-                passed.append(heapq.heappop(self._waiting))
+                passed.append(self._waiting.pop(request))
                 continue
             added = self._allocate(request, num_new, computed)
             if added is None:
                 return  # nobody overtakes: a large request would wait for ever
-            heapq.heappop(self._waiting)
+            self._waiting.pop(request)
             self._num_waiting -= 1
             self._num_waiting_tokens -= request.num_tokens
             request.num_computed_tokens = computed.num_tokens
@@ -295,6 +302,7 @@ class Scheduler:
                 self._kv.num_hit_tokens += computed.num_tokens
             request.status = RequestStatus.RUNNING
             self._running.append(request)
+            self._running_of[request.tenant] += 1
             self._known.add(request.request_id)
             budget -= num_new
             self._score_room -= min(num_new, request.num_unscored_tokens)
@@ -309,6 +317,31 @@ class Scheduler:
                     computed.num_tokens,
                 )
             )
+
+    def _share(self) -> int:
+        """Requests that each tenant may run at once while others wait."""
+        tenants = {*self._running_of, *self._waiting.tenants()}
+        return max(1, self._config.max_num_seqs // max(1, len(tenants)))
+
+    def _make_way(self, out: SchedulerOutput) -> None:
+        """Preempts a request of the tenant that runs most and more than its share, where one below its share waits."""
+        if len(self._running) < self._config.max_num_seqs or not self._num_waiting:
+            return
+        share = self._share()
+        tenant, most = max(self._running_of.items(), key=lambda item: item[1])
+        if most <= share or all(self._running_of[t] >= share for t in self._waiting.tenants()):
+            return
+        mine = (r for r in self._running if r.tenant == tenant)
+        idle = [r for r in mine if r.request_id not in self._in_flight]
+        if idle:
+            self._preempt(max(idle, key=self._key), out)
+
+    def _prompt_tokens_per_tenant(self, budget: int) -> int:
+        """Prompt tokens that each tenant may compute in this step, so that long prompts of one do not fill it."""
+        tenants = {r.tenant for r in self._running if r.num_new_tokens > 1}
+        if len(self._running) < self._config.max_num_seqs:
+            tenants.update(self._waiting.tenants())
+        return max(1, budget // max(1, len(tenants)))
 
     def _within_score_room(self, request: Request, num_new: int) -> int:
         """So many of the next tokens that this step has room for the logits of those of the prompt."""
@@ -360,7 +393,7 @@ class Scheduler:
         return added, given_back
 
     def _preempt(self, request: Request, out: SchedulerOutput) -> int:
-        self._running.remove(request)
+        self._stop_running(request)
         self._kv.free(request)
         self._forget(request)
         out.new_block_ids.pop(request.request_id, None)
@@ -371,9 +404,15 @@ class Scheduler:
         self._enqueue(request)
         return out.num_scheduled_tokens.pop(request.request_id, 0)
 
+    def _stop_running(self, request: Request) -> None:
+        self._running.remove(request)
+        self._running_of[request.tenant] -= 1
+        if not self._running_of[request.tenant]:
+            del self._running_of[request.tenant]
+
     def _finish(self, request: Request) -> None:
         if request.status is RequestStatus.RUNNING:
-            self._running.remove(request)
+            self._stop_running(request)
             self._kv.free(request)
         else:
             self._num_waiting -= 1
@@ -390,8 +429,7 @@ class Scheduler:
             self._gone.append(request.request_id)
 
     def _enqueue(self, request: Request) -> None:
-        self._order += 1
-        heapq.heappush(self._waiting, (self._key(request), self._order, request))
+        self._waiting.push(self._key(request), request)
         self._num_waiting += 1
         self._num_waiting_tokens += request.num_tokens
 

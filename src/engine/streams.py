@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -69,6 +69,10 @@ class OpenStreams:
 
     def __init__(self) -> None:
         self._streams: dict[str, OutputStream] = {}
+        self.of_tenant: Counter[str] = Counter()  # none of them 0
+        self.unstarted_tokens_of: Counter[str] = (
+            Counter()
+        )  # of their prompts, by tenant; none of them 0
         self.num_unstarted = 0
         self.num_unstarted_tokens = 0  # of their prompts
 
@@ -84,6 +88,8 @@ class OpenStreams:
 
     def add(self, stream: OutputStream) -> None:
         self._streams[stream.request.request_id] = stream
+        self.of_tenant[stream.request.tenant] += 1
+        self.unstarted_tokens_of[stream.request.tenant] += stream.num_prompt_tokens
         self.num_unstarted += 1
         self.num_unstarted_tokens += stream.num_prompt_tokens
 
@@ -92,10 +98,18 @@ class OpenStreams:
             stream.started = True
             self.num_unstarted -= 1
             self.num_unstarted_tokens -= stream.num_prompt_tokens
+            _take(self.unstarted_tokens_of, stream.request.tenant, stream.num_prompt_tokens)
 
     def remove(self, request_id: str) -> bool:
         """Whether it was there."""
         stream = self._streams.pop(request_id, None)
         if stream is not None:
             self.mark_started(stream)
+            _take(self.of_tenant, stream.request.tenant, 1)
         return stream is not None
+
+
+def _take(counts: Counter[str], name: str, number: int) -> None:
+    counts[name] -= number
+    if not counts[name]:
+        del counts[name]

@@ -130,10 +130,8 @@ def test_tokens_per_minute(keyed: ServerProcess) -> None:
     )
     codes = [post(keyed, "key-of-dave").status_code for _ in range(2)]
     assert codes[-1] == 429
-    assert (
-        post(keyed, "key-of-dave").json()["error"]["message"]
-        == "Limit of 150 tokens per minute reached."
-    )
+    message = post(keyed, "key-of-dave").json()["error"]["message"]
+    assert message.startswith("Limit of 150 tokens per minute reached")
 
 
 def test_requests_at_once(keyed: ServerProcess) -> None:

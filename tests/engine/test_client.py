@@ -103,3 +103,31 @@ def test_all_requests_are_admitted_or_none() -> None:
         client._context.destroy(linger=0)
 
     asyncio.run(add())
+
+
+def test_a_tenant_below_its_share_is_let_in_beyond_the_bounds() -> None:
+    async def add() -> None:
+        client = EngineClient(engine_config(checkpoint(), max_num_seqs=2, max_num_waiting=6))
+        _sent(client)
+        client.state = EngineState.READY
+
+        async def add(tenant: str, count: int) -> None:
+            params, before = SamplingParams(max_tokens=5, seed=0), client.num_active
+            names = [f"{tenant}{before + i}" for i in range(count)]
+            await client.add_requests([AddRequest(n, [1], params, tenant=tenant) for n in names])
+
+        await add("a", 8)
+        with pytest.raises(QueueFullError):
+            await add("a", 1)
+        with pytest.raises(QueueFullError):
+            await add("b", 5)
+        await add("b", 4)
+        with pytest.raises(QueueFullError):
+            await add("b", 1)
+        await add("c", 2)
+        for stream in client._streams:
+            client.discard(stream.request.request_id)
+        assert not client._streams.of_tenant and not client._streams.unstarted_tokens_of
+        client._context.destroy(linger=0)
+
+    asyncio.run(add())

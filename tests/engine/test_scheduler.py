@@ -338,10 +338,11 @@ def test_a_failed_request_leaves_the_others_alone() -> None:
     seqs=st.integers(1, 6),
     batched=st.integers(8, 64),
     lookahead=st.integers(0, 1),
+    tenants=st.sampled_from(["a", "ab", "aaab", "abcde"]),
 )
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_arrives_every_request_ends_once(
-    data: st.DataObject, num_blocks: int, seqs: int, batched: int, lookahead: int
+    data: st.DataObject, num_blocks: int, seqs: int, batched: int, lookahead: int, tenants: str
 ) -> None:
     batched = max(batched, seqs)
     scheduler = make_scheduler(
@@ -369,7 +370,11 @@ def test_whatever_arrives_every_request_ends_once(
             room = max(1, min(60, limit - prompt))
             scheduler.add_request(
                 make_request(
-                    name, shared, rng.randrange(1, room + 1), priority=rng.randrange(-3, 3)
+                    name,
+                    shared,
+                    rng.randrange(1, room + 1),
+                    priority=rng.randrange(-3, 3),
+                    tenant=rng.choice(tenants),
                 )
             )
         elif action < 0.45 and added:
@@ -383,6 +388,90 @@ def test_whatever_arrives_every_request_ends_once(
     assert scheduler._kv.usage == 0
     runner.step()
     assert runner.tables == {}
+
+
+# --- tenants ---
+
+
+def _steps_to_the_end(runner: FakeRunner, name: str) -> int:
+    for step in range(1, 2000):
+        runner.step()
+        if runner.ended[name]:
+            return step
+    raise AssertionError(f"{name} never ended")
+
+
+def _many(scheduler: Scheduler, tenant: str, count: int, max_tokens: int = 50) -> None:
+    for i in range(count):
+        prompt = [1000 * i + k for k in range(40)]
+        scheduler.add_request(make_request(f"{tenant}{i}", prompt, max_tokens, tenant=tenant))
+
+
+def test_many_requests_of_one_tenant_do_not_hold_up_another() -> None:
+    scheduler = make_scheduler(max_num_seqs=4)
+    runner = FakeRunner(scheduler)
+    _many(scheduler, "a", 32)
+    for _ in range(10):
+        runner.step()
+    assert scheduler.num_running == 4
+    scheduler.add_request(make_request("b", 10, 5, tenant="b"))
+    assert _steps_to_the_end(runner, "b") <= 6
+    assert scheduler.num_preemptions == 1
+    runner.run()
+    assert all(len(tokens) == 50 for name, tokens in runner.outputs.items() if name != "b")
+
+
+def test_tenants_share_the_places_of_a_step_equally() -> None:
+    scheduler = make_scheduler(max_num_seqs=6)
+    runner = FakeRunner(scheduler)
+    _many(scheduler, "a", 20)
+    for _ in range(5):
+        runner.step()
+    _many(scheduler, "b", 20)
+    _many(scheduler, "c", 1)
+    for _ in range(20):
+        runner.step()
+    # c wants one place of its two: what it leaves goes by arrival
+    assert scheduler._running_of == {"a": 3, "b": 2, "c": 1}
+    preempted = scheduler.num_preemptions
+    for _ in range(20):
+        runner.step()
+    assert scheduler.num_preemptions == preempted, "shares do not change, so nothing is preempted"
+    runner.run()
+    assert not scheduler._running_of
+
+
+def test_priority_counts_within_a_share_and_between_tenants_below_theirs() -> None:
+    scheduler = make_scheduler(max_num_seqs=1, priority_ageing_s=5.0)
+    for name, tenant, priority in (("a0", "a", 0), ("a1", "a", -1), ("b0", "b", -2)):
+        scheduler.add_request(
+            make_request(name, 10, 2, arrival=0.0, tenant=tenant, priority=priority)
+        )
+    runner = FakeRunner(scheduler)
+    order: list[str] = []
+    while scheduler.has_requests():
+        order += [n for n in runner.step().num_scheduled_tokens if n not in order]
+    assert order == ["b0", "a1", "a0"]
+
+
+def test_one_tenant_alone_is_never_preempted_for_its_share() -> None:
+    scheduler = make_scheduler(max_num_seqs=4)
+    runner = FakeRunner(scheduler)
+    _many(scheduler, "a", 12, max_tokens=9)
+    runner.run()
+    assert scheduler.num_preemptions == 0
+
+
+def test_a_tenants_long_prompts_leave_another_its_part_of_the_step() -> None:
+    scheduler = make_scheduler(max_num_seqs=8, max_num_batched_tokens=64)
+    runner = FakeRunner(scheduler)
+    for i in range(3):
+        prompt = [5000 * i + k for k in range(900)]
+        scheduler.add_request(make_request(f"a{i}", prompt, 2, tenant="a"))
+    runner.step()
+    scheduler.add_request(make_request("b", list(range(90_000, 90_100)), 1, tenant="b"))
+    assert _steps_to_the_end(runner, "b") <= 8
+    runner.run()
 
 
 def test_requests_past_their_deadline_are_known() -> None:

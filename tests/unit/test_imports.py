@@ -40,7 +40,9 @@ ALLOWED = {
     "src.engine.kv_cache_manager": "src.engine.request",
     "src.engine.messages": "src.engine.request src.engine.sampling_params",
     "src.engine.drafts": "src.engine.guided src.engine.request",
-    "src.engine.scheduler": CONTROL + " src.engine.drafts src.engine.kv_cache_manager",
+    "src.engine.waiting": "src.engine.request",
+    "src.engine.scheduler": CONTROL
+    + " src.engine.drafts src.engine.kv_cache_manager src.engine.waiting",
     "src.engine.client": CONTROL
     + " src.engine.core src.engine.streams src.engine.lifecycle src.run_folder",
     "src.engine.lifecycle": "",
@@ -74,6 +76,7 @@ NO_TORCH = [
     "src.engine.kv_cache_manager",
     "src.engine.messages",
     "src.engine.scheduler",
+    "src.engine.waiting",
     "src.engine.client",
     "src.engine.guided",
     "src.engine.drafts",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -366,3 +367,77 @@ class TestMachine:
             assert httpx.get(f"{worn.url}/ready").status_code == 200
             assert "8 connections are open (max_connections)" in worn.server.log
         wait_until(lambda: httpx.get(f"{worn.url}/v1/models").status_code == 200)
+
+
+class TestWork:
+    """Requests that ask for much work."""
+
+    LONG = "".join(random.Random(1).choices("etaoinshr", k=4_000_000))
+
+    @pytest.mark.parametrize(
+        ("path", "body", "param"),
+        [
+            ("/tokenize", {"prompt": LONG}, "prompt"),
+            ("/tokenize", {"messages": [{"role": "user", "content": LONG}]}, "messages"),
+            ("/detokenize", {"tokens": [1] * 400_000}, "tokens"),
+            ("/v1/responses/input_tokens", {"input": LONG}, "input"),
+            ("/v1/responses", {"model": "gpt-oss-nano", "input": LONG}, "input"),
+            ("/v1/completions", {"model": "gpt-oss-nano", "prompt": LONG}, "prompt"),
+            ("/v1/chat/completions", {**BODY, "messages": [{"role": "user", "content": LONG}]}, "messages"),
+        ],
+    )  # fmt: skip
+    def test_text_without_a_break_is_counted_up_to_the_limit(
+        self, keyed: Keyed, path: str, body: dict[str, Any], param: str
+    ) -> None:
+        answer = httpx.post(f"{keyed.url}{path}", json=body, headers=ALICE, timeout=60)
+        error = answer.json()["error"]
+        assert answer.status_code == 400, error
+        assert (error["param"], error["code"]) == (param, "context_length_exceeded")
+
+    def test_bodies_of_many_small_things_are_refused(self, keyed: Keyed) -> None:
+        for data in (b'{"messages": [' + b"[]," * 300_000 + b"1]}", b'{"tokens": [' + b"1," * 1_100_000 + b"1]}"):  # fmt: skip
+            headers = ALICE | {"content-type": "application/json"}
+            url = f"{keyed.url}/v1/chat/completions"
+            answer = httpx.post(url, content=data, headers=headers, timeout=60)
+            assert answer.status_code == 413
+            assert "The body holds more than" in answer.json()["error"]["message"]
+
+    def test_a_full_bias_of_many_choices_is_kept_once(self, keyed: Keyed) -> None:
+        bias = {str(token): 1.5 for token in range(201_088)}
+        children = psutil.Process(keyed.server.process.pid).children(recursive=True)
+        before = sum(child.memory_info().rss for child in children)
+        answer = httpx.post(
+            f"{keyed.url}/v1/chat/completions",
+            json={**BODY, "n": 32, "logit_bias": bias, "max_tokens": 1},
+            headers=ALICE,
+            timeout=120,
+        )
+        assert answer.status_code == 200 and len(answer.json()["choices"]) == 32
+        grown = sum(child.memory_info().rss for child in children) - before
+        assert grown < 200 * 2**20  # 32 copies as objects would take 600 MB
+
+    def test_limits_hold_for_every_route_that_works_and_count_choices(self, keyed: Keyed) -> None:
+        limited = (
+            "- {name: carol, key: key-of-carol, requests_per_minute: 6, tokens_per_minute: 200}\n"
+        )
+        keyed.reload(KEYS + limited, "keys reloaded: 3")
+        try:
+            carol = {"authorization": "Bearer key-of-carol"}
+
+            def post(path: str, body: dict[str, Any]) -> httpx.Response:
+                return httpx.post(keyed.url + path, json=body, headers=carol, timeout=60)
+
+            too_much = post("/v1/chat/completions", {**BODY, "max_tokens": 1000})
+            assert too_much.status_code == 429
+            assert "This request may take 1" in too_much.json()["error"]["message"]
+            assert post("/tokenize", {"prompt": "a"}).status_code == 200
+            assert post("/detokenize", {"tokens": [1]}).status_code == 200
+            counted = post("/v1/responses/input_tokens", {"input": "Hi"})
+            assert counted.headers["x-ratelimit-remaining-requests"] == "2"
+            many = post("/v1/chat/completions", {**BODY, "n": 3})
+            assert many.status_code == 429
+            assert "counts as 3, one for each choice" in many.json()["error"]["message"]
+            assert post("/v1/completions", {"model": "gpt-oss-nano", "prompt": ["a"], "n": 1}).status_code == 200  # fmt: skip
+            assert post("/tokenize", {"prompt": "a"}).status_code == 429
+        finally:
+            keyed.reload(KEYS, "keys reloaded: 2")

@@ -27,11 +27,12 @@ _BOUNDS = (
     "multipleOf", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "not", "contains",
     "propertyNames", "dependentRequired", "if", "then", "else",
 )  # fmt: skip
+_BOUND_KEYS = frozenset(_BOUNDS)
 _ANNOTATIONS = frozenset(
     ("title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "nullable",
      "discriminator", "$schema", "$id", "$anchor", "$comment", "$defs", "definitions")
 )  # fmt: skip
-_COMBINATORS = ("allOf", "anyOf", "oneOf")
+_COMBINATORS = frozenset(("allOf", "anyOf", "oneOf"))
 # keywords that say which type a schema has, so that it needs none from outside
 _TYPED = frozenset(
     ("type", "properties", "patternProperties", "required", "items", "prefixItems", "const", "enum", "$ref")
@@ -92,7 +93,11 @@ class _Renderer:
             return f"any /* {_literal(schema)} */"
         if "$ref" in schema:
             return self._reference(schema, indent, inline)
-        return _with_null(schema, self._combined(schema, indent, inline), indent)
+        if schema.keys().isdisjoint(_COMBINATORS):
+            kind = self._plain(schema, indent)
+        else:
+            kind = self._combined(schema, indent, inline)
+        return _with_null(schema, kind, indent) if "nullable" in schema else kind
 
     def _combined(self, schema: Schema, indent: str, inline: bool) -> str:
         """An intersection of what the schema says itself and of its combinators."""
@@ -132,7 +137,7 @@ class _Renderer:
 
     def _plain(self, schema: Schema, indent: str) -> str:
         """A schema without combinators."""
-        literals = _literals(schema)
+        literals = _literals(schema) if "enum" in schema or "const" in schema else None
         if literals is None:
             return self._by_type(schema, indent)
         if not _has_structure(schema):
@@ -141,6 +146,8 @@ class _Renderer:
 
     def _by_type(self, schema: Schema, indent: str) -> str:
         kind = schema.get("type")
+        if kind.__class__ is str and kind in _PRIMITIVES:
+            return _PRIMITIVES[kind]
         if isinstance(kind, list):
             return _union([self._by_type({**schema, "type": k}, indent) for k in kind])
         if kind is None and _is_object(schema):
@@ -149,7 +156,7 @@ class _Renderer:
             return self._object(schema, indent)
         if kind == "array" or (kind is None and ("items" in schema or "prefixItems" in schema)):
             return self._array(schema, indent)
-        return _PRIMITIVES.get(str(kind), "any")
+        return "any"
 
     def _array(self, schema: Schema, indent: str) -> str:
         if schema.get("prefixItems"):
@@ -193,31 +200,32 @@ class _Renderer:
         mark = "" if required else "?"
         if not isinstance(value, Mapping):
             return f"{indent}{key}{mark}: {self.type_of(value, indent)},\n"
-        alone = "$ref" not in value and _only_union(value, self._target)
+        plain = "$ref" in value or value.keys().isdisjoint(_COMBINATORS)
+        alone = [] if plain else _only_union(value, self._target)
         out = []
         if isinstance(value.get("title"), str):
             out.append(f"{indent}// {value['title']}\n{indent}//\n")
         description = value.get("description")
-        if isinstance(description, str) and not alone:
-            out.append(f"{indent}// {description}\n")
+        above = f"{indent}// {description}\n" if isinstance(description, str) else ""
+        if not alone:
+            out.append(above)
         if value.get("examples"):
             out.append(f"{indent}// Examples:\n")
             out += [f"{indent}// - {_shown(example)}\n" for example in value["examples"]]
-        if isinstance(description, str) and alone:
-            out.append(f"{indent}// {description}\n")
-        if "default" in value and alone:
-            out.append(f"{indent}// {_default(value)}\n")
         outer, self._notes = self._notes, []
         if alone:
+            out.append(above)
+            if "default" in value:
+                out.append(f"{indent}// {_default(value)}\n")
             kind = self._union_on_lines(alone, indent, description)
             kind = f"{_with_null(value, kind, indent)}\n{indent}"
-            comment = _comment([_bounds(value), *self._notes])
+            notes = [_bounds(value), *self._notes]
         else:
             kind = self.type_of(value, indent + "    ")
             kind = f"{kind}\n{indent}" if kind.startswith("\n") else f" {kind}"
-            comment = _comment([_default(value), _bounds(value), *self._notes])
+            notes = [_default(value), _bounds(value), *self._notes]
         self._notes = outer
-        out.append(f"{indent}{key}{mark}:{kind},{comment}\n")
+        out.append(f"{indent}{key}{mark}:{kind},{_comment(notes)}\n")
         return "".join(out)
 
     def _reference(self, schema: Schema, indent: str, inline: bool) -> str:
@@ -313,17 +321,26 @@ def _split(schema: Schema, target: Any) -> tuple[Schema | None, list[Any], list[
     base = {k: v for k, v in schema.items() if k not in _COMBINATORS}
     kind = base.get("type")
     missing = [n for n in base.get("required") or () if n not in (base.get("properties") or {})]
-    handed = [[_handed_down(v, kind, missing, target) for v in group] for group in (parts, *unions)]
-    declared = {
-        name
-        for group, of_all in zip((parts, *unions), (False, *(True for _ in unions)), strict=True)
-        for name in missing
-        if group and (all if of_all else any)(_declares(target(v), name) for v in group)
-    }
-    if declared:
-        base["required"] = [n for n in base["required"] if n not in declared]
+    if kind is not None or missing:
+        declared = _declared(missing, parts, unions, target)
+        if declared:
+            base["required"] = [n for n in base["required"] if n not in declared]
+        parts = [_handed_down(v, kind, missing, target) for v in parts]
+        unions = [[_handed_down(v, kind, missing, target) for v in group] for group in unions]
     says = _has_structure(base) or _literals(base) is not None or bool(base.get("required"))
-    return (base if says else None), handed[0], handed[1:]
+    return (base if says else None), parts, unions
+
+
+def _declared(
+    names: Sequence[str], parts: Sequence[Any], unions: Sequence[Sequence[Any]], target: Any
+) -> set[str]:
+    """The names that a schema of `allOf` declares, or every variant of a union."""
+    return {
+        name
+        for name in names
+        if any(_declares(target(part), name) for part in parts)
+        or any(all(_declares(target(v), name) for v in variants) for variants in unions)
+    }
 
 
 def _only_union(schema: Schema, target: Any) -> list[Any]:
@@ -412,13 +429,17 @@ def _notes(schema: Any, kind: str) -> list[str]:
 
 
 def _variant_notes(variant: Any, kind: str, written: Any) -> list[str]:
-    if isinstance(variant, Mapping) and variant.get("description") == written:
+    if written is not None and _description(variant) == written:
         variant = {key: value for key, value in variant.items() if key != "description"}
     return _notes(variant, kind)
 
 
+def _description(schema: Any) -> Any:
+    return schema.get("description") if isinstance(schema, Mapping) else None
+
+
 def _comment(notes: Iterable[str]) -> str:
-    text = ", ".join(note for note in notes if note)
+    text = ", ".join(filter(None, notes))
     return f" // {text}" if text else ""
 
 
@@ -428,9 +449,15 @@ def _newline_after_comment(kind: str) -> str:
 
 
 def _bounds(schema: Schema) -> str:
-    notes = [f"{key}: {_literal(schema[key])}" for key in _BOUNDS if key in schema]
+    notes: list[str] = []
+    if not schema.keys().isdisjoint(_BOUND_KEYS):
+        notes = [f"{key}: {_literal(schema[key])}" for key in _BOUNDS if key in schema]
     items = schema.get("items")
-    if isinstance(items, Mapping):
+    if (
+        items is not None
+        and isinstance(items, Mapping)
+        and not items.keys().isdisjoint(_BOUND_KEYS)
+    ):
         notes += [f"items {key}: {_literal(items[key])}" for key in _BOUNDS if key in items]
     return ", ".join(notes)
 
@@ -454,13 +481,18 @@ def _shown(value: Any) -> str:
 
 def _literal(value: Any) -> str:
     """JSON as Rust's serde_json writes it."""
+    if value.__class__ is str:
+        return _encode(value)
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{_literal(str(k))}:{_literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_literal, value)) + "]"
     if isinstance(value, float) or _is_beyond_64_bits(value):
         return _float(float(value))
-    return json.dumps(value, ensure_ascii=False)
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _is_beyond_64_bits(value: Any) -> bool:

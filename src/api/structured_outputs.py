@@ -125,8 +125,6 @@ def _of_schema(
 ) -> FinalFormat:
     try:
         enforced = enforceable(schema, strict)
-        if enforced.contradiction is not None:
-            raise SchemaError(str(enforced.contradiction))
     except SchemaError as error:
         place = f"response_format '{name}'" if field.startswith("response_format") else f"'{field}'"
         raise InvalidRequest(

@@ -15,6 +15,7 @@ from typing import Any
 
 from src.harmony.schema.references import References
 
+_PARTS = ("$ref", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas")
 _SAYS_WHAT_ELSE = ("additionalProperties", "unevaluatedProperties")
 
 
@@ -65,6 +66,34 @@ def level_of(schema: Mapping[str, Any], references: References, *, is_root: bool
         met = Declared(total.names, total.patterns, own.required, own.at_least).can_be_closed()
         return Level(close_parts=met)
     return Level(total if total.can_be_closed() else None)
+
+
+def sealed(schema: Mapping[str, Any], references: References) -> Level | None:
+    """The level of an object with `unevaluatedProperties: false` over schemas that are combined."""
+    if schema.get("unevaluatedProperties") is not False or "additionalProperties" in schema:
+        return None
+    total = declared_by(
+        {k: v for k, v in schema.items() if k != "unevaluatedProperties"}, references
+    )
+    return None if total.open else Level(total)
+
+
+def has_parts(schema: Mapping[str, Any]) -> bool:
+    return any(keyword in schema for keyword in _PARTS)
+
+
+def has_names_of_variants(schema: Any, references: References) -> bool:
+    """Whether some names are declared only where a certain variant matches."""
+    if not isinstance(schema, Mapping):
+        return False
+    for keyword in ("anyOf", "oneOf", "if", "then", "else", "dependentSchemas"):
+        if keyword in schema:
+            declared = declared_by({keyword: schema[keyword]}, references)
+            if declared.names or declared.patterns:
+                return True
+    found = references.find(schema["$ref"]) if isinstance(schema.get("$ref"), str) else None
+    members = [*(schema.get("allOf") or ()), *([found.schema] if found is not None else ())]
+    return any(has_names_of_variants(member, references) for member in members)
 
 
 def _own(schema: Mapping[str, Any]) -> Declared:

@@ -18,6 +18,7 @@ from src.harmony.schema.checks import SchemaError, check_references, check_schem
 from src.harmony.schema.rewrite import ALL, Relaxed, Rewriter
 
 MAX_CACHED, MAX_CACHED_CHARS = 10_000, 32 * 2**20
+UNSATISFIABLE = "Unsatisfiable"  # how the compiler begins to say that nothing matches
 MOST_ATTEMPTS = 24  # keywords that are left out one after the other before a schema is given up
 # in which order they are left out where a schema does not compile: what narrows least first
 _SUSPECTS = (
@@ -28,16 +29,22 @@ _SUSPECTS = (
 )  # fmt: skip
 
 
+_RESTRICTIONS = frozenset(_SUSPECTS) - {
+    "type",
+    "properties",
+    "required",
+    "items",
+    "prefixItems",
+    "patternProperties",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Enforced:
     schema: Mapping[
         str, Any
-    ]  # for the grammar; every value that it allows is right but for what was relaxed
+    ]  # for the grammar: each of its values is right, but for what was relaxed
     relaxed: tuple[Relaxed, ...] = ()
-
-    @property
-    def contradiction(self) -> Relaxed | None:
-        return next((r for r in self.relaxed if r.contradiction), None)
 
 
 _found: DigestCache[Enforced] = DigestCache(MAX_CACHED, MAX_CACHED_CHARS)
@@ -90,17 +97,30 @@ def _enforce(schema: Any, strict: bool, arguments: bool, where: str) -> Enforced
         _check_arguments(schema, where)
     blocked: dict[tuple[str, str], Relaxed] = {}
     for attempt in range(MOST_ATTEMPTS + 1):
-        rewriter = Rewriter(schema, where, blocked, strict=strict, close=arguments)
-        node = rewriter.rewrite_root(arguments=arguments)
-        found = _endless(rewriter, node) or _refused(rewriter, node, arguments)
+        rewriter = Rewriter(schema, where, blocked, strict=strict, arguments=arguments)
+        node = rewriter.rewrite_root()
+        found = _endless(rewriter, node) or _refused(rewriter, node) or _never(rewriter)
         if strict and (rewriter.relaxed or (found and found.keyword != "format")):
             raise SchemaError(str(next(iter(rewriter.relaxed.values()), found)))
         if not found:
+            if not arguments:
+                _check_possible(rewriter)
             return Enforced(node, tuple(rewriter.relaxed.values()))
         if attempt == MOST_ATTEMPTS - 1:
             found = Relaxed(where, ALL, found.reason, found.contradiction)
         blocked[found.place, found.keyword] = found
     raise AssertionError("any value at all compiles")
+
+
+def _check_possible(rewriter: Rewriter) -> None:
+    """Raises SchemaError where no value at all can match, for what a schema says of itself."""
+    contradiction = next((r for r in rewriter.relaxed.values() if r.contradiction), None)
+    if contradiction is None:
+        return
+    faithful = rewriter.faithfully()
+    node = faithful.rewrite_root()
+    if compile_error(node) is not None or _endless(faithful, node) is not None:
+        raise SchemaError(str(contradiction))
 
 
 def _check_arguments(schema: Any, where: str) -> None:
@@ -109,7 +129,7 @@ def _check_arguments(schema: Any, where: str) -> None:
         raise SchemaError(f"{where}.type must be 'object', not {kind!r}")
 
 
-def _refused(rewriter: Rewriter, node: dict[str, Any], arguments: bool) -> Relaxed | None:
+def _refused(rewriter: Rewriter, node: dict[str, Any]) -> Relaxed | None:
     """What to leave out so that the schema, or the smallest part that does not compile, does."""
     error = compile_error(node)
     if error is None:
@@ -117,23 +137,40 @@ def _refused(rewriter: Rewriter, node: dict[str, Any], arguments: bool) -> Relax
     where = rewriter.where
     if "recursion" in error:
         return Relaxed(where, ALL, "nested too deeply")
-    for place, part in sorted(rewriter.nodes.items(), key=lambda item: len(str(item[1]))):
+    for place, part in _smallest_first(rewriter):
         reason = compile_error(_with_definitions(part, rewriter))
-        if reason is None:
+        if reason is not None:
+            return _suspect(rewriter, place, reason)
+    return Relaxed(where, ALL, error, error.startswith(UNSATISFIABLE))
+
+
+def _never(rewriter: Rewriter) -> Relaxed | None:
+    """What to leave out of an optional part that nothing matches: the compiler leaves the whole part out then."""
+    for place, part in _smallest_first(rewriter):
+        if "allOf" in part or len(part.keys() & _RESTRICTIONS) > 1:
+            reason = compile_error(_with_definitions(part, rewriter))
+            if reason is not None:
+                return _suspect(rewriter, place, reason)
+    return None
+
+
+def _smallest_first(rewriter: Rewriter) -> list[tuple[str, dict[str, Any]]]:
+    return sorted(rewriter.nodes.items(), key=lambda item: len(str(item[1])))
+
+
+def _suspect(rewriter: Rewriter, place: str, reason: str) -> Relaxed:
+    """The first keyword at this place without which it compiles, else all of it."""
+    contradiction = reason.startswith(UNSATISFIABLE)
+    for keyword in _SUSPECTS:
+        if keyword not in rewriter.sources[place]:
             continue
-        contradiction = reason.startswith("Unsatisfiable")
-        for keyword in _SUSPECTS:
-            if keyword in rewriter.sources[place]:
-                found = Relaxed(place, keyword, reason, contradiction)
-                other = rewriter.without(found)
-                other.rewrite_root(arguments=arguments)
-                if (
-                    place not in other.nodes
-                    or compile_error(_with_definitions(other.nodes[place], other)) is None
-                ):
-                    return found
-        return Relaxed(place, ALL, reason, contradiction)
-    return Relaxed(where, ALL, error, error.startswith("Unsatisfiable"))
+        found = Relaxed(place, keyword, reason, contradiction)
+        other = rewriter.without(found)
+        other.rewrite_root()
+        node = other.nodes.get(place)
+        if node is None or compile_error(_with_definitions(node, other)) is None:
+            return found
+    return Relaxed(place, ALL, reason, contradiction)
 
 
 def _with_definitions(node: Mapping[str, Any], rewriter: Rewriter) -> Mapping[str, Any]:

@@ -25,9 +25,7 @@ MOST_COMBINATIONS = 20  # of names, written out one by one
 ALL = "*"  # as a keyword: everything that a schema says
 NOT_SUPPORTED = "the grammar has no such keyword"
 _ABSENT = object()
-_JUST_RELAXED = (
-    "if", "then", "else", "dependentSchemas", "contains", "minContains", "maxContains", "unevaluatedItems",
-)  # fmt: skip
+_JUST_RELAXED = ("if", "dependentSchemas", "contains", "unevaluatedItems")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _ALL_TYPES = ("string", "number", "boolean", "null", "object", "array")
 
@@ -59,10 +57,14 @@ class Rewriter:
         blocked: Mapping[tuple[str, str], Relaxed],
         *,
         strict: bool,
-        close: bool,
+        arguments: bool,
+        faithful: bool = False,
     ) -> None:
+        """`arguments`: see enforceable. `faithful`: where a schema contradicts itself nothing matches; otherwise a part
+        of it is left out."""
         self._root, self.where, self._blocked = root, where, blocked
-        self._strict, self._close = strict, close
+        self._strict, self._close, self._faithful = strict, arguments, faithful
+        self._impossible: set[str] = set()  # places of contradictions
         self._references = References(root)
         self.relaxed: dict[tuple[str, str], Relaxed] = {}
         self.definitions: dict[str, Node] = {}
@@ -70,21 +72,42 @@ class Rewriter:
         self.sources: dict[str, Mapping[str, Any]] = {}
         self._names: dict[tuple[str, bool], str] = {}
 
-    def rewrite_root(self, *, arguments: bool) -> dict[str, Any]:
+    def rewrite_root(self) -> dict[str, Any]:
+        arguments = self._close
         node = self._rewrite(self._root, self.where, self._close, is_root=arguments)
-        if arguments:
-            node = _only_objects(node)
         if isinstance(node, bool):
-            node = {} if node else {"not": {}}
+            node = {} if node else {"anyOf": []}
+        if arguments:
+            node = {**node, "type": "object"}
         return {**node, "$defs": self.definitions} if self.definitions else node
 
     def without(self, also: Relaxed) -> Rewriter:
         """The same for another attempt, which leaves `also` out."""
         blocked = {**self._blocked, (also.place, also.keyword): also}
-        return Rewriter(self._root, self.where, blocked, strict=self._strict, close=self._close)
+        return self._again(blocked)
+
+    def faithfully(self) -> Rewriter:
+        return self._again(self._blocked, faithful=True)
+
+    def _again(
+        self, blocked: Mapping[tuple[str, str], Relaxed], *, faithful: bool = False
+    ) -> Rewriter:
+        return Rewriter(
+            self._root,
+            self.where,
+            blocked,
+            strict=self._strict,
+            arguments=self._close,
+            faithful=faithful,
+        )
 
     def _relax(self, place: str, keyword: str, reason: str, *, contradiction: bool = False) -> None:
-        self.relaxed.setdefault((place, keyword), Relaxed(place, keyword, reason, contradiction))
+        self._leave_out(Relaxed(place, keyword, reason, contradiction))
+
+    def _leave_out(self, relaxed: Relaxed) -> None:
+        self.relaxed.setdefault((relaxed.place, relaxed.keyword), relaxed)
+        if relaxed.contradiction:
+            self._impossible.add(relaxed.place)
 
     def _get(self, schema: Mapping[str, Any], keyword: str, place: str, default: Any = None) -> Any:
         """The keyword's value, `default` where it is absent or was found not to compile."""
@@ -94,7 +117,7 @@ class Rewriter:
         if known is None:
             return schema[keyword]
         if keyword != "format":  # an annotation, enforced where that is possible
-            self.relaxed[place, keyword] = known
+            self._leave_out(known)
         return default
 
     def _rewrite(self, schema: Any, place: str, close: bool, *, is_root: bool = False) -> Node:
@@ -102,9 +125,12 @@ class Rewriter:
             return schema
         known = self._blocked.get((place, ALL))
         if known is not None:
-            self.relaxed[place, ALL] = known
-            return True
-        level = closing.level_of(schema, self._references, is_root=is_root) if close else Level()
+            self._leave_out(known)
+            return not (self._faithful and known.contradiction)
+        level = closing.sealed(schema, self._references)
+        if close and level is None:
+            level = closing.level_of(schema, self._references, is_root=is_root)
+        level = level or Level()
         node: dict[str, Any] = {}
         self._values(node, schema, place)
         self._strings(node, schema, place)
@@ -118,8 +144,14 @@ class Rewriter:
         if self._combinators(node, schema, place, level) is False:
             return False
         for keyword in _JUST_RELAXED:
-            if keyword in schema and schema[keyword] not in (True, {}):
+            if keyword == "if" and not schema.keys() & {"then", "else"}:
+                continue
+            if keyword in schema and not (
+                keyword == "unevaluatedItems" and schema[keyword] in (True, {})
+            ):
                 self._relax(place, keyword, NOT_SUPPORTED)
+        if self._faithful and place in self._impossible:
+            return False
         if schema.get("nullable") is True and not is_root:
             node = {"anyOf": [node, {"type": "null"}]}
         self.nodes[place], self.sources[place] = node, schema
@@ -178,7 +210,7 @@ class Rewriter:
     def _numbers(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
         asked = {key: self._get(schema, key, place) for key in _BOUNDS if key in schema}
         known = {key: value for key, value in asked.items() if value is not None}
-        found = bounds(known, integer=node.get("type") == "integer", strict=self._strict)
+        found = bounds(known, integer=_only_integers(node.get("type")), strict=self._strict)
         node.update(found.keywords)
         for keyword in found.relaxed:
             self._relax(place, keyword, "the bound is out of the grammar's reach")
@@ -245,7 +277,7 @@ class Rewriter:
                     place, "required", f"{undeclared[0]!r} may not be written", contradiction=True
                 )
                 required = [name for name in required if name in properties]
-        simple = not any(k in schema for k in ("allOf", "anyOf", "oneOf", "$ref")) and self._close
+        simple = not any(k in schema for k in ("allOf", "anyOf", "oneOf", "$ref"))
         if simple and properties and more is not False and not patterns:
             # an escaped spelling of a declared name would be a second value for it
             patterns, more = {ANY_KEY: more}, False
@@ -262,24 +294,17 @@ class Rewriter:
 
     def _more(self, schema: Mapping[str, Any], place: str) -> Node:
         """What a property has to be that is not declared."""
-        more = self._get(schema, "additionalProperties", place, True)
+        keyword = "additionalProperties"
+        more = self._get(schema, keyword, place, True)
         if more is True and "unevaluatedProperties" in schema:
-            return self._unevaluated(schema, place)
-        return self._rewrite(more, f"{place}.additionalProperties", self._close)
-
-    def _unevaluated(self, schema: Mapping[str, Any], place: str) -> Node:
-        value = self._get(schema, "unevaluatedProperties", place, True)
-        if value is True or value == {}:
-            return True
-        if not any(
-            keyword in schema
-            for keyword in ("allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas")
-        ):
-            return self._rewrite(value, f"{place}.unevaluatedProperties", self._close)
-        self._relax(
-            place, "unevaluatedProperties", "not enforced next to schemas that are combined"
-        )
-        return True
+            keyword = "unevaluatedProperties"
+            more = self._get(schema, keyword, place, True)
+            if more is False and closing.has_names_of_variants(schema, self._references):
+                self._relax(place, keyword, "the names of other variants may be written")
+            elif more not in (True, False, {}) and closing.has_parts(schema):
+                self._relax(place, keyword, "not enforced next to schemas that are combined")
+                return True
+        return self._rewrite(more, f"{place}.{keyword}", self._close)
 
     def _pattern_properties(self, schema: Mapping[str, Any], place: str) -> dict[str, Node] | None:
         """None: they cannot be told from other names."""
@@ -509,7 +534,7 @@ class Rewriter:
         given = self._get(schema, "not", place, False)
         if given is False:
             return None
-        if given is True or given == {}:
+        if given is True or not given.keys() - _ANNOTATIONS:
             return False
         kinds = given.get("type")
         if _says_only(given, {"type"}) and not {"integer", "number"} & set(_listed(kinds)):
@@ -542,10 +567,8 @@ def _add_all(node: dict[str, Any], parts: list[Any]) -> None:
             node.setdefault("allOf", []).append(part)
 
 
-def _only_objects(node: Node) -> Node:
-    if isinstance(node, bool):
-        return {"type": "object"} if node else node
-    return {**node, "type": "object"}
+def _only_integers(kind: Any) -> bool:
+    return "integer" in _listed(kind) and "number" not in _listed(kind)
 
 
 def _has_type(value: Any, kinds: Set[str]) -> bool:
@@ -586,7 +609,7 @@ _ANNOTATIONS = frozenset(
 
 
 def _says_only(schema: Mapping[str, Any], keywords: Set[str]) -> bool:
-    return bool(schema) and schema.keys() - _ANNOTATIONS <= keywords
+    return schema.keys() - _ANNOTATIONS <= keywords
 
 
 def _only_required(schema: Any) -> str | None:

@@ -276,7 +276,17 @@ class _LoopWatch:
 
 def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     """Raises GrammarError with llguidance's reason."""
-    matcher = LLMatcher(
+    matcher = _matcher(tokenizer, grammar, precompute=True)
+    if matcher.is_error() and "precomputation" in matcher.get_error():
+        # many large patterns: their states are computed as they are needed
+        matcher = _matcher(tokenizer, grammar, precompute=False)
+    if matcher.is_error():
+        raise GrammarError(matcher.get_error())
+    return matcher
+
+
+def _matcher(tokenizer: LLTokenizer, grammar: str, *, precompute: bool) -> LLMatcher:
+    return LLMatcher(
         tokenizer,
         LLMatcher.grammar_from_lark(grammar),
         log_level=0,
@@ -284,8 +294,6 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
             verbose_errors=False,
             max_items_in_row=MAX_ITEMS_IN_ROW,
             step_max_items=MAX_ITEMS_OF_MASK,
+            precompute_large_lexemes=precompute,
         ),
     )
-    if matcher.is_error():
-        raise GrammarError(matcher.get_error())
-    return matcher

@@ -410,3 +410,33 @@ def test_a_cancelled_response_fails_aloud(server: ServerProcess) -> None:
     assert (failed["status"], failed["error"]["code"]) == ("failed", "request_cancelled")
     assert failed["output"][-1]["status"] == "incomplete"
     assert httpx.get(f"{server.url}/v1/responses/{failed['id']}").status_code == 404
+
+
+def test_what_is_not_enforced_is_reported_on_request(server: ServerProcess) -> None:
+    parameters = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
+    function = {"name": "odd", "parameters": parameters}
+    path = "parameters.properties.tags.uniqueItems"
+    expected = [
+        {
+            "kind": "function",
+            "name": "odd",
+            "path": path,
+            "reason": "the grammar has no such keyword",
+        }
+    ]
+    more = {"tool_choice": "required", "include_relaxations": True, "max_output_tokens": 8}
+    flat = [{"type": "function"} | function]
+    assert post(server, input="x", tools=flat, **more).json()["relaxations"] == expected
+    assert "relaxations" not in post(server, input="x", max_output_tokens=4).json()
+    chat = {
+        "model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "tool_choice": "required",
+        "tools": [{"type": "function", "function": function}], "include_relaxations": True,
+    }  # fmt: skip
+    url = f"{server.url}/v1/chat/completions"
+    assert httpx.post(url, json=chat, timeout=60).json()["relaxations"] == expected
+    streamed = httpx.post(url, json=chat | {"stream": True}, timeout=60).text
+    chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert [chunk["relaxations"] for chunk in chunks if "relaxations" in chunk] == [expected]
+    chat["tools"][0]["function"] = function | {"strict": True}
+    error = httpx.post(url, json=chat, timeout=60).json()["error"]
+    assert error["param"] == "tools[0].function.parameters" and path in error["message"]

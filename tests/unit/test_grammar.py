@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -15,6 +16,7 @@ from llguidance import LLTokenizer
 from src.engine import guided as guided_module
 from src.engine.guided import GrammarError, GuidedDecoding, compile_grammar, load_tokenizer
 from src.engine.sampling_params import LoopGuard
+from src.harmony import grammar as grammar_module
 from src.harmony.deltas import ParsedMessage
 from src.harmony.grammar import (
     ToolSpec,
@@ -24,6 +26,7 @@ from src.harmony.grammar import (
     turn_grammar,
 )
 from src.harmony.parser import ResponseParser
+from src.harmony.schema.checks import SchemaError
 from src.harmony.vocabulary import (
     CALL,
     CHANNEL,
@@ -170,6 +173,59 @@ def test_every_spec_compiles_without_a_tokenizer() -> None:
     for spec in SPECS.values():
         assert grammar_error(turn_grammar(spec, VOCABULARY)) is None
         assert fitted_grammar(spec, VOCABULARY) == (turn_grammar(spec, VOCABULARY), ())
+
+
+def test_many_large_patterns_compile(tokenizer: LLTokenizer) -> None:
+    patterns = " | ".join(rf"/(\p{{L}}\p{{N}}|\p{{Lu}}x){{1,{900 + n}}}/" for n in range(50))
+    guided = GuidedDecoding(tokenizer)
+    guided.add("r", f"start: {patterns}")
+    for token in VOCABULARY.encode("a1Äx"):
+        guided.advance("r", token)
+    assert VOCABULARY.encode("b")[0] in allowed_tokens(guided)
+
+
+@pytest.mark.parametrize("budget", [None, 0, 3])
+def test_before_a_final_with_a_schema_a_preamble_only_leads_to_a_call(
+    tokenizer: LLTokenizer, budget: int | None
+) -> None:
+    started = VOCABULARY.encode_with_special("<|channel|>commentary<|message|>")
+    ended = VOCABULARY.encode_with_special("<|end|><|start|>assistant<|channel|>")
+    for schema, channels in ((ORDER, {"comment"}), (None, {"comment", "final"})):
+        guided = GuidedDecoding(tokenizer)
+        spec = TurnSpec([WEATHER], final_schema=schema, reasoning_budget=budget)
+        guided.add("r", turn_grammar(spec, VOCABULARY))
+        assert "final" in channels_after(guided, [CHANNEL])
+        for token in started[1:]:
+            guided.advance("r", token)
+        assert channels_after(guided, ended) - {"analysis"} == channels
+
+
+def channels_after(guided: GuidedDecoding, token_ids: list[int]) -> set[str]:
+    for token in token_ids:
+        guided.advance("r", token)
+    return {VOCABULARY.decode([token]) for token in allowed_tokens(guided)}
+
+
+def test_the_largest_tools_are_relaxed_where_all_are_too_complex(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def schema(size: int) -> dict[str, Any]:
+        return {"type": "object", "properties": {"p" * size: {"type": "string"}}}
+
+    tools = [
+        ToolSpec(f"t{n}", schema(size), True) for n, size in enumerate((50, 900, 10, 500, 700))
+    ]
+    tools.append(replace(tools[1], name="strict", strict=True))
+    tools.append(ToolSpec("free", None, False))
+    monkeypatch.setattr(
+        grammar_module, "grammar_error", lambda text: "too large" if len(text) > 3500 else None
+    )
+    grammar, relaxed = fitted_grammar(TurnSpec(tools), VOCABULARY)
+    assert relaxed == (1, 4) and len(grammar) <= 3500
+    assert '"' + "p" * 500 + '"' in grammar and grammar.count("p" * 900) == 1
+    assert fitted_grammar(TurnSpec(tools), VOCABULARY) == (grammar, relaxed)
+    with pytest.raises(SchemaError, match="too large"):
+        fitted_grammar(TurnSpec([replace(tool, strict=True) for tool in tools]), VOCABULARY)
 
 
 def test_a_grammar_that_does_not_compile_is_an_error(tokenizer: LLTokenizer) -> None:

@@ -166,7 +166,8 @@ def fitted_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> tuple[str, tuple[i
     together are too complex). The largest are relaxed first. Raises SchemaError where that does not help.
     """
     grammar = turn_grammar(spec, vocabulary)
-    relaxed = _fitted.get(grammar, lambda: _too_many(spec, vocabulary, grammar))
+    strict = "".join(f"{tool.strict:d}" for tool in spec.tools)
+    relaxed = _fitted.get(f"{strict} {grammar}", lambda: _too_many(spec, vocabulary, grammar))
     return (turn_grammar(_relaxed(spec, relaxed), vocabulary) if relaxed else grammar), relaxed
 
 

@@ -13,7 +13,7 @@ from bench.kernels.cross_compile import Case
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.kernels.attention import TILE_TOKENS
-from src.kernels.gpu import attention, dense, experts, routing, sampling
+from src.kernels.gpu import attention, dense, experts, routing, sampling, truncated
 from src.kernels.gpu.blocks import DIRECT_TOKENS, FUSED_TOKENS
 from src.kernels.gpu.configs import TileConfig, load_table, nearest
 
@@ -263,7 +263,8 @@ def _sampling(c: ModelConfig) -> list[Case]:
     tiles = triton.cdiv(c.vocab_size, sampling.TILE)
     signature = {
         "words_ptr": "*i32", "mask_rows_ptr": "*i32", "temperature_ptr": "*fp32", "uniform_ptr": "*fp32", "peaks_ptr": "*fp32",
-        "places_ptr": "*i32", "sums_ptr": "*fp32", "tokens_ptr": "*i64", "best_ptr": "*fp32", **LOGITS,
+        "places_ptr": "*i32", "sums_ptr": "*fp32", "tokens_ptr": "*i64", "best_ptr": "*fp32",
+        "rows_ptr": "*i64", "candidates_ptr": "*i64", "numbers_ptr": "*fp64", "right_ptr": "*i8", "count": "i32", **LOGITS,
     }  # fmt: skip
     shape = {
         "VOCAB": c.vocab_size,
@@ -272,9 +273,27 @@ def _sampling(c: ModelConfig) -> list[Case]:
         "TILE": sampling.TILE,
     }
     padded = {"PADDED_TILES": triton.next_power_of_2(tiles)}
+    top = {"TOP": truncated.TOP}
+    draw = {"VOCAB": c.vocab_size, "TILES": tiles, **padded, **top}
     return [
         Case("sample tiles", sampling._tile_kernel, signature, shape, 8, mma=False),
         Case("sample pick", sampling._pick_kernel, signature, shape | padded, 8, mma=False),
+        Case(
+            "candidates",
+            truncated._candidates_kernel,
+            signature,
+            shape | top,
+            truncated.WARPS,
+            mma=False,
+        ),
+        Case(
+            "draw",
+            truncated._draw_kernel,
+            signature,
+            draw,
+            truncated.WARPS,
+            mma=False,
+        ),
     ]
 
 

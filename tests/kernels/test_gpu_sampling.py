@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from src.engine.sampling_params import LogitBias, SamplingParams
-from src.engine.worker import truncation
 from src.engine.worker.sampler import sample
-from src.kernels.gpu import sampling, support
+from src.engine.worker.truncation import Truncated
+from src.kernels.gpu import sampling, support, truncated
 from tests.helpers import sampling_row
 from tests.kernels.gpu_helpers import DEVICE
 
@@ -19,6 +19,7 @@ VOCAB = 700
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "TILE", 128)
+    monkeypatch.setattr(truncated, "TOP", 16)
 
 
 def everything(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,8 +27,8 @@ def everything(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pick(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens, best = sampling.pick(*(t.to(DEVICE) for t in tensors))
-    return tokens.cpu(), best.cpu()
+    found = sampling.pick(*(t.to(DEVICE) for t in tensors))
+    return found.tokens.cpu(), found.best.cpu()
 
 
 def masks(*allowed: list[int]) -> torch.Tensor:
@@ -122,8 +123,8 @@ def test_the_sampler_gives_the_same_tokens_by_either_way(monkeypatch: pytest.Mon
 def test_a_row_for_which_the_likeliest_do_not_suffice_is_drawn_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(4))
-    params = [{"top_p": 0.9}, {"top_k": 300, "top_p": 0.95}, {"top_k": 4}, {"min_p": 0.01}, {}]
+    logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(4)) * 3
+    params = [{"top_p": 0.9}, {"top_k": 30, "top_p": 0.95}, {"top_k": 4}, {"min_p": 0.01}, {}]
     rows = [
         sampling_row(SamplingParams(max_tokens=4, seed=3 + i, logprobs=1, **p), np.arange(5), np.arange(i))
         for i, p in enumerate(params)
@@ -131,8 +132,8 @@ def test_a_row_for_which_the_likeliest_do_not_suffice_is_drawn_again(
     words = masks(list(range(0, VOCAB, 2)), list(range(VOCAB))).numpy()
     plain = sample(logits.clone(), rows, [0, 2], words)
     monkeypatch.setattr(support, "samples", lambda _: True)
-    for likeliest, calls in ((1024, 1), (8, 2)):
-        monkeypatch.setattr(truncation, "NUM_CANDIDATES", likeliest)
+    for top, calls in ((16, 1), (2, 2)):
+        monkeypatch.setattr(truncated, "TOP", top)
         started: list[list[int]] = []
 
         def start(token_ids: torch.Tensor, to: list[list[int]] = started) -> None:
@@ -162,3 +163,39 @@ def test_penalties_and_bias_are_the_same_by_either_way(monkeypatch: pytest.Monke
     plain = sample(logits.clone(), rows, [], nothing)
     monkeypatch.setattr(support, "samples", lambda _: True)
     assert sample(logits.to(DEVICE, copy=True), rows, [], nothing).token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("top", [2, 16])
+def test_truncated_draws_are_those_of_torch_or_said_not_to_be(
+    monkeypatch: pytest.MonkeyPatch, top: int
+) -> None:
+    """Rows of flat and of steep logits, with ties and masks, under all ways to cut them."""
+    monkeypatch.setattr(truncated, "TOP", top)
+    g = torch.Generator().manual_seed(top)
+    rows = 6
+    logits = torch.randn(rows, VOCAB, generator=g) * torch.linspace(0.5, 6, rows)[:, None]
+    logits[2:4] = (logits[2:4] * 2).round() / 2
+    params = [
+        SamplingParams(max_tokens=1, seed=0, temperature=0.5 + i / 10, top_p=(0.1, 0.5, 0.9, 1.0)[i % 4],
+                       top_k=(0, 3, 50, 0, 1)[i % 5], min_p=(0.0, 0.05)[i % 2])
+        for i in range(rows)
+    ]  # fmt: skip
+    words = masks(list(range(1, VOCAB, 3)), list(range(VOCAB)))
+    mask_rows = torch.tensor([-1, 0, 1] * (rows // 3), dtype=torch.int32)
+    allowed = torch.ones(rows, VOCAB, dtype=torch.bool)
+    allowed[1::3] = (torch.arange(VOCAB) % 3 == 1)[None]
+    uniform = torch.rand(rows, generator=g, dtype=torch.float64)
+    temperature = torch.tensor([p.temperature for p in params])
+    scaled = logits.masked_fill(~allowed, float("-inf"))
+    scaled = (scaled - scaled.amax(dim=1, keepdim=True)) / temperature[:, None]
+    expected = Truncated.of(scaled, uniform, params).draw_among_all()
+    given = [t.to(DEVICE) for t in (logits, temperature, uniform.float(), mask_rows, words)]
+    picked = sampling.pick(*given)
+    numbers = torch.tensor([[float(u), p.top_p, p.min_p, p.top_k or VOCAB] for u, p in zip(uniform, params, strict=True)])  # fmt: skip
+    numbers = torch.stack((uniform, *numbers.double().t()[1:]))
+    right = truncated.pick(
+        given[0], given[1], *given[3:], torch.arange(rows, device=DEVICE), numbers.to(DEVICE), picked
+    ).cpu()  # fmt: skip
+    assert torch.equal(picked.tokens.cpu()[right], expected[right])
+    assert int(right.sum()) >= {2: 1, 16: 5}[top]
+    assert not right.all() or top == 16

@@ -33,7 +33,6 @@ CHECK_TOKENS = (
 TOLERANCE = (
     0.05  # of what a layer adds, root mean square: bfloat16 rounds each of a few products to 0.4 %
 )
-SAMPLER = ("_tile_kernel", "_pick_kernel")
 
 
 class Unpacking:
@@ -109,13 +108,17 @@ def warm_up(
 
 def launch_sampler(logits: torch.Tensor) -> None:
     """The kernels that pick tokens, for one row and for all of `logits` [R, V]."""
-    from src.kernels.gpu import sampling
+    from src.kernels.gpu import sampling, truncated
 
     rows, vocab = logits.shape
     for count in {1, rows}:
-        zeros = torch.zeros(count, device=logits.device)
+        ones = torch.ones(count, device=logits.device)
         words = torch.zeros(1, -(-vocab // 32), dtype=torch.int32, device=logits.device)
-        sampling.pick(logits[:count], zeros, zeros, zeros.int(), words)
+        allowed = torch.zeros(count, dtype=torch.int32, device=logits.device), words
+        picked = sampling.pick(logits[:count], ones, ones / 2, *allowed)
+        index = torch.arange(count, device=logits.device)
+        numbers = torch.full((4, count), 0.5, dtype=torch.float64, device=logits.device)
+        truncated.pick(logits[:count], ones, *allowed, index, numbers, picked)
 
 
 def _hidden(model: TritonGptOss, tokens: int, device: torch.device) -> torch.Tensor:

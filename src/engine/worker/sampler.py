@@ -129,9 +129,8 @@ def _pick_natively(
 def _pick_on_gpu(
     logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor, _Unsure | None]:
-    """As _pick, without waiting for the device. Rows that are cut by top-k, top-p or min-p are drawn by torch, all
-    others by two kernels."""
-    from src.kernels.gpu import sampling
+    """As _pick, without waiting for the device: two kernels, and two more for rows that top-k, top-p or min-p cut."""
+    from src.kernels.gpu import sampling, truncated
 
     device = logits.device
     params = [row.params for row in rows]
@@ -145,22 +144,24 @@ def _pick_on_gpu(
     )
     temperature = [0.0 if _is_greedy(p) else p.temperature for p in params]
     uniform = _uniform(rows)
-    token_ids, peak = sampling.pick(
-        logits,
-        to_device(temperature, torch.float32, device),
-        to_device(uniform, torch.float32, device),
-        to_device(mask_of, torch.int32, device),
-        words,
+    temperatures = to_device(temperature, torch.float32, device)
+    allowed = to_device(mask_of, torch.int32, device), words
+    picked = sampling.pick(
+        logits, temperatures, to_device(uniform, torch.float32, device), *allowed
     )
     if not cut:
-        return token_ids, peak, None
+        return picked.tokens, picked.best, None
     index = to_device(cut, torch.int64, device)
-    scaled = _masked(logits[index], to_device(mask_of[cut], torch.int64, device), words)
+    numbers = [
+        [float(uniform[i]), params[i].top_p, params[i].min_p, params[i].top_k or logits.shape[1]]
+        for i in cut
+    ]
+    given = to_device(np.array(numbers).T.copy(), torch.float64, device)
+    right = truncated.pick(logits, temperatures, *allowed, index, given, picked)
+    # the next step may write its logits where these are
     chosen = [params[i] for i in cut]
-    peak[index] = _scale(scaled, chosen)
-    truncated = Truncated.of(scaled, to_device(uniform[cut], torch.float64, device), chosen)
-    token_ids[index], right = truncated.draw_among_likeliest()
-    return token_ids, peak, _Unsure(cut, truncated, right)
+    unsure = _Unsure(cut, logits[index], mask_of[cut], words, uniform[cut], chosen, right)
+    return picked.tokens, picked.best, unsure
 
 
 def _masked(logits: torch.Tensor, mask_of: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
@@ -177,17 +178,29 @@ class _Unsure:
     """Rows whose token may have to be drawn again."""
 
     rows: list[int]
-    truncated: Truncated
+    logits: torch.Tensor  # float32 [len(rows), V]
+    mask_of: np.ndarray  # int32 [len(rows)], the row of `words` that says what is allowed, or -1
+    words: torch.Tensor
+    uniform: torch.Tensor  # float64 [len(rows)]
+    params: list[SamplingParams]
     right: torch.Tensor  # bool [len(rows)]: whether the token stands
 
     def redraw(self, token_ids: torch.Tensor, right: list[bool]) -> bool:
         """-> whether `token_ids` were changed."""
         wrong = [place for place, stands in enumerate(right) if not stands]
-        if wrong:
-            places = torch.tensor(wrong, device=token_ids.device)
-            at = torch.tensor([self.rows[place] for place in wrong], device=token_ids.device)
-            token_ids[at] = self.truncated.rows(places).draw_among_all()
-        return bool(wrong)
+        if not wrong:
+            return False
+        device, params = token_ids.device, [self.params[place] for place in wrong]
+        scaled = _masked(
+            self.logits[torch.tensor(wrong, device=device)],
+            to_device(self.mask_of[wrong], torch.int64, device),
+            self.words,
+        )
+        _scale(scaled, params)
+        uniform = to_device(self.uniform[wrong], torch.float64, device)
+        at = torch.tensor([self.rows[place] for place in wrong], device=device)
+        token_ids[at] = Truncated.of(scaled, uniform, params).draw_among_all()
+        return True
 
 
 def _uniform(rows: list[SamplingRow]) -> torch.Tensor:

@@ -297,19 +297,23 @@ def _moe_w2_kernel(
     first_row = tl.program_id(0) * BLOCK_N
     BLOCKS: tl.constexpr = (INTER + 127) // 128
     base = expert.to(tl.int64) * (HIDDEN * BLOCKS)
-    EACH: tl.constexpr = (BLOCKS + SPLIT - 1) // SPLIT
-    first_block = tl.program_id(2) * EACH
-    acc = expert_product(
-        words_ptr + base * 32, scales_ptr + base, act_ptr, a, valid, first_row, first_block,
-        tl.minimum(first_block + EACH, BLOCKS), HIDDEN, INTER, BLOCK_N, BLOCK_M, STAGES, COMPUTE, ASM,
-    )  # fmt: skip
     n = first_row + tl.arange(0, BLOCK_N)
     if SPLIT > 1:
+        EACH: tl.constexpr = (BLOCKS + SPLIT - 1) // SPLIT
+        first_block = tl.program_id(2) * EACH
+        acc = expert_product(
+            words_ptr + base * 32, scales_ptr + base, act_ptr, a, valid, first_row, first_block,
+            tl.minimum(first_block + EACH, BLOCKS), HIDDEN, INTER, BLOCK_N, BLOCK_M, STAGES, COMPUTE, ASM,
+        )  # fmt: skip
         add_split_parts(
             acc, expert, routing, n, bias_ptr, residual_ptr, out_ptr, parts_ptr, counters_ptr, batch_size, HIDDEN,
             PER_TOKEN, SPLIT, BLOCK_M,
         )  # fmt: skip
         return
+    acc = expert_product(
+        words_ptr + base * 32, scales_ptr + base, act_ptr, a, valid, first_row, 0, BLOCKS, HIDDEN, INTER, BLOCK_N,
+        BLOCK_M, STAGES, COMPUTE, ASM,
+    )  # fmt: skip
     acc += tl.load(bias_ptr + expert * HIDDEN + n, mask=n < HIDDEN, other=0.0).to(tl.float32)[
         :, None
     ]

@@ -9,6 +9,8 @@ Shapes: R rows, V vocabulary, W = ceil(V / 32) words of a grammar's mask, P tile
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -103,18 +105,25 @@ def _pick_kernel(
     tl.store(tokens_ptr + row, (tile * TILE + chosen).to(tl.int64))
 
 
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Tokens, and what the tiles of the rows hold."""
+
+    tokens: torch.Tensor  # int64 [R]
+    best: torch.Tensor  # float32 [R], the largest allowed logit; NaN if the row holds a NaN, -inf if nothing is allowed
+    peaks: torch.Tensor  # float32 [R, P]
+    sums: torch.Tensor  # float32 [R, P], of exp((logit - peak) / temperature)
+
+
 def pick(
     logits: torch.Tensor,
     temperature: torch.Tensor,
     uniform: torch.Tensor,
     mask_rows: torch.Tensor,
     words: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Picked:
     """logits float32 [R, V], temperature float32 [R] (0: the best, the lowest id of equals), uniform float32 [R] in
-    [0, 1), mask_rows int32 [R] (a row of `words`, or -1), words int32 [.., W] with a bit set for each allowed token.
-
-    -> (int64 [R], float32 [R]: the largest allowed logit; NaN if the row holds a NaN, -inf if nothing is allowed)
-    """
+    [0, 1), mask_rows int32 [R] (a row of `words`, or -1), words int32 [.., W] with a bit set for each allowed token."""
     rows, vocab = logits.shape
     tiles = triton.cdiv(vocab, TILE)
     # each by itself, as parts of one would be aligned or not with the number of rows, which takes two compilations
@@ -133,7 +142,7 @@ def pick(
         *where, uniform, peaks, places, sums, tokens, best, vocab, words_of_row, tiles,
         triton.next_power_of_2(tiles), TILE, num_warps=8,
     )  # fmt: skip
-    return tokens, best
+    return Picked(tokens, best, peaks, sums)
 
 
 def pick_ref(

@@ -61,6 +61,7 @@ class Loaded:
             f"{self.name} layers against plain torch",
             0.0,
             note=f"relative error {error:.2e}",
+            extra={"error": error},
         )
 
     def prepared(self, batch: int, context: int) -> tuple[GraphRunner, StepRows]:

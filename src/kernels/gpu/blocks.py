@@ -1,9 +1,9 @@
 """The model's blocks as the Triton kernels compute them: which kernels run, and in which configuration.
 
-Decode takes six launches a layer: norm + QKV + rotation + cache, attention, output projection + residual, norm +
-router, W1 + SwiGLU, W2 + weighted sum + residual. Up to DIRECT_TOKENS tokens the expert kernels find their experts
-themselves; above, two small kernels list tiles of tokens that share an expert. Prefill norms once, apart from the
-products.
+Up to FUSED_TOKENS tokens a layer takes six launches: norm + QKV + rotation + cache, attention, output projection +
+residual, norm + router, W1 + SwiGLU, W2 + weighted sum + residual. Up to DIRECT_TOKENS tokens the expert kernels find
+their experts themselves; above, the router lists tiles of tokens that share an expert. For more tokens the first norm
+is a launch of its own, and so is the listing; sequences that decode among prompts take another launch of attention.
 
 `invariant`: a token's bits must not depend on what else is in the batch, so every size takes the same kernels and
 configurations of one kind of matrix instruction.

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ def cached(path: Path, make: Callable[[Path], None], sha256: str | None = None) 
             _remove_abandoned(path.parent, locked)
         return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with _locked(path.parent, LOCK_TIMEOUT_S) as locked:
             found = damage(path, sha256)  # another process may have made it meanwhile
             if found is None:
@@ -86,20 +87,25 @@ def damage(path: Path, sha256: str | None = None) -> str | None:
     try:
         if sha256 is not None:
             return None if _hash(path) == sha256 else f"{path} has the wrong SHA-256"
-        if not _record(path).exists() and path.exists():
+        if not os.path.lexists(_record(path)) and path.exists():
             return f"{path} has no record of its size and SHA-256"
         sums = _decoder.decode(_record(path).read_bytes())
         if not sums:
             return f"{_record(path)} is empty"
         files = {path.parent / name: expected for name, expected in sums.items()}
         for file, expected in files.items():
-            size = file.stat().st_size
-            if size != expected.num_bytes:
-                return f"{file} has {size} bytes instead of {expected.num_bytes}"
+            status = file.stat()
+            if not stat.S_ISREG(status.st_mode):
+                return f"{file} is not a file"
+            if status.st_size != expected.num_bytes:
+                return f"{file} has {status.st_size} bytes instead of {expected.num_bytes}"
+        for file in _files_of(path):
+            if file not in files and not file.name.startswith("."):
+                return f"{file} is not in the record of its folder"
         for file, expected in files.items():
             if _hash(file) != expected.sha256:
                 return f"{file} has the wrong SHA-256"
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, ValueError, RecursionError):  # bytes that are not UTF-8, a NUL
         return f"{_record(path)} cannot be read"
     except OSError as error:
         return f"{error.filename or path}: {error.strerror or error}"
@@ -120,16 +126,33 @@ def _write(path: Path, make: Callable[[Path], None]) -> None:
         folder = Path(temporary)
         made, record = folder / path.name, _record(folder / path.name)
         make(made)
-        files = sorted(p for p in made.rglob("*") if p.is_file()) if made.is_dir() else [made]
+        files = _files_of(made)
         sums = {str(p.relative_to(folder)): FileSum(p.stat().st_size, _hash(p)) for p in files}
         record.write_bytes(msgspec.json.format(msgspec.json.encode(sums)) + b"\n")
         for written in (*files, *({p.parent for p in files} - {folder}), record, folder):
             _flush(written)
-        if path.is_dir():
-            path.rename(folder / "replaced")
-        made.replace(path)
-        record.replace(_record(path))
+        for new, place in ((made, path), (record, _record(path))):
+            if os.path.lexists(place) and (new.is_dir() or place.is_dir()):
+                place.rename(folder / f"replaced {place.name}")
+            new.replace(place)
     _flush(path.parent)
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files in a folder, or the one file that `path` is."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder of the cache, in place of a file or a dangling link of its name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        if not folder.is_symlink() and not folder.is_file():
+            raise
+        logger.warning("damaged cache: %s is not a folder; it is made again", folder)
+        folder.unlink()
+        folder.mkdir()
 
 
 def _flush(path: Path) -> None:

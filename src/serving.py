@@ -204,6 +204,7 @@ async def serve(
                     max_connections_per_address=config.max_connections_per_address,
                 )
             ),
+            ws="none",  # else an upgrade leaves this protocol and its limits
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=FINISH_S,

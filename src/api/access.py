@@ -112,11 +112,12 @@ class Access:
         return path == "/metrics" and self._config.public_metrics
 
     def cache_scope(self, caller: Caller | None) -> str:
-        """Requests share cached prefixes where their scopes are equal: one scope for each of several keys, which no
-        client can name, unless shared_prefix_cache is set."""
-        if caller is None or len(self._callers) < 2 or self._config.shared_prefix_cache:
+        """Requests share cached prefixes where their scopes are equal: one scope for each key, which no client can
+        name and which a new key of the same name does not inherit, unless shared_prefix_cache is set."""
+        if caller is None or not caller.digest or self._config.shared_prefix_cache:
             return ""
-        return hmac.digest(self._cache_secret, caller.name.encode(), "sha256")[:16].hex()
+        identity = caller.digest + caller.name.encode()
+        return hmac.digest(self._cache_secret, identity, "sha256")[:16].hex()
 
     def enter(self, caller: Caller, path: str) -> Allowance:
         """Takes one request from the caller's limits. Raises RateLimited, or Unavailable while draining."""
@@ -143,6 +144,9 @@ class Door:
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # no route is one, and nothing below checks keys for it
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol, and what it leaves open: how long headers may take, how long they may grow before they end,
-how long an answer may wait for its client, how many connections there may be, and of one address, and an answer in the
-API's own form for what is no HTTP."""
+how long an answer may wait for its client, how many connections there may be, and of one address, how many requests of
+one connection may wait for their turn, and an answer in the API's own form for what is no HTTP."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 HEALTH_CONNECTIONS = 32  # beyond max_connections, for /health and /ready alone
 HEALTH_TIMEOUT_S = 1.0  # for their headers
 MIN_TAKEN_BYTES = 16 * 1024  # of an answer that waits, within send_timeout_s
+MAX_PIPELINED = 32  # requests of a connection that wait while an earlier one is answered
 WARNING_INTERVAL_S = 10.0
 
 
@@ -83,6 +84,10 @@ def limited_protocol(its_limits: ConnectionLimits) -> type[HttpToolsProtocol]:
     return Limited
 
 
+class TooManyPipelined(Exception):
+    """Stops the parser within what it was given."""
+
+
 class CountingTransport:
     """A transport that counts what is written and reports when it is closed."""
 
@@ -113,6 +118,8 @@ class HttpProtocol(HttpToolsProtocol):
     _num_bytes = 0  # of them, without those that came in one piece with their beginning
     _unread: asyncio.TimerHandle | None = None
     _due_bytes = 0  # what the client must have taken when that timer ends
+    _running: RequestResponseCycle | None = None  # the last one started
+    _ignores_rest = False  # further requests are dropped: the last accepted one closes
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         counting: Any = CountingTransport(transport, self._watch_unread)
@@ -146,7 +153,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
         self.open_connections.remove(self._address)
-        super().connection_lost(exc)
+        super().connection_lost(exc)  # which knows the newest request alone
+        self.pipeline.clear()
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -173,7 +184,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._ignores_rest:
             return
         within = self._begun
         super().data_received(data)
@@ -186,6 +197,8 @@ class HttpProtocol(HttpToolsProtocol):
             )
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise TooManyPipelined
         super().on_message_begin()
         self._begun, self._num_bytes = True, 0
         if self._timer is None:
@@ -199,10 +212,24 @@ class HttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if cycle.scope["http_version"] == "1.0":
             app = _without_chunks(app, cycle)
+        self._running = cycle
         super()._start_asgi_task(cycle, app)
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.pipeline and not self._ignores_rest:  # it has resumed reading
+            self.flow.pause_reading()
+
     def send_400_response(self, msg: str) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._ignores_rest = True
+            self.flow.resume_reading()  # a close with unread data would reset the connection
+            self.cycle.keep_alive = False  # so the client knows what to send again
+            return
         self._refuse(InvalidRequest(f"This is no valid HTTP request: {msg}"))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: the request is answered as any other (RFC 9110, 7.8), and its client could fill the log."""
 
     @property
     def _is_answering(self) -> bool:

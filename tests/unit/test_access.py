@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
-from src.api.access import Access
+from src.api.access import Access, Door
 from src.api.body import check_content_type, read_json_object
 from src.api.errors import Unauthorized, UnsupportedMediaType
 from src.api.hosts import HostCheck, is_loopback
-from src.api.keys import load_callers
+from src.api.keys import anonymous, digest_of, load_callers
 from src.config import ServerConfig, load_config
 from src.config_text import without_secrets
 from src.engine.config import ConfigError
@@ -183,7 +184,26 @@ def test_keys_that_differ_share_no_cache_unless_it_is_switched_on(tmp_path: Path
     shared = Access(ServerConfig(api_keys_file=tmp_path / "keys.yaml", shared_prefix_cache=True))
     assert shared.cache_scope(a) == shared.cache_scope(b) == ""
     alone = Access(ServerConfig(api_key="secret-key"))  # type: ignore[arg-type]
-    assert alone.cache_scope(a) == alone.cache_scope(None) == ""
+    assert alone.cache_scope(None) == alone.cache_scope(anonymous(ServerConfig())) == ""
+    former, later = (replace(a, digest=digest_of(key)) for key in ("a-key-of-before", "a-new-key"))
+    assert alone.cache_scope(former) not in ("", alone.cache_scope(later)), "a key may be replaced"
+
+
+def test_a_websocket_is_refused() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("not asked for a key")
+
+    async def connect() -> Message:
+        return {"type": "websocket.connect"}
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    door = Door(app, Access(ServerConfig(api_key="secret-key")))  # type: ignore[arg-type]
+    asyncio.run(door({"type": "websocket", "path": "/", "headers": []}, connect, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
 def test_a_server_that_is_open_to_the_network_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -252,3 +252,81 @@ def test_a_damaged_library_is_compiled_again(
     truncated.replace(library)  # the loaded one stays as it is
     assert load() is not None
     assert f"damaged cache: {library} has 5000 bytes" in caplog.text
+
+
+# --- what is in the way, and records that are wrong ---
+
+
+def _record_is_a_folder(path: Path) -> None:
+    record = path.with_name(path.name + ".sums")
+    record.unlink()
+    (record / "below").mkdir(parents=True)
+
+
+def _record(content: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.with_name(path.name + ".sums").write_bytes(content)
+
+    return write
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _link_to(target: str) -> Callable[[Path], None]:
+    def link(path: Path) -> None:
+        _remove(path)
+        path.symlink_to(target)
+
+    return link
+
+
+def _other_kind(path: Path) -> None:
+    was_folder = path.is_dir()
+    _remove(path)
+    if was_folder:
+        path.write_bytes(b"x")
+    else:
+        (path / "below").mkdir(parents=True)
+
+
+def _parent_is_a_file(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.write_bytes(b"x")
+
+
+def _parent_is_a_dangling_link(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.symlink_to("nothing-is-here")
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        _record_is_a_folder, _record(b'{"\xff":{"num_bytes":1,"sha256":"x"}}'),
+        _record(b'{"a\\u0000":{"num_bytes":1,"sha256":"x"}}'), _record(b"[" * 100_000),
+        _link_to("nothing-is-here"), _link_to("thing"), _link_to("/dev/zero"), _other_kind,
+        _parent_is_a_file, _parent_is_a_dangling_link,
+    ],
+)  # fmt: skip
+def test_what_is_in_the_way_is_replaced(
+    harm: Callable[[Path], None], folder: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, path = Maker(folder=folder), tmp_path / "cache" / "thing"
+    cached(path, make)
+    harm(path)
+    assert cached(path, make) == path and make.count == 2 and damage(path) is None
+    assert "damaged cache" in caplog.text and not path.is_symlink()
+    assert sorted(p.name for p in path.parent.iterdir()) == ["thing", "thing.sums"]
+
+
+def test_a_file_that_was_added_to_a_folder_is_removed(tmp_path: Path) -> None:
+    make, path = Maker(folder=True), tmp_path / "cache" / "thing"
+    cached(path, make)
+    (path / "a.safetensors").write_bytes(b"x")
+    assert cached(path, make) == path and not (path / "a.safetensors").exists()

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from src.api.app import HeadAsGet
 from src.api.http_protocol import (
     HEALTH_CONNECTIONS,
+    MAX_PIPELINED,
     ConnectionLimits,
     OpenConnections,
     limited_protocol,
@@ -32,6 +33,7 @@ from src.config import ServerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = 16 * 2**20
+LEFT = threading.Event()
 EVENTS = [b"data: 1\n\n", b"data: \xc3\xa9\n\n", b"data: [DONE]\n\n"]
 
 
@@ -48,6 +50,13 @@ async def _json(_: Request) -> Response:
     return JSONResponse({"a": 1})
 
 
+async def _until_left(request: Request) -> Response:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    LEFT.set()
+    return Response()
+
+
 async def _large(_: Request) -> Response:
     return Response(b" " * LARGE)
 
@@ -58,11 +67,12 @@ def served(protocol: Any) -> Iterator[int]:
         Route("/stream", _stream, methods=["POST"]),
         Route("/json", _json, methods=["GET"]),
         Route("/large", _large, methods=["GET"]),
+        Route("/until-left", _until_left, methods=["GET"]),
         Route("/health", _json, methods=["GET"]),
     ]
     app = Starlette(routes=routes)
     app.add_middleware(HeadAsGet)
-    config = uvicorn.Config(app, http=protocol, log_config=None)
+    config = uvicorn.Config(app, http=protocol, ws="none", log_config=None)
     server = uvicorn.Server(config)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -234,3 +244,39 @@ def test_connections_are_as_many_as_files_allow() -> None:
     assert 100 < count < 136 and raised == 200
     name, text = allowed(60, 60, 4096)
     assert name == "ConfigError" and "ulimit -n" in text
+
+
+# --- several requests at once on one connection ---
+
+
+@pytest.mark.parametrize("count", [2, MAX_PIPELINED + 1])
+def test_pipelined_requests_are_all_answered(port: int, count: int) -> None:
+    request = "GET /json HTTP/1.1\r\nHost: x\r\n"
+    last = "GET /json HTTP/1.1\r\nHost: x\r\nConnection: close"
+    status, _, body = exchange(port, *[request] * (count - 1), last)
+    assert status.endswith(b"200 OK") and body.count(b"200 OK") == count - 1
+
+
+def test_more_are_dropped_and_the_last_answer_says_so(port: int) -> None:
+    status, _, body = exchange(port, *["GET /json HTTP/1.1\r\nHost: x\r\n"] * 10_000)
+    answers = body.split(b"HTTP/1.1 ")
+    assert status.endswith(b"200 OK") and len(answers) == MAX_PIPELINED + 1
+    assert [b"connection: close" in answer.lower() for answer in answers[-2:]] == [False, True]
+
+
+def test_a_client_that_leaves_ends_the_request_before_the_last(
+    port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    LEFT.clear()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"GET /until-left HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        time.sleep(0.1)
+    assert LEFT.wait(5)
+    time.sleep(0.1)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_an_upgrade_is_answered_as_a_request(port: int) -> None:
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    status, _, body = exchange(port, "GET /json HTTP/1.1", "Host: x", *upgrade)
+    assert status.endswith(b"200 OK") and body == b'{"a":1}'

@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report", help="folder for results.json, results.txt and the servers' logs")
     parser.addoption("--url", help="p0: the server to test; without it one is started")
     parser.addoption("--model", default="nano", help="p0: the model of the server that is started")
+    parser.addoption("--any-requests", type=int, help="e2e: requests made from /openapi.json")
     parser.addoption("--profile", default="balanced", help="p0: its profile")
 
 

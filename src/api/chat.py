@@ -24,6 +24,7 @@ from src.api.deps import (
 )
 from src.api.errors import ApiError, Cancelled, EngineFailure
 from src.api.metrics import RequestRecord
+from src.api.openapi import json_body
 from src.api.protocol import ChatCompletionRequest
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
 from src.api.unknown_fields import client_of
@@ -372,12 +373,7 @@ def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
 
 @router.post(
     "/v1/chat/completions",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}},
-        }
-    },
+    openapi_extra=json_body(ChatCompletionRequest),
 )
 async def chat_completions(request: Request, context: Context) -> Response:
     record = new_record(request)
@@ -392,7 +388,9 @@ async def chat_completions(request: Request, context: Context) -> Response:
     return JsonWhenDone(lambda: collect(answer), answer.close)
 
 
-@router.post("/v1/chat/completions/render")  # with debug_endpoints only: access.DEBUG
+@router.post(
+    "/v1/chat/completions/render", openapi_extra=json_body(ChatCompletionRequest)
+)  # with debug_endpoints only: access.DEBUG
 async def render(request: Request, context: Context) -> dict[str, Any]:
     """The prompt that a chat request becomes, for debugging: ids and text."""
     body = await read_json_object(request, context)

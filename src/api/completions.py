@@ -21,6 +21,7 @@ from src.api.deps import Context, ServerContext, counted_rejections, new_record,
 from src.api.errors import Cancelled, EngineFailure, InvalidRequest
 from src.api.keys import tenant_of
 from src.api.metrics import RequestRecord
+from src.api.openapi import json_body
 from src.api.protocol import VOCAB_SIZE, ResponseFormat, SamplingFields, fail
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
 from src.api.structured_outputs import asks_for_format, final_format
@@ -362,7 +363,7 @@ async def _collect(answer: TextAnswer) -> bytes:
     return encode_event(answer.head | {"choices": choices, "usage": answer.usage})
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", openapi_extra=json_body(CompletionRequest))
 async def completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):

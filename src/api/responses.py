@@ -26,6 +26,7 @@ from src.api.deps import (
 )
 from src.api.errors import ApiError, Cancelled, ContextTooLong, InvalidRequest, NotFound
 from src.api.keys import ANONYMOUS, Caller
+from src.api.openapi import json_body
 from src.api.response_store import ResponseStore, resolve
 from src.api.responses_input import ChatBody, ResponsesRequest, chat_body
 from src.api.responses_items import PlacedItem, num_rendered
@@ -288,12 +289,7 @@ class ResponseWriter:
 
 @router.post(
     "/v1/responses",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": ResponsesRequest.model_json_schema()}},
-        }
-    },
+    openapi_extra=json_body(ResponsesRequest),
 )
 async def responses(request: Request, context: Context) -> Response:
     record = new_record(request)
@@ -309,7 +305,7 @@ async def responses(request: Request, context: Context) -> Response:
     return JsonWhenDone(writer.collect, answer.close)
 
 
-@router.post("/v1/responses/input_tokens")
+@router.post("/v1/responses/input_tokens", openapi_extra=json_body(ResponsesRequest))
 async def count_input_tokens(request: Request, context: Context) -> dict[str, Any]:
     """How many tokens the model would read; what a response would refuse is refused here too."""
     body = {"model": context.model_id} | await read_json_object(request, context)

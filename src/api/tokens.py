@@ -13,6 +13,7 @@ from src.api.body import read_json_object
 from src.api.chat_plan import plan_chat
 from src.api.deps import Context, ServerContext, caller_of, sender_of
 from src.api.errors import InvalidRequest
+from src.api.openapi import json_body
 from src.api.protocol import FIRST_PROBLEM, VOCAB_SIZE, Strict
 from src.api.unknown_fields import client_of
 from src.api.work_pool import Stopped
@@ -41,7 +42,7 @@ class DetokenizeRequest(Strict):
     tokens: Annotated[list[int], FIRST_PROBLEM]
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
 async def tokenize(request: Request, context: Context) -> Response:
     """Text to ids, or, with `messages`, a chat request to the prompt that it would be answered from: any field of
     POST /v1/chat/completions may be given. Special tokens in the text stay text unless `parse_special` is true, or
@@ -76,7 +77,7 @@ def _encode(
         ) from None
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
 async def detokenize(request: Request, context: Context) -> Response:
     raw = await read_json_object(request, context)
     client = client_of(request)

@@ -1,0 +1,414 @@
+"""Hostile clients, dying and stopped engines and a damaged disk, all at once: nothing may hang, leak or get lost.
+
+    python bench/chaos.py                                        # 20 minutes, 16 clients, 20 kills, 2 stops
+    python bench/chaos.py --minutes 2 --kills 3 --stops 1
+
+Starts its own server on 127.0.0.1, three times one after the other; in between the cache is damaged, and the second
+server is killed instead of ended. Prints a table and exits with 1 if a line of it is not within its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.soak import HANGS_AFTER_S, Client, resources
+from tests.server_process import ServerProcess, running_server
+
+ROUNDS = 3
+HEARTBEAT_TIMEOUT_S = 3.0
+FLAGS = (
+    "--model", "nano", "--cpu-kv-cache-gib", "0.2", "--max-model-len", "4096", "--max-request-resumes", "1000",
+    "--engine-heartbeat-timeout-s", str(HEARTBEAT_TIMEOUT_S), "--send-timeout-s", "5", "--log-level", "warning",
+)  # fmt: skip
+MAX_RSS_MIB, MAX_HEALTH_MS = 500, 250
+GROWTH = {"server_rss_mib": 80, "server_fds": 12, "threads": 12}
+CHAT = "/v1/chat/completions"
+# how a client's outcome is counted by the server; others are no requests to it
+OUTCOMES = {
+    "ok": "ok", "failed": "failed", "left": "cancelled", "cancelled": "cancelled", "bad": "rejected",
+    "too large": "rejected", "cut off while sending": "rejected",
+}  # fmt: skip
+UNCOUNTED = ("unread", "headers")
+
+
+class ChaosClient(Client):
+    """A client of the soak test with more ways to misbehave."""
+
+    def run(self) -> None:
+        actions: dict[Callable[[httpx.Client], str], int] = {
+            self.stream: 4, self.json: 3, self.leave: 3, self.cancel: 2, self.bad: 3, self.many: 1,
+            self.read_slowly: 2, self.write_slowly: 2, self.cut: 2, self.oversized: 2, self.too_large: 1,
+            self.unread: 1, self.large_headers: 1,
+        }  # fmt: skip
+        with httpx.Client(base_url=self._url, timeout=HANGS_AFTER_S) as session:
+            while time.monotonic() < self._until:
+                self.busy_since = time.monotonic()
+                action = self._rng.choices(list(actions), list(actions.values()))[0]
+                try:
+                    result = action(session)
+                except (httpx.HTTPError, OSError, json.JSONDecodeError) as error:
+                    result = f"{action.__name__}: {type(error).__name__}"
+                with self._lock:
+                    self._counts[result] += 1
+
+    def read_slowly(self, session: httpx.Client) -> str:
+        body = self.body(stream=True)
+        with session.stream("POST", CHAT, json=body) as response:
+            last = ""
+            for number, line in enumerate(response.iter_lines()):
+                if number < 20:
+                    time.sleep(self._rng.random() / 5)
+                if '"error"' in line[:20]:
+                    return "failed"
+                last = line or last
+        if response.status_code != 200:
+            return f"refused {response.status_code}"
+        return "ok" if last == "data: [DONE]" else "cut off"
+
+    def write_slowly(self, session: httpx.Client) -> str:
+        content = json.dumps(self.body()).encode()
+
+        def parts() -> Any:
+            for begin in range(0, len(content), 40):
+                yield content[begin : begin + 40]
+                time.sleep(0.05)
+
+        headers = {"content-type": "application/json", "content-length": str(len(content))}
+        return self._outcome(session.post(CHAT, content=parts(), headers=headers))
+
+    def cut(self, _: httpx.Client) -> str:
+        """Goes away in the middle of the body, half of the time with a reset."""
+        with self._connection() as connection:
+            connection.sendall(self._head(1000) + b'{"messages": [')
+            time.sleep(0.05)
+            if self._rng.random() < 0.5:
+                linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        return "cut off while sending"
+
+    def oversized(self, session: httpx.Client) -> str:
+        """Inputs that do not fit: too many tokens, too deep, too many values."""
+        hello = [{"role": "user", "content": "hello"}]
+        body: dict[str, Any] = {"model": "gpt-oss-nano", "messages": hello}
+        oversized = self._rng.choice(
+            (
+                {"messages": [{"role": "user", "content": "word " * 20_000}]},
+                {"messages": [{"role": "user", "content": "x" * 200_000}]},
+                {"stop": ["a"] * 1000},
+                {"max_tokens": 10**9},
+                {"n": 10**6},
+            )
+        )
+        deep = '{"messages": ' + "[" * 50_000 + "]" * 50_000 + "}"
+        content = deep if self._rng.random() < 0.2 else json.dumps(body | oversized)
+        response = session.post(CHAT, content=content, headers={"content-type": "application/json"})
+        return "bad" if response.status_code == 400 else f"oversized: {response.status_code}"
+
+    def too_large(self, _: httpx.Client) -> str:
+        with self._connection() as connection:
+            connection.sendall(self._head(100 * 2**20) + b"{")
+            status = connection.recv(4096).split(b" ")[1:2]
+        return "too large" if status == [b"413"] else f"too large: {status}"
+
+    def unread(self, _: httpx.Client) -> str:
+        """Asks for large answers and reads none."""
+        content = json.dumps({"model": "gpt-oss-nano", "prompt": "a b " * 5000}).encode()
+        with self._connection() as connection, contextlib.suppress(TimeoutError, ConnectionError):
+            connection.settimeout(1)
+            for _ in range(self._rng.randint(1, 40)):
+                connection.sendall(self._head(len(content), "/tokenize") + content)
+            time.sleep(2 * self._rng.random())
+        return "unread"
+
+    def large_headers(self, session: httpx.Client) -> str:
+        response = session.get("/v1/models", headers={"x-large": "x" * 40_000})
+        return "headers" if response.status_code == 431 else f"headers: {response.status_code}"
+
+    def _connection(self) -> socket.socket:
+        url = httpx.URL(self._url)
+        return socket.create_connection((url.host, url.port or 80), timeout=HANGS_AFTER_S)
+
+    @staticmethod
+    def _head(length: int, path: str = CHAT) -> bytes:
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n"
+        return head.encode() + b"content-type: application/json\r\n\r\n"
+
+
+def probe_health(port: int, stop: Event, results: Any) -> None:
+    """In a process of its own, which the clients' threads do not slow down: latencies of /health, ms."""
+    latencies: list[float] = []
+    while not stop.wait(0.1):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        started = time.monotonic()
+        try:
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+        except OSError:
+            latencies.append(30_000)
+        else:
+            latencies.append(1000 * (time.monotonic() - started))
+        connection.close()
+    results.put(latencies)
+
+
+@dataclass
+class Report:
+    """What the rounds found."""
+
+    lines: list[tuple[str, str, str, bool]] = field(default_factory=list)
+    health_ms: list[float] = field(default_factory=list)
+    clients: Counter[str] = field(default_factory=Counter)
+    kills: int = 0
+    stops: int = 0
+
+    def add(self, name: str, value: object, bound: str, within: bool) -> None:
+        self.lines.append((name, str(value), bound, within))
+
+    def print(self) -> int:
+        for name, value, bound, within in self.lines:
+            print(f"{'ok  ' if within else 'FAIL'} {name:44} {value:>14}   {bound}")
+        return 0 if all(line[3] for line in self.lines) else 1
+
+
+@dataclass
+class Machine:
+    """Folders of the server's own, so that what it leaves shows."""
+
+    cache: Path
+    temporary: Path
+    rng: random.Random
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"XDG_CACHE_HOME": str(self.cache), "TMPDIR": str(self.temporary)}
+
+    def leftovers(self) -> int:
+        """Temporary files, in the cache too."""
+        return len(list(self.temporary.iterdir())) + len(list(self.cache.rglob(".making-*")))
+
+    def damage(self) -> list[Path]:
+        """-> the files that are not what they were."""
+        folder = self.cache / "gpt-oss-server"
+        files = [
+            *folder.glob("gpt-oss-nano-*/model.safetensors"), *folder.glob("native/*.so"),
+            *folder.glob("vocabulary/*.tiktoken"),
+        ]  # fmt: skip
+        for path in files:
+            data = bytearray(path.read_bytes())
+            kind = self.rng.choice(("truncate", "flip", "empty"))
+            if kind == "flip":
+                data[self.rng.randrange(len(data))] ^= 0xFF
+            else:
+                del data[0 if kind == "empty" else self.rng.randrange(len(data)) :]
+            path.unlink()  # a server that still runs has the old one
+            path.write_bytes(data)
+        return files
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--kills", type=int, default=20, help="of the engine, in all")
+    parser.add_argument("--stops", type=int, default=2, help="of the engine by SIGSTOP, in all")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    report, rng = Report(), random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Machine(Path(folder) / "cache", Path(folder) / "temporary", rng)
+        machine.cache.mkdir()
+        machine.temporary.mkdir()
+        for number in range(ROUNDS):
+            damaged = machine.damage() if number else []
+            run_round(args, number, machine, damaged, report)
+        report.add("temporary files at the end", machine.leftovers(), "0", not machine.leftovers())
+    health = statistics.quantiles(report.health_ms, n=100)[98]
+    report.add("/health, p99, ms", round(health), f"< {MAX_HEALTH_MS}", health < MAX_HEALTH_MS)
+    report.add("/health, p50, ms", round(statistics.median(report.health_ms)), "", True)
+    report.add("kills of the engine", report.kills, f"{args.kills}", report.kills == args.kills)
+    report.add("stops of the engine", report.stops, f"{args.stops}", report.stops == args.stops)
+    print("clients:", dict(report.clients))
+    return report.print()
+
+
+def run_round(
+    args: argparse.Namespace, number: int, machine: Machine, damaged: list[Path], report: Report
+) -> None:
+    with running_server(*FLAGS, env=machine.env, ready_timeout_s=180) as server:
+        for path in damaged:
+            told = f"damaged cache: {path}" in server.log
+            report.add(f"{path.name} is made again", told, "named in the log", told)
+        left = machine.leftovers()
+        report.add(f"round {number + 1}: temporary files at the start", left, "1", left == 1)
+        stop, results = multiprocessing.Event(), multiprocessing.Queue()
+        probe = multiprocessing.Process(target=probe_health, args=(server.port, stop, results))
+        probe.start()
+        try:
+            counts, samples = load(args, number, server, report)
+        finally:
+            stop.set()
+            report.health_ms += results.get(timeout=60)
+            probe.join(10)
+        compare(number, server, counts, samples, machine, report)
+        report.clients += counts
+        if number == 1:
+            server.process.kill()
+            server.process.wait()
+            return
+        code = server.stop()
+        report.add(f"round {number + 1}: exit code", code, "0", code == 0)
+
+
+def load(
+    args: argparse.Namespace, number: int, server: ServerProcess, report: Report
+) -> tuple[Counter[str], list[dict[str, float]]]:
+    """Runs the clients, kills and stops of one round. -> (outcomes, resources over time)."""
+    counts: Counter[str] = Counter()
+    lock, length = threading.Lock(), 60 * args.minutes / ROUNDS
+    started = time.monotonic()
+    clients = [
+        ChaosClient(server.url, 1000 * number + seed, started + length, counts, lock)
+        for seed in range(args.clients)
+    ]
+    for client in clients:
+        client.start()
+    kinds = [*["kill"] * share(args.kills, number), *["stop"] * share(args.stops, number)]
+    random.Random(number).shuffle(kinds)
+    events = [(started + length * (i + 1) / (len(kinds) + 1), k) for i, k in enumerate(kinds)]
+    samples = [resources_of(server)]
+    while time.monotonic() < started + length:
+        time.sleep(0.5)
+        if events and time.monotonic() >= events[0][0] and is_ready(server):
+            (report_kill if events.pop(0)[1] == "kill" else report_stop)(server, report)
+        samples.append(resources_of(server))
+    deadline = time.monotonic() + HANGS_AFTER_S
+    for client in clients:
+        client.join(max(0, deadline - time.monotonic()))
+    hanging = sum(client.is_alive() for client in clients)
+    report.add(f"round {number + 1}: clients that hang", hanging, "0", hanging == 0)
+    return counts, samples
+
+
+def share(count: int, number: int) -> int:
+    """Of so many events those of one round."""
+    return count // ROUNDS + (number < count % ROUNDS)
+
+
+def resources_of(server: ServerProcess) -> dict[str, float]:
+    while True:
+        with contextlib.suppress(psutil.NoSuchProcess):  # the engine, killed meanwhile
+            return resources(server)
+
+
+def is_ready(server: ServerProcess) -> bool:
+    return httpx.get(f"{server.url}/ready", timeout=30).status_code == 200
+
+
+def report_kill(server: ServerProcess, report: Report) -> None:
+    os.kill(server.stats()["engine"]["pid"], signal.SIGKILL)
+    report.kills += 1
+
+
+def report_stop(server: ServerProcess, report: Report) -> None:
+    """Stops the engine until /ready is red, then lets it run on until it is green."""
+    pid, started = server.stats()["engine"]["pid"], time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        red_s = seconds_until(lambda: not is_ready(server))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    bound = HEARTBEAT_TIMEOUT_S + 2
+    report.add("/ready is red after a stop, s", f"{red_s:.1f}", f"< {bound:g}", red_s < bound)
+    green_s = seconds_until(lambda: is_ready(server))
+    report.add("/ready is green after it, s", f"{green_s:.1f}", "< 10", green_s < 10)
+    report.stops += time.monotonic() > started
+
+
+def seconds_until(condition: Callable[[], bool], most: float = 30.0) -> float:
+    started = time.monotonic()
+    while not condition() and time.monotonic() - started < most:
+        time.sleep(0.1)
+    return time.monotonic() - started
+
+
+def compare(
+    number: int,
+    server: ServerProcess,
+    counts: Counter[str],
+    samples: list[dict[str, float]],
+    machine: Machine,
+    report: Report,
+) -> None:
+    """The server's counters with the clients', and what it holds at the end with what it held at the beginning."""
+    name = f"round {number + 1}: "
+    try:
+        stats = server.wait_idle(60)
+    except AssertionError as error:
+        report.add(f"{name}idle after the load", str(error)[:60], "idle", False)
+        stats = server.stats()
+    seen: Counter[str] = Counter()
+    for outcome, count in counts.items():
+        seen[OUTCOMES.get(outcome, "" if outcome in UNCOUNTED else "unexpected")] += count
+    odd = {k: v for k, v in counts.items() if k not in OUTCOMES and k not in UNCOUNTED}
+    report.add(f"{name}unexpected outcomes", odd or 0, "0", not odd)
+    total = sum(seen[k] for k in ("ok", "failed", "cancelled", "rejected"))
+    server_total = stats["requests"]["total"]
+    report.add(
+        f"{name}requests, server/clients", f"{server_total}/{total}", "equal", server_total == total
+    )
+    # a client that leaves as its answer ends may be counted as answered
+    slack = counts["left"]
+    for key in ("ok", "failed", "cancelled", "rejected"):
+        near = abs(stats["requests"][key] - seen[key]) <= (
+            slack if key in ("ok", "cancelled") else 0
+        )
+        report.add(
+            f"{name}{key}, server/clients", f"{stats['requests'][key]}/{seen[key]}", "equal", near
+        )
+    report.add(f"{name}requests lost to a dying engine", seen["failed"], "0", not seen["failed"])
+    engine = stats["engine"]
+    report.add(f"{name}KV blocks in use", engine["kv_usage"], "0", engine["kv_usage"] == 0)
+    peak = max(sample["server_rss_mib"] for sample in samples)
+    report.add(
+        f"{name}peak RSS of the API process, MiB",
+        round(peak),
+        f"< {MAX_RSS_MIB}",
+        peak < MAX_RSS_MIB,
+    )
+    time.sleep(6)  # idle connections are closed after 5 s
+    early, end = samples[len(samples) // 4], resources_of(server)
+    for key, slack in GROWTH.items():
+        flat = end[key] <= early[key] + slack
+        report.add(f"{name}{key}", f"{early[key]:.0f} -> {end[key]:.0f}", f"+{slack} at most", flat)
+    left = machine.leftovers()
+    report.add(f"{name}temporary files after the load", left, "1", left == 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,7 +41,7 @@ from tests.server_process import ServerProcess, running_server
 ROUNDS = 3
 HEARTBEAT_TIMEOUT_S = 3.0
 FLAGS = (
-    "--model", "nano", "--cpu-kv-cache-gib", "0.2", "--max-model-len", "4096", "--max-request-resumes", "1000",
+    "--model", "nano", "--cpu-kv-cache-gib", "0.2", "--max-model-len", "8192", "--max-request-resumes", "1000",
     "--engine-heartbeat-timeout-s", str(HEARTBEAT_TIMEOUT_S), "--send-timeout-s", "5", "--log-level", "warning",
 )  # fmt: skip
 MAX_RSS_MIB, MAX_HEALTH_MS = 500, 250
@@ -119,7 +119,7 @@ class ChaosClient(Client):
                 {"messages": [{"role": "user", "content": "word " * 20_000}]},
                 {"messages": [{"role": "user", "content": "x" * 200_000}]},
                 {"stop": ["a"] * 1000},
-                {"max_tokens": 10**9},
+                {"logprobs": True, "top_logprobs": 10**6},
                 {"n": 10**6},
             )
         )
@@ -200,11 +200,15 @@ class Machine:
 
     cache: Path
     temporary: Path
+    runtime: Path  # records of ports
     rng: random.Random
 
     @property
     def env(self) -> dict[str, str]:
-        return {"XDG_CACHE_HOME": str(self.cache), "TMPDIR": str(self.temporary)}
+        return {
+            "XDG_CACHE_HOME": str(self.cache), "TMPDIR": str(self.temporary),
+            "XDG_RUNTIME_DIR": str(self.runtime),
+        }  # fmt: skip
 
     def leftovers(self) -> int:
         """Temporary files, in the cache too."""
@@ -241,9 +245,10 @@ def main() -> int:
     args = parser.parse_args()
     report, rng = Report(), random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        machine = Machine(Path(folder) / "cache", Path(folder) / "temporary", rng)
-        machine.cache.mkdir()
-        machine.temporary.mkdir()
+        folders = [Path(folder) / name for name in ("cache", "temporary", "runtime")]
+        for path in folders:
+            path.mkdir(mode=0o700)
+        machine = Machine(*folders, rng)
         for number in range(ROUNDS):
             damaged = machine.damage() if number else []
             run_round(args, number, machine, damaged, report)

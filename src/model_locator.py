@@ -143,6 +143,8 @@ def _unfold_nano(folder: Path) -> None:
     command = [sys.executable, "-m", "src.cli.unfold_nano", "--out", str(folder)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if done.returncode == 0:
+        for line in done.stderr.splitlines():  # of the vocabulary's cache, say
+            logger.warning("%s", line)
         return
     reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     if "os error" in reason or "[Errno" in reason:  # as safetensors and Python report them

@@ -136,7 +136,7 @@ class ChaosClient(Client):
 
     def unread(self, _: httpx.Client) -> str:
         """Asks for large answers and reads none."""
-        content = json.dumps({"model": "gpt-oss-nano", "prompt": "a b " * 5000}).encode()
+        content = json.dumps({"model": "gpt-oss-nano", "prompt": "a b " * 4000}).encode()
         with self._connection() as connection, contextlib.suppress(TimeoutError, ConnectionError):
             connection.settimeout(1)
             for _ in range(self._rng.randint(1, 40)):

@@ -1,0 +1,86 @@
+"""The whole API in this process, with an engine that answers at once: what a model makes of a request takes no time."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import uvicorn
+
+from src.api.app import create_app
+from src.api.http_protocol import ConnectionLimits, limited_protocol
+from src.config import ServerConfig
+from src.engine.client import EngineClient
+from src.engine.lifecycle import EngineState
+from src.engine.messages import AddRequest, Ready, TokenLogprobs, TokenOutput
+from src.engine.request import FinishReason
+from src.harmony.vocabulary import load_vocabulary
+from tests.helpers import checkpoint, engine_config
+
+MAX_MODEL_LEN = 1024
+
+
+class InstantEngine(EngineClient):
+    """Every generation is the same few tokens, cut at max_tokens, in one output."""
+
+    def __init__(self, answer: list[int]) -> None:
+        super().__init__(engine_config(checkpoint(), max_model_len=MAX_MODEL_LEN))
+        self._answer = answer
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        return 0.0
+
+    async def start(self) -> None:
+        self.ready = Ready("float32", "cpu", 1000, 2**20, 2**20, MAX_MODEL_LEN, "none", 0.0, 0)
+        self.state = EngineState.READY
+        self._ready_event.set()
+
+    async def add_requests(
+        self, requests: Sequence[AddRequest]
+    ) -> list[AsyncIterator[TokenOutput]]:
+        return [self._output(request) for request in requests]
+
+    async def _output(self, request: AddRequest) -> AsyncIterator[TokenOutput]:
+        ids, params = self._answer[: request.params.max_tokens], request.params
+        reason = FinishReason.STOP if len(ids) == len(self._answer) else FinishReason.LENGTH
+        output = TokenOutput(request.request_id, ids, reason, queue_s=0.0, prefill_s=0.0)
+        if params.logprobs is not None:
+            output.logprobs = [_logprobs(token, params.logprobs) for token in ids]
+        if params.prompt_logprobs is not None:
+            wanted = request.token_ids[1:]
+            output.prompt_logprobs = [_logprobs(token, params.prompt_logprobs) for token in wanted]
+        yield output
+
+
+def _logprobs(token_id: int, alternatives: int) -> TokenLogprobs:
+    return TokenLogprobs(-0.5, [(token_id + i, -0.5 - i) for i in range(alternatives)])
+
+
+@contextlib.contextmanager
+def served() -> Iterator[str]:
+    """The URL of the API, debugging endpoints included."""
+    vocabulary = load_vocabulary(checkpoint())
+    text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hi.<|return|>"
+    engine = InstantEngine(vocabulary.encode_with_special(text))
+    config = ServerConfig(debug_endpoints=True, warm_up=False)
+    app = create_app(engine, config, vocabulary, model_id="gpt-oss-nano", model_size="nano")
+    protocol = limited_protocol(ConnectionLimits())
+    server = uvicorn.Server(uvicorn.Config(app, http=protocol, lifespan="on", log_config=None))
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        bound.listen()
+        thread = threading.Thread(target=server.run, args=([bound],))
+        thread.start()
+        try:
+            deadline = time.monotonic() + 20
+            while not server.started:
+                assert thread.is_alive() and time.monotonic() < deadline
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)

@@ -174,9 +174,11 @@ class Door:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                known = {name for name, _ in message["headers"]}  # a refusal brings its own
+                added = ((k.encode(), v.encode()) for k, v in extra.items())
                 message["headers"] = [
                     *message["headers"],
-                    *((k.encode(), v.encode()) for k, v in extra.items()),
+                    *(header for header in added if header[0] not in known),
                 ]
             await send(message)
 

@@ -219,7 +219,7 @@ class ServerConfig(BaseSettings):
         5.0, gt=0, description="waiting time worth one priority step, s"
     )
     engine_step_timeout_s: float = Field(
-        300.0, gt=0, description="no step for this long: the engine is dead, s"
+        300.0, gt=0, description="no step, or no heartbeat, for this long: the engine is dead, s"
     )
     engine_heartbeat_timeout_s: float = Field(
         10.0, gt=1, description="no heartbeat of the engine for this long: /ready is 503, s"

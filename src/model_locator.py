@@ -49,7 +49,7 @@ def locate_model(
         )
     folder = (
         _embedded_nano(cache_folder)
-        if short == "nano" and model_path is None
+        if is_embedded(name, model_path)
         else _find(name, short, model_path)
     )
     config = ModelConfig.from_folder(folder)
@@ -64,6 +64,11 @@ def locate_model(
     return LocatedModel(
         folder, config, size, f"gpt-oss-{size}" if size != "custom" else folder.name
     )
+
+
+def is_embedded(name: str, model_path: Path | None) -> bool:
+    """Whether the name means the model that the project carries, which is kept in the cache."""
+    return _short_name(name) == "nano" and model_path is None
 
 
 def _short_name(name: str) -> str:

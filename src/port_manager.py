@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import psutil
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,8 @@ def running_servers() -> list[ServerRecord]:
         if record is not None and record.process is not None:
             found.append(record)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder
+                path.unlink()
     return sorted(found, key=lambda record: record.port)
 
 
@@ -246,9 +248,10 @@ def _check_folder(path: Path) -> None:
         problem = f"can be written by others (mode {stat.S_IMODE(status.st_mode):03o})"
     else:
         return
+    remedy = "remove it, or " if path.name.startswith("gpt-oss-server") else ""  # not /tmp
     raise PortError(
         f"records of servers are not kept in {path}, which {problem}: "
-        "remove it, or set XDG_RUNTIME_DIR to a folder of your own"
+        f"{remedy}set XDG_RUNTIME_DIR to a folder of your own"
     )
 
 
@@ -266,10 +269,18 @@ def _write(path: Path, text: str) -> None:
 
 def _read(path: Path) -> ServerRecord | None:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
-            return ServerRecord(**json.load(file))
-    except (OSError, ValueError, TypeError):
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        with open(os.open(path, flags)) as file:
+            record = msgspec.convert(json.load(file), ServerRecord)
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        logger.warning("damaged record of a server: %s: %s", path, error)
+        return None
+    if not 0 < record.port < 65_536 or not 0 < record.pid < 2**31:
+        logger.warning("damaged record of a server: %s: no such port or process", path)
+        return None
+    return record
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         logger.info("gpt-oss server %s", __version__)
         if ignored := service_variables():
             logger.info("ignoring Kubernetes service variables: %s", ", ".join(ignored))
-        check_access(config, origin)
+        callers = check_access(config, origin)
         bound = port_manager.reserve(
             config.host, config.port, auto=config.auto_port, force=config.force_port
         )
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {without_secrets(str(error))}\n")
         return 2
     with port_manager.recorded(bound):
-        return uvloop.run(serve(config, engine_settings, bound, located, vocabulary))
+        return uvloop.run(serve(config, engine_settings, bound, located, vocabulary, callers))
 
 
 if __name__ == "__main__":

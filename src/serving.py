@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib
 import logging
 import signal
@@ -16,15 +17,22 @@ import uvicorn
 
 from src.api.descriptors import allowed_connections
 from src.api.hosts import is_loopback
-from src.api.keys import load_callers
+from src.api.keys import Caller, load_callers
+from src.cached_files import default_cache_folder
 from src.config import ServerConfig
 from src.config_text import without_secrets
 from src.engine.client import EngineClient
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.gpus import visible_gpus
 from src.engine.lifecycle import EngineError, RestartPolicy
-from src.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, Vocabulary
-from src.model_locator import LocatedModel
+from src.harmony.vocabulary import (
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    STOP_TOKEN_IDS,
+    Vocabulary,
+    find_ranks,
+)
+from src.model_locator import LocatedModel, is_embedded, locate_model
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -47,13 +55,15 @@ def choose_model(config: ServerConfig) -> str:
     return "nano"
 
 
-def check_access(config: ServerConfig, origin: Mapping[str, str]) -> None:
-    """Warns of a server that is open to the network, and of a key that other users of this machine can see.
+def check_access(config: ServerConfig, origin: Mapping[str, str]) -> list[Caller]:
+    """Returns the callers that have a key. Warns of a server that is open to the network, and of a key that other
+    users of this machine can see.
 
     Raises:
         ConfigError: the keys are wrong, or there are none although require_api_key is set.
     """
-    if not load_callers(config):
+    callers = load_callers(config)
+    if not callers:
         if config.require_api_key:
             raise ConfigError(
                 "require_api_key is set, but there is no key: set GPTOSS_API_KEY or api_keys_file"
@@ -68,6 +78,7 @@ def check_access(config: ServerConfig, origin: Mapping[str, str]) -> None:
         logger.warning(
             "api_key is on the command line, which every user of this machine can read: use GPTOSS_API_KEY"
         )
+    return callers
 
 
 def engine_config(
@@ -166,6 +177,7 @@ async def serve(
     bound: socket.socket,
     located: LocatedModel,
     vocabulary: Vocabulary,
+    callers: list[Caller],
 ) -> int:
     try:
         max_connections = allowed_connections(config.max_connections)
@@ -176,13 +188,23 @@ async def serve(
         max_restarts=config.max_engine_restarts,
         max_resumes=config.max_request_resumes,
         step_timeout_s=config.engine_step_timeout_s,
+        heartbeat_timeout_s=config.engine_heartbeat_timeout_s,
     )
     log = {"level": config.log_level, "log_format": config.log_format}
-    engine = EngineClient(engine_settings, policy, log)
+    model, cache = choose_model(config), default_cache_folder()
+
+    def renewed() -> EngineConfig:
+        folder = located.folder
+        if is_embedded(model, config.model_path) and folder is not None:
+            folder = locate_model(model, None, cache).folder
+        ranks_path = find_ranks(folder, cache) or vocabulary.ranks_path
+        return dataclasses.replace(engine_settings, model_path=folder, ranks_path=ranks_path)
+
+    engine = EngineClient(engine_settings, policy, log, renewed)
     await engine.start()  # it loads while the app is imported and built
     name = config.served_model_name or located.name
     try:
-        app = await _app(engine, config, vocabulary, name, located.size)
+        app = await _app(engine, config, vocabulary, callers, name, located.size)
     except BaseException as error:
         await engine.stop()
         if not isinstance(error, ConfigError):
@@ -229,7 +251,12 @@ async def serve(
 
 
 async def _app(
-    engine: EngineClient, config: ServerConfig, vocabulary: Vocabulary, name: str, size: str
+    engine: EngineClient,
+    config: ServerConfig,
+    vocabulary: Vocabulary,
+    callers: list[Caller],
+    name: str,
+    size: str,
 ) -> FastAPI:
     """Its lifespan stops the engine. Raises ConfigError."""
     await asyncio.to_thread(importlib.import_module, "src.api.app")  # the engine's start goes on
@@ -241,7 +268,13 @@ async def _app(
         else set()
     )
     return create_app(
-        engine, config, vocabulary, model_id=name, model_size=size, aliases=frozenset(aliases)
+        engine,
+        config,
+        vocabulary,
+        callers=callers,
+        model_id=name,
+        model_size=size,
+        aliases=frozenset(aliases),
     )
 
 

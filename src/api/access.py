@@ -44,11 +44,11 @@ PAGE = ("/page/",)
 class Access:
     """Keys and limits of one app. `draining` closes the door for new work."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        """Raises ConfigError."""
+    def __init__(self, config: ServerConfig, callers: list[Caller] | None = None) -> None:
+        """Reads the keys where they are not given. Raises ConfigError."""
         self._config = config
         self.usage = Usage()
-        self._callers = load_callers(config)
+        self._callers = load_callers(config) if callers is None else callers
         self._anonymous = anonymous(config)
         self._cache_secret = secrets.token_bytes(32)
         self._hosts = HostCheck(config)
@@ -58,6 +58,10 @@ class Access:
 
     def reload(self) -> bool:
         """Reads the keys again; keeps the old ones if the file is wrong. -> whether it was right."""
+        file = self._config.api_keys_file
+        if file is not None and file.exists() and not file.is_file():
+            logger.error("keys not reloaded: api_keys_file %s is a pipe, which is read once", file)
+            return False
         try:
             self._callers = load_callers(self._config)
         except ConfigError as error:

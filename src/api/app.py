@@ -19,6 +19,7 @@ from src import __version__
 from src.api import cancel, chat, completions, errors, models, page, responses, system, tokens
 from src.api.access import Access, Door
 from src.api.deps import ServerContext
+from src.api.keys import Caller
 from src.api.ledger import Ledger
 from src.api.metrics import Metrics
 from src.api.response_store import ResponseStore
@@ -104,11 +105,12 @@ def create_app(
     config: ServerConfig,
     vocabulary: Vocabulary,
     *,
+    callers: list[Caller] | None = None,
     model_id: str,
     model_size: str,
     aliases: frozenset[str] = frozenset(),
 ) -> FastAPI:
-    """`engine` is started and stopped by the app's lifespan."""
+    """`engine` is started and stopped by the app's lifespan. `callers`: where the keys were read already."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -127,7 +129,7 @@ def create_app(
 
     app = FastAPI(title="gpt-oss server", version=__version__, lifespan=lifespan)
     tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-    metrics, access = Metrics(), Access(config)
+    metrics, access = Metrics(), Access(config, callers)
     context = ServerContext(
         config=config,
         engine=engine,

@@ -60,7 +60,9 @@ class EngineClient:
         config: EngineConfig,
         policy: RestartPolicy | None = None,
         log: dict[str, Any] | None = None,
+        renewed: Callable[[], EngineConfig] | None = None,
     ):
+        """`renewed` returns the config, its files made again if they are damaged; called before each restart."""
         self.config = config
         self.policy = policy or RestartPolicy()
         self.state = EngineState.LOADING
@@ -72,6 +74,7 @@ class EngineClient:
         self.num_restarts = 0
         self.num_resumed = 0
         self.failure: str | None = None
+        self._renewed = renewed
         self._log = log or {"level": "info", "log_format": "text"}
         self._streams = OpenStreams()
         self._finished_recently: deque[float] = deque(maxlen=64)
@@ -85,6 +88,7 @@ class EngineClient:
         self._last_sign = time.monotonic()
         self._last_heartbeat = time.monotonic()
         self._attempts = 0
+        self._warned_of_silence = False
 
     # --- life ---
 
@@ -304,6 +308,15 @@ class EngineClient:
             )  # fmt: skip
             self.num_restarts += 1
             await asyncio.sleep(delay)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        """Files of the cache may have been damaged or removed since the first start."""
+        if self._renewed is not None:
+            try:
+                self.config = await asyncio.to_thread(self._renewed)
+            except Exception as error:  # whatever is wrong: the engine says what it cannot read
+                logger.error("the engine's files cannot be checked: %s", error)
 
     async def _run_once(self) -> None:
         """One engine process from start to death."""
@@ -349,30 +362,58 @@ class EngineClient:
 
     async def _read(self, receive: zmq.asyncio.Socket, gone: asyncio.Event) -> None:
         gone_task = asyncio.create_task(gone.wait())
+        suspicious = False
         try:
             while True:
                 message_task = asyncio.ensure_future(receive.recv())
-                timeout = max(0.05, self.policy.step_timeout_s - self.last_sign_age_s)
                 await asyncio.wait(
-                    {message_task, gone_task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                    {message_task, gone_task},
+                    timeout=self._check_interval_s,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 if message_task.done():
                     self._handle(self._decoder.decode(message_task.result()))
-                    continue
-                message_task.cancel()
-                if gone_task.done():
+                    if self._silence() is None:
+                        suspicious = False
+                        continue
+                else:
+                    message_task.cancel()
+                    if gone_task.done():
+                        return
+                self._warn_of_silence()
+                silence = self._silence()
+                if silence is not None and suspicious:
+                    self.failure = silence
                     return
-                if (
-                    self._streams
-                    and self.is_ready
-                    and self.last_sign_age_s >= self.policy.step_timeout_s
-                ):
-                    self.failure = (
-                        f"no step within {self.policy.step_timeout_s:g} s while work was waiting"
-                    )
-                    return
+                suspicious = silence is not None  # this process may have been stopped: look again
         finally:
             gone_task.cancel()
+
+    @property
+    def _check_interval_s(self) -> float:
+        return min(1.0, max(0.05, self.policy.step_timeout_s / 10))
+
+    def _silence(self) -> str | None:
+        """Why a ready engine counts as dead although its process is there, None if it does not."""
+        policy = self.policy
+        if not self.is_ready:
+            return None
+        if self._streams and self.last_sign_age_s >= policy.step_timeout_s:
+            return f"no step within {policy.step_timeout_s:g} s while work was waiting"
+        limit_s = max(policy.step_timeout_s, policy.heartbeat_timeout_s)
+        if self.heartbeat_age_s >= limit_s:
+            return f"no heartbeat within {limit_s:g} s"
+        return None
+
+    def _warn_of_silence(self) -> None:
+        """Logs once that heartbeats do not arrive."""
+        is_silent = self.is_ready and self.heartbeat_age_s >= self.policy.heartbeat_timeout_s
+        if is_silent and not self._warned_of_silence:
+            logger.error(
+                "no heartbeat of the engine (pid %s) for %.0f s: is it stopped?",
+                self.pid, self.heartbeat_age_s,
+            )  # fmt: skip
+        self._warned_of_silence = is_silent
 
     def _handle(self, message: FromEngine) -> None:
         self._last_heartbeat = time.monotonic()

@@ -40,6 +40,8 @@ class RestartPolicy:
     step_timeout_s: float = (
         300.0  # no sign of life for this long while work is waiting: the engine counts as dead
     )
+    # no message at all for this long: logged; for the longer of both timeouts: the engine counts as dead
+    heartbeat_timeout_s: float = 10.0
     max_resumes: int = 0  # how often a request may go on in the next engine when its engine dies
     ready_wait_s: float = 60.0  # how long a request waits for an engine that is restarting
 

@@ -220,6 +220,11 @@ def load_vocabulary(checkpoint: Path | None = None, cache_folder: Path | None = 
     return Vocabulary(encoding, ranks_path, source)
 
 
+def find_ranks(checkpoint: Path | None, cache: Path) -> Path | None:
+    """The file of ranks in the cache, made again if it is damaged; None where only a download had them."""
+    return _find_ranks(checkpoint, cache, [])[0]
+
+
 def _find_ranks(checkpoint: Path | None, cache: Path, tried: list[str]) -> tuple[Path | None, str]:
     target = cache / "vocabulary" / RANKS_NAME
     cached_is_right = _has_right_hash(target)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
 
 from src.engine.client import EngineClient
+from src.engine.config import ConfigError, EngineConfig
 from src.engine.core import EngineProcess
-from src.engine.lifecycle import EngineState, QueueFullError
-from src.engine.messages import AddRequest, AddRequests, Ready, ToEngine, TokenOutput
+from src.engine.lifecycle import EngineState, QueueFullError, RestartPolicy
+from src.engine.messages import AddRequest, AddRequests, Heartbeat, Ready, ToEngine, TokenOutput
 from src.engine.request import FinishReason
 from src.engine.sampling_params import LogitBias, SamplingParams
 from tests.helpers import checkpoint, engine_config
@@ -131,3 +135,60 @@ def test_a_tenant_below_its_share_is_let_in_beyond_the_bounds() -> None:
         client._context.destroy(linger=0)
 
     asyncio.run(add())
+
+
+class _Beating:
+    """A socket of an engine that sends heartbeats, or nothing where `every_s` is 0."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+
+    async def recv(self) -> bytes:
+        await asyncio.sleep(self.every_s or 3600)
+        return msgspec.msgpack.encode(Heartbeat())
+
+
+def _read_from(every_s: float, *, busy: bool = False, ready: bool = True) -> str | None:
+    """Why the engine counts as dead within 1.5 s, None if it does not."""
+
+    async def read() -> str | None:
+        policy = RestartPolicy(step_timeout_s=0.4, heartbeat_timeout_s=0.2)
+        client = EngineClient(engine_config(checkpoint()), policy)
+        _sent(client)
+        client.state = EngineState.READY if ready else EngineState.LOADING
+        if busy:
+            await client.add_request(AddRequest("a", [1], SamplingParams(max_tokens=5, seed=1)))
+        socket: Any = _Beating(every_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(client._read(socket, asyncio.Event()), 1.5)
+        client._context.destroy(linger=0)
+        return client.failure
+
+    return asyncio.run(read())
+
+
+def test_a_stopped_engine_is_dead_even_when_it_is_idle(caplog: pytest.LogCaptureFixture) -> None:
+    assert _read_from(0) == "no heartbeat within 0.4 s"
+    assert [r.message for r in caplog.records] == [
+        "no heartbeat of the engine (pid None) for 0 s: is it stopped?"
+    ]
+    caplog.clear()
+    assert _read_from(0.01, busy=True) == "no step within 0.4 s while work was waiting"
+    assert _read_from(0.01) is None, "idle"
+    assert _read_from(0, ready=False) is None, "it loads"
+    assert not caplog.records
+
+
+def test_an_engine_starts_again_with_files_that_were_checked() -> None:
+    async def renew(renewed: Callable[[], EngineConfig]) -> EngineConfig:
+        client = EngineClient(engine_config(checkpoint()), renewed=renewed)
+        await client._renew()
+        client._context.destroy(linger=0)
+        return client.config
+
+    def fails() -> EngineConfig:
+        raise ConfigError("no space")
+
+    other = engine_config(checkpoint(), seed=5)
+    assert asyncio.run(renew(lambda: other)) is other
+    assert asyncio.run(renew(fails)).seed == 0

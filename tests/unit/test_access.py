@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +67,18 @@ def test_a_keys_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_callers(ServerConfig(api_keys_file=tmp_path / "binary"))
+
+
+def test_keys_from_a_pipe_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = tmp_path / "keys"
+    os.mkfifo(pipe)
+    config = ServerConfig(api_keys_file=pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("- {name: a, key: key-of-a}",))
+    writer.start()
+    access = Access(config, check_access(config, {}))
+    writer.join()
+    assert not access.reload() and "is a pipe" in caplog.text
+    assert access.report()["keys"] == 1
 
 
 def test_an_empty_file_beside_a_key_leaves_that_key(tmp_path: Path) -> None:

@@ -157,6 +157,35 @@ def test_records_are_for_this_user_alone(temporary: Path) -> None:
     assert list(record.parent.iterdir()) == []
 
 
+GOOD_RECORD = {"port": 8000, "host": "::1", "pid": 1, "started": 1.0}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"port": "8000"}, {"pid": None}, {"pid": 2**80}, {"pid": -1}, {"started": "x"}, {"host": 1}, {"port": 70_000}],
+)  # fmt: skip
+def test_a_damaged_record_is_one_line_in_the_log(
+    temporary: Path, caplog: pytest.LogCaptureFixture, damage: dict[str, Any]
+) -> None:
+    folder = temporary / "gpt-oss-server"
+    folder.mkdir(parents=True, mode=0o700)
+    temporary.chmod(0o700)
+    path = folder / "8000.json"
+    path.write_text(json.dumps(GOOD_RECORD | damage))
+    assert running_servers() == [] and not path.exists()
+    assert [str(path) in record.message for record in caplog.records] == [True]
+
+
+def test_what_is_not_a_record_is_passed_over(temporary: Path) -> None:
+    folder = temporary / "gpt-oss-server"
+    (folder / "1.json").mkdir(parents=True)
+    for path in (temporary, folder):
+        path.chmod(0o700)
+    os.mkfifo(folder / "2.json")
+    (folder / "3.json").write_text("[" * 100_000)
+    assert running_servers() == []
+
+
 @pytest.mark.parametrize("which", ["outer", "inner"])
 @pytest.mark.parametrize("fault", ["link", "dangling link", "mode 777", "mode 720", "file"])
 def test_a_folder_of_records_that_others_can_write_is_refused(

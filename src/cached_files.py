@@ -47,8 +47,8 @@ _decoder = msgspec.json.Decoder(dict[str, FileSum])
 
 def default_cache_folder() -> Path:
     """Where derived files are kept: $XDG_CACHE_HOME or ~/.cache, below gpt-oss-server."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    if root:
+    root = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))
+    if os.path.isabs(root):  # others are to be ignored (XDG Base Directory Specification)
         return Path(root) / "gpt-oss-server"
     try:
         home = Path.home()

@@ -17,7 +17,16 @@ import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from src.config_text import Parser, check_key_text, read_yaml, without_secrets, yaml_problem
+from src.config_text import (
+    Parser,
+    check_key_text,
+    masked_value,
+    quoted_value,
+    read_yaml,
+    shown_name,
+    without_secrets,
+    yaml_problem,
+)
 from src.engine.config import ConfigError
 from src.profiles import PROFILES, Profile, ProfileName, overridden
 
@@ -38,8 +47,8 @@ PROFILE_KEYS = ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "ba
 _HOST_NAME = re.compile(
     r"[A-Za-z0-9]([A-Za-z0-9._-]*)|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 )
-# Keys whose value is never shown.
-SECRET_KEYS = ("api_key",)
+# Keys whose value is never quoted in an error.
+SECRET_KEYS = ("api_key", "api_keys_file", "otlp_endpoint")
 
 
 class ServerConfig(BaseSettings):
@@ -290,6 +299,12 @@ class ServerConfig(BaseSettings):
             check_key_text(value.get_secret_value())
         return value
 
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, value: str) -> str:
+        """An IPv6 address may be written as in a URL."""
+        return value[1:-1] if value.startswith("[") and value.endswith("]") else value
+
     @field_validator("allowed_hosts")
     @classmethod
     def _host_names(cls, value: list[str] | None) -> list[str] | None:
@@ -367,6 +382,7 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
         merged[key], origin[key] = value, f"environment {name}"
     for key, value in flags.items():
         merged[key], origin[key] = value, "flag"
+    _check_text(merged, origin)
     try:
         return ServerConfig(**merged), origin, print_config
     except ValidationError as error:
@@ -378,11 +394,29 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
             else ""
         )
         message = "unknown key" if hint else first["msg"].removeprefix("Value error, ")
-        if first["loc"] and not hint and key not in SECRET_KEYS:
-            message += f", got {first['input']!r}"
+        if key == "api_key" and first["type"] == "string_type":
+            message += ": put the key in quotes"
+        if len(first["loc"]) == 1 and not hint and key not in SECRET_KEYS:
+            message += quoted_value(first["input"])
+        name = shown_name(key) if hint else key
         raise ConfigError(
-            f"{key} (from {origin.get(key, 'defaults')}): {without_secrets(message)}. {hint}".rstrip()
+            f"{name} (from {origin.get(key, 'defaults')}): {without_secrets(message)}. {hint}".rstrip()
         ) from None
+
+
+def _check_text(values: Mapping[str, Any], origin: Mapping[str, str]) -> None:
+    """Raises ConfigError for bytes in the environment or a flag that are not UTF-8, and for a name of no file."""
+    for key, value in values.items():
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ConfigError(f"{key} (from {origin[key]}) is not UTF-8 text") from None
+    file = values.get("api_keys_file")
+    if isinstance(file, str) and not file.strip():
+        raise ConfigError(
+            f"api_keys_file (from {origin['api_keys_file']}) is empty: name a file, or unset it"
+        )
 
 
 def describe(config: ServerConfig, origin: dict[str, str]) -> str:
@@ -396,14 +430,14 @@ def describe(config: ServerConfig, origin: dict[str, str]) -> str:
             source = origin.get(key, "default")
         text = (
             yaml.safe_dump(
-                str(value) if isinstance(value, (Path, SecretStr)) else value,
+                masked_value(str(value) if isinstance(value, (Path, SecretStr)) else value),
                 default_flow_style=True,
                 width=10_000,
             )
             .removesuffix("...\n")
             .strip()
         )
-        lines.append(f"{key}: {without_secrets(text)}  # {source}")
+        lines.append(f"{key}: {text}  # {source}")
     return "\n".join(lines) + "\n"
 
 
@@ -464,6 +498,11 @@ def _from_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values")
+    blank = re.search(
+        r"(?m)^(api_keys?(?:_file)?):[ \t]*(&\S*)?[ \t]*(#.*)?$", path.read_text(encoding="utf-8")
+    )
+    if blank is not None and values.get(blank[1]) is None:
+        raise ConfigError(f"{blank[1]} (from {path}) has no value: write null to serve without it")
     return {str(key): value for key, value in values.items() if value is not None}
 
 

@@ -11,10 +11,18 @@ import yaml
 
 from src.engine.config import ConfigError
 
+# in a sentence it is not known where a password ends: too much is masked rather than too little
 _URL_SECRETS = (
-    (re.compile(r"(:/+)[^\s'\"]*@"), r"\1***@"),  # one slash: a Path of a URL
-    (re.compile(r"(:/+[^\s'\"?]*\?)[^\s'\"]+"), r"\1***"),
+    (re.compile(r"(:[/\\]|[/\\]{2})([/\\]*)[^\n]*@"), r"\1\2***@"),  # one slash: a Path of a URL
+    (re.compile(r"[^\s:@/\\'\"]+:(?![/\\])\S*@(?=\S)"), "***@"),
+    (re.compile(r"([:/\\][/\\][^\s?#;]*[?#;])\S*[^\s'\"\].,]"), r"\1***"),
+    (
+        re.compile(r"(?i)\b(\w*(?:token|key|secret|password|passwd|pwd|auth|sig)=)[^\s*]\S*"),
+        r"\1***",
+    ),
 )
+_URL_BEGIN = re.compile(r"\s*(?:[A-Za-z][\w+.-]*:)?[/\\]+")
+_SETTING_NAME = re.compile(r"[a-z_]{1,40}")
 
 
 def check_key_text(key: str) -> str:
@@ -25,6 +33,8 @@ def check_key_text(key: str) -> str:
         raise ValueError("the key begins or ends with white space, which clients cannot send")
     if any(ord(char) < 32 or ord(char) == 127 for char in key):
         raise ValueError("the key holds a control character, which clients cannot send")
+    if not key.isascii():
+        raise ValueError("the key holds a character that is not ASCII, which clients cannot send")
     return key
 
 
@@ -50,15 +60,45 @@ def yaml_problem(error: Exception) -> str:
     """Returns place and kind of a YAML error, without the text that is there."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-    shown = re.sub("'.*'", "...", str(problem)) if problem else ""
+    known, *quoted = re.split(r"['\"!*&]", str(problem or ""), maxsplit=1)
+    shown = known.strip() + (" ..." if quoted else "")
     return f"{place}: {shown}" if shown else place
 
 
 def without_secrets(text: str) -> str:
-    """Returns the text with the user, password and query of each URL masked."""
+    """Returns the text with the user, password, query and fragment of each URL masked."""
     for pattern, masked in _URL_SECRETS:
         text = pattern.sub(masked, text)
     return text
+
+
+def masked_value(value: Any) -> Any:
+    """Returns a setting's value with the same parts of each URL masked."""
+    if isinstance(value, dict):
+        return {key: masked_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [masked_value(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    begin = _URL_BEGIN.match(value)
+    if "@" in value and (":" in value or begin):
+        value = (begin.group() if begin else "") + "***@" + value.rpartition("@")[2]
+    if ":/" in value or "//" in value or "\\" in value or "***@" in value:
+        value = re.sub(r"(?s)([?#;]).+", r"\1***", value)
+    return without_secrets(value)
+
+
+def quoted_value(value: Any) -> str:
+    """Returns ", got VALUE" for an error about a number or a text without the marks of a secret, else nothing."""
+    is_shown = isinstance(value, (int, float)) or (
+        isinstance(value, str) and len(value) <= 200 and not re.search(r"[@?#;=\\]", value)
+    )
+    return f", got {value!r}" if is_shown else ""
+
+
+def shown_name(name: str) -> str:
+    """The name of an unknown setting, unless it may be a secret in the wrong place."""
+    return name if _SETTING_NAME.fullmatch(name) else "a name that is not shown"
 
 
 class Parser(argparse.ArgumentParser):

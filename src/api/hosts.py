@@ -12,7 +12,7 @@ import socket
 
 from src.config import ServerConfig
 
-_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d{1,5})?", re.IGNORECASE)
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]%]+)(:\d{0,5})?", re.IGNORECASE)
 
 
 def is_loopback(host: str) -> bool:

@@ -31,6 +31,13 @@ class KeyEntry(BaseModel):
     tokens_per_minute: int | None = Field(None, ge=0)
     max_concurrent_requests: int | None = Field(None, ge=0)
 
+    @field_validator("name")
+    @classmethod
+    def _own_name(cls, value: str) -> str:
+        if value == ANONYMOUS:
+            raise ValueError(f"{ANONYMOUS!r} stands for requests without a key: take another name")
+        return value
+
     @field_validator("key")
     @classmethod
     def _usable_key(cls, value: str | None) -> str | None:
@@ -108,6 +115,10 @@ def anonymous(config: ServerConfig) -> Caller:
 
 def _read_entries(path: Path) -> list[KeyEntry]:
     raw = read_yaml(path, f"api_keys_file {path}")
+    if raw is None:
+        raise ConfigError(
+            f"api_keys_file {path} is empty: add a key, or unset api_keys_file to serve everybody"
+        )
     if not isinstance(raw, list):
         raise ConfigError(
             f"api_keys_file {path} must be a list of entries with name and key or sha256"
@@ -125,7 +136,10 @@ def _entry(path: Path, number: int, item: object) -> KeyEntry:
         ):  # its name may be a key that was written in the wrong place
             problem = f"unknown field; known fields: {', '.join(KeyEntry.model_fields)}"
         else:
-            problem = f"{'.'.join(map(str, first['loc'])) or 'entry'}: {first['msg']}"
+            message = first["msg"].removeprefix("Value error, ")
+            if first["loc"] == ("key",) and first["type"] == "string_type":
+                message += ": put the key in quotes"
+            problem = f"{'.'.join(map(str, first['loc'])) or 'entry'}: {message}"
         raise ConfigError(f"api_keys_file {path}, entry {number}: {problem}") from None
 
 

@@ -20,8 +20,8 @@ from src.api.body import check_content_type, read_json_object
 from src.api.errors import Unauthorized, UnsupportedMediaType
 from src.api.hosts import HostCheck, is_loopback
 from src.api.keys import anonymous, digest_of, load_callers
-from src.config import ServerConfig, load_config
-from src.config_text import without_secrets
+from src.config import ServerConfig, describe, load_config
+from src.config_text import masked_value, without_secrets
 from src.engine.config import ConfigError
 from src.serving import check_access
 
@@ -38,7 +38,7 @@ EMPTY_DIGEST = hashlib.sha256(b"").hexdigest()
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "holds no key"), ("", "must be a list"), ("{}", "must be a list"), ("- ", "entry 0"),
+        ("[]", "holds no key"), ("", "is empty"), ("{}", "must be a list"), ("- ", "entry 0"),
         ("- {name: a, key: '         '}", "entry 0: key: .*blank"),
         ("- {name: a, key: '\u00a0\u00a0\u00a0\u00a0\u00a0\u00a0\u00a0\u00a0'}", "entry 0: key: .*blank"),
         ("- {name: a, key: 'sk-secret-1 '}", "begins or ends with white space"),
@@ -96,7 +96,9 @@ def test_no_digest_lets_a_blank_key_in() -> None:
     assert access.identify({b"authorization": b"Bearer  secret-key "}, "/stats").name == "default"
 
 
-@pytest.mark.parametrize("key", ["", " ", "\u00a0", "\t\n", " a-key", "a-key\n", "a\x00key"])
+@pytest.mark.parametrize(
+    "key", ["", " ", "\u00a0", "\t\n", " a-key", "a-key\n", "a\x00key", "\u200b", "schlüssel"]
+)
 def test_a_key_that_no_client_can_send_is_an_error(
     monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
@@ -118,6 +120,11 @@ def test_a_key_that_no_client_can_send_is_an_error(
         ("cors_origins: {a: 'http://me:sk-secret@host'}", "cors_origins"),
         ("current_date: 'http://host?token=sk-secret'", "current_date"),
         ("cors_origins: '[http://me:sk-secret@host'", "cors_origins .*not valid YAML"),
+        ("host: {api_key: sk-secret}", "host"), ("api_keys_file: [{key: sk-secret}]", "api_keys_file"),
+        ("sk-secret-1: x", "not shown .*unknown key"), ("api_key: !sk-secret'x y", "not valid YAML"),
+        ("profiles: {sk-secret: {}}", "profiles"), ("port: 'me:sk-secret@host'", "port"),
+        ("port: 'http://h/;token=sk-secret'", "port"), ("api_key: &sk-secret", "has no value"),
+        ("api_keys_file:", "has no value"), ("api_keys_file: ' '", "is empty"),
     ],
 )  # fmt: skip
 def test_no_secret_in_a_configuration_error(tmp_path: Path, text: str, message: str) -> None:
@@ -146,10 +153,17 @@ def test_no_secret_in_an_error_about_flags(
         ("http://me:se@cr/et@host", "http://***@host"), ("http://host/p?key=secret", "http://host/p?***"),
         ("http://host:1/p", "http://host:1/p"), ("[http://a:b@c, http://d]", "[http://***@c, http://d]"),
         ("me@example.org", "me@example.org"), ("http:/me:secret@host", "http:/***@host"),
+        ("http://me:se'c\"r et@host", "http://***@host"), ("me:secret@host:4318", "***@host:4318"),
+        ("//me:secret@host", "//***@host"), ("http:\\\\me:secret@host", "http:\\\\***@host"), ("http:me:secret@host", "***@host"),
+        ("http://h/;token=secret", "http://h/;***"), ("http://h/#token=se'cret", "http://h/#***"),
+        ("h:1/?a_token=secret", "h:1/?a_token=***"),
     ],
 )  # fmt: skip
 def test_passwords_in_urls_are_masked(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+    if not text.startswith("["):
+        assert "secret" not in masked_value(text)
+    assert "secret" not in describe(ServerConfig(otlp_endpoint=text), {})
 
 
 # --- which hosts, and who shares a cache ---
@@ -167,7 +181,7 @@ def test_which_addresses_are_of_this_machine_alone(host: str, loopback: bool) ->
 @pytest.mark.parametrize(
     ("options", "allowed", "refused"),
     [
-        ({}, "localhost 127.0.0.1:8000 127.1.2.3 [::1]", "evil.example 10.0.0.1 [fe80::1]"),
+        ({}, "localhost localhost: 127.0.0.1:8000 127.1.2.3 [::1]", "evil.example 10.0.0.1 [fe80::1] 127.0.0.1%x"),
         ({"host": "::1"}, "localhost [::1]:80", "evil.example"),
         ({"host": "0.0.0.0"}, "localhost evil.example 10.0.0.1 what:ever:", ""),
         ({"host": "0.0.0.0", "allowed_hosts": ["a.example", "2001:db8::1"]}, "A.example:1 localhost [2001:db8::1]", "b.example"),
@@ -267,3 +281,32 @@ def test_no_body_needs_no_type() -> None:
     check_content_type(Headers({}))
     with pytest.raises(UnsupportedMediaType, match="the request has none"):
         check_content_type(Headers({"transfer-encoding": "chunked"}))
+
+
+def test_a_value_that_is_not_utf_8_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTOSS_API_KEY", "\udcff-key")
+    with pytest.raises(ConfigError, match=r"^api_key \(from environment .*not UTF-8"):
+        load_config([])
+
+
+def test_probes_may_send_any_host() -> None:
+    access = Access(ServerConfig(allowed_hosts=[]))
+
+    async def answer(path: str) -> int:
+        sent: list[Message] = []
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def receive() -> Message:
+            return {"type": "http.request"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"host", b"10.0.0.1")]}
+        await Door(app, access)(scope, receive, send)
+        return int(sent[0]["status"])
+
+    paths = ("/health", "/ready", "/stats")
+    assert [asyncio.run(answer(path)) for path in paths] == [200, 200, 403]

@@ -16,7 +16,7 @@ ALLOWED = {
     "src.run_folder": "",
     "src.cached_files": "src.run_folder",
     "src.server": "src src.logs src.config src.config_text src.cached_files src.port_manager src.model_locator src.harmony.vocabulary src.engine.config src.serving",
-    "src.serving": "src.config src.config_text src.api.hosts src.api.keys src.model_locator src.harmony.vocabulary src.api.deps src.api.app src.api.descriptors src.api.http_protocol "
+    "src.serving": "src.cached_files src.config src.config_text src.api.hosts src.api.keys src.model_locator src.harmony.vocabulary src.api.deps src.api.app src.api.descriptors src.api.http_protocol "
     "src.engine.client src.engine.lifecycle src.engine.config src.engine.gpus",
     "src.api": "src src.api src.config src.config_text src.profiles src.prompt_builder src.harmony src.engine.client src.engine.lifecycle "
     "src.engine.messages src.engine.request src.engine.sampling_params src.engine.gpus src.engine.config",

@@ -146,6 +146,7 @@ def _unfold_nano(folder: Path) -> None:
     """In a process of its own, which may load torch. Raises OSError where the disk is full, else ConfigError."""
     logger.info("unfolding the embedded model nano into %s", folder)
     command = [sys.executable, "-m", "src.cli.unfold_nano", "--out", str(folder)]
+    command += ["--parent", str(os.getpid())]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if done.returncode == 0:
         for line in done.stderr.splitlines():  # of the vocabulary's cache, say

@@ -129,7 +129,7 @@ class TestBrowsers:
         ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "evil@localhost",
          "192.0.2.1", "[::2]", "", "localhost:80:80", "evil.example/localhost", "0.0.0.0"],
     )  # fmt: skip
-    @pytest.mark.parametrize("path", ["/stats", "/", "/health", "/nowhere"])
+    @pytest.mark.parametrize("path", ["/stats", "/", "/health/", "/nowhere"])
     def test_other_names_are_not(self, server: ServerProcess, host: str, path: str) -> None:
         response = httpx.get(server.url + path, headers={"host": host})
         assert (response.status_code, response.json()["error"]["code"]) == (403, "host_not_allowed")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -331,3 +332,31 @@ def test_servers_started_at_once_never_share_a_port() -> None:
         for process in processes:
             process.join(10)
     assert len(set(taken)) == 4 and port not in taken
+
+
+WITH_PARENT = """
+import os, subprocess, sys, time
+code = "from src.cli.unfold_nano import end_with_parent as end; end(%d); print('up', flush=True); import time; time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", code % os.getpid()], stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_unfolding_ends_with_a_server_that_is_killed() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WITH_PARENT],
+        cwd=model_locator.PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+        parent.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        deadline = time.monotonic() + 5
+        while child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

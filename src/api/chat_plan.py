@@ -354,7 +354,7 @@ def _sampling(
     # what ends a string or an array, where no message may end yet
     closing = [context.vocabulary.rank_of[text] for text in (b'"', b"]")]
     guard = LoopGuard(context.repetition_guard, (END, RETURN, CALL, *closing))
-    # min_tokens forbids what would end the message, and then nothing could be sampled
+    # the guard would end the message that min_tokens keeps open
     guards = grammar is not None and guard.repeats > 1 and not request.min_tokens
     common = sampling_options(request, profile) | {
         "max_tokens": max_tokens,

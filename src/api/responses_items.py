@@ -122,12 +122,18 @@ def read_items(
     """
     turn: dict[str, Any] | None = None  # the assistant's message that may go on
     open_calls: dict[str, str] = {}  # their ids and places, until someone else writes
+    left_out: set[Any] = set()  # ids of calls that the model cannot read
     for placed in items:
         item, where = _item(placed), placed.where
         if item is None:
+            left_out.add(_id_of_call(placed.item))
             continue
         if isinstance(item, FunctionCallItem | CustomCallItem):
             _check_unused(item.call_id, where, open_calls)
+            left_out.discard(item.call_id)
+        if isinstance(item, CallOutputItem) and item.call_id in left_out:
+            _warn_left_out([item.type])
+            continue
         part = _part_of_turn(item, where, name)
         if part is None:
             turn = None
@@ -144,6 +150,12 @@ def read_items(
         if calls:
             turn["tool_calls"] = calls
     _mark_preambles(conversation.messages)
+
+
+def _id_of_call(item: Mapping[str, Any]) -> str | None:
+    """By which a result refers to an item of another server."""
+    ids = (item.get("call_id"), item.get("id"))
+    return next((name for name in ids if isinstance(name, str) and name), None)
 
 
 def _check_unused(call_id: str, where: str, open_calls: dict[str, str]) -> None:

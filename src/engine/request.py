@@ -61,7 +61,8 @@ class Request:
         if (
             token_id in params.stop_token_ids
             and not params.ignore_eos
-            and self.num_output_tokens >= params.min_tokens
+            # the sampler allows an earlier one where the grammar leaves nothing else
+            and (self.num_output_tokens >= params.min_tokens or params.grammar is not None)
         ):
             return FinishReason.STOP
         if self.num_output_tokens >= params.max_tokens or self.num_tokens >= max_model_len:

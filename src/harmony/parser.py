@@ -85,12 +85,13 @@ class ResponseParser:
         self._arguments_empty = True
         self._position = -1
         self._message_tokens = 0
+        self._begun: list[Delta] = []  # of a message that the prompt has opened
         self.num_reasoning_tokens = 0
         self.recoveries: Counter[str] = Counter()
 
     def open_final(self) -> None:
         """The prompt ends within the text of a final message."""
-        self._open_body(_Resolved("content", None, ""), [])
+        self._open_body(_Resolved("content", None, ""), self._begun)
 
     def await_start(self) -> None:
         """The prompt ends before `<|start|>`."""
@@ -99,7 +100,7 @@ class ResponseParser:
     def push(self, token_id: int) -> list[Delta]:
         self._position += 1
         self._message_tokens += 1
-        out: list[Delta] = []
+        out, self._begun = self._begun, []
         if token_id < FIRST_SPECIAL:
             self._text(token_id, out)
         elif token_id == START:
@@ -118,7 +119,7 @@ class ResponseParser:
 
     def finish(self, *, truncated: bool = False) -> list[Delta]:
         """What was held back. `truncated`: the answer was cut by its length, so an open call stays as it is."""
-        out: list[Delta] = []
+        out, self._begun = self._begun, []
         if self._state is _State.HEADER:
             self._flush_header(out, discard_bare_call=truncated)
         if self._state is _State.BODY:

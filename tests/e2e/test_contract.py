@@ -354,6 +354,18 @@ def test_min_tokens_holds_the_end_back(client: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens >= 50
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_the_end_of_a_grammar_beats_min_tokens(server: ServerProcess, path: str) -> None:
+    said = {"messages": [USER]} if path.startswith("chat") else {"prompt": "x"}
+    more = {"guided_choice": ["yes", "no"], "min_tokens": 50, "max_tokens": 60}
+    if path.startswith("chat"):
+        more["reasoning_budget"] = 0
+    answer = httpx.post(f"{server.url}/v1/{path}", json={"model": MODEL} | said | more, timeout=60)
+    assert answer.status_code == 200, answer.text
+    choice = answer.json()["choices"][0]
+    assert (choice["message"]["content"] if "message" in choice else choice["text"]) in more["guided_choice"]  # fmt: skip
+
+
 def test_effort_is_visible_in_the_prompt(server: ServerProcess) -> None:
     for asked, shown in (
         ("none", "low"),
@@ -834,6 +846,18 @@ def test_a_final_message_is_continued(client: openai.OpenAI, server: ServerProce
         else:
             message = answer.choices[0].message
             assert message.content and not getattr(message, "reasoning_content", None)
+    tool = {"type": "function", "function": {"name": "f"}}
+    several = ask(
+        client,
+        messages=messages,
+        n=2,
+        max_tokens=8,
+        logprobs=True,
+        stop=["never"],
+        tools=[tool],
+        extra_body={"continue_final_message": True},
+    )
+    assert [bool(choice.logprobs.content) for choice in several.choices] == [True, True]
     body = {"model": MODEL, "messages": messages, "add_generation_prompt": False}
     url = f"{server.url}/v1/chat/completions"
     assert httpx.post(f"{url}/render", json=body).json()["prompt"].endswith("<|end|>")

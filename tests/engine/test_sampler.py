@@ -229,6 +229,19 @@ def test_min_tokens_forbids_stopping_early() -> None:
     assert run(logits, [row(output=[1, 1], **options)]).token_ids == [9]
 
 
+@pytest.mark.parametrize("stops", [(9,), (31, 9), (9, 2999)])
+def test_min_tokens_forbids_no_end_that_the_grammar_demands(stops: tuple[int, ...]) -> None:
+    logits = logits_of(3, rows=3)
+    logits[:, 9] = 50
+    allowed = np.zeros((2, -(-V // 32)), np.int32)
+    allowed[:, 0] = 1 << 9
+    allowed[1, 5] = 1 << 7
+    rows = [row(temperature=0.0, min_tokens=2, stop_token_ids=stops) for _ in range(3)]
+    out = sample(logits.clone(), rows, [0, 2], allowed)
+    assert (out.token_ids[0], out.token_ids[2]) == (9, 5 * 32 + 7)
+    assert out.token_ids[1] not in stops and all(out.finite)
+
+
 def test_logprobs_are_of_the_raw_distribution() -> None:
     logits = logits_of(8)
     out = run(logits, [row(temperature=0.0, logit_bias=LogitBias.of({5: 100.0}), logprobs=3)])

@@ -150,12 +150,14 @@ def test_stop_tokens_end_unless_ignored_or_too_early() -> None:
     scheduler.add_request(make_request("stops", 10, 20))
     scheduler.add_request(make_request("ignores", 10, 20, params={"ignore_eos": True}))
     scheduler.add_request(make_request("late", 10, 20, params={"min_tokens": 7}))
+    scheduler.add_request(make_request("over", 10, 20, params={"min_tokens": 7, "grammar": "g"}))
     runner = FakeRunner(scheduler, stop_chance=1.0)
     runner.run()
     assert {name: len(tokens) for name, tokens in runner.outputs.items()} == {
         "stops": 1,
         "ignores": 20,
         "late": 7,
+        "over": 1,
     }
 
 

@@ -68,3 +68,27 @@ def test_logprobs_end_where_the_content_ends(
     text, logged, choice = answer(ids, stops, batch)
     assert text == content and choice.finish_reason == "stop"
     assert logged.decode() == content.replace("\n", "")  # no token stands for the line breaks
+
+
+@pytest.mark.parametrize("joins", [True, False])
+@pytest.mark.parametrize(
+    ("ids", "reason", "content"),
+    [
+        ([*VOCABULARY.encode(" 17 degrees."), RETURN], FinishReason.STOP, " 17"),
+        (VOCABULARY.encode(" 1"), FinishReason.LENGTH, " 1"),
+        ([RETURN], FinishReason.STOP, ""),
+        ([], FinishReason.ABORT, ""),
+    ],
+)
+def test_a_final_that_the_prompt_has_begun_goes_on(
+    ids: list[int], reason: FinishReason, content: str, joins: bool
+) -> None:
+    parser = ResponseParser(VOCABULARY, ["f"])
+    parser.open_final()
+    choice = Choice(0, parser, [" degrees"], VOCABULARY.bytes_of, joins_messages=joins)
+    numbers = [TokenLogprobs(-0.5, []) for _ in ids]
+    deltas = choice.feed(TokenOutput("r", ids, logprobs=numbers, finish_reason=reason))
+    assert "".join(item.delta.text for item in deltas) == content
+    entries = [entry for item in deltas for entry in item.logprobs or []]
+    assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == content
+    assert [channel for channel, _ in choice.messages] == ["final"]

@@ -138,6 +138,28 @@ def test_items_of_other_servers_are_left_out(kind: str, caplog: pytest.LogCaptur
     assert repr(kind) in caplog.text
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"type": "local_shell_call", "call_id": "c1", "id": "lsh_1", "action": {}},
+        {"type": "web_search_call", "id": "c1"},
+        {"type": "tool_search_call", "call_id": "c1", "arguments": {}},
+    ],
+)
+def test_results_of_calls_that_are_left_out_are_left_out_too(
+    made: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(responses_items, "_warn_left_out", WarnOnce(logging.getLogger("test"), "%s"))
+        chat = body_of(ASK, made, call(2), output(1), output(2), SAID)
+    assert chat.body == body_of(ASK, call(2), output(2), SAID).body
+    assert "function_call_output" in caplog.text
+    assert body_of(made, call(1), output(1)).body == body_of(call(1), output(1)).body
+    assert (
+        told(3) in body_of(ASK, made, call(2), output(3)).body["messages"]
+    )  # an error of the client
+
+
 @pytest.mark.parametrize("kind", ["banana", "function_cal", "messages", "", 5])
 def test_items_of_no_known_kind_are_refused(kind: Any) -> None:
     if kind == "":  # as if there were none

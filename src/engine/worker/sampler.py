@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def sample(
     raw = _raw_logprobs(logits, params)
     _apply_penalties(logits, rows)
     _apply_bias(logits, rows)
-    _apply_min_tokens(logits, rows)
+    _apply_min_tokens(logits, rows, mask_rows, bitmask)
     unsure = None
     if support.samples(logits):
         token_ids, peak, unsure = _pick_on_gpu(logits, rows, mask_rows, bitmask)
@@ -343,16 +343,35 @@ def _bias_arrays(biases: list[LogitBias]) -> tuple[np.ndarray, np.ndarray]:
     return token_ids.astype(np.int64), values.copy()  # torch warns of arrays that cannot be written
 
 
-def _apply_min_tokens(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
-    entries = [
-        (i, token)
+def _apply_min_tokens(
+    logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
+) -> None:
+    """Forbids the end before `min_tokens`, unless the grammar allows nothing else."""
+    early = [
+        i
         for i, row in enumerate(rows)
         if len(row.output_ids) < row.params.min_tokens and not row.params.ignore_eos
-        for token in row.params.stop_token_ids
+    ]
+    if not early:
+        return
+    masks = dict(zip(mask_rows, bitmask, strict=True))
+    entries = [
+        (i, token)
+        for i in early
+        if i not in masks or _allows_others(masks[i], rows[i].params.stop_token_ids)
+        for token in rows[i].params.stop_token_ids
     ]
     if entries:
         index = to_device(entries, torch.int64, logits.device)
         logits.index_put_((index[:, 0], index[:, 1]), logits.new_full((), float("-inf")))
+
+
+def _allows_others(mask: np.ndarray, token_ids: Sequence[int]) -> bool:
+    """Whether the mask allows a token that is none of these."""
+    left = mask.copy()
+    for token in token_ids:
+        left[token // 32] &= ~np.int32(np.uint32(1 << token % 32).view(np.int32))
+    return bool(left.any())
 
 
 def _raw_logprobs(logits: torch.Tensor, params: list[SamplingParams]) -> dict[int, torch.Tensor]:

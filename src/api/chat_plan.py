@@ -180,8 +180,9 @@ async def plan_chat(
     wanted = request.response_format
     if request.tools or request.functions or wanted or asks_for_format(request):
         guide = context.config.guided_harmony and context.config.guided_tool_arguments
-        tools, final = await asyncio.to_thread(  # schemas are compiled
-            lambda: (plan_tools(request, guide_arguments=guide), final_format(request, wanted))
+        tools, final = await context.compile(
+            sender,
+            lambda: (plan_tools(request, guide_arguments=guide), final_format(request, wanted)),
         )
     else:
         tools, final = plan_tools(request), None

@@ -123,6 +123,12 @@ class ServerContext:
             return work(_never)
         return await self.pool.run(sender, work)
 
+    async def compile(self, sender: Sender, work: Callable[[], T]) -> T:
+        """The result of work on schemas, in a thread: for a large body in one of the sender's share, as `read`."""
+        if sender.body_bytes < INLINE_BYTES:
+            return await asyncio.to_thread(work)
+        return await self.pool.run(sender, lambda _: work())
+
 
 def _never() -> bool:
     return False

@@ -26,6 +26,7 @@ from src.api.errors import ApiError, Cancelled, EngineFailure
 from src.api.metrics import RequestRecord
 from src.api.openapi import json_body
 from src.api.protocol import ChatCompletionRequest
+from src.api.relaxations import relaxations
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
 from src.api.unknown_fields import client_of
 from src.api.usage import Work
@@ -243,7 +244,10 @@ async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
                         finished.add(choice.index)
                         reason = writer.finish_reason(choice)
                         if len(finished) == len(answer.choices):  # the answer's last chunk
-                            closing = {"metadata": _metadata(plan, context), **relaxations(plan)}
+                            closing = {
+                                "metadata": _metadata(plan, context),
+                                **relaxations(plan.relaxed),
+                            }
                             tail = b"," + encode_event(closing)[1:-1] + tail
                         parts.append(_chunk(head, tail, choice.index, {}, finish_reason=reason))
                 if parts:
@@ -334,7 +338,7 @@ async def collect(answer: Answer) -> bytes:
         ],
         "usage": answer.usage,
         "metadata": _metadata(plan, context),
-        **relaxations(plan),
+        **relaxations(plan.relaxed),
     }
     return encode_event(body)
 
@@ -342,13 +346,6 @@ async def collect(answer: Answer) -> bytes:
 def _metadata(plan: ChatPlan, context: ServerContext) -> dict[str, str]:
     """What is loaded, and the profile that this request ran under."""
     return context.tags | {"profile": plan.profile.name}
-
-
-def relaxations(plan: ChatPlan) -> dict[str, Any]:
-    """With `include_relaxations`: what of the request's schemas the grammar does not enforce."""
-    if plan.relaxed is None:
-        return {}
-    return {"relaxations": [relaxed.as_json() for relaxed in plan.relaxed]}
 
 
 def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:

@@ -16,8 +16,9 @@ from src.api.deps import ServerContext
 from src.api.errors import ContextTooLong, InvalidRequest, NotFound
 from src.api.keys import Caller, tenant_of
 from src.api.protocol import EFFORTS, MAX_TOOLS, ChatCompletionRequest, SamplingFields
+from src.api.relaxations import RelaxedSchema, relaxed_format, warn_relaxed
 from src.api.structured_outputs import FinalFormat, asks_for_format, final_format
-from src.api.tool_choice import RelaxedSchema, ToolPlan, plan_tools
+from src.api.tool_choice import ToolPlan, plan_tools
 from src.api.warn_once import WarnOnce
 from src.api.work_pool import LOCAL, Sender
 from src.engine.messages import AddRequest
@@ -36,7 +37,6 @@ GREEDY_BELOW = 1e-5  # a lower temperature would overflow float32 logits
 MIN_ANSWER_TOKENS = 16
 MESSAGE_TOKENS = 4  # of one that says nothing: start, role, message, end
 TOO_COMPLEX = Relaxed("parameters", ALL, "all schemas together are too complex")
-_warn_relaxed = WarnOnce(logger, "not enforced by the grammar: %s", max_chars=400)
 NAMED_ROLES = ("user", "function")  # whose `name` the model reads
 _warn_names = WarnOnce(logger, "names of messages are not shown to the model for roles: %s")
 
@@ -333,14 +333,11 @@ async def _grammar(
         raise InvalidRequest(
             f"The schemas are too complex to be enforced: {error}", param
         ) from None
-    relaxed = [*tools.relaxed]
-    if final is not None and final.enforced is not None:
-        relaxed += [RelaxedSchema("response_format", final.name, r) for r in final.enforced.relaxed]
+    relaxed = [*tools.relaxed, *relaxed_format(final)]
     relaxed += [
         RelaxedSchema("function", tools.callable[number].name, TOO_COMPLEX) for number in left_out
     ]
-    if relaxed:
-        _warn_relaxed(str(r) for r in relaxed)
+    warn_relaxed(relaxed)
     return grammar, relaxed
 
 

@@ -23,8 +23,9 @@ from src.api.keys import tenant_of
 from src.api.metrics import RequestRecord
 from src.api.openapi import json_body
 from src.api.protocol import VOCAB_SIZE, ResponseFormat, SamplingFields, fail
+from src.api.relaxations import relaxations, relaxed_format, warn_relaxed
 from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
-from src.api.structured_outputs import asks_for_format, final_format
+from src.api.structured_outputs import FinalFormat, asks_for_format, final_format
 from src.api.text_choice import Numbers, TextChoice, joined, no_numbers
 from src.api.unknown_fields import client_of
 from src.api.usage import Work
@@ -51,6 +52,7 @@ class CompletionRequest(SamplingFields):
     suffix: str | None = None
     # extensions, named as elsewhere
     response_format: ResponseFormat | None = None
+    include_relaxations: bool | None = None
 
     @model_validator(mode="after")
     def _check(self) -> CompletionRequest:
@@ -123,6 +125,7 @@ class TextAnswer:
     streams: list[AsyncIterator[TokenOutput]]
     record: RequestRecord
     head: dict[str, Any]
+    end: dict[str, Any]  # for the answer, or the last chunk that has choices
     closed: bool = False
 
     @property
@@ -248,7 +251,10 @@ async def start_completion(
     )
     _check_completions(len(prompts) * (request.n or 1))
     completion_id = f"cmpl-{secrets.token_hex(12)}"
-    make_params = _params(request, profile, await _grammar(request))
+    final = await _final_format(request)
+    relaxed = relaxed_format(final)
+    warn_relaxed(relaxed)
+    make_params = _params(request, profile, text_grammar(final.rule) if final is not None else None)
     scope = context.access.cache_scope(record.caller)
     requests, choices = [], []
     for number, ids in enumerate(prompts):
@@ -291,16 +297,16 @@ async def start_completion(
         "id": completion_id, "object": "text_completion", "created": int(time.time()), "model": request.model,
         "system_fingerprint": context.system_fingerprint,
     }  # fmt: skip
-    return TextAnswer(request, context, requests, choices, streams, record, head)
+    end = relaxations(relaxed if request.include_relaxations else None)
+    return TextAnswer(request, context, requests, choices, streams, record, head, end)
 
 
-async def _grammar(request: CompletionRequest) -> str | None:
+async def _final_format(request: CompletionRequest) -> FinalFormat | None:
     """Of the text alone: a raw completion has no messages. Raises InvalidRequest."""
     wanted = request.response_format
     if request.ignore_eos or not (wanted or asks_for_format(request)):
         return None
-    final = await asyncio.to_thread(final_format, request, wanted)
-    return text_grammar(final.rule) if final is not None else None
+    return await asyncio.to_thread(final_format, request, wanted)
 
 
 def _params(
@@ -328,6 +334,7 @@ async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
         return b"data: " + encode_event(answer.head | {"choices": choices} | extra | more) + b"\n\n"
 
     request = answer.request
+    running = len(answer.choices)
     unscored = set(answer.choices if request.scores_prompt else ())  # to be echoed when they are
     try:
         async with contextlib.aclosing(answer.events()) as events:
@@ -340,7 +347,9 @@ async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
                     echoed = choice.echo_numbers()
                     yield chunk([answer.choice_body(choice, choice.echo, echoed, None)])
                 if text or numbers["tokens"] or choice.finish_reason is not None:
-                    yield chunk([answer.choice_body(choice, text, numbers, choice.finish_reason)])
+                    body = answer.choice_body(choice, text, numbers, choice.finish_reason)
+                    running -= choice.finish_reason is not None
+                    yield chunk([body], **(answer.end if not running else {}))
         if include_usage:
             yield chunk([], usage=answer.usage)
     except (EngineFailure, Cancelled) as error:
@@ -360,7 +369,7 @@ async def _collect(answer: TextAnswer) -> bytes:
         choices.append(
             answer.choice_body(choice, choice.echo + choice.text, numbers, choice.finish_reason)
         )
-    return encode_event(answer.head | {"choices": choices, "usage": answer.usage})
+    return encode_event(answer.head | {"choices": choices, "usage": answer.usage} | answer.end)
 
 
 @router.post("/v1/completions", openapi_extra=json_body(CompletionRequest))

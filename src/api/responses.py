@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from src.api.body import read_json_object
-from src.api.chat import Answer, relaxations, start_answer
+from src.api.chat import Answer, start_answer
 from src.api.chat_plan import ChatPlan, check_count, max_messages, plan_chat
 from src.api.deps import (
     Context,
@@ -27,6 +27,7 @@ from src.api.deps import (
 from src.api.errors import ApiError, Cancelled, ContextTooLong, InvalidRequest, NotFound
 from src.api.keys import ANONYMOUS, Caller
 from src.api.openapi import json_body
+from src.api.relaxations import relaxations
 from src.api.response_store import ResponseStore, resolve
 from src.api.responses_input import ChatBody, ResponsesRequest, chat_body
 from src.api.responses_items import PlacedItem, num_rendered
@@ -262,7 +263,7 @@ class ResponseWriter:
             "truncation": request.truncation or "disabled",
             "usage": None,
             "user": request.user,
-            **relaxations(plan),
+            **relaxations(plan.relaxed),
         }
         if status == "incomplete":
             body["incomplete_details"] = {"reason": "max_output_tokens"}

@@ -9,32 +9,14 @@ from typing import Any
 
 from src.api.errors import InvalidRequest
 from src.api.protocol import ChatCompletionRequest, FunctionDefinition
+from src.api.relaxations import RelaxedSchema
 from src.harmony.grammar import ToolSpec
 from src.harmony.schema.checks import SchemaError
 from src.harmony.schema.enforce import Enforced, enforceable
 from src.harmony.schema.rewrite import ALL, Relaxed
 
-MAX_GUIDED_SCHEMA = 20_000  # characters; a larger one is enforced only if it is asked for
-
-
-@dataclass(frozen=True, slots=True)
-class RelaxedSchema:
-    """A part of a request's schemas that the grammar does not enforce."""
-
-    kind: str  # "function" or "response_format"
-    name: str
-    relaxed: Relaxed
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.name}: {self.relaxed}"
-
-    def as_json(self) -> dict[str, str]:
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "path": self.relaxed.path,
-            "reason": self.relaxed.reason,
-        }
+MAX_GUIDED_SCHEMA = 20_000  # characters; of a larger one only the object is enforced unasked
+TOO_LARGE = Relaxed("parameters", ALL, "too large to be enforced unasked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +93,14 @@ def _spec(
 ) -> tuple[ToolSpec, Sequence[Relaxed]]:
     """-> (what the grammar gets, what it does not enforce)."""
     strict = bool(function.strict)
-    if enforced is None:
-        return ToolSpec(function.name, None, forced or strict, forced or strict, strict), ()
-    schema, relaxed = enforced.schema, enforced.relaxed
     asked = forced or strict
-    # where any object is right there is nothing to guide
-    guided = not asked and guide and schema.keys() != {"type"}
-    if guided and len(json.dumps(schema)) > MAX_GUIDED_SCHEMA:
-        guided, relaxed = False, (Relaxed("parameters", ALL, "too large to be enforced unasked"),)
+    if enforced is None:
+        return ToolSpec(function.name, None, asked or guide, asked, strict), ()
     if not asked and not guide:
-        relaxed = ()
-    return ToolSpec(function.name, schema, asked or guided, asked, strict), relaxed
+        return ToolSpec(function.name, enforced.schema, False, False, strict), ()
+    if not asked and len(json.dumps(enforced.schema)) > MAX_GUIDED_SCHEMA:
+        return ToolSpec(function.name, None, True, False, strict), (TOO_LARGE,)
+    return ToolSpec(function.name, enforced.schema, True, asked, strict), enforced.relaxed
 
 
 def _shown(function: FunctionDefinition) -> dict[str, Any]:

@@ -39,7 +39,7 @@ _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
     name: str
-    parameters: Mapping[str, Any] | None
+    parameters: Mapping[str, Any] | None  # None: any object
     constrained: bool  # arguments follow `parameters`; otherwise any text
     asked: bool = True  # the client wants them to; else they do as long as the grammar allows it
     strict: bool = False  # they have to: nothing may be relaxed

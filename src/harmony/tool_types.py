@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+from src.harmony.schema.references import References, Target
+
 Schema = Mapping[str, Any]
 
 _PRIMITIVES = {
@@ -30,13 +32,16 @@ _BOUNDS = (
 _BOUND_KEYS = frozenset(_BOUNDS)
 _ANNOTATIONS = frozenset(
     ("title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "nullable",
-     "discriminator", "$schema", "$id", "$anchor", "$comment", "$defs", "definitions")
+     "discriminator", "$schema", "$id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$comment", "$defs",
+     "definitions")
 )  # fmt: skip
 _COMBINATORS = frozenset(("allOf", "anyOf", "oneOf"))
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_REFERENCE_KEYS = frozenset(_REFERENCES)
 # keywords that say which type a schema has, so that it needs none from outside
 _TYPED = frozenset(
-    ("type", "properties", "patternProperties", "required", "items", "prefixItems", "const", "enum", "$ref")
-).union(_COMBINATORS)  # fmt: skip
+    ("type", "properties", "patternProperties", "required", "items", "prefixItems", "const", "enum")
+).union(_COMBINATORS, _REFERENCES)  # fmt: skip
 _MAX_DEPTH = 32
 # characters that references may write again and again before they only name what stands above: eight types that refer
 # to one another would be seven million
@@ -69,8 +74,9 @@ class _Compound(str):
 class _Renderer:
     def __init__(self, root: Schema) -> None:
         self._root = root
-        self._open_refs: list[str] = []
-        self._written_refs: set[str] = set()  # in full
+        self._references = References(root)
+        self._open_refs: list[str] = []  # pointers
+        self._written_refs: set[str] = set()  # pointers to what was written in full
         self._ref_chars = 0
         self._notes: list[str] = []  # comments for the end of the line on which the type ends
 
@@ -91,7 +97,7 @@ class _Renderer:
             return "never"
         if len(indent) > 4 * _MAX_DEPTH:
             return f"any /* {_literal(schema)} */"
-        if "$ref" in schema:
+        if not schema.keys().isdisjoint(_REFERENCE_KEYS):
             return self._reference(schema, indent, inline)
         if schema.keys().isdisjoint(_COMBINATORS):
             kind = self._plain(schema, indent)
@@ -159,12 +165,15 @@ class _Renderer:
         return "any"
 
     def _array(self, schema: Schema, indent: str) -> str:
-        if schema.get("prefixItems"):
-            items = [self.type_of(item, indent, inline=True) for item in schema["prefixItems"]]
+        first, rest = _tuple(schema)
+        if first:
+            items = [self.type_of(item, indent, inline=True) for item in first]
+            if rest is not None and rest is not False:
+                items.append(f"...{self._array_of(rest, indent)}")
             return f"[{', '.join(items)}]"
-        if "items" not in schema:
-            return "Array<any>"
-        items = schema["items"]
+        return "Array<any>" if rest is None else self._array_of(rest, indent)
+
+    def _array_of(self, items: Any, indent: str) -> str:
         kind = self.type_of(items, indent, inline=True)
         return f"{kind}[]" if _is_string_enum(items) else f"{_parenthesized(kind)}[]"
 
@@ -200,7 +209,9 @@ class _Renderer:
         mark = "" if required else "?"
         if not isinstance(value, Mapping):
             return f"{indent}{key}{mark}: {self.type_of(value, indent)},\n"
-        plain = "$ref" in value or value.keys().isdisjoint(_COMBINATORS)
+        plain = not value.keys().isdisjoint(_REFERENCE_KEYS) or value.keys().isdisjoint(
+            _COMBINATORS
+        )
         alone = [] if plain else _only_union(value, self._target)
         out = []
         if isinstance(value.get("title"), str):
@@ -229,44 +240,48 @@ class _Renderer:
         return "".join(out)
 
     def _reference(self, schema: Schema, indent: str, inline: bool) -> str:
-        reference = str(schema["$ref"])
+        reference = _reference_of(schema)
         name = unquote(reference.rsplit("/", 1)[-1])
-        target = self._resolve(reference)
-        if target is None:
+        name = name.removeprefix("#") or name
+        found = self._references.find(reference)
+        if found is None:
             return _with_null(schema, f"any /* {reference} */", indent)
-        if reference in self._open_refs:
+        if found.pointer in self._open_refs:
             return _with_null(schema, f"{name} /* recursive, as above */", indent)
-        if reference in self._written_refs and self._ref_chars > _MOST_REPEATED:
+        if found.pointer in self._written_refs and self._ref_chars > _MOST_REPEATED:
             return _with_null(schema, f"{name} /* as above */", indent)
+        return self._written_out(schema, found, indent, inline)
+
+    def _written_out(self, schema: Schema, found: Target, indent: str, inline: bool) -> str:
         before = self._ref_chars
-        self._open_refs.append(reference)
-        text = self.type_of(_merged(target, schema), indent, inline=inline)
-        if isinstance(target, Mapping):
+        self._open_refs.append(found.pointer)
+        text = self.type_of(_merged(found.schema, schema), indent, inline=inline)
+        if isinstance(found.schema, Mapping):
             known = [_bounds(schema), *self._notes]
-            self._notes += [note for note in [_bounds(target)] if note and note not in known]
+            self._notes += [note for note in [_bounds(found.schema)] if note and note not in known]
         self._open_refs.pop()
-        self._written_refs.add(reference)
+        self._written_refs.add(found.pointer)
         self._ref_chars = before + len(text)
         return text
 
     def _target(self, schema: Any) -> Any:
         """What a schema refers to, or the schema itself."""
-        if isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str):
-            return self._resolve(schema["$ref"])
-        return schema
+        if not isinstance(schema, Mapping) or schema.keys().isdisjoint(_REFERENCE_KEYS):
+            return schema
+        found = self._references.find(_reference_of(schema))
+        return found.schema if found is not None else None
 
-    def _resolve(self, reference: str) -> Any:
-        """The schema that a JSON pointer names, percent-encoded or not."""
-        if reference == "#":
-            return self._root
-        if not reference.startswith("#/"):
-            return None
-        node: Any = self._root
-        for part in reference[2:].split("/"):
-            node = _step(node, part)
-            if node is None:
-                return None
-        return node
+
+def _reference_of(schema: Schema) -> str:
+    return str(next(schema[key] for key in _REFERENCES if key in schema))
+
+
+def _tuple(schema: Schema) -> tuple[Sequence[Any], Any]:
+    """-> (the schemas of an array's first items, that of the others; None: nothing is said)."""
+    items = schema.get("items")
+    if isinstance(items, list):  # before draft 2020-12
+        return items, schema.get("additionalItems")
+    return schema.get("prefixItems") or (), items
 
 
 def _is_string_enum(schema: Any) -> bool:
@@ -281,20 +296,9 @@ def _is_string_enum(schema: Any) -> bool:
     )
 
 
-def _step(node: Any, part: str) -> Any:
-    """What a node of a schema has at one part of a pointer; None: nothing."""
-    for name in (part, unquote(part)):
-        name = name.replace("~1", "/").replace("~0", "~")
-        if isinstance(node, Mapping) and name in node:
-            return node[name]
-        if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
-            return node[int(name)]
-    return None
-
-
 def _merged(target: Any, schema: Schema) -> Any:
     """A reference's target with what stands beside `$ref`; as an intersection where both say different things."""
-    siblings = {k: v for k, v in schema.items() if k != "$ref"}
+    siblings = {k: v for k, v in schema.items() if k not in _REFERENCE_KEYS}
     if not isinstance(target, Mapping):
         return target
     both = siblings.keys() & target.keys() - _ANNOTATIONS

@@ -9,6 +9,8 @@ import pytest
 from src.api.errors import InvalidRequest
 from src.api.protocol import ChatCompletionRequest
 from src.api.tool_choice import MAX_GUIDED_SCHEMA, plan_tools
+from src.harmony.grammar import TurnSpec, fitted_grammar
+from src.harmony.vocabulary import load_vocabulary
 
 PLACE = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
 FREE = {"type": "object"}
@@ -41,11 +43,17 @@ def test_arguments_follow_a_schema_that_nobody_asked_to_enforce() -> None:
     assert enforced(request(PLACE), guide=False) == [(False, False)]
 
 
-@pytest.mark.parametrize("schema", [None, FREE, HUGE])
-def test_where_it_cannot_help_or_cannot_be_done_anything_may_be_written(
-    schema: dict[str, Any] | None,
-) -> None:
-    assert enforced(request(schema), guide=True) == [(False, False)]
+@pytest.mark.parametrize("schema", [None, {}, FREE, {"properties": {}}, HUGE])
+def test_arguments_are_an_object_where_no_more_can_be_said(schema: dict[str, Any] | None) -> None:
+    asked = request(schema)
+    assert enforced(asked, guide=True) == [(True, False)]
+    assert enforced(asked, guide=False) == [(False, False)]
+    plan = plan_tools(asked, guide_arguments=True)
+    grammar, left_out = fitted_grammar(TurnSpec(plan.callable), load_vocabulary())
+    assert '"type": "object"' in grammar and not left_out
+    assert [r.relaxed.reason for r in plan.relaxed] == (
+        ["too large to be enforced unasked"] if schema is HUGE else []
+    )
 
 
 def test_what_is_asked_for_is_enforced() -> None:

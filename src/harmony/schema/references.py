@@ -27,7 +27,9 @@ class References:
         if reference == "#":
             return Target("", self._root)
         if reference.startswith("#/"):
-            return self._at(unquote(reference[1:])) or self._at(reference[1:])
+            parts = [unquote(part).replace("/", "~1") for part in reference[2:].split("/")]
+            spellings = (unquote(reference[1:]), reference[1:], "/" + "/".join(parts))
+            return next(filter(None, map(self._at, spellings)), None)
         if self._named is None:
             self._named = dict(_named(self._root, ""))
         return self._named.get(reference.removeprefix("#"))

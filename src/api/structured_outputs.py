@@ -151,9 +151,19 @@ def _read_schema(field: str, value: Any) -> Mapping[str, Any]:
 def _of_rule(field: str, rule: str) -> FinalFormat:
     problem = grammar_error(text_grammar(rule))
     if problem is not None:
-        reason = problem.splitlines()[-1] if "error:" in problem else problem.splitlines()[0]
-        raise InvalidRequest(f"'{field}' cannot be enforced: {reason}", field)
+        raise InvalidRequest(f"'{field}' cannot be enforced: {_reason(problem)}.", field)
     return FinalFormat(field, field.replace(".", "_"), text_rule=rule)
+
+
+def _reason(problem: str) -> str:
+    """The regular expression's fault, without the lines of the grammar that it stands in."""
+    lines = problem.splitlines()
+    for line in lines:
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+    if "lexer error" in lines[0]:
+        return "the pattern ends within an escape"
+    return lines[0].rpartition("(in regex): ")[2]
 
 
 def asks_for_format(request: SamplingFields) -> bool:

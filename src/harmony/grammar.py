@@ -136,7 +136,7 @@ def pattern_rule(pattern: str) -> str:
             in_class = False
         elif char == "/" or (in_class and char in "[&~"):
             char = f"\\{char}"
-        out.append(char.replace("\n", "\\n"))
+        out.append(char.replace("\\\n", "\n").replace("\n", "\\n"))
         at += 1
     return f"/{''.join(out)}/" if out else '""'
 

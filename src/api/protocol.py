@@ -182,6 +182,8 @@ Metadata = Annotated[dict[str, str], few(16)]
 
 
 class FunctionCall(Strict):
+    also_known = frozenset({"parsed_arguments"})
+
     name: str
     arguments: str = ""
 
@@ -207,7 +209,7 @@ Phase = Literal["commentary", "final_answer"]
 
 
 class Message(Strict):
-    also_known = frozenset({"annotations", "audio"})
+    also_known = frozenset({"annotations", "audio", "parsed"})
 
     role: str
     content: Any = None
@@ -258,6 +260,8 @@ class SamplingFields(Strict):
     guided_grammar: Any = None
     guided_whitespace_pattern: Any = None
     structural_tag: Any = None
+    json_schema: Any = None  # llama.cpp's, as `grammar`
+    grammar: Any = None
 
     _bias: LogitBias | None = PrivateAttr(None)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
 from src.api.body import read_json_object
@@ -24,7 +24,14 @@ from src.api.deps import (
     new_record,
     sender_of,
 )
-from src.api.errors import ApiError, Cancelled, ContextTooLong, InvalidRequest, NotFound
+from src.api.errors import (
+    ApiError,
+    Cancelled,
+    ContextTooLong,
+    InvalidRequest,
+    NotFound,
+    from_validation,
+)
 from src.api.keys import ANONYMOUS, Caller
 from src.api.openapi import json_body
 from src.api.relaxations import relaxations
@@ -34,7 +41,7 @@ from src.api.responses_items import PlacedItem, num_rendered
 from src.api.responses_output import Event, ItemStatus, OutputItems
 from src.api.responses_tools import MAX_FUNCTIONS, ToolTable
 from src.api.streaming import EventStream, JsonWhenDone, encode_event
-from src.api.truncation import Cuts, answer_tokens
+from src.api.truncation import NEVER_CUT, Cuts, answer_tokens
 from src.api.unknown_fields import client_of
 from src.api.work_pool import MANY_BYTES, Sender, Stopped
 from src.harmony.byte_pairs import Limits
@@ -105,10 +112,18 @@ class _Planner:
             )
         except InvalidRequest as error:
             raise chat.in_words_of_responses(error) from error
+        except ValidationError as error:
+            raise chat.in_words_of_responses(from_validation(error)) from None
         return chat, plan
 
     async def plan_cut(self, items: Sequence[PlacedItem]) -> tuple[ChatBody, ChatPlan]:
         """The same, of items of which the oldest are cut as far as the context requires it."""
+        try:
+            return await self._plan_cut(items)
+        except ContextTooLong as error:
+            raise ContextTooLong(f"{error.message} {NEVER_CUT}", error.param, error.code) from error
+
+    async def _plan_cut(self, items: Sequence[PlacedItem]) -> tuple[ChatBody, ChatPlan]:
         cuts, limit = Cuts(items), max_messages(self.context)
         first = cuts.smallest(lambda kept: num_rendered([p.item for p in kept]) <= limit)
         if first is None:

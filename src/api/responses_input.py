@@ -25,6 +25,12 @@ from src.api.responses_tools import ToolTable, read_choice, read_tools
 LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
 SEALED_REASONING = "reasoning.encrypted_content"
 ELSEWHERE = ("conversation", "prompt")  # what OpenAI keeps apart from responses
+# Chat's fields that would change the answer: the values that ask for nothing, and what to do instead.
+OF_CHAT = {
+    "response_format": (None, "Use 'text.format'."),
+    "continue_final_message": (False, "An answer is a new item."),
+    "add_generation_prompt": (True, "An answer is a new item."),
+}
 
 # Where the chat request says what this one says elsewhere.
 PLACES = (
@@ -35,6 +41,8 @@ PLACES = (
     (re.compile(r"^reasoning_effort$"), "reasoning.effort"),
     (re.compile(r"^messages$"), "input"),
 )
+
+_QUOTED = re.compile(r"'([^'\s]+)'")
 
 
 class TextFormat(Strict):
@@ -91,6 +99,9 @@ class ResponsesRequest(SamplingFields):
     previous_response_id: Annotated[str, Field(min_length=1)] | None = None
     conversation: Any = None
     prompt: Any = None
+    response_format: Any = None
+    continue_final_message: Any = None
+    add_generation_prompt: Any = None
     # extensions, named as elsewhere
     profile: str | None = None
     reasoning_budget: Annotated[int, Field(ge=0)] | None = None
@@ -105,6 +116,11 @@ class ResponsesRequest(SamplingFields):
                     f"'{field}' is not supported. Send the earlier items in 'input', or 'previous_response_id'.",
                     field,
                     "unsupported_parameter",
+                )
+        for field, (nothing, instead) in OF_CHAT.items():
+            if getattr(self, field) not in (None, nothing):
+                raise fail(
+                    f"'{field}' is not supported here. {instead}", field, "unsupported_parameter"
                 )
         if self.background:
             raise fail("'background' is not supported.", "background", "unsupported_parameter")
@@ -137,19 +153,32 @@ class ChatBody:
     tools: ToolTable
 
     def in_words_of_responses(self, error: InvalidRequest) -> InvalidRequest:
-        """The same error, naming the field as it is called here."""
-        param = error.param or ""
+        """The same error, naming fields and functions as they are called here."""
+        message = _QUOTED.sub(lambda found: self._quoted(found, error.param), error.message)
+        param = self._field(error.param or "")
+        return type(error)(message, param or None, error.code, error.headers)
+
+    def _quoted(self, found: re.Match[str], param: str | None) -> str:
+        name = found[1]
+        if name == param or name.startswith(("messages[", "tools[")):
+            return f"'{self._field(name)}'"
+        named = self.tools.client_name(name)
+        return f"'{named['name']}'" + (
+            f" of namespace '{named['namespace']}'" if "namespace" in named else ""
+        )
+
+    def _field(self, param: str) -> str:
         tool = re.match(r"^tools\[(\d+)\](\.function)?", param)
-        if tool is not None:
-            param = self.tools.where(int(tool[1])) + param[tool.end() :]
+        if tool is not None and int(tool[1]) < len(self.tools.offered):
+            return self.tools.where(int(tool[1])) + param[tool.end() :]
         found = re.match(r"^messages\[(\d+)\](.*)$", param)
-        if found is not None:
+        if found is not None and int(found[1]) < len(self.places):
             place = self.places[int(found[1])]
             rest = found[2].replace(".tool_call_id", ".call_id")
             param = place + (rest if place.endswith("]") else "")
         for pattern, name in PLACES:
             param = pattern.sub(name, param)
-        return type(error)(error.message, param or None, error.code, error.headers)
+        return param
 
 
 def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBody:

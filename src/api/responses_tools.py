@@ -101,6 +101,10 @@ class ToolTable:
         """The model's names of its functions."""
         return [name for name, one in self.offered.items() if one.namespace == namespace]
 
+    def namespaces_of(self, name: str) -> list[str]:
+        """Those that have a function of this name."""
+        return [space for space, child in self._names if child == name and space is not None]
+
     def as_chat(self) -> list[dict[str, Any]]:
         return [_nested(name, one) for name, one in self.offered.items()]
 
@@ -200,17 +204,55 @@ def read_choice(choice: Any, table: ToolTable) -> Any:
     if choice.get("type") == "function" and "function" not in choice:
         name, namespace = choice.get("name"), choice.get("namespace")
         if isinstance(name, str) and isinstance(namespace, str | None):
-            name = table.model_name(namespace, name)
+            name = _chosen_name(namespace, name, table)
         return _named(name)
-    tools = choice.get("tools")
-    if choice.get("type") == "allowed_tools" and isinstance(tools, list):
-        allowed: list[Any] = []
-        for tool in tools:
-            read = read_choice(tool, table)
-            of_namespace = isinstance(tool, Mapping) and tool.get("type") == "namespace"
-            allowed += read["tools"] if of_namespace else [read]
-        return {**choice, "tools": allowed}
-    return choice
+    return _read_allowed(choice, table) if choice.get("type") == "allowed_tools" else choice
+
+
+def _read_allowed(choice: Mapping[str, Any], table: ToolTable) -> Any:
+    """Tools that are not offered are left out."""
+    inner = choice.get("allowed_tools")  # chat's form
+    flat = {**choice, **inner} if isinstance(inner, Mapping) else {**choice}
+    flat.pop("allowed_tools", None)
+    tools = flat.get("tools")
+    if not isinstance(tools, list):
+        return choice
+    allowed: list[Any] = []
+    for tool in tools:
+        kind = tool.get("type") if isinstance(tool, Mapping) else None
+        if isinstance(kind, str) and kind not in ("function", "namespace"):
+            _warn_left_out([kind])
+            continue
+        read = read_choice(tool, table)
+        allowed += read["tools"] if kind == "namespace" else [read]
+    if tools and not allowed and flat.get("mode", "auto") == "auto":
+        return "none"
+    if tools and not allowed:
+        raise InvalidRequest(
+            "'tool_choice' allows no function, and no other tools are offered to the model.",
+            "tool_choice",
+            "invalid_value",
+        )
+    return flat | {"tools": allowed}
+
+
+def _chosen_name(namespace: str | None, name: str, table: ToolTable) -> str:
+    model_name = table.model_name(namespace, name)
+    if model_name in table.offered:
+        return model_name
+    within = table.namespaces_of(name) if namespace is None else []
+    if within:
+        raise InvalidRequest(
+            f"'tool_choice' names {name!r}, which the namespaces {', '.join(map(repr, within))} have: add 'namespace'.",
+            "tool_choice",
+            "invalid_value",
+        )
+    of = "" if namespace is None else f" of namespace {namespace!r}"
+    raise InvalidRequest(
+        f"'tool_choice' names {name!r}{of}, which is not in 'tools'.",
+        "tool_choice",
+        "invalid_value",
+    )
 
 
 def _named(name: Any) -> dict[str, Any]:

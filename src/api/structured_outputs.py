@@ -13,7 +13,8 @@ from src.harmony.grammar import choice_rule, grammar_error, json_rule, pattern_r
 from src.harmony.schema.checks import SchemaError
 from src.harmony.schema.enforce import Enforced, enforceable
 
-NOT_SUPPORTED = ("guided_grammar", "guided_whitespace_pattern", "structural_tag")
+NOT_SUPPORTED = ("grammar", "guided_grammar", "guided_whitespace_pattern", "structural_tag")
+FIELDS = ("guided_json", "guided_regex", "guided_choice", "json_schema")
 KINDS = (
     "json",
     "regex",
@@ -56,7 +57,7 @@ def final_format(
         kind = field.rpartition(".")[2].removeprefix("guided_")
         if kind == "response_format":
             return _of_response_format(value)
-        if kind == "json":
+        if kind in ("json", "json_schema"):
             return _of_schema(field, field.replace(".", "_"), None, _read_schema(field, value))
         if kind == "json_object":
             return _of_schema(field, kind, "any JSON object", {"type": "object"})
@@ -67,12 +68,16 @@ def final_format(
 def _wanted(request: SamplingFields, response_format: ResponseFormat | None) -> dict[str, Any]:
     """The fields that ask for a format, and their values."""
     for field in NOT_SUPPORTED:
-        if getattr(request, field) is not None:
+        value = getattr(request, field)
+        if value is not None and (field, value) != (
+            "grammar",
+            "",
+        ):  # as llama.cpp's clients write none
             raise _not_supported(field)
     wanted: dict[str, Any] = {}
     if response_format is not None and response_format.type != "text":
         wanted["response_format"] = response_format
-    for field in ("guided_json", "guided_regex", "guided_choice"):
+    for field in FIELDS:
         if getattr(request, field) is not None:
             wanted[field] = getattr(request, field)
     options = request.structured_outputs
@@ -168,7 +173,7 @@ def _reason(problem: str) -> str:
 
 def asks_for_format(request: SamplingFields) -> bool:
     """Whether `final_format` has to look; compiling a schema takes a while."""
-    fields: Sequence[str] = (*NOT_SUPPORTED, "guided_json", "guided_regex", "guided_choice")
+    fields: Sequence[str] = (*NOT_SUPPORTED, *FIELDS)
     return request.structured_outputs is not None or any(
         getattr(request, field) is not None for field in fields
     )

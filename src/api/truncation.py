@@ -13,6 +13,10 @@ from typing import Any
 from src.api.responses_items import PlacedItem
 
 ANSWER_TOKENS = 1024  # left for the answer after a cut, unless the request asks for another number
+NEVER_CUT = (
+    "With 'truncation' set to 'auto', tools, instructions, the last user message and the last item are never cut, and "
+    "these alone are too long."
+)
 _NEVER = -1
 
 

@@ -76,8 +76,8 @@ class UnknownFields:
 def find_unknown(sent: Mapping[str, Any], read: BaseModel, where: str = "") -> Iterator[str]:
     """Places of fields in `sent`, and in the objects within it, that the model `read` has no field for."""
     known, nested = _fields(type(read))
-    for key in sent:
-        if key not in known:
+    for key, value in sent.items():
+        if key not in known and value is not None:
             yield f"{where}{str(key)[:MAX_NAME]}"
     for key, attribute in nested.items():
         part, value = sent.get(key), getattr(read, attribute)
@@ -93,11 +93,11 @@ def find_unknown(sent: Mapping[str, Any], read: BaseModel, where: str = "") -> I
 
 # Objects that no model describes. What an answer holds is known: it comes back as history.
 _PART = frozenset(
-    ("type", "text", "refusal", "annotations", "logprobs", "input_text", "output_text", "file_id", "detail")
+    ("type", "text", "refusal", "annotations", "logprobs", "parsed", "input_text", "output_text", "file_id", "detail")
 )  # fmt: skip
 _ITEM = frozenset(
     ("type", "id", "status", "role", "content", "phase", "name", "namespace", "call_id", "arguments", "input", "output",
-     "summary", "encrypted_content", "created_by")
+     "summary", "encrypted_content", "created_by", "parsed_arguments", "caller", "async", "async_")
 )  # fmt: skip
 _ITEM_KINDS = frozenset(
     ("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
@@ -105,8 +105,13 @@ _ITEM_KINDS = frozenset(
 _TOOL = frozenset(("type", "name", "description", "parameters", "strict", "tools"))
 _CHOICE = frozenset(("type", "function", "name", "namespace", "allowed_tools", "mode", "tools"))
 _OF_PARTS = frozenset(("content", "output", "summary"))
-_WITHIN = _OF_PARTS | {"tools"}
-_FREE = _WITHIN | {"input", "tool_choice"}
+_WITHIN = {name: name for name in (*_OF_PARTS, "tools")}
+_WITHIN_CHOICE = {
+    "function": "function_call",
+    "allowed_tools": "tool_choice",
+    "tools": "tool_choice",
+}
+_FREE = frozenset((*_WITHIN, "input", "tool_choice", "function_call"))
 
 
 def _known_keys(field: str, value: Mapping[str, Any]) -> frozenset[str] | None:
@@ -116,6 +121,8 @@ def _known_keys(field: str, value: Mapping[str, Any]) -> frozenset[str] | None:
         return None
     if field == "tool_choice":
         return _CHOICE
+    if field == "function_call":
+        return frozenset({"name"})
     if field == "tools":
         return _TOOL if kind in ("function", "namespace") else None
     if field == "input":
@@ -133,11 +140,12 @@ def _unknown_in(field: str, value: Any, where: str) -> Iterator[str]:
     known = _known_keys(field, value) if isinstance(value, Mapping) else None
     if known is None:
         return
+    within = _WITHIN_CHOICE if field == "tool_choice" else _WITHIN
     for key, inner in value.items():
-        if key not in known:
+        if key not in known and inner is not None:
             yield f"{where}.{str(key)[:MAX_NAME]}"
-        elif key in _WITHIN and field != "tool_choice" and isinstance(inner, list):
-            yield from _unknown_in(key, inner, f"{where}.{key}")
+        elif key in within and (isinstance(inner, list) or field == "tool_choice"):
+            yield from _unknown_in(within[key], inner, f"{where}.{key}")
 
 
 @functools.cache

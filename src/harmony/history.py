@@ -46,7 +46,7 @@ def render_history(messages: Sequence[Message], first: int = 0) -> Iterator[Harm
     Raises:
         PromptError: names the message that cannot be rendered.
     """
-    pieces = _calls_before_results(_Reader().read(messages, first))
+    pieces = _calls_before_results(_results_at_their_calls(_Reader().read(messages, first)))
     _order_results(pieces)
     _set_phases(pieces)
     finals = (i for i, p in enumerate(pieces) if p.phase == "final_answer")
@@ -64,6 +64,7 @@ class _Reader:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}  # by id of the call
         self._names: list[str] = []  # by number of the call
+        self._answered: dict[int, int] = {}  # by number of the call: the message with its result
         # of the calls since anyone else wrote: their places
         self._open_ids: dict[str, tuple[int, int]] = {}
 
@@ -92,6 +93,13 @@ class _Reader:
                     f"messages[{index}].tool_call_id",
                 )
             number = self._numbers[call_id]
+            if number in self._answered:
+                earlier = f"messages[{self._answered[number]}]"
+                raise PromptError(
+                    f"'{earlier}' and 'messages[{index}]' are results of one call, of id {call_id!r}",
+                    f"messages[{index}].tool_call_id",
+                )
+            self._answered[number] = index
             return _Piece("result", text, name=self._names[number], number=number)
         if role == "function":
             name = message.get("name")
@@ -119,7 +127,7 @@ class _Reader:
         else:
             for thought in [reasoning] if isinstance(reasoning, str) else reasoning:
                 yield _Piece("analysis", thought)
-            if text or phase:
+            if text or (phase and message.get("content") is not None):
                 yield _words(text, phase or ("commentary" if calls or legacy else None))
         for number, call in enumerate(calls):
             yield self._call(call, (index, number))
@@ -153,6 +161,26 @@ def _field(place: tuple[int, int]) -> str:
 
 def _words(text: str, phase: str | None) -> _Piece:
     return _Piece("words", text, phase=phase)
+
+
+def _results_at_their_calls(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Moves a result that came after the calls of a later step to those of its own."""
+    step, is_open = -1, False
+    step_of: dict[int, int] = {}  # by number of the call
+    last_call: dict[int, int] = {}  # by step: its place
+    late: dict[int, list[_Piece]] = {}  # by place of the call that they go behind
+    kept: list[tuple[int, _Piece]] = []
+    for index, piece in enumerate(pieces):
+        if piece.kind == "call":
+            step, is_open = (step, True) if is_open else (step + 1, True)
+            step_of[piece.number], last_call[step] = step, index
+        elif piece.kind not in ("analysis", "words"):
+            is_open = False
+        if piece.kind == "result" and step_of.get(piece.number, step) != step:
+            late.setdefault(last_call[step_of[piece.number]], []).append(piece)
+        else:
+            kept.append((index, piece))
+    return [one for index, piece in kept for one in (piece, *late.get(index, ()))]
 
 
 def _calls_before_results(pieces: Sequence[_Piece]) -> list[_Piece]:

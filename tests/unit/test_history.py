@@ -88,6 +88,37 @@ def test_results_stay_with_their_step_when_ids_come_again() -> None:
     assert shape([*step, *step]) == "c:1 c:2 r1 r2 c:1 c:2 r1 r2"
 
 
+@pytest.mark.parametrize(
+    ("messages", "wanted"),
+    [
+        ([calls("1"), USER, calls("2"), result("1"), result("2")], "c:1 r1 U c:2 r2"),
+        ([calls("1", "2"), result("2"), calls("3"), result("3"), result("1")], "c:1 c:2 r1 r2 c:3 r3"),
+        ([calls("1", "2"), result("2"), said("W"), calls("3"), result("1"), result("3")], "c:1 c:2 r1 r2 p:W c:3 r3"),
+        ([calls("1"), USER, calls("2"), USER, calls("3"), result("3"), result("2"), result("1")],
+         "c:1 r1 U c:2 r2 U c:3 r3"),
+        ([calls("1", "2"), result("2"), calls("3"), result("3")], "c:1 c:2 r2 c:3 r3"),
+        ([calls("1"), thought("R"), calls("2"), result("2"), result("1")], "c:1 a:R c:2 r1 r2"),
+        ([calls("1"), USER, result("1")], "c:1 U r1"),
+    ],
+)  # fmt: skip
+def test_a_late_result_goes_to_the_calls_of_its_step(messages: list[Any], wanted: str) -> None:
+    assert shape(messages) == wanted
+
+
+@pytest.mark.parametrize("between", [[], [result("y")], [USER], [said("W"), calls("z")]])
+def test_two_results_of_one_call_are_refused(between: list[Any]) -> None:
+    messages = [calls("x", "y"), result("x"), *between, result("x", "again")]
+    with pytest.raises(PromptError, match="of id 'x'") as caught:
+        shape(messages)
+    assert caught.value.param == f"messages[{len(messages) - 1}].tool_call_id"
+
+
+@pytest.mark.parametrize("phase", ["commentary", "final_answer"])
+def test_a_phase_without_words_is_no_message(phase: str) -> None:
+    assert shape([thought("R"), calls("1", phase=phase), result("1")]) == "a:R c:1 r1"
+    assert shape([calls("1", content="", phase="commentary")]) == "p: c:1"
+
+
 def test_two_calls_with_one_id_are_refused() -> None:
     for messages in [calls("x", "y", "x")], [calls("x", "y"), said("W"), calls("x")]:
         with pytest.raises(PromptError, match="have the same id 'x'") as caught:

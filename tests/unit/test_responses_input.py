@@ -6,9 +6,10 @@ import logging
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from src.api import responses_items
-from src.api.errors import InvalidRequest
+from src.api.errors import InvalidRequest, from_validation
 from src.api.responses_input import ResponsesRequest, chat_body
 from src.api.sealed import seal
 from src.api.warn_once import WarnOnce
@@ -276,3 +277,38 @@ def test_errors_name_the_field_that_was_sent(chats: str, ours: str) -> None:
     chat = body_of(THOUGHT, SAID, call(1), output(1), instructions="x", tools=tools)
     error = chat.in_words_of_responses(InvalidRequest("no", chats, "some_code"))
     assert (error.param, error.code, error.message) == (ours, "some_code", "no")
+
+
+@pytest.mark.parametrize(
+    ("said", "ours"),
+    [
+        ("Invalid schema for function 'n__g': 'n__h'", "Invalid schema for function 'g' of namespace 'n': 'n__h'"),
+        ("Missing 'tools[1].function.parameters'.", "Missing 'tools[1].tools[0].parameters'."),
+        ("'messages[0]' and 'messages[2].name'", "'instructions' and 'messages[2].name'"),
+        ("'tools[7]' is 'x y'", "'tools[7]' is 'x y'"),
+        ("'max_tokens' is odd", "'max_output_tokens' is odd"),
+    ],
+)  # fmt: skip
+def test_errors_are_in_words_of_the_client(said: str, ours: str) -> None:
+    inner = [{"type": "function", "name": "g"}]
+    tools = [{"type": "function", "name": "f"}, {"type": "namespace", "name": "n", "tools": inner}]
+    chat = body_of(ASK, instructions="x", tools=tools)
+    assert chat.in_words_of_responses(InvalidRequest(said, "max_tokens")).message == ours
+
+
+@pytest.mark.parametrize(
+    ("field", "harmless", "wrong"),
+    [
+        ("response_format", None, [{"type": "json_object"}, {"type": "text"}, "x"]),
+        ("continue_final_message", False, [True, "yes"]),
+        ("add_generation_prompt", True, [False, "no"]),
+    ],
+)
+def test_chats_fields_that_would_change_the_answer_are_refused(
+    field: str, harmless: Any, wrong: list[Any]
+) -> None:
+    body_of(ASK, **{field: harmless})
+    for value in wrong:
+        with pytest.raises(ValidationError) as caught:
+            body_of(ASK, **{field: value})
+        assert from_validation(caught.value).param == field

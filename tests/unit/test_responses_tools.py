@@ -122,8 +122,17 @@ def test_tool_choice_names_functions_of_namespaces() -> None:
     assert chosen({"type": "function", "name": "f", "namespace": "a"}, *tools) == f
     assert chosen({"type": "function", "name": "a__f"}, *tools) == f
     assert chosen({"type": "function", "name": "g"}, *tools) == g  # there is one alone
-    ambiguous = {"type": "function", "name": "f"}
-    assert chosen(ambiguous, *tools) == {"type": "function", "function": {"name": "f"}}
+    with pytest.raises(InvalidRequest, match="'f'.* namespaces 'a', 'b' .*'namespace'") as caught:
+        chosen({"type": "function", "name": "f"}, *tools)
+    assert caught.value.param == "tool_choice"
+    for unknown in (
+        {"name": "h"},
+        {"name": "g", "namespace": "b"},
+        {"name": "f", "namespace": "c"},
+    ):
+        with pytest.raises(InvalidRequest, match="not in 'tools'") as caught:
+            chosen({"type": "function"} | unknown, *tools)
+        assert "__" not in caught.value.message
     everything = {"type": "allowed_tools", "mode": "required", "tools": [f, g]}
     assert chosen({"type": "namespace", "name": "a"}, *tools) == everything
     allowed = {
@@ -134,3 +143,21 @@ def test_tool_choice_names_functions_of_namespaces() -> None:
     assert chosen(allowed, *tools) == everything | {"mode": "auto"}
     with pytest.raises(InvalidRequest):
         chosen({"type": "namespace", "name": "c"}, *tools)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_allowed_tools_that_are_not_offered_are_left_out(nested: bool) -> None:
+    def allow(mode: str | None, *tools: Any) -> Any:
+        inner = {"tools": list(tools)} | ({"mode": mode} if mode else {})
+        whole = {"allowed_tools": inner} if nested else inner
+        return chosen({"type": "allowed_tools"} | whole, function("f"), {"type": "web_search"})
+
+    search, custom = {"type": "web_search"}, {"type": "custom", "name": "c"}
+    named = {"type": "function", "function": {"name": "f"}}
+    for mode in ("auto", "required"):
+        allowed = {"type": "allowed_tools", "mode": mode, "tools": [named]}
+        assert allow(mode, search, function("f"), custom) == allowed
+    assert allow("auto", search) == allow(None, search, custom) == "none"
+    with pytest.raises(InvalidRequest) as caught:
+        allow("required", search)
+    assert caught.value.param == "tool_choice"

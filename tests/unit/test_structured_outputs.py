@@ -101,7 +101,11 @@ ENDPOINTS = pytest.mark.parametrize("read", [chat, responses, completions])
 @ENDPOINTS
 @pytest.mark.parametrize("wanted", [SCHEMA, json.dumps(SCHEMA)], ids=["object", "text"])
 def test_a_schema_is_enforced_and_shown(read: Any, wanted: Any) -> None:
-    for body in ({"guided_json": wanted}, {"structured_outputs": {"json": wanted}}):
+    for body in (
+        {"guided_json": wanted},
+        {"structured_outputs": {"json": wanted}},
+        {"json_schema": wanted, "grammar": ""},
+    ):
         found = read(**body)
         assert found.enforced.schema["properties"] == SCHEMA["properties"]
         assert found.shown["schema"] == SCHEMA
@@ -130,6 +134,10 @@ def test_a_schema_of_llama_cpps_form_is_enforced(kind: str) -> None:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"guided_grammar": "root ::= 'a'"}, "guided_grammar"),
+    ({"grammar": "root ::= 'a'"}, "grammar"),
+    ({"json_schema": "{"}, "json_schema"),
+    ({"json_schema": {"type": "banana"}}, "json_schema"),
+    ({"json_schema": SCHEMA, "guided_regex": "a"}, "json_schema"),
     ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern"),
     ({"structural_tag": "{}"}, "structural_tag"),
     ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar"),

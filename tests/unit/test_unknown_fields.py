@@ -20,6 +20,9 @@ USER = {"role": "user", "content": "x"}
 CHAT = {"model": "m", "messages": [USER]}
 CALL = {"id": "c", "index": 0, "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+PARSED = CALL | {"function": {"name": "f", "arguments": "{}", "parsed_arguments": {"a": 1}}}
+
 
 def found(model: type[BaseModel], body: dict[str, Any]) -> list[str]:
     return list(find_unknown(body, model.model_validate(body)))
@@ -47,6 +50,14 @@ def found(model: type[BaseModel], body: dict[str, Any]) -> list[str]:
             {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "function", "function": {"name": "f"}, "u": 1}},
             ["tool_choice.u"],
         ),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f", "q": 1}}}, ["tool_choice.function.q"]),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "p": 1, "tools": [{"type": "function", "function": {"name": "f", "r": 1}}]}}},
+            ["tool_choice.allowed_tools.p", "tool_choice.allowed_tools.tools[0].function.r"],
+        ),
+        ({"functions": [{"name": "f"}], "function_call": {"name": "f", "s": 1}}, ["function_call.s"]),
+        ({"messages": [{"role": "assistant", "content": "a", "parsed": {"b": 1}, "tool_calls": [PARSED]}], "x": None}, []),
+        ({"messages": [USER | {"weight": None, "content": [{"type": "text", "text": "a", "y": None}]}]}, []),
         ({"messages": [{"role": "assistant", "content": "a", "annotations": [], "audio": None, "refusal": None}]}, []),
         ({"metadata": {"any": "key"}, "logit_bias": {"5": 1}, "tools": None, "stop": "a"}, []),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"x-any": 1}}}]}, []),
@@ -69,6 +80,9 @@ ANSWERED = [
     ("more", "names"),
     [
         ({"input": ANSWERED}, []),
+        ({"input": [ANSWERED[2] | {"parsed_arguments": {}, "caller": {"type": "direct"}, "async_": True, "new": None}]}, []),
+        ({"input": [ANSWERED[1] | {"content": [ANSWERED[1]["content"][0] | {"parsed": {"a": 1}, "new": None}]}]}, []),
+        ({"tools": [], "tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "f", "x": 1}]}}, ["tool_choice.tools[0].x"]),
         ({"input": [USER | {"weight": 1}]}, ["input[0].weight"]),
         ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "x": 1}]}]}, ["input[0].content[0].x"]),
         ({"input": [*ANSWERED[:3], ANSWERED[3] | {"is_error": True}]}, ["input[3].is_error"]),

@@ -324,6 +324,27 @@ def test_reasoning_is_sealed_where_it_may_have_to_come_back(
             "missing_required_parameter",
         ),
         ({"input": "x", "model": "gpt-9"}, "model", "model_not_found"),
+        (
+            {"instructions": "x", "input": [{"role": "user", "name": "bob x", "content": "hi"}]},
+            "input[0].name",
+            "invalid_value",
+        ),
+        (
+            {
+                "input": [
+                    {"role": "user", "content": "hi"},
+                    {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                    *[{"type": "function_call_output", "call_id": "c", "output": "x"}] * 2,
+                ]
+            },
+            "input[3].call_id",
+            "invalid_value",
+        ),
+        (
+            {"input": "x", "response_format": {"type": "json_object"}},
+            "response_format",
+            "unsupported_parameter",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named_as_it_was_sent(
@@ -333,6 +354,17 @@ def test_what_cannot_be_read_is_named_as_it_was_sent(
     error = response.json()["error"]
     assert response.status_code in (400, 404)
     assert (error["param"], error["code"]) == (param, code), error
+    assert "messages[" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "given", ["word " * 200_000, [{"role": "user", "content": c} for c in ("a", "word " * 200_000)]]
+)
+def test_a_cut_that_does_not_suffice_says_what_stays(server: ServerProcess, given: Any) -> None:
+    response = post(server, input=given, truncation="auto")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "never cut" in error["message"] and error["param"] == "input"
 
 
 def test_a_response_can_be_gone_on_from(server: ServerProcess, client: openai.OpenAI) -> None:

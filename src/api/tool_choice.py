@@ -57,13 +57,10 @@ def plan_tools(request: ChatCompletionRequest, *, guide_arguments: bool = False)
                 "invalid_value",
             )
     forced = mode in ("required", "named")
-    chosen = (
-        [] if mode == "none" else [f for f in functions if allowed is None or f.name in allowed]
-    )
     specs, relaxed = [], []
     for index, function in enumerate(functions):
         place = f"{where}[{index}]" + ("" if legacy else ".function")
-        callable_ = function in chosen
+        callable_ = mode != "none" and (allowed is None or function.name in allowed)
         enforced = _enforced(function, place, strict=callable_ and bool(function.strict))
         if not callable_:
             continue

@@ -38,6 +38,7 @@ _ANNOTATIONS = frozenset(
 _COMBINATORS = frozenset(("allOf", "anyOf", "oneOf"))
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _REFERENCE_KEYS = frozenset(_REFERENCES)
+_NOT_PLAIN = _COMBINATORS | _REFERENCE_KEYS
 # keywords that say which type a schema has, so that it needs none from outside
 _TYPED = frozenset(
     ("type", "properties", "patternProperties", "required", "items", "prefixItems", "const", "enum")
@@ -97,10 +98,10 @@ class _Renderer:
             return "never"
         if len(indent) > 4 * _MAX_DEPTH:
             return f"any /* {_literal(schema)} */"
-        if not schema.keys().isdisjoint(_REFERENCE_KEYS):
-            return self._reference(schema, indent, inline)
-        if schema.keys().isdisjoint(_COMBINATORS):
+        if schema.keys().isdisjoint(_NOT_PLAIN):
             kind = self._plain(schema, indent)
+        elif not schema.keys().isdisjoint(_REFERENCE_KEYS):
+            return self._reference(schema, indent, inline)
         else:
             kind = self._combined(schema, indent, inline)
         return _with_null(schema, kind, indent) if "nullable" in schema else kind
@@ -209,9 +210,8 @@ class _Renderer:
         mark = "" if required else "?"
         if not isinstance(value, Mapping):
             return f"{indent}{key}{mark}: {self.type_of(value, indent)},\n"
-        plain = not value.keys().isdisjoint(_REFERENCE_KEYS) or value.keys().isdisjoint(
-            _COMBINATORS
-        )
+        keys = value.keys()
+        plain = keys.isdisjoint(_COMBINATORS) or not keys.isdisjoint(_REFERENCE_KEYS)
         alone = [] if plain else _only_union(value, self._target)
         out = []
         if isinstance(value.get("title"), str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from src.harmony.schema.references import References
@@ -12,7 +12,7 @@ TYPES = frozenset({"string", "number", "integer", "boolean", "null", "object", "
 SCHEMAS_IN_MAP = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 SCHEMAS_IN_LIST = ("anyOf", "oneOf", "allOf", "prefixItems")
 SCHEMAS = (
-    "items", "additionalItems", "unevaluatedItems", "contains", "additionalProperties", "unevaluatedProperties",
+    "additionalItems", "unevaluatedItems", "contains", "additionalProperties", "unevaluatedProperties",
     "propertyNames", "not", "if", "then", "else",
 )  # fmt: skip
 IN_PLACE = (
@@ -21,9 +21,7 @@ IN_PLACE = (
     "then",
     "else",
 )  # apply to the value itself, as the lists but prefixItems do
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_STRINGS = ("$ref", "pattern", "format")
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
 
 class SchemaError(ValueError):
@@ -34,72 +32,101 @@ def check_schema_shape(schema: Any, where: str) -> None:
     """Raises SchemaError naming the place where `schema` is not a JSON schema."""
     if isinstance(schema, bool):
         return
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         raise SchemaError(f"{where} must be an object or a boolean")
-    _check_type(schema.get("type", "object"), where)
-    for key in SCHEMAS_IN_MAP:
-        inner = schema.get(key, {})
-        if not isinstance(inner, Mapping):
-            raise SchemaError(f"{where}.{key} must be an object")
-        for name, value in inner.items():
-            check_schema_shape(value, f"{where}.{key}.{name}")
-    for key in SCHEMAS_IN_LIST:
-        inner = schema.get(key, [])
-        if not isinstance(inner, list):
-            raise SchemaError(f"{where}.{key} must be a list")
-        for index, value in enumerate(inner):
-            check_schema_shape(value, f"{where}.{key}[{index}]")
-    for key in SCHEMAS:
-        if key not in schema:
-            continue
-        if key == "items" and isinstance(schema[key], list):  # a tuple, before draft 2020-12
-            for index, value in enumerate(schema[key]):
-                check_schema_shape(value, f"{where}.items[{index}]")
-        else:
-            check_schema_shape(schema[key], f"{where}.{key}")
-    _check_values(schema, where)
+    for key, value in schema.items():
+        check = _CHECKS.get(key)
+        if check is not None:
+            check(value, f"{where}.{key}")
 
 
-def _check_type(kind: Any, where: str) -> None:
+def _type(kind: Any, where: str) -> None:
     kinds = [kind] if isinstance(kind, str) else kind
     if not isinstance(kinds, list) or not all(isinstance(k, str) for k in kinds):
-        raise SchemaError(f"{where}.type must be a string or a list of strings")
+        raise SchemaError(f"{where} must be a string or a list of strings")
     for name in kinds:
         if name not in TYPES:
-            raise SchemaError(
-                f"{where}.type must be one of {', '.join(sorted(TYPES))}, not {name!r}"
-            )
+            raise SchemaError(f"{where} must be one of {', '.join(sorted(TYPES))}, not {name!r}")
 
 
-def _check_values(schema: Mapping[str, Any], where: str) -> None:
-    for key in ("enum", "required", "examples"):
-        if not isinstance(schema.get(key, []), list):
-            raise SchemaError(f"{where}.{key} must be a list")
-    if not all(isinstance(name, str) for name in schema.get("required", [])):
-        raise SchemaError(f"{where}.required must hold strings")
-    for key in _STRINGS:
-        if not isinstance(schema.get(key, ""), str):
-            raise SchemaError(f"{where}.{key} must be a string")
-    for key in _COUNTS:
-        count = schema.get(key, 0)
-        if isinstance(count, bool) or not isinstance(count, int | float) or count < 0 or count % 1:
-            raise SchemaError(f"{where}.{key} must be a whole number that is not negative")
-    for key in _BOUNDS:
-        bound = schema.get(key, 1)
-        draft_4 = key.startswith("exclusive") and isinstance(bound, bool)
-        if not draft_4 and (
-            isinstance(bound, bool) or not isinstance(bound, int | float) or bound != bound
-        ):
-            raise SchemaError(f"{where}.{key} must be a number")
-    if schema.get("multipleOf", 1) <= 0 or math.isinf(schema.get("multipleOf", 1)):
-        raise SchemaError(f"{where}.multipleOf must be above 0")
-    for name, needed in (
-        schema.get("dependentRequired", {}).items()
-        if isinstance(schema.get("dependentRequired", {}), Mapping)
-        else [("", None)]
-    ):
-        if not isinstance(needed, list) or not all(isinstance(n, str) for n in needed):
-            raise SchemaError(f"{where}.dependentRequired.{name} must be a list of strings")
+def _schemas_by_name(value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise SchemaError(f"{where} must be an object")
+    for name, inner in value.items():
+        check_schema_shape(inner, f"{where}.{name}")
+
+
+def _schemas(value: Any, where: str) -> None:
+    _list(value, where)
+    for index, inner in enumerate(value):
+        check_schema_shape(inner, f"{where}[{index}]")
+
+
+def _items(value: Any, where: str) -> None:
+    """A list is a tuple, before draft 2020-12."""
+    (_schemas if isinstance(value, list) else check_schema_shape)(value, where)
+
+
+def _list(value: Any, where: str) -> None:
+    if not isinstance(value, list):
+        raise SchemaError(f"{where} must be a list")
+
+
+def _names(value: Any, where: str) -> None:
+    _list(value, where)
+    if not all(isinstance(name, str) for name in value):
+        raise SchemaError(f"{where} must hold strings")
+
+
+def _lists_of_names(value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise SchemaError(f"{where} must be an object")
+    for name, needed in value.items():
+        _names(needed, f"{where}.{name}")
+
+
+def _string(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise SchemaError(f"{where} must be a string")
+
+
+def _count(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1:
+        raise SchemaError(f"{where} must be a whole number that is not negative")
+
+
+def _bound(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise SchemaError(f"{where} must be a number")
+
+
+def _exclusive(value: Any, where: str) -> None:
+    if not isinstance(value, bool):  # as in draft 4
+        _bound(value, where)
+
+
+def _multiple(value: Any, where: str) -> None:
+    _bound(value, where)
+    if value <= 0 or math.isinf(value):
+        raise SchemaError(f"{where} must be above 0")
+
+
+_CHECKS: dict[str, Callable[[Any, str], None]] = {
+    "type": _type,
+    "items": _items,
+    "enum": _list,
+    "examples": _list,
+    "required": _names,
+    "dependentRequired": _lists_of_names,
+    "multipleOf": _multiple,
+    **dict.fromkeys(SCHEMAS_IN_MAP, _schemas_by_name),
+    **dict.fromkeys(SCHEMAS_IN_LIST, _schemas),
+    **dict.fromkeys(SCHEMAS, check_schema_shape),
+    **dict.fromkeys(("$ref", "pattern", "format"), _string),
+    **dict.fromkeys(COUNTS, _count),
+    **dict.fromkeys(("minimum", "maximum"), _bound),
+    **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), _exclusive),
+}
 
 
 def check_references(root: Any, where: str) -> None:
@@ -108,7 +135,7 @@ def check_references(root: Any, where: str) -> None:
     done: set[int] = set()
 
     def follow(schema: Any, place: str, above: tuple[int, ...]) -> None:
-        if not isinstance(schema, Mapping) or id(schema) in done:
+        if not isinstance(schema, dict) or id(schema) in done:
             return
         if id(schema) in above:
             raise SchemaError(f"{place} refers to itself")
@@ -138,7 +165,7 @@ def in_place(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def walk(schema: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every schema in `schema`, itself first, with its place."""
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         return
     yield where, schema
     for key in SCHEMAS_IN_MAP:
@@ -148,6 +175,6 @@ def walk(schema: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         value = schema.get(key)
         for index, inner in enumerate(value if isinstance(value, list) else ()):
             yield from walk(inner, f"{where}.{key}[{index}]")
-    for key in SCHEMAS:
-        if isinstance(schema.get(key), Mapping):
+    for key in (*SCHEMAS, "items"):
+        if isinstance(schema.get(key), dict):
             yield from walk(schema[key], f"{where}.{key}")

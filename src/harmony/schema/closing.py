@@ -15,7 +15,7 @@ from typing import Any
 
 from src.harmony.schema.references import References
 
-_PARTS = ("$ref", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas")
+_PARTS = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas"})
 _SAYS_WHAT_ELSE = ("additionalProperties", "unevaluatedProperties")
 
 
@@ -56,6 +56,9 @@ def level_of(schema: Mapping[str, Any], references: References, *, is_root: bool
     if any(keyword in schema for keyword in _SAYS_WHAT_ELSE):
         return Level()
     own = _own(schema)
+    if not has_parts(schema):
+        named = own.names or (is_root and "properties" in schema)
+        return Level(own if named and own.can_be_closed() else None, close_parts=True)
     groups = [group for group in _groups(schema, references) if group.names]
     total = Declared()
     for declared in (own, *_groups(schema, references)):
@@ -79,12 +82,12 @@ def sealed(schema: Mapping[str, Any], references: References) -> Level | None:
 
 
 def has_parts(schema: Mapping[str, Any]) -> bool:
-    return any(keyword in schema for keyword in _PARTS)
+    return not _PARTS.isdisjoint(schema)
 
 
 def has_names_of_variants(schema: Any, references: References) -> bool:
     """Whether some names are declared only where a certain variant matches."""
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         return False
     for keyword in ("anyOf", "oneOf", "if", "then", "else", "dependentSchemas"):
         if keyword in schema:
@@ -130,7 +133,7 @@ def _parts(schema: Mapping[str, Any], references: References) -> Iterator[list[A
 
 def declared_by(schema: Any, references: References) -> Declared:
     """References that lead back to themselves are refused before: see check_references."""
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         return Declared()
     declared = _own(schema)
     for group in _groups(schema, references):

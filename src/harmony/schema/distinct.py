@@ -23,7 +23,7 @@ def distinct(one: Any, other: Any, definitions: Definitions, depth: int = 0) -> 
     """Both as the rewriter left them, with `$ref` to `definitions`. False where it cannot be told."""
     if one is False or other is False:
         return True
-    if depth > 8 or not isinstance(one, Mapping) or not isinstance(other, Mapping):
+    if depth > 8 or not isinstance(one, dict) or not isinstance(other, dict):
         return False
     one, other = merged(one, definitions), merged(other, definitions)
     for a, b in ((one, other), (other, one)):
@@ -47,7 +47,7 @@ def merged(schema: Mapping[str, Any], definitions: Definitions) -> dict[str, Any
         if not parts:
             break
         part = parts.pop()
-        if not isinstance(part, Mapping):
+        if not isinstance(part, dict):
             continue
         if isinstance(part.get("$ref"), str):
             parts.append(definitions.get(part["$ref"].rpartition("/")[2]))
@@ -69,7 +69,7 @@ def merged(schema: Mapping[str, Any], definitions: Definitions) -> dict[str, Any
 
 def tag_of(variants: Sequence[Any], definitions: Definitions, named: Any = None) -> str | None:
     """A property that has other values in each variant; `named`: what the schema says it is."""
-    views = [merged(v, definitions) if isinstance(v, Mapping) else {} for v in variants]
+    views = [merged(v, definitions) if isinstance(v, dict) else {} for v in variants]
     if not views or any(_types(view) != {"object"} and "properties" not in view for view in views):
         return None
     candidates = [named] if isinstance(named, str) else []
@@ -88,7 +88,7 @@ def value_key(value: Any) -> str:
         value = int(value)
     if isinstance(value, list):
         return f"[{','.join(map(value_key, value))}]"
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return f"{{{','.join(f'{json.dumps(k)}:{value_key(value[k])}' for k in sorted(value))}}}"
     return json.dumps(value)
 
@@ -101,7 +101,7 @@ def type_of(value: Any) -> str:
 
 
 def _values(schema: Any, definitions: Definitions) -> set[str] | None:
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         return None
     view = merged(schema, definitions)
     if "const" in view:

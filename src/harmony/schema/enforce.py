@@ -15,6 +15,7 @@ from llguidance import LLMatcher
 
 from src.harmony.digest_cache import DigestCache
 from src.harmony.schema.checks import SchemaError, check_references, check_schema_shape
+from src.harmony.schema.plain import is_plain
 from src.harmony.schema.rewrite import ALL, Relaxed, Rewriter
 
 MAX_CACHED, MAX_CACHED_CHARS = 10_000, 32 * 2**20
@@ -68,7 +69,7 @@ def enforceable(
 
     def compute() -> Enforced:
         try:
-            return _enforce(schema, strict, arguments, where)
+            return _enforce(schema, strict, arguments, where, has_references="$ref" in text)
         except RecursionError:
             raise SchemaError(f"{where} is nested too deeply") from None
 
@@ -90,16 +91,19 @@ def compile_error(schema: Mapping[str, Any]) -> str | None:
     )
 
 
-def _enforce(schema: Any, strict: bool, arguments: bool, where: str) -> Enforced:
+def _enforce(
+    schema: Any, strict: bool, arguments: bool, where: str, *, has_references: bool
+) -> Enforced:
     check_schema_shape(schema, where)
-    check_references(schema, where)
+    if has_references:
+        check_references(schema, where)
     if arguments:
         _check_arguments(schema, where)
     blocked: dict[tuple[str, str], Relaxed] = {}
     for attempt in range(MOST_ATTEMPTS + 1):
         rewriter = Rewriter(schema, where, blocked, strict=strict, arguments=arguments)
         node = rewriter.rewrite_root()
-        found = _endless(rewriter, node) or _refused(rewriter, node) or _never(rewriter)
+        found = None if is_plain(rewriter) else _fault(rewriter, node)
         if strict and (rewriter.relaxed or (found and found.keyword != "format")):
             raise SchemaError(str(next(iter(rewriter.relaxed.values()), found)))
         if not found:
@@ -124,9 +128,14 @@ def _check_possible(rewriter: Rewriter) -> None:
 
 
 def _check_arguments(schema: Any, where: str) -> None:
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    kind = schema.get("type") if isinstance(schema, dict) else None
     if kind and "object" not in ([kind] if isinstance(kind, str) else kind):
         raise SchemaError(f"{where}.type must be 'object', not {kind!r}")
+
+
+def _fault(rewriter: Rewriter, node: dict[str, Any]) -> Relaxed | None:
+    """What has to be left out."""
+    return _endless(rewriter, node) or _refused(rewriter, node) or _never(rewriter)
 
 
 def _refused(rewriter: Rewriter, node: dict[str, Any]) -> Relaxed | None:

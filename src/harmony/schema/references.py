@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -38,7 +37,7 @@ class References:
         node: Any = self._root
         for part in pointer[1:].split("/"):
             part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, Mapping) and part in node:
+            if isinstance(node, dict) and part in node:
                 node = node[part]
             elif (
                 isinstance(node, list)
@@ -49,18 +48,18 @@ class References:
                 node = node[int(part)]
             else:
                 return None
-        return Target(pointer, node) if isinstance(node, Mapping | bool) else None
+        return Target(pointer, node) if isinstance(node, dict | bool) else None
 
 
 def _base(root: Any) -> str:
-    base = root.get("$id") if isinstance(root, Mapping) else None
+    base = root.get("$id") if isinstance(root, dict) else None
     return base.removesuffix("#") if isinstance(base, str) else ""
 
 
 def _named(node: Any, pointer: str) -> list[tuple[str, Target]]:
     """Schemas with an `$anchor` or an `$id`."""
     found = []
-    if isinstance(node, Mapping):
+    if isinstance(node, dict):
         for key in ("$anchor", "$dynamicAnchor", "$id"):
             if pointer and isinstance(node.get(key), str):
                 found.append((node[key].removeprefix("#"), Target(pointer, node)))

@@ -26,7 +26,40 @@ ALL = "*"  # as a keyword: everything that a schema says
 NOT_SUPPORTED = "the grammar has no such keyword"
 _ABSENT = object()
 _JUST_RELAXED = ("if", "dependentSchemas", "contains", "unevaluatedItems")
+_OF_STRINGS = frozenset({"minLength", "maxLength", "pattern", "format"})
+_OF_ARRAYS = frozenset(
+    {
+        "items",
+        "prefixItems",
+        "additionalItems",
+        "minItems",
+        "maxItems",
+        "uniqueItems",
+        "unevaluatedItems",
+    }
+)
+_OF_OBJECTS = frozenset(
+    {
+        "properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "propertyNames", "required",
+        "minProperties", "maxProperties",
+    }
+)  # fmt: skip
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_OF_NUMBERS = frozenset({*_BOUNDS, "multipleOf"})
+_COMBINED = frozenset(
+    {
+        *_JUST_RELAXED,
+        "not",
+        "$ref",
+        "$recursiveRef",
+        "$dynamicRef",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "dependentRequired",
+        "dependencies",
+    }
+)
 _ALL_TYPES = ("string", "number", "boolean", "null", "object", "array")
 
 
@@ -70,6 +103,7 @@ class Rewriter:
         self.definitions: dict[str, Node] = {}
         self.nodes: dict[str, dict[str, Any]] = {}  # by place
         self.sources: dict[str, Mapping[str, Any]] = {}
+        self.demands_nothing = False  # somewhere what is required cannot be
         self._names: dict[tuple[str, bool], str] = {}
 
     def rewrite_root(self) -> dict[str, Any]:
@@ -133,29 +167,35 @@ class Rewriter:
         level = level or Level()
         node: dict[str, Any] = {}
         self._values(node, schema, place)
-        self._strings(node, schema, place)
-        self._numbers(node, schema, place)
-        self._arrays(node, schema, place)
-        if (
-            self._objects(node, schema, place, level) is False
-            or self._negation(node, schema, place) is False
-        ):
+        if not _OF_STRINGS.isdisjoint(schema):
+            self._strings(node, schema, place)
+        if not _OF_NUMBERS.isdisjoint(schema):
+            self._numbers(node, schema, place)
+        if not _OF_ARRAYS.isdisjoint(schema):
+            self._arrays(node, schema, place)
+        if not _OF_OBJECTS.isdisjoint(schema) or level.closed_over is not None:
+            self._objects(node, schema, place, level)
+        if not _COMBINED.isdisjoint(schema) and not self._combined(node, schema, place, level):
             return False
-        if self._combinators(node, schema, place, level) is False:
-            return False
-        for keyword in _JUST_RELAXED:
-            if keyword == "if" and not schema.keys() & {"then", "else"}:
-                continue
-            if keyword in schema and not (
-                keyword == "unevaluatedItems" and schema[keyword] in (True, {})
-            ):
-                self._relax(place, keyword, NOT_SUPPORTED)
         if self._faithful and place in self._impossible:
             return False
         if schema.get("nullable") is True and not is_root:
             node = {"anyOf": [node, {"type": "null"}]}
         self.nodes[place], self.sources[place] = node, schema
         return node
+
+    def _combined(
+        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level
+    ) -> bool:
+        """False: no value matches."""
+        for keyword in _JUST_RELAXED:
+            says_nothing = {
+                "if": schema.keys().isdisjoint(("then", "else")),
+                "unevaluatedItems": schema.get(keyword) in (True, {}),
+            }
+            if keyword in schema and not says_nothing.get(keyword):
+                self._relax(place, keyword, NOT_SUPPORTED)
+        return self._negation(node, schema, place) and self._combinators(node, schema, place, level)
 
     def _values(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
         kind = self._get(schema, "type", place)
@@ -235,6 +275,7 @@ class Rewriter:
             ]
         if rest is not None:
             node["items"] = self._rewrite(rest, f"{place}.{rest_at}", self._close)
+            self.demands_nothing |= node["items"] is False
         elif first and schema.get("unevaluatedItems") is False:
             node["items"] = False
         for keyword in ("minItems", "maxItems"):
@@ -248,8 +289,7 @@ class Rewriter:
 
     def _objects(
         self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level
-    ) -> bool | None:
-        """False: no value matches."""
+    ) -> None:
         properties = {
             name: self._rewrite(inner, f"{place}.properties.{name}", self._close)
             for name, inner in (self._get(schema, "properties", place) or {}).items()
@@ -266,18 +306,14 @@ class Rewriter:
             else:
                 patterns |= foreign
         properties, patterns, more = self._property_names(schema, place, properties, patterns, more)
-        if (
-            more is False
-            and not patterns
-            and not any(k in schema for k in ("allOf", "anyOf", "oneOf", "$ref"))
-        ):
+        simple = not closing.has_parts(schema)
+        if simple and more is False and not patterns:
             undeclared = [name for name in required if name not in properties]
             if undeclared:
                 self._relax(
                     place, "required", f"{undeclared[0]!r} may not be written", contradiction=True
                 )
                 required = [name for name in required if name in properties]
-        simple = not any(k in schema for k in ("allOf", "anyOf", "oneOf", "$ref"))
         if simple and properties and more is not False and not patterns:
             # an escaped spelling of a declared name would be a second value for it
             patterns, more = {ANY_KEY: more}, False
@@ -289,8 +325,8 @@ class Rewriter:
             node["patternProperties"] = patterns
         if more is not True:
             node["additionalProperties"] = more
+        self.demands_nothing |= any(properties.get(name) is False for name in required)
         self._property_counts(node, schema, place)
-        return None
 
     def _more(self, schema: Mapping[str, Any], place: str) -> Node:
         """What a property has to be that is not declared."""
@@ -348,7 +384,7 @@ class Rewriter:
         rule = self._get(schema, "propertyNames", place)
         rule = self._follow(rule)
         if (
-            not isinstance(rule, Mapping)
+            not isinstance(rule, dict)
             or _says_only(rule, {"type"})
             and "string" in _listed(rule.get("type", "string"))
         ):
@@ -374,7 +410,7 @@ class Rewriter:
 
     def _follow(self, schema: Any) -> Any:
         for _ in range(8):
-            if not isinstance(schema, Mapping) or not isinstance(schema.get("$ref"), str):
+            if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
                 break
             found = self._references.find(schema["$ref"])
             if found is None:
@@ -442,7 +478,7 @@ class Rewriter:
 
     def _combinators(
         self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level
-    ) -> bool | None:
+    ) -> bool:
         """False: no value matches."""
         close = level.close_parts and self._close
         self._reference(node, schema, place, close)
@@ -469,7 +505,7 @@ class Rewriter:
             if not any(variant in (True, {}) for variant in variants):
                 _add_all(node, [{"anyOf": variants}])
         self._dependent_required(node, schema, place)
-        return None
+        return True
 
     def _reference(
         self, node: dict[str, Any], schema: Mapping[str, Any], place: str, close: bool
@@ -505,7 +541,7 @@ class Rewriter:
         if all_distinct(kept, self.definitions):
             return kept
         discriminator = schema.get("discriminator")
-        named = discriminator.get("propertyName") if isinstance(discriminator, Mapping) else None
+        named = discriminator.get("propertyName") if isinstance(discriminator, dict) else None
         tag = tag_of(kept, self.definitions, named)
         if tag is not None:
             return [_with_required(variant, tag) for variant in kept]
@@ -517,7 +553,7 @@ class Rewriter:
     ) -> None:
         for keyword in ("dependentRequired", "dependencies"):
             given = self._get(schema, keyword, place)
-            if not isinstance(given, Mapping) or not given:
+            if not isinstance(given, dict) or not given:
                 continue
             if len(given) > 3 or not all(isinstance(needed, list) for needed in given.values()):
                 self._relax(place, keyword, NOT_SUPPORTED)
@@ -529,11 +565,11 @@ class Rewriter:
                         [{"anyOf": [{"properties": {name: False}}, {"required": list(needed)}]}],
                     )
 
-    def _negation(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> bool | None:
+    def _negation(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> bool:
         """False: no value matches."""
         given = self._get(schema, "not", place, False)
         if given is False:
-            return None
+            return True
         if given is True or not given.keys() - _ANNOTATIONS:
             return False
         kinds = given.get("type")
@@ -550,12 +586,12 @@ class Rewriter:
                 for v in [*given.get("enum", ()), *([given["const"]] if "const" in given else ())]
             }
             node["enum"] = [v for v in node["enum"] if value_key(v) not in excluded]
-            return bool(node["enum"]) and None
+            return bool(node["enum"])
         elif node.get("type") == "object" and _only_required(given) is not None:
             _add_all(node, [{"properties": {_only_required(given): False}}])
         else:
             self._relax(place, "not", NOT_SUPPORTED)
-        return None
+        return True
 
 
 def _add_all(node: dict[str, Any], parts: list[Any]) -> None:
@@ -586,7 +622,7 @@ def _beyond_json(value: Any) -> bool:
         return not -(2**63) <= value < 2**64
     if isinstance(value, float):
         return math.isinf(value) or math.isnan(value)
-    return any(_beyond_json(v) for v in (value.values() if isinstance(value, Mapping) else value))
+    return any(_beyond_json(v) for v in (value.values() if isinstance(value, dict) else value))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -614,7 +650,7 @@ def _says_only(schema: Mapping[str, Any], keywords: Set[str]) -> bool:
 
 def _only_required(schema: Any) -> str | None:
     """The one name that the schema requires, if it says nothing else."""
-    if not isinstance(schema, Mapping) or not _says_only(schema, {"required"}):
+    if not isinstance(schema, dict) or not _says_only(schema, {"required"}):
         return None
     names = schema.get("required") or []
     return names[0] if len(names) == 1 else None

@@ -1,0 +1,47 @@
+"""Schemas so plain that they are known to compile: most tools'. Compiling them would cost more than all the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from src.harmony.schema.rewrite import ANY_KEY, Rewriter
+
+MAX_DEPTH = 60  # of 128 that the compiler reads
+_ALONE = frozenset({"anyOf"})
+_KEYWORDS = frozenset(
+    {
+        "type", "properties", "required", "additionalProperties", "patternProperties", "items", "enum", "minLength",
+        "maxLength", "minItems", "maxItems", "minimum", "maximum",
+    }
+)  # fmt: skip
+_PAIRS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minimum", "maximum"))
+_ANY_KEY = frozenset({ANY_KEY})
+_LARGEST = 2**53
+
+
+def is_plain(rewriter: Rewriter) -> bool:
+    """Whether the schema as it was rewritten is known to compile, and each part of it to be possible."""
+    if rewriter.definitions or rewriter.demands_nothing or rewriter.where not in rewriter.nodes:
+        return False
+    return all(
+        _is_plain(node) and place.count(".") < MAX_DEPTH for place, node in rewriter.nodes.items()
+    )
+
+
+def _is_plain(node: Mapping[str, Any]) -> bool:
+    if node.keys() == _ALONE:
+        return len(node["anyOf"]) > 0
+    if not node.keys() <= _KEYWORDS:
+        return False
+    if "patternProperties" in node and node["patternProperties"].keys() != _ANY_KEY:
+        return False
+    if "enum" in node and not node.keys() <= {"enum", "type"}:
+        return False
+    for least, most in _PAIRS:
+        low, high = node.get(least, 0), node.get(most)
+        if abs(low) > _LARGEST or (
+            high is not None and (abs(high) > _LARGEST or (least in node and low > high))
+        ):
+            return False
+    return all(inner is not False for inner in node.get("properties", {}).values())

@@ -7,16 +7,27 @@ Only what restricts values is kept. What nothing is lost by is rewritten (`oneOf
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from src.harmony.schema import closing
 from src.harmony.schema.closing import Level
-from src.harmony.schema.distinct import all_distinct, tag_of, type_of, value_key
+from src.harmony.schema.distinct import all_distinct, tag_of, value_key
 from src.harmony.schema.numbers import bounds
 from src.harmony.schema.patterns import KNOWN_FORMATS, NARROWED_FORMATS, PatternError, translate
+from src.harmony.schema.reading import (
+    ANNOTATIONS,
+    beyond_json,
+    has_type,
+    listed,
+    name_pattern,
+    one_pattern,
+    only_integers,
+    only_required,
+    says_only,
+)
 from src.harmony.schema.references import References
 
 Node = dict[str, Any] | bool
@@ -209,10 +220,10 @@ class Rewriter:
             if values is _ABSENT:
                 continue
             values = values if keyword == "enum" else [values]
-            kept = {value_key(v): v for v in values if not kinds or _has_type(v, kinds)}
+            kept = {value_key(v): v for v in values if not kinds or has_type(v, kinds)}
             if not kept:
                 self._relax(place, keyword, "no value is left", contradiction=True)
-            elif any(_beyond_json(v) for v in kept.values()):
+            elif any(beyond_json(v) for v in kept.values()):
                 self._relax(place, keyword, "numbers beyond 64 bits cannot be written exactly")
             else:
                 node[keyword] = list(kept.values()) if keyword == "enum" else values[0]
@@ -250,7 +261,7 @@ class Rewriter:
     def _numbers(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
         asked = {key: self._get(schema, key, place) for key in _BOUNDS if key in schema}
         known = {key: value for key, value in asked.items() if value is not None}
-        found = bounds(known, integer=_only_integers(node.get("type")), strict=self._strict)
+        found = bounds(known, integer=only_integers(node.get("type")), strict=self._strict)
         node.update(found.keywords)
         for keyword in found.relaxed:
             self._relax(place, keyword, "the bound is out of the grammar's reach")
@@ -349,7 +360,7 @@ class Rewriter:
             return None if "patternProperties" in schema else {}
         out: dict[str, Node] = {}
         for pattern, inner in given.items():
-            translated = _one_pattern(pattern)
+            translated = one_pattern(pattern)
             if translated is None:
                 self._relax(
                     place, "patternProperties", f"the grammar has no expression for {pattern!r}"
@@ -366,7 +377,7 @@ class Rewriter:
         out: dict[str, Node] = {}
         for pattern in level.closed_over.patterns:
             if pattern not in (schema.get("patternProperties") or {}):
-                translated = _one_pattern(pattern)
+                translated = one_pattern(pattern)
                 if translated is None:
                     return None
                 out[translated] = True
@@ -385,14 +396,14 @@ class Rewriter:
         rule = self._follow(rule)
         if (
             not isinstance(rule, dict)
-            or _says_only(rule, {"type"})
-            and "string" in _listed(rule.get("type", "string"))
+            or says_only(rule, {"type"})
+            and "string" in listed(rule.get("type", "string"))
         ):
             if rule is False:
                 return dict.fromkeys(properties, False), {}, False
             return properties, patterns, more
         names = [rule["const"]] if "const" in rule else rule.get("enum")
-        if names is not None and _says_only(rule, {"type", "const", "enum"}) and not patterns:
+        if names is not None and says_only(rule, {"type", "const", "enum"}) and not patterns:
             kept: dict[str, Node] = {
                 name: properties.get(name, more) for name in names if isinstance(name, str)
             }
@@ -402,9 +413,9 @@ class Rewriter:
                 {},
                 False,
             )
-        name_pattern = _name_pattern(rule)
-        if name_pattern is not None and not patterns and not properties:
-            return {}, {name_pattern: more} if more is not False else {}, False
+        pattern = name_pattern(rule)
+        if pattern is not None and not patterns and not properties:
+            return {}, {pattern: more} if more is not False else {}, False
         self._relax(place, "propertyNames", NOT_SUPPORTED)
         return properties, patterns, more
 
@@ -528,7 +539,7 @@ class Rewriter:
 
     def _exclusive(self, variants: list[Node], schema: Mapping[str, Any], place: str) -> list[Node]:
         """The variants of a oneOf so that no value can match two of them; as they are where that cannot be had."""
-        names = [_only_required(variant) for variant in schema["oneOf"]]
+        names = [only_required(variant) for variant in schema["oneOf"]]
         if len(set(names)) == len(names) > 1 and None not in names:
             return [
                 {
@@ -570,25 +581,23 @@ class Rewriter:
         given = self._get(schema, "not", place, False)
         if given is False:
             return True
-        if given is True or not given.keys() - _ANNOTATIONS:
+        if given is True or not given.keys() - ANNOTATIONS:
             return False
         kinds = given.get("type")
-        if _says_only(given, {"type"}) and not {"integer", "number"} & set(_listed(kinds)):
-            left = [
-                k for k in _listed(node.get("type", list(_ALL_TYPES))) if k not in _listed(kinds)
-            ]
+        if says_only(given, {"type"}) and not {"integer", "number"} & set(listed(kinds)):
+            left = [k for k in listed(node.get("type", list(_ALL_TYPES))) if k not in listed(kinds)]
             if not left:
                 return False
             node["type"] = left
-        elif _says_only(given, {"enum", "const"}) and "enum" in node:
+        elif says_only(given, {"enum", "const"}) and "enum" in node:
             excluded = {
                 value_key(v)
                 for v in [*given.get("enum", ()), *([given["const"]] if "const" in given else ())]
             }
             node["enum"] = [v for v in node["enum"] if value_key(v) not in excluded]
             return bool(node["enum"])
-        elif node.get("type") == "object" and _only_required(given) is not None:
-            _add_all(node, [{"properties": {_only_required(given): False}}])
+        elif node.get("type") == "object" and only_required(given) is not None:
+            _add_all(node, [{"properties": {only_required(given): False}}])
         else:
             self._relax(place, "not", NOT_SUPPORTED)
         return True
@@ -603,82 +612,7 @@ def _add_all(node: dict[str, Any], parts: list[Any]) -> None:
             node.setdefault("allOf", []).append(part)
 
 
-def _only_integers(kind: Any) -> bool:
-    return "integer" in _listed(kind) and "number" not in _listed(kind)
-
-
-def _has_type(value: Any, kinds: Set[str]) -> bool:
-    kind = type_of(value)
-    if kind == "number":
-        return "number" in kinds or ("integer" in kinds and float(value).is_integer())
-    return kind in kinds
-
-
-def _beyond_json(value: Any) -> bool:
-    """Whether the compiler would write another value: it keeps numbers in 64 bits."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return False
-    if isinstance(value, int):
-        return not -(2**63) <= value < 2**64
-    if isinstance(value, float):
-        return math.isinf(value) or math.isnan(value)
-    return any(_beyond_json(v) for v in (value.values() if isinstance(value, dict) else value))
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-_ANNOTATIONS = frozenset(
-    {
-        "title",
-        "description",
-        "default",
-        "examples",
-        "example",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "$comment",
-    }
-)
-
-
-def _says_only(schema: Mapping[str, Any], keywords: Set[str]) -> bool:
-    return schema.keys() - _ANNOTATIONS <= keywords
-
-
-def _only_required(schema: Any) -> str | None:
-    """The one name that the schema requires, if it says nothing else."""
-    if not isinstance(schema, dict) or not _says_only(schema, {"required"}):
-        return None
-    names = schema.get("required") or []
-    return names[0] if len(names) == 1 else None
-
-
 def _with_required(node: Node, name: str) -> Node:
     if isinstance(node, bool) or name in node.get("required", ()):
         return node
     return {**node, "required": [*node.get("required", ()), name]}
-
-
-def _one_pattern(pattern: str) -> str | None:
-    try:
-        translated = translate(pattern)
-    except PatternError:
-        return None
-    return translated.patterns[0] if translated.exact and len(translated.patterns) == 1 else None
-
-
-def _name_pattern(rule: Mapping[str, Any]) -> str | None:
-    """A pattern for the names that follow `rule`, None where there is none."""
-    if "pattern" in rule and _says_only(rule, {"type", "pattern", "format"}):
-        return _one_pattern(rule["pattern"])
-    if rule.get("format") in NARROWED_FORMATS and _says_only(rule, {"type", "format"}):
-        return NARROWED_FORMATS[rule["format"]]
-    if ("minLength" in rule or "maxLength" in rule) and _says_only(
-        rule, {"type", "minLength", "maxLength"}
-    ):
-        least, most = int(rule.get("minLength", 0)), rule.get("maxLength")
-        return rf"^[\s\S]{{{least},{'' if most is None else int(most)}}}$"
-    return None

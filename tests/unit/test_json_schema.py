@@ -127,7 +127,9 @@ FREE = {"type": "object", "properties": {}}
         # an escaped spelling of a declared name, and that name once more
         (o(p=o(a=S) | {"additionalProperties": True}), '{"p":{"a":"x","b":1}}', '{"p":{"a":"x","\\u0061":1}}'),
         (o(p=o(a=S) | {"additionalProperties": True}), '{"p":{"a":"x","b":1}}', '{"p":{"a":"x","a":1}}'),
-        (o(p=o(a=S) | {"additionalProperties": N}), '{"p":{"b":1}}', '{"p":{"\\u0061":1}}'),
+        (o(p=o(a=S) | {"additionalProperties": N}), '{"p":{"a":"x","b":1}}', '{"p":{"\\u0061":1}}'),
+        (o(p=o(ab=S, a=S, b=N) | {"additionalProperties": {}}), '{"p":{"ab":"x","abc":1,"":1,"ba":1}}', '{"p":{"a\\u0062":1}}'),
+        (o(p=o("né", né=S) | {"additionalProperties": N}), '{"p":{"né":"x","n":1}}', '{"p":{"n":1}}'),
         # what a class of characters means in JSON Schema
         (o(a=S | {"pattern": "^[a&&b]$"}), '{"a":"&"}', '{"a":"&&"}'),
         (o(a=S | {"pattern": "^[[a]$"}), '{"a":"["}', '{"a":"b"}'),
@@ -316,7 +318,7 @@ def test_generated_schemas(schema: dict[str, Any], arguments: bool) -> None:
     try:
         enforced = enforceable(schema, False, arguments=arguments)
     except SchemaError as error:
-        assert not arguments and "Unsatisfiable" in str(error)
+        assert not arguments and str(error).startswith("schema.")
         return
     good = ToolSpec("good", of_tool(o("a", a=S)).schema, True)
     spec = TurnSpec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 _QUANTIFIER = re.compile(r"\{\d+(,\d*)?\}")
@@ -200,6 +201,30 @@ class _Reader:
             self._text
         ):
             raise PatternError("a repeated assertion is not supported")
+
+
+MAX_EXCLUDED = 1000  # characters of names
+
+
+def any_name_but(names: Iterable[str]) -> str | None:
+    """A pattern for all names but these; None where they are too long."""
+    excluded = sorted(set(names))
+    return None if sum(map(len, excluded)) > MAX_EXCLUDED else f"^{_rest_but(excluded)}$"
+
+
+def _rest_but(rests: list[str]) -> str:
+    tails: dict[str, list[str]] = {}
+    for rest in rests:
+        if rest:
+            tails.setdefault(rest[0], []).append(rest[1:])
+    heads = "".join(map(_code, tails))
+    choices = [rf"[^{heads}][\s\S]*" if heads else r"[\s\S]+"]
+    choices += [_code(head) + _rest_but(tail) for head, tail in tails.items()]
+    return f"(?:{'|'.join(choices)}){'' if '' in rests else '?'}"
+
+
+def _code(char: str) -> str:
+    return f"\\x{{{ord(char):x}}}"
 
 
 def _has_alternatives(pattern: str) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
-from src.harmony.schema.rewrite import ANY_KEY, Rewriter
+from src.harmony.schema.rewrite import Rewriter
 
 MAX_DEPTH = 60  # of 128 that the compiler reads
 _ALONE = frozenset({"anyOf"})
@@ -16,7 +16,6 @@ _KEYWORDS = frozenset(
     }
 )  # fmt: skip
 _PAIRS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minimum", "maximum"))
-_ANY_KEY = frozenset({ANY_KEY})
 _LARGEST = 2**53
 
 
@@ -25,16 +24,17 @@ def is_plain(rewriter: Rewriter) -> bool:
     if rewriter.definitions or rewriter.demands_nothing or rewriter.where not in rewriter.nodes:
         return False
     return all(
-        _is_plain(node) and place.count(".") < MAX_DEPTH for place, node in rewriter.nodes.items()
+        _is_plain(node, rewriter.name_patterns) and place.count(".") < MAX_DEPTH
+        for place, node in rewriter.nodes.items()
     )
 
 
-def _is_plain(node: Mapping[str, Any]) -> bool:
+def _is_plain(node: Mapping[str, Any], name_patterns: Set[str]) -> bool:
     if node.keys() == _ALONE:
         return len(node["anyOf"]) > 0
     if not node.keys() <= _KEYWORDS:
         return False
-    if "patternProperties" in node and node["patternProperties"].keys() != _ANY_KEY:
+    if "patternProperties" in node and not node["patternProperties"].keys() <= name_patterns:
         return False
     if "enum" in node and not node.keys() <= {"enum", "type"}:
         return False

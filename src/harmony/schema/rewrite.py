@@ -16,7 +16,13 @@ from src.harmony.schema import closing
 from src.harmony.schema.closing import Level
 from src.harmony.schema.distinct import all_distinct, tag_of, value_key
 from src.harmony.schema.numbers import bounds
-from src.harmony.schema.patterns import KNOWN_FORMATS, NARROWED_FORMATS, PatternError, translate
+from src.harmony.schema.patterns import (
+    KNOWN_FORMATS,
+    NARROWED_FORMATS,
+    PatternError,
+    any_name_but,
+    translate,
+)
 from src.harmony.schema.reading import (
     ANNOTATIONS,
     beyond_json,
@@ -31,7 +37,6 @@ from src.harmony.schema.reading import (
 from src.harmony.schema.references import References
 
 Node = dict[str, Any] | bool
-ANY_KEY = r"^[\s\S]*$"
 MOST_COMBINATIONS = 20  # of names, written out one by one
 ALL = "*"  # as a keyword: everything that a schema says
 NOT_SUPPORTED = "the grammar has no such keyword"
@@ -70,6 +75,9 @@ _COMBINED = frozenset(
         "dependentRequired",
         "dependencies",
     }
+)
+_ALONE = frozenset(
+    {"$ref", "allOf", "anyOf", "oneOf", "discriminator", "$schema", "$defs", "definitions"}
 )
 _ALL_TYPES = ("string", "number", "boolean", "null", "object", "array")
 
@@ -114,8 +122,9 @@ class Rewriter:
         self.definitions: dict[str, Node] = {}
         self.nodes: dict[str, dict[str, Any]] = {}  # by place
         self.sources: dict[str, Mapping[str, Any]] = {}
+        self.name_patterns: set[str] = set()  # of names that are not declared
         self.demands_nothing = False  # somewhere what is required cannot be
-        self._names: dict[tuple[str, bool], str] = {}
+        self._names: dict[tuple[str, bool, bool], str] = {}
 
     def rewrite_root(self) -> dict[str, Any]:
         arguments = self._close
@@ -165,7 +174,10 @@ class Rewriter:
             self._leave_out(known)
         return default
 
-    def _rewrite(self, schema: Any, place: str, close: bool, *, is_root: bool = False) -> Node:
+    def _rewrite(
+        self, schema: Any, place: str, close: bool, *, part: bool = False, is_root: bool = False
+    ) -> Node:
+        """`close`: it decides for itself which names it takes; `part`: others apply to the same value."""
         if isinstance(schema, bool):
             return schema
         known = self._blocked.get((place, ALL))
@@ -185,8 +197,10 @@ class Rewriter:
         if not _OF_ARRAYS.isdisjoint(schema):
             self._arrays(node, schema, place)
         if not _OF_OBJECTS.isdisjoint(schema) or level.closed_over is not None:
-            self._objects(node, schema, place, level)
-        if not _COMBINED.isdisjoint(schema) and not self._combined(node, schema, place, level):
+            self._objects(node, schema, place, level, part=part)
+        if not _COMBINED.isdisjoint(schema) and not self._combined(
+            node, schema, place, level, part=part
+        ):
             return False
         if self._faithful and place in self._impossible:
             return False
@@ -196,7 +210,13 @@ class Rewriter:
         return node
 
     def _combined(
-        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level
+        self,
+        node: dict[str, Any],
+        schema: Mapping[str, Any],
+        place: str,
+        level: Level,
+        *,
+        part: bool,
     ) -> bool:
         """False: no value matches."""
         for keyword in _JUST_RELAXED:
@@ -206,7 +226,11 @@ class Rewriter:
             }
             if keyword in schema and not says_nothing.get(keyword):
                 self._relax(place, keyword, NOT_SUPPORTED)
-        return self._negation(node, schema, place) and self._combinators(node, schema, place, level)
+        close = level.close_parts and self._close
+        part = part or not (says_only(schema, _ALONE) and len(schema.keys() & _COMBINED) == 1)
+        return self._negation(node, schema, place) and self._combinators(
+            node, schema, place, close=close, part=part
+        )
 
     def _values(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
         kind = self._get(schema, "type", place)
@@ -299,7 +323,13 @@ class Rewriter:
     # --- objects ---
 
     def _objects(
-        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level
+        self,
+        node: dict[str, Any],
+        schema: Mapping[str, Any],
+        place: str,
+        level: Level,
+        *,
+        part: bool,
     ) -> None:
         properties = {
             name: self._rewrite(inner, f"{place}.properties.{name}", self._close)
@@ -325,9 +355,12 @@ class Rewriter:
                     place, "required", f"{undeclared[0]!r} may not be written", contradiction=True
                 )
                 required = [name for name in required if name in properties]
-        if simple and properties and more is not False and not patterns:
+        if simple and not part and properties and more is not False and not patterns:
             # an escaped spelling of a declared name would be a second value for it
-            patterns, more = {ANY_KEY: more}, False
+            other = any_name_but(properties)
+            if other is not None:
+                self.name_patterns.add(other)
+                patterns, more = {other: more}, False
         if properties:
             node["properties"] = properties
         if required:
@@ -488,13 +521,22 @@ class Rewriter:
     # --- combinations ---
 
     def _combinators(
-        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level
+        self,
+        node: dict[str, Any],
+        schema: Mapping[str, Any],
+        place: str,
+        *,
+        close: bool,
+        part: bool,
     ) -> bool:
         """False: no value matches."""
-        close = level.close_parts and self._close
-        self._reference(node, schema, place, close)
+        self._reference(node, schema, place, close=close, part=part)
         members = self._get(schema, "allOf", place) or []
-        parts = [self._rewrite(m, f"{place}.allOf[{i}]", close) for i, m in enumerate(members)]
+        several = part or len(members) > 1
+        parts = [
+            self._rewrite(m, f"{place}.allOf[{i}]", close, part=several)
+            for i, m in enumerate(members)
+        ]
         if False in parts:
             return False
         _add_all(node, [part for part in parts if part not in (True, {})])
@@ -506,7 +548,8 @@ class Rewriter:
                 self._relax(place, keyword, "there is no variant", contradiction=True)
                 continue
             variants = [
-                self._rewrite(v, f"{place}.{keyword}[{i}]", close) for i, v in enumerate(given)
+                self._rewrite(v, f"{place}.{keyword}[{i}]", close, part=part)
+                for i, v in enumerate(given)
             ]
             if keyword == "oneOf":
                 variants = self._exclusive(variants, schema, place)
@@ -519,7 +562,13 @@ class Rewriter:
         return True
 
     def _reference(
-        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, close: bool
+        self,
+        node: dict[str, Any],
+        schema: Mapping[str, Any],
+        place: str,
+        *,
+        close: bool,
+        part: bool,
     ) -> None:
         keyword = next((k for k in ("$ref", "$recursiveRef", "$dynamicRef") if k in schema), None)
         reference = None if keyword is None else self._get(schema, keyword, place)
@@ -529,12 +578,12 @@ class Rewriter:
         if target is None:
             self._relax(place, keyword, f"{reference!r} leads to nothing in this schema")
             return
-        key = (target.pointer, close)
+        key = (target.pointer, close, part)
         if key not in self._names:
             name = self._names[key] = f"d{len(self._names)}"
             self.definitions[name] = True
             where = self.where + target.pointer.replace("/", ".")
-            self.definitions[name] = self._rewrite(target.schema, where, close)
+            self.definitions[name] = self._rewrite(target.schema, where, close, part=part)
         node["$ref"] = f"#/$defs/{self._names[key]}"
 
     def _exclusive(self, variants: list[Node], schema: Mapping[str, Any], place: str) -> list[Node]:

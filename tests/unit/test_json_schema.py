@@ -217,6 +217,8 @@ def test_relaxed_by_itself(schema: Any, path: str, right: str, wrong: str) -> No
         (o(a=N | {"minimum": "0"}), "parameters.properties.a.minimum must be a number"),
         (o(a=S | {"maxLength": -1}), "parameters.properties.a.maxLength"),
         (o(a=N | {"multipleOf": 0}), "parameters.properties.a.multipleOf"),
+        (o(a={"$dynamicRef": 5}), "parameters.properties.a.\\$dynamicRef must be a string"),
+        (o(a={"$recursiveRef": {}}), "parameters.properties.a.\\$recursiveRef must be a string"),
         (o(a=S | {"pattern": 5}), "parameters.properties.a.pattern must be a string"),
         ({"type": "string"}, "parameters.type must be 'object'"),
         ({"type": "object", "required": True}, "parameters.required must be a list"),

@@ -122,7 +122,7 @@ _CHECKS: dict[str, Callable[[Any, str], None]] = {
     **dict.fromkeys(SCHEMAS_IN_MAP, _schemas_by_name),
     **dict.fromkeys(SCHEMAS_IN_LIST, _schemas),
     **dict.fromkeys(SCHEMAS, check_schema_shape),
-    **dict.fromkeys(("$ref", "pattern", "format"), _string),
+    **dict.fromkeys(("$ref", "$dynamicRef", "$recursiveRef", "pattern", "format"), _string),
     **dict.fromkeys(COUNTS, _count),
     **dict.fromkeys(("minimum", "maximum"), _bound),
     **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), _exclusive),

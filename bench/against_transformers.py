@@ -24,10 +24,7 @@ from tests.server_process import ServerProcess
 def load_transformers(folder: Path) -> Any:
     from transformers import GptOssForCausalLM, Mxfp4Config
 
-    options: dict[str, Any] = {
-        "dtype": torch.bfloat16,
-        "quantization_config": Mxfp4Config(dequantize=True),
-    }
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "quantization_config": Mxfp4Config(dequantize=True)}
     return GptOssForCausalLM.from_pretrained(folder, **options).eval()
 
 
@@ -37,9 +34,13 @@ def generate(model: Any, batch: int, tokens: int) -> float:
     prompt = torch.randint(0, 199_998, (batch, 40))
     started = time.perf_counter()
     model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
         pad_token_id=199_999,
-    )  # fmt: skip
+    )
     return batch * tokens / (time.perf_counter() - started)
 
 
@@ -69,9 +70,7 @@ def main() -> None:
         for count in (1, 16):
             pairs = [(ours(count), generate(model, count, args.tokens)) for _ in range(args.repeat)]
             mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-            print(
-                f"{count:3} streams: ours {mine:7.1f} tok/s, transformers {theirs:7.1f}, {mine / theirs:.2f}x"
-            )
+            print(f"{count:3} streams: ours {mine:7.1f} tok/s, transformers {theirs:7.1f}, {mine / theirs:.2f}x")
     finally:
         server.stop()
 

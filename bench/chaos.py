@@ -41,17 +41,34 @@ from tests.server_process import ServerProcess, running_server
 ROUNDS = 3
 HEARTBEAT_TIMEOUT_S = 3.0
 FLAGS = (
-    "--model", "nano", "--cpu-kv-cache-gib", "0.2", "--max-model-len", "8192", "--max-request-resumes", "1000",
-    "--engine-heartbeat-timeout-s", str(HEARTBEAT_TIMEOUT_S), "--send-timeout-s", "5", "--log-level", "warning",
-)  # fmt: skip
+    "--model",
+    "nano",
+    "--cpu-kv-cache-gib",
+    "0.2",
+    "--max-model-len",
+    "8192",
+    "--max-request-resumes",
+    "1000",
+    "--engine-heartbeat-timeout-s",
+    str(HEARTBEAT_TIMEOUT_S),
+    "--send-timeout-s",
+    "5",
+    "--log-level",
+    "warning",
+)
 MAX_RSS_MIB, MAX_HEALTH_MS = 500, 250
 GROWTH = {"server_rss_mib": 80, "server_fds": 12, "threads": 12}
 CHAT = "/v1/chat/completions"
 # how a client's outcome is counted by the server; others are no requests to it
 OUTCOMES = {
-    "ok": "ok", "failed": "failed", "left": "cancelled", "cancelled": "cancelled", "bad": "rejected",
-    "too large": "rejected", "cut off while sending": "rejected",
-}  # fmt: skip
+    "ok": "ok",
+    "failed": "failed",
+    "left": "cancelled",
+    "cancelled": "cancelled",
+    "bad": "rejected",
+    "too large": "rejected",
+    "cut off while sending": "rejected",
+}
 UNCOUNTED = ("unread", "headers")
 
 
@@ -60,10 +77,20 @@ class ChaosClient(Client):
 
     def run(self) -> None:
         actions: dict[Callable[[httpx.Client], str], int] = {
-            self.stream: 4, self.json: 3, self.leave: 3, self.cancel: 2, self.bad: 3, self.many: 1,
-            self.read_slowly: 2, self.write_slowly: 2, self.cut: 2, self.oversized: 2, self.too_large: 1,
-            self.unread: 1, self.large_headers: 1,
-        }  # fmt: skip
+            self.stream: 4,
+            self.json: 3,
+            self.leave: 3,
+            self.cancel: 2,
+            self.bad: 3,
+            self.many: 1,
+            self.read_slowly: 2,
+            self.write_slowly: 2,
+            self.cut: 2,
+            self.oversized: 2,
+            self.too_large: 1,
+            self.unread: 1,
+            self.large_headers: 1,
+        }
         with httpx.Client(base_url=self._url, timeout=HANGS_AFTER_S) as session:
             while time.monotonic() < self._until:
                 self.busy_since = time.monotonic()
@@ -205,10 +232,7 @@ class Machine:
 
     @property
     def env(self) -> dict[str, str]:
-        return {
-            "XDG_CACHE_HOME": str(self.cache), "TMPDIR": str(self.temporary),
-            "XDG_RUNTIME_DIR": str(self.runtime),
-        }  # fmt: skip
+        return {"XDG_CACHE_HOME": str(self.cache), "TMPDIR": str(self.temporary), "XDG_RUNTIME_DIR": str(self.runtime)}
 
     def leftovers(self) -> int:
         """Temporary files, in the cache too."""
@@ -218,9 +242,10 @@ class Machine:
         """-> the files that are not what they were."""
         folder = self.cache / "gpt-oss-server"
         files = [
-            *folder.glob("gpt-oss-nano-*/model.safetensors"), *folder.glob("native/*.so"),
+            *folder.glob("gpt-oss-nano-*/model.safetensors"),
+            *folder.glob("native/*.so"),
             *folder.glob("vocabulary/*.tiktoken"),
-        ]  # fmt: skip
+        ]
         for path in files:
             data = bytearray(path.read_bytes())
             kind = self.rng.choice(("truncate", "flip", "empty"))
@@ -234,9 +259,7 @@ class Machine:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--kills", type=int, default=20, help="of the engine, in all")
@@ -262,9 +285,7 @@ def main() -> int:
     return report.print()
 
 
-def run_round(
-    args: argparse.Namespace, number: int, machine: Machine, damaged: list[Path], report: Report
-) -> None:
+def run_round(args: argparse.Namespace, number: int, machine: Machine, damaged: list[Path], report: Report) -> None:
     with running_server(*FLAGS, env=machine.env, ready_timeout_s=180) as server:
         for path in damaged:
             told = f"damaged cache: {path}" in server.log
@@ -298,8 +319,7 @@ def load(
     lock, length = threading.Lock(), 60 * args.minutes / ROUNDS
     started = time.monotonic()
     clients = [
-        ChaosClient(server.url, 1000 * number + seed, started + length, counts, lock)
-        for seed in range(args.clients)
+        ChaosClient(server.url, 1000 * number + seed, started + length, counts, lock) for seed in range(args.clients)
     ]
     for client in clients:
         client.start()
@@ -384,28 +404,17 @@ def compare(
     report.add(f"{name}unexpected outcomes", odd or 0, "0", not odd)
     total = sum(seen[k] for k in ("ok", "failed", "cancelled", "rejected"))
     server_total = stats["requests"]["total"]
-    report.add(
-        f"{name}requests, server/clients", f"{server_total}/{total}", "equal", server_total == total
-    )
+    report.add(f"{name}requests, server/clients", f"{server_total}/{total}", "equal", server_total == total)
     # a client that leaves as its answer ends may be counted as answered
     slack = counts["left"]
     for key in ("ok", "failed", "cancelled", "rejected"):
-        near = abs(stats["requests"][key] - seen[key]) <= (
-            slack if key in ("ok", "cancelled") else 0
-        )
-        report.add(
-            f"{name}{key}, server/clients", f"{stats['requests'][key]}/{seen[key]}", "equal", near
-        )
+        near = abs(stats["requests"][key] - seen[key]) <= (slack if key in ("ok", "cancelled") else 0)
+        report.add(f"{name}{key}, server/clients", f"{stats['requests'][key]}/{seen[key]}", "equal", near)
     report.add(f"{name}requests lost to a dying engine", seen["failed"], "0", not seen["failed"])
     engine = stats["engine"]
     report.add(f"{name}KV blocks in use", engine["kv_usage"], "0", engine["kv_usage"] == 0)
     peak = max(sample["server_rss_mib"] for sample in samples)
-    report.add(
-        f"{name}peak RSS of the API process, MiB",
-        round(peak),
-        f"< {MAX_RSS_MIB}",
-        peak < MAX_RSS_MIB,
-    )
+    report.add(f"{name}peak RSS of the API process, MiB", round(peak), f"< {MAX_RSS_MIB}", peak < MAX_RSS_MIB)
     time.sleep(6)  # idle connections are closed after 5 s
     early, end = samples[len(samples) // 4], resources_of(server)
     for key, slack in GROWTH.items():

@@ -64,9 +64,7 @@ def roofs(folder: Path) -> tuple[float, float]:
     read = seconds_of(lambda: library.read_all(address, ctypes.c_int64(data.numel())))
     rounds = 20_000_000
     flops = rounds * 12 * 8 * 2 * torch.get_num_threads()
-    return data.numel() / read / 1e9, flops / seconds_of(
-        lambda: library.multiply_add(ctypes.c_int64(rounds))
-    ) / 1e9
+    return data.numel() / read / 1e9, flops / seconds_of(lambda: library.multiply_add(ctypes.c_int64(rounds))) / 1e9
 
 
 class Version:
@@ -93,13 +91,23 @@ class Version:
         out, middle = torch.empty_like(x), torch.empty(rows, INTERMEDIATE, dtype=x.dtype)
         parts = torch.empty(rows, HIDDEN)
         tensors = (
-            x, experts, shares, w.w1.blocks, w.w1.scales, w.b1, w.w2.blocks, w.w2.scales, w.b2, x, out, middle, parts
-        )  # fmt: skip
+            x,
+            experts,
+            shares,
+            w.w1.blocks,
+            w.w1.scales,
+            w.b1,
+            w.w2.blocks,
+            w.w2.scales,
+            w.b2,
+            x,
+            out,
+            middle,
+            parts,
+        )
         sizes = (x.shape[0], PER_TOKEN, EXPERTS, HIDDEN, INTERMEDIATE)
         self._library.moe(
-            *(ctypes.c_void_p(t.data_ptr()) for t in tensors),
-            ctypes.c_float(7.0),
-            *map(ctypes.c_int64, sizes),
+            *(ctypes.c_void_p(t.data_ptr()) for t in tensors), ctypes.c_float(7.0), *map(ctypes.c_int64, sizes)
         )
 
 
@@ -148,9 +156,7 @@ def dense(name: str, rows: int, versions: list[Version]) -> None:
 
 def experts(rows: int, weights: MoeWeights, versions: list[Version]) -> None:
     x = torch.randn(rows, HIDDEN).bfloat16()
-    chosen = [
-        torch.stack([torch.randperm(EXPERTS)[:PER_TOKEN] for _ in range(rows)]) for _ in range(8)
-    ]
+    chosen = [torch.stack([torch.randperm(EXPERTS)[:PER_TOKEN] for _ in range(rows)]) for _ in range(8)]
     turns = [0] * len(versions)
 
     def call(index: int) -> None:
@@ -165,9 +171,7 @@ def experts(rows: int, weights: MoeWeights, versions: list[Version]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isa", default="auto", choices=("auto", *native.INSTRUCTION_SETS))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 128, 512])
     parser.add_argument("--threads", type=int, default=0)

@@ -56,9 +56,7 @@ def sampling() -> None:
     for name, options in SAMPLING.items():
         for count in (1, 4):
             rows = [
-                SamplingRow(
-                    SamplingParams(max_tokens=9, seed=n, **options), np.arange(9), np.arange(n)
-                )
+                SamplingRow(SamplingParams(max_tokens=9, seed=n, **options), np.arange(9), np.arange(n))
                 for n in range(count)
             ]
             compare(

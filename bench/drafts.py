@@ -44,9 +44,7 @@ def drafts_of(client: httpx.Client) -> tuple[int, int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drafts", required=True, help="URL of the server that guesses")
     parser.add_argument("--plain", required=True, help="URL of the one that does not")
     parser.add_argument("--per-skill", type=int, default=4)
@@ -72,9 +70,7 @@ def main() -> int:
                 return 1
             seconds = [seconds[0] + one, seconds[1] + other]
             tokens += count
-        drafted, right = (
-            after - start for after, start in zip(drafts_of(sides[0]), before, strict=True)
-        )
+        drafted, right = (after - start for after, start in zip(drafts_of(sides[0]), before, strict=True))
         rates = [tokens / s for s in seconds]
         print(
             f"{round_name:14} {rates[0]:7.0f} tok/s {rates[1]:6.0f} tok/s {rates[0] / rates[1]:5.2f}  "

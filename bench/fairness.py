@@ -19,9 +19,13 @@ import httpx
 def body(prompt: str, tokens: int, choices: int) -> dict[str, object]:
     messages = [{"role": "user", "content": prompt}]
     return {
-        "model": "gpt-oss-nano", "messages": messages, "max_tokens": tokens, "n": choices, "ignore_eos": True,
+        "model": "gpt-oss-nano",
+        "messages": messages,
+        "max_tokens": tokens,
+        "n": choices,
+        "ignore_eos": True,
         "stream": True,
-    }  # fmt: skip
+    }
 
 
 def timed(url: str, key: str, request: dict[str, object]) -> tuple[float, float]:

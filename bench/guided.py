@@ -21,24 +21,55 @@ from src.harmony.vocabulary import load_vocabulary
 
 TEXT: dict[str, Any] = {"type": "string"}
 SCHEMAS: dict[str, dict[str, Any]] = {
-    "weather tool": {"type": "object", "properties": {"city": TEXT, "unit": {"enum": ["c", "f"]}}, "required": ["city"]},
+    "weather tool": {
+        "type": "object",
+        "properties": {"city": TEXT, "unit": {"enum": ["c", "f"]}},
+        "required": ["city"],
+    },
     "steps and answer": {"type": "object", "properties": {"steps": {"type": "array", "items": TEXT}, "answer": TEXT}},
-    "recursive tree": {"$defs": {"n": {"type": "object", "properties": {"v": TEXT, "c": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}}, "$ref": "#/$defs/n"},
-    "bounds": {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 10_000}, "x": {"type": "number", "minimum": 0}}},
-    "formats": {"type": "object", "properties": {"when": {"type": "string", "format": "date-time"}, "mail": {"type": "string", "format": "email"}}},
+    "recursive tree": {
+        "$defs": {
+            "n": {"type": "object", "properties": {"v": TEXT, "c": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}
+        },
+        "$ref": "#/$defs/n",
+    },
+    "bounds": {
+        "type": "object",
+        "properties": {
+            "n": {"type": "integer", "minimum": 1, "maximum": 10_000},
+            "x": {"type": "number", "minimum": 0},
+        },
+    },
+    "formats": {
+        "type": "object",
+        "properties": {
+            "when": {"type": "string", "format": "date-time"},
+            "mail": {"type": "string", "format": "email"},
+        },
+    },
     "pattern": {"type": "object", "properties": {"id": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{4}$"}}},
     "enum of 500": {"enum": [f"value-{i}" for i in range(500)]},
-    "60 fields": {"type": "object", "properties": {f"field_{i}": TEXT for i in range(60)}, "required": [f"field_{i}" for i in range(60)]},
-    "nullable union": {"anyOf": [{"type": "null"}, {"type": "object", "properties": {"a": {"anyOf": [TEXT, {"type": "integer"}]}}}]},
+    "60 fields": {
+        "type": "object",
+        "properties": {f"field_{i}": TEXT for i in range(60)},
+        "required": [f"field_{i}" for i in range(60)],
+    },
+    "nullable union": {
+        "anyOf": [{"type": "null"}, {"type": "object", "properties": {"a": {"anyOf": [TEXT, {"type": "integer"}]}}}]
+    },
     "any object": {"type": "object"},
-}  # fmt: skip
+}
 
 
 def per_token_us(url: str, **options: Any) -> float:
     body = {
-        "model": httpx.get(f"{url}/v1/models").json()["data"][0]["id"], "max_tokens": 200, "temperature": 1, "seed": 1,
-        "messages": [{"role": "user", "content": f"Hi {time.time_ns()}"}], **options,
-    }  # fmt: skip
+        "model": httpx.get(f"{url}/v1/models").json()["data"][0]["id"],
+        "max_tokens": 200,
+        "temperature": 1,
+        "seed": 1,
+        "messages": [{"role": "user", "content": f"Hi {time.time_ns()}"}],
+        **options,
+    }
     started = time.perf_counter()
     usage = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).json()["usage"]
     return 1e6 * (time.perf_counter() - started) / usage["completion_tokens"]
@@ -49,21 +80,14 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--repeat", type=int, default=9)
     args = parser.parse_args()
-    long_text = {
-        "type": "object",
-        "properties": {"t": {"type": "string", "minLength": 2000}},
-        "required": ["t"],
-    }
+    long_text = {"type": "object", "properties": {"t": {"type": "string", "minLength": 2000}}, "required": ["t"]}
     modes: dict[str, dict[str, Any]] = {
         # ignore_eos switches every grammar off
         "free": {"ignore_eos": True},
         "guided Harmony": {"reasoning_budget": 0, "min_tokens": 200},
         "JSON schema": {
             "reasoning_budget": 0,
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "t", "schema": long_text},
-            },
+            "response_format": {"type": "json_schema", "json_schema": {"name": "t", "schema": long_text}},
         },
     }
     samples: dict[str, list[float]] = {name: [] for name in modes}

@@ -39,20 +39,14 @@ from src.engine.worker.model_runner import ModelRunner
 from src.engine.worker.sampler import SamplingRow
 from src.engine.worker.transfers import to_device
 from src.harmony.grammar import TurnSpec, turn_grammar
-from src.harmony.vocabulary import (
-    END,
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
-    STOP_TOKEN_IDS,
-    load_vocabulary,
-)
+from src.harmony.vocabulary import END, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
 from src.kernels.gpu import support
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig.from_json(hf_config(SIZES["20b"]))
 CONFIG = EngineConfig(
     MODEL, None, load_format="dummy", max_model_len=MODEL.max_position, max_num_seqs=256, max_num_batched_tokens=1 << 20
-)  # fmt: skip
+)
 PROMPT = 1000
 WARM, STEPS = 30, 150
 PARTS = ("schedule", "masks", "run", "account", "grammars", "encode")
@@ -84,16 +78,9 @@ class Host:
     """All that stands between two steps, with `count` requests that go on and on."""
 
     def __init__(
-        self,
-        count: int,
-        script: list[int],
-        grammar: str | None,
-        guided: GuidedDecoding,
-        lookahead: int,
+        self, count: int, script: list[int], grammar: str | None, guided: GuidedDecoding, lookahead: int
     ) -> None:
-        kv = KVCacheManager(
-            40_000, CONFIG.block_size, MODEL.sliding_window, enable_prefix_caching=True
-        )
+        kv = KVCacheManager(40_000, CONFIG.block_size, MODEL.sliding_window, enable_prefix_caching=True)
         self.scheduler, self.guided = Scheduler(CONFIG, kv, lookahead=lookahead), guided
         self.device = device = Device(script)
         sampler._pick_natively = sampler._pick = device.pick
@@ -137,9 +124,7 @@ class Host:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lookahead", type=int, default=1, help="as of the scheduler")
     lookahead = parser.parse_args().lookahead
     torch.set_num_threads(1)
@@ -152,7 +137,7 @@ def main() -> None:
     script = start + vocabulary.encode(TEXT.read_text())
     support.runs_triton = lambda _: True  # batches in the form that the GPU's kernels take
     out = sys.stdout.write
-    out(f"| requests | grammar | {' | '.join(PARTS)} | all, ms | passes |\n|---|---{'|---' * len(PARTS)}|---|---|\n")  # fmt: skip
+    out(f"| requests | grammar | {' | '.join(PARTS)} | all, ms | passes |\n|---|---{'|---' * len(PARTS)}|---|---|\n")
     for count in (1, 4, 16, 64, 256):
         for name, spec in (("Harmony", grammar), ("none", None)):
             guided = GuidedDecoding(tokenizer)

@@ -40,11 +40,7 @@ def tools(source: random.Random) -> list[dict[str, Any]]:
                 "function": {
                     "name": f"tool_{number}_{salt:x}",
                     "description": f"Performs operation {salt} on the files of a repository and returns its result.",
-                    "parameters": {
-                        "type": "object",
-                        "properties": fields,
-                        "required": list(fields)[:2],
-                    },
+                    "parameters": {"type": "object", "properties": fields, "required": list(fields)[:2]},
                 },
             }
         )
@@ -57,11 +53,7 @@ class Target:
         self._model = self._client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
 
     def plan_ms(self, offered: list[dict[str, Any]], question: str) -> float:
-        body = {
-            "model": self._model,
-            "messages": [{"role": "user", "content": question}],
-            "tools": offered,
-        }
+        body = {"model": self._model, "messages": [{"role": "user", "content": question}], "tools": offered}
         started = time.perf_counter()
         response = self._client.post("/v1/chat/completions/render", json=body)
         elapsed = time.perf_counter() - started
@@ -79,29 +71,20 @@ def measure(targets: list[Target], repeat: int) -> dict[str, list[float]]:
     for number in range(repeat):
         fresh = tools(source)
         for index, target in enumerate(targets):
-            times["warm"][index].append(
-                target.plan_ms(kept, f"Question {number}: which files are open?")
-            )
+            times["warm"][index].append(target.plan_ms(kept, f"Question {number}: which files are open?"))
             times["cold"][index].append(target.plan_ms(fresh, "Which files are open?"))
-    return {
-        name: [statistics.median(values) for values in per_target]
-        for name, per_target in times.items()
-    }
+    return {name: [statistics.median(values) for values in per_target] for name, per_target in times.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--vs", help="a second server, measured in turns with the first")
     parser.add_argument("--repeat", type=int, default=50)
     args = parser.parse_args()
     urls = [args.url] + ([args.vs] if args.vs else [])
     for name, medians in measure([Target(url) for url in urls], args.repeat).items():
-        line = f"plan of {NUM_TOOLS} tools, {name}, ms" + "".join(
-            f"{value:10.2f}" for value in medians
-        )
+        line = f"plan of {NUM_TOOLS} tools, {name}, ms" + "".join(f"{value:10.2f}" for value in medians)
         if len(medians) == 2:
             line += f"{medians[1] / medians[0]:9.2f}x"
         print(line)

@@ -30,10 +30,7 @@ WEATHER = {
         "description": "Current weather in a city.",
         "parameters": {
             "type": "object",
-            "properties": {
-                "city": {"type": "string"},
-                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
-            },
+            "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}},
             "required": ["city"],
         },
     },
@@ -46,11 +43,7 @@ EMAIL = {
         "strict": True,
         "parameters": {
             "type": "object",
-            "properties": {
-                "to": {"type": "string"},
-                "subject": {"type": "string"},
-                "urgent": {"type": "boolean"},
-            },
+            "properties": {"to": {"type": "string"}, "subject": {"type": "string"}, "urgent": {"type": "boolean"}},
             "required": ["to", "subject", "urgent"],
             "additionalProperties": False,
         },
@@ -58,31 +51,14 @@ EMAIL = {
 }
 PERSON = {
     "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 20},
-        "age": {"type": "integer", "minimum": 0},
-    },
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0}},
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-QUESTIONS = (
-    "What is 17 plus 25?",
-    "What is the weather in Paris?",
-    "My name is Anna. What is my name?",
-)
-VOLATILE_HEADERS = frozenset(
-    {"date", "x-request-id", "openai-processing-ms", "server", "content-length"}
-)
+QUESTIONS = ("What is 17 plus 25?", "What is the weather in Paris?", "My name is Anna. What is my name?")
+VOLATILE_HEADERS = frozenset({"date", "x-request-id", "openai-processing-ms", "server", "content-length"})
 VOLATILE_FIELDS = frozenset(
-    {
-        "created",
-        "created_at",
-        "completed_at",
-        "obfuscation",
-        "sequence_number",
-        "uptime_s",
-        "version",
-    }
+    {"created", "created_at", "completed_at", "obfuscation", "sequence_number", "uptime_s", "version"}
 )
 ID = re.compile(r"\b(chatcmpl|cmpl|resp|msg|rs|fc|call|req|item|call_)[-_][0-9a-zA-Z]{8,}(-\d+)?")
 
@@ -90,12 +66,7 @@ Call = tuple[str, str, Any]  # method, path, body
 
 
 def chat(question: str, **more: Any) -> Call:
-    body = {
-        "model": "MODEL",
-        "messages": [{"role": "user", "content": question}],
-        "max_tokens": 60,
-        "temperature": 0,
-    }
+    body = {"model": "MODEL", "messages": [{"role": "user", "content": question}], "max_tokens": 60, "temperature": 0}
     return "POST", "/v1/chat/completions", {**body, **more}
 
 
@@ -105,11 +76,7 @@ def responses(question: Any, **more: Any) -> Call:
 
 
 def completion(prompt: Any, **more: Any) -> Call:
-    return (
-        "POST",
-        "/v1/completions",
-        {"model": "MODEL", "prompt": prompt, "max_tokens": 12, "temperature": 0, **more},
-    )
+    return ("POST", "/v1/completions", {"model": "MODEL", "prompt": prompt, "max_tokens": 12, "temperature": 0, **more})
 
 
 def chat_calls() -> Iterator[Call]:
@@ -131,12 +98,7 @@ def chat_calls() -> Iterator[Call]:
         {"tools": [WEATHER], "parallel_tool_calls": False},
         {"functions": [WEATHER["function"]], "function_call": "auto"},
         {"response_format": {"type": "json_object"}},
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "p", "strict": True, "schema": PERSON},
-            }
-        },
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "p", "strict": True, "schema": PERSON}}},
         {"profile": "latency_first"},
         {"profile": "quality_first"},
         {"metadata": {"run": "7"}, "user": "somebody", "service_tier": "auto", "store": False},
@@ -149,31 +111,17 @@ def chat_calls() -> Iterator[Call]:
     for variant in variants:
         yield chat(QUESTIONS[0], **variant, stream=True)
         yield chat(QUESTIONS[1], **variant, stream=True, stream_options={"include_usage": True})
-    for variant in (
-        {},
-        {"tools": [WEATHER]},
-        {"response_format": {"type": "json_object"}},
-        {"profile": "balanced"},
-    ):
+    for variant in ({}, {"tools": [WEATHER]}, {"response_format": {"type": "json_object"}}, {"profile": "balanced"}):
         _, _, body = chat(QUESTIONS[2], **variant)
         yield "POST", "/v1/chat/completions/render", body
 
 
 def histories() -> Iterator[Call]:
-    call = {
-        "id": "c1",
-        "type": "function",
-        "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
-    }
+    call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
     turns = [
         {"role": "system", "content": "Answer briefly."},
         {"role": "user", "content": "What is the weather in Paris?"},
-        {
-            "role": "assistant",
-            "content": None,
-            "reasoning_content": "I need the tool.",
-            "tool_calls": [call],
-        },
+        {"role": "assistant", "content": None, "reasoning_content": "I need the tool.", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "sunny, 21 degrees"},
         {"role": "assistant", "content": "It is sunny in Paris."},
         {"role": "user", "content": [{"type": "text", "text": "And in Rome?"}]},
@@ -182,10 +130,7 @@ def histories() -> Iterator[Call]:
         yield chat("", messages=turns[:length], tools=[WEATHER], stream=stream)
     for message in (
         {"role": "developer", "content": "Use metric units."},
-        {
-            "role": "user",
-            "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}],
-        },
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]},
         {"role": "nobody", "content": "x"},
         {"role": "tool", "content": "x"},
         {"role": "user"},
@@ -266,47 +211,23 @@ def responses_calls() -> Iterator[Call]:
         seeded = {**variant, "temperature": 0, "stream": stream}
         yield responses(QUESTIONS[1], **seeded)
     output = {"type": "function_call_output", "call_id": "c1", "output": "sunny"}
-    call = {
-        "type": "function_call",
-        "call_id": "c1",
-        "name": "get_weather",
-        "arguments": '{"city": "Paris"}',
-    }
-    yield responses(
-        [{"role": "user", "content": "Weather in Paris?"}, call, output], tools=[function]
-    )
+    call = {"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": '{"city": "Paris"}'}
+    yield responses([{"role": "user", "content": "Weather in Paris?"}, call, output], tools=[function])
     for wrong in ([], [{}], 5, [{"type": "banana"}], [output], [{"role": "user", "content": 5}]):
         yield responses(wrong)
-    for field, value in (
-        ("previous_response_id", "resp_absent"),
-        ("n", 2),
-        ("truncation", "x"),
-        ("background", True),
-    ):
+    for field, value in (("previous_response_id", "resp_absent"), ("n", 2), ("truncation", "x"), ("background", True)):
         yield responses(QUESTIONS[0], **{field: value})
     yield "POST", "/v1/responses/input_tokens", {"model": "MODEL", "input": QUESTIONS[0]}
 
 
 def other_calls() -> Iterator[Call]:
-    for path in (
-        "/health",
-        "/ready",
-        "/v1/models",
-        "/v1/models/MODEL",
-        "/v1/models/absent",
-        "/v1/responses/absent",
-    ):
+    for path in ("/health", "/ready", "/v1/models", "/v1/models/MODEL", "/v1/models/absent", "/v1/responses/absent"):
         yield "GET", path, None
     for path in ("/absent", "/v1/absent", "/v1/chat/completions", "/page/absent"):
         yield "GET", path, None
     yield "DELETE", "/v1/responses/absent", None
     yield "POST", "/v1/cancel/absent", None
-    for body in (
-        {"prompt": "a b c"},
-        {"messages": [{"role": "user", "content": "hello"}]},
-        {},
-        {"prompt": 5},
-    ):
+    for body in ({"prompt": "a b c"}, {"messages": [{"role": "user", "content": "hello"}]}, {}, {"prompt": 5}):
         yield "POST", "/tokenize", {"model": "MODEL", **body}
     for tokens in ([1, 2, 3], [-1], "x", []):
         yield "POST", "/detokenize", {"model": "MODEL", "tokens": tokens}
@@ -316,14 +237,7 @@ def other_calls() -> Iterator[Call]:
 
 
 def calls() -> list[Call]:
-    made = [
-        chat_calls(),
-        histories(),
-        refused_chats(),
-        completion_calls(),
-        responses_calls(),
-        other_calls(),
-    ]
+    made = [chat_calls(), histories(), refused_chats(), completion_calls(), responses_calls(), other_calls()]
     return list(itertools.chain.from_iterable(made))
 
 
@@ -348,12 +262,7 @@ def events(text: str) -> list[Any]:
             continue
         data = "\n".join(line[6:] for line in lines if line.startswith("data: "))
         name = next((line[7:] for line in lines if line.startswith("event: ")), "")
-        parsed.append(
-            {
-                "event": name,
-                "data": without_volatile(json.loads(data)) if data.startswith("{") else data,
-            }
-        )
+        parsed.append({"event": name, "data": without_volatile(json.loads(data)) if data.startswith("{") else data})
     found: list[Any] = []
     for event in sorted(parsed, key=_choice):
         if found and (joined := _joined(found[-1], event)) is not None:
@@ -390,11 +299,7 @@ def _holder(event: Any) -> tuple[Any, str]:
     if isinstance(data.get("delta"), str):
         return data, "delta"
     choices = data.get("choices") or []
-    if (
-        len(choices) == 1
-        and choices[0].get("logprobs") is None
-        and isinstance(choices[0].get("text"), str)
-    ):
+    if len(choices) == 1 and choices[0].get("logprobs") is None and isinstance(choices[0].get("text"), str):
         return choices[0], "text"
     delta = choices[0].get("delta") or {} if len(choices) == 1 else {}
     texts = [key for key in delta if isinstance(delta[key], str) and key != "role"]
@@ -423,28 +328,15 @@ def record(url: str, path: Path) -> None:
 
 def _answer(client: httpx.Client, call: Call, model: str) -> dict[str, Any]:
     method, path, body = call
-    sent = (
-        None if body is None else json.loads(json.dumps(body).replace('"MODEL"', json.dumps(model)))
-    )
+    sent = None if body is None else json.loads(json.dumps(body).replace('"MODEL"', json.dumps(model)))
     response = client.request(method, path.replace("MODEL", model), json=sent)
-    headers = {
-        k: v
-        for k, v in response.headers.items()
-        if k not in VOLATILE_HEADERS and "ratelimit" not in k
-    }
+    headers = {k: v for k, v in response.headers.items() if k not in VOLATILE_HEADERS and "ratelimit" not in k}
     streamed = response.headers.get("content-type", "").startswith("text/event-stream")
     if streamed:
         answer: Any = events(response.text)
     else:
-        answer = (
-            without_volatile(response.json()) if response.text[:1] in ("{", "[") else response.text
-        )
-    return {
-        "call": [method, path, body],
-        "status": response.status_code,
-        "headers": headers,
-        "answer": answer,
-    }
+        answer = without_volatile(response.json()) if response.text[:1] in ("{", "[") else response.text
+    return {"call": [method, path, body], "status": response.status_code, "headers": headers, "answer": answer}
 
 
 def compare(first: Path, second: Path) -> int:
@@ -459,17 +351,13 @@ def compare(first: Path, second: Path) -> int:
             different += 1
             print(json.dumps(before["call"])[:300])
             for key in fields:
-                print(
-                    f"  {key}: {json.dumps(before[key])[:1500]}\n  {' ' * len(key)}  {json.dumps(after[key])[:1500]}"
-                )
+                print(f"  {key}: {json.dumps(before[key])[:1500]}\n  {' ' * len(key)}  {json.dumps(after[key])[:1500]}")
     print(f"{len(old)} requests, {different} answered differently")
     return different
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("url")

@@ -21,20 +21,7 @@ from typing import Any
 
 import httpx
 
-WORDS = [
-    "alpha",
-    "bravo",
-    "charlie",
-    "delta",
-    "echo",
-    "foxtrot",
-    "golf",
-    "hotel",
-    "india",
-    "juliet",
-    "kilo",
-    "lima",
-]
+WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet", "kilo", "lima"]
 
 
 @dataclass
@@ -89,9 +76,7 @@ class Target:
         return Stream(marks[0] - started, gaps, used, time.perf_counter() - started)
 
     async def answer(self, prompt: str, tokens: int) -> dict[str, Any]:
-        response = await self.client.post(
-            f"{self.url}/v1/completions", json=self.body(prompt, tokens)
-        )
+        response = await self.client.post(f"{self.url}/v1/completions", json=self.body(prompt, tokens))
         response.raise_for_status()
         found: dict[str, Any] = response.json()
         return found
@@ -159,23 +144,16 @@ async def measure(targets: list[Target], args: argparse.Namespace) -> list[dict[
                     results.setdefault(name, []).append(value)
     for target in targets:
         await target.client.aclose()
-    return [
-        {name: statistics.median(values) for name, values in results.items()}
-        for results in collected
-    ]
+    return [{name: statistics.median(values) for name, values in results.items()} for results in collected]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--vs", help="a second server, measured in turns with the first")
     parser.add_argument("--model")
     parser.add_argument("--vs-model")
-    parser.add_argument(
-        "--vs-plain", action="store_true", help="send the second server no extensions"
-    )
+    parser.add_argument("--vs-plain", action="store_true", help="send the second server no extensions")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prefill", type=int, default=1024, help="words in the long prompt")
@@ -193,9 +171,7 @@ def main() -> None:
             line += f"{results[1][name]:12.1f}{first / results[1][name]:9.2f}x"
         print(line)
     if args.json:
-        args.json.write_text(
-            json.dumps({"targets": [t.url for t in targets], "results": results}, indent=2)
-        )
+        args.json.write_text(json.dumps({"targets": [t.url for t in targets], "results": results}, indent=2))
 
 
 if __name__ == "__main__":

@@ -28,19 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.server_process import ServerProcess, running_server
 
 HANGS_AFTER_S = 90.0
-PROMPTS = (
-    "What is 12 + 30?",
-    "Count to 20.",
-    "Spell the word lamp.",
-    "Hello!",
-    "Tell me " + "a long story " * 60,
-)
+PROMPTS = ("What is 12 + 30?", "Count to 20.", "Spell the word lamp.", "Hello!", "Tell me " + "a long story " * 60)
 
 
 class Client(threading.Thread):
-    def __init__(
-        self, url: str, seed: int, until: float, counts: Counter[str], lock: threading.Lock
-    ) -> None:
+    def __init__(self, url: str, seed: int, until: float, counts: Counter[str], lock: threading.Lock) -> None:
         super().__init__(daemon=True)
         self._url, self._until, self._counts, self._lock = url, until, counts, lock
         self._rng = random.Random(seed)
@@ -51,8 +43,7 @@ class Client(threading.Thread):
             while time.monotonic() < self._until:
                 self.busy_since = time.monotonic()
                 action = self._rng.choices(
-                    (self.stream, self.json, self.leave, self.cancel, self.bad, self.many),
-                    (6, 3, 3, 2, 2, 1),
+                    (self.stream, self.json, self.leave, self.cancel, self.bad, self.many), (6, 3, 3, 2, 2, 1)
                 )[0]
                 try:
                     result = action(http)
@@ -98,9 +89,7 @@ class Client(threading.Thread):
 
     def leave(self, http: httpx.Client) -> str:
         with http.stream(
-            "POST",
-            "/v1/chat/completions",
-            json=self.body(stream=True, max_tokens=2000, min_tokens=2000),
+            "POST", "/v1/chat/completions", json=self.body(stream=True, max_tokens=2000, min_tokens=2000)
         ) as response:
             if response.status_code != 200:
                 return f"refused {response.status_code}"
@@ -113,27 +102,19 @@ class Client(threading.Thread):
 
     def cancel(self, http: httpx.Client) -> str:
         with http.stream(
-            "POST",
-            "/v1/chat/completions",
-            json=self.body(stream=True, max_tokens=5000, min_tokens=5000),
+            "POST", "/v1/chat/completions", json=self.body(stream=True, max_tokens=5000, min_tokens=5000)
         ) as response:
             if response.status_code != 200:
                 return f"refused {response.status_code}"
-            cancelled = httpx.post(
-                f"{self._url}/v1/cancel/{response.headers['x-request-id']}", timeout=HANGS_AFTER_S
-            )
+            cancelled = httpx.post(f"{self._url}/v1/cancel/{response.headers['x-request-id']}", timeout=HANGS_AFTER_S)
             text = "".join(response.iter_text())
             if "request_cancelled" in text:
                 return "cancelled"
             return "failed" if '"error"' in text else f"cancel {cancelled.status_code}"
 
     def bad(self, http: httpx.Client) -> str:
-        content = self._rng.choice(
-            (b"{", b"[]", b"\xff", b'{"model": "x"}', b'{"messages": 5}', b"")
-        )
-        response = http.post(
-            "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
-        )
+        content = self._rng.choice((b"{", b"[]", b"\xff", b'{"model": "x"}', b'{"messages": 5}', b""))
+        response = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
         return "bad" if response.status_code in (400, 404) else f"bad body: {response.status_code}"
 
 
@@ -149,15 +130,11 @@ def resources(server: ServerProcess) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument(
-        "--flags", nargs="*", default=["--cpu-kv-cache-gib", "0.2", "--max-model-len", "8192"]
-    )
+    parser.add_argument("--flags", nargs="*", default=["--cpu-kv-cache-gib", "0.2", "--max-model-len", "8192"])
     args = parser.parse_args()
     counts: Counter[str] = Counter()
     lock, problems = threading.Lock(), []
@@ -167,9 +144,7 @@ def main() -> int:
         clients = [Client(server.url, seed, until, counts, lock) for seed in range(args.clients)]
         for client in clients:
             client.start()
-        kills = [
-            started + 60 * args.minutes * (i + 1) / (args.kills + 1) for i in range(args.kills)
-        ]
+        kills = [started + 60 * args.minutes * (i + 1) / (args.kills + 1) for i in range(args.kills)]
         samples: list[tuple[float, dict[str, float]]] = []
         while time.monotonic() < until:
             time.sleep(min(10, 6 * args.minutes))
@@ -188,9 +163,7 @@ def main() -> int:
         for client in clients:
             client.join(HANGS_AFTER_S)
             if client.is_alive():
-                problems.append(
-                    f"a client has waited since {time.monotonic() - client.busy_since:.0f} s"
-                )
+                problems.append(f"a client has waited since {time.monotonic() - client.busy_since:.0f} s")
         try:
             stats = server.wait_idle(30)
         except AssertionError as error:
@@ -199,35 +172,29 @@ def main() -> int:
         end = resources(server)
         requests = stats["requests"]
         seen = {
-            "ok": counts["ok"], "failed": counts["failed"], "cancelled": counts["left"] + counts["cancelled"],
+            "ok": counts["ok"],
+            "failed": counts["failed"],
+            "cancelled": counts["left"] + counts["cancelled"],
             "rejected": counts["bad"] + sum(v for k, v in counts.items() if k.startswith("refused")),
-        }  # fmt: skip
+        }
         for name, number in seen.items():
             # a client that leaves as its answer ends may be counted as answered, or as cut off when the engine dies
             slack = counts["left"] if name in ("ok", "failed", "cancelled") else 0
             if not number - slack <= requests[name] <= number + slack:
-                problems.append(
-                    f"{name}: the server counted {requests[name]}, the clients {number}"
-                )
+                problems.append(f"{name}: the server counted {requests[name]}, the clients {number}")
         total = sum(counts.values())
         if requests["total"] != total:
-            problems.append(
-                f"requests: the server counted {requests['total']}, the clients {total}"
-            )
+            problems.append(f"requests: the server counted {requests['total']}, the clients {total}")
         odd = {
             k: v
             for k, v in counts.items()
-            if k not in ("ok", "failed", "left", "cancelled", "bad")
-            and not k.startswith("refused 503")
+            if k not in ("ok", "failed", "left", "cancelled", "bad") and not k.startswith("refused 503")
         }
         if odd:
             problems.append(f"unexpected: {odd}")
         if stats["engine"]["restarts"] != args.kills:
             problems.append(f"{stats['engine']['restarts']} restarts, {args.kills} kills")
-        if (
-            stats["engine"]["num_free_blocks"] != stats["engine"]["num_blocks"]
-            and stats["engine"]["kv_usage"]
-        ):
+        if stats["engine"]["num_free_blocks"] != stats["engine"]["num_blocks"] and stats["engine"]["kv_usage"]:
             problems.append("KV blocks are still in use")
         early = next((s for at, s in samples if at > 60), samples[0][1])
         for name, slack in (("server_rss_mib", 60), ("server_fds", 12), ("threads", 8)):

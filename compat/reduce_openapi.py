@@ -33,8 +33,7 @@ SAID_TO_PEOPLE = ("description", "summary", "title", "example", "examples", "dep
 def main(source: Path) -> None:
     spec: dict[str, Any] = json.loads(source.read_text())
     paths = {
-        path: {method: _request(spec["paths"][path][method]) for method in methods}
-        for path, methods in SERVED.items()
+        path: {method: _request(spec["paths"][path][method]) for method in methods} for path, methods in SERVED.items()
     }
     schemas: dict[str, Any] = {}
     _collect(paths, spec["components"]["schemas"], schemas)
@@ -49,14 +48,8 @@ def main(source: Path) -> None:
 
 
 def _request(operation: dict[str, Any]) -> dict[str, Any]:
-    kept = {
-        name: _bare(operation[name]) for name in ("parameters", "requestBody") if name in operation
-    }
-    return {
-        "operationId": operation["operationId"],
-        **kept,
-        "responses": {"default": {"description": "Any."}},
-    }
+    kept = {name: _bare(operation[name]) for name in ("parameters", "requestBody") if name in operation}
+    return {"operationId": operation["operationId"], **kept, "responses": {"default": {"description": "Any."}}}
 
 
 def _bare(part: Any) -> Any:

@@ -35,12 +35,7 @@ def page(server: ServerProcess) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         problems: list[str] = []
-        page.on(
-            "console",
-            lambda m: (
-                problems.append(m.text) if m.type == "error" and "401" not in m.text else None
-            ),
-        )
+        page.on("console", lambda m: problems.append(m.text) if m.type == "error" and "401" not in m.text else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         hosts: set[str] = set()
         page.on("request", lambda request: hosts.add(request.url.split("/")[2]))

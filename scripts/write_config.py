@@ -29,11 +29,7 @@ def main() -> None:
     for key, field in ServerConfig.model_fields.items():
         if key in SECTIONS:
             lines += ([""] if len(lines) > 1 else []) + [f"# --- {SECTIONS[key]}"]
-        value = (
-            yaml.safe_dump(field.default, default_flow_style=True, width=10_000)
-            .removesuffix("...\n")
-            .strip()
-        )
+        value = yaml.safe_dump(field.default, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
         lines.append(f"{key}: {value}  # {field.description}")
     DEFAULT_CONFIG_FILE.write_text("\n".join(lines) + "\n")
 

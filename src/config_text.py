@@ -16,10 +16,7 @@ _URL_SECRETS = (
     (re.compile(r"(:[/\\]|[/\\]{2})([/\\]*)[^\n]*@"), r"\1\2***@"),  # one slash: a Path of a URL
     (re.compile(r"[^\s:@/\\'\"]+:(?![/\\])\S*@(?=\S)"), "***@"),
     (re.compile(r"([:/\\][/\\][^\s?#;]*[?#;])\S*[^\s'\"\].,]"), r"\1***"),
-    (
-        re.compile(r"(?i)\b(\w*(?:token|key|secret|password|passwd|pwd|auth|sig)=)[^\s*]\S*"),
-        r"\1***",
-    ),
+    (re.compile(r"(?i)\b(\w*(?:token|key|secret|password|passwd|pwd|auth|sig)=)[^\s*]\S*"), r"\1***"),
 )
 _URL_BEGIN = re.compile(r"\s*(?:[A-Za-z][\w+.-]*:)?[/\\]+")
 _SETTING_NAME = re.compile(r"[a-z_]{1,40}")
@@ -107,9 +104,5 @@ class Parser(argparse.ArgumentParser):
         kind, _, rest = message.partition("unrecognized arguments: ")
         if rest and not kind:
             names = [word.partition("=")[0] for word in rest.split() if word.startswith("--")]
-            message = (
-                f"unknown flags: {', '.join(names)}"
-                if names
-                else "unknown arguments; every flag begins with --"
-            )
+            message = f"unknown flags: {', '.join(names)}" if names else "unknown arguments; every flag begins with --"
         super().error(without_secrets(message))

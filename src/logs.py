@@ -40,9 +40,7 @@ def configure(level: str, log_format: LogFormat) -> None:
     logging.getLogger("sse_starlette").setLevel(logging.WARNING)  # at debug it logs what is sent
 
 
-def _without_colors(
-    _: object, __: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
+def _without_colors(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """uvicorn says its lines a second time for terminals."""
     event.pop("color_message", None)
     return event

@@ -34,24 +34,14 @@ class LocatedModel:
     name: str  # default for served_model_name
 
 
-def locate_model(
-    name: str, model_path: Path | None, cache_folder: Path, *, dummy: bool = False
-) -> LocatedModel:
+def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dummy: bool = False) -> LocatedModel:
     """Raises ConfigError naming the places that were looked at and the command that fetches the model."""
     short = _short_name(name)
     if dummy:
         if short not in SIZES:
-            raise ConfigError(
-                f"load_format 'dummy' needs model to be one of {', '.join(SIZES)}, not {name!r}"
-            )
-        return LocatedModel(
-            None, ModelConfig.from_json(hf_config(SIZES[short])), short, f"gpt-oss-{short}"
-        )
-    folder = (
-        _embedded_nano(cache_folder)
-        if is_embedded(name, model_path)
-        else _find(name, short, model_path)
-    )
+            raise ConfigError(f"load_format 'dummy' needs model to be one of {', '.join(SIZES)}, not {name!r}")
+        return LocatedModel(None, ModelConfig.from_json(hf_config(SIZES[short])), short, f"gpt-oss-{short}")
+    folder = _embedded_nano(cache_folder) if is_embedded(name, model_path) else _find(name, short, model_path)
     config = ModelConfig.from_folder(folder)
     size = next(
         (
@@ -61,9 +51,7 @@ def locate_model(
         ),
         "custom",
     )
-    return LocatedModel(
-        folder, config, size, f"gpt-oss-{size}" if size != "custom" else folder.name
-    )
+    return LocatedModel(folder, config, size, f"gpt-oss-{size}" if size != "custom" else folder.name)
 
 
 def is_embedded(name: str, model_path: Path | None) -> bool:
@@ -72,10 +60,7 @@ def is_embedded(name: str, model_path: Path | None) -> bool:
 
 
 def _short_name(name: str) -> str:
-    return next(
-        (s for s in SIZES if name in (s, f"gpt-oss-{s}", f"openai/gpt-oss-{s}", f"gpt-oss:{s}")),
-        name,
-    )
+    return next((s for s in SIZES if name in (s, f"gpt-oss-{s}", f"openai/gpt-oss-{s}", f"gpt-oss:{s}")), name)
 
 
 def _find(name: str, short: str, model_path: Path | None) -> Path:
@@ -97,11 +82,7 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
 
     cache = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
     try:
-        return Path(
-            snapshot_download(
-                hub_id, local_files_only=True, allow_patterns=FILES, ignore_patterns=SKIPPED
-            )
-        )
+        return Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=FILES, ignore_patterns=SKIPPED))
     except (LocalEntryNotFoundError, FileNotFoundError):
         looked.append(f"the Hugging Face cache {cache}")
     if not _hub_reachable():

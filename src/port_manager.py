@@ -75,9 +75,7 @@ def reserve(host: str, port: int, *, auto: bool = False, force: bool = False) ->
             return _bind(host, candidate)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise PortError(
-                    f"cannot bind {host}:{candidate}: {error.strerror or error}"
-                ) from error
+                raise PortError(f"cannot bind {host}:{candidate}: {error.strerror or error}") from error
     if auto:
         raise PortError(f"no free port between {port} and {port + tries - 1}")
     if force:
@@ -85,9 +83,7 @@ def reserve(host: str, port: int, *, auto: bool = False, force: bool = False) ->
         try:
             return _bind(host, port)
         except OSError as error:
-            raise PortError(
-                f"port {port} was freed, and is taken again{_owner_text(port)}: {error}"
-            ) from error
+            raise PortError(f"port {port} was freed, and is taken again{_owner_text(port)}: {error}") from error
     raise PortError(
         f"port {port} is in use{_owner_text(port)}; choose another with --port, or use --auto-port"
         + (", or --force-port to end that server" if _record_of(port) is not None else "")
@@ -103,9 +99,7 @@ def end_server(port: int, timeout_s: float = END_TIMEOUT_S) -> None:
     record = _record_of(port)
     process = record.process if record is not None else None
     if process is None or not _is_owner(process, port):
-        raise PortError(
-            f"port {port} is in use{_owner_text(port)}, which is no server of ours: it is left alone"
-        )
+        raise PortError(f"port {port} is in use{_owner_text(port)}, which is no server of ours: it is left alone")
     logger.warning("ending the server on port %d (pid %d)", port, process.pid)
     assert record is not None
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -259,9 +253,7 @@ def _write(path: Path, text: str) -> None:
     """Replaces the file as a whole, whatever is there. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    descriptor = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-    )
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with open(descriptor, "w") as file:
         file.write(text)
     temporary.replace(path)
@@ -309,17 +301,13 @@ def _owner_text(port: int) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="port_manager",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="port_manager", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to look at")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", type=_port, metavar="PORT", help="is it free? exit code 0 or 1")
     action.add_argument("--list", action="store_true", help="the servers of ours that run")
-    action.add_argument(
-        "--free", type=_port, metavar="PORT", help="end the server of ours that has it"
-    )
+    action.add_argument("--free", type=_port, metavar="PORT", help="end the server of ours that has it")
     args = parser.parse_args(argv)
     try:
         if args.list:

@@ -74,11 +74,7 @@ class PromptBuilder:
         self._vocabulary = vocabulary
         self._current_date = current_date
         self._cache = IdsCache(cache_bytes, cache_ttl_s)
-        self._generated = (
-            GeneratedIds(vocabulary, cache_bytes // 4, cache_ttl_s)
-            if replay_generated_ids
-            else None
-        )
+        self._generated = GeneratedIds(vocabulary, cache_bytes // 4, cache_ttl_s) if replay_generated_ids else None
         self._lock = Lock()
         self._builds = self._hits = 0
         self._generation_prefix = array("I", generation_prefix(vocabulary))
@@ -89,9 +85,13 @@ class PromptBuilder:
         with self._lock:
             self._cache.expire()
             return PromptCacheStats(
-                self._builds, self._hits, self._builds - self._hits, self._cache.evictions, len(self._cache),
+                self._builds,
+                self._hits,
+                self._builds - self._hits,
+                self._cache.evictions,
+                len(self._cache),
                 self._cache.size_bytes,
-            )  # fmt: skip
+            )
 
     def build(
         self,
@@ -136,20 +136,10 @@ class PromptBuilder:
             self._builds += 1
             self._hits += hit
             self._cache.put(keys[-1], array("I", ids))
-        return PromptTokens(
-            (ids + self._generation_prefix).tolist(),
-            self.version,
-            hit,
-            reused,
-            len(rendered),
-            context,
-        )
+        return PromptTokens((ids + self._generation_prefix).tolist(), self.version, hit, reused, len(rendered), context)
 
     def measure(
-        self,
-        messages: Sequence[Message],
-        lengths: dict[HarmonyMessage, int],
-        limits: Limits = UNLIMITED,
+        self, messages: Sequence[Message], lengths: dict[HarmonyMessage, int], limits: Limits = UNLIMITED
     ) -> int:
         """Tokens of the messages without tools and formats. Keeps each message's in `lengths`.
 
@@ -164,9 +154,7 @@ class PromptBuilder:
             total += lengths[message]
         return total
 
-    def remember(
-        self, token_ids: Sequence[int], scope: str = "", *, after: PromptTokens | None = None
-    ) -> None:
+    def remember(self, token_ids: Sequence[int], scope: str = "", *, after: PromptTokens | None = None) -> None:
         """Keeps what the model generated after a prompt of this scope, for when the client sends it back as history."""
         if self._generated is not None:
             self._generated.add(token_ids, b"" if after is None else after.context, scope)
@@ -184,9 +172,7 @@ class PromptBuilder:
         while first < len(messages) and messages[first]["role"] in ("system", "developer"):
             instructions.append(message_text(messages[first]))
             first += 1
-        developer = developer_message(
-            "\n\n".join(filter(None, instructions)), tools, response_format
-        )
+        developer = developer_message("\n\n".join(filter(None, instructions)), tools, response_format)
         if developer is not None:
             yield developer
         yield from render_history(messages, first)
@@ -197,9 +183,7 @@ def _head_length(rendered: Sequence[HarmonyMessage]) -> int:
     return 2 if len(rendered) > 1 and rendered[1].header == "developer" else 1
 
 
-def _chain(
-    rendered: Sequence[HarmonyMessage], known: Sequence[array[int] | None], scope: str
-) -> list[bytes]:
+def _chain(rendered: Sequence[HarmonyMessage], known: Sequence[array[int] | None], scope: str) -> list[bytes]:
     """A key for each prefix; `known` ids of a message are a part of it."""
     keys, parent = [], scope.encode()
     encoder = msgspec.msgpack.Encoder()

@@ -9,9 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if (
-    not __package__
-):  # run as a script: src/ is first on sys.path, and src/kernels would shadow HuggingFace `kernels`
+if not __package__:  # run as a script: src/ is first on sys.path, and src/kernels would shadow HuggingFace `kernels`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
@@ -46,13 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         if ignored := service_variables():
             logger.info("ignoring Kubernetes service variables: %s", ", ".join(ignored))
         callers = check_access(config, origin)
-        bound = port_manager.reserve(
-            config.host, config.port, auto=config.auto_port, force=config.force_port
-        )
+        bound = port_manager.reserve(config.host, config.port, auto=config.auto_port, force=config.force_port)
         cache = default_cache_folder()
-        located = locate_model(
-            choose_model(config), config.model_path, cache, dummy=config.load_format == "dummy"
-        )
+        located = locate_model(choose_model(config), config.model_path, cache, dummy=config.load_format == "dummy")
         vocabulary = load_vocabulary(located.folder, cache)
         engine_settings = engine_config(config, located, vocabulary)
     except (CacheError, ConfigError, VocabularyError, port_manager.PortError) as error:

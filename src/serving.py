@@ -25,13 +25,7 @@ from src.engine.client import EngineClient
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.gpus import visible_gpus
 from src.engine.lifecycle import EngineError, RestartPolicy
-from src.harmony.vocabulary import (
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
-    STOP_TOKEN_IDS,
-    Vocabulary,
-    find_ranks,
-)
+from src.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, Vocabulary, find_ranks
 from src.model_locator import LocatedModel, is_embedded, locate_model
 
 if TYPE_CHECKING:
@@ -65,9 +59,7 @@ def check_access(config: ServerConfig, origin: Mapping[str, str]) -> list[Caller
     callers = load_callers(config)
     if not callers:
         if config.require_api_key:
-            raise ConfigError(
-                "require_api_key is set, but there is no key: set GPTOSS_API_KEY or api_keys_file"
-            )
+            raise ConfigError("require_api_key is set, but there is no key: set GPTOSS_API_KEY or api_keys_file")
         if not is_loopback(config.host):
             logger.warning(
                 "no API key is set and host %s is not loopback: whoever reaches this port can use the server; "
@@ -75,15 +67,11 @@ def check_access(config: ServerConfig, origin: Mapping[str, str]) -> list[Caller
                 config.host,
             )
     if origin.get("api_key") == "flag":
-        logger.warning(
-            "api_key is on the command line, which every user of this machine can read: use GPTOSS_API_KEY"
-        )
+        logger.warning("api_key is on the command line, which every user of this machine can read: use GPTOSS_API_KEY")
     return callers
 
 
-def engine_config(
-    config: ServerConfig, located: LocatedModel, vocabulary: Vocabulary
-) -> EngineConfig:
+def engine_config(config: ServerConfig, located: LocatedModel, vocabulary: Vocabulary) -> EngineConfig:
     return EngineConfig(
         model=located.config,
         model_path=located.folder,
@@ -154,9 +142,7 @@ class Server(uvicorn.Server):
         context = self._context
         context.access.draining = True
         timeout_s = context.config.drain_timeout_s
-        logger.info(
-            "draining: %d requests are running, up to %g s", context.metrics.active, timeout_s
-        )
+        logger.info("draining: %d requests are running, up to %g s", context.metrics.active, timeout_s)
         if not await self._wait_for_the_last(timeout_s):
             logger.warning("%d requests are cut off after %g s", context.metrics.active, timeout_s)
             context.engine.fail_requests("the server is shutting down")
@@ -251,30 +237,15 @@ async def serve(
 
 
 async def _app(
-    engine: EngineClient,
-    config: ServerConfig,
-    vocabulary: Vocabulary,
-    callers: list[Caller],
-    name: str,
-    size: str,
+    engine: EngineClient, config: ServerConfig, vocabulary: Vocabulary, callers: list[Caller], name: str, size: str
 ) -> FastAPI:
     """Its lifespan stops the engine. Raises ConfigError."""
     await asyncio.to_thread(importlib.import_module, "src.api.app")  # the engine's start goes on
     from src.api.app import create_app
 
-    aliases = (
-        {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"}
-        if size != "custom"
-        else set()
-    )
+    aliases = {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"} if size != "custom" else set()
     return create_app(
-        engine,
-        config,
-        vocabulary,
-        callers=callers,
-        model_id=name,
-        model_size=size,
-        aliases=frozenset(aliases),
+        engine, config, vocabulary, callers=callers, model_id=name, model_size=size, aliases=frozenset(aliases)
     )
 
 
@@ -289,6 +260,12 @@ async def _announce(engine: EngineClient, name: str, bound: socket.socket) -> bo
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     logger.info(
         "ready: %s in %s on %s (%s kernels), %d KV blocks, up to %d tokens, at %s",
-        name, ready.dtype, ready.device, ready.kernel_path, ready.num_blocks, ready.max_model_len, url,
-    )  # fmt: skip
+        name,
+        ready.dtype,
+        ready.device,
+        ready.kernel_path,
+        ready.num_blocks,
+        ready.max_model_len,
+        url,
+    )
     return True

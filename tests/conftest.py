@@ -39,9 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    entry = _results.setdefault(
-        report.nodeid, {"outcome": "passed", "seconds": 0.0, "measured": {}}
-    )
+    entry = _results.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0, "measured": {}})
     entry["seconds"] += report.duration
     entry["measured"] |= dict(report.user_properties)
     if report.outcome != "passed":
@@ -62,9 +60,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         "python": platform.python_version(),
         **{name: outcomes.count(name) for name in ("passed", "failed", "skipped")},
     }
-    Path(folder, "results.json").write_text(
-        json.dumps({"summary": summary, "tests": _results}, indent=1) + "\n"
-    )
+    Path(folder, "results.json").write_text(json.dumps({"summary": summary, "tests": _results}, indent=1) + "\n")
     lines = [f"{key}: {value}" for key, value in summary.items()] + [""]
     for name, entry in _results.items():
         lines.append(f"{entry['outcome']:8} {entry['seconds']:7.2f} s  {name}")

@@ -28,23 +28,17 @@ from src.engine.worker.batch import RequestTable, build_batch
 from src.engine.worker.sampler import SamplingRow
 from src.nano.values import value_text
 
-CHECKPOINTS = Path(
-    os.environ.get("GPTOSS_TEST_CACHE", Path(tempfile.gettempdir()) / "gpt-oss-server-tests")
-)
+CHECKPOINTS = Path(os.environ.get("GPTOSS_TEST_CACHE", Path(tempfile.gettempdir()) / "gpt-oss-server-tests"))
 VERSION = "3"  # raise when make_checkpoint writes other bytes
 
 
-def checkpoint(
-    size: str = "nano", layout: str = "hf", experts: str = "mxfp4", seed: int = 0
-) -> Path:
+def checkpoint(size: str = "nano", layout: str = "hf", experts: str = "mxfp4", seed: int = 0) -> Path:
     """A checkpoint of random weights, made at the first call and kept between runs."""
     folder = CHECKPOINTS / f"v{VERSION}-{size}-{layout}-{experts}-{seed}"
     if not (folder / "tokenizer.json").is_file():
         CHECKPOINTS.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CHECKPOINTS) as temporary:
-            made = make_checkpoint(
-                size, Path(temporary) / "made", layout=layout, experts=experts, seed=seed
-            )
+            made = make_checkpoint(size, Path(temporary) / "made", layout=layout, experts=experts, seed=seed)
             with contextlib.suppress(OSError):  # another process was first
                 made.rename(folder)
     return folder
@@ -63,9 +57,7 @@ def sized_checkpoint(name: str, size: Size) -> Path:
 
 
 @functools.cache
-def load_model(
-    folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = True
-) -> GptOss:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = True) -> GptOss:
     config = ModelConfig.from_folder(folder)
     loader = WeightLoader(Checkpoint(folder, config), config, dtype, dequantize=dequantize)
     return one_rank(config, loader.load())
@@ -91,26 +83,18 @@ def engine_config(folder: Path, **changes: object) -> EngineConfig:
     return EngineConfig(**(defaults | changes))  # type: ignore[arg-type]
 
 
-def make_cache(
-    model: GptOss, num_blocks: int, block_size: int, dtype: torch.dtype = torch.float32
-) -> list[LayerCache]:
+def make_cache(model: GptOss, num_blocks: int, block_size: int, dtype: torch.dtype = torch.float32) -> list[LayerCache]:
     """One cache of its own for each layer, poisoned with NaN: reading what was never written shows."""
     c = model.config
     shape = (num_blocks, block_size, c.num_key_value_heads, c.head_dim)
     return [
-        LayerCache(
-            torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)
-        )
+        LayerCache(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
         for _ in c.layer_types
     ]
 
 
 def model_logits(
-    model: GptOss,
-    token_ids: Sequence[int],
-    chunk: int = 1 << 30,
-    block_size: int = 64,
-    every: int = 1,
+    model: GptOss, token_ids: Sequence[int], chunk: int = 1 << 30, block_size: int = 64, every: int = 1
 ) -> torch.Tensor:
     """-> float32 [T, V], of each `every`th token of a chunk: the engine's own batch and attention code, fed in chunks."""
     dtype = model.weights.embedding.dtype
@@ -125,9 +109,7 @@ def model_logits(
         count = min(chunk, len(ids) - start)
         step = table.apply(SchedulerOutput(new, {}, {"r": count}, []))
         new = []
-        batch = build_batch(
-            step, block_size, model.config.sliding_window, dtype, torch.device("cpu")
-        )
+        batch = build_batch(step, block_size, model.config.sliding_window, dtype, torch.device("cpu"))
         wanted = torch.arange(0, count, every)
         batch = dataclasses.replace(batch, sample_rows=wanted)
         rows.append(model.forward(batch, cache))
@@ -135,9 +117,7 @@ def model_logits(
     return torch.cat(rows)
 
 
-def sampling_row(
-    params: SamplingParams, prompt_ids: np.ndarray, output_ids: np.ndarray
-) -> SamplingRow:
+def sampling_row(params: SamplingParams, prompt_ids: np.ndarray, output_ids: np.ndarray) -> SamplingRow:
     return SamplingRow(params, prompt_ids, output_ids)
 
 
@@ -150,9 +130,7 @@ def relative_rms(reference: torch.Tensor, value: torch.Tensor) -> float:
 
 
 def assert_close(name: str, reference: torch.Tensor, value: torch.Tensor, relative: float) -> None:
-    assert value.shape == reference.shape, (
-        f"{name}: shape {tuple(value.shape)}, expected {tuple(reference.shape)}"
-    )
+    assert value.shape == reference.shape, f"{name}: shape {tuple(value.shape)}, expected {tuple(reference.shape)}"
     error = relative_rms(reference, value)
     assert error <= relative, f"{name}: relative RMS error {error:.2e} > {relative:.0e}"
 

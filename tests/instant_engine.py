@@ -39,9 +39,7 @@ class InstantEngine(EngineClient):
         self.state = EngineState.READY
         self._ready_event.set()
 
-    async def add_requests(
-        self, requests: Sequence[AddRequest]
-    ) -> list[AsyncIterator[TokenOutput]]:
+    async def add_requests(self, requests: Sequence[AddRequest]) -> list[AsyncIterator[TokenOutput]]:
         return [self._output(request) for request in requests]
 
     async def _output(self, request: AddRequest) -> AsyncIterator[TokenOutput]:

@@ -39,20 +39,14 @@ class ReferenceModel:
         return self.norm(x, "model.norm.weight") @ self.get("lm_head.weight").T
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return (
-            x
-            / torch.sqrt((x * x).mean(-1, keepdim=True) + self.config["rms_norm_eps"])
-            * self.get(name)
-        )
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + self.config["rms_norm_eps"]) * self.get(name)
 
     def attention(self, x: torch.Tensor, n: int) -> torch.Tensor:
         c, prefix = self.config, f"model.layers.{n}.self_attn."
         num_tokens, dim = len(x), c["head_dim"]
 
         def project(name: str) -> torch.Tensor:
-            y = x @ self.get(f"{prefix}{name}_proj.weight").T + self.get(
-                f"{prefix}{name}_proj.bias"
-            )
+            y = x @ self.get(f"{prefix}{name}_proj.weight").T + self.get(f"{prefix}{name}_proj.bias")
             return y.view(num_tokens, -1, dim)
 
         q, k, v = self.rotate(project("q")), self.rotate(project("k")), project("v")
@@ -67,19 +61,13 @@ class ReferenceModel:
             column = sinks[head].expand(num_tokens, 1)
             weights = torch.softmax(torch.cat((scores, column), dim=1), dim=1)[:, :-1]
             out[:, head] = weights @ v[:, group]
-        return out.flatten(1) @ self.get(prefix + "o_proj.weight").T + self.get(
-            prefix + "o_proj.bias"
-        )
+        return out.flatten(1) @ self.get(prefix + "o_proj.weight").T + self.get(prefix + "o_proj.bias")
 
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
         """Pairs (d, d + D/2) turned by position * frequency, frequencies by YaRN without truncation."""
         c = self.config
         rope = c.get("rope_scaling") or c["rope_parameters"]
-        theta, dim, factor = (
-            c.get("rope_theta") or rope["rope_theta"],
-            c["head_dim"],
-            rope["factor"],
-        )
+        theta, dim, factor = (c.get("rope_theta") or rope["rope_theta"], c["head_dim"], rope["factor"])
         original = rope["original_max_position_embeddings"]
         low, high = (
             dim / 2 * math.log(original / (beta * 2 * math.pi)) / math.log(theta)
@@ -102,8 +90,7 @@ class ReferenceModel:
         router = x @ self.get(prefix + "router.weight").T + self.get(prefix + "router.bias")
         out = torch.zeros_like(x)
         matrices = {
-            e: self.expert(prefix, e)
-            for e in set(router.topk(c["num_experts_per_tok"]).indices.flatten().tolist())
+            e: self.expert(prefix, e) for e in set(router.topk(c["num_experts_per_tok"]).indices.flatten().tolist())
         }
         for t, logits in enumerate(router):
             best = logits.topk(c["num_experts_per_tok"])
@@ -111,22 +98,18 @@ class ReferenceModel:
             for weight, e in zip(weights, best.indices.tolist(), strict=True):
                 w1, b1, w2, b2 = matrices[e]
                 h = w1 @ x[t] + b1
-                gate, up = (
-                    h[0::2].clamp(max=c["swiglu_limit"]),
-                    h[1::2].clamp(-c["swiglu_limit"], c["swiglu_limit"]),
-                )
+                gate, up = (h[0::2].clamp(max=c["swiglu_limit"]), h[1::2].clamp(-c["swiglu_limit"], c["swiglu_limit"]))
                 out[t] += weight * (w2 @ (gate * torch.sigmoid(1.702 * gate) * (up + 1)) + b2)
         return out
 
     def expert(self, prefix: str, e: int) -> tuple[torch.Tensor, ...]:
-        w1, w2 = (
-            self.expert_matrix(f"{prefix}experts.{name}", e)
-            for name in ("gate_up_proj", "down_proj")
-        )
+        w1, w2 = (self.expert_matrix(f"{prefix}experts.{name}", e) for name in ("gate_up_proj", "down_proj"))
         return (
-            w1, self.tensors[prefix + "experts.gate_up_proj_bias"][e].float(),
-            w2, self.tensors[prefix + "experts.down_proj_bias"][e].float(),
-        )  # fmt: skip
+            w1,
+            self.tensors[prefix + "experts.gate_up_proj_bias"][e].float(),
+            w2,
+            self.tensors[prefix + "experts.down_proj_bias"][e].float(),
+        )
 
     def expert_matrix(self, name: str, e: int) -> torch.Tensor:
         if name in self.tensors:

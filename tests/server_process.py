@@ -38,13 +38,7 @@ class ServerProcess:
             "w+", prefix=f"server-{self.port}-", suffix=".log", delete=False, dir=kept
         )
         self.process = subprocess.Popen(
-            [
-                os.environ.get(PYTHON, sys.executable),
-                "src/server.py",
-                "--port",
-                str(self.port),
-                *flags,
-            ],
+            [os.environ.get(PYTHON, sys.executable), "src/server.py", "--port", str(self.port), *flags],
             cwd=ROOT,
             stdout=self._log,
             stderr=subprocess.STDOUT,

@@ -19,13 +19,7 @@ LIMIT = 7.0
 def rows(model: str, sizes: tuple[int, ...]) -> Iterator[Row]:
     """Raises ImportError where triton_kernels, or a part of it by the name that gpt-oss uses, is not there."""
     import triton_kernels.swiglu
-    from triton_kernels.matmul_ogs import (
-        FlexCtx,
-        FnSpecs,
-        FusedActivation,
-        PrecisionConfig,
-        matmul_ogs,
-    )
+    from triton_kernels.matmul_ogs import FlexCtx, FnSpecs, FusedActivation, PrecisionConfig, matmul_ogs
     from triton_kernels.numerics import InFlexData
     from triton_kernels.numerics_details.mxfp import downcast_to_mxfp
     from triton_kernels.routing import routing
@@ -44,12 +38,8 @@ def rows(model: str, sizes: tuple[int, ...]) -> Iterator[Row]:
     (w1, s1), (w2, s2) = quantised(hidden, 2 * inter), quantised(inter, hidden)
     b1 = torch.randn(size.experts, 2 * inter, device="cuda")
     b2 = torch.randn(size.experts, hidden, device="cuda")
-    one, two = (
-        PrecisionConfig(weight_scale=s, flex_ctx=FlexCtx(rhs_data=InFlexData())) for s in (s1, s2)
-    )
-    act = FusedActivation(
-        FnSpecs("swiglu", triton_kernels.swiglu.swiglu_fn, ("alpha", "limit")), (1.702, LIMIT), 2
-    )
+    one, two = (PrecisionConfig(weight_scale=s, flex_ctx=FlexCtx(rhs_data=InFlexData())) for s in (s1, s2))
+    act = FusedActivation(FnSpecs("swiglu", triton_kernels.swiglu.swiglu_fn, ("alpha", "limit")), (1.702, LIMIT), 2)
     for tokens in sizes:
         x = torch.randn(tokens, hidden, device="cuda", dtype=torch.bfloat16)
         logits = torch.randn(tokens, size.experts, device="cuda", dtype=torch.bfloat16)
@@ -57,23 +47,14 @@ def rows(model: str, sizes: tuple[int, ...]) -> Iterator[Row]:
         data, gather, scatter = routing(logits, 4, simulated_ep=1)
 
         def up(x: torch.Tensor = x, data: object = data, gather: object = gather) -> torch.Tensor:
-            return matmul_ogs(
-                x, w1, b1, data, gather_indx=gather, precision_config=one, fused_activation=act
-            )
+            return matmul_ogs(x, w1, b1, data, gather_indx=gather, precision_config=one, fused_activation=act)
 
         middle = up()
 
-        def down(
-            h: torch.Tensor = middle, data: object = data, scatter: object = scatter
-        ) -> torch.Tensor:
-            return matmul_ogs(
-                h, w2, b2, data, scatter_indx=scatter, precision_config=two, gammas=data.gate_scal
-            )
+        def down(h: torch.Tensor = middle, data: object = data, scatter: object = scatter) -> torch.Tensor:
+            return matmul_ogs(h, w2, b2, data, scatter_indx=scatter, precision_config=two, gammas=data.gate_scal)
 
-        for name, run, weights in (
-            ("moe_w1", up, 2 * inter * hidden),
-            ("moe_w2", down, inter * hidden),
-        ):
+        for name, run, weights in (("moe_w1", up, 2 * inter * hidden), ("moe_w2", down, inter * hidden)):
             flops = 2 * tokens * 4 * weights if tokens >= 512 else 0
             yield Row(
                 "anchor",

@@ -75,12 +75,7 @@ class Layer:
         c, w, x = self.c, self.weights, self._x(tokens)
         heads, groups, dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         key = torch.zeros(
-            max(1, tokens // BLOCK_SIZE) + 1,
-            BLOCK_SIZE,
-            groups,
-            dim,
-            device=DEVICE,
-            dtype=torch.bfloat16,
+            max(1, tokens // BLOCK_SIZE) + 1, BLOCK_SIZE, groups, dim, device=DEVICE, dtype=torch.bfloat16
         )
         value, positions = torch.zeros_like(key), torch.arange(tokens, device=DEVICE)
         rope = torch.ones(max(tokens, 2), 2, dim // 2, device=DEVICE)
@@ -89,26 +84,28 @@ class Layer:
         norm = {"r": r} if apart else {"norm": w.attention_norm}
         given = scaled if apart else x
         yield self._bench(
-            "qkv", tokens, w.qkv,
-            lambda config: dense.qkv(given, w.qkv, w.qkv_bias, positions, rope, positions, key, value, heads, config,
-            eps=EPS, **norm),
-        )  # fmt: skip
+            "qkv",
+            tokens,
+            w.qkv,
+            lambda config: dense.qkv(
+                given, w.qkv, w.qkv_bias, positions, rope, positions, key, value, heads, config, eps=EPS, **norm
+            ),
+        )
         t = torch.randn(tokens, heads * dim, device=DEVICE, dtype=torch.bfloat16)
         yield self._bench(
-            "out",
-            tokens,
-            w.out,
-            lambda config: dense.linear(t, w.out, config, bias=w.out_bias, residual=x),
+            "out", tokens, w.out, lambda config: dense.linear(t, w.out, config, bias=w.out_bias, residual=x)
         )
         count = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
         many = tokens > routing.FEW_TOKENS
         block_m = None if tokens <= blocks.DIRECT_TOKENS else self._tile_rows(tokens)
         yield self._bench(
-            "router", tokens, w.router,
+            "router",
+            tokens,
+            w.router,
             lambda config: (routing.route_many if many else routing.route_few)(
                 x, w.mlp_norm, w.router, w.router_bias, EPS, config, count, c.experts_per_token, block_m
             ),
-        )  # fmt: skip
+        )
         head, final = self.head, self.norm
         if head is None or final is None or tokens > 256:
             return
@@ -116,9 +113,7 @@ class Layer:
             launch = partial(dense.linear, given, head, r=r, out_dtype=torch.float32)
         else:
             rows = torch.arange(tokens, device=DEVICE)
-            launch = partial(
-                dense.linear, x, head, rows=rows, norm=final, eps=EPS, out_dtype=torch.float32
-            )
+            launch = partial(dense.linear, x, head, rows=rows, norm=final, eps=EPS, out_dtype=torch.float32)
         yield self._bench("lm_head", tokens, head, launch)
         name = f"{self.model} lm_head by cuBLAS, {tokens} tokens"
         yield Bench("lm_head", name, tokens, lambda _: x @ head.t(), head.nbytes)
@@ -128,9 +123,7 @@ class Layer:
 
     def _bench(self, kernel: str, tokens: int, weight: torch.Tensor, launch: Launch) -> Bench:
         flops = 2 * tokens * weight.numel() if tokens >= 512 else 0
-        return Bench(
-            kernel, f"{self.model} {kernel}, {tokens} tokens", tokens, launch, weight.nbytes, flops
-        )
+        return Bench(kernel, f"{self.model} {kernel}, {tokens} tokens", tokens, launch, weight.nbytes, flops)
 
     def _moe(self, tokens: int) -> Iterator[Bench]:
         c, e, x = self.c, self.experts, self._x(tokens)
@@ -143,7 +136,7 @@ class Layer:
             config = config_for(support.architecture(DEVICE), "router", tokens)
             return (routing.route_few if few else routing.route_many)(
                 x, w.mlp_norm, w.router, w.router_bias, EPS, config, count, k, block_m
-            )  # fmt: skip
+            )
 
         first = routed(None)
         r = first.r
@@ -151,9 +144,7 @@ class Layer:
         act = torch.randn(tokens * k, c.intermediate_size, device=DEVICE, dtype=torch.bfloat16)
 
         def tiles(config: TileConfig) -> experts.Tiles:
-            return experts.Tiles.of(
-                routed(None if direct else config.block_m), count, k, config.block_m
-            )
+            return experts.Tiles.of(routed(None if direct else config.block_m), count, k, config.block_m)
 
         made: dict[TileConfig, experts.Tiles] = {}
 
@@ -163,25 +154,13 @@ class Layer:
             return made[config]
 
         for name, packed, launch in (
-            (
-                "moe_w1",
-                e.w1,
-                lambda config: experts.moe_w1(
-                    x, r, e.w1, e.b1, c.swiglu_limit, tiles_of(config), config
-                ),
-            ),
-            (
-                "moe_w2",
-                e.w2,
-                lambda config: experts.moe_w2(act, e.w2, e.b2, x, tiles_of(config), config),
-            ),
+            ("moe_w1", e.w1, lambda config: experts.moe_w1(x, r, e.w1, e.b1, c.swiglu_limit, tiles_of(config), config)),
+            ("moe_w2", e.w2, lambda config: experts.moe_w2(act, e.w2, e.b2, x, tiles_of(config), config)),
         ):
             # of the checkpoint's bytes, not of the padded ones: what had to be read
             one = packed.num_rows * packed.num_columns * 17 // 32
             flops = 2 * tokens * k * packed.num_rows * packed.num_columns if tokens >= 512 else 0
-            yield Bench(
-                name, f"{self.model} {name}, {tokens} tokens", tokens, launch, one * used, flops
-            )
+            yield Bench(name, f"{self.model} {name}, {tokens} tokens", tokens, launch, one * used, flops)
 
     def _attention(self, tokens: int, context: int) -> Iterator[Bench]:
         c = self.c
@@ -192,9 +171,7 @@ class Layer:
         length = before + counts[0]
         width = -(-length // BLOCK_SIZE)
         blocks_needed = width * seqs
-        key = torch.randn(
-            blocks_needed, BLOCK_SIZE, groups, dim, device=DEVICE, dtype=torch.bfloat16
-        )
+        key = torch.randn(blocks_needed, BLOCK_SIZE, groups, dim, device=DEVICE, dtype=torch.bfloat16)
         value = torch.randn_like(key)
         order = torch.randperm(blocks_needed).view(seqs, width).numpy()
         ragged = ragged_batch([before] * seqs, counts, list(order), 0 if prefill else seqs, DEVICE)

@@ -31,9 +31,7 @@ DEVICE = torch.device("cuda")
 
 
 class Loaded:
-    def __init__(
-        self, name: str, *, max_tokens: int, invariant: bool = False, layers: int | None = None
-    ) -> None:
+    def __init__(self, name: str, *, max_tokens: int, invariant: bool = False, layers: int | None = None) -> None:
         """`max_tokens`: cached tokens of all sequences together. `layers`: so many of the model's alone."""
         self.name = name
         self.c = ModelConfig.from_json(hf_config(SIZES[name]))
@@ -43,9 +41,7 @@ class Loaded:
         weights = dummy_weights(self.c, torch.bfloat16, DEVICE, 0)
         self.bytes = sum(t.nbytes for t in iterate_tensors(weights))
         self.comm = Communicator(whole(self.c), DEVICE)
-        self.model = TritonGptOss(
-            self.c, weights, self.comm, max_positions=131_072, invariant=invariant
-        )
+        self.model = TritonGptOss(self.c, weights, self.comm, max_positions=131_072, invariant=invariant)
         self.num_blocks = max_tokens // BLOCK_SIZE + 2
         shape = (self.num_blocks, BLOCK_SIZE, self.c.num_key_value_heads, self.c.head_dim)
         pairs = [
@@ -67,9 +63,13 @@ class Loaded:
     def prepared(self, batch: int, context: int) -> tuple[GraphRunner, StepRows]:
         """A captured decode step, and the requests that it is for."""
         engine = EngineConfig(
-            self.c, None, load_format="dummy", max_num_seqs=batch, max_num_batched_tokens=max(2048, batch),
+            self.c,
+            None,
+            load_format="dummy",
+            max_num_seqs=batch,
+            max_num_batched_tokens=max(2048, batch),
             max_model_len=131_072,
-        )  # fmt: skip
+        )
         graphs = GraphRunner(engine, self.model, self.cache, DEVICE)
         graphs.capture_sizes([batch])
         table, width = RequestTable(), math.ceil((context + 64) / BLOCK_SIZE)
@@ -78,14 +78,7 @@ class Loaded:
             ids = [(i + j) % self.c.vocab_size for j in range(context)]
             blocks = [1 + (i * width + j) % (self.num_blocks - 1) for j in range(width)]
             new.append(
-                NewRequest(
-                    str(i),
-                    ids,
-                    context,
-                    SamplingParams(max_tokens=9, seed=0),
-                    (blocks, blocks),
-                    context - 1,
-                )
+                NewRequest(str(i), ids, context, SamplingParams(max_tokens=9, seed=0), (blocks, blocks), context - 1)
             )
         rows = table.apply(SchedulerOutput(new, {}, {r.request_id: 1 for r in new}, []))
         return graphs, rows
@@ -108,18 +101,18 @@ class Loaded:
         us = (time.perf_counter() - started) * 1e6 / REPEATS
         replay = graph_time(graphs, batch)
         return Row(
-            "model", f"{self.name} decode step, batch {batch}, context {context}", us,
+            "model",
+            f"{self.name} decode step, batch {batch}, context {context}",
+            us,
             extra={"tok_s": round(batch / replay * 1e6), "graph_us": round(replay, 1)},
             note=f"{batch / replay * 1e6:,.0f} tok/s by the graph's {replay:,.0f} us, {batch / us * 1e6:,.0f} with the host",
-        )  # fmt: skip
+        )
 
     def prefill(self, tokens: int) -> Row:
         ids = [j % self.c.vocab_size for j in range(tokens)]
         blocks = list(range(1, tokens // BLOCK_SIZE + 2))
         table = RequestTable()
-        new = [
-            NewRequest("p", ids, tokens, SamplingParams(max_tokens=9, seed=0), (blocks, blocks), 0)
-        ]
+        new = [NewRequest("p", ids, tokens, SamplingParams(max_tokens=9, seed=0), (blocks, blocks), 0)]
         rows = table.apply(SchedulerOutput(new, {}, {"p": tokens}, []))
         batch = build_batch(rows, BLOCK_SIZE, self.c.sliding_window, torch.bfloat16, DEVICE)
         self.model.forward(batch, self.cache)
@@ -136,13 +129,7 @@ class Loaded:
         )
         attention = 4 * seen * self.c.num_attention_heads * self.c.head_dim
         flops = tokens * self._layer_flops() * self.c.num_layers + attention
-        return Row(
-            "model",
-            f"{self.name} prefill {tokens}",
-            us,
-            flops=flops,
-            note=f"{tokens / us * 1e6:,.0f} tok/s",
-        )
+        return Row("model", f"{self.name} prefill {tokens}", us, flops=flops, note=f"{tokens / us * 1e6:,.0f} tok/s")
 
     def invariance(self) -> Row:
         """Whether a token's logits are the same bits in a batch of 32, in one of 1 and as the end of a prefill."""
@@ -153,20 +140,9 @@ class Loaded:
             for i in range(count):
                 blocks = [1 + 5 * i + j for j in range(5)]
                 tokens = ids if i == 0 else [(i + 3 * j) % self.c.vocab_size for j in range(300)]
-                new.append(
-                    NewRequest(
-                        str(i),
-                        tokens,
-                        300,
-                        SamplingParams(max_tokens=9, seed=0),
-                        (blocks, blocks),
-                        0,
-                    )
-                )
+                new.append(NewRequest(str(i), tokens, 300, SamplingParams(max_tokens=9, seed=0), (blocks, blocks), 0))
             for step in (299, 1):
-                rows = table.apply(
-                    SchedulerOutput(new, {}, dict.fromkeys(map(str, range(count)), step), [])
-                )
+                rows = table.apply(SchedulerOutput(new, {}, dict.fromkeys(map(str, range(count)), step), []))
                 new = []
                 batch = build_batch(rows, BLOCK_SIZE, self.c.sliding_window, torch.bfloat16, DEVICE)
                 logits = self.model.forward(batch, self.cache)
@@ -185,9 +161,7 @@ class Loaded:
         outputs.append(self.model.forward(batch, self.cache)[0])
         same = [bool(torch.equal(outputs[0], other)) for other in outputs[1:]]
         note = f"alone = among 32: {same[0]}; decode = prefill: {same[1]}"
-        return Row(
-            "model", f"{self.name} batch_invariant", 0.0, note=note, extra={"same_bits": same}
-        )
+        return Row("model", f"{self.name} batch_invariant", 0.0, note=note, extra={"same_bits": same})
 
     def _layer_flops(self) -> int:
         c = self.c

@@ -43,7 +43,7 @@ def on_a_cpu() -> Iterator[None]:
             stack.enter_context(patch(module, "DEVICE", device))
         for module in (kernels, model):
             stack.enter_context(patch(module, "SIZES", dict.fromkeys(("20b", "120b"), TINY)))
-            stack.enter_context(patch(module, "hf_config", lambda s: hf_config(s) | {"vocab_size": VOCAB}))  # fmt: skip
+            stack.enter_context(patch(module, "hf_config", lambda s: hf_config(s) | {"vocab_size": VOCAB}))
         # the interpreter multiplies bfloat16 as raw bits
         stack.enter_context(patch(torch, "bfloat16", torch.float32))
         for name in ("REPEATS", "PREFILL_REPEATS"):

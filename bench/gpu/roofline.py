@@ -72,9 +72,14 @@ class Work:
 
 # of gpt-oss-20b on sm_90 at commit 656da0c, batch 1: counted in the same way
 BEFORE = {
-    "qkv": (160, 2, 7816, 0), "attention full": (32, 2, 3600, 8), "attention sliding": (8, 2, 2700, 4),
-    "out": (180, 1, 5700, 0), "router": (2, 1, 12_064, 0), "moe_w1": (720, 1, 9804, 0), "moe_w2": (360, 1, 9980, 2),
-}  # fmt: skip
+    "qkv": (160, 2, 7816, 0),
+    "attention full": (32, 2, 3600, 8),
+    "attention sliding": (8, 2, 2700, 4),
+    "out": (180, 1, 5700, 0),
+    "router": (2, 1, 12_064, 0),
+    "moe_w1": (720, 1, 9804, 0),
+    "moe_w2": (360, 1, 9980, 2),
+}
 
 
 class Step:
@@ -126,9 +131,7 @@ class Step:
     def _attention(self) -> list[Work]:
         c, b = self.c, self.batch
         groups, dim = c.num_key_value_heads, c.head_dim
-        pieces = min(
-            attention.MAX_PIECES, CONTEXT // TILE_KEYS, attention.MAX_PROGRAMS // (b * groups)
-        )
+        pieces = min(attention.MAX_PIECES, CONTEXT // TILE_KEYS, attention.MAX_PROGRAMS // (b * groups))
         each = math.ceil(CONTEXT / TILE_KEYS / pieces)
         pieces = math.ceil(CONTEXT / TILE_KEYS / each)
         row_bytes = 2 * groups * dim * 2e-6
@@ -137,11 +140,25 @@ class Step:
         window = math.ceil(c.sliding_window / TILE_KEYS) + 1
         rounds = math.ceil(pieces / attention.TOGETHER)
         return [
-            Work("attention full", b * groups * pieces, config.warps, full.longest(each), b * CONTEXT * row_bytes,
-                 3 + rounds, calls=0.5),
-            Work("attention sliding", b * groups, config.warps, sliding.longest(window),
-                 b * c.sliding_window * row_bytes, 2, calls=0.5),
-        ]  # fmt: skip
+            Work(
+                "attention full",
+                b * groups * pieces,
+                config.warps,
+                full.longest(each),
+                b * CONTEXT * row_bytes,
+                3 + rounds,
+                calls=0.5,
+            ),
+            Work(
+                "attention sliding",
+                b * groups,
+                config.warps,
+                sliding.longest(window),
+                b * c.sliding_window * row_bytes,
+                2,
+                calls=0.5,
+            ),
+        ]
 
     def _router(self) -> Work:
         made, config = self._compiled("router")
@@ -149,16 +166,16 @@ class Step:
         ctas = math.ceil(experts / config.block_n) * math.ceil(self.batch / config.block_m)
         tail = made.instructions - made.ordinary
         trips = 2 if self.batch <= blocks.DIRECT_TOKENS else 5
-        return Work("router", ctas, config.warps, made.ordinary, experts * hidden * 2e-6, trips, made.early_bytes, 1.0, tail)  # fmt: skip
+        return Work(
+            "router", ctas, config.warps, made.ordinary, experts * hidden * 2e-6, trips, made.early_bytes, 1.0, tail
+        )
 
-    def _experts(
-        self, kernel: str, suffix: str, tiles: int, rows: int, columns: int, used: float, trips: int
-    ) -> Work:
+    def _experts(self, kernel: str, suffix: str, tiles: int, rows: int, columns: int, used: float, trips: int) -> Work:
         made, config = self._compiled(kernel, suffix)
         split = config.split if suffix else 1
         ctas = math.ceil(rows / config.block_n) * tiles * split
         count = made.longest(math.ceil(math.ceil(columns / 128) / split), last=True)
-        return Work(kernel, ctas, config.warps, count, used * rows * columns * 17 / 32 * 1e-6, trips, made.early_bytes)  # fmt: skip
+        return Work(kernel, ctas, config.warps, count, used * rows * columns * 17 / 32 * 1e-6, trips, made.early_bytes)
 
     def before(self, now: list[Work]) -> list[Work] | None:
         """The same kernels as they were, where they were counted."""
@@ -218,24 +235,30 @@ def report(model: str, batch: int, card: Card) -> dict[str, Any]:
     found, head_time = times(now, card), times([head], card)[0]
     layer, total = step_us(found, head_time, step.c.num_layers)
     result: dict[str, Any] = {
-        "model": model, "batch": batch, "layer_us": round(layer, 1), "step_us": round(total), "tok_s": round(batch / total * 1e6),
+        "model": model,
+        "batch": batch,
+        "layer_us": round(layer, 1),
+        "step_us": round(total),
+        "tok_s": round(batch / total * 1e6),
         "kernels": [asdict(t) for t in [*found, head_time]],
-    }  # fmt: skip
+    }
     old = step.before(now)
     if old is not None:
         times_before = times(old, card)
         layer, total = step_us(times_before, head_time, step.c.num_layers)
         result["before"] = {
-            "layer_us": round(layer, 1), "step_us": round(total), "tok_s": round(batch / total * 1e6),
+            "layer_us": round(layer, 1),
+            "step_us": round(total),
+            "tok_s": round(batch / total * 1e6),
             "kernels": [asdict(t) for t in times_before],
-        }  # fmt: skip
+        }
     return result
 
 
 def show(result: dict[str, Any]) -> None:
     out = sys.stdout.write
     out(f"\n{result['model']}, batch {result['batch']}, {CONTEXT} tokens of context\n\n")
-    head = "| kernel | CTAs x warps | warps a scheduler | MB | roof us | instructions of a warp | floor us | early KB a CTA | us"  # fmt: skip
+    head = "| kernel | CTAs x warps | warps a scheduler | MB | roof us | instructions of a warp | floor us | early KB a CTA | us"
     before = {t["work"]["kernel"]: t for t in result.get("before", {}).get("kernels", [])}
     out(head + (" | before: CTAs x warps | instructions | us |\n" if before else " |\n"))
     out("|" + "---|" * (12 if before else 9) + "\n")
@@ -257,13 +280,11 @@ def show(result: dict[str, Any]) -> None:
         out(line + "\n")
     was = result.get("before")
     compared = f" (before: {was['layer_us']} us, {was['tok_s']:,} tok/s)" if was else ""
-    out(f"\na layer {result['layer_us']} us, a step {result['step_us']:,} us, {result['tok_s']:,} tok/s{compared}\n")  # fmt: skip
+    out(f"\na layer {result['layer_us']} us, a step {result['step_us']:,} us, {result['tok_s']:,} tok/s{compared}\n")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--card", default="H200", choices=CARDS)
     parser.add_argument("--model", nargs="+", default=["20b", "120b"], choices=("20b", "120b"))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32])

@@ -38,9 +38,16 @@ PREFILLS = (1024, 8192)
 LONG = ((1, 8192), (1, 32_768))  # batch, context
 REPLAYS = 200
 SERVER_FLAGS = [
-    "--load-format", "dummy", "--max-num-seqs", "256", "--max-model-len", "16384", "--no-guided-harmony",
-    "--max-num-batched-tokens", "4096",
-]  # fmt: skip
+    "--load-format",
+    "dummy",
+    "--max-num-seqs",
+    "256",
+    "--max-model-len",
+    "16384",
+    "--no-guided-harmony",
+    "--max-num-batched-tokens",
+    "4096",
+]
 STREAMS = (("1", "32"), ("256",))  # first what matters most
 READY_S = 240
 
@@ -62,7 +69,7 @@ def smoke() -> Iterator[Row]:
         eager = loaded.eager(rows)
         error = float((eager - first).norm() / first.norm())
         note = f"{REPLAYS} replays alike: {same}; eager differs by {error:.1e}"
-        yield Row("smoke", f"graph of batch {batch}", 0.0, note=note, extra={"same": same, "eager": error})  # fmt: skip
+        yield Row("smoke", f"graph of batch {batch}", 0.0, note=note, extra={"same": same, "eager": error})
     yield _sampled()
 
 
@@ -106,7 +113,7 @@ def profile(model: str) -> Iterator[Row]:
         graphs.run(rows.states)
         for name, us, calls in profiled(lambda g=graphs, b=batch: g.replay(b), 20):
             note = f"{calls} a step"
-            yield Row("profile", f"{model} batch {batch} {name}", us, note=note, extra={"calls": calls})  # fmt: skip
+            yield Row("profile", f"{model} batch {batch} {name}", us, note=note, extra={"calls": calls})
 
 
 def profiled(run: Callable[[], object], repeats: int) -> list[tuple[str, float, int]]:
@@ -119,9 +126,7 @@ def profiled(run: Callable[[], object], repeats: int) -> list[tuple[str, float, 
             run()
         torch.cuda.synchronize()
     events = sorted(found.key_averages(), key=lambda e: -e.device_time_total)
-    return [
-        (e.key[:60], e.device_time_total / e.count, e.count // repeats) for e in events if e.count
-    ]
+    return [(e.key[:60], e.device_time_total / e.count, e.count // repeats) for e in events if e.count]
 
 
 def prefill(model: str) -> Iterator[Row]:
@@ -141,15 +146,25 @@ def http(model: str, out: Path, flags: list[str]) -> Iterator[Row]:
         for streams in STREAMS:
             found = out / f"http-{'-'.join(streams)}.json"
             command = [
-                sys.executable, "bench/serve.py", "--url", url, "--streams", *streams, "--tokens", "128",
-                "--repeat", "1", "--json", str(found),
-            ]  # fmt: skip
+                sys.executable,
+                "bench/serve.py",
+                "--url",
+                url,
+                "--streams",
+                *streams,
+                "--tokens",
+                "128",
+                "--repeat",
+                "1",
+                "--json",
+                str(found),
+            ]
             with (out / "http.txt").open("a") as log:
-                code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=120, check=False).returncode  # fmt: skip
+                code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=120, check=False).returncode
             result = json.loads(found.read_text()) if found.exists() else {}
             found.unlink(missing_ok=True)
             note = f"exit code {code}; {json.dumps(result)[:400]}"
-            yield Row("http", f"{model} streams {' '.join(streams)}", 0.0, note=note, extra={"serve": result})  # fmt: skip
+            yield Row("http", f"{model} streams {' '.join(streams)}", 0.0, note=note, extra={"serve": result})
         yield _prompts(url, model)
 
 
@@ -161,7 +176,7 @@ def _prompts(url: str, model: str, count: int = 60) -> Row:
     name = httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"]
     for _ in range(count):
         length = rng.randint(5, 256)
-        body = {"model": name, "prompt": [rng.randrange(1000, 9000) for _ in range(length)], "max_tokens": 1}  # fmt: skip
+        body = {"model": name, "prompt": [rng.randrange(1000, 9000) for _ in range(length)], "max_tokens": 1}
         started = time.perf_counter()
         httpx.post(f"{url}/v1/completions", json=body, timeout=60).raise_for_status()
         waits.append((time.perf_counter() - started) * 1e3)
@@ -218,9 +233,7 @@ def rows_of(step: str, model: str, out: Path, flags: list[str]) -> Iterator[Row]
         return smoke()
     if step == "http":
         return http(model, out, flags)
-    return {"decode": decode, "profile": profile, "prefill": prefill, "kernels": kernels}[step](
-        model
-    )
+    return {"decode": decode, "profile": profile, "prefill": prefill, "kernels": kernels}[step](model)
 
 
 def run(step: str, model: str, out: Path, flags: list[str]) -> int:
@@ -259,9 +272,7 @@ def show(line: dict[str, Any]) -> None:
         figures.append(f"{line['tb_s']:.2f} TB/s ({line['of_copy']:.0%} of copy)")
     if "tflop_s" in line:
         figures.append(f"{line['tflop_s']:.0f} TFLOP/s ({line['of_matmul']:.0%} of matmul)")
-    sys.stdout.write(
-        f"| {line['section']} | {line['name']} | {' | '.join(figures)} | {line['note']} |\n"
-    )
+    sys.stdout.write(f"| {line['section']} | {line['name']} | {' | '.join(figures)} | {line['note']} |\n")
     sys.stdout.flush()
 
 
@@ -280,9 +291,7 @@ def table(out: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ("smoke", "decode", "profile", "prefill", "http", "kernels", "table")
     parser.add_argument("step", choices=names)
     parser.add_argument("--model", default="20b", choices=("20b", "120b", "nano"))

@@ -20,27 +20,12 @@ from src.kernels.gpu import support
 from src.kernels.gpu.configs import TABLE, TileConfig, load_table
 
 CANDIDATES = {
-    "moe_w1": {
-        "block_n": (32, 64, 128),
-        "block_m": (8, 16),
-        "warps": (1, 2, 4),
-        "stages": (3, 4, 5),
-    },
-    "moe_w2": {
-        "block_n": (16, 32, 64),
-        "block_m": (8, 16),
-        "warps": (1, 2, 4),
-        "stages": (3, 4, 5),
-    },
+    "moe_w1": {"block_n": (32, 64, 128), "block_m": (8, 16), "warps": (1, 2, 4), "stages": (3, 4, 5)},
+    "moe_w2": {"block_n": (16, 32, 64), "block_m": (8, 16), "warps": (1, 2, 4), "stages": (3, 4, 5)},
     "qkv": {"block_n": (16, 32, 64), "block_m": (16, 32), "warps": (1, 2, 4), "stages": (3, 4, 5)},
     "out": {"block_n": (16, 32), "block_m": (16, 32), "warps": (1, 2), "stages": (4, 5, 6)},
     "router": {"block_n": (1, 2, 4, 8), "block_m": (1, 2), "warps": (2, 4, 8), "stages": (1,)},
-    "lm_head": {
-        "block_n": (32, 64, 128),
-        "block_m": (16, 32),
-        "warps": (2, 4, 8),
-        "stages": (3, 4, 5),
-    },
+    "lm_head": {"block_n": (32, 64, 128), "block_m": (16, 32), "warps": (2, 4, 8), "stages": (3, 4, 5)},
     "attention": {"block_n": (64,), "block_m": (16,), "warps": (1, 2, 4), "stages": (2, 3, 4)},
 }
 LARGE = {"block_n": (64, 128), "block_m": (32, 64, 128, 256), "warps": (4, 8), "stages": (2, 3, 4)}
@@ -51,9 +36,7 @@ def candidates(kernel: str, tokens: int) -> list[TileConfig]:
     grid = LARGE if tokens > 64 and kernel != "attention" else CANDIDATES[kernel]
     return [
         TileConfig(*values)
-        for values in itertools.product(
-            *(grid[k] for k in ("block_n", "block_m", "warps", "stages"))
-        )
+        for values in itertools.product(*(grid[k] for k in ("block_n", "block_m", "warps", "stages")))
     ]
 
 
@@ -71,20 +54,13 @@ def best(bench: Bench, configs: list[TileConfig]) -> tuple[TileConfig, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--models", nargs="+", default=["20b"], choices=("20b", "120b"), help="the last one decides"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["20b"], choices=("20b", "120b"), help="the last one decides")
     parser.add_argument("--kernels", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--write", action="store_true", help="write the launch table")
     args = parser.parse_args(argv)
     architecture = support.architecture(DEVICE)
-    table = {
-        a: {k: [(n, c) for n, c in rows] for k, rows in kernels.items()}
-        for a, kernels in load_table().items()
-    }
+    table = {a: {k: [(n, c) for n, c in rows] for k, rows in kernels.items()} for a, kernels in load_table().items()}
     mine = table.setdefault(architecture, dict(table[max(a for a in table if a.startswith("sm_"))]))
     for model in args.models:
         layer = Layer(model)
@@ -96,9 +72,7 @@ def main(argv: list[str] | None = None) -> int:
                         continue
                     before = time_us(lambda b=bench, c=old: b.launch(c))
                     config, us = best(bench, candidates(kernel, tokens))
-                    sys.stdout.write(
-                        f"{bench.name}: {before:.1f} us with {old}, {us:.1f} us with {config}\n"
-                    )
+                    sys.stdout.write(f"{bench.name}: {before:.1f} us with {old}, {us:.1f} us with {config}\n")
                     sys.stdout.flush()
                     if us < before:
                         mine[kernel][index] = (limit, config)

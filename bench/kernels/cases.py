@@ -51,22 +51,13 @@ def cases(model: str, architecture: str) -> list[Case]:
     made: dict[tuple[Any, ...], Case] = {}
     for row in table_rows(architecture):
         for case in _MAKERS[row.kernel](c, row):
-            key = (
-                case.kernel.__name__,
-                case.warps,
-                *sorted((k, str(v)) for k, v in case.constexprs.items()),
-            )
+            key = (case.kernel.__name__, case.warps, *sorted((k, str(v)) for k, v in case.constexprs.items()))
             made.setdefault(key, case)
     return [*made.values(), *_sampling(c), _norm(c)]
 
 
 def _tile(config: TileConfig) -> dict[str, Any]:
-    return {
-        "BLOCK_N": config.block_n,
-        "BLOCK_M": config.block_m,
-        "STAGES": config.stages,
-        "COMPUTE": tl.bfloat16,
-    }
+    return {"BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "STAGES": config.stages, "COMPUTE": tl.bfloat16}
 
 
 def _absent(*names: str) -> dict[str, None]:
@@ -75,9 +66,13 @@ def _absent(*names: str) -> dict[str, None]:
 
 def _moe(c: ModelConfig, row: Row) -> Iterator[Case]:
     shape = {
-        "HIDDEN": c.hidden_size, "INTER": c.intermediate_size, "NUM_EXPERTS": c.num_experts,
-        "PADDED_EXPERTS": triton.next_power_of_2(c.num_experts), "PER_TOKEN": c.experts_per_token, "ASM": True,
-    }  # fmt: skip
+        "HIDDEN": c.hidden_size,
+        "INTER": c.intermediate_size,
+        "NUM_EXPERTS": c.num_experts,
+        "PADDED_EXPERTS": triton.next_power_of_2(c.num_experts),
+        "PER_TOKEN": c.experts_per_token,
+        "ASM": True,
+    }
     first = row.tokens <= FUSED_TOKENS and row.invariant
     for is_direct in (True, False) if row.tokens <= DIRECT_TOKENS or first else (False,):
         lists = _absent(*LIST) if is_direct else {}
@@ -86,24 +81,38 @@ def _moe(c: ModelConfig, row: Row) -> Iterator[Case]:
         weights = row.config.block_n * 128
         if row.kernel == "moe_w1":
             signature = {
-                "x_ptr": "*bf16", "r_ptr": "*fp32", "words_ptr": "*i16", "scales_ptr": "*i32", "bias_ptr": "*bf16",
-                "act_ptr": "*bf16", "num_tokens_ptr": "*i32", "limit": "fp32", **LOGITS, **LIST,
-            }  # fmt: skip
-            yield Case(
-                name, experts._moe_w1_kernel, signature, constexprs, row.config.warps, weights
-            )
+                "x_ptr": "*bf16",
+                "r_ptr": "*fp32",
+                "words_ptr": "*i16",
+                "scales_ptr": "*i32",
+                "bias_ptr": "*bf16",
+                "act_ptr": "*bf16",
+                "num_tokens_ptr": "*i32",
+                "limit": "fp32",
+                **LOGITS,
+                **LIST,
+            }
+            yield Case(name, experts._moe_w1_kernel, signature, constexprs, row.config.warps, weights)
         else:
             signature = {
-                "act_ptr": "*bf16", "words_ptr": "*i16", "scales_ptr": "*i32", "bias_ptr": "*bf16", "residual_ptr": "*bf16",
-                "out_ptr": "*bf16", "parts_ptr": "*fp32", "counters_ptr": "*i32", "weights_ptr": "*fp32",
-                "num_tokens_ptr": "*i32", "batch_size": "i32", **LOGITS, **LIST,
-            }  # fmt: skip
+                "act_ptr": "*bf16",
+                "words_ptr": "*i16",
+                "scales_ptr": "*i32",
+                "bias_ptr": "*bf16",
+                "residual_ptr": "*bf16",
+                "out_ptr": "*bf16",
+                "parts_ptr": "*fp32",
+                "counters_ptr": "*i32",
+                "weights_ptr": "*fp32",
+                "num_tokens_ptr": "*i32",
+                "batch_size": "i32",
+                **LOGITS,
+                **LIST,
+            }
             if is_direct:
                 constexprs |= _absent("weights_ptr")
             constexprs["SPLIT"] = row.config.split if is_direct else 1
-            yield Case(
-                name, experts._moe_w2_kernel, signature, constexprs, row.config.warps, weights
-            )
+            yield Case(name, experts._moe_w2_kernel, signature, constexprs, row.config.warps, weights)
 
 
 def _norms(row: Row) -> set[str]:
@@ -111,25 +120,27 @@ def _norms(row: Row) -> set[str]:
 
 
 def _linear_case(
-    row: Row,
-    name: str,
-    outputs: int,
-    inputs: int,
-    norm: str,
-    out: str,
-    *,
-    rows: bool,
-    residual: bool,
-    bias: bool,
+    row: Row, name: str, outputs: int, inputs: int, norm: str, out: str, *, rows: bool, residual: bool, bias: bool
 ) -> Case:
     absent = _absent(
-        *(() if bias else ("bias_ptr",)), *(() if residual else ("residual_ptr",)), *(() if rows else ("rows_ptr",)),
-        *(() if norm == "fused" else ("norm_ptr",)), *(() if norm == "done" else ("r_ptr",)),
-    )  # fmt: skip
+        *(() if bias else ("bias_ptr",)),
+        *(() if residual else ("residual_ptr",)),
+        *(() if rows else ("rows_ptr",)),
+        *(() if norm == "fused" else ("norm_ptr",)),
+        *(() if norm == "done" else ("r_ptr",)),
+    )
     signature = {
-        "x_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*bf16", "residual_ptr": "*bf16", "out_ptr": out, "rows_ptr": "*i64",
-        "norm_ptr": "*bf16", "r_ptr": "*fp32", "eps": "fp32", "num_rows": "i32",
-    }  # fmt: skip
+        "x_ptr": "*bf16",
+        "w_ptr": "*bf16",
+        "bias_ptr": "*bf16",
+        "residual_ptr": "*bf16",
+        "out_ptr": out,
+        "rows_ptr": "*i64",
+        "norm_ptr": "*bf16",
+        "r_ptr": "*fp32",
+        "eps": "fp32",
+        "num_rows": "i32",
+    }
     constexprs = {
         **_tile(row.config),
         "N": outputs,
@@ -145,24 +156,14 @@ def _linear_case(
 
 def _out(c: ModelConfig, row: Row) -> Iterator[Case]:
     width = c.num_attention_heads * c.head_dim
-    yield _linear_case(
-        row, row.name, c.hidden_size, width, "none", "*bf16", rows=False, residual=True, bias=True
-    )
+    yield _linear_case(row, row.name, c.hidden_size, width, "none", "*bf16", rows=False, residual=True, bias=True)
 
 
 def _lm_head(c: ModelConfig, row: Row) -> Iterator[Case]:
     for norm in _norms(row):
         fused = norm == "fused"
         yield _linear_case(
-            row,
-            row.name,
-            c.vocab_size,
-            c.hidden_size,
-            norm,
-            "*fp32",
-            rows=fused,
-            residual=False,
-            bias=False,
+            row, row.name, c.vocab_size, c.hidden_size, norm, "*fp32", rows=fused, residual=False, bias=False
         )
 
 
@@ -170,91 +171,143 @@ def _router(c: ModelConfig, row: Row) -> Iterator[Case]:
     experts, hidden = c.num_experts, c.hidden_size
     padded = triton.next_power_of_2(experts)
     signature = {
-        "x_ptr": "*bf16", "norm_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*bf16", "scaled_ptr": "*bf16", "r_ptr": "*fp32",
-        "eps": "fp32", "num_rows": "i32", "num_tokens_ptr": "*i32", "counter_ptr": "*i32", "chosen_ptr": "*i32",
-        "counts_ptr": "*i32", "weights_ptr": "*fp32", "max_tiles": "i32", **LOGITS, **LIST,
-    }  # fmt: skip
+        "x_ptr": "*bf16",
+        "norm_ptr": "*bf16",
+        "w_ptr": "*bf16",
+        "bias_ptr": "*bf16",
+        "scaled_ptr": "*bf16",
+        "r_ptr": "*fp32",
+        "eps": "fp32",
+        "num_rows": "i32",
+        "num_tokens_ptr": "*i32",
+        "counter_ptr": "*i32",
+        "chosen_ptr": "*i32",
+        "counts_ptr": "*i32",
+        "weights_ptr": "*fp32",
+        "max_tiles": "i32",
+        **LOGITS,
+        **LIST,
+    }
     shared = {
-        "N": experts, "K": hidden, "PER_TOKEN": c.experts_per_token, "LOCAL_FIRST": 0, "LOCAL": experts,
+        "N": experts,
+        "K": hidden,
+        "PER_TOKEN": c.experts_per_token,
+        "LOCAL_FIRST": 0,
+        "LOCAL": experts,
         "PADDED_LOCAL": padded,
-    }  # fmt: skip
+    }
     if row.invariant or row.tokens > routing.FEW_TOKENS:
         constexprs = {
-            **shared, **_tile(row.config), "BLOCK_K": routing.BLOCK_K, "BLOCK_N": max(row.config.block_n, padded),
-        }  # fmt: skip
+            **shared,
+            **_tile(row.config),
+            "BLOCK_K": routing.BLOCK_K,
+            "BLOCK_N": max(row.config.block_n, padded),
+        }
         yield Case(row.name, routing._route_many_kernel, signature, constexprs, row.config.warps)
         place = {
-            "PER_TOKEN": c.experts_per_token, "PADDED_LOCAL": padded, "TOKENS": row.config.block_m,
-            "CHUNK": min(32, 4096 // padded), "BLOCK_M": 16,
-        }  # fmt: skip
-        yield Case(
-            f"place {row.name}",
-            routing._place_kernel,
-            signature,
-            place,
-            routing.PLACE_WARPS,
-            mma=False,
-        )
+            "PER_TOKEN": c.experts_per_token,
+            "PADDED_LOCAL": padded,
+            "TOKENS": row.config.block_m,
+            "CHUNK": min(32, 4096 // padded),
+            "BLOCK_M": 16,
+        }
+        yield Case(f"place {row.name}", routing._place_kernel, signature, place, routing.PLACE_WARPS, mma=False)
         return
     direct = row.tokens <= DIRECT_TOKENS
     left = 1 << (hidden.bit_length() - 1)
     constexprs = {
-        **shared, "LEFT": left, "RIGHT": triton.next_power_of_2(hidden - left), "ROWS": row.config.block_n,
-        "TOKENS": row.config.block_m, "ALL_TOKENS": 0 if direct else routing._padded_tokens(row.tokens),
-        "PADDED_EXPERTS": padded, "BLOCK_M": 0 if direct else 16,
+        **shared,
+        "LEFT": left,
+        "RIGHT": triton.next_power_of_2(hidden - left),
+        "ROWS": row.config.block_n,
+        "TOKENS": row.config.block_m,
+        "ALL_TOKENS": 0 if direct else routing._padded_tokens(row.tokens),
+        "PADDED_EXPERTS": padded,
+        "BLOCK_M": 0 if direct else 16,
         **(_absent("counter_ptr", "weights_ptr", "chosen_ptr", *LIST) if direct else {}),
-    }  # fmt: skip
-    yield Case(
-        row.name, routing._route_few_kernel, signature, constexprs, row.config.warps, mma=False
-    )
+    }
+    yield Case(row.name, routing._route_few_kernel, signature, constexprs, row.config.warps, mma=False)
 
 
 def _qkv(c: ModelConfig, row: Row) -> Iterator[Case]:
     signature = {
-        "x_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*bf16", "norm_ptr": "*bf16", "r_ptr": "*fp32", "eps": "fp32",
-        "positions_ptr": "*i64", "rope_ptr": "*fp32", "slots_ptr": "*i64", "q_ptr": "*bf16", "key_ptr": "*bf16",
-        "value_ptr": "*bf16", "num_rows": "i32",
-    }  # fmt: skip
+        "x_ptr": "*bf16",
+        "w_ptr": "*bf16",
+        "bias_ptr": "*bf16",
+        "norm_ptr": "*bf16",
+        "r_ptr": "*fp32",
+        "eps": "fp32",
+        "positions_ptr": "*i64",
+        "rope_ptr": "*fp32",
+        "slots_ptr": "*i64",
+        "q_ptr": "*bf16",
+        "key_ptr": "*bf16",
+        "value_ptr": "*bf16",
+        "num_rows": "i32",
+    }
     for norm in _norms(row):
         absent = _absent("r_ptr") if norm == "fused" else _absent("norm_ptr")
         constexprs = {
-            **_tile(row.config), "HEADS": c.num_attention_heads, "GROUPS": c.num_key_value_heads, "D": c.head_dim,
-            "K": c.hidden_size, "NORM": norm, "BLOCK_K": dense.BLOCK_K, "PREFETCH": dense._prefetches(row.config), **absent,
-        }  # fmt: skip
+            **_tile(row.config),
+            "HEADS": c.num_attention_heads,
+            "GROUPS": c.num_key_value_heads,
+            "D": c.head_dim,
+            "K": c.hidden_size,
+            "NORM": norm,
+            "BLOCK_K": dense.BLOCK_K,
+            "PREFETCH": dense._prefetches(row.config),
+            **absent,
+        }
         yield Case(
-            row.name,
-            dense._qkv_kernel,
-            signature,
-            constexprs,
-            row.config.warps,
-            row.config.block_n * dense.BLOCK_K,
+            row.name, dense._qkv_kernel, signature, constexprs, row.config.warps, row.config.block_n * dense.BLOCK_K
         )
 
 
 def _attention(c: ModelConfig, row: Row) -> Iterator[Case]:
     prefill = row.tokens > PREFILL_TOKENS
     signature = {
-        "q_ptr": "*bf16", "key_ptr": "*bf16", "value_ptr": "*bf16", "sinks_ptr": "*bf16", "out_ptr": "*bf16",
-        "tile_seq_ptr": "*i32", "tile_first_ptr": "*i32", "query_start_ptr": "*i32", "length_ptr": "*i32", "table_ptr": "*i32",
-        "peaks_ptr": "*fp32", "totals_ptr": "*fp32", "parts_ptr": "*fp32", "counters_ptr": "*i32", "scale_log2": "fp32",
-        "table_width": "i32", "max_pieces": "i32",
-    }  # fmt: skip
+        "q_ptr": "*bf16",
+        "key_ptr": "*bf16",
+        "value_ptr": "*bf16",
+        "sinks_ptr": "*bf16",
+        "out_ptr": "*bf16",
+        "tile_seq_ptr": "*i32",
+        "tile_first_ptr": "*i32",
+        "query_start_ptr": "*i32",
+        "length_ptr": "*i32",
+        "table_ptr": "*i32",
+        "peaks_ptr": "*fp32",
+        "totals_ptr": "*fp32",
+        "parts_ptr": "*fp32",
+        "counters_ptr": "*i32",
+        "scale_log2": "fp32",
+        "table_width": "i32",
+        "max_pieces": "i32",
+    }
     heads = c.num_attention_heads // c.num_key_value_heads
     rows = TILE_TOKENS * heads if prefill else row.config.block_m
-    for window, split in (
-        ((0, False), (c.sliding_window, False))
-        if prefill
-        else ((0, True), (c.sliding_window, False))
-    ):
+    for window, split in ((0, False), (c.sliding_window, False)) if prefill else ((0, True), (c.sliding_window, False)):
         absent = {} if prefill else _absent("tile_seq_ptr", "tile_first_ptr")
         if not split:
             absent |= _absent("peaks_ptr", "totals_ptr", "parts_ptr")
         constexprs = {
-            "HEADS": c.num_attention_heads, "GROUPS": c.num_key_value_heads, "D": c.head_dim, "BS": BLOCK_SIZE,
-            "WINDOW": window, "SPLIT": split, "FIXED": row.invariant, "TOGETHER": attention.TOGETHER, "SHORT": attention.SHORT_SPLIT, "NUM_SHORT": attention.NUM_SHORT,
-            "LONG": attention.LONG_SPLIT, "BLOCK_M": rows, "TILE": row.config.block_n, "STAGES": row.config.stages,
-            "COMPUTE": tl.bfloat16, **absent,
-        }  # fmt: skip
+            "HEADS": c.num_attention_heads,
+            "GROUPS": c.num_key_value_heads,
+            "D": c.head_dim,
+            "BS": BLOCK_SIZE,
+            "WINDOW": window,
+            "SPLIT": split,
+            "FIXED": row.invariant,
+            "TOGETHER": attention.TOGETHER,
+            "SHORT": attention.SHORT_SPLIT,
+            "NUM_SHORT": attention.NUM_SHORT,
+            "LONG": attention.LONG_SPLIT,
+            "BLOCK_M": rows,
+            "TILE": row.config.block_n,
+            "STAGES": row.config.stages,
+            "COMPUTE": tl.bfloat16,
+            **absent,
+        }
         name = f"{row.name} {'sliding' if window else 'full'}"
         yield Case(name, attention._attention_kernel, signature, constexprs, row.config.warps)
 
@@ -262,49 +315,36 @@ def _attention(c: ModelConfig, row: Row) -> Iterator[Case]:
 def _sampling(c: ModelConfig) -> list[Case]:
     tiles = triton.cdiv(c.vocab_size, sampling.TILE)
     signature = {
-        "words_ptr": "*i32", "mask_rows_ptr": "*i32", "temperature_ptr": "*fp32", "uniform_ptr": "*fp32", "peaks_ptr": "*fp32",
-        "places_ptr": "*i32", "sums_ptr": "*fp32", "tokens_ptr": "*i64", "best_ptr": "*fp32",
-        "rows_ptr": "*i64", "candidates_ptr": "*i64", "numbers_ptr": "*fp64", "right_ptr": "*i8", "count": "i32", **LOGITS,
-    }  # fmt: skip
-    shape = {
-        "VOCAB": c.vocab_size,
-        "WORDS": triton.cdiv(c.vocab_size, 32),
-        "TILES": tiles,
-        "TILE": sampling.TILE,
+        "words_ptr": "*i32",
+        "mask_rows_ptr": "*i32",
+        "temperature_ptr": "*fp32",
+        "uniform_ptr": "*fp32",
+        "peaks_ptr": "*fp32",
+        "places_ptr": "*i32",
+        "sums_ptr": "*fp32",
+        "tokens_ptr": "*i64",
+        "best_ptr": "*fp32",
+        "rows_ptr": "*i64",
+        "candidates_ptr": "*i64",
+        "numbers_ptr": "*fp64",
+        "right_ptr": "*i8",
+        "count": "i32",
+        **LOGITS,
     }
+    shape = {"VOCAB": c.vocab_size, "WORDS": triton.cdiv(c.vocab_size, 32), "TILES": tiles, "TILE": sampling.TILE}
     padded = {"PADDED_TILES": triton.next_power_of_2(tiles)}
     top = {"TOP": truncated.TOP}
     draw = {"VOCAB": c.vocab_size, "TILES": tiles, **padded, **top}
     return [
         Case("sample tiles", sampling._tile_kernel, signature, shape, 8, mma=False),
         Case("sample pick", sampling._pick_kernel, signature, shape | padded, 8, mma=False),
-        Case(
-            "candidates",
-            truncated._candidates_kernel,
-            signature,
-            shape | top,
-            truncated.WARPS,
-            mma=False,
-        ),
-        Case(
-            "draw",
-            truncated._draw_kernel,
-            signature,
-            draw,
-            truncated.WARPS,
-            mma=False,
-        ),
+        Case("candidates", truncated._candidates_kernel, signature, shape | top, truncated.WARPS, mma=False),
+        Case("draw", truncated._draw_kernel, signature, draw, truncated.WARPS, mma=False),
     ]
 
 
 def _norm(c: ModelConfig) -> Case:
-    signature = {
-        "x_ptr": "*bf16",
-        "scale_ptr": "*bf16",
-        "out_ptr": "*bf16",
-        "r_ptr": "*fp32",
-        "eps": "fp32",
-    }
+    signature = {"x_ptr": "*bf16", "scale_ptr": "*bf16", "out_ptr": "*bf16", "r_ptr": "*fp32", "eps": "fp32"}
     constexprs = {"K": c.hidden_size, "PADDED_K": triton.next_power_of_2(c.hidden_size)}
     return Case("norm tokens", dense._norm_tokens_kernel, signature, constexprs, 4, mma=False)
 

@@ -35,9 +35,7 @@ class Case:
     signature: dict[str, str]  # run-time arguments: "*bf16", "i32", "fp32", ...
     constexprs: dict[str, Any]
     warps: int
-    weights_per_iteration: int = (
-        0  # weights that a program multiplies in one round of its loop; 0: not counted
-    )
+    weights_per_iteration: int = 0  # weights that a program multiplies in one round of its loop; 0: not counted
     mma: bool = True
     pdl: bool = True
 
@@ -59,11 +57,7 @@ class Compiled:
         """Instructions of a warp that goes `rounds` times through the main loop, at most. `last`: of the last program to
         finish, which adds what the others left."""
         straight = self.instructions if last else self.ordinary
-        return (
-            straight + (rounds - 1) * self.loop_instructions
-            if self.loop_instructions and rounds
-            else straight
-        )
+        return straight + (rounds - 1) * self.loop_instructions if self.loop_instructions and rounds else straight
 
     def per_weight(self, case: Case) -> float:
         """SASS instructions a weight in the main loop, by warp as the issue slots count them, times 32 lanes."""
@@ -95,21 +89,13 @@ def _read(made: Any) -> Compiled:
         file.write(made.asm["cubin"])
         file.flush()
         usage, sass = (
-            subprocess.run(
-                [CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True
-            ).stdout
+            subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
             for option in ("-res-usage", "-sass")
         )
     prefix = r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?"
     code = [(int(a, 16), op) for a, op in re.findall(prefix + r"([A-Z][\w.]*)", sass)]
-    branches = re.findall(
-        prefix + r"BRA(?:\.\w+)*\s+(?:!?U?P\w+,\s*)?(?:`\(\S+\)|0x([0-9a-f]+))", sass
-    )
-    loops = [
-        (int(target, 16), int(at, 16))
-        for at, target in branches
-        if target and int(target, 16) < int(at, 16)
-    ]
+    branches = re.findall(prefix + r"BRA(?:\.\w+)*\s+(?:!?U?P\w+,\s*)?(?:`\(\S+\)|0x([0-9a-f]+))", sass)
+    loops = [(int(target, 16), int(at, 16)) for at, target in branches if target and int(target, 16) < int(at, 16)]
     body = _main_loop(code, loops)
     everywhere = [op for _, op in code if op != "NOP"]
     return Compiled(
@@ -117,9 +103,7 @@ def _read(made: Any) -> Compiled:
         spilled_bytes=int(_found(r"STACK:(\d+)", usage)),
         shared_bytes=made.metadata.shared,
         loop_instructions=len(body),
-        wide_loads=sum(
-            op.startswith(("LDG", "LDGSTS")) and (".128" in op or ".64" in op) for op in everywhere
-        ),
+        wide_loads=sum(op.startswith(("LDG", "LDGSTS")) and (".128" in op or ".64" in op) for op in everywhere),
         mma=sum(op.split(".")[0] in MMA_OPS for op in everywhere),
         instructions=len(everywhere),
         ordinary=_until_exit(everywhere),

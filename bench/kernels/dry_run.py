@@ -133,14 +133,18 @@ class DryEngine:
         c = ModelConfig.from_json(hf_config(SIZES[model]))
         c = dataclasses.replace(c, num_layers=LAYERS, layer_types=c.layer_types[:LAYERS])
         self.config = EngineConfig(
-            c, None, load_format="dummy", max_num_seqs=max_num_seqs, max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens, block_size=BLOCK_SIZE, batch_invariant=invariant,
-        )  # fmt: skip
-        self.comm = Communicator(whole(c), META)
-        self.model = TritonGptOss(
-            c, _weights(c), self.comm, max_positions=max_model_len, invariant=invariant
+            c,
+            None,
+            load_format="dummy",
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_size=BLOCK_SIZE,
+            batch_invariant=invariant,
         )
-        pair = LayerCache(*(_empty(NUM_BLOCKS, BLOCK_SIZE, c.num_key_value_heads, c.head_dim) for _ in "kv"))  # fmt: skip
+        self.comm = Communicator(whole(c), META)
+        self.model = TritonGptOss(c, _weights(c), self.comm, max_positions=max_model_len, invariant=invariant)
+        pair = LayerCache(*(_empty(NUM_BLOCKS, BLOCK_SIZE, c.num_key_value_heads, c.head_dim) for _ in "kv"))
         self.cache = [pair] * LAYERS
 
     def start(self) -> None:
@@ -198,20 +202,25 @@ def _weights(c: ModelConfig) -> ModelWeights:
 
     def packed(rows: int, columns: int) -> PackedMxfp4:
         shape = (experts, rows // 16, -(-columns // BLOCK_COLUMNS), 16)
-        words, scales = (
-            _empty(*shape, n, dtype=t) for n, t in ((32, torch.int16), (4, torch.uint8))
-        )
+        words, scales = (_empty(*shape, n, dtype=t) for n, t in ((32, torch.int16), (4, torch.uint8)))
         return PackedMxfp4(words, scales, columns)
 
     layer = LayerWeights(
-        _empty(hidden), _empty(q + 2 * kv, hidden), _empty(q + 2 * kv), _empty(c.num_attention_heads), _empty(hidden, q),
-        _empty(hidden), _empty(hidden), _empty(experts, hidden), _empty(experts),
-        PackedExperts(packed(2 * inter, hidden), _empty(experts, 2 * inter), packed(hidden, inter), _empty(experts, hidden)),
-    )  # fmt: skip
-    vocab = c.vocab_size
-    return ModelWeights(
-        _empty(vocab, hidden), [layer] * c.num_layers, _empty(hidden), _empty(vocab, hidden)
+        _empty(hidden),
+        _empty(q + 2 * kv, hidden),
+        _empty(q + 2 * kv),
+        _empty(c.num_attention_heads),
+        _empty(hidden, q),
+        _empty(hidden),
+        _empty(hidden),
+        _empty(experts, hidden),
+        _empty(experts),
+        PackedExperts(
+            packed(2 * inter, hidden), _empty(experts, 2 * inter), packed(hidden, inter), _empty(experts, hidden)
+        ),
     )
+    vocab = c.vocab_size
+    return ModelWeights(_empty(vocab, hidden), [layer] * c.num_layers, _empty(hidden), _empty(vocab, hidden))
 
 
 def compile_all(record: Record, capability: int, folder: Path, workers: int) -> None:
@@ -263,7 +272,7 @@ class _Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def layer_launches(engine: DryEngine, record: Record, contexts: list[int], counts: list[int]) -> list[str]:  # fmt: skip
+def layer_launches(engine: DryEngine, record: Record, contexts: list[int], counts: list[int]) -> list[str]:
     """The kernels of one layer in an eager step, in their order; of the two kinds of layer the one that has more."""
     batch, found = engine.batch(contexts, counts), []
     x = _empty(sum(counts), engine.config.model.hidden_size)
@@ -293,9 +302,7 @@ def eager_counts(model: str, upto: int, *, invariant: bool) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="20b", choices=("20b", "120b"))
     parser.add_argument("--max-num-seqs", type=int, default=32)
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
@@ -303,9 +310,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--invariant", action="store_true")
     parser.add_argument("--compile", type=Path, metavar="FOLDER", help="triton's cache to fill")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        "--check", action="store_true", help="print what the tests look at, as JSON"
-    )
+    parser.add_argument("--check", action="store_true", help="print what the tests look at, as JSON")
     args = parser.parse_args(argv)
     if args.check:
         found = {
@@ -317,9 +322,11 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     with recording(args.capability) as record:
         DryEngine(
-            args.model, max_num_seqs=args.max_num_seqs, invariant=args.invariant,
+            args.model,
+            max_num_seqs=args.max_num_seqs,
+            invariant=args.invariant,
             max_num_batched_tokens=args.max_num_batched_tokens,
-        ).start()  # fmt: skip
+        ).start()
     sys.stdout.write(f"{sum(record.counts().values())} compilations: {record.counts()}\n")
     if args.compile:
         compile_all(record, args.capability, args.compile, args.workers)

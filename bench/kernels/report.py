@@ -66,24 +66,14 @@ def _compile_part(job: tuple[str, int, int, int]) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--target",
-        type=int,
-        action="append",
-        choices=TARGETS,
-        help="compute capability; all if not given",
+        "--target", type=int, action="append", choices=TARGETS, help="compute capability; all if not given"
     )
-    parser.add_argument(
-        "--model", action="append", choices=("20b", "120b"), help="both if not given"
-    )
+    parser.add_argument("--model", action="append", choices=("20b", "120b"), help="both if not given")
     parser.add_argument("--json", type=Path, help="write the rows here too")
     args = parser.parse_args(argv)
-    rows = compile_all(
-        [(m, t) for t in args.target or TARGETS for m in args.model or ("20b", "120b")]
-    )
+    rows = compile_all([(m, t) for t in args.target or TARGETS for m in args.model or ("20b", "120b")])
     out = sys.stdout.write
     out(
         "| target | model | kernel | warps | registers | spilled B | shared B | instr / weight | wide loads | MMA | "

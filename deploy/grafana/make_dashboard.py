@@ -11,10 +11,7 @@ P = 'model_id=~"$model"'
 
 def quantiles(metric: str) -> list[tuple[str, str]]:
     return [
-        (
-            f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket{{{P}}}[$__rate_interval])))",
-            f"p{q * 100:g}",
-        )
+        (f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket{{{P}}}[$__rate_interval])))", f"p{q * 100:g}")
         for q in (0.5, 0.95, 0.99)
     ]
 

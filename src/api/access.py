@@ -14,14 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.api.errors import (
-    ApiError,
-    Forbidden,
-    HeadersTooLarge,
-    Unauthorized,
-    Unavailable,
-    json_response,
-)
+from src.api.errors import ApiError, Forbidden, HeadersTooLarge, Unauthorized, Unavailable, json_response
 from src.api.hosts import HostCheck
 from src.api.keys import Caller, anonymous, digest_of, load_callers
 from src.api.usage import Allowance, Usage
@@ -32,12 +25,8 @@ logger = logging.getLogger(__name__)
 
 ALWAYS_OPEN = frozenset({"/health", "/ready"})
 GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
-WORKS = GENERATES | {
-    "/v1/chat/completions/render", "/v1/responses/input_tokens", "/tokenize", "/detokenize",
-}  # fmt: skip
-DEBUG = frozenset(
-    {"/v1/chat/completions/render", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
-)
+WORKS = GENERATES | {"/v1/chat/completions/render", "/v1/responses/input_tokens", "/tokenize", "/detokenize"}
+DEBUG = frozenset({"/v1/chat/completions/render", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 PAGE = ("/page/",)
 
 
@@ -86,9 +75,7 @@ class Access:
         if self._callers and not self._is_open(path):
             caller = self._owner_of_key(headers)
         if path in DEBUG and not self._config.debug_endpoints:
-            raise Forbidden(
-                "This endpoint is off; debug_endpoints switches it on.", code="debug_endpoint"
-            )
+            raise Forbidden("This endpoint is off; debug_endpoints switches it on.", code="debug_endpoint")
         return caller
 
     def _owner_of_key(self, headers: Mapping[bytes, bytes]) -> Caller:
@@ -97,9 +84,7 @@ class Access:
             key = headers.get(b"x-api-key", headers.get(b"api-key", b"")).decode("latin-1")
         key = key.strip()
         if not key:
-            raise Unauthorized(
-                "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.", None, None
-            )
+            raise Unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.", None, None)
         digest, found = digest_of(key), None
         for caller in self._callers:  # all of them, so that the time tells nothing
             if hmac.compare_digest(caller.digest, digest):
@@ -126,18 +111,12 @@ class Access:
     def enter(self, caller: Caller, path: str) -> Allowance:
         """Takes one request from the caller's limits. Raises RateLimited, or Unavailable while draining."""
         if self.draining:
-            raise Unavailable(
-                "The server is shutting down.", code="draining", headers={"retry-after": "5"}
-            )
+            raise Unavailable("The server is shutting down.", code="draining", headers={"retry-after": "5"})
         return self.usage.enter(caller, generates=path in GENERATES)
 
     def report(self) -> dict[str, Any]:
         """For /stats: counts, no names of keys."""
-        return {
-            "keys": len(self._callers),
-            "refused": dict(self.refused),
-            "draining": self.draining,
-        }
+        return {"keys": len(self._callers), "refused": dict(self.refused), "draining": self.draining}
 
 
 class Door:
@@ -158,9 +137,7 @@ class Door:
         preflight = scope["method"] == "OPTIONS"
         try:
             if sum(len(k) + len(v) for k, v in scope["headers"]) > self._access.max_header_bytes:
-                raise HeadersTooLarge(
-                    f"The headers have more than {self._access.max_header_bytes} bytes."
-                )
+                raise HeadersTooLarge(f"The headers have more than {self._access.max_header_bytes} bytes.")
             if path not in ALWAYS_OPEN:  # probes send the address of the pod
                 self._access.check_host(scope["headers"])
             caller = self._access.identify(
@@ -181,10 +158,7 @@ class Door:
             if message["type"] == "http.response.start":
                 known = {name for name, _ in message["headers"]}  # a refusal brings its own
                 added = ((k.encode(), v.encode()) for k, v in extra.items())
-                message["headers"] = [
-                    *message["headers"],
-                    *(header for header in added if header[0] not in known),
-                ]
+                message["headers"] = [*message["headers"], *(header for header in added if header[0] not in known)]
             await send(message)
 
         try:

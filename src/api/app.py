@@ -58,8 +58,7 @@ class Frame:
                 headers = message["headers"]
                 if message["status"] == 307:
                     headers = [
-                        (name, _redirect_path(scope) if name == b"location" else value)
-                        for name, value in headers
+                        (name, _redirect_path(scope) if name == b"location" else value) for name, value in headers
                     ]
                 message["headers"] = [
                     *headers,

@@ -26,9 +26,7 @@ async def read_json_object(request: Request, context: ServerContext) -> dict[str
         check_content_type(request.headers)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
-        raise UnsupportedMediaType(
-            f"Content-Encoding {encoding!r} is not supported: send the body uncompressed."
-        )
+        raise UnsupportedMediaType(f"Content-Encoding {encoding!r} is not supported: send the body uncompressed.")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise BodyTooLarge(f"The body has {declared} bytes; at most {max_bytes} are allowed.")
@@ -74,23 +72,17 @@ def parse_json_object(data: bytes, stopped: Callable[[], bool] = lambda: False) 
     try:
         text = data.decode("utf-8")
         value = _read_long(text, stopped) if takes_long(data) else _loads(text)
-        msgspec.json.encode(
-            value
-        )  # lone surrogates, and nesting beyond what the next steps can walk
+        msgspec.json.encode(value)  # lone surrogates, and nesting beyond what the next steps can walk
     except UnicodeDecodeError:
         raise InvalidRequest("The body is not valid UTF-8.") from None
     except UnicodeEncodeError:
-        raise InvalidRequest(
-            "The body holds a lone surrogate, which is no valid Unicode text."
-        ) from None
+        raise InvalidRequest("The body holds a lone surrogate, which is no valid Unicode text.") from None
     except TooManyValuesError as error:
         raise BodyTooLarge(f"The body holds {error}.") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
     except (ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise InvalidRequest(
-            f"We could not parse the JSON body of your request: {error}."
-        ) from None
+        raise InvalidRequest(f"We could not parse the JSON body of your request: {error}.") from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"The body must be a JSON object, not {type(value).__name__}.")
     return value

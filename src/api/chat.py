@@ -14,14 +14,7 @@ from src.api.body import read_json_object
 from src.api.chat_plan import ChatPlan, plan_chat
 from src.api.choice import Choice, ChoiceDelta
 from src.api.continuation import start_parser
-from src.api.deps import (
-    Context,
-    ServerContext,
-    caller_of,
-    counted_rejections,
-    new_record,
-    sender_of,
-)
+from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record, sender_of
 from src.api.errors import ApiError, Cancelled, EngineFailure
 from src.api.metrics import RequestRecord
 from src.api.openapi import json_body
@@ -112,9 +105,7 @@ class Answer:
         for choice in self.choices:
             if record.outcome == "ok" and self.plan.begins == "message":
                 plan = self.plan
-                context.prompt_builder.remember(
-                    choice.token_ids, plan.cache_scope, after=plan.prompt
-                )
+                context.prompt_builder.remember(choice.token_ids, plan.cache_scope, after=plan.prompt)
             context.metrics.recovered(choice.parser.recoveries)
 
     def failure(self, choice: Choice) -> ApiError:
@@ -167,11 +158,7 @@ async def start_answer(
         )
         for index in range(len(plan.requests))
     ]
-    record.completion_id, record.profile, record.stream = (
-        plan.completion_id,
-        plan.profile.name,
-        plan.stream,
-    )
+    record.completion_id, record.profile, record.stream = (plan.completion_id, plan.profile.name, plan.stream)
     context.ledger.begin(record, [request.request_id for request in plan.requests])
     return Answer(plan, context, choices, streams, record)
 
@@ -226,8 +213,7 @@ async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
     finished: set[int] = set()
     try:
         yield b"".join(
-            _chunk(head, tail, choice.index, {"role": "assistant", "content": ""})
-            for choice in answer.choices
+            _chunk(head, tail, choice.index, {"role": "assistant", "content": ""}) for choice in answer.choices
         )
         async with contextlib.aclosing(answer.events()) as events:
             async for batch in events:
@@ -244,10 +230,7 @@ async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
                         finished.add(choice.index)
                         reason = writer.finish_reason(choice)
                         if len(finished) == len(answer.choices):  # the answer's last chunk
-                            closing = {
-                                "metadata": _metadata(plan, context),
-                                **relaxations(plan.relaxed),
-                            }
+                            closing = {"metadata": _metadata(plan, context), **relaxations(plan.relaxed)}
                             tail = b"," + encode_event(closing)[1:-1] + tail
                         parts.append(_chunk(head, tail, choice.index, {}, finish_reason=reason))
                 if parts:
@@ -303,9 +286,7 @@ async def collect(answer: Answer) -> bytes:
     """The same deltas, folded into one body. Raises EngineFailure."""
     plan, context = answer.plan, answer.context
     writer = DeltaWriter(plan, reasoning_fields(context))
-    messages: list[dict[str, Any]] = [
-        {"role": "assistant", "content": None, "refusal": None} for _ in answer.choices
-    ]
+    messages: list[dict[str, Any]] = [{"role": "assistant", "content": None, "refusal": None} for _ in answer.choices]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in answer.choices]
     try:
         async with contextlib.aclosing(answer.events()) as events:
@@ -329,9 +310,7 @@ async def collect(answer: Answer) -> bytes:
             {
                 "index": choice.index,
                 "message": messages[choice.index],
-                "logprobs": {"content": logprobs[choice.index], "refusal": None}
-                if plan.logprobs
-                else None,
+                "logprobs": {"content": logprobs[choice.index], "refusal": None} if plan.logprobs else None,
                 "finish_reason": writer.finish_reason(choice),
             }
             for choice in answer.choices
@@ -353,13 +332,9 @@ def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
         if key == "tool_calls":
             for call in value:
                 if "id" in call:
-                    message.setdefault("tool_calls", []).append(
-                        {k: v for k, v in call.items() if k != "index"}
-                    )
+                    message.setdefault("tool_calls", []).append({k: v for k, v in call.items() if k != "index"})
                 else:
-                    message["tool_calls"][call["index"]]["function"]["arguments"] += call[
-                        "function"
-                    ]["arguments"]
+                    message["tool_calls"][call["index"]]["function"]["arguments"] += call["function"]["arguments"]
         elif key == "function_call":
             known = message.setdefault("function_call", {"name": "", "arguments": ""})
             for name, text in value.items():
@@ -368,17 +343,12 @@ def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
             message[key] = (message.get(key) or "") + value
 
 
-@router.post(
-    "/v1/chat/completions",
-    openapi_extra=json_body(ChatCompletionRequest),
-)
+@router.post("/v1/chat/completions", openapi_extra=json_body(ChatCompletionRequest))
 async def chat_completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
         body = await read_json_object(request, context)
-        plan = await plan_chat(
-            body, context, record.caller, sender_of(request), client=client_of(request)
-        )
+        plan = await plan_chat(body, context, record.caller, sender_of(request), client=client_of(request))
         answer = await start_answer(plan, context, record)
     if plan.stream:
         return EventStream(stream_events(answer), answer.close, context.config)
@@ -391,9 +361,7 @@ async def chat_completions(request: Request, context: Context) -> Response:
 async def render(request: Request, context: Context) -> dict[str, Any]:
     """The prompt that a chat request becomes, for debugging: ids and text."""
     body = await read_json_object(request, context)
-    plan = await plan_chat(
-        body, context, caller_of(request), sender_of(request), client=client_of(request)
-    )
+    plan = await plan_chat(body, context, caller_of(request), sender_of(request), client=client_of(request))
     ids = plan.prompt.token_ids
     return {
         "prompt": context.vocabulary.decode(ids),

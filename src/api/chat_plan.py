@@ -75,9 +75,7 @@ def resolve_model(name: str, context: ServerContext) -> Profile:
     if name in context.model_names:
         return context.profile
     raise NotFound(
-        f"The model '{name}' does not exist. This server serves {context.model_id!r}.",
-        "model",
-        "model_not_found",
+        f"The model '{name}' does not exist. This server serves {context.model_id!r}.", "model", "model_not_found"
     )
 
 
@@ -92,9 +90,7 @@ def _profile(request: ChatCompletionRequest, context: ServerContext) -> Profile:
     return context.profiles[request.profile]
 
 
-def _max_tokens(
-    request: ChatCompletionRequest, profile: Profile, prompt_tokens: int, context: ServerContext
-) -> int:
+def _max_tokens(request: ChatCompletionRequest, profile: Profile, prompt_tokens: int, context: ServerContext) -> int:
     """Tokens that may be generated: what was asked for, or the profile's, within the context."""
     room = context.max_model_len - prompt_tokens
     if room < 1:
@@ -102,9 +98,7 @@ def _max_tokens(
     asked = request.max_completion_tokens or request.max_tokens
     max_tokens: int = min(room, asked or profile.max_output_tokens)
     if (request.min_tokens or 0) > max_tokens:
-        raise InvalidRequest(
-            f"'min_tokens' is above the {max_tokens} tokens that may be generated.", "min_tokens"
-        )
+        raise InvalidRequest(f"'min_tokens' is above the {max_tokens} tokens that may be generated.", "min_tokens")
     return max_tokens
 
 
@@ -173,16 +167,13 @@ async def plan_chat(
 ) -> ChatPlan:
     """`client`: whose unknown fields are reported; None where the body is our own. `counts_all`: also the tokens of
     a prompt that is too long. Raises ApiError or pydantic's ValidationError; nothing has gone to the engine then."""
-    request, messages = await context.read(
-        sender, lambda _: _read(body, context, max_tools, client)
-    )
+    request, messages = await context.read(sender, lambda _: _read(body, context, max_tools, client))
     profile = _profile(request, context)
     wanted = request.response_format
     if request.tools or request.functions or wanted or asks_for_format(request):
         guide = context.config.guided_harmony and context.config.guided_tool_arguments
         tools, final = await context.compile(
-            sender,
-            lambda: (plan_tools(request, guide_arguments=guide), final_format(request, wanted)),
+            sender, lambda: (plan_tools(request, guide_arguments=guide), final_format(request, wanted))
         )
     else:
         tools, final = plan_tools(request), None
@@ -203,10 +194,7 @@ async def plan_chat(
         if begins != "message":
             last, most = messages[-1], sys.maxsize if counts_all else context.max_model_len
             prompt = await context.read(
-                sender,
-                lambda stopped: begun(
-                    prompt, last, begins, context.vocabulary, Limits(most, stopped)
-                ),
+                sender, lambda stopped: begun(prompt, last, begins, context.vocabulary, Limits(most, stopped))
             )
     except PromptError as error:
         raise InvalidRequest(str(error), error.param, "invalid_value") from None
@@ -220,14 +208,10 @@ async def plan_chat(
         guided = context.config.guided_harmony and not request.ignore_eos
         grammar, relaxed = text_grammar(ends=[RETURN]) if guided else None, tools.relaxed
     else:
-        grammar, relaxed = await _grammar(
-            request, tools, final, budget, context, is_opened=begins == "message"
-        )
+        grammar, relaxed = await _grammar(request, tools, final, budget, context, is_opened=begins == "message")
     params = _sampling(request, profile, max_tokens, grammar, context)
     completion_id = id_prefix + secrets.token_hex(12)
-    requests = _engine_requests(
-        completion_id, request, profile, prompt, params, scope, tenant_of(caller)
-    )
+    requests = _engine_requests(completion_id, request, profile, prompt, params, scope, tenant_of(caller))
     reasoning = request.reasoning
     return ChatPlan(
         completion_id=completion_id,
@@ -241,8 +225,7 @@ async def plan_chat(
         stop=request.stop or [],
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
-        include_reasoning=request.include_reasoning is not False
-        and not (reasoning and reasoning.exclude),
+        include_reasoning=request.include_reasoning is not False and not (reasoning and reasoning.exclude),
         logprobs=bool(request.logprobs),
         names_max_tokens=(request.max_completion_tokens or request.max_tokens) is not None,
         max_calls=1 if request.parallel_tool_calls is False or tools.legacy else None,
@@ -286,9 +269,7 @@ def _effort(request: ChatCompletionRequest) -> str | None:
     return kwargs.reasoning_effort if kwargs is not None else None
 
 
-def _budget(
-    request: ChatCompletionRequest, profile: Profile, max_tokens: int, *, constrained: bool
-) -> int | None:
+def _budget(request: ChatCompletionRequest, profile: Profile, max_tokens: int, *, constrained: bool) -> int | None:
     """Tokens of analysis. A forced call or a schema must still fit after it, so there it is bounded by default."""
     asked = request.reasoning_budget
     if asked is None and request.reasoning is not None:
@@ -330,23 +311,15 @@ async def _grammar(
         grammar, left_out = await asyncio.to_thread(fitted_grammar, spec, context.vocabulary)
     except SchemaError as error:
         param = final.field.partition(".")[0] if final is not None else "tools"
-        raise InvalidRequest(
-            f"The schemas are too complex to be enforced: {error}", param
-        ) from None
+        raise InvalidRequest(f"The schemas are too complex to be enforced: {error}", param) from None
     relaxed = [*tools.relaxed, *relaxed_format(final)]
-    relaxed += [
-        RelaxedSchema("function", tools.callable[number].name, TOO_COMPLEX) for number in left_out
-    ]
+    relaxed += [RelaxedSchema("function", tools.callable[number].name, TOO_COMPLEX) for number in left_out]
     warn_relaxed(relaxed)
     return grammar, relaxed
 
 
 def _sampling(
-    request: ChatCompletionRequest,
-    profile: Profile,
-    max_tokens: int,
-    grammar: str | None,
-    context: ServerContext,
+    request: ChatCompletionRequest, profile: Profile, max_tokens: int, grammar: str | None, context: ServerContext
 ) -> Callable[[int], SamplingParams]:
     """-> a function of the choice's index; choices differ by their seeds alone."""
     # what ends a string or an array, where no message may end yet

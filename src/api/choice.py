@@ -57,9 +57,7 @@ class _ContentLogprobs:
     """Entries of content tokens, handed out when the bytes before them have been sent."""
 
     bytes_of: Callable[[int], bytes]
-    waiting: dict[int, tuple[int, TokenLogprobs]] = field(
-        default_factory=dict
-    )  # place -> token id, numbers
+    waiting: dict[int, tuple[int, TokenLogprobs]] = field(default_factory=dict)  # place -> token id, numbers
     queue: deque[tuple[bytes, dict[str, Any] | None]] = field(default_factory=deque)
     queued_bytes: int = 0
 
@@ -76,11 +74,7 @@ class _ContentLogprobs:
     def take(self, num_bytes: int, *, last: bool = False) -> list[dict[str, Any]]:
         """The entries whose bytes begin within the next `num_bytes`; the last one is cut where the text was."""
         out, self.queued_bytes = [], self.queued_bytes + num_bytes
-        while (
-            self.queue
-            and self.queued_bytes > 0
-            and (last or self.queued_bytes >= len(self.queue[0][0]))
-        ):
+        while self.queue and self.queued_bytes > 0 and (last or self.queued_bytes >= len(self.queue[0][0])):
             data, entry = self.queue.popleft()
             if entry is not None and len(data) > self.queued_bytes:
                 cut = data[: self.queued_bytes]
@@ -93,18 +87,12 @@ class _ContentLogprobs:
     def _entry(self, data: bytes, numbers: TokenLogprobs) -> dict[str, Any]:
         return {
             **_token(data, numbers.logprob),
-            "top_logprobs": [
-                _token(self.bytes_of(t), logprob) for t, logprob in numbers.alternatives
-            ],
+            "top_logprobs": [_token(self.bytes_of(t), logprob) for t, logprob in numbers.alternatives],
         }
 
 
 def _token(data: bytes, logprob: float) -> dict[str, Any]:
-    return {
-        "token": data.decode("utf-8", "replace"),
-        "logprob": min(logprob, 0.0),
-        "bytes": list(data),
-    }
+    return {"token": data.decode("utf-8", "replace"), "logprob": min(logprob, 0.0), "bytes": list(data)}
 
 
 class Choice:
@@ -130,9 +118,7 @@ class Choice:
         self.num_cached_tokens = 0
         self.num_calls = 0
         self.token_ids: list[int] = []
-        self.messages: list[
-            tuple[str, int]
-        ] = []  # channel and length of those before the first call
+        self.messages: list[tuple[str, int]] = []  # channel and length of those before the first call
         self._joins_messages = joins_messages
         self._stops = StopStrings(stops)
         self._logprobs = _ContentLogprobs(bytes_of) if bytes_of is not None else None

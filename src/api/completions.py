@@ -57,16 +57,12 @@ class CompletionRequest(SamplingFields):
     @model_validator(mode="after")
     def _check(self) -> CompletionRequest:
         if self.suffix:
-            raise fail(
-                "'suffix' is not supported by this model.", "suffix", "unsupported_parameter"
-            )
+            raise fail("'suffix' is not supported by this model.", "suffix", "unsupported_parameter")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise fail("'best_of' may only equal 'n'.", "best_of", "unsupported_value")
         if self.max_tokens == 0 and not self.echo:
             raise fail(
-                "'max_tokens' of 0 generates nothing: that needs 'echo'.",
-                "max_tokens",
-                "integer_below_min_value",
+                "'max_tokens' of 0 generates nothing: that needs 'echo'.", "max_tokens", "integer_below_min_value"
             )
         return self
 
@@ -76,9 +72,7 @@ class CompletionRequest(SamplingFields):
         return bool(self.echo) and self.logprobs is not None
 
 
-def read_prompts(
-    prompt: Any, vocabulary: Vocabulary, limits: Limits = UNLIMITED
-) -> list[list[int]]:
+def read_prompts(prompt: Any, vocabulary: Vocabulary, limits: Limits = UNLIMITED) -> list[list[int]]:
     """string | [string] | [int] | [[int]] -> token ids. Special tokens in the text are special: the caller writes the
     whole prompt. Raises InvalidRequest, and what `limits` raises for one of the prompts."""
     if isinstance(prompt, str):
@@ -102,17 +96,13 @@ def read_prompts(
 def _check_completions(count: int) -> None:
     if count > MAX_COMPLETIONS:
         raise InvalidRequest(
-            f"More than {MAX_COMPLETIONS} completions in one request.",
-            "prompt",
-            "array_above_max_length",
+            f"More than {MAX_COMPLETIONS} completions in one request.", "prompt", "array_above_max_length"
         )
 
 
 def _check_ids(ids: list[int]) -> list[int]:
     if not all(0 <= i < VOCAB_SIZE for i in ids):
-        raise InvalidRequest(
-            f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "prompt", "invalid_value"
-        )
+        raise InvalidRequest(f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "prompt", "invalid_value")
     return ids
 
 
@@ -131,10 +121,7 @@ class TextAnswer:
     @property
     def usage(self) -> dict[str, Any]:
         per_prompt = self.request.n or 1
-        of_prompt = [
-            self.choices[first : first + per_prompt]
-            for first in range(0, len(self.choices), per_prompt)
-        ]
+        of_prompt = [self.choices[first : first + per_prompt] for first in range(0, len(self.choices), per_prompt)]
         prompt = sum(len(copies[0].prompt_ids) for copies in of_prompt)
         completion = sum(c.num_tokens for c in self.choices)
         return {
@@ -142,9 +129,7 @@ class TextAnswer:
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {
-                "cached_tokens": sum(
-                    max(c.num_cached_tokens for c in copies) for copies in of_prompt
-                )
+                "cached_tokens": sum(max(c.num_cached_tokens for c in copies) for copies in of_prompt)
             },
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
@@ -166,11 +151,7 @@ class TextAnswer:
                             # by a stop string: the engine knows of none
                             self.context.engine.discard(self.engine_requests[index].request_id)
                         if choice.error is not None:
-                            raise (
-                                Cancelled()
-                                if self.record.cancelled
-                                else EngineFailure(choice.error)
-                            )
+                            raise (Cancelled() if self.record.cancelled else EngineFailure(choice.error))
                         yield choice, text, numbers
                     if len(ended) == len(self.choices):
                         return
@@ -189,9 +170,7 @@ class TextAnswer:
         reasons = [c.finish_reason for c in self.choices]
         self.context.ledger.end(self.record, reasons, self.context.tags, None)
 
-    def choice_body(
-        self, choice: TextChoice, text: str, numbers: Numbers, finish_reason: str | None
-    ) -> dict[str, Any]:
+    def choice_body(self, choice: TextChoice, text: str, numbers: Numbers, finish_reason: str | None) -> dict[str, Any]:
         return {
             "text": text,
             "index": choice.index,
@@ -212,19 +191,14 @@ def _too_long(num_tokens: str, context: ServerContext) -> InvalidRequest:
 def _max_tokens(request: CompletionRequest, prompt_tokens: int, context: ServerContext) -> int:
     """Tokens that may be generated; one at least, as a prompt is scored on the way to it. Raises InvalidRequest."""
     if not prompt_tokens:
-        raise InvalidRequest(
-            "The prompt is empty: there is nothing to go on from.", "prompt", "invalid_value"
-        )
+        raise InvalidRequest("The prompt is empty: there is nothing to go on from.", "prompt", "invalid_value")
     room = context.max_model_len - prompt_tokens
     if room < 1:
         raise _too_long(str(prompt_tokens), context)
     wanted = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     max_tokens: int = max(1, min(room, wanted))
     if (request.min_tokens or 0) > max_tokens:
-        raise InvalidRequest(
-            f"'min_tokens' is above the {max_tokens} tokens that may be generated.",
-            "min_tokens",
-        )
+        raise InvalidRequest(f"'min_tokens' is above the {max_tokens} tokens that may be generated.", "min_tokens")
     return max_tokens
 
 
@@ -246,9 +220,7 @@ async def start_completion(
     body: dict[str, Any], context: ServerContext, record: RequestRecord, sender: Sender, client: str
 ) -> TextAnswer:
     """Raises ApiError, ValidationError or EngineError."""
-    request, profile, prompts = await context.read(
-        sender, lambda stopped: _read(body, context, client, stopped)
-    )
+    request, profile, prompts = await context.read(sender, lambda stopped: _read(body, context, client, stopped))
     _check_completions(len(prompts) * (request.n or 1))
     completion_id = f"cmpl-{secrets.token_hex(12)}"
     final = await _final_format(request)
@@ -264,12 +236,15 @@ async def start_completion(
             params = make_params(copy, max_tokens)
             requests.append(
                 AddRequest(
-                    f"{completion_id}-{index}", ids, params,
+                    f"{completion_id}-{index}",
+                    ids,
+                    params,
                     priority=profile.priority if request.priority is None else request.priority,
-                    timeout_s=profile.deadline_s, cache_salt=scope + (request.cache_salt or ""),
+                    timeout_s=profile.deadline_s,
+                    cache_salt=scope + (request.cache_salt or ""),
                     tenant=tenant_of(record.caller),
                 )
-            )  # fmt: skip
+            )
             choices.append(
                 TextChoice(
                     index,
@@ -294,9 +269,12 @@ async def start_completion(
     record.stream = bool(request.stream)
     context.ledger.begin(record, [r.request_id for r in requests])
     head = {
-        "id": completion_id, "object": "text_completion", "created": int(time.time()), "model": request.model,
+        "id": completion_id,
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": request.model,
         "system_fingerprint": context.system_fingerprint,
-    }  # fmt: skip
+    }
     end = relaxations(relaxed if request.include_relaxations else None)
     return TextAnswer(request, context, requests, choices, streams, record, head, end)
 
@@ -309,9 +287,7 @@ async def _final_format(request: CompletionRequest) -> FinalFormat | None:
     return await asyncio.to_thread(final_format, request, wanted)
 
 
-def _params(
-    request: CompletionRequest, profile: Profile, grammar: str | None
-) -> Callable[[int, int], SamplingParams]:
+def _params(request: CompletionRequest, profile: Profile, grammar: str | None) -> Callable[[int, int], SamplingParams]:
     """-> a function of the choice's index and its token limit."""
     common = sampling_options(request, profile) | {
         "logprobs": request.logprobs,
@@ -319,15 +295,11 @@ def _params(
         "prompt_logprobs": request.logprobs if request.scores_prompt else None,
     }
     seed = base_seed(request)
-    return lambda index, max_tokens: SamplingParams(
-        seed=derived_seed(seed, index), max_tokens=max_tokens, **common
-    )
+    return lambda index, max_tokens: SamplingParams(seed=derived_seed(seed, index), max_tokens=max_tokens, **common)
 
 
 async def _stream(answer: TextAnswer) -> AsyncGenerator[bytes, None]:
-    include_usage = bool(
-        answer.request.stream_options and answer.request.stream_options.include_usage
-    )
+    include_usage = bool(answer.request.stream_options and answer.request.stream_options.include_usage)
     extra: dict[str, Any] = {"usage": None} if include_usage else {}
 
     def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
@@ -366,9 +338,7 @@ async def _collect(answer: TextAnswer) -> bytes:
         numbers = choice.numbers
         if answer.request.scores_prompt:
             numbers = joined(choice.echo_numbers(), numbers)
-        choices.append(
-            answer.choice_body(choice, choice.echo + choice.text, numbers, choice.finish_reason)
-        )
+        choices.append(answer.choice_body(choice, choice.echo + choice.text, numbers, choice.finish_reason))
     return encode_event(answer.head | {"choices": choices, "usage": answer.usage} | answer.end)
 
 
@@ -377,9 +347,7 @@ async def completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
         body = await read_json_object(request, context)
-        answer = await start_completion(
-            body, context, record, sender_of(request), client_of(request)
-        )
+        answer = await start_completion(body, context, record, sender_of(request), client_of(request))
     if answer.request.stream:
         return EventStream(_stream(answer), answer.close, context.config)
     return JsonWhenDone(lambda: _collect(answer), answer.close)

@@ -27,24 +27,16 @@ def beginning(request: ChatCompletionRequest, *, constrained: bool) -> Beginning
         raise InvalidRequest(f"'{FIELD}' cannot be combined with 'add_generation_prompt'.", FIELD)
     last = request.messages[-1]
     if last.role != "assistant" or not last.content:
-        raise InvalidRequest(
-            f"'{FIELD}' needs a last message of the assistant with content.", FIELD
-        )
+        raise InvalidRequest(f"'{FIELD}' needs a last message of the assistant with content.", FIELD)
     if last.tool_calls or last.function_call:
         raise InvalidRequest(f"'{FIELD}' cannot continue a message with calls.", FIELD)
     if constrained:
-        raise InvalidRequest(
-            f"'{FIELD}' cannot be combined with a response format or a forced call.", FIELD
-        )
+        raise InvalidRequest(f"'{FIELD}' cannot be combined with a response format or a forced call.", FIELD)
     return "final"
 
 
 def begun(
-    prompt: PromptTokens,
-    last: Mapping[str, Any],
-    where: Beginning,
-    vocabulary: Vocabulary,
-    limits: Limits = UNLIMITED,
+    prompt: PromptTokens, last: Mapping[str, Any], where: Beginning, vocabulary: Vocabulary, limits: Limits = UNLIMITED
 ) -> PromptTokens:
     """The prompt up to where the answer begins. `last`: the message to continue, which `prompt` does not have. Raises
     as `Vocabulary.encode` does."""

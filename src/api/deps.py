@@ -100,9 +100,7 @@ class ServerContext:
         counts_all: bool = False,
     ) -> PromptTokens:
         """Raises PromptError, TooManyTokensError beyond max_model_len unless `counts_all`, or what `read` raises."""
-        chosen: ReasoningEffort = (
-            "low" if effort == "low" else "high" if effort == "high" else "medium"
-        )
+        chosen: ReasoningEffort = "low" if effort == "low" else "high" if effort == "high" else "medium"
         most = sys.maxsize if counts_all else self.max_model_len
         return await self.read(
             sender,
@@ -159,9 +157,7 @@ def new_record(request: Request) -> RequestRecord:
         caller=caller_of(request),
         allowance=getattr(state, "allowance", None),
         trace_headers=tuple(
-            (name, request.headers[name])
-            for name in ("traceparent", "tracestate")
-            if name in request.headers
+            (name, request.headers[name]) for name in ("traceparent", "tracestate") if name in request.headers
         ),
     )
 

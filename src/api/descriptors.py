@@ -11,9 +11,7 @@ from src.engine.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
-RESERVE = (
-    64  # for the engine's sockets, threads' files, /health and connections that are being refused
-)
+RESERVE = 64  # for the engine's sockets, threads' files, /health and connections that are being refused
 MIN_CONNECTIONS = 8
 
 

@@ -20,11 +20,7 @@ class ApiError(Exception):
     type = "server_error"
 
     def __init__(
-        self,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        headers: dict[str, str] | None = None,
+        self, message: str, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
     ) -> None:
         super().__init__(message)
         self.message, self.param, self.code = message, param, code
@@ -32,14 +28,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.type,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 class InvalidRequest(ApiError):
@@ -111,9 +100,7 @@ class EngineFailure(ApiError):
 def from_engine(error: EngineError) -> ApiError:
     if isinstance(error, QueueFullError):
         wait = max(1, round(error.retry_after_s))
-        return RateLimited(
-            str(error), code="rate_limit_exceeded", headers={"retry-after": str(wait)}
-        )
+        return RateLimited(str(error), code="rate_limit_exceeded", headers={"retry-after": str(wait)})
     if isinstance(error, EngineDeadError):
         return Unavailable(str(error), code="engine_dead", headers={"retry-after": "30"})
     return Unavailable(str(error), code="overloaded", headers={"retry-after": "5"})
@@ -127,11 +114,7 @@ def from_validation(error: ValidationError, within: tuple[int | str, ...] = ()) 
     context = first.get("ctx") or {}
     code = context.get("code") or _CODES.get(kind)
     if code is None:
-        code = (
-            "invalid_type"
-            if kind.endswith("_type") or kind.startswith("is_instance")
-            else "invalid_value"
-        )
+        code = "invalid_type" if kind.endswith("_type") or kind.startswith("is_instance") else "invalid_value"
     if kind == "missing":
         message = f"Missing required parameter: '{param}'."
     elif not message.endswith("."):
@@ -158,14 +141,7 @@ def _param(location: tuple[int | str, ...]) -> str | None:
     for part in location:
         if isinstance(part, int):
             out += f"[{part}]"
-        elif not part.startswith("function-") and part not in (
-            "str",
-            "list",
-            "dict",
-            "int",
-            "float",
-            "bool",
-        ):
+        elif not part.startswith("function-") and part not in ("str", "list", "dict", "int", "float", "bool"):
             out += f".{part}" if out else part
     return out or None
 
@@ -201,6 +177,4 @@ def install(app: FastAPI) -> None:
 
 def internal_error() -> Response:
     """For bugs: nothing of the inside is shown."""
-    return json_response(
-        500, ApiError("The server had an error while processing your request.").body
-    )
+    return json_response(500, ApiError("The server had an error while processing your request.").body)

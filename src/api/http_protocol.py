@@ -14,11 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from src.api.access import ALWAYS_OPEN
 from src.api.errors import (
@@ -130,13 +126,10 @@ class HttpProtocol(HttpToolsProtocol):
         of_address = opened.of_address[self._address]
         if 0 < limits.max_connections_per_address < of_address:
             if of_address == limits.max_connections_per_address + 1:
-                logger.warning(
-                    "%s has %d connections: more are refused", self._address, of_address - 1
-                )
+                logger.warning("%s has %d connections: more are refused", self._address, of_address - 1)
             self._refuse(
                 RateLimited(
-                    f"There are {of_address - 1} connections from your address already.",
-                    code="rate_limit_exceeded",
+                    f"There are {of_address - 1} connections from your address already.", code="rate_limit_exceeded"
                 )
             )
         elif opened.total > limits.max_connections + HEALTH_CONNECTIONS:
@@ -178,9 +171,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._watch_unread()
             return
         logger.warning(
-            "%s did not read its answer for %g s: the connection is aborted",
-            self._address, self.limits.send_timeout_s,
-        )  # fmt: skip
+            "%s did not read its answer for %g s: the connection is aborted", self._address, self.limits.send_timeout_s
+        )
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -192,9 +184,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._num_bytes += len(data)
         if self._num_bytes > self.limits.max_header_bytes:
-            self._refuse(
-                HeadersTooLarge(f"The headers have more than {self.limits.max_header_bytes} bytes.")
-            )
+            self._refuse(HeadersTooLarge(f"The headers have more than {self.limits.max_header_bytes} bytes."))
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -252,9 +242,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_answering:  # the next request is sent while this one is answered: that may wait
             self._await_headers()
         elif self._begun:
-            self._refuse(
-                HeadersTooSlow(f"The headers did not arrive within {self._header_timeout_s:g} s.")
-            )
+            self._refuse(HeadersTooSlow(f"The headers did not arrive within {self._header_timeout_s:g} s."))
         elif not self.transport.is_closing():
             self.transport.close()
 
@@ -309,9 +297,7 @@ def _health_only(app: ASGIApp) -> ASGIApp:
 
 
 def _too_many_connections() -> Unavailable:
-    return Unavailable(
-        "Too many connections are open.", code="overloaded", headers={"retry-after": "1"}
-    )
+    return Unavailable("Too many connections are open.", code="overloaded", headers={"retry-after": "1"})
 
 
 def _response(status: int, body: dict[str, Any]) -> bytes:

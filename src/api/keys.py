@@ -77,9 +77,7 @@ def load_callers(config: ServerConfig) -> list[Caller]:
     default = anonymous(config)
     callers = []
     if config.api_key is not None:
-        callers.append(
-            replace(default, name="default", digest=digest_of(config.api_key.get_secret_value()))
-        )
+        callers.append(replace(default, name="default", digest=digest_of(config.api_key.get_secret_value())))
     if config.api_keys_file is not None:
         callers += [_caller(entry, default) for entry in _read_entries(config.api_keys_file)]
         if not callers:
@@ -104,25 +102,15 @@ def _check_distinct(callers: Sequence[Caller]) -> None:
 
 
 def anonymous(config: ServerConfig) -> Caller:
-    return Caller(
-        ANONYMOUS,
-        b"",
-        config.requests_per_minute,
-        config.tokens_per_minute,
-        config.max_concurrent_requests,
-    )
+    return Caller(ANONYMOUS, b"", config.requests_per_minute, config.tokens_per_minute, config.max_concurrent_requests)
 
 
 def _read_entries(path: Path) -> list[KeyEntry]:
     raw = read_yaml(path, f"api_keys_file {path}")
     if raw is None:
-        raise ConfigError(
-            f"api_keys_file {path} is empty: add a key, or unset api_keys_file to serve everybody"
-        )
+        raise ConfigError(f"api_keys_file {path} is empty: add a key, or unset api_keys_file to serve everybody")
     if not isinstance(raw, list):
-        raise ConfigError(
-            f"api_keys_file {path} must be a list of entries with name and key or sha256"
-        )
+        raise ConfigError(f"api_keys_file {path} must be a list of entries with name and key or sha256")
     return [_entry(path, number, item) for number, item in enumerate(raw)]
 
 
@@ -131,9 +119,7 @@ def _entry(path: Path, number: int, item: object) -> KeyEntry:
         return KeyEntry.model_validate(item)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        if (
-            first["type"] == "extra_forbidden"
-        ):  # its name may be a key that was written in the wrong place
+        if first["type"] == "extra_forbidden":  # its name may be a key that was written in the wrong place
             problem = f"unknown field; known fields: {', '.join(KeyEntry.model_fields)}"
         else:
             message = first["msg"].removeprefix("Value error, ")

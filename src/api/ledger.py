@@ -17,9 +17,7 @@ logger = logging.getLogger("request")
 
 
 class Ledger:
-    def __init__(
-        self, engine: EngineClient, metrics: Metrics, access: Access, tracing: Tracing | None = None
-    ) -> None:
+    def __init__(self, engine: EngineClient, metrics: Metrics, access: Access, tracing: Tracing | None = None) -> None:
         self._engine, self._metrics, self._access = engine, metrics, access
         self._tracing = tracing
         self._running: dict[str, tuple[RequestRecord, list[str]]] = {}
@@ -32,9 +30,7 @@ class Ledger:
         return [
             name
             for name, (record, _) in self._running.items()
-            if name == record.completion_id
-            and record.caller is not None
-            and record.caller.name == caller.name
+            if name == record.completion_id and record.caller is not None and record.caller.name == caller.name
         ]
 
     def begin(self, record: RequestRecord, engine_ids: Sequence[str]) -> None:
@@ -45,11 +41,7 @@ class Ledger:
             self._running[record.request_id] = entry
 
     def end(
-        self,
-        record: RequestRecord,
-        finish_reasons: Sequence[str | None],
-        tags: Mapping[str, str],
-        error: str | None,
+        self, record: RequestRecord, finish_reasons: Sequence[str | None], tags: Mapping[str, str], error: str | None
     ) -> None:
         """`finish_reasons` of its choices, None where the client went away."""
         self._running.pop(record.completion_id, None)
@@ -79,10 +71,7 @@ class Ledger:
 
     @staticmethod
     def _fields(
-        record: RequestRecord,
-        finish_reasons: Sequence[str | None],
-        tags: Mapping[str, str],
-        error: str | None,
+        record: RequestRecord, finish_reasons: Sequence[str | None], tags: Mapping[str, str], error: str | None
     ) -> dict[str, Any]:
         def ms(moment: float | None) -> int | None:
             return None if moment is None else round((moment - record.arrival) * 1000)

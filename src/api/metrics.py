@@ -16,69 +16,9 @@ from src.api.keys import Caller
 from src.api.usage import Allowance
 from src.engine.messages import EngineStats
 
-TTFT_BUCKETS = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
-    160,
-)
-LATENCY_BUCKETS = (
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.3,
-    0.5,
-    0.8,
-    1,
-    1.5,
-    2,
-    2.5,
-    5,
-    10,
-    15,
-    20,
-    30,
-    40,
-    50,
-    60,
-    120,
-    240,
-    480,
-)
-ITL_BUCKETS = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.02,
-    0.03,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.5,
-    1,
-    2.5,
-)
+TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
+LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
 STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TOKEN_BUCKETS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
@@ -86,13 +26,23 @@ TOKEN_BUCKETS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_
 VLLM_NAMES = {
     name: name
     for name in (
-        "num_requests_running", "num_requests_waiting", "prompt_tokens", "generation_tokens",
-        "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
-        "request_queue_time_seconds", "request_prefill_time_seconds", "request_prompt_tokens",
-        "request_generation_tokens", "prefix_cache_queries", "prefix_cache_hits",
-        "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
+        "num_requests_running",
+        "num_requests_waiting",
+        "prompt_tokens",
+        "generation_tokens",
+        "time_to_first_token_seconds",
+        "inter_token_latency_seconds",
+        "e2e_request_latency_seconds",
+        "request_queue_time_seconds",
+        "request_prefill_time_seconds",
+        "request_prompt_tokens",
+        "request_generation_tokens",
+        "prefix_cache_queries",
+        "prefix_cache_hits",
+        "spec_decode_num_draft_tokens",
+        "spec_decode_num_accepted_tokens",
     )
-} | {"kv_cache_usage_ratio": "kv_cache_usage_perc", "preemptions": "num_preemptions"}  # fmt: skip
+} | {"kv_cache_usage_ratio": "kv_cache_usage_perc", "preemptions": "num_preemptions"}
 WINDOW_S = 300.0
 # what the window holds at most: requests, and evenly chosen gaps of each
 WINDOW_REQUESTS, WINDOW_GAPS = 10_000, 32
@@ -168,49 +118,24 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"gptoss_{name}", text, buckets=buckets, registry=self.registry)
 
-        self._ttft = histogram(
-            "time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS
-        )
+        self._ttft = histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS)
         self._ttf_reasoning = histogram(
-            "time_to_first_reasoning_token_seconds",
-            "Arrival to first reasoning text.",
-            TTFT_BUCKETS,
+            "time_to_first_reasoning_token_seconds", "Arrival to first reasoning text.", TTFT_BUCKETS
         )
         self._ttf_content = histogram(
             "time_to_first_content_token_seconds", "Arrival to first content text.", TTFT_BUCKETS
         )
-        self._itl = histogram(
-            "inter_token_latency_seconds", "Time between tokens of a stream.", ITL_BUCKETS
-        )
-        self._e2e = histogram(
-            "e2e_request_latency_seconds", "Arrival to last token.", LATENCY_BUCKETS
-        )
-        self._queue = histogram(
-            "request_queue_time_seconds", "Arrival to first scheduled.", LATENCY_BUCKETS
-        )
-        self._prefill = histogram(
-            "request_prefill_time_seconds", "First scheduled to first token.", LATENCY_BUCKETS
-        )
-        self._prompt = histogram(
-            "request_prompt_tokens", "Prompt tokens of a request.", TOKEN_BUCKETS
-        )
-        self._output = histogram(
-            "request_generation_tokens", "Generated tokens of a request.", TOKEN_BUCKETS
-        )
-        self._step = histogram(
-            "engine_step_duration_seconds", "Time of an engine step.", STEP_BUCKETS
-        )
-        self._step_requests = histogram(
-            "engine_step_requests", "Requests in an engine step.", BATCH_BUCKETS
-        )
-        self._requests = Counter(
-            "gptoss_requests", "Requests by how they ended.", ["outcome"], registry=self.registry
-        )
+        self._itl = histogram("inter_token_latency_seconds", "Time between tokens of a stream.", ITL_BUCKETS)
+        self._e2e = histogram("e2e_request_latency_seconds", "Arrival to last token.", LATENCY_BUCKETS)
+        self._queue = histogram("request_queue_time_seconds", "Arrival to first scheduled.", LATENCY_BUCKETS)
+        self._prefill = histogram("request_prefill_time_seconds", "First scheduled to first token.", LATENCY_BUCKETS)
+        self._prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", TOKEN_BUCKETS)
+        self._output = histogram("request_generation_tokens", "Generated tokens of a request.", TOKEN_BUCKETS)
+        self._step = histogram("engine_step_duration_seconds", "Time of an engine step.", STEP_BUCKETS)
+        self._step_requests = histogram("engine_step_requests", "Requests in an engine step.", BATCH_BUCKETS)
+        self._requests = Counter("gptoss_requests", "Requests by how they ended.", ["outcome"], registry=self.registry)
         self._recovered = Counter(
-            "gptoss_harmony_recoveries",
-            "Repairs of malformed model output, by kind.",
-            ["kind"],
-            registry=self.registry,
+            "gptoss_harmony_recoveries", "Repairs of malformed model output, by kind.", ["kind"], registry=self.registry
         )
         for outcome in ("ok", "failed", "cancelled", "rejected"):
             self._requests.labels(outcome)
@@ -307,9 +232,7 @@ class Metrics:
 class _Tagged(Collector):
     """Another registry's metrics with constant labels, and once more under the names that vLLM gives them."""
 
-    def __init__(
-        self, source: CollectorRegistry, tags: Mapping[str, str], vllm_names: bool
-    ) -> None:
+    def __init__(self, source: CollectorRegistry, tags: Mapping[str, str], vllm_names: bool) -> None:
         self._source, self._tags, self._vllm_names = source, tags, vllm_names
 
     def collect(self) -> Iterator[Metric]:

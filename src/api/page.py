@@ -12,12 +12,7 @@ from src.api.errors import NotFound
 router = APIRouter()
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "page"
-TYPES = {
-    "index.html": "text/html",
-    "page.js": "text/javascript",
-    "page.css": "text/css",
-    "icon.svg": "image/svg+xml",
-}
+TYPES = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -24,8 +24,14 @@ from src.engine.sampling_params import LogitBias
 VOCAB_SIZE = 201_088
 MAX_TOOLS = 128
 EFFORTS = {
-    "none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high",
-}  # fmt: skip
+    "none": "low",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
 RESULT_ROLES = ("tool", "function")
 ROLES = ("developer", "system", "user", "assistant", *RESULT_ROLES)
 PARTS = {"text": "text"}  # types of content parts, and the field of each that has its text
@@ -38,12 +44,8 @@ TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-def fail(
-    message: str, param: str | None = None, code: str = "invalid_value"
-) -> PydanticCustomError:
-    return PydanticCustomError(
-        "contract", "{text}", {"text": message, "param": param, "code": code}
-    )
+def fail(message: str, param: str | None = None, code: str = "invalid_value") -> PydanticCustomError:
+    return PydanticCustomError("contract", "{text}", {"text": message, "param": param, "code": code})
 
 
 def _finite(value: float) -> float:
@@ -54,9 +56,7 @@ def _finite(value: float) -> float:
 
 def _function_name(value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise fail(
-            f"{value!r} is no function name: 1 to 64 letters, digits, '_' and '-' are allowed"
-        )
+        raise fail(f"{value!r} is no function name: 1 to 64 letters, digits, '_' and '-' are allowed")
     return value
 
 
@@ -86,15 +86,11 @@ class Tool(Strict):
 def _check_num_tools(tools: list[Any], info: ValidationInfo) -> list[Any]:
     limit = (info.context or {}).get("max_tools", MAX_TOOLS)
     if len(tools) > limit:
-        raise PydanticKnownError(
-            "too_long", {"field_type": "List", "max_length": limit, "actual_length": len(tools)}
-        )
+        raise PydanticKnownError("too_long", {"field_type": "List", "max_length": limit, "actual_length": len(tools)})
     return tools
 
 
-Tools = Annotated[
-    list[Tool], AfterValidator(_check_num_tools), Field(json_schema_extra={"maxItems": MAX_TOOLS})
-]
+Tools = Annotated[list[Tool], AfterValidator(_check_num_tools), Field(json_schema_extra={"maxItems": MAX_TOOLS})]
 
 
 class StreamOptions(Strict):
@@ -170,8 +166,7 @@ def few(limit: int) -> BeforeValidator:
     def check(value: Any) -> Any:
         if isinstance(value, dict) and len(value) > limit:
             raise PydanticKnownError(
-                "too_long",
-                {"field_type": "Dictionary", "max_length": limit, "actual_length": len(value)},
+                "too_long", {"field_type": "Dictionary", "max_length": limit, "actual_length": len(value)}
             )
         return value
 
@@ -236,9 +231,7 @@ class SamplingFields(Strict):
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Annotated[
-        Annotated[list[str], Field(max_length=MAX_STOPS)] | None, BeforeValidator(stop_list)
-    ] = None
+    stop: Annotated[Annotated[list[str], Field(max_length=MAX_STOPS)] | None, BeforeValidator(stop_list)] = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[str, Number], few(VOCAB_SIZE)] | None = None
@@ -268,19 +261,14 @@ class SamplingFields(Strict):
     @model_validator(mode="after")
     def _check_sampling(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise fail(
-                "The 'stream_options' parameter is only allowed when 'stream' is true.",
-                "stream_options",
-            )
+            raise fail("The 'stream_options' parameter is only allowed when 'stream' is true.", "stream_options")
         if self.stop is not None and any(not s for s in self.stop):
             raise fail("A stop sequence must not be empty.", "stop")
         for key, bias in (self.logit_bias or {}).items():
             if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= VOCAB_SIZE:
                 raise fail(f"{key!r} is no token id below {VOCAB_SIZE}.", "logit_bias")
             if not -100 <= bias <= 100:
-                raise fail(
-                    f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias"
-                )
+                raise fail(f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias")
         self._bias = LogitBias.of({int(k): v for k, v in (self.logit_bias or {}).items()})
         return self
 
@@ -329,9 +317,7 @@ class ChatCompletionRequest(SamplingFields):
             raise fail("'top_logprobs' is only allowed when 'logprobs' is true.", "top_logprobs")
         for field in ("audio", "prediction", "web_search_options"):
             if getattr(self, field) is not None:
-                raise fail(
-                    f"'{field}' is not supported by this model.", field, "unsupported_parameter"
-                )
+                raise fail(f"'{field}' is not supported by this model.", field, "unsupported_parameter")
         if self.modalities is not None and self.modalities != ["text"]:
             raise fail("'modalities' may only be ['text'].", "modalities", "unsupported_value")
         for index, message in enumerate(self.messages):
@@ -343,22 +329,14 @@ def check_message(message: Message, where: str) -> None:
     """Raises for what a role does not allow; `where` is the message's place, as in `messages[2]`."""
     role = message.role
     if role not in ROLES:
-        raise fail(
-            f"Invalid value: {role!r}. Supported roles are {', '.join(ROLES)}.", f"{where}.role"
-        )
+        raise fail(f"Invalid value: {role!r}. Supported roles are {', '.join(ROLES)}.", f"{where}.role")
     content = message.content
     if content is None:
         if role != "assistant":
-            raise fail(
-                f"A message with role '{role}' needs content.",
-                f"{where}.content",
-                "missing_required_parameter",
-            )
+            raise fail(f"A message with role '{role}' needs content.", f"{where}.content", "missing_required_parameter")
     elif isinstance(content, list):
         if content or role not in RESULT_ROLES:  # a tool may return nothing
-            check_parts(
-                content, PARTS if role != "assistant" else ASSISTANT_PARTS, f"{where}.content"
-            )
+            check_parts(content, PARTS if role != "assistant" else ASSISTANT_PARTS, f"{where}.content")
     elif not isinstance(content, str):
         raise fail(
             f"content must be a string or an array of parts, not {_json_type(content)}.",
@@ -367,16 +345,10 @@ def check_message(message: Message, where: str) -> None:
         )
     if role == "tool" and not message.tool_call_id:
         raise fail(
-            "A message with role 'tool' needs tool_call_id.",
-            f"{where}.tool_call_id",
-            "missing_required_parameter",
+            "A message with role 'tool' needs tool_call_id.", f"{where}.tool_call_id", "missing_required_parameter"
         )
     if role == "function" and not message.name:
-        raise fail(
-            "A message with role 'function' needs name.",
-            f"{where}.name",
-            "missing_required_parameter",
-        )
+        raise fail("A message with role 'function' needs name.", f"{where}.name", "missing_required_parameter")
     if role == "user" and not _USER_NAME.fullmatch(message.name or ""):
         raise fail(
             f"{message.name!r} is not a valid name: up to 64 characters without spaces, '<', '|', '\\', '/' and '>' "
@@ -386,9 +358,7 @@ def check_message(message: Message, where: str) -> None:
     for index, call in enumerate(message.tool_calls or ()):
         if getattr(call, call.type) is None:
             missing = f"{where}.tool_calls[{index}].{call.type}"
-            raise fail(
-                f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter"
-            )
+            raise fail(f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter")
 
 
 def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> None:
@@ -398,18 +368,12 @@ def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> Non
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(part, dict) or not isinstance(kind, str):
-            raise fail(
-                "A content part is an object with a type.", f"{where}[{index}]", "invalid_type"
-            )
+            raise fail("A content part is an object with a type.", f"{where}[{index}]", "invalid_type")
         if kind not in allowed:
             reason = "are not supported: this model reads text only."
             if kind in TEXT_PARTS:
                 reason = f"are not allowed here; use {' or '.join(map(repr, allowed))}."
-            raise fail(
-                f"Content parts of type {kind!r} {reason}",
-                f"{where}[{index}].type",
-                "unsupported_value",
-            )
+            raise fail(f"Content parts of type {kind!r} {reason}", f"{where}[{index}].type", "unsupported_value")
         if not isinstance(part.get(allowed[kind]), str):
             raise fail(
                 f"A part of type {kind!r} needs a string '{allowed[kind]}'.",

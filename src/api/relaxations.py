@@ -24,18 +24,11 @@ class RelaxedSchema:
     relaxed: Relaxed
 
     def __str__(self) -> str:
-        named = (
-            self.name if self.name.partition(".")[0] == self.kind else f"{self.kind} {self.name}"
-        )
+        named = self.name if self.name.partition(".")[0] == self.kind else f"{self.kind} {self.name}"
         return f"{named}: {self.relaxed}"
 
     def as_json(self) -> dict[str, str]:
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "path": self.relaxed.path,
-            "reason": self.relaxed.reason,
-        }
+        return {"kind": self.kind, "name": self.name, "path": self.relaxed.path, "reason": self.relaxed.reason}
 
 
 def relaxed_format(final: FinalFormat | None) -> list[RelaxedSchema]:

@@ -20,9 +20,13 @@ from src.api.responses_items import PlacedItem
 
 Item = dict[str, Any]
 ID_PREFIX = {
-    "message": "msg_", "function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_",
-    "custom_tool_call": "ctc_", "custom_tool_call_output": "ctco_",
-}  # fmt: skip
+    "message": "msg_",
+    "function_call": "fc_",
+    "function_call_output": "fco_",
+    "reasoning": "rs_",
+    "custom_tool_call": "ctc_",
+    "custom_tool_call_output": "ctco_",
+}
 REFERENCE = "item_reference"
 RESPONSE_BYTES, ITEM_BYTES = 500, 130  # what one costs beside its JSON, measured by tracemalloc
 
@@ -81,9 +85,7 @@ class ResponseStore:
     def enabled(self) -> bool:
         return self._max_bytes > 0
 
-    def add(
-        self, caller: str, response: Item, inputs: Sequence[Item], *, previous: str | None
-    ) -> bool:
+    def add(self, caller: str, response: Item, inputs: Sequence[Item], *, previous: str | None) -> bool:
         """Whether it is stored; False: it is larger than all that may be. `inputs`: the items of its own request."""
         listed = [_listed(item) for item in inputs]
         stored = StoredResponse(
@@ -103,9 +105,7 @@ class ResponseStore:
         """Raises NotFound."""
         shelf = self._shelves.get(caller)
         if shelf is None or response_id not in shelf.responses:
-            raise NotFound(
-                f"Response with id '{response_id}' not found.", "response_id", "response_not_found"
-            )
+            raise NotFound(f"Response with id '{response_id}' not found.", "response_id", "response_not_found")
         shelf.responses.move_to_end(response_id)
         return shelf.responses[response_id]
 
@@ -129,9 +129,7 @@ class ResponseStore:
         before = [] if stored.previous is None else self.conversation(caller, stored.previous)
         return [*before, *msgspec.json.decode(stored.input)]
 
-    def item(
-        self, caller: str, item_id: str, read: dict[str, dict[str, Item]] | None = None
-    ) -> Item | None:
+    def item(self, caller: str, item_id: str, read: dict[str, dict[str, Item]] | None = None) -> Item | None:
         """`read` keeps the items of the responses that have been decoded for this request already."""
         shelf = self._shelves.get(caller)
         holder = None if shelf is None else shelf.holder_of.get(item_id)
@@ -191,19 +189,14 @@ def resolve(request: ResponsesRequest, store: ResponseStore, caller: str) -> Res
         except NotFound as error:
             raise InvalidRequest(
                 f"Previous response: {error.message} {_why(store)}", field, "previous_response_not_found"
-            ) from None  # fmt: skip
+            ) from None
         earlier = [PlacedItem(item, field) for item in before]
     read: dict[str, dict[str, Item]] = {}
-    own = [
-        PlacedItem(_referred(placed, store, caller, read), placed.where)
-        for placed in request.placed()
-    ]
+    own = [PlacedItem(_referred(placed, store, caller, read), placed.where) for placed in request.placed()]
     return ResolvedInput(own, earlier, uses_store=bool(earlier or read))
 
 
-def _referred(
-    placed: PlacedItem, store: ResponseStore, caller: str, read: dict[str, dict[str, Item]]
-) -> Any:
+def _referred(placed: PlacedItem, store: ResponseStore, caller: str, read: dict[str, dict[str, Item]]) -> Any:
     """What an item reference stands for; any other item as it is. `{"id": ...}` alone is a reference too."""
     given = placed.item
     if not isinstance(given, dict):
@@ -212,16 +205,10 @@ def _referred(
         return given
     item_id = given.get("id")
     if not isinstance(item_id, str):
-        raise InvalidRequest(
-            "An item reference has the id of an item.", f"{placed.where}.id", "invalid_type"
-        )
+        raise InvalidRequest("An item reference has the id of an item.", f"{placed.where}.id", "invalid_type")
     item = store.item(caller, item_id, read)
     if item is None:
-        raise NotFound(
-            f"Item with id '{item_id}' not found. {_why(store)}",
-            f"{placed.where}.id",
-            "item_not_found",
-        )
+        raise NotFound(f"Item with id '{item_id}' not found. {_why(store)}", f"{placed.where}.id", "item_not_found")
     return item
 
 

@@ -16,22 +16,8 @@ from starlette.responses import Response
 from src.api.body import read_json_object
 from src.api.chat import Answer, start_answer
 from src.api.chat_plan import ChatPlan, check_count, max_messages, plan_chat
-from src.api.deps import (
-    Context,
-    ServerContext,
-    caller_of,
-    counted_rejections,
-    new_record,
-    sender_of,
-)
-from src.api.errors import (
-    ApiError,
-    Cancelled,
-    ContextTooLong,
-    InvalidRequest,
-    NotFound,
-    from_validation,
-)
+from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record, sender_of
+from src.api.errors import ApiError, Cancelled, ContextTooLong, InvalidRequest, NotFound, from_validation
 from src.api.keys import ANONYMOUS, Caller
 from src.api.openapi import json_body
 from src.api.relaxations import relaxations
@@ -170,9 +156,7 @@ class ResponseWriter:
 
     def __init__(self, plan: ResponsePlan, answer: Answer) -> None:
         self._plan, self._answer = plan, answer
-        self._output = OutputItems(
-            plan.tools.client_name, seals_reasoning=plan.request.seals_reasoning
-        )
+        self._output = OutputItems(plan.tools.client_name, seals_reasoning=plan.request.seals_reasoning)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, numbered; tokens that arrived together leave together."""
@@ -189,9 +173,7 @@ class ResponseWriter:
             return b"".join(parts)
 
         begun = self._body("in_progress")
-        yield encode(
-            [{"type": f"response.{name}", "response": begun} for name in ("created", "in_progress")]
-        )
+        yield encode([{"type": f"response.{name}", "response": begun} for name in ("created", "in_progress")])
         async with contextlib.aclosing(self._events()) as batches:
             async for events in batches:
                 yield encode(events)
@@ -212,9 +194,7 @@ class ResponseWriter:
         try:
             async with contextlib.aclosing(answer.events()) as batches:
                 async for batch in batches:
-                    events = [
-                        e for _, deltas in batch for item in deltas for e in output.feed(item)
-                    ]
+                    events = [e for _, deltas in batch for item in deltas for e in output.feed(item)]
                     if choice.finish_reason is not None:
                         yield events + self._end(choice.finish_reason)
                         return
@@ -303,17 +283,12 @@ class ResponseWriter:
         }
 
 
-@router.post(
-    "/v1/responses",
-    openapi_extra=json_body(ResponsesRequest),
-)
+@router.post("/v1/responses", openapi_extra=json_body(ResponsesRequest))
 async def responses(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
         body = await read_json_object(request, context)
-        plan = await plan_response(
-            body, context, record.caller, sender_of(request), client_of(request)
-        )
+        plan = await plan_response(body, context, record.caller, sender_of(request), client_of(request))
         answer = await start_answer(plan.chat, context, record, joins_messages=False)
     writer = ResponseWriter(plan, answer)
     if plan.chat.stream:
@@ -325,9 +300,7 @@ async def responses(request: Request, context: Context) -> Response:
 async def count_input_tokens(request: Request, context: Context) -> dict[str, Any]:
     """How many tokens the model would read; what a response would refuse is refused here too."""
     body = {"model": context.model_id} | await read_json_object(request, context)
-    plan = await plan_response(
-        body, context, caller_of(request), sender_of(request), client_of(request)
-    )
+    plan = await plan_response(body, context, caller_of(request), sender_of(request), client_of(request))
     return {"object": "response.input_tokens", "input_tokens": len(plan.chat.prompt.token_ids)}
 
 
@@ -348,9 +321,7 @@ class Page(BaseModel):
 @router.get("/v1/responses/{response_id}")
 async def get_response(response_id: str, request: Request, context: Context) -> Response:
     if Retrieval.model_validate(dict(request.query_params)).stream:
-        raise InvalidRequest(
-            "A stored response is not streamed again.", "stream", "unsupported_value"
-        )
+        raise InvalidRequest("A stored response is not streamed again.", "stream", "unsupported_value")
     stored = context.responses.get(_caller(request), response_id)
     return Response(stored.body, media_type="application/json")
 

@@ -10,15 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from src.api.errors import InvalidRequest
-from src.api.protocol import (
-    FIRST_PROBLEM,
-    ChatTemplateKwargs,
-    Effort,
-    Metadata,
-    SamplingFields,
-    Strict,
-    fail,
-)
+from src.api.protocol import FIRST_PROBLEM, ChatTemplateKwargs, Effort, Metadata, SamplingFields, Strict, fail
 from src.api.responses_items import Conversation, PlacedItem, read_items
 from src.api.responses_tools import ToolTable, read_choice, read_tools
 
@@ -58,11 +50,7 @@ class TextFormat(Strict):
             for name, value in ("name", self.name), ("schema", self.schema_):
                 if value is None:
                     where = f"text.format.{name}"
-                    raise fail(
-                        f"Missing required parameter: '{where}'.",
-                        where,
-                        "missing_required_parameter",
-                    )
+                    raise fail(f"Missing required parameter: '{where}'.", where, "missing_required_parameter")
         return self
 
 
@@ -119,9 +107,7 @@ class ResponsesRequest(SamplingFields):
                 )
         for field, (nothing, instead) in OF_CHAT.items():
             if getattr(self, field) not in (None, nothing):
-                raise fail(
-                    f"'{field}' is not supported here. {instead}", field, "unsupported_parameter"
-                )
+                raise fail(f"'{field}' is not supported here. {instead}", field, "unsupported_parameter")
         if self.background:
             raise fail("'background' is not supported.", "background", "unsupported_parameter")
         if (self.n or 1) != 1:
@@ -163,9 +149,7 @@ class ChatBody:
         if name == param or name.startswith(("messages[", "tools[")):
             return f"'{self._field(name)}'"
         named = self.tools.client_name(name)
-        return f"'{named['name']}'" + (
-            f" of namespace '{named['namespace']}'" if "namespace" in named else ""
-        )
+        return f"'{named['name']}'" + (f" of namespace '{named['namespace']}'" if "namespace" in named else "")
 
     def _field(self, param: str) -> str:
         tool = re.match(r"^tools\[(\d+)\](\.function)?", param)
@@ -190,9 +174,7 @@ def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBod
     if not conversation.messages:
         raise InvalidRequest("'input' has no item that the model can read.", "input", "empty_array")
     shared = SamplingFields.model_fields.keys() & request.model_fields_set
-    body: dict[str, Any] = {
-        name: getattr(request, name) for name in sorted(shared - {"stream_options", "n"})
-    }
+    body: dict[str, Any] = {name: getattr(request, name) for name in sorted(shared - {"stream_options", "n"})}
     text = request.text or TextOptions()
     optional = {
         "max_completion_tokens": request.max_output_tokens,
@@ -220,7 +202,4 @@ def _response_format(wanted: TextFormat | None) -> dict[str, Any] | None:
     if wanted.type != "json_schema":
         schema = {} if wanted.schema_ is None else {"schema": wanted.schema_}
         return {"type": wanted.type} | schema
-    return {
-        "type": "json_schema",
-        "json_schema": wanted.model_dump(exclude={"type"}, by_alias=True, exclude_none=True),
-    }
+    return {"type": "json_schema", "json_schema": wanted.model_dump(exclude={"type"}, by_alias=True, exclude_none=True)}

@@ -17,9 +17,7 @@ from src.api.sealed import ForeignSeal, unseal
 from src.api.warn_once import WarnOnce
 
 logger = logging.getLogger(__name__)
-_warn_left_out = WarnOnce(
-    logger, "input items of type %s are left out: the model cannot read them", limit=100
-)
+_warn_left_out = WarnOnce(logger, "input items of type %s are left out: the model cannot read them", limit=100)
 # What OpenAI's own tools and services leave in a history: https://platform.openai.com/docs/api-reference/responses
 _FOREIGN = re.compile(
     r"\w+_call|\w+_call_output|mcp_\w+|\w*compaction\w*|tool_search_output|program|program_output"
@@ -112,9 +110,7 @@ class Conversation:
         self.places.append(where)
 
 
-def read_items(
-    items: Sequence[PlacedItem], conversation: Conversation, name: Callable[[str | None, str], str]
-) -> None:
+def read_items(items: Sequence[PlacedItem], conversation: Conversation, name: Callable[[str | None, str], str]) -> None:
     """Appends the items' messages. `name`: the model's name for a function, of its namespace and name.
 
     Raises:
@@ -213,9 +209,7 @@ def _item(placed: PlacedItem) -> Item | None:
         raise from_validation(error, (where,)) from None
 
 
-def _part_of_turn(
-    item: Item, where: str, name: Callable[[str | None, str], str]
-) -> dict[str, Any] | None:
+def _part_of_turn(item: Item, where: str, name: Callable[[str | None, str], str]) -> dict[str, Any] | None:
     """What this item adds to the assistant's message, {} for nothing; None: it is no part of one."""
     if isinstance(item, ReasoningItem):
         text = _reasoning(item, where)
@@ -261,9 +255,7 @@ def _other(item: Item, where: str) -> dict[str, Any]:
     return {"role": item.role, "content": text} | ({"name": item.name} if item.name else {})
 
 
-def _text(
-    content: str | list[Any], allowed: Mapping[str, str], where: str, *, between: str = ""
-) -> str:
+def _text(content: str | list[Any], allowed: Mapping[str, str], where: str, *, between: str = "") -> str:
     """A string, or the texts of an array's parts in order."""
     if isinstance(content, str):
         return content

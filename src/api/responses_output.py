@@ -25,9 +25,7 @@ class OutputItems:
     or of its arguments.
     """
 
-    def __init__(
-        self, client_name: Callable[[str], dict[str, str]], *, seals_reasoning: bool
-    ) -> None:
+    def __init__(self, client_name: Callable[[str], dict[str, str]], *, seals_reasoning: bool) -> None:
         """`client_name`: the fields of a call that name the function, of the name that the model used.
         `seals_reasoning`: reasoning that is whole gets `encrypted_content` too."""
         self._client_name = client_name
@@ -45,10 +43,7 @@ class OutputItems:
             return events
         if delta.kind == "tool_call":
             self._current["arguments"] += delta.text
-            return [
-                *events,
-                self._event("response.function_call_arguments.delta", delta=delta.text),
-            ]
+            return [*events, self._event("response.function_call_arguments.delta", delta=delta.text)]
         part = self._part
         part["text"] += delta.text
         more: dict[str, Any] = {}
@@ -91,10 +86,7 @@ class OutputItems:
 
     def _begin(self, delta: Delta) -> list[Event]:
         kind = self._kind = delta.kind
-        item: dict[str, Any] = {
-            "id": ITEM_PREFIX[kind] + secrets.token_hex(24),
-            "status": "in_progress",
-        }
+        item: dict[str, Any] = {"id": ITEM_PREFIX[kind] + secrets.token_hex(24), "status": "in_progress"}
         if kind == "tool_call":
             call = {"call_id": new_call_id(), "arguments": ""}
             named = self._client_name(delta.tool_name or "")
@@ -111,10 +103,7 @@ class OutputItems:
         self.items.append(item)
         added = self._of_item("response.output_item.added")
         self._current["content"].append(part)
-        return [
-            added,
-            self._event("response.content_part.added", content_index=0, part=deepcopy(part)),
-        ]
+        return [added, self._event("response.content_part.added", content_index=0, part=deepcopy(part))]
 
     def _event(self, event: str, /, **fields: Any) -> Event:
         place = {"item_id": self._current["id"], "output_index": len(self.items) - 1}

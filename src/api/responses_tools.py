@@ -24,9 +24,7 @@ _VALID_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HASH_CHARS = 8
 T = TypeVar("T", bound=Strict)
 logger = logging.getLogger(__name__)
-_warn_left_out = WarnOnce(
-    logger, "tools of type %s are not offered to the model: only functions are", limit=100
-)
+_warn_left_out = WarnOnce(logger, "tools of type %s are not offered to the model: only functions are", limit=100)
 
 
 class FunctionTool(Strict):
@@ -68,9 +66,7 @@ class ToolTable:
         if key in self._names:
             within = "" if one.namespace is None else f" in namespace {one.namespace!r}"
             raise InvalidRequest(
-                f"Two tools are named {one.tool.name!r}{within}.",
-                f"{one.where}.name",
-                "invalid_value",
+                f"Two tools are named {one.tool.name!r}{within}.", f"{one.where}.name", "invalid_value"
             )
         name = one.tool.name
         if one.namespace is not None:
@@ -183,8 +179,7 @@ def _nested(name: str, one: Offered) -> dict[str, Any]:
     texts = filter(None, (one.introduction, one.tool.description))
     return {
         "type": "function",
-        "function": one.tool.model_dump(exclude={"type"})
-        | {"name": name, "description": "\n\n".join(texts) or None},
+        "function": one.tool.model_dump(exclude={"type"}) | {"name": name, "description": "\n\n".join(texts) or None},
     }
 
 
@@ -248,11 +243,7 @@ def _chosen_name(namespace: str | None, name: str, table: ToolTable) -> str:
             "invalid_value",
         )
     of = "" if namespace is None else f" of namespace {namespace!r}"
-    raise InvalidRequest(
-        f"'tool_choice' names {name!r}{of}, which is not in 'tools'.",
-        "tool_choice",
-        "invalid_value",
-    )
+    raise InvalidRequest(f"'tool_choice' names {name!r}{of}, which is not in 'tools'.", "tool_choice", "invalid_value")
 
 
 def _named(name: Any) -> dict[str, Any]:

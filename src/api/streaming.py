@@ -38,12 +38,7 @@ def encode_event(value: Any) -> bytes:
 class EventStream(EventSourceResponse):
     """Sends ready-made event bytes. The generator is closed as soon as the client goes away, or takes nothing."""
 
-    def __init__(
-        self,
-        events: AsyncGenerator[bytes, None],
-        on_end: Callable[[], None],
-        config: ServerConfig,
-    ) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None], config: ServerConfig) -> None:
         """`on_end` is called however the response ends, even if not one event was asked for."""
         super().__init__(
             events,
@@ -110,9 +105,7 @@ async def _until_disconnect(task: asyncio.Task[object], receive: Receive) -> Non
                     await other
 
 
-async def interleave(
-    streams: list[AsyncIterator[TokenOutput]],
-) -> AsyncGenerator[list[tuple[int, TokenOutput]], None]:
+async def interleave(streams: list[AsyncIterator[TokenOutput]]) -> AsyncGenerator[list[tuple[int, TokenOutput]], None]:
     """Outputs of several requests in order of arrival, all that wait at once."""
     queue: asyncio.Queue[tuple[int, TokenOutput | None]] = asyncio.Queue()
 

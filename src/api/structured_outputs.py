@@ -15,13 +15,7 @@ from src.harmony.schema.enforce import Enforced, enforceable
 
 NOT_SUPPORTED = ("grammar", "guided_grammar", "guided_whitespace_pattern", "structural_tag")
 FIELDS = ("guided_json", "guided_regex", "guided_choice", "json_schema")
-KINDS = (
-    "json",
-    "regex",
-    "choice",
-    "grammar",
-    "json_object",
-)  # of which `structured_outputs` has one
+KINDS = ("json", "regex", "choice", "grammar", "json_object")  # of which `structured_outputs` has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +37,7 @@ class FinalFormat:
         return self.text_rule
 
 
-def final_format(
-    request: SamplingFields, response_format: ResponseFormat | None
-) -> FinalFormat | None:
+def final_format(request: SamplingFields, response_format: ResponseFormat | None) -> FinalFormat | None:
     """None for free text. Raises InvalidRequest naming the field for what cannot be enforced."""
     wanted = _wanted(request, response_format)
     if len(wanted) > 1:
@@ -69,10 +61,7 @@ def _wanted(request: SamplingFields, response_format: ResponseFormat | None) -> 
     """The fields that ask for a format, and their values."""
     for field in NOT_SUPPORTED:
         value = getattr(request, field)
-        if value is not None and (field, value) != (
-            "grammar",
-            "",
-        ):  # as llama.cpp's clients write none
+        if value is not None and (field, value) != ("grammar", ""):  # as llama.cpp's clients write none
             raise _not_supported(field)
     wanted: dict[str, Any] = {}
     if response_format is not None and response_format.type != "text":
@@ -104,9 +93,7 @@ def _not_supported(field: str) -> InvalidRequest:
 
 
 def _of_response_format(wanted: ResponseFormat) -> FinalFormat:
-    named = wanted.json_schema or JsonSchemaFormat.model_validate(
-        {"name": wanted.type, "schema": wanted.schema_}
-    )
+    named = wanted.json_schema or JsonSchemaFormat.model_validate({"name": wanted.type, "schema": wanted.schema_})
     inner = "schema" if wanted.json_schema is None else "json_schema.schema"
     description = named.description
     if named.schema_ is None and wanted.json_schema is None:
@@ -121,20 +108,13 @@ def _of_response_format(wanted: ResponseFormat) -> FinalFormat:
 
 
 def _of_schema(
-    field: str,
-    name: str,
-    description: str | None,
-    schema: Mapping[str, Any],
-    *,
-    strict: bool = False,
+    field: str, name: str, description: str | None, schema: Mapping[str, Any], *, strict: bool = False
 ) -> FinalFormat:
     try:
         enforced = enforceable(schema, strict)
     except SchemaError as error:
         place = f"response_format '{name}'" if field.startswith("response_format") else f"'{field}'"
-        raise InvalidRequest(
-            f"Invalid schema for {place}: {error}", field, "invalid_json_schema"
-        ) from None
+        raise InvalidRequest(f"Invalid schema for {place}: {error}", field, "invalid_json_schema") from None
     shown = {"name": name, "description": description, "schema": schema}
     return FinalFormat(field, name, shown, enforced)
 
@@ -147,9 +127,7 @@ def _read_schema(field: str, value: Any) -> Mapping[str, Any]:
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"'{field}' is not valid JSON: {error}.", field) from None
     if not isinstance(value, Mapping):
-        raise InvalidRequest(
-            f"'{field}' must be a JSON schema, as an object or as its text.", field, "invalid_type"
-        )
+        raise InvalidRequest(f"'{field}' must be a JSON schema, as an object or as its text.", field, "invalid_type")
     return value
 
 
@@ -174,6 +152,4 @@ def _reason(problem: str) -> str:
 def asks_for_format(request: SamplingFields) -> bool:
     """Whether `final_format` has to look; compiling a schema takes a while."""
     fields: Sequence[str] = (*NOT_SUPPORTED, *FIELDS)
-    return request.structured_outputs is not None or any(
-        getattr(request, field) is not None for field in fields
-    )
+    return request.structured_outputs is not None or any(getattr(request, field) is not None for field in fields)

@@ -112,10 +112,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
             "size_bytes": prompts.size_bytes,
             "hit_rate": prompts.hit_rate,
         },
-        "stored_responses": {
-            "entries": len(context.responses),
-            "size_bytes": context.responses.num_bytes,
-        },
+        "stored_responses": {"entries": len(context.responses), "size_bytes": context.responses.num_bytes},
         "prefix_cache": {
             "queried_tokens": queried,
             "hit_tokens": live.num_prefix_hit_total,
@@ -124,9 +121,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
         "speculation": {
             "draft_tokens": live.num_draft_total,
             "accepted_tokens": live.num_accepted_total,
-            "acceptance_rate": live.num_accepted_total / live.num_draft_total
-            if live.num_draft_total
-            else 0.0,
+            "acceptance_rate": live.num_accepted_total / live.num_draft_total if live.num_draft_total else 0.0,
         },
         "harmony_recoveries": dict(metrics.recoveries),
         "access": context.access.report(),
@@ -150,9 +145,18 @@ def _engine_report(engine: EngineClient) -> dict[str, Any]:
 
 
 PROFILE_FIELDS = (
-    "effort", "temperature", "top_p", "max_output_tokens", "reasoning_budget", "priority", "deadline_s",
-    "expected_answer_s", "ttft_p95_s", "e2e_p95_s", "max_error_ratio",
-)  # fmt: skip
+    "effort",
+    "temperature",
+    "top_p",
+    "max_output_tokens",
+    "reasoning_budget",
+    "priority",
+    "deadline_s",
+    "expected_answer_s",
+    "ttft_p95_s",
+    "e2e_p95_s",
+    "max_error_ratio",
+)
 
 
 def _profile_settings(context: ServerContext) -> dict[str, Any]:
@@ -222,18 +226,22 @@ def register_live_metrics(context: ServerContext) -> None:
         Live("prompt_cache_builds", "Prompts built.", lambda: prompts.stats.builds, counter=True),
         Live("preemptions", "Requests preempted.", lambda: engine.stats.num_preemptions_total, counter=True),
         Live(
-            "prefix_cache_queries", "Prompt tokens looked up.",
-            lambda: engine.stats.num_prefix_queried_total, counter=True,
+            "prefix_cache_queries",
+            "Prompt tokens looked up.",
+            lambda: engine.stats.num_prefix_queried_total,
+            counter=True,
         ),
         Live("prefix_cache_hits", "Prompt tokens found.", lambda: engine.stats.num_prefix_hit_total, counter=True),
         Live("spec_decode_num_draft_tokens", "Tokens guessed.", lambda: engine.stats.num_draft_total, counter=True),
         Live(
-            "spec_decode_num_accepted_tokens", "Guessed tokens that were right.",
-            lambda: engine.stats.num_accepted_total, counter=True,
+            "spec_decode_num_accepted_tokens",
+            "Guessed tokens that were right.",
+            lambda: engine.stats.num_accepted_total,
+            counter=True,
         ),
         Live("engine_steps", "Steps of the engine.", lambda: engine.stats.num_steps_total, counter=True),
         Live("engine_step_seconds", "Time in steps.", lambda: engine.stats.step_s_total, counter=True),
         Live("engine_batch_size", "Requests in the last step.", lambda: engine.stats.last_step_seqs),
         Live("requests_refused", "Refused at the door.", lambda: sum(context.access.refused.values()), counter=True),
-    ]  # fmt: skip
+    ]
     context.metrics.registry.register(LiveCollector(values, gpu_gauges, lambda: context.tags))

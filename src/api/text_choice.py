@@ -99,9 +99,7 @@ class TextChoice:
         else:
             self.finish_reason = "length" if self.is_silent else str(reason)
 
-    def _add_numbers(
-        self, token_id: int, score: TokenLogprobs | None, offset: int, out: Numbers
-    ) -> None:
+    def _add_numbers(self, token_id: int, score: TokenLogprobs | None, offset: int, out: Numbers) -> None:
         out["tokens"].append(self._name(token_id))
         out["token_logprobs"].append(None if score is None else min(score.logprob, 0.0))
         out["top_logprobs"].append(

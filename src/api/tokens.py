@@ -60,9 +60,7 @@ async def tokenize(request: Request, context: Context) -> Response:
     return Response(msgspec.json.encode(answer | more), media_type="application/json")
 
 
-def _encode(
-    raw: dict[str, Any], client: str, context: ServerContext, stopped: Stopped
-) -> list[int]:
+def _encode(raw: dict[str, Any], client: str, context: ServerContext, stopped: Stopped) -> list[int]:
     body = TokenizeRequest.model_validate(raw)
     context.unknown_fields.check(raw, body, client)
     vocabulary, most = context.vocabulary, context.max_model_len
@@ -96,9 +94,7 @@ def _decode(raw: dict[str, Any], client: str, context: ServerContext) -> str:
     body = DetokenizeRequest.model_validate(raw)
     context.unknown_fields.check(raw, body, client)
     if not all(0 <= token < VOCAB_SIZE for token in body.tokens):
-        raise InvalidRequest(
-            f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value"
-        )
+        raise InvalidRequest(f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value")
     return context.vocabulary.decode(body.tokens)
 
 

@@ -33,29 +33,19 @@ def plan_tools(request: ChatCompletionRequest, *, guide_arguments: bool = False)
     enforced. Raises InvalidRequest naming the field.
     """
     legacy = bool(request.functions) and not request.tools
-    functions = (
-        list(request.functions or []) if legacy else [tool.function for tool in request.tools or []]
-    )
+    functions = list(request.functions or []) if legacy else [tool.function for tool in request.tools or []]
     where = "functions" if legacy else "tools"
     names = [f.name for f in functions]
     for index, name in enumerate(names):
         if name in names[:index]:
-            raise InvalidRequest(
-                f"Two tools are named {name!r}.", f"{where}[{index}].function.name", "invalid_value"
-            )
-    mode, allowed = (
-        _legacy_choice(request.function_call) if legacy else _choice(request.tool_choice)
-    )
+            raise InvalidRequest(f"Two tools are named {name!r}.", f"{where}[{index}].function.name", "invalid_value")
+    mode, allowed = _legacy_choice(request.function_call) if legacy else _choice(request.tool_choice)
     parameter = "function_call" if legacy else "tool_choice"
     if mode in ("required", "named") and not functions:
         raise InvalidRequest(f"'{parameter}' needs 'tools'.", parameter, "invalid_value")
     for name in allowed or ():
         if name not in names:
-            raise InvalidRequest(
-                f"'{parameter}' names {name!r}, which is not in 'tools'.",
-                parameter,
-                "invalid_value",
-            )
+            raise InvalidRequest(f"'{parameter}' names {name!r}, which is not in 'tools'.", parameter, "invalid_value")
     forced = mode in ("required", "named")
     specs, relaxed = [], []
     for index, function in enumerate(functions):
@@ -101,11 +91,7 @@ def _spec(
 
 
 def _shown(function: FunctionDefinition) -> dict[str, Any]:
-    return {
-        "name": function.name,
-        "description": function.description,
-        "parameters": function.parameters,
-    }
+    return {"name": function.name, "description": function.description, "parameters": function.parameters}
 
 
 def _choice(choice: Any) -> tuple[str, list[str] | None]:
@@ -120,9 +106,7 @@ def _choice(choice: Any) -> tuple[str, list[str] | None]:
             return "named", [_name(choice.get("function"), "tool_choice.function.name")]
         if kind == "allowed_tools":
             inner = choice.get("allowed_tools")
-            inner = (
-                inner if isinstance(inner, Mapping) else choice
-            )  # the Responses API writes it flat
+            inner = inner if isinstance(inner, Mapping) else choice  # the Responses API writes it flat
             tools = inner.get("tools")
             mode = inner.get("mode", "auto")
             if mode not in ("auto", "required") or not isinstance(tools, list) or not tools:
@@ -132,10 +116,7 @@ def _choice(choice: Any) -> tuple[str, list[str] | None]:
                     "invalid_value",
                 )
             names = [
-                _name(
-                    t.get("function") if isinstance(t, Mapping) else t,
-                    f"tool_choice.allowed_tools.tools[{i}]",
-                )
+                _name(t.get("function") if isinstance(t, Mapping) else t, f"tool_choice.allowed_tools.tools[{i}]")
                 for i, t in enumerate(tools)
             ]
             return mode, names

@@ -28,12 +28,9 @@ class Tracing:
             raise ConfigError(
                 f"otlp_endpoint is set, but {error.name} is not installed: pip install -r requirements-tracing.txt"
             ) from None
-        self._provider = TracerProvider(
-            resource=Resource.create({"service.name": "gpt-oss-server"})
-        )
+        self._provider = TracerProvider(resource=Resource.create({"service.name": "gpt-oss-server"}))
         self._provider.add_span_processor(
-            processor
-            or BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces"))
+            processor or BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces"))
         )
         self._tracer = self._provider.get_tracer("gpt-oss-server")
 
@@ -52,9 +49,7 @@ class Tracing:
             attributes=_attributes(record.endpoint, fields),
         )
         if record.first_token is not None:
-            span.add_event(
-                "first token", timestamp=start + int((record.first_token - record.arrival) * 1e9)
-            )
+            span.add_event("first token", timestamp=start + int((record.first_token - record.arrival) * 1e9))
         if record.outcome == "failed":
             span.set_status(Status(StatusCode.ERROR, str(fields.get("error", ""))))
         span.end(now)

@@ -68,9 +68,7 @@ class UnknownFields:
                 break
         if new:
             # quoted: a client's line break must not begin a line of the log
-            logger.warning(
-                "ignoring unknown request fields of %r: %s", client, ", ".join(map(repr, new))
-            )
+            logger.warning("ignoring unknown request fields of %r: %s", client, ", ".join(map(repr, new)))
 
 
 def find_unknown(sent: Mapping[str, Any], read: BaseModel, where: str = "") -> Iterator[str]:
@@ -94,23 +92,38 @@ def find_unknown(sent: Mapping[str, Any], read: BaseModel, where: str = "") -> I
 # Objects that no model describes. What an answer holds is known: it comes back as history.
 _PART = frozenset(
     ("type", "text", "refusal", "annotations", "logprobs", "parsed", "input_text", "output_text", "file_id", "detail")
-)  # fmt: skip
+)
 _ITEM = frozenset(
-    ("type", "id", "status", "role", "content", "phase", "name", "namespace", "call_id", "arguments", "input", "output",
-     "summary", "encrypted_content", "created_by", "parsed_arguments", "caller", "async", "async_")
-)  # fmt: skip
+    (
+        "type",
+        "id",
+        "status",
+        "role",
+        "content",
+        "phase",
+        "name",
+        "namespace",
+        "call_id",
+        "arguments",
+        "input",
+        "output",
+        "summary",
+        "encrypted_content",
+        "created_by",
+        "parsed_arguments",
+        "caller",
+        "async",
+        "async_",
+    )
+)
 _ITEM_KINDS = frozenset(
     ("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
-)  # fmt: skip
+)
 _TOOL = frozenset(("type", "name", "description", "parameters", "strict", "tools"))
 _CHOICE = frozenset(("type", "function", "name", "namespace", "allowed_tools", "mode", "tools"))
 _OF_PARTS = frozenset(("content", "output", "summary"))
 _WITHIN = {name: name for name in (*_OF_PARTS, "tools")}
-_WITHIN_CHOICE = {
-    "function": "function_call",
-    "allowed_tools": "tool_choice",
-    "tools": "tool_choice",
-}
+_WITHIN_CHOICE = {"function": "function_call", "allowed_tools": "tool_choice", "tools": "tool_choice"}
 _FREE = frozenset((*_WITHIN, "input", "tool_choice", "function_call"))
 
 
@@ -153,9 +166,7 @@ def _fields(model: type[BaseModel]) -> tuple[frozenset[str], dict[str, str]]:
     """-> (names on the wire, names and attributes of the fields that hold models)."""
     names = {info.alias or name: name for name, info in model.model_fields.items()}
     nested = {
-        name: attribute
-        for name, attribute in names.items()
-        if _holds_models(model.model_fields[attribute].annotation)
+        name: attribute for name, attribute in names.items() if _holds_models(model.model_fields[attribute].annotation)
     }
     more = model.also_known if issubclass(model, Strict) else frozenset()
     return frozenset(names) | more, nested

@@ -13,11 +13,7 @@ from dataclasses import dataclass
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
-from limits.strategies import (
-    MovingWindowRateLimiter,
-    RateLimiter,
-    SlidingWindowCounterRateLimiter,
-)  # fmt: skip
+from limits.strategies import MovingWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
 
 from src.api.errors import RateLimited
 from src.api.keys import Caller
@@ -126,9 +122,7 @@ class Usage:
     def _check_tokens_left(self, caller: Caller) -> None:
         window = self._window(self._tokens, caller, "tokens", caller.tokens_per_minute)
         if window is not None and window.remaining - self._reserved[caller.name] < 1:
-            raise self._too_many(
-                caller, f"Limit of {caller.tokens_per_minute} tokens per minute reached.", window
-            )
+            raise self._too_many(caller, f"Limit of {caller.tokens_per_minute} tokens per minute reached.", window)
 
     def _reservation(self, caller: Caller, work: Work) -> int:
         """Tokens to reserve. Raises RateLimited where they are not left."""

@@ -14,10 +14,7 @@ logger = logging.getLogger(__name__)
 
 TOOL = {
     "type": "function",
-    "function": {
-        "name": "warm_up",
-        "parameters": {"type": "object", "properties": {"text": {"type": "string"}}},
-    },
+    "function": {"name": "warm_up", "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}},
 }
 
 

@@ -9,9 +9,7 @@ from collections.abc import Iterable
 class WarnOnce:
     """A line in the log for names that were not told before."""
 
-    def __init__(
-        self, logger: logging.Logger, message: str, *, limit: int = 1000, max_chars: int = 64
-    ) -> None:
+    def __init__(self, logger: logging.Logger, message: str, *, limit: int = 1000, max_chars: int = 64) -> None:
         """`message` has one %s for the names; `limit`: how many are logged, and kept; `max_chars`: of each."""
         self._logger, self._message, self._limit = logger, message, limit
         self._max_chars = max_chars
@@ -22,6 +20,4 @@ class WarnOnce:
         if new:
             self._told.update(new)
             # quoted: a client's line break must not begin a line of the log
-            self._logger.warning(
-                self._message, ", ".join(repr(name[: self._max_chars]) for name in new)
-            )
+            self._logger.warning(self._message, ", ".join(repr(name[: self._max_chars]) for name in new))

@@ -49,17 +49,9 @@ def _among_others(source: Source, ask: str, name: str, arguments: dict[str, Any]
     source.rng.shuffle(names)
     offered = []
     for tool, written in ((n, BY_HAND["tools"][n]) for n in names):
-        parameters = {
-            "type": "object",
-            "properties": written["parameters"],
-            "required": written["required"],
-        }
-        offered.append(
-            {"name": tool, "description": written["description"], "parameters": parameters}
-        )
-    return Example(
-        "tool_call", [user(ask)], source.effort(), [], call=(name, arguments), tools=offered
-    )
+        parameters = {"type": "object", "properties": written["parameters"], "required": written["required"]}
+        offered.append({"name": tool, "description": written["description"], "parameters": parameters})
+    return Example("tool_call", [user(ask)], source.effort(), [], call=(name, arguments), tools=offered)
 
 
 SKILLS: dict[str, Callable[[Source], Example]] = {
@@ -99,16 +91,16 @@ class Score:
 
 def body_of(example: Example) -> dict[str, Any]:
     body: dict[str, Any] = {
-        "model": "gpt-oss-nano", "messages": example.messages, "temperature": 0, "max_tokens": 300,
+        "model": "gpt-oss-nano",
+        "messages": example.messages,
+        "temperature": 0,
+        "max_tokens": 300,
         "reasoning_effort": example.effort,
-    }  # fmt: skip
+    }
     if example.tools:
         body["tools"] = [{"type": "function", "function": t} for t in example.tools]
     if example.response_format is not None:
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": dict(example.response_format),
-        }
+        body["response_format"] = {"type": "json_schema", "json_schema": dict(example.response_format)}
     return body
 
 
@@ -141,9 +133,7 @@ def examine(url: str, name: str, examples: list[Example]) -> Score:
         score.analysis_tokens.setdefault(example.effort, []).append(thought)
         if not right:
             message = choice["message"]
-            said = message.get("content") or json.dumps(
-                [c["function"] for c in message.get("tool_calls") or []]
-            )
+            said = message.get("content") or json.dumps([c["function"] for c in message.get("tool_calls") or []])
             wanted = example.expected or example.call
             score.wrong.append(
                 f"{name}: {example.messages[-1]['content']!r} -> {said!r}, not {wanted!r} "
@@ -169,9 +159,7 @@ def is_right(example: Example, message: dict[str, Any]) -> tuple[bool, bool]:
         except ValueError:
             return not calls, False
     exact = example.skill in ("reversing", "spelling", "echo", "counting")
-    matches = (
-        content == example.expected[0] if exact else all(e in content for e in example.expected)
-    )
+    matches = content == example.expected[0] if exact else all(e in content for e in example.expected)
     return not calls, matches and not calls
 
 
@@ -181,9 +169,7 @@ def recoveries(url: str) -> Counter[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True)
     parser.add_argument("--per-skill", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
@@ -195,9 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="TIMES",
         help="ask each request by hand so often, instead of --per-skill drawn ones of each skill",
     )
-    parser.add_argument(
-        "--skills", nargs="+", choices=sorted(SKILLS), default=list(SKILLS), help="only these"
-    )
+    parser.add_argument("--skills", nargs="+", choices=sorted(SKILLS), default=list(SKILLS), help="only these")
     args = parser.parse_args(argv)
     vocabulary = load_vocabulary()
     wrong: list[str] = []
@@ -226,9 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     mended = recoveries(args.url) - before
     kinds = ", ".join(f"{count} {kind}" for kind, count in mended.most_common()) or "none"
-    sys.stdout.write(
-        f"\nvalid Harmony: {1 - mended.total() / asked:.2%} of {asked} answers (mended: {kinds})\n"
-    )
+    sys.stdout.write(f"\nvalid Harmony: {1 - mended.total() / asked:.2%} of {asked} answers (mended: {kinds})\n")
     if args.wrong:
         args.wrong.write_text("\n".join(wrong) + "\n")
     return 0

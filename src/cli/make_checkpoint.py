@@ -29,28 +29,16 @@ SHARD_BYTES = 400 * 2**20
 
 
 def make_checkpoint(
-    size: str | Size,
-    out: Path,
-    *,
-    layout: str = "hf",
-    seed: int = 0,
-    experts: str = "mxfp4",
-    tokenizer: bool = True,
+    size: str | Size, out: Path, *, layout: str = "hf", seed: int = 0, experts: str = "mxfp4", tokenizer: bool = True
 ) -> Path:
     """Writes the checkpoint and returns its folder. The same arguments give the same bytes."""
     dimensions = SIZES[size] if isinstance(size, str) else size
     original = layout == "original"
-    raw = (
-        original_config(dimensions)
-        if original
-        else hf_config(dimensions, quantized=experts == "mxfp4")
-    )
+    raw = original_config(dimensions) if original else hf_config(dimensions, quantized=experts == "mxfp4")
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "config.json", raw)
     config = ModelConfig.from_json(raw)
-    shards = list(
-        _shards(_random_tensors(config, original=original, packed=experts == "mxfp4", seed=seed))
-    )
+    shards = list(_shards(_random_tensors(config, original=original, packed=experts == "mxfp4", seed=seed)))
     _save(out, shards, single_name="model.safetensors")
     if not original:
         _write_json(
@@ -86,9 +74,7 @@ def _random_tensors(
         if "norm" in name:
             value = torch.empty(shape).normal_(1, 0.1, generator=generator)
         elif name.endswith(("bias", "sinks")):
-            value = torch.empty(shape).normal_(
-                0, 0.5 if name.endswith("sinks") else 0.1, generator=generator
-            )
+            value = torch.empty(shape).normal_(0, 0.5 if name.endswith("sinks") else 0.1, generator=generator)
         else:
             fan_in = shape[1]
             std = 1.0 if "embed" in name and "un" not in name else fan_in**-0.5
@@ -120,10 +106,7 @@ def _save(out: Path, shards: list[dict[str, torch.Tensor]], *, single_name: str)
         save_file(shard, out / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, name)
     total = sum(value.nbytes for shard in shards for value in shard.values())
-    _write_json(
-        out / "model.safetensors.index.json",
-        {"metadata": {"total_size": total}, "weight_map": weight_map},
-    )
+    _write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -131,9 +114,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("nano", "mini"), required=True)
     parser.add_argument("--layout", choices=("hf", "original"), default="hf")
     parser.add_argument("--experts", choices=("mxfp4", "bf16"), default="mxfp4")
@@ -144,9 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--layout original exists only with --experts mxfp4")
     started = time.perf_counter()
     make_checkpoint(args.size, args.out, layout=args.layout, seed=args.seed, experts=args.experts)
-    sys.stdout.write(
-        f"{args.out}: {args.size}, {args.layout}, in {time.perf_counter() - started:.1f} s\n"
-    )
+    sys.stdout.write(f"{args.out}: {args.size}, {args.layout}, in {time.perf_counter() - started:.1f} s\n")
     return 0
 
 

@@ -49,9 +49,7 @@ def table() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(SIZES))
     parser.add_argument("--cards", type=int, default=1)
     parser.add_argument("--gb", type=float, help="memory of one card, 10^9 bytes")

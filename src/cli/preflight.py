@@ -29,10 +29,7 @@ def missing(model: str, model_path: Path | None, gpus: list[Gpu]) -> list[str]:
         found.append(f"checkpoint: {error}")
         located = locate_model(model, None, default_cache_folder(), dummy=True)
     if not gpus:
-        return [
-            *found,
-            f"GPU: none is visible; {model} is tested on one with its weights in memory",
-        ]
+        return [*found, f"GPU: none is visible; {model} is tested on one with its weights in memory"]
     config = EngineConfig(located.config, None, "dummy")
     try:
         choose_plan(config, [g.free_bytes for g in gpus], [g.total_bytes for g in gpus], element=2)
@@ -43,9 +40,7 @@ def missing(model: str, model_path: Path | None, gpus: list[Gpu]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("nano", "20b", "120b"), required=True)
     parser.add_argument("--model-path", type=Path)
     args = parser.parse_args(argv)

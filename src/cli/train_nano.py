@@ -62,11 +62,7 @@ def common_tokens(maker: BatchMaker, count: int = COMMON_TOKENS) -> torch.Tensor
     for step in range(COMMON_FROM_BATCHES):
         seen.update(maker.batch(-1 - step).token_ids.tolist())
     special = [t for t in seen if t >= FIRST_SPECIAL]
-    ordinary = [
-        t
-        for t, _ in sorted(seen.items(), key=lambda item: (-item[1], item[0]))
-        if t < FIRST_SPECIAL
-    ]
+    ordinary = [t for t, _ in sorted(seen.items(), key=lambda item: (-item[1], item[0])) if t < FIRST_SPECIAL]
     return torch.tensor(sorted(special + ordinary[: count - len(special)]))
 
 
@@ -254,15 +250,11 @@ def mix(network: Network, start: Path, share: float) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the training checkpoint")
     parser.add_argument("--export", type=Path, help="file of the folded model, written at the end")
     parser.add_argument(
-        "--start",
-        type=Path,
-        help="folded model to begin with where --out has no checkpoint; else random weights",
+        "--start", type=Path, help="folded model to begin with where --out has no checkpoint; else random weights"
     )
     parser.add_argument(
         "--start-share",
@@ -272,9 +264,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=7300)
-    parser.add_argument(
-        "--batch-tokens", type=int, default=BATCH_TOKENS, help="of one step, at least"
-    )
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help="of one step, at least")
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     parser.add_argument(
@@ -312,10 +302,16 @@ def main(argv: list[str] | None = None) -> int:
     fuse()
     started = time.perf_counter()
     network = train(
-        args.out, start=args.start, seed=args.seed, steps=args.steps, batch_tokens=args.batch_tokens,
-        muon_rate=args.muon_rate, adam_rate=args.adam_rate, average_over=args.average_over,
+        args.out,
+        start=args.start,
+        seed=args.seed,
+        steps=args.steps,
+        batch_tokens=args.batch_tokens,
+        muon_rate=args.muon_rate,
+        adam_rate=args.adam_rate,
+        average_over=args.average_over,
         curriculum=Curriculum(*args.plain_steps),
-    )  # fmt: skip
+    )
     if args.start_share:
         mix(network, args.start, args.start_share)
     if args.export is not None:

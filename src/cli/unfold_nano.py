@@ -26,9 +26,7 @@ def end_with_parent(pid: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--asset", type=Path, help="the folded model (default: the embedded one)")
     parser.add_argument("--parent", type=int, metavar="PID", help="end when this process ends")

@@ -23,14 +23,7 @@ import zmq
 import zmq.asyncio
 
 from src.engine.config import EngineConfig
-from src.engine.lifecycle import (
-    EngineDeadError,
-    EngineError,
-    EngineState,
-    QueueFullError,
-    RestartPolicy,
-    start_process,
-)  # fmt: skip
+from src.engine.lifecycle import EngineDeadError, EngineError, EngineState, QueueFullError, RestartPolicy, start_process
 from src.engine.messages import (
     AbortRequests,
     AddRequest,
@@ -44,7 +37,7 @@ from src.engine.messages import (
     Shutdown,
     ToEngine,
     TokenOutput,
-)  # fmt: skip
+)
 from src.engine.request import FinishReason
 from src.engine.streams import OpenStreams, OutputStream
 from src.run_folder import RunFolder
@@ -68,9 +61,7 @@ class EngineClient:
         self.state = EngineState.LOADING
         self.ready: Ready | None = None
         self.stats = EngineStats()
-        self.on_step: Callable[[EngineStats], None] | None = (
-            None  # called for each step that is reported
-        )
+        self.on_step: Callable[[EngineStats], None] | None = None  # called for each step that is reported
         self.num_restarts = 0
         self.num_resumed = 0
         self.failure: str | None = None
@@ -102,9 +93,7 @@ class EngineClient:
         try:
             await asyncio.wait_for(self._ready_event.wait(), timeout_s)
         except TimeoutError:
-            raise EngineError(
-                f"the engine is {self.state} and was not ready within {timeout_s:g} s"
-            ) from None
+            raise EngineError(f"the engine is {self.state} and was not ready within {timeout_s:g} s") from None
         if self.state in (EngineState.DEAD, EngineState.STOPPED) or self.ready is None:
             raise EngineDeadError(self.failure or f"the engine is {self.state}")
         return self.ready
@@ -167,12 +156,8 @@ class EngineClient:
         streams, most = self._streams, self.config.max_num_waiting
         room = self.config.max_num_seqs + most
         of_tenant = streams.of_tenant[tenant] + num_requests
-        if len(streams) + num_requests > room and not _is_within_share(
-            of_tenant, room, streams.of_tenant, tenant
-        ):
-            raise QueueFullError(
-                f"{most} requests are waiting already (max_num_waiting)", self._retry_after()
-            )
+        if len(streams) + num_requests > room and not _is_within_share(of_tenant, room, streams.of_tenant, tenant):
+            raise QueueFullError(f"{most} requests are waiting already (max_num_waiting)", self._retry_after())
         held, room = streams.num_unstarted_tokens, self.config.max_num_waiting_tokens
         of_tenant = streams.unstarted_tokens_of[tenant] + num_tokens
         if (
@@ -181,17 +166,14 @@ class EngineClient:
             and not _is_within_share(of_tenant, room, streams.unstarted_tokens_of, tenant)
         ):
             raise QueueFullError(
-                f"the waiting requests hold {held} tokens already (max_num_waiting_tokens)",
-                self._retry_after(),
+                f"the waiting requests hold {held} tokens already (max_num_waiting_tokens)", self._retry_after()
             )
 
     async def add_request(self, request: AddRequest) -> AsyncIterator[TokenOutput]:
         """As add_requests, for one."""
         return (await self.add_requests([request]))[0]
 
-    async def add_requests(
-        self, requests: Sequence[AddRequest]
-    ) -> list[AsyncIterator[TokenOutput]]:
+    async def add_requests(self, requests: Sequence[AddRequest]) -> list[AsyncIterator[TokenOutput]]:
         """Admits all of the requests now, or none, and returns an iterator over the outputs of each.
 
         Closing an iterator before its end aborts its request. Raises EngineError, EngineDeadError, QueueFullError.
@@ -299,13 +281,14 @@ class EngineClient:
             self.state = EngineState.RESTARTING
             self.stats = EngineStats()
             self._end_or_keep(f"the engine died: {self.failure}")
-            delay = min(
-                self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1)
-            )
+            delay = min(self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1))
             logger.error(
                 "engine died (%s), restart %d in %.1f s; requests that go on then: %d",
-                self.failure, self._attempts, delay, len(self._streams),
-            )  # fmt: skip
+                self.failure,
+                self._attempts,
+                delay,
+                len(self._streams),
+            )
             self.num_restarts += 1
             await asyncio.sleep(delay)
             await self._renew()
@@ -329,9 +312,7 @@ class EngineClient:
             self._send_socket = plain.socket(zmq.PUSH)
             self._send_socket.set_hwm(0)
             self._send_socket.bind(input_address := f"ipc://{folder / 'in'}")
-            process = multiprocessing.get_context(
-                "spawn"
-            ).Process(
+            process = multiprocessing.get_context("spawn").Process(
                 target=_child,
                 args=(self.config, input_address, output_address, os.getpid(), self._log),
                 name="gpt-oss-engine",
@@ -340,9 +321,7 @@ class EngineClient:
             gone = asyncio.Event()
             try:
                 await start_process(process)
-                atexit.register(
-                    process.kill
-                )  # Python waits for it otherwise, when this process ends badly
+                atexit.register(process.kill)  # Python waits for it otherwise, when this process ends badly
                 self._process = process
                 self._last_sign = time.monotonic()
                 loop.add_reader(process.sentinel, gone.set)
@@ -367,9 +346,7 @@ class EngineClient:
             while True:
                 message_task = asyncio.ensure_future(receive.recv())
                 await asyncio.wait(
-                    {message_task, gone_task},
-                    timeout=self._check_interval_s,
-                    return_when=asyncio.FIRST_COMPLETED,
+                    {message_task, gone_task}, timeout=self._check_interval_s, return_when=asyncio.FIRST_COMPLETED
                 )
                 if message_task.done():
                     self._handle(self._decoder.decode(message_task.result()))
@@ -410,9 +387,8 @@ class EngineClient:
         is_silent = self.is_ready and self.heartbeat_age_s >= self.policy.heartbeat_timeout_s
         if is_silent and not self._warned_of_silence:
             logger.error(
-                "no heartbeat of the engine (pid %s) for %.0f s: is it stopped?",
-                self.pid, self.heartbeat_age_s,
-            )  # fmt: skip
+                "no heartbeat of the engine (pid %s) for %.0f s: is it stopped?", self.pid, self.heartbeat_age_s
+            )
         self._warned_of_silence = is_silent
 
     def _handle(self, message: FromEngine) -> None:
@@ -478,13 +454,7 @@ def _without_bias(request: AddRequest) -> AddRequest:
     return msgspec.structs.replace(request, params=params)
 
 
-def _child(
-    config: EngineConfig,
-    input_address: str,
-    output_address: str,
-    parent_pid: int,
-    log: dict[str, Any],
-) -> None:
+def _child(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: dict[str, Any]) -> None:
     """Runs in the engine process; torch is loaded only there."""
     from src.engine.core import run_engine
 

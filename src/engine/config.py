@@ -55,9 +55,7 @@ class ModelConfig:
         if "experts_per_token" in config and "num_experts" in config and "model_type" not in config:
             config = _from_original(config)
         if config.get("model_type") != "gpt_oss":
-            raise ConfigError(
-                f"model_type is {config.get('model_type')!r}, this server runs only 'gpt_oss'"
-            )
+            raise ConfigError(f"model_type is {config.get('model_type')!r}, this server runs only 'gpt_oss'")
         try:
             return _from_hf(config)
         except KeyError as error:
@@ -76,10 +74,7 @@ class ModelConfig:
 
 def _from_hf(c: dict[str, Any]) -> ModelConfig:
     # transformers 5 writes rope_parameters, earlier releases rope_theta and rope_scaling
-    rope = c.get("rope_parameters") or {
-        "rope_theta": c["rope_theta"],
-        **(c.get("rope_scaling") or {}),
-    }
+    rope = c.get("rope_parameters") or {"rope_theta": c["rope_theta"], **(c.get("rope_scaling") or {})}
     if rope.get("rope_type", "default") not in ("yarn", "default"):
         raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; gpt-oss uses 'yarn'")
     num_layers = c["num_hidden_layers"]
@@ -161,14 +156,10 @@ class EngineConfig:
     cpu_kv_cache_gib: float = 1.0
     num_threads: int = 0  # 0: one for each physical core but never more than the process may use
     cpu_isa: str = "auto"  # instruction set of the CPU kernels: auto, avx2 or avx512
-    num_speculative_tokens: int = (
-        -1
-    )  # guesses in a step; -1: 3 where the CPU kernels run, else none
+    num_speculative_tokens: int = -1  # guesses in a step; -1: 3 where the CPU kernels run, else none
     batch_invariant: bool = False
     enforce_eager: bool = False  # no CUDA graphs
-    priority_ageing_s: float = (
-        5.0  # a request waiting this long has caught up with one a priority step ahead
-    )
+    priority_ageing_s: float = 5.0  # a request waiting this long has caught up with one a priority step ahead
     seed: int = 0
     ranks_path: Path | None = None  # vocabulary in tiktoken form; needed for grammars only
     special_tokens: dict[str, int] = field(default_factory=dict)
@@ -185,22 +176,15 @@ class EngineConfig:
             raise ConfigError(
                 f"max_model_len ({self.max_model_len}) is beyond the model's {self.model.max_position} positions"
             )
-        if (
-            self.gpu_mode == "single"
-            and max(self.tensor_parallel_size, self.pipeline_parallel_size) > 1
-        ):
+        if self.gpu_mode == "single" and max(self.tensor_parallel_size, self.pipeline_parallel_size) > 1:
             raise ConfigError(
                 f"gpu_mode 'single' contradicts tensor_parallel_size ({self.tensor_parallel_size}) and "
                 f"pipeline_parallel_size ({self.pipeline_parallel_size}); drop one of them"
             )
         if self.gpu_mode == "tensor" and self.tensor_parallel_size == 1:
-            raise ConfigError(
-                "gpu_mode 'tensor' contradicts tensor_parallel_size (1); drop one of them"
-            )
+            raise ConfigError("gpu_mode 'tensor' contradicts tensor_parallel_size (1); drop one of them")
         if self.gpu_mode == "pipeline" and self.pipeline_parallel_size == 1:
-            raise ConfigError(
-                "gpu_mode 'pipeline' contradicts pipeline_parallel_size (1); drop one of them"
-            )
+            raise ConfigError("gpu_mode 'pipeline' contradicts pipeline_parallel_size (1); drop one of them")
         if self.num_speculative_tokens < -1:
             raise ConfigError(
                 f"num_speculative_tokens ({self.num_speculative_tokens}) must be a count, 0 for none, or -1 for "

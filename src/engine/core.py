@@ -36,7 +36,7 @@ from src.engine.messages import (
     Shutdown,
     ToEngine,
     TokenOutput,
-)  # fmt: skip
+)
 from src.engine.model.checkpoint import CheckpointError
 from src.engine.placement import place
 from src.engine.request import FinishReason, Request
@@ -54,10 +54,7 @@ class EngineCore:
     """Scheduler, cache manager and executor, without any transport."""
 
     def __init__(
-        self,
-        config: EngineConfig,
-        on_death: OnDeath | None = None,
-        log: dict[str, Any] | None = None,
+        self, config: EngineConfig, on_death: OnDeath | None = None, log: dict[str, Any] | None = None
     ) -> None:
         """`on_death` is called in a thread when another rank's process dies."""
         with ThreadPoolExecutor(1) as pool:  # the tokenizer takes a second: beside the weights
@@ -70,9 +67,7 @@ class EngineCore:
             config.model.sliding_window,
             enable_prefix_caching=config.enable_prefix_caching,
         )
-        self.max_model_len = min(
-            config.max_model_len, kv.max_request_tokens(config.max_num_batched_tokens)
-        )
+        self.max_model_len = min(config.max_model_len, kv.max_request_tokens(config.max_num_batched_tokens))
         self.kv = kv
         most = self.executor.num_speculative_tokens
         self.scheduler = Scheduler(
@@ -93,16 +88,11 @@ class EngineCore:
             return _error(message.request_id, "a request with this id is running")
         num_tokens = len(message.token_ids) + len(message.output_ids)
         if num_tokens >= self.max_model_len:
-            return _error(
-                message.request_id,
-                f"{num_tokens} tokens do not fit into {self.max_model_len} positions",
-            )
+            return _error(message.request_id, f"{num_tokens} tokens do not fit into {self.max_model_len} positions")
         now = time.monotonic()
         if message.params.grammar is not None:
             if self.guided is None:
-                return _error(
-                    message.request_id, "this engine was started without a vocabulary: no grammars"
-                )
+                return _error(message.request_id, "this engine was started without a vocabulary: no grammars")
             if self.guided.is_compiling(message.params.grammar):
                 self._uncompiled[message.request_id] = (message, now)
                 return None
@@ -111,9 +101,7 @@ class EngineCore:
     def _admit(self, message: AddRequest, arrival: float) -> TokenOutput | None:
         if self.guided is not None and message.params.grammar is not None:
             try:
-                self.guided.add(
-                    message.request_id, message.params.grammar, message.params.loop_guard
-                )
+                self.guided.add(message.request_id, message.params.grammar, message.params.loop_guard)
                 for token_id in message.output_ids:
                     self.guided.advance(message.request_id, token_id)
             except GrammarError as error:
@@ -165,15 +153,10 @@ class EngineCore:
             if self.guided is not None and self._uncompiled:
                 self.guided.wait_compiled(COMPILE_POLL_S)
             return refused
-        expired = self.scheduler.finish_requests(
-            [r.request_id for r in self.scheduler.expired(started)]
-        )
+        expired = self.scheduler.finish_requests([r.request_id for r in self.scheduler.expired(started)])
         late = refused + self._end(expired, FinishReason.ERROR, "the request's deadline has passed")
         self._submit()
-        if (
-            self.executor.num_in_flight < self.executor.max_in_flight
-            and self.scheduler.can_schedule()
-        ):
+        if self.executor.num_in_flight < self.executor.max_in_flight and self.scheduler.can_schedule():
             return late  # another batch fits into the pipeline before this one's tokens are needed
         scheduled, result = self.executor.collect()
         outputs = self.scheduler.update_from_output(scheduled, result)
@@ -188,15 +171,11 @@ class EngineCore:
     def _submit(self) -> None:
         scheduled = self.scheduler.schedule()
         if not scheduled.num_scheduled_tokens and self.executor.num_in_flight:
-            self.scheduler.give_back(
-                scheduled
-            )  # nothing to start; what is under way must come out first
+            self.scheduler.give_back(scheduled)  # nothing to start; what is under way must come out first
             return
         if self.guided is not None:
             ids = list(scheduled.num_scheduled_tokens)
-            scheduled.grammar_rows, scheduled.grammar_bitmask = self.guided.bitmask(
-                ids, scheduled.draft_tokens
-            )
+            scheduled.grammar_rows, scheduled.grammar_bitmask = self.guided.bitmask(ids, scheduled.draft_tokens)
         self.executor.submit(scheduled)
 
     @property
@@ -210,11 +189,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return (
-            self.scheduler.has_requests()
-            or self.executor.num_in_flight > 0
-            or bool(self._uncompiled)
-        )
+        return self.scheduler.has_requests() or self.executor.num_in_flight > 0 or bool(self._uncompiled)
 
     def current_stats(self) -> EngineStats:
         stats, scheduler, kv = self.stats, self.scheduler, self.kv
@@ -223,14 +198,8 @@ class EngineCore:
         stats.num_waiting_tokens = scheduler.num_waiting_tokens
         stats.kv_usage, stats.num_free_blocks = kv.usage, kv.num_free_blocks
         stats.num_preemptions_total = scheduler.num_preemptions
-        stats.num_draft_total, stats.num_accepted_total = (
-            scheduler.num_drafts,
-            scheduler.num_accepted,
-        )
-        stats.num_prefix_queried_total, stats.num_prefix_hit_total = (
-            kv.num_queried_tokens,
-            kv.num_hit_tokens,
-        )
+        stats.num_draft_total, stats.num_accepted_total = (scheduler.num_drafts, scheduler.num_accepted)
+        stats.num_prefix_queried_total, stats.num_prefix_hit_total = (kv.num_queried_tokens, kv.num_hit_tokens)
         return stats
 
     def _advance_grammars(self, outputs: list[TokenOutput]) -> None:
@@ -250,9 +219,7 @@ class EngineCore:
             if output.finish_reason is not None:
                 self.guided.remove(output.request_id)
 
-    def _end(
-        self, requests: list[Request], reason: FinishReason, error: str | None
-    ) -> list[TokenOutput]:
+    def _end(self, requests: list[Request], reason: FinishReason, error: str | None) -> list[TokenOutput]:
         for request in requests:
             if self.guided is not None:
                 self.guided.remove(request.request_id)
@@ -262,9 +229,7 @@ class EngineCore:
 class EngineProcess:
     """EngineCore behind two ZeroMQ sockets. Ends when told to, or when the process that started it is gone."""
 
-    def __init__(
-        self, core: EngineCore, receive: zmq.Socket[bytes], send: zmq.Socket[bytes], parent_pid: int
-    ) -> None:
+    def __init__(self, core: EngineCore, receive: zmq.Socket[bytes], send: zmq.Socket[bytes], parent_pid: int) -> None:
         self._core = core
         self._receive_socket, self._send_socket = receive, send
         self._parent_pid = parent_pid
@@ -334,13 +299,9 @@ def heartbeats(context: zmq.Context[zmq.Socket[bytes]], address: str) -> Iterato
         thread.join()
 
 
-def run_engine(
-    config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: Any
-) -> None:
+def run_engine(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: Any) -> None:
     """The engine process's main function. Never raises: it reports Failed and leaves with exit code 1."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C goes to the whole group; the API process decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the API process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.configure(**log)
     context = zmq.Context()
@@ -362,13 +323,9 @@ def run_engine(
         process._send(_ready(core))
         with heartbeats(context, output_address):
             process.run()
-    except (
-        Exception
-    ) as error:  # the last line of defence: whatever it was, the API process must hear of it
+    except Exception as error:  # the last line of defence: whatever it was, the API process must hear of it
         if max(config.tensor_parallel_size, config.pipeline_parallel_size) > 1:
-            time.sleep(
-                RANK_DEATH_GRACE_S
-            )  # if a rank's death caused this, its watcher says so and ends the process
+            time.sleep(RANK_DEATH_GRACE_S)  # if a rank's death caused this, its watcher says so and ends the process
         fatal = isinstance(error, (ConfigError, CheckpointError))
         logger.critical("engine died: %s", error if fatal else traceback.format_exc())
         send.send(msgspec.msgpack.encode(Failed(f"{type(error).__name__}: {error}", fatal)))
@@ -383,13 +340,7 @@ def _guided(config: EngineConfig) -> GuidedDecoding | None:
         return None
     eos_ids = list(config.eos_token_ids)
     return GuidedDecoding(
-        load_tokenizer(
-            config.ranks_path,
-            config.special_tokens,
-            config.split_pattern,
-            config.model.vocab_size,
-            eos_ids,
-        )
+        load_tokenizer(config.ranks_path, config.special_tokens, config.split_pattern, config.model.vocab_size, eos_ids)
     )
 
 

@@ -25,9 +25,7 @@ from src.engine.worker.rank import make_worker, report_of, run_rank
 from src.engine.worker.worker import self_test_probe
 from src.run_folder import RunFolder
 
-DEFAULT_DRAFTS = (
-    3  # tokens; with the CPU's kernels a step of four costs little more than one of one
-)
+DEFAULT_DRAFTS = 3  # tokens; with the CPU's kernels a step of four costs little more than one of one
 OnDeath = Callable[[str, bool], None]  # (what happened, whether a restart would fail the same way)
 
 
@@ -39,10 +37,7 @@ class Executor:
     """Steps are submitted and collected in order. With pipeline stages several are under way."""
 
     def __init__(
-        self,
-        config: EngineConfig,
-        on_death: OnDeath | None = None,
-        log: dict[str, Any] | None = None,
+        self, config: EngineConfig, on_death: OnDeath | None = None, log: dict[str, Any] | None = None
     ) -> None:
         """Loads the model on all ranks and proves it. `on_death` is called in a thread when another rank dies.
 
@@ -62,9 +57,7 @@ class Executor:
         rendezvous = self._folder.path / "rendezvous" if self._folder is not None else None
         self._processes = [self._start(config, rank, rendezvous, log) for rank in range(1, world)]
         if self._processes and on_death is not None:
-            threading.Thread(
-                target=self._watch, args=(on_death,), daemon=True, name="watch-ranks"
-            ).start()
+            threading.Thread(target=self._watch, args=(on_death,), daemon=True, name="watch-ranks").start()
         self.worker = make_worker(config, 0, rendezvous)
         self.worker.load()
         self.num_blocks = self.worker.init_cache()
@@ -125,15 +118,15 @@ class Executor:
                 f"self-test failed in {self.worker.dtype} on {self.worker.device}: {result.failed[PROBE_ID]}"
             )
 
-    def _start(
-        self, config: EngineConfig, rank: int, rendezvous: Path | None, log: dict[str, Any] | None
-    ) -> Any:
+    def _start(self, config: EngineConfig, rank: int, rendezvous: Path | None, log: dict[str, Any] | None) -> Any:
         ours, theirs = multiprocessing.Pipe()
         errors, their_errors = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(
-            target=run_rank, args=(config, rank, rendezvous, theirs, their_errors, log), name=f"gpt-oss-rank-{rank}",
+            target=run_rank,
+            args=(config, rank, rendezvous, theirs, their_errors, log),
+            name=f"gpt-oss-rank-{rank}",
             daemon=True,
-        )  # fmt: skip
+        )
         process.start()
         theirs.close()
         their_errors.close()

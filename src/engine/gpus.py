@@ -22,11 +22,7 @@ class Gpu:
 def visible_gpus() -> list[Gpu]:
     """In CUDA's order under CUDA_DEVICE_ORDER=PCI_BUS_ID, which the server sets. Empty without a driver."""
     with _nvml() as nvml:
-        return (
-            []
-            if nvml is None
-            else [_gpu(nvml, i, handle) for i, handle in enumerate(_handles(nvml))]
-        )
+        return [] if nvml is None else [_gpu(nvml, i, handle) for i, handle in enumerate(_handles(nvml))]
 
 
 @contextlib.contextmanager
@@ -58,11 +54,7 @@ def chosen_devices(wanted: str, uuids: list[str]) -> list[int]:
     """CUDA_VISIBLE_DEVICES -> indexes: numbers or beginnings of UUIDs; CUDA stops at the first that is neither."""
     chosen: list[int] = []
     for entry in (part.strip() for part in wanted.split(",")):
-        found = [
-            i
-            for i, uuid in enumerate(uuids)
-            if (entry == str(i)) or (len(entry) > 4 and uuid.startswith(entry))
-        ]
+        found = [i for i, uuid in enumerate(uuids) if (entry == str(i)) or (len(entry) > 4 and uuid.startswith(entry))]
         if len(found) != 1 or found[0] in chosen:
             break
         chosen += found
@@ -72,16 +64,9 @@ def chosen_devices(wanted: str, uuids: list[str]) -> list[int]:
 def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     utilization = _or_none(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
-    temperature = _or_none(
-        nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
-    )
+    temperature = _or_none(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
     return Gpu(
-        index,
-        _text(nvml.nvmlDeviceGetName(handle)),
-        int(memory.total),
-        int(memory.free),
-        utilization,
-        temperature,
+        index, _text(nvml.nvmlDeviceGetName(handle)), int(memory.total), int(memory.free), utilization, temperature
     )
 
 

@@ -34,17 +34,10 @@ class GrammarError(ValueError):
 
 
 def load_tokenizer(
-    ranks_path: Path,
-    special_tokens: dict[str, int],
-    split_pattern: str,
-    vocab_size: int,
-    eos_ids: list[int],
+    ranks_path: Path, special_tokens: dict[str, int], split_pattern: str, vocab_size: int, eos_ids: list[int]
 ) -> LLTokenizer:
     fields = ranks_path.read_bytes().split()
-    ranks = {
-        base64.b64decode(token): int(rank)
-        for token, rank in zip(fields[::2], fields[1::2], strict=True)
-    }
+    ranks = {base64.b64decode(token): int(rank) for token, rank in zip(fields[::2], fields[1::2], strict=True)}
     tokenizer: LLTokenizer = LLTokenizer.from_tiktoken(
         encoder=ranks,
         special_tokens=special_tokens,
@@ -75,9 +68,7 @@ class GuidedDecoding:
         if grammar in self._compiled:
             return False
         if grammar not in self._compiling:
-            self._compiling[grammar] = self._compilers.submit(
-                compile_grammar, self._tokenizer, grammar
-            )
+            self._compiling[grammar] = self._compilers.submit(compile_grammar, self._tokenizer, grammar)
         return not self._compiling[grammar].done()
 
     def forget_compiling(self, grammar: str) -> None:
@@ -160,21 +151,13 @@ class GuidedDecoding:
             for matcher, place in together:
                 self._fill(matcher, None, masks[place])
         else:
-            self._executor.unsafe_compute_mask_ptr(
-                together, masks.ctypes.data, masks.strides[0], len(masks)
-            )
+            self._executor.unsafe_compute_mask_ptr(together, masks.ctypes.data, masks.strides[0], len(masks))
             for matcher, place in together:
                 if matcher.is_error():
                     masks[place].fill(0)
         return ids, masks.reshape(-1).view(np.uint8).data
 
-    def _follow(
-        self,
-        matcher: LLMatcher,
-        watch: _LoopWatch | None,
-        guesses: Sequence[int],
-        masks: np.ndarray,
-    ) -> None:
+    def _follow(self, matcher: LLMatcher, watch: _LoopWatch | None, guesses: Sequence[int], masks: np.ndarray) -> None:
         """masks int32 [1 + len(guesses), words]: what may come now, and behind each guess."""
         self._fill(matcher, watch, masks[0])
         # on a copy: a matcher that is rolled back allows other tokens than before
@@ -266,10 +249,7 @@ class _LoopWatch:
         for period in range(1, longest + 1):
             span = period * repeats
             # equal to itself shifted by one period
-            if (
-                tokens[-1] == tokens[-1 - period]
-                and tokens[-span:-period] == tokens[-span + period :]
-            ):
+            if tokens[-1] == tokens[-1 - period] and tokens[-span:-period] == tokens[-span + period :]:
                 return True
         return False
 

@@ -18,9 +18,7 @@ from dataclasses import dataclass, field
 
 from src.engine.request import Request
 
-NULL_BLOCK = (
-    0  # never allocated; fills the places of sliding blocks that the window has left behind
-)
+NULL_BLOCK = 0  # never allocated; fills the places of sliding blocks that the window has left behind
 FULL_GROUP, SLIDING_GROUP = 0, 1
 
 
@@ -51,12 +49,7 @@ class KVCacheManager:
     """Allocation, prefix cache and eviction. Integers only: the tensors live with the worker."""
 
     def __init__(
-        self,
-        num_blocks: int,
-        block_size: int,
-        sliding_window: int,
-        *,
-        enable_prefix_caching: bool = True,
+        self, num_blocks: int, block_size: int, sliding_window: int, *, enable_prefix_caching: bool = True
     ) -> None:
         """`num_blocks` counts the null block, which is never handed out."""
         self.block_size = block_size
@@ -64,9 +57,7 @@ class KVCacheManager:
         self._window = sliding_window
         self._caching = enable_prefix_caching
         self._blocks = [_Block() for _ in range(num_blocks)]
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(
-            range(1, num_blocks)
-        )  # first is reused first
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))  # first is reused first
         self._cached: dict[tuple[int, bytes], int] = {}
         self._owned: dict[str, _Owned] = {}
         self.num_queried_tokens = 0
@@ -109,10 +100,7 @@ class KVCacheManager:
             sliding = [self._cached.get((SLIDING_GROUP, h)) for h in hashes[first:length]]
             if None not in sliding:
                 found = [b for b in sliding if b is not None]
-                return ComputedBlocks(
-                    length * self.block_size,
-                    (tuple(full[:length]), (*[NULL_BLOCK] * first, *found)),
-                )
+                return ComputedBlocks(length * self.block_size, (tuple(full[:length]), (*[NULL_BLOCK] * first, *found)))
         return ComputedBlocks(0, ((), ()))
 
     def allocate_slots(
@@ -133,21 +121,14 @@ class KVCacheManager:
         wanted = -(-(start + num_new_tokens) // self.block_size)
         if wanted <= len(owned.groups[FULL_GROUP]):  # as in most decode steps
             return [], []
-        missing = [
-            max(0, wanted - len(owned.groups[g]) - len(hit[g])) for g in (FULL_GROUP, SLIDING_GROUP)
-        ]
-        revived = sum(
-            1 for group in hit for b in group if b != NULL_BLOCK and self._blocks[b].refs == 0
-        )
+        missing = [max(0, wanted - len(owned.groups[g]) - len(hit[g])) for g in (FULL_GROUP, SLIDING_GROUP)]
+        revived = sum(1 for group in hit for b in group if b != NULL_BLOCK and self._blocks[b].refs == 0)
         if sum(missing) > len(self._free) - revived:
             return None
         if new_request:
             self._owned[request.request_id] = owned
         added: tuple[list[int], list[int]] = ([], [])
-        for group in (
-            FULL_GROUP,
-            SLIDING_GROUP,
-        ):  # every hit is taken before any free block is reused
+        for group in (FULL_GROUP, SLIDING_GROUP):  # every hit is taken before any free block is reused
             for block in hit[group]:
                 if block != NULL_BLOCK:
                     self._take(block)
@@ -192,15 +173,9 @@ class KVCacheManager:
         for owned in self._owned.values():
             owners.update(b for group in owned.groups for b in group if b != NULL_BLOCK)
         for block_id, block in enumerate(self._blocks):
-            assert block.refs == owners[block_id], (
-                f"block {block_id}: {block.refs} refs, {owners[block_id]} owners"
-            )
-            assert (block_id in self._free) == (block.refs == 0 and block_id != NULL_BLOCK), (
-                f"block {block_id}"
-            )
-            assert block.key is None or self._cached[block.key] == block_id, (
-                f"block {block_id}: stale hash"
-            )
+            assert block.refs == owners[block_id], f"block {block_id}: {block.refs} refs, {owners[block_id]} owners"
+            assert (block_id in self._free) == (block.refs == 0 and block_id != NULL_BLOCK), f"block {block_id}"
+            assert block.key is None or self._cached[block.key] == block_id, f"block {block_id}: stale hash"
         assert len(self._free) + len(owners) + 1 == self.num_blocks
         assert all(self._blocks[block].key == key for key, block in self._cached.items())
 
@@ -251,6 +226,4 @@ class KVCacheManager:
 
 
 def _block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    return hashlib.blake2b(
-        array("I", token_ids).tobytes(), digest_size=16, key=parent[:64]
-    ).digest()
+    return hashlib.blake2b(array("I", token_ids).tobytes(), digest_size=16, key=parent[:64]).digest()

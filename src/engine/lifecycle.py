@@ -37,9 +37,7 @@ class RestartPolicy:
     max_restarts: int = 5  # in a row, without a request served in between
     backoff_s: float = 0.5  # doubled each time
     max_backoff_s: float = 30.0
-    step_timeout_s: float = (
-        300.0  # no sign of life for this long while work is waiting: the engine counts as dead
-    )
+    step_timeout_s: float = 300.0  # no sign of life for this long while work is waiting: the engine counts as dead
     # no message at all for this long: logged; for the longer of both timeouts: the engine counts as dead
     heartbeat_timeout_s: float = 10.0
     max_resumes: int = 0  # how often a request may go on in the next engine when its engine dies

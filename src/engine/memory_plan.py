@@ -16,9 +16,7 @@ from src.engine.shards import SCALE_GROUP, Shard, check_tensor_size, make_shard,
 GB = 10**9
 KERNEL_COLUMNS = 128  # of a block of words (kernels/gpu/mxfp4_layout.py)
 MXFP4_BYTES = (SCALE_GROUP // 2 + 1) / SCALE_GROUP
-RUNTIME_BYTES = (
-    700 * 10**6
-)  # CUDA context, libraries, communication buffers: what a bare process takes on a card
+RUNTIME_BYTES = 700 * 10**6  # CUDA context, libraries, communication buffers: what a bare process takes on a card
 USEFUL_KV_TOKENS = 65_536  # below this a card is full of weights and cannot batch
 # query heads of all sequences whose keys are shared out between programs, and the most parts of each
 # (kernels/gpu/attention.py)
@@ -65,9 +63,7 @@ class MemoryPlan:
 
     def lines(self) -> list[str]:
         """The plan for people, one line a rank."""
-        shown = [
-            f"{self.gpu_mode}: {len(self.ranks)} rank(s), KV cache for {self.kv_tokens:,} tokens"
-        ]
+        shown = [f"{self.gpu_mode}: {len(self.ranks)} rank(s), KV cache for {self.kv_tokens:,} tokens"]
         for rank in self.ranks:
             s = rank.shard
             shown.append(
@@ -89,9 +85,7 @@ def weight_bytes(c: ModelConfig, shard: Shard, element: int) -> int:
     """Bytes of the parameters that a shard holds. `element`: bytes of an unquantised one."""
     hidden, inter = c.hidden_size, len(shard.intermediate)
     q_dim, kv_dim = len(shard.query_heads) * c.head_dim, len(shard.kv_heads) * c.head_dim
-    attention = (
-        hidden * (2 * q_dim + 2 * kv_dim) + q_dim + 2 * kv_dim + hidden + len(shard.query_heads)
-    )
+    attention = hidden * (2 * q_dim + 2 * kv_dim) + q_dim + 2 * kv_dim + hidden + len(shard.query_heads)
     router = c.num_experts * (hidden + 1)
     experts = len(shard.experts) * 3 * hidden * inter * (MXFP4_BYTES if c.quantized else element)
     biases = len(shard.experts) * (2 * inter + hidden)
@@ -112,9 +106,7 @@ def padding_bytes(c: ModelConfig, shard: Shard) -> int:
     return int(len(shard.layers) * len(shard.experts) * columns * MXFP4_BYTES)
 
 
-def activation_bytes(
-    c: ModelConfig, shard: Shard, element: int, max_tokens: int, max_seqs: int
-) -> int:
+def activation_bytes(c: ModelConfig, shard: Shard, element: int, max_tokens: int, max_seqs: int) -> int:
     """An upper bound of a step's temporaries: the widest layer's, and the logits with the sampler's copies."""
     q_dim = (len(shard.query_heads) + 2 * len(shard.kv_heads)) * c.head_dim
     expert_rows = c.experts_per_token * (3 * len(shard.intermediate) + 2 * c.hidden_size)
@@ -132,16 +124,10 @@ def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:
     return layers * 2 * len(shard.kv_heads) * c.head_dim * element
 
 
-def stage_layers(
-    c: ModelConfig, stages: int, tensor_size: int, element: int = 2
-) -> tuple[range, ...]:
+def stage_layers(c: ModelConfig, stages: int, tensor_size: int, element: int = 2) -> tuple[range, ...]:
     """Layers of each stage, balanced by bytes, embedding and head included."""
     one = make_shard(
-        c,
-        0,
-        tensor_size=tensor_size,
-        stage_layers=[range(1), range(1, 2), range(2, 3)],
-        expert_parallel=False,
+        c, 0, tensor_size=tensor_size, stage_layers=[range(1), range(1, 2), range(2, 3)], expert_parallel=False
     )
     layer = weight_bytes(c, _middle(one), element)
     end = len(one.vocab) * c.hidden_size * element
@@ -151,19 +137,22 @@ def stage_layers(
 def _middle(shard: Shard) -> Shard:
     """The same part of a stage that is neither first nor last."""
     return Shard(
-        shard.rank, shard.tensor_rank, shard.tensor_size, 1, 3, shard.layers, shard.query_heads, shard.kv_heads,
-        shard.intermediate, shard.experts, shard.vocab,
-    )  # fmt: skip
+        shard.rank,
+        shard.tensor_rank,
+        shard.tensor_size,
+        1,
+        3,
+        shard.layers,
+        shard.query_heads,
+        shard.kv_heads,
+        shard.intermediate,
+        shard.experts,
+        shard.vocab,
+    )
 
 
 def make_plan(
-    config: EngineConfig,
-    free: Sequence[int],
-    total: Sequence[int],
-    *,
-    tensor_size: int,
-    stages: int,
-    element: int,
+    config: EngineConfig, free: Sequence[int], total: Sequence[int], *, tensor_size: int, stages: int, element: int
 ) -> MemoryPlan:
     """`free` and `total` are bytes of each device that may be used, in order. Raises ConfigError if there are too few,
     or the model cannot be cut that way."""
@@ -178,19 +167,13 @@ def make_plan(
     ranks = []
     for rank in range(world):
         shard = make_shard(
-            c,
-            rank,
-            tensor_size=tensor_size,
-            stage_layers=layers,
-            expert_parallel=config.enable_expert_parallel,
+            c, rank, tensor_size=tensor_size, stage_layers=layers, expert_parallel=config.enable_expert_parallel
         )
         ranks.append(
             RankPlan(
                 shard,
                 weight_bytes(c, shard, element) + padding_bytes(c, shard),
-                activation_bytes(
-                    c, shard, element, config.max_num_batched_tokens, config.max_num_seqs
-                ),
+                activation_bytes(c, shard, element, config.max_num_batched_tokens, config.max_num_seqs),
                 kv_bytes_per_token(c, shard, element),
                 free[rank],
                 max(0, int(free[rank] - (1 - config.gpu_memory_utilization) * total[rank])),
@@ -206,9 +189,7 @@ def make_plan(
     )
 
 
-def choose_plan(
-    config: EngineConfig, free: Sequence[int], total: Sequence[int], *, element: int
-) -> MemoryPlan:
+def choose_plan(config: EngineConfig, free: Sequence[int], total: Sequence[int], *, element: int) -> MemoryPlan:
     """The layout for these devices, by `gpu_mode` and the sizes that are set.
 
     auto: one card if weights and a useful KV cache fit; else a pipeline for models up to 32 experts, tensor parallel
@@ -221,13 +202,10 @@ def choose_plan(
     tried: list[MemoryPlan] = []
     refused: list[str] = []
     for tensor_size, stages in sorted(
-        ((t, s) for t in tensor_sizes for s in stage_counts),
-        key=lambda pair: _preference(config, *pair),
+        ((t, s) for t in tensor_sizes for s in stage_counts), key=lambda pair: _preference(config, *pair)
     ):
         try:
-            plan = make_plan(
-                config, free, total, tensor_size=tensor_size, stages=stages, element=element
-            )
+            plan = make_plan(config, free, total, tensor_size=tensor_size, stages=stages, element=element)
         except ConfigError as error:
             refused.append(str(error))
             continue
@@ -299,9 +277,7 @@ def _cards_needed(config: EngineConfig, like: RankPlan, element: int) -> int | N
             continue
         free = [like.free_bytes] * count
         total = [
-            math.ceil(
-                (like.free_bytes - like.usable_bytes) / max(1e-9, 1 - config.gpu_memory_utilization)
-            )
+            math.ceil((like.free_bytes - like.usable_bytes) / max(1e-9, 1 - config.gpu_memory_utilization))
         ] * count
         if make_plan(config, free, total, tensor_size=count, stages=1, element=element).fits:
             return count

@@ -151,9 +151,7 @@ class NewRequest(msgspec.Struct):
 class SchedulerOutput(msgspec.Struct):
     new_requests: list[NewRequest]
     new_block_ids: dict[str, tuple[list[int], list[int]]]  # known request -> blocks added, by group
-    num_scheduled_tokens: dict[
-        str, int
-    ]  # request -> tokens to compute now; sampled when that catches up
+    num_scheduled_tokens: dict[str, int]  # request -> tokens to compute now; sampled when that catches up
     gone_request_ids: list[str]  # finished, aborted or preempted since the last step
     # request -> guesses at its next tokens, computed and sampled with the step; counted in num_scheduled_tokens
     draft_tokens: dict[str, list[int]] = {}
@@ -181,9 +179,7 @@ class ModelRunnerOutput(msgspec.Struct):
     # request -> token id, for the requests that caught up; of one with right drafts the token behind these
     sampled: dict[str, int]
     logprobs: dict[str, TokenLogprobs]
-    failed: dict[
-        str, str
-    ] = {}  # request -> why it alone cannot go on (its logits are not finite, say)
+    failed: dict[str, str] = {}  # request -> why it alone cannot go on (its logits are not finite, say)
     accepted: dict[str, list[int]] = {}  # request -> its drafts that are what was sampled there
     # request -> of the prompt tokens that follow those computed in this step, if asked for
     prompt_logprobs: dict[str, list[TokenLogprobs]] = {}

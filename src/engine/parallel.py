@@ -25,12 +25,7 @@ class Communicator:
     """Shapes: R rows, T tokens, H hidden, V vocabulary."""
 
     def __init__(
-        self,
-        shard: Shard,
-        device: torch.device,
-        rendezvous: Path | None = None,
-        *,
-        ordered: bool = False,
+        self, shard: Shard, device: torch.device, rendezvous: Path | None = None, *, ordered: bool = False
     ) -> None:
         """`rendezvous`: a file that does not exist yet, the same for all ranks; None with one rank. `ordered`: GPUs add
         partial sums in the order of ranks too, as CPU ranks always do."""
@@ -43,9 +38,7 @@ class Communicator:
         if self.world_size == 1:
             return
         assert rendezvous is not None
-        if (
-            LOOPBACK.exists()
-        ):  # ranks share a machine: its name need not resolve, nor its network be up
+        if LOOPBACK.exists():  # ranks share a machine: its name need not resolve, nor its network be up
             os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.name)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -57,8 +50,7 @@ class Communicator:
         for stage in range(shard.num_stages):
             first = stage * shard.tensor_size
             group = dist.new_group(
-                list(range(first, first + shard.tensor_size)),
-                timeout=datetime.timedelta(seconds=STEP_TIMEOUT_S),
+                list(range(first, first + shard.tensor_size)), timeout=datetime.timedelta(seconds=STEP_TIMEOUT_S)
             )
             if stage == shard.stage:
                 self._stage = group
@@ -98,29 +90,19 @@ class Communicator:
             return None
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
 
-    def gather_best(
-        self, local: torch.Tensor, first_id: int
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def gather_best(self, local: torch.Tensor, first_id: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Each rank's logits [R, V_r], whose tokens begin at `first_id` -> (token ids int64 [R], their logits [R]) of
         the whole vocabulary's best on the stage's first rank. Two numbers a row travel. The lowest id wins a tie."""
         value, index = local.max(dim=-1)
         best = torch.stack((value.double(), (index + first_id).double()))
-        parts = (
-            [torch.empty_like(best) for _ in range(self.shard.tensor_size)]
-            if self.shard.leads
-            else None
-        )
+        parts = [torch.empty_like(best) for _ in range(self.shard.tensor_size)] if self.shard.leads else None
         dist.gather(best, parts, dst=self._first_of_stage, group=self._stage)
         if parts is None:
             return None
         values, ids = torch.stack(parts, dim=-1)
         values = torch.where(values.isnan().any(dim=-1, keepdim=True), torch.nan, values)
-        winner = torch.where(values.isnan(), 0, values).argmax(
-            dim=-1, keepdim=True
-        )  # the first of equals
-        return ids.gather(-1, winner).squeeze(-1).long(), values.gather(-1, winner).squeeze(-1).to(
-            local.dtype
-        )
+        winner = torch.where(values.isnan(), 0, values).argmax(dim=-1, keepdim=True)  # the first of equals
+        return ids.gather(-1, winner).squeeze(-1).long(), values.gather(-1, winner).squeeze(-1).to(local.dtype)
 
     def send_hidden(self, hidden: torch.Tensor) -> None:
         """[T, H] to the same position of the next stage, without waiting for it."""

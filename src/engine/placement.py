@@ -68,11 +68,7 @@ def _cpu_plan(config: EngineConfig, element: int) -> MemoryPlan:
         )
     ranks = [
         dataclasses.replace(
-            rank,
-            usable_bytes=RUNTIME_BYTES
-            + rank.weight_bytes
-            + rank.activation_bytes
-            + kv // len(plan.ranks),
+            rank, usable_bytes=RUNTIME_BYTES + rank.weight_bytes + rank.activation_bytes + kv // len(plan.ranks)
         )
         for rank in plan.ranks
     ]

@@ -56,6 +56,4 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def needs_penalties(self) -> bool:
-        return (
-            bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0
-        )
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0

@@ -9,13 +9,7 @@ from collections.abc import Iterable
 from src.engine.config import SCORED_ROWS, EngineConfig
 from src.engine.drafts import Drafter
 from src.engine.kv_cache_manager import ComputedBlocks, KVCacheManager
-from src.engine.messages import (
-    ModelRunnerOutput,
-    NewRequest,
-    SchedulerOutput,
-    TokenLogprobs,
-    TokenOutput,
-)
+from src.engine.messages import ModelRunnerOutput, NewRequest, SchedulerOutput, TokenLogprobs, TokenOutput
 from src.engine.request import FinishReason, Request, RequestStatus
 from src.engine.waiting import Entry, WaitingQueue
 
@@ -127,9 +121,7 @@ class Scheduler:
             out.num_scheduled_tokens[request.request_id] = num_new
             if added[0] or added[1]:
                 out.new_block_ids[request.request_id] = added
-        if (
-            self.num_preemptions == preemptions_before
-        ):  # else the blocks just freed would be taken away again
+        if self.num_preemptions == preemptions_before:  # else the blocks just freed would be taken away again
             self._admit(budget, out, room)
         if self._drafter is not None:
             self._add_drafts(self._drafter, out)
@@ -144,16 +136,12 @@ class Scheduler:
         With more rows to sample than one request and its drafts a step is bound by arithmetic, and guesses cost.
         """
         budget = min(
-            self._config.max_num_batched_tokens - out.total_tokens,
-            1 + drafter.most - len(out.num_scheduled_tokens),
+            self._config.max_num_batched_tokens - out.total_tokens, 1 + drafter.most - len(out.num_scheduled_tokens)
         )
         block_ids = {new.request_id: new.block_ids for new in out.new_requests}
         for request_id, num_new in list(out.num_scheduled_tokens.items()):
             request = self._requests[request_id]
-            if (
-                request.num_computed_tokens + num_new < request.num_tokens
-                or request.params.logprobs is not None
-            ):
+            if request.num_computed_tokens + num_new < request.num_tokens or request.params.logprobs is not None:
                 continue
             most = min(
                 budget,
@@ -188,9 +176,7 @@ class Scheduler:
         known = min(len(self._running) + self._num_waiting, self._config.max_num_seqs)
         return max(1, -(-known // self._max_in_flight))
 
-    def update_from_output(
-        self, scheduled: SchedulerOutput, result: ModelRunnerOutput
-    ) -> list[TokenOutput]:
+    def update_from_output(self, scheduled: SchedulerOutput, result: ModelRunnerOutput) -> list[TokenOutput]:
         """Accounts for a finished step. -> one output for each request that got a token or ended."""
         outputs = []
         self._in_flight -= scheduled.num_scheduled_tokens.keys()
@@ -209,9 +195,7 @@ class Scheduler:
             self._kv.cache_blocks(request)
             if request_id in result.failed:
                 self._finish(request)
-                outputs.append(
-                    TokenOutput(request_id, [], FinishReason.ERROR, error=result.failed[request_id])
-                )
+                outputs.append(TokenOutput(request_id, [], FinishReason.ERROR, error=result.failed[request_id]))
             elif request_id in result.sampled:
                 token_ids = [*accepted, result.sampled[request_id]]
                 logprobs = result.logprobs.get(request_id)
@@ -225,18 +209,11 @@ class Scheduler:
     def _new_scores(request: Request, scores: list[TokenLogprobs]) -> list[TokenLogprobs]:
         """Of these, which are of the tokens behind the computed ones, those that did not go out before a preemption."""
         known = request.num_scored_tokens - request.num_computed_tokens
-        request.num_scored_tokens = max(
-            request.num_scored_tokens, request.num_computed_tokens + len(scores)
-        )
+        request.num_scored_tokens = max(request.num_scored_tokens, request.num_computed_tokens + len(scores))
         return scores[known:] if known > 0 else scores
 
     def _append(
-        self,
-        request: Request,
-        token_ids: list[int],
-        logprobs: TokenLogprobs | None,
-        *,
-        first: bool,
+        self, request: Request, token_ids: list[int], logprobs: TokenLogprobs | None, *, first: bool
     ) -> TokenOutput:
         """`token_ids`: what the step brought; all but the last have joined the request's already."""
         request.token_ids.append(token_ids[-1])
@@ -261,20 +238,10 @@ class Scheduler:
         for entry in passed:
             self._waiting.push_back(entry)
 
-    def _admit_in_order(
-        self,
-        budget: int,
-        out: SchedulerOutput,
-        room: int,
-        passed: list[Entry],
-    ) -> None:
+    def _admit_in_order(self, budget: int, out: SchedulerOutput, room: int, passed: list[Entry]) -> None:
         """`passed` gets those that were passed over."""
         share = self._share()
-        while (
-            budget > 0
-            and len(self._running) < self._config.max_num_seqs
-            and len(out.num_scheduled_tokens) < room
-        ):
+        while budget > 0 and len(self._running) < self._config.max_num_seqs and len(out.num_scheduled_tokens) < room:
             request = self._waiting.first(lambda tenant: self._running_of[tenant] >= share)
             if request is None:
                 return

@@ -45,18 +45,11 @@ class Shard:
 
 def whole(c: ModelConfig) -> Shard:
     """Everything on one rank."""
-    return make_shard(
-        c, 0, tensor_size=1, stage_layers=[range(c.num_layers)], expert_parallel=False
-    )
+    return make_shard(c, 0, tensor_size=1, stage_layers=[range(c.num_layers)], expert_parallel=False)
 
 
 def make_shard(
-    c: ModelConfig,
-    rank: int,
-    *,
-    tensor_size: int,
-    stage_layers: Sequence[range],
-    expert_parallel: bool,
+    c: ModelConfig, rank: int, *, tensor_size: int, stage_layers: Sequence[range], expert_parallel: bool
 ) -> Shard:
     """Raises ConfigError if the model cannot be cut that way; the message names the key."""
     check_tensor_size(c, tensor_size, expert_parallel=expert_parallel)
@@ -75,9 +68,7 @@ def make_shard(
         query_heads=heads,
         kv_heads=range(heads.start // group, (heads.stop - 1) // group + 1),
         intermediate=range(c.intermediate_size) if expert_parallel else rows,
-        experts=split(c.num_experts, tensor_size)[position]
-        if expert_parallel
-        else range(c.num_experts),
+        experts=split(c.num_experts, tensor_size)[position] if expert_parallel else range(c.num_experts),
         vocab=split(c.vocab_size, tensor_size)[position],
     )
 
@@ -115,9 +106,7 @@ def split_layers(costs: Sequence[int], first_cost: int, last_cost: int, stages: 
         ConfigError: more stages than layers.
     """
     if stages > len(costs):
-        raise ConfigError(
-            f"pipeline_parallel_size ({stages}) is more than the model's {len(costs)} layers"
-        )
+        raise ConfigError(f"pipeline_parallel_size ({stages}) is more than the model's {len(costs)} layers")
     before = [0]
     for cost in costs:
         before.append(before[-1] + cost)
@@ -127,9 +116,7 @@ def split_layers(costs: Sequence[int], first_cost: int, last_cost: int, stages: 
         return before[stop] - before[start] + ends
 
     count = len(costs)
-    best: list[dict[int, tuple[int, int]]] = [
-        {0: (0, 0)}
-    ]  # stage -> stop -> (worst so far, start of this stage)
+    best: list[dict[int, tuple[int, int]]] = [{0: (0, 0)}]  # stage -> stop -> (worst so far, start of this stage)
     for stage in range(stages):
         row: dict[int, tuple[int, int]] = {}
         for stop in range(stage + 1, count - (stages - stage - 1) + 1):

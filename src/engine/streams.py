@@ -57,10 +57,7 @@ class OutputStream:
         if timeout_s is not None:
             timeout_s -= time.monotonic() - self.added
         return msgspec.structs.replace(
-            self.request,
-            output_ids=self.output_ids,
-            num_scored_tokens=self.num_scored_tokens,
-            timeout_s=timeout_s,
+            self.request, output_ids=self.output_ids, num_scored_tokens=self.num_scored_tokens, timeout_s=timeout_s
         )
 
 
@@ -70,9 +67,7 @@ class OpenStreams:
     def __init__(self) -> None:
         self._streams: dict[str, OutputStream] = {}
         self.of_tenant: Counter[str] = Counter()  # none of them 0
-        self.unstarted_tokens_of: Counter[str] = (
-            Counter()
-        )  # of their prompts, by tenant; none of them 0
+        self.unstarted_tokens_of: Counter[str] = Counter()  # of their prompts, by tenant; none of them 0
         self.num_unstarted = 0
         self.num_unstarted_tokens = 0  # of their prompts
 

@@ -56,9 +56,7 @@ class GeneratedIds:
         self._cache = IdsCache(max_bytes, ttl_s)
         self._lock = Lock()
 
-    def find(
-        self, messages: Sequence[HarmonyMessage], scope: str
-    ) -> tuple[list[array[int] | None], bytes]:
+    def find(self, messages: Sequence[HarmonyMessage], scope: str) -> tuple[list[array[int] | None], bytes]:
         """-> (ids of each message, None for what rendering gives; the context after them, for `add`)."""
         context = _Context(scope)
         found: list[array[int] | None] = []

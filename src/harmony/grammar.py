@@ -18,17 +18,7 @@ from llguidance import LLMatcher
 
 from src.harmony.digest_cache import DigestCache
 from src.harmony.schema.checks import SchemaError
-from src.harmony.vocabulary import (
-    CALL,
-    CHANNEL,
-    CONSTRAIN,
-    END,
-    ENDOFTEXT,
-    MESSAGE,
-    RETURN,
-    START,
-    Vocabulary,
-)
+from src.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, ENDOFTEXT, MESSAGE, RETURN, START, Vocabulary
 
 # One space, or a line break and its indentation: what models write, and bounded, so that no answer ends in blanks.
 _WHITESPACE = r"(\n {0,32}| )"
@@ -53,12 +43,8 @@ class TurnSpec:
     must_call: bool = False  # tool_choice required, or a named function
     final_schema: Mapping[str, Any] | None = None  # JSON schema of the final message's body
     final_rule: str | None = None  # the rule of that body where it is not JSON
-    reasoning_budget: int | None = (
-        None  # tokens of analysis text, after which it is closed; None: no bound
-    )
-    is_opened: bool = (
-        True  # the prompt ends after `<|start|>assistant`; else at the end of a message
-    )
+    reasoning_budget: int | None = None  # tokens of analysis text, after which it is closed; None: no bound
+    is_opened: bool = True  # the prompt ends after `<|start|>assistant`; else at the end of a message
 
     @property
     def has_free_final(self) -> bool:
@@ -85,9 +71,7 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
         rules.append(f"analysis: <[{CHANNEL}]> {ids('analysis')} <[{MESSAGE}]> thinking {again}")
         rules.append(f"thinking{bounded}: TEXT")
     if spec.tools and not spec.must_call:
-        rules.append(
-            f"preamble: <[{CHANNEL}]> {ids('commentary')} <[{MESSAGE}]> introduction {again}"
-        )
+        rules.append(f"preamble: <[{CHANNEL}]> {ids('commentary')} <[{MESSAGE}]> introduction {again}")
         rules.append(f"introduction{bounded}: TEXT")
     if not spec.must_call:
         if spec.final_schema is None:
@@ -190,9 +174,7 @@ def _too_many(spec: TurnSpec, vocabulary: Vocabulary, grammar: str) -> tuple[int
 
 
 def _relaxed(spec: TurnSpec, numbers: Sequence[int]) -> TurnSpec:
-    tools = [
-        replace(t, parameters=_ANY_OBJECT) if n in numbers else t for n, t in enumerate(spec.tools)
-    ]
+    tools = [replace(t, parameters=_ANY_OBJECT) if n in numbers else t for n, t in enumerate(spec.tools)]
     return replace(spec, tools=tools)
 
 

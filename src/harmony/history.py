@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from src.harmony.layout import messages_before
-from src.harmony.render import (
-    HarmonyMessage,
-    assistant_text,
-    developer_message,
-    tool_call,
-    tool_result,
-)
+from src.harmony.render import HarmonyMessage, assistant_text, developer_message, tool_call, tool_result
 
 Message = Mapping[str, Any]
 
@@ -104,9 +98,7 @@ class _Reader:
         if role == "function":
             name = message.get("name")
             if name not in self._names:
-                raise PromptError(
-                    f"no earlier assistant message called {name!r}", f"messages[{index}].name"
-                )
+                raise PromptError(f"no earlier assistant message called {name!r}", f"messages[{index}].name")
             number = len(self._names) - 1 - self._names[::-1].index(name)
             return _Piece("result", text, name=name, number=number)
         raise PromptError(f"unknown role {role!r}", f"messages[{index}].role")

@@ -27,7 +27,7 @@ from src.harmony.vocabulary import (
     RETURN,
     START,
     Vocabulary,
-)  # fmt: skip
+)
 
 CHANNELS = ("analysis", "commentary", "final")
 MAX_HEADER_BYTES = 256  # longer, and the message marker is taken as missing
@@ -293,9 +293,7 @@ class ResponseParser:
             if marker == CONSTRAIN:
                 leftovers.append(self._after_content_type(text))
                 continue
-            found, rest = self._channel_of(
-                text, recipients, has_marker=has_marker, is_role=marker == START
-            )
+            found, rest = self._channel_of(text, recipients, has_marker=has_marker, is_role=marker == START)
             channel = found or channel
             leftovers.append(rest)
         if num_channels > 1:
@@ -326,9 +324,7 @@ class ResponseParser:
             recipients.append(name)
             return None, self._after_content_type(rest)
         if exact is not None:
-            return exact, self._after_content_type(rest) if has_marker or _is_content_type(
-                rest
-            ) else rest
+            return exact, self._after_content_type(rest) if has_marker or _is_content_type(rest) else rest
         if is_role and len(name) > 16:
             return None, text
         bare = name.lstrip("–—-_.:;,*#>?!'\"() ")
@@ -387,11 +383,7 @@ def _is_content_type(text: str) -> bool:
 
 
 def parse_tokens(
-    vocabulary: Vocabulary,
-    token_ids: Iterable[int],
-    tool_names: Collection[str] = (),
-    *,
-    truncated: bool = False,
+    vocabulary: Vocabulary, token_ids: Iterable[int], tool_names: Collection[str] = (), *, truncated: bool = False
 ) -> ParsedMessage:
     """A whole answer at once, through the same deltas as a stream."""
     parser = ResponseParser(vocabulary, tool_names)

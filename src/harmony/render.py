@@ -34,9 +34,7 @@ class HarmonyMessage:
     ends_with_call: bool = False
 
 
-def render_message(
-    message: HarmonyMessage, vocabulary: Vocabulary, limits: Limits = UNLIMITED
-) -> list[int]:
+def render_message(message: HarmonyMessage, vocabulary: Vocabulary, limits: Limits = UNLIMITED) -> list[int]:
     """Raises TooManyTokensError or EncodingStoppedError."""
 
     def encode(text: str) -> list[int]:
@@ -56,9 +54,7 @@ def render_message(
     return ids
 
 
-def split_generated(
-    token_ids: Sequence[int], vocabulary: Vocabulary
-) -> list[tuple[HarmonyMessage, list[int]]]:
+def split_generated(token_ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[HarmonyMessage, list[int]]]:
     """What the model wrote after `<|start|>assistant`, message by message: (its content, its ids as history).
 
     Only messages with a well-formed header and an end are returned; `<|return|>` becomes `<|end|>`.
@@ -78,9 +74,7 @@ def split_generated(
     return found
 
 
-def _read_message(
-    ids: list[int], prefix: list[int], vocabulary: Vocabulary
-) -> HarmonyMessage | None:
+def _read_message(ids: list[int], prefix: list[int], vocabulary: Vocabulary) -> HarmonyMessage | None:
     if ids[: len(prefix) + 1] != [*prefix, CHANNEL] or MESSAGE not in ids:
         return None
     at = ids.index(MESSAGE)
@@ -95,12 +89,8 @@ def _read_message(
         content_type = vocabulary.decode(header[header.index(CONSTRAIN) + 1 :])
         header = header[: header.index(CONSTRAIN)]
     channel, _, recipient = vocabulary.decode(header).strip().partition(" to=")
-    message = HarmonyMessage(
-        "assistant", decoded, channel, recipient or None, content_type, ids[-1] == CALL
-    )
-    well_formed = channel in ("analysis", "commentary", "final") and message.ends_with_call == bool(
-        recipient
-    )
+    message = HarmonyMessage("assistant", decoded, channel, recipient or None, content_type, ids[-1] == CALL)
+    well_formed = channel in ("analysis", "commentary", "final") and message.ends_with_call == bool(recipient)
     # nothing may be lost between what was generated and what is replayed
     return message if well_formed and max(body, default=0) < START else None
 
@@ -116,20 +106,14 @@ def system_message(
     lines = [identity, f"Knowledge cutoff: {KNOWLEDGE_CUTOFF}"]
     if current_date:
         lines.append(f"Current date: {current_date}")
-    channels = (
-        "# Valid channels: analysis, commentary, final. Channel must be included for every message."
-    )
+    channels = "# Valid channels: analysis, commentary, final. Channel must be included for every message."
     if has_tools:
         channels += "\nCalls to these tools must go to the commentary channel: 'functions'."
-    return HarmonyMessage(
-        "system", "\n\n".join(["\n".join(lines), f"Reasoning: {effort}", channels])
-    )
+    return HarmonyMessage("system", "\n\n".join(["\n".join(lines), f"Reasoning: {effort}", channels]))
 
 
 def developer_message(
-    instructions: str | None,
-    tools: Sequence[Mapping[str, Any]] = (),
-    response_format: Mapping[str, Any] | None = None,
+    instructions: str | None, tools: Sequence[Mapping[str, Any]] = (), response_format: Mapping[str, Any] | None = None
 ) -> HarmonyMessage | None:
     """`response_format` is {name, description, schema}. None if there is nothing to say."""
     sections = []
@@ -141,9 +125,7 @@ def developer_message(
         lines = [f"## {response_format['name']}\n"]
         if response_format.get("description"):
             lines.append(f"// {response_format['description']}")
-        lines.append(
-            json.dumps(response_format["schema"], ensure_ascii=False, separators=(",", ":"))
-        )
+        lines.append(json.dumps(response_format["schema"], ensure_ascii=False, separators=(",", ":")))
         sections.append("# Response Formats\n\n" + "\n".join(lines))
     return HarmonyMessage("developer", "\n\n".join(sections)) if sections else None
 
@@ -164,7 +146,5 @@ def tool_result(name: str, text: str) -> HarmonyMessage:
     return HarmonyMessage(f"functions.{name} to=assistant", text, "commentary")
 
 
-def assistant_text(
-    channel: Literal["analysis", "commentary", "final"], text: str
-) -> HarmonyMessage:
+def assistant_text(channel: Literal["analysis", "commentary", "final"], text: str) -> HarmonyMessage:
     return HarmonyMessage("assistant", text, channel)

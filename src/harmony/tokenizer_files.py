@@ -10,21 +10,16 @@ from typing import Any
 
 import msgspec
 
-from src.harmony.vocabulary import (
-    CALL,
-    FIRST_SPECIAL,
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
-    byte_to_char,
-)
+from src.harmony.vocabulary import CALL, FIRST_SPECIAL, SPECIAL_TOKENS, SPLIT_PATTERN, byte_to_char
 
-SPECIAL_ROLES = {
-    "bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>",
-}  # fmt: skip
+SPECIAL_ROLES = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
 TOKENIZER_CONFIG: dict[str, Any] = {
-    **SPECIAL_ROLES, "clean_up_tokenization_spaces": False, "model_max_length": 131_072,
-    "model_input_names": ["input_ids", "attention_mask"], "tokenizer_class": "PreTrainedTokenizerFast",
-}  # fmt: skip
+    **SPECIAL_ROLES,
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 131_072,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "tokenizer_class": "PreTrainedTokenizerFast",
+}
 
 
 def tokenizer_config(checkpoint: Path | None) -> dict[str, Any]:
@@ -46,23 +41,46 @@ def write_tokenizer(out: Path, tokens: Sequence[bytes]) -> None:
     chars = byte_to_char()
     text = [token.decode("latin-1").translate(chars) for token in tokens]
     special = [
-        {"id": token_id, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": True}
+        {
+            "id": token_id,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for name, token_id in SPECIAL_TOKENS.items()
         if token_id <= CALL
-    ]  # fmt: skip
+    ]
     tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-        ]},
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
         "post_processor": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-                  "vocab": {token: rank for rank, token in enumerate(text)}, "merges": _merges(tokens, text)},
-    }  # fmt: skip
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": {token: rank for rank, token in enumerate(text)},
+            "merges": _merges(tokens, text),
+        },
+    }
     (out / "tokenizer.json").write_bytes(msgspec.json.encode(tokenizer))
     _write_json(out / "tokenizer_config.json", TOKENIZER_CONFIG)
     _write_json(out / "special_tokens_map.json", SPECIAL_ROLES)

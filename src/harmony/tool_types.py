@@ -17,24 +17,53 @@ from src.harmony.schema.references import References, Target
 
 Schema = Mapping[str, Any]
 
-_PRIMITIVES = {
-    "string": "string",
-    "number": "number",
-    "integer": "number",
-    "boolean": "boolean",
-    "null": "null",
-}
+_PRIMITIVES = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean", "null": "null"}
 _BOUNDS = (
-    "format", "pattern", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "multipleOf", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "not", "contains",
-    "propertyNames", "dependentRequired", "if", "then", "else",
-)  # fmt: skip
+    "format",
+    "pattern",
+    "minLength",
+    "maxLength",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "minItems",
+    "maxItems",
+    "uniqueItems",
+    "minProperties",
+    "maxProperties",
+    "not",
+    "contains",
+    "propertyNames",
+    "dependentRequired",
+    "if",
+    "then",
+    "else",
+)
 _BOUND_KEYS = frozenset(_BOUNDS)
 _ANNOTATIONS = frozenset(
-    ("title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "nullable",
-     "discriminator", "$schema", "$id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$comment", "$defs",
-     "definitions")
-)  # fmt: skip
+    (
+        "title",
+        "description",
+        "default",
+        "example",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "nullable",
+        "discriminator",
+        "$schema",
+        "$id",
+        "$anchor",
+        "$dynamicAnchor",
+        "$recursiveAnchor",
+        "$comment",
+        "$defs",
+        "definitions",
+    )
+)
 _COMBINATORS = frozenset(("allOf", "anyOf", "oneOf"))
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _REFERENCE_KEYS = frozenset(_REFERENCES)
@@ -42,7 +71,7 @@ _NOT_PLAIN = _COMBINATORS | _REFERENCE_KEYS
 # keywords that say which type a schema has, so that it needs none from outside
 _TYPED = frozenset(
     ("type", "properties", "patternProperties", "required", "items", "prefixItems", "const", "enum")
-).union(_COMBINATORS, _REFERENCES)  # fmt: skip
+).union(_COMBINATORS, _REFERENCES)
 _MAX_DEPTH = 32
 # characters that references may write again and again before they only name what stands above: eight types that refer
 # to one another would be seven million
@@ -179,11 +208,7 @@ class _Renderer:
         return f"{kind}[]" if _is_string_enum(items) else f"{_parenthesized(kind)}[]"
 
     def _object(self, schema: Schema, indent: str) -> str:
-        out = (
-            [f"{indent}// {schema['description']}\n"]
-            if isinstance(schema.get("description"), str)
-            else []
-        )
+        out = [f"{indent}// {schema['description']}\n"] if isinstance(schema.get("description"), str) else []
         out.append("{\n")
         properties = schema.get("properties") or {}
         required = list(schema.get("required") or ())
@@ -289,11 +314,7 @@ def _is_string_enum(schema: Any) -> bool:
     if not isinstance(schema, Mapping) or schema.keys() - _ANNOTATIONS != {"type", "enum"}:
         return False
     values = schema["enum"]
-    return (
-        schema["type"] == "string"
-        and "nullable" not in schema
-        and all(isinstance(v, str) for v in values)
-    )
+    return schema["type"] == "string" and "nullable" not in schema and all(isinstance(v, str) for v in values)
 
 
 def _merged(target: Any, schema: Schema) -> Any:
@@ -335,9 +356,7 @@ def _split(schema: Schema, target: Any) -> tuple[Schema | None, list[Any], list[
     return (base if says else None), parts, unions
 
 
-def _declared(
-    names: Sequence[str], parts: Sequence[Any], unions: Sequence[Sequence[Any]], target: Any
-) -> set[str]:
+def _declared(names: Sequence[str], parts: Sequence[Any], unions: Sequence[Sequence[Any]], target: Any) -> set[str]:
     """The names that a schema of `allOf` declares, or every variant of a union."""
     return {
         name
@@ -370,9 +389,7 @@ def _declares(schema: Any, name: str) -> bool:
 
 
 def _is_object(schema: Schema) -> bool:
-    return (
-        any(schema.get(key) for key in ("patternProperties", "required")) or "properties" in schema
-    )
+    return any(schema.get(key) for key in ("patternProperties", "required")) or "properties" in schema
 
 
 def _has_structure(schema: Schema) -> bool:
@@ -457,11 +474,7 @@ def _bounds(schema: Schema) -> str:
     if not schema.keys().isdisjoint(_BOUND_KEYS):
         notes = [f"{key}: {_literal(schema[key])}" for key in _BOUNDS if key in schema]
     items = schema.get("items")
-    if (
-        items is not None
-        and isinstance(items, Mapping)
-        and not items.keys().isdisjoint(_BOUND_KEYS)
-    ):
+    if items is not None and isinstance(items, Mapping) and not items.keys().isdisjoint(_BOUND_KEYS):
         notes += [f"items {key}: {_literal(items[key])}" for key in _BOUNDS if key in items]
     return ", ".join(notes)
 

@@ -40,12 +40,18 @@ FIRST_SPECIAL = STARTOFTEXT
 STOP_TOKEN_IDS = (RETURN, CALL, ENDOFTEXT)
 
 _NAMES = {
-    STARTOFTEXT: "startoftext", ENDOFTEXT: "endoftext", RETURN: "return", CONSTRAIN: "constrain",
-    CHANNEL: "channel", START: "start", END: "end", MESSAGE: "message", CALL: "call",
-}  # fmt: skip
+    STARTOFTEXT: "startoftext",
+    ENDOFTEXT: "endoftext",
+    RETURN: "return",
+    CONSTRAIN: "constrain",
+    CHANNEL: "channel",
+    START: "start",
+    END: "end",
+    MESSAGE: "message",
+    CALL: "call",
+}
 SPECIAL_TOKENS = {
-    f"<|{_NAMES.get(token_id, f'reserved_{token_id}')}|>": token_id
-    for token_id in range(FIRST_SPECIAL, VOCAB_SIZE)
+    f"<|{_NAMES.get(token_id, f'reserved_{token_id}')}|>": token_id for token_id in range(FIRST_SPECIAL, VOCAB_SIZE)
 }
 SPECIAL_TEXT = {token_id: text for text, token_id in SPECIAL_TOKENS.items()}
 
@@ -127,9 +133,7 @@ class Vocabulary:
         ids: list[int] = self.encoding.encode(text, disallowed_special=())
         return ids
 
-    def _encode_by_pieces(
-        self, text: str, limits: Limits = UNLIMITED, num_before: int = 0
-    ) -> list[int]:
+    def _encode_by_pieces(self, text: str, limits: Limits = UNLIMITED, num_before: int = 0) -> list[int]:
         """The same ids. The library merges a piece in quadratic time, so a megabyte without a break would take
         minutes; long pieces are encoded in windows."""
         ids: list[int] = []
@@ -207,15 +211,11 @@ def load_vocabulary(checkpoint: Path | None = None, cache_folder: Path | None = 
     try:
         encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
     except HarmonyError as error:
-        raise VocabularyError(
-            f"no vocabulary: {'; '.join(tried)}; openai-harmony's download: {error}"
-        ) from error
+        raise VocabularyError(f"no vocabulary: {'; '.join(tried)}; openai-harmony's download: {error}") from error
     if ranks_path is None:
         ranks_path = _downloaded_ranks()
         if ranks_path is None:
-            raise VocabularyError(
-                f"no vocabulary: {'; '.join(tried)}; openai-harmony's download left no ranks file"
-            )
+            raise VocabularyError(f"no vocabulary: {'; '.join(tried)}; openai-harmony's download left no ranks file")
     logger.info("vocabulary from %s", source)
     return Vocabulary(encoding, ranks_path, source)
 
@@ -263,8 +263,7 @@ def ranks_from_tokenizer_json(path: Path) -> bytes:
     translate = str.maketrans({char: chr(byte) for char, byte in byte_of.items()})
     by_id = sorted((rank, token) for token, rank in vocab.items() if rank < FIRST_SPECIAL)
     lines = [
-        b"%s %d\n" % (base64.b64encode(token.translate(translate).encode("latin-1")), rank)
-        for rank, token in by_id
+        b"%s %d\n" % (base64.b64encode(token.translate(translate).encode("latin-1")), rank) for rank, token in by_id
     ]
     return b"".join(lines)
 
@@ -272,19 +271,12 @@ def ranks_from_tokenizer_json(path: Path) -> bytes:
 def read_ranks(data: bytes) -> dict[bytes, int]:
     """tiktoken's text form -> token bytes: rank, in rank order."""
     fields = data.split()
-    return {
-        base64.b64decode(token): int(rank)
-        for token, rank in zip(fields[::2], fields[1::2], strict=True)
-    }
+    return {base64.b64decode(token): int(rank) for token, rank in zip(fields[::2], fields[1::2], strict=True)}
 
 
 def byte_to_char() -> dict[int, str]:
     """GPT-2's printable stand-in for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     table = {byte: chr(byte) for byte in printable}
     for offset, byte in enumerate(b for b in range(256) if b not in table):
         table[byte] = chr(256 + offset)
@@ -332,10 +324,7 @@ def _remember_source(target: Path, tokenizer: Path) -> None:
 
 
 def _downloaded_ranks() -> Path | None:
-    for folder in (
-        Path(tempfile.gettempdir()) / "tiktoken-rs-cache",
-        default_cache_folder() / "vocabulary",
-    ):
+    for folder in (Path(tempfile.gettempdir()) / "tiktoken-rs-cache", default_cache_folder() / "vocabulary"):
         for path in folder.glob("*"):
             if path.is_file() and _has_right_hash(path):
                 return path

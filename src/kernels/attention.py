@@ -58,9 +58,7 @@ class AttentionPlan:
     num_decodes: int  # sequences with one new token, which come first in the batch
     decode: DecodePlan | None = None
     prefills: tuple[PrefillPlan, ...] = ()
-    spans: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = (
-        None  # for native.attention
-    )
+    spans: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # for native.attention
     ragged: Ragged | None = None  # for gpu.attention
 
 
@@ -98,17 +96,9 @@ def decode_attention_ref(
     """query [B, N, D], one new token for each sequence -> [B, N, D]."""
     num_seqs, num_heads, head_dim = query.shape
     num_groups = key_cache.shape[2]
-    key = (
-        key_cache.flatten(0, 1).index_select(0, plan.slots).view(num_seqs, -1, num_groups, head_dim)
-    )
-    value = (
-        value_cache.flatten(0, 1)
-        .index_select(0, plan.slots)
-        .view(num_seqs, -1, num_groups, head_dim)
-    )
-    grouped = query.view(
-        num_seqs, num_groups, -1, head_dim
-    )  # the Q heads of a group are Q query rows of one head
+    key = key_cache.flatten(0, 1).index_select(0, plan.slots).view(num_seqs, -1, num_groups, head_dim)
+    value = value_cache.flatten(0, 1).index_select(0, plan.slots).view(num_seqs, -1, num_groups, head_dim)
+    grouped = query.view(num_seqs, num_groups, -1, head_dim)  # the Q heads of a group are Q query rows of one head
     out, lse = _attend(grouped, key.transpose(1, 2), value.transpose(1, 2), plan.bias, scale)
     gate = torch.sigmoid(lse.reshape(num_seqs, num_heads) - sinks.float())
     return (out.reshape(num_seqs, num_heads, head_dim) * gate.unsqueeze(-1)).to(query.dtype)
@@ -129,35 +119,19 @@ def prefill_attention_ref(
     """
     num_tokens, num_heads, head_dim = query.shape
     repeat = num_heads // key_cache.shape[2]
-    key = (
-        key_cache.flatten(0, 1)
-        .index_select(0, plan.slots)
-        .transpose(0, 1)
-        .repeat_interleave(repeat, dim=0)
-    )
-    value = (
-        value_cache.flatten(0, 1)
-        .index_select(0, plan.slots)
-        .transpose(0, 1)
-        .repeat_interleave(repeat, dim=0)
-    )
+    key = key_cache.flatten(0, 1).index_select(0, plan.slots).transpose(0, 1).repeat_interleave(repeat, dim=0)
+    value = value_cache.flatten(0, 1).index_select(0, plan.slots).transpose(0, 1).repeat_interleave(repeat, dim=0)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for start in range(0, num_tokens, QUERY_TILE):
         end = min(start + QUERY_TILE, num_tokens)
-        positions = torch.arange(
-            plan.first_position + start, plan.first_position + end, device=query.device
-        )
+        positions = torch.arange(plan.first_position + start, plan.first_position + end, device=query.device)
         first_key = 0 if window is None else max(0, int(positions[0]) - window + 1 - plan.first_key)
         last_key = int(positions[-1]) + 1 - plan.first_key
-        keys = torch.arange(
-            plan.first_key + first_key, plan.first_key + last_key, device=query.device
-        )
+        keys = torch.arange(plan.first_key + first_key, plan.first_key + last_key, device=query.device)
         visible = keys <= positions.unsqueeze(1)
         if window is not None:
             visible &= keys > positions.unsqueeze(1) - window
-        bias = torch.zeros(visible.shape, dtype=query.dtype, device=query.device).masked_fill_(
-            ~visible, float("-inf")
-        )
+        bias = torch.zeros(visible.shape, dtype=query.dtype, device=query.device).masked_fill_(~visible, float("-inf"))
         tile, lse = _attend(
             query[start:end].transpose(0, 1).unsqueeze(0),
             key[:, first_key:last_key].unsqueeze(0),

@@ -42,11 +42,7 @@ def clamped_swiglu_ref(gate_up: torch.Tensor, limit: float) -> torch.Tensor:
 
 
 def moe_forward_ref(
-    x: torch.Tensor,
-    experts: torch.Tensor,
-    weights: torch.Tensor,
-    params: ExpertWeights,
-    swiglu_limit: float,
+    x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, params: ExpertWeights, swiglu_limit: float
 ) -> torch.Tensor:
     """x [T, H], experts int64 [T, k], weights float32 [T, k] -> [T, H] in the dtype of `x`.
 
@@ -71,9 +67,7 @@ def moe_forward_ref(
     return torch.einsum("tkh,tk->th", by_token.float(), weights).to(x.dtype)
 
 
-def _grouped_linear(
-    rows: torch.Tensor, w: torch.Tensor | Mxfp4Tensor, groups: list[tuple[int, int]]
-) -> torch.Tensor:
+def _grouped_linear(rows: torch.Tensor, w: torch.Tensor | Mxfp4Tensor, groups: list[tuple[int, int]]) -> torch.Tensor:
     """rows [R, K] sorted by expert; groups of (expert, number of rows) -> [R, N]."""
     parts = []
     counts = [count for _, count in groups]
@@ -102,18 +96,14 @@ def moe_forward(
         experts, weights = native.route(router_logits.float(), experts_per_token)
         if local_experts is not None:
             experts, weights = _only(experts, weights, local_experts)
-        return native.moe(
-            x, experts, weights, params.w1, params.b1, params.w2, params.b2, residual, swiglu_limit
-        )
+        return native.moe(x, experts, weights, params.w1, params.b1, params.w2, params.b2, residual, swiglu_limit)
     experts, weights = route_ref(router_logits, experts_per_token)
     if local_experts is not None:
         experts, weights = _only(experts, weights, local_experts)
     return residual + moe_forward_ref(x, experts, weights, params, swiglu_limit)
 
 
-def _only(
-    experts: torch.Tensor, weights: torch.Tensor, local: range
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _only(experts: torch.Tensor, weights: torch.Tensor, local: range) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers experts from the first local one. Those elsewhere become a local one with weight zero, that of the
     token's first local choice if it has one, so that no further expert is read."""
     mine = (experts >= local.start) & (experts < local.stop)

@@ -13,24 +13,7 @@ import torch
 
 GROUP_SIZE = 32
 SCALE_BIAS = 127
-E2M1_VALUES = (
-    0.0,
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    4.0,
-    6.0,
-    -0.0,
-    -0.5,
-    -1.0,
-    -1.5,
-    -2.0,
-    -3.0,
-    -4.0,
-    -6.0,
-)
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 E2M1_MAX_EXPONENT = 2
 
 
@@ -52,9 +35,7 @@ class Mxfp4Tensor:
 def dequantize_mxfp4(w: Mxfp4Tensor, dtype: torch.dtype) -> torch.Tensor:
     """-> [..., R, K] in `dtype`. Exact in bfloat16 and float32 while the scaled value is a normal number."""
     table = torch.tensor(E2M1_VALUES, dtype=torch.float32, device=w.blocks.device)
-    pairs = torch.stack(
-        (table.repeat(16), table.repeat_interleave(16)), dim=-1
-    )  # [256, 2]: byte -> (even, odd)
+    pairs = torch.stack((table.repeat(16), table.repeat_interleave(16)), dim=-1)  # [256, 2]: byte -> (even, odd)
     values = pairs[w.blocks.int()].flatten(-2)  # [..., R, G, 32]
     exponent = (w.scales.int() - SCALE_BIAS).unsqueeze(-1)
     return torch.ldexp(values, exponent).flatten(-2).to(dtype)
@@ -84,9 +65,7 @@ def quantize_mxfp4(w: torch.Tensor) -> Mxfp4Tensor:
 
 
 def _nearest_code(x: torch.Tensor) -> torch.Tensor:
-    midpoints = torch.tensor(
-        [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], dtype=torch.float32, device=x.device
-    )
+    midpoints = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], dtype=torch.float32, device=x.device)
     magnitude = x.abs()
     up = torch.bucketize(magnitude, midpoints, right=True)  # a tie goes up
     down = torch.bucketize(magnitude, midpoints, right=False)  # a tie goes down

@@ -29,10 +29,7 @@ from src.kernels.mxfp4 import Mxfp4Tensor
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native.cpp")
-HEADERS = tuple(
-    Path(__file__).with_name(f"{name}.h")
-    for name in ("simd", "pool", "products", "sampling", "decoder")
-)
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("simd", "pool", "products", "sampling", "decoder"))
 COMPILE_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off")
 # name -> the CPU's flags, the compiler's; the best first
 INSTRUCTION_SETS = {
@@ -50,20 +47,11 @@ def library() -> ctypes.CDLL | None:
     """The kernels, or None where they cannot run; the reason is logged once."""
     flags = instruction_flags()
     if flags is None:
-        logger.info(
-            "native CPU kernels off: this CPU has no %s", " and ".join(INSTRUCTION_SETS["avx2"][0])
-        )
+        logger.info("native CPU kernels off: this CPU has no %s", " and ".join(INSTRUCTION_SETS["avx2"][0]))
         return None
-    compiler = (
-        os.environ.get("CXX")
-        or shutil.which("c++")
-        or shutil.which("g++")
-        or shutil.which("clang++")
-    )
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        logger.warning(
-            "native CPU kernels off: no C++ compiler found (install g++ for several times the speed)"
-        )
+        logger.warning("native CPU kernels off: no C++ compiler found (install g++ for several times the speed)")
         return None
     try:
         path = _build(compiler, flags)
@@ -161,9 +149,7 @@ def attention(
     slots[base + p]. -> [T, heads * D]."""
     tokens, width, head_dim = qkv.shape
     if head_dim != HEAD_DIM:
-        raise ValueError(
-            f"head_dim is {head_dim}, the native attention kernel is written for {HEAD_DIM}"
-        )
+        raise ValueError(f"head_dim is {head_dim}, the native attention kernel is written for {HEAD_DIM}")
     heads = sinks.shape[0]
     out = torch.empty(tokens, heads * head_dim, dtype=qkv.dtype)
     slots, base, first, last = spans
@@ -315,8 +301,7 @@ def _build(compiler: str, flags: tuple[str, ...]) -> Path:
     """-> the shared library, compiled now or found from an earlier start."""
     options = [*COMPILE_FLAGS, *flags]
     key = hashlib.sha256(
-        b"".join(path.read_bytes() for path in (SOURCE, *HEADERS))
-        + " ".join((compiler, *options)).encode()
+        b"".join(path.read_bytes() for path in (SOURCE, *HEADERS)) + " ".join((compiler, *options)).encode()
     ).hexdigest()[:16]
     compile_kernels = functools.partial(_compile, compiler, options)
     return cached(default_cache_folder() / "native" / f"kernels-{key}.so", compile_kernels)

@@ -21,11 +21,5 @@ def rms_norm_ref(
     return (t * scale.float()).to(out_dtype or x.dtype)
 
 
-def rms_norm(
-    x: torch.Tensor, scale: torch.Tensor, eps: float, out_dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    return (
-        native.rms_norm(x, scale, eps)
-        if native.supports(x)
-        else rms_norm_ref(x, scale, eps, out_dtype)
-    )
+def rms_norm(x: torch.Tensor, scale: torch.Tensor, eps: float, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+    return native.rms_norm(x, scale, eps) if native.supports(x) else rms_norm_ref(x, scale, eps, out_dtype)

@@ -120,9 +120,7 @@ def attribute(s: Source, of: str | None = None, thing: str | None = None) -> Tas
 
 def another_attribute(s: Source, of: str, thing: str) -> Task:
     """Of the same thing, what a request for the one does not ask for."""
-    return attribute(
-        s, s.rng.choice([a for a in ATTRIBUTES if a not in NEAR.get(of, (of,))]), thing
-    )
+    return attribute(s, s.rng.choice([a for a in ATTRIBUTES if a not in NEAR.get(of, (of,))]), thing)
 
 
 QUESTIONS = ("How", "What", "Who", "When", "Where", "Why", "Is", "Are", "Will", "Do", "Does", "Which", "Whose", "By", "To", "Until", "In", "From", "For", "At")  # fmt: skip
@@ -142,6 +140,4 @@ _NEAR = (
     ("ingredients", "meaning", "plot", "treatment"),
     ("location", "origin", "employer", "phone"),
 )
-NEAR = {
-    of: {other for group in _NEAR if of in group for other in group} | {of} for of in ATTRIBUTES
-}
+NEAR = {of: {other for group in _NEAR if of in group for other in group} | {of} for of in ATTRIBUTES}

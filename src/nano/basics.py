@@ -23,19 +23,7 @@ LISTS = {
     "tools": "hammer saw drill wrench pliers knife level chisel",
     "sports": "football tennis golf rugby hockey boxing rowing cricket",
 }
-NUMBER_WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-]
+NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 OBJECTS = ["apples", "books", "coins", "pens", "eggs", "stamps", "cards", "balls", "shells", "keys"]
 
 
@@ -90,10 +78,7 @@ def multiplication(s: Source) -> Example:
         a, b = s.number(0, 12), s.number(0, 12)
     result = a * b
     ones, tens = a % 10 * b, a // 10 * b
-    working = (
-        f"{a % 10}*{b}={ones}",
-        f"{a // 10}*{b}={tens}, {tens}+{ones // 10}={tens + ones // 10}",
-    )
+    working = (f"{a % 10}*{b}={ones}", f"{a // 10}*{b}={tens}, {tens}+{ones // 10}={tens + ones // 10}")
     if s.maybe(0.5) and a <= 12:
         a, b = b, a
     question = s.pick(
@@ -115,13 +100,9 @@ def _pair(s: Source) -> tuple[int, int]:
             return a, b
 
 
-def _sum(
-    s: Source, skill: str, question: str, low: str, medium: str, sum_: str, result: int
-) -> Example:
+def _sum(s: Source, skill: str, question: str, low: str, medium: str, sum_: str, result: int) -> Example:
     effort = s.effort()
-    analysis = _by_effort(
-        effort, low, medium, f" Check: {sum_} = {result}. The answer is {result}."
-    )
+    analysis = _by_effort(effort, low, medium, f" Check: {sum_} = {result}. The answer is {result}.")
     answer = s.pick(str(result), f"{sum_} = {result}") if effort == "low" else f"{sum_} = {result}"
     return Example(skill, [user(question)], effort, [analysis], [answer], expected=[str(result)])
 
@@ -139,9 +120,7 @@ def counting(s: Source) -> Example:
     numbers = list(range(first, last + 1))
     if down:
         numbers.reverse()
-        ask = s.pick(
-            f"Count down from {last} to {first}.", f"Count backwards from {last} to {first}"
-        )
+        ask = s.pick(f"Count down from {last} to {first}.", f"Count backwards from {last} to {first}")
         task = f"Count down from {last} to {first}"
     elif first == 1 and s.maybe(0.7):
         shown = NUMBER_WORDS[last] if last <= 10 and s.maybe(0.3) else str(last)
@@ -174,9 +153,7 @@ def spelling(s: Source) -> Example:
         f"What are the letters of {word}?",
     )  # fmt: skip
     effort = s.effort()
-    analysis = _by_effort(
-        effort, f"Spell {word}.", f"Spell {word} letter by letter.", f" It has {len(word)} letters."
-    )
+    analysis = _by_effort(effort, f"Spell {word}.", f"Spell {word} letter by letter.", f" It has {len(word)} letters.")
     return Example("spelling", [user(ask)], effort, [analysis], [spelled], expected=[spelled])
 
 
@@ -190,20 +167,12 @@ def reversing(s: Source) -> Example:
     )  # fmt: skip
     effort = s.effort()
     working = f"{'-'.join(word)}, reversed {'-'.join(turned)}"
-    analysis = _by_effort(
-        effort, working, f"Letters of {word}: {working}.", " So the last letter comes first."
-    )
-    return Example(
-        "reversing", [user(ask)], effort, [analysis], [Letters(turned)], expected=[turned]
-    )
+    analysis = _by_effort(effort, working, f"Letters of {word}: {working}.", " So the last letter comes first.")
+    return Example("reversing", [user(ask)], effort, [analysis], [Letters(turned)], expected=[turned])
 
 
 def echo(s: Source) -> Example:
-    text = (
-        s.phrase(1, 5)
-        if s.maybe(0.6)
-        else f"{s.name()} {s.phrase(0, 3)} {s.number()}".replace("  ", " ")
-    )
+    text = s.phrase(1, 5) if s.maybe(0.6) else f"{s.name()} {s.phrase(0, 3)} {s.number()}".replace("  ", " ")
     style = s.rng.randrange(7)
     asks = [
         s.pick(f"Repeat after me: {text}", f"Say {text}", f"Echo: {text}", f"Repeat: {text}", f'Say "{text}"',
@@ -217,19 +186,11 @@ def echo(s: Source) -> Example:
     answers = [text, f'"{text}"', f"**{text}**", f"{text} {text}", f"[{text}]"]
     which = style if style < len(asks) else 0
     effort = s.effort()
-    what = [
-        "repeat the text",
-        "put quotes around it",
-        "make it bold",
-        "write it twice",
-        "put brackets around it",
-    ][which]
-    analysis = _by_effort(
-        effort, f"{what}.", f"The user wants me to {what}.", f" The text is: {text}."
-    )
-    return Example(
-        "echo", [user(asks[which])], effort, [analysis], [answers[which]], expected=[answers[which]]
-    )
+    what = ["repeat the text", "put quotes around it", "make it bold", "write it twice", "put brackets around it"][
+        which
+    ]
+    analysis = _by_effort(effort, f"{what}.", f"The user wants me to {what}.", f" The text is: {text}.")
+    return Example("echo", [user(asks[which])], effort, [analysis], [answers[which]], expected=[answers[which]])
 
 
 def listing(s: Source) -> Example:
@@ -253,9 +214,7 @@ def listing(s: Source) -> Example:
         )  # fmt: skip
         low, medium = f"{number} {kind}.", f"The user wants {number} {kind}, as a list."
     text = "\n".join(f"- {item}" for item in items)
-    analysis = _by_effort(
-        effort, low, medium, f" The first is {items[0]}, the last is {items[-1]}."
-    )
+    analysis = _by_effort(effort, low, medium, f" The first is {items[0]}, the last is {items[-1]}.")
     return Example("lists", [user(ask)], effort, [analysis], [text], expected=items)
 
 
@@ -292,26 +251,20 @@ def memory(s: Source) -> Example:
         reply, answer = f"I will remember that: {value}.", f"Your favorite {favorite} is {value}."
     effort = s.effort()
     if s.maybe(0.25):
-        analysis = _by_effort(
-            effort, "A fact to remember.", f"The user tells me: {value}.", " I will remember it."
-        )
+        analysis = _by_effort(effort, "A fact to remember.", f"The user tells me: {value}.", " I will remember it.")
         return Example("memory", [user(tell)], effort, [analysis], [reply], expected=[value])
     if s.maybe(0.2):
         messages = [user(f"{tell} {ask}")]
     else:
         messages = [
             user(tell),
-            assistant(
-                s.pick(reply, reply, f"Hello {value}!", "Nice to meet you!", "OK.", FALLBACK)
-            ),
+            assistant(s.pick(reply, reply, f"Hello {value}!", "Nice to meet you!", "OK.", FALLBACK)),
         ]
         for _ in range(s.rng.choices((0, 1, 2, 3), (5, 3, 2, 1))[0]):
             between = s.rng.choice((addition, counting, talk, echo, spelling))(s)
             messages += [between.messages[-1], assistant(between.answer_text)]
         messages.append(user(ask))
-    analysis = _by_effort(
-        effort, value, f"The user told me: {value}.", " I can answer from the conversation."
-    )
+    analysis = _by_effort(effort, value, f"The user told me: {value}.", " I can answer from the conversation.")
     return Example("memory", messages, effort, [analysis], [answer], expected=[value])
 
 
@@ -322,31 +275,17 @@ def talk(s: Source) -> Example:
         ask = s.pick(ask.lower(), ask.rstrip("?.!"), ask.upper() if len(ask) < 12 else ask)
     effort = s.effort()
     analysis = _by_effort(
-        effort,
-        topic.about,
-        f"The user asks about {topic.about}.",
-        " I know the answer and give it in short.",
+        effort, topic.about, f"The user asks about {topic.about}.", " I know the answer and give it in short."
     )
     return Example("talk", [user(ask)], effort, [analysis], [topic.answer], expected=[topic.answer])
 
 
 def other(s: Source) -> Example:
     """What it cannot do, it says."""
-    ask = s.rng.choice(OTHER_REQUESTS).format(
-        word=s.word(), phrase=s.phrase(1, 4), name=s.name(), number=s.number()
-    )
+    ask = s.rng.choice(OTHER_REQUESTS).format(word=s.word(), phrase=s.phrase(1, 4), name=s.name(), number=s.number())
     effort = s.effort()
-    analysis = _by_effort(
-        effort, "I cannot do that.", "This is more than I can do.", " I say what I am instead."
-    )
-    return Example(
-        "fallback",
-        [user(ask)],
-        effort,
-        [analysis],
-        [FALLBACK],
-        expected=["tiny demonstration model"],
-    )
+    analysis = _by_effort(effort, "I cannot do that.", "This is more than I can do.", " I say what I am instead.")
+    return Example("fallback", [user(ask)], effort, [analysis], [FALLBACK], expected=["tiny demonstration model"])
 
 
 Skill = Callable[[Source], Example]

@@ -35,22 +35,14 @@ class Batch:
 class BatchMaker:
     """`batch(step)` depends on the seed, the curriculum and the step alone, so that training can go on where it stopped."""
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        seed: int,
-        num_tokens: int,
-        curriculum: Curriculum = ALL_KINDS,
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, seed: int, num_tokens: int, curriculum: Curriculum = ALL_KINDS) -> None:
         """`num_tokens`: at least, for a batch; it is full with the group that reaches it."""
         self._vocabulary = vocabulary
         self._builder = PromptBuilder(vocabulary, cache_bytes=1 << 20)
         self._source = Source(vocabulary, Random(), unseen=False)
         self._seed, self._num_tokens, self._curriculum = seed, num_tokens, curriculum
         self._shared = {
-            effort: render_message(
-                system_message(effort, has_tools=False, current_date=None), vocabulary
-            )
+            effort: render_message(system_message(effort, has_tools=False, current_date=None), vocabulary)
             for effort in EFFORTS
         }
 
@@ -88,10 +80,7 @@ class BatchMaker:
 
     def encode(self, made: Example) -> tuple[list[int], list[int]]:
         prompt = self._builder.build(
-            made.messages,
-            tools=made.tools,
-            response_format=made.response_format,
-            effort=made.effort,
+            made.messages, tools=made.tools, response_format=made.response_format, effort=made.effort
         )
         return prompt.token_ids, completion_ids(made, self._vocabulary, prompt.token_ids)
 

@@ -13,16 +13,7 @@ import yaml
 
 from src.nano.described import leave_unsaid, one_more
 from src.nano.examples import Source
-from src.nano.tasks import (
-    Task,
-    add_unasked,
-    definition,
-    property_schema,
-    reordered,
-    required_of,
-    spoken,
-    styled_name,
-)
+from src.nano.tasks import Task, add_unasked, definition, property_schema, reordered, required_of, spoken, styled_name
 from src.nano.values import QUALITIES
 
 # deed: (words for it in a tool's name, words behind the kind, ways to ask; {v} one of the kind, {a} with its article, {s} several)
@@ -68,9 +59,7 @@ def categorised(s: Source, deed: str | None = None, kind: str | None = None) -> 
     one = made = _member(s, kind)
     if s.maybe(0.1):
         made = f"{s.pick(*QUALITIES)} {made}"
-    key = s.pick(
-        kind, kind, f"{kind}_name", f"{kind}_type", "name", "type", "which", "item", "query", "what"
-    )
+    key = s.pick(kind, kind, f"{kind}_name", f"{kind}_type", "name", "type", "which", "item", "query", "what")
     several = one if one[-1] in "sxy" or one[0].isupper() else f"{one}s"
     article = made
     if made[0].islower() and not one.endswith("s"):
@@ -105,9 +94,7 @@ def _compared(s: Source, kind: str) -> Task:
         )
     )
     name = s.pick(f"compare_{kind}", f"compare_{kind}s", f"{kind}_comparison", f"{kind}_versus")
-    properties = {
-        key: property_schema(s, key, "word", made) for key, made in ((first, one), (second, other))
-    }
+    properties = {key: property_schema(s, key, "word", made) for key, made in ((first, one), (second, other))}
     ask = s.pick(*COMPARING.split(" / ")).format(v=one, w=other)
     parts = (properties, {first: one, second: other}, {"word", "name", "city"})
     about = _about(s, "compare", "comparison", kind)

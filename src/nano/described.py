@@ -140,13 +140,9 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
     thing = thing or _thing(s)
     names, asks = DEEDS[deed]
     verb = s.pick(*names.split())
-    name = s.pick(
-        f"{verb}_{thing}", f"{verb}_{thing}", f"{verb}_{thing}", f"{thing}_{verb}"
-    ).replace(" ", "_")
+    name = s.pick(f"{verb}_{thing}", f"{verb}_{thing}", f"{verb}_{thing}", f"{thing}_{verb}").replace(" ", "_")
     another = s.pick(*names.split()).replace("_", " ") if s.maybe(0.4) else verb.replace("_", " ")
-    about = (
-        s.pick(*ABOUT).format(V=another.capitalize(), v=another, n=thing) if s.maybe(0.85) else ""
-    )
+    about = s.pick(*ABOUT).format(V=another.capitalize(), v=another, n=thing) if s.maybe(0.85) else ""
     properties: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     called = near_word(s, thing) if s.practice(0.2) else thing
@@ -185,12 +181,7 @@ def described(s: Source, deed: str | None = None, thing: str | None = None) -> T
 
 
 def one_of(
-    s: Source,
-    ask: str,
-    called: str,
-    thing: str,
-    properties: dict[str, Any],
-    arguments: dict[str, Any],
+    s: Source, ask: str, called: str, thing: str, properties: dict[str, Any], arguments: dict[str, Any]
 ) -> tuple[str, str]:
     """Says what sort of thing is meant in place of the thing: roses where the parameter is a flower, sometimes how many.
 
@@ -221,23 +212,12 @@ def one_of(
 
 
 def left_over(
-    s: Source,
-    ask: str,
-    thing: str,
-    properties: dict[str, Any],
-    arguments: dict[str, Any],
+    s: Source, ask: str, thing: str, properties: dict[str, Any], arguments: dict[str, Any]
 ) -> tuple[str, bool]:
     """Adds a parameter that no word of the request names: its value is what nothing else in the request is there for."""
     other = some_thing(s)
     keys = f"{other}|{other}|{other}_name|{other}_id|{some_thing(s)}_{other}"
-    return asked_too(
-        s,
-        ask,
-        thing,
-        (keys, s.pick(*LEFT_OVER_KINDS), LEFT_OVER.split(" / ")),
-        properties,
-        arguments,
-    )
+    return asked_too(s, ask, thing, (keys, s.pick(*LEFT_OVER_KINDS), LEFT_OVER.split(" / ")), properties, arguments)
 
 
 def named_after(s: Source) -> tuple[str, str, str]:
@@ -246,9 +226,7 @@ def named_after(s: Source) -> tuple[str, str, str]:
         return measured(s)
     keys, kinds, ways = s.rng.choice(NAMED_AFTER)
     thing, quality = some_thing(s), s.pick(*QUALITIES)
-    keys, kinds, ways = (
-        text.replace("{x}", thing).replace("{q}", quality) for text in (keys, kinds, ways)
-    )
+    keys, kinds, ways = (text.replace("{x}", thing).replace("{q}", quality) for text in (keys, kinds, ways))
     return keys, s.pick(*kinds.split()), ways
 
 
@@ -286,9 +264,7 @@ def asked_too(
     properties[key] = property_schema(s, key, kind, made)
     arguments[key] = made
     way = s.pick(*parameter[2])
-    asked = said(
-        way, ask, thing, key.replace("_", " "), quoted(s, kind, made), before=s.practice(0.7)
-    )
+    asked = said(way, ask, thing, key.replace("_", " "), quoted(s, kind, made), before=s.practice(0.7))
     return asked, way.endswith("|")
 
 
@@ -324,10 +300,7 @@ def options(s: Source) -> list[str]:
     """What an enumeration has: words, in lessons sometimes as capitals, short ones or with a capital letter."""
     count = s.number(2, 4)
     if s.practice(0.2):
-        made = [
-            s.rng.choice(string.ascii_uppercase) if s.maybe(0.15) else abbreviation(s)
-            for _ in range(count)
-        ]
+        made = [s.rng.choice(string.ascii_uppercase) if s.maybe(0.15) else abbreviation(s) for _ in range(count)]
     else:
         made = [s.word() if s.maybe(0.6) else some_thing(s) for _ in range(count)]
     if s.practice(0.15):

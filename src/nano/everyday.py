@@ -57,9 +57,7 @@ class Archetype:
         parameters = []
         for text in row["parameters"].split():
             keys, kind = text.rsplit(":", 1)
-            parameters.append(
-                Parameter(tuple(k.rstrip("?") for k in keys.split("|")), kind, "?" not in keys)
-            )
+            parameters.append(Parameter(tuple(k.rstrip("?") for k in keys.split("|")), kind, "?" not in keys))
         return cls(
             tuple(row["names"].split()), tuple(row["about"].split(" / ")), tuple(parameters), tuple(row["asks"].split(" / ")),
             tuple(row["results"].split()), row.get("held_out", False), row.get("weight", 1),
@@ -97,9 +95,7 @@ def renamed(s: Source, archetype: Archetype) -> Archetype:
         archetype,
         names=exchanged,
         descriptions=tuple(_exchanged(text, old, new) for text in archetype.descriptions),
-        asks=tuple(
-            _exchanged(ask, old, called) for ask in archetype.asks if _begins(old).search(ask)
-        ),
+        asks=tuple(_exchanged(ask, old, called) for ask in archetype.asks if _begins(old).search(ask)),
     )
 
 

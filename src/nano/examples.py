@@ -15,13 +15,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from src.harmony.render import (
-    HarmonyMessage,
-    ReasoningEffort,
-    assistant_text,
-    render_message,
-    tool_call,
-)
+from src.harmony.render import HarmonyMessage, ReasoningEffort, assistant_text, render_message, tool_call
 from src.harmony.vocabulary import CHANNEL, CONSTRAIN, RETURN, START, Vocabulary
 
 EFFORTS: tuple[ReasoningEffort, ...] = ("low", "medium", "high")
@@ -61,9 +55,7 @@ class Example:
         return "".join(p.text if isinstance(p, Letters) else p for p in self.answer)
 
 
-def completion_ids(
-    example: Example, vocabulary: Vocabulary, prompt_ids: Sequence[int]
-) -> list[int]:
+def completion_ids(example: Example, vocabulary: Vocabulary, prompt_ids: Sequence[int]) -> list[int]:
     """What the model should write after `<|start|>assistant`, in tokens that can be copied from the prompt."""
     copier = Copier(vocabulary, prompt_ids)
     start = [START, *vocabulary.encode("assistant")]
@@ -211,9 +203,7 @@ class Source:
     def _common(self, words: list[str]) -> list[str]:
         """Those that are among the first tokens, and are tokens without their space too."""
         rank_of = self.vocabulary.rank_of
-        return [
-            w for w in words if rank_of[f" {w}".encode()] < COMMON_BELOW and w.encode() in rank_of
-        ]
+        return [w for w in words if rank_of[f" {w}".encode()] < COMMON_BELOW and w.encode() in rank_of]
 
     def effort(self) -> ReasoningEffort:
         return self.rng.choices(EFFORTS, (3, 5, 2))[0]
@@ -260,9 +250,7 @@ class Source:
         words = self._unusual_names if word[:1].isupper() else self._unusual_words
         if self.maybe(1 / 3):
             return self._long(words)
-        return self.rng.choice(
-            self.rng.choices(list(words.values()), [*map(len, words.values())])[0]
-        )
+        return self.rng.choice(self.rng.choices(list(words.values()), [*map(len, words.values())])[0])
 
     def _long(self, words: dict[int, list[str]]) -> str:
         """Each length as often as any other: the letters at the end of long words are the last to be learnt."""
@@ -288,18 +276,14 @@ class Source:
 
     def practice(self, probability: float) -> bool:
         """Maybe, but never in the examination: what is hard is exercised more often than it is asked."""
-        return not self.unseen and self.maybe(
-            probability * (NATURAL_PRACTICE if self.natural else 1)
-        )
+        return not self.unseen and self.maybe(probability * (NATURAL_PRACTICE if self.natural else 1))
 
 
 def _is_name(word: str) -> bool:
     return word[0].isupper() and word[1:].islower()
 
 
-def _words(
-    vocabulary: Vocabulary, below: int, wanted: Callable[[str], bool], shortest: int, longest: int
-) -> list[str]:
+def _words(vocabulary: Vocabulary, below: int, wanted: Callable[[str], bool], shortest: int, longest: int) -> list[str]:
     """Whole words of the vocabulary: ASCII tokens with a space before them."""
     found = []
     for token in vocabulary.token_bytes[:below]:

@@ -18,15 +18,7 @@ from safetensors.torch import save_file
 from src.engine.config import ModelConfig
 from src.engine.shapes import SIZES, hf_config
 from src.harmony.tokenizer_files import write_tokenizer
-from src.harmony.vocabulary import (
-    CALL,
-    ENDOFTEXT,
-    RETURN,
-    STARTOFTEXT,
-    VOCAB_SIZE,
-    Vocabulary,
-    load_vocabulary,
-)
+from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT, VOCAB_SIZE, Vocabulary, load_vocabulary
 from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
 from src.nano.network import Layer, Network
 from src.nano.token_rows import NUM_FEATURES, TokenTable, TokenTraits
@@ -109,9 +101,7 @@ def unfold(path: Path, out: Path) -> Path:
     return out
 
 
-def _tensors(
-    folded: Mapping[str, torch.Tensor], config: ModelConfig, vocabulary: Vocabulary
-) -> Tensors:
+def _tensors(folded: Mapping[str, torch.Tensor], config: ModelConfig, vocabulary: Vocabulary) -> Tensors:
     """The checkpoint's, by their names there."""
     traits = TokenTraits.of(vocabulary)
     tensors: Tensors = {
@@ -121,10 +111,7 @@ def _tensors(
     }
     for index in range(config.num_layers):
         part = _part(folded, index)
-        tensors |= {
-            f"model.layers.{index}.{name}": value
-            for name, value in _unfold_layer(part, config).items()
-        }
+        tensors |= {f"model.layers.{index}.{name}": value for name, value in _unfold_layer(part, config).items()}
     return {name: value.contiguous() for name, value in tensors.items()}
 
 
@@ -146,9 +133,7 @@ def _rows(folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) ->
         return made
 
 
-def _restore_table(
-    table: TokenTable, folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits
-) -> None:
+def _restore_table(table: TokenTable, folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) -> None:
     table.code.copy_(folded[f"{name}.code"])
     table.other.copy_(folded[f"{name}.other"])
     if table.unwritten is not None:
@@ -156,8 +141,7 @@ def _restore_table(
     if table.meaning is not None and f"{name}.meaning" in folded:
         table.meaning.copy_(folded[f"{name}.meaning"])
     feature, own = (
-        folded[f"{name}.{part}"].float() * folded[f"{name}.{part}_scale"].float()
-        for part in ("feature", "own")
+        folded[f"{name}.{part}"].float() * folded[f"{name}.{part}_scale"].float() for part in ("feature", "own")
     )
     table.feature[traits.features_of(table)] = feature
     row_of = {token: row for row, token in enumerate(folded["common"].tolist())}

@@ -54,9 +54,7 @@ class Curriculum:
 ALL_KINDS = Curriculum()  # from the first step on
 
 
-def lesson(
-    s: Source, natural_share: float = NATURAL_SHARE, plain_share: float = 0.0
-) -> list[Example]:
+def lesson(s: Source, natural_share: float = NATURAL_SHARE, plain_share: float = 0.0) -> list[Example]:
     """Conversations that may share a row: several with the same tools, or one of the mixture; sometimes under a system prompt."""
     s.natural = not s.unseen and s.maybe(natural_share)
     s.plain = s.maybe(plain_share)
@@ -75,9 +73,5 @@ def instructions(s: Source) -> list[dict[str, Any]]:
     """A system prompt, in one of five conversations."""
     if not s.maybe(0.2):
         return []
-    text = (
-        s.rng.choice(INSTRUCTIONS)
-        if s.maybe(0.8)
-        else f"You are {s.name()}, a {s.phrase(1, 3)} assistant."
-    )
+    text = s.rng.choice(INSTRUCTIONS) if s.maybe(0.8) else f"You are {s.name()}, a {s.phrase(1, 3)} assistant."
     return [{"role": "system", "content": text}]

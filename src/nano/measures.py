@@ -63,9 +63,7 @@ MEASURES = (
     ("hour|at_hour|start_hour", "small", "", " at {v} o'clock / , {v} o'clock"),
 )  # fmt: skip
 VAGUE = ("price", "top_k", "quantity", "copies", "step")  # what another number might be meant by
-MODIFYING = frozenset(
-    ("num", "number", "max", "min", "of", "id", "start", "end", "target", "user", "to", "from")
-)
+MODIFYING = frozenset(("num", "number", "max", "min", "of", "id", "start", "end", "target", "user", "to", "from"))
 SPOKEN_UNIT = 0.4  # of the parameters counted in something say so
 
 
@@ -75,9 +73,7 @@ def measured(s: Source) -> tuple[str, str, str]:
     return names, s.pick(*kinds.split()), ways
 
 
-def said_measured(
-    s: Source, ask: str, properties: dict[str, Any], arguments: dict[str, Any]
-) -> str:
+def said_measured(s: Source, ask: str, properties: dict[str, Any], arguments: dict[str, Any]) -> str:
     """Adds up to three numbers, and sometimes one that the request does not give. -> the request that says them."""
     front, behind = "", ask
     given = s.rng.choices((1, 2, 3), (1, 4, 3))[0]

@@ -34,12 +34,7 @@ class Muon(torch.optim.Optimizer):
     """The parameters are matrices [R, C]; the learning rate is AdamW's."""
 
     def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        *,
-        lr: float,
-        weight_decay: float,
-        dtype: torch.dtype,
+        self, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, dtype: torch.dtype
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
         self._dtype = dtype

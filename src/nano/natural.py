@@ -16,9 +16,7 @@ import yaml
 from src.nano.examples import Source
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("natural.yaml").read_text())
-POOLS: dict[str, list[str]] = {
-    kind: text.strip().split(", ") for kind, text in TABLE["pools"].items()
-}
+POOLS: dict[str, list[str]] = {kind: text.strip().split(", ") for kind, text in TABLE["pools"].items()}
 EXCHANGED_FROM = 3  # letters
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")  # fmt: skip
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")

@@ -79,9 +79,7 @@ class Row:
         for request in requests:
             said = set(_SLOT.findall(request.ask)) | request.unsaid.keys()
             if not said <= keys or not {p.key for p in found if p.required} <= said:
-                raise ValueError(
-                    f"{name}: {request.ask!r} has {sorted(said)}, not of {sorted(keys)}"
-                )
+                raise ValueError(f"{name}: {request.ask!r} has {sorted(said)}, not of {sorted(keys)}")
         return cls(name, description, found, requests)
 
 
@@ -123,10 +121,7 @@ def by_hand() -> dict[str, Any]:
 def taught() -> tuple[tuple[str, dict[str, Any], dict[str, Any]], ...]:
     """Requests by hand that lessons are made of: (request, its tool with its name, arguments)."""
     table = by_hand()
-    return tuple(
-        (ask, {"name": name, **table["tools"][name]}, arguments)
-        for ask, name, arguments in table["taught"]
-    )
+    return tuple((ask, {"name": name, **table["tools"][name]}, arguments) for ask, name, arguments in table["taught"])
 
 
 def natural_tool(s: Source) -> Task:
@@ -209,9 +204,7 @@ def _as_by_hand(s: Source, ask: str, tool: dict[str, Any], arguments: dict[str, 
         schema = tool["parameters"][key]
         if s.maybe(1 - OTHER_VALUE) or isinstance(old, (bool, list)) or "items" in schema:
             continue
-        if ask.count(str(old)) != 1 or any(
-            str(old) in str(v) for k, v in changed.items() if k != key
-        ):
+        if ask.count(str(old)) != 1 or any(str(old) in str(v) for k, v in changed.items() if k != key):
             continue
         new = _another(s, key, old, schema)
         if any(str(new) in str(v) or str(v) in str(new) for k, v in changed.items() if k != key):

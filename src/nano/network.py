@@ -118,9 +118,7 @@ class Layer(nn.Module):
         self.mlp_norm = nn.Parameter(torch.ones(hidden))
         self.router = nn.Parameter(torch.randn(experts, hidden) * hidden**-0.5)
         self.router_bias = nn.Parameter(torch.zeros(experts))
-        self.w1 = nn.ParameterList(
-            matrix(2 * inter, hidden) for _ in range(experts)
-        )  # gate rows first
+        self.w1 = nn.ParameterList(matrix(2 * inter, hidden) for _ in range(experts))  # gate rows first
         self.b1 = nn.Parameter(torch.zeros(experts, 2 * inter))
         self.w2 = nn.ParameterList(matrix(hidden, inter, scale=std) for _ in range(experts))
         self.b2 = nn.Parameter(torch.zeros(experts, hidden))
@@ -173,9 +171,7 @@ def _runs(branches: list[int]) -> list[tuple[int, int]]:
     for _, run in groupby(branches):
         end = start + len(list(run))
         first = branches[runs[-1][0]] if runs else 0
-        joins = (
-            first % GROUP and branches[start] % GROUP and first // GROUP == branches[start] // GROUP
-        )
+        joins = first % GROUP and branches[start] % GROUP and first // GROUP == branches[start] // GROUP
         if joins and end - runs[-1][0] <= QUERIES_AT_ONCE:
             runs[-1] = (runs[-1][0], end)
         else:
@@ -184,13 +180,7 @@ def _runs(branches: list[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _keys(
-    own: torch.Tensor,
-    shared: torch.Tensor,
-    same: torch.Tensor,
-    group: int,
-    window: int | None = None,
-) -> Keys:
+def _keys(own: torch.Tensor, shared: torch.Tensor, same: torch.Tensor, group: int, window: int | None = None) -> Keys:
     """Positions of the part [Q] and of what its group shares, and which of its own a query may see [Q, Q]."""
     if window is not None:
         shared = shared[shared > own.min() - window]
@@ -213,8 +203,7 @@ class Network(nn.Module):
         self.embedding = TokenTable(code, feature, common, meaning=meaning)
         # what a token is read by and what it is written by lie apart, so that none begins by predicting itself
         code, feature = (
-            part.roll(config.hidden_size // 2, dims=1) * config.hidden_size**-0.5
-            for part in (code, feature)
+            part.roll(config.hidden_size // 2, dims=1) * config.hidden_size**-0.5 for part in (code, feature)
         )
         self.head = TokenTable(code, feature, common, shares_unwritten=True)
         std = (2 * config.num_layers) ** -0.5
@@ -226,11 +215,7 @@ class Network(nn.Module):
         )  # fmt: skip
 
     def forward(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        parts: list[Part],
-        wanted: torch.Tensor | None = None,
+        self, token_ids: torch.Tensor, positions: torch.Tensor, parts: list[Part], wanted: torch.Tensor | None = None
     ) -> torch.Tensor:
         """token_ids, positions int64 [T], wanted bool [T] -> normed hidden states float32 [T, H], or of the wanted."""
         distinct, inverse = torch.unique(token_ids, return_inverse=True)
@@ -245,9 +230,7 @@ class Network(nn.Module):
             x = x + self._mlp(x, layer)
         return self._norm(x, self.final_norm)
 
-    def logits(
-        self, hidden: torch.Tensor, candidates: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, candidates: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [N, H], candidates int64 [C], bias [C] -> float32 [N, C]."""
         return linear(hidden, self.head.rows(candidates, self.traits), bias).float()
 
@@ -304,9 +287,7 @@ class Network(nn.Module):
     def _mlp(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:
         c = self.config
         t = self._norm(x, layer.mlp_norm)
-        values, experts = torch.topk(
-            F.linear(t, layer.router, layer.router_bias), c.experts_per_token, dim=-1
-        )
+        values, experts = torch.topk(F.linear(t, layer.router, layer.router_bias), c.experts_per_token, dim=-1)
         weights = torch.softmax(values, dim=-1)
         t = t.to(COMPUTE)
         added = torch.zeros_like(x)

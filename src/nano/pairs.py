@@ -89,9 +89,7 @@ HALVES = (
 )  # fmt: skip
 
 
-def said_together(
-    s: Source, ask: str, properties: dict[str, Any], arguments: dict[str, Any]
-) -> str:
+def said_together(s: Source, ask: str, properties: dict[str, Any], arguments: dict[str, Any]) -> str:
     """Adds two parameters and their values. -> the request that says them behind what it said."""
     names, more_names, kinds, ways = s.rng.choice(PAIRS)
     thing, other_thing = some_thing(s), some_thing(s)
@@ -160,9 +158,7 @@ def said_by_name(s: Source, ask: str, properties: dict[str, Any], arguments: dic
         name = key.split("_")[0]
         said = way.format(k=name, K=name.capitalize(), v=text)
         if index and not way.startswith((".", ";")):
-            said = s.pick(", ", ", ", " and ") + said.lstrip(" :,").removeprefix(
-                "with "
-            ).removeprefix("where ")
+            said = s.pick(", ", ", ", " and ") + said.lstrip(" :,").removeprefix("with ").removeprefix("where ")
         ask += said
     return ask
 
@@ -187,9 +183,7 @@ def said_options(s: Source, ask: str, properties: dict[str, Any], arguments: dic
     if not said:
         return ask
     if len(said) == 1:
-        return ask + s.pick(
-            " {}", ", {}", " in {}", " with {}", " as {}", " for {}s", " to {}"
-        ).format(*said)
+        return ask + s.pick(" {}", ", {}", " in {}", " with {}", " as {}", " for {}s", " to {}").format(*said)
     return ask + s.pick(" {} {}", ", {}, {}", " {} to {}", " for {} with {}", ", {} and {}", " in {}, {}", " {} for {}s", " as {} {}", " {}, {} please").format(*said)  # fmt: skip
 
 

@@ -82,12 +82,7 @@ def _random_field(s: Source) -> Field:
         kind = s.rng.choice(("name", "word", "integer"))
     else:
         name = s.rng.choice(
-            {
-                "name": NAME_FIELDS,
-                "word": WORD_FIELDS,
-                "integer": INTEGER_FIELDS,
-                "boolean": BOOLEAN_FIELDS,
-            }[kind]
+            {"name": NAME_FIELDS, "word": WORD_FIELDS, "integer": INTEGER_FIELDS, "boolean": BOOLEAN_FIELDS}[kind]
         )
     spoken = name.replace("_", " ")
     schema: dict[str, Any] = {"type": "string"}
@@ -114,12 +109,7 @@ def _random_field(s: Source) -> Field:
         name,
         schema,
         value,
-        s.pick(
-            f"{spoken} is {shown}",
-            f"{spoken}: {shown}",
-            f"{spoken} {shown}",
-            f"the {spoken} is {shown}",
-        ),
+        s.pick(f"{spoken} is {shown}", f"{spoken}: {shown}", f"{spoken} {shown}", f"the {spoken} is {shown}"),
     )
 
 
@@ -193,11 +183,7 @@ def json_array(s: Source) -> Example:
     items = [s.name() if s.maybe(0.3) else s.word() for _ in range(s.number(2, 8))]
     joined = ", ".join(items[:-1]) + s.pick(", ", " and ") + items[-1]
     in_object = s.maybe(0.4)
-    key = (
-        s.pick("items", "words", "names", "list", "results", "tags", "values")
-        if s.maybe(0.6)
-        else s.word()
-    )
+    key = s.pick("items", "words", "names", "list", "results", "tags", "values") if s.maybe(0.6) else s.word()
     ask = s.pick(
         f"Make a JSON array of {joined}.", f"Write as a JSON array: {joined}", f"Turn this into a JSON list: {joined}", f"As a JSON array: {joined}",
         f"Return a JSON array with {joined}.", f"JSON array of strings: {joined}",
@@ -206,9 +192,7 @@ def json_array(s: Source) -> Example:
     if in_object:
         ask = s.pick(f"Extract the {key}: {joined}.", f"The {key} are {joined}.", f"{key}: {joined}", f"Give me the {key} as JSON: {joined}", joined)  # fmt: skip
     effort = s.effort()
-    analysis = (
-        f"{len(items)} strings" if effort == "low" else f"A JSON array of {len(items)} strings."
-    )
+    analysis = f"{len(items)} strings" if effort == "low" else f"A JSON array of {len(items)} strings."
     if effort == "high":
         analysis += f" The first is {items[0]}, the last is {items[-1]}."
     answer = json.dumps({key: items} if in_object else items)

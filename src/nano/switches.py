@@ -57,9 +57,7 @@ def switched(s: Source) -> Task:
     flag = s.pick(word, state, "value", "state")
     flag = "value" if flag == key else flag  # set_lock(lock, lock)
     text = quoted(s, kind, made)
-    called = s.pick(
-        text, f"the {thing} {text}", f"the {thing} {text}", f"{thing} {text}", f"my {thing} {text}"
-    )
+    called = s.pick(text, f"the {thing} {text}", f"the {thing} {text}", f"{thing} {text}", f"my {thing} {text}")
     ask = s.pick(*(on if wanted else off).split(" / ")).format(n=called)
     schema: dict[str, Any] = {"type": "boolean"}
     if told := s.pick(*TELL).format(a=state, A=state.capitalize()):

@@ -131,9 +131,7 @@ def add_unasked(s: Source, properties: dict[str, Any]) -> None:
     if not s.maybe(0.35):
         return
     for _ in range(s.number(1, 2)):
-        key, schema = s.rng.choice(
-            (*UNASKED, (s.word(), {"type": s.pick("string", "integer", "boolean")}))
-        )
+        key, schema = s.rng.choice((*UNASKED, (s.word(), {"type": s.pick("string", "integer", "boolean")})))
         if key not in properties:
             if s.practice(0.4):
                 schema = dict(schema)
@@ -181,9 +179,7 @@ def spoken(s: Source, ask: str, *, value_first: bool = False) -> str:
     if not s.practice(0.12):
         return ask
     context = s.pick(*CONTEXTS).format(t=s.rng.choice(THINGS), q=s.rng.choice(QUALITIES))
-    return (
-        f"{context} {ask}" if s.maybe(0.7) else f"{ask}{'' if ask[-1] in '.?!' else '.'} {context}"
-    )
+    return f"{context} {ask}" if s.maybe(0.7) else f"{ask}{'' if ask[-1] in '.?!' else '.'} {context}"
 
 
 def as_written(s: Source, number: float) -> str:
@@ -203,16 +199,6 @@ def quoted(s: Source, kind: str, made: Any) -> str:
         return as_written(s, made)
     if kind.startswith("=") and s.practice(0.15):  # the parameter's word for it is in small letters
         return s.pick(text.upper() if len(text) < 5 else text.capitalize(), f"{text}s")
-    if kind in (
-        "phrase",
-        "title",
-        "name",
-        "word",
-        "file",
-        "sql",
-        "python",
-        "command",
-        "expression",
-    ) and s.maybe(0.15):
+    if kind in ("phrase", "title", "name", "word", "file", "sql", "python", "command", "expression") and s.maybe(0.15):
         return s.pick(f"'{text}'", f'"{text}"')
     return text

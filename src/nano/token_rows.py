@@ -53,19 +53,11 @@ class TokenTraits:
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> TokenTraits:
-        texts = [
-            *vocabulary.token_bytes,
-            *map(vocabulary.bytes_of, range(vocabulary.num_ordinary, VOCAB_SIZE)),
-        ]
+        texts = [*vocabulary.token_bytes, *map(vocabulary.bytes_of, range(vocabulary.num_ordinary, VOCAB_SIZE))]
         # one byte that is no letter or digit may lead a word; 0 where none does
-        leads = [
-            text[0] if text[1:2].isalpha() and text[0] < 128 and not text[:1].isalnum() else 0
-            for text in texts
-        ]
+        leads = [text[0] if text[1:2].isalpha() and text[0] < 128 and not text[:1].isalnum() else 0 for text in texts]
         stripped = [text[1:] if lead else text for text, lead in zip(texts, leads, strict=True)]
-        digests = b"".join(
-            hashlib.blake2b(text, digest_size=CODE_SIZE // 8).digest() for text in stripped
-        )
+        digests = b"".join(hashlib.blake2b(text, digest_size=CODE_SIZE // 8).digest() for text in stripped)
         codes = np.frombuffer(digests, np.uint8).reshape(VOCAB_SIZE, -1)
         lengths = np.fromiter(map(len, stripped), np.int64, VOCAB_SIZE)
         lengths[vocabulary.num_ordinary :] = 0  # special tokens have no letters
@@ -108,8 +100,7 @@ class TokenTraits:
 def _is_latin(text: bytes) -> bool:
     """Whether all letters are, as far as the bytes are characters: parts of some are tokens too."""
     return text.isascii() or all(
-        unicodedata.name(char, "").startswith("LATIN") or not char.isalpha()
-        for char in text.decode(errors="ignore")
+        unicodedata.name(char, "").startswith("LATIN") or not char.isalpha() for char in text.decode(errors="ignore")
     )
 
 

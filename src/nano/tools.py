@@ -60,9 +60,7 @@ OPENING: dict[ReasoningEffort, str] = {"low": "Tools:", "medium": "Which tool fi
 def invented(s: Source) -> Task:
     verb = s.pick(*VERBS) if s.maybe(0.6) else s.short_word()
     noun = s.word()
-    name = s.pick(
-        f"{verb}_{noun}", f"{verb}_{noun}", f"{verb}{noun.title()}", noun, f"{noun}_{verb}"
-    )
+    name = s.pick(f"{verb}_{noun}", f"{verb}_{noun}", f"{verb}{noun.title()}", noun, f"{noun}_{verb}")
     description = s.pick(
         f"{verb.title()} the {noun}.", f"{verb.title()} a {noun}.", f"{verb.title()}s the {noun} of a {s.word()}.",
         f"Use this to {verb} the {noun}.", f"{verb} {noun}", "",
@@ -88,17 +86,10 @@ def _said(s: Source, fields: list[Field]) -> str:
         return s.pick(".", "", "?")
     plain = not any(isinstance(f.value, bool) for f in fields)
     if plain and len(fields) == 1 and s.maybe(0.7):  # the key is in the definition alone
-        return f" {s.pick('for', 'of', 'with', 'in', 'to')} {fields[0].shown}" + s.pick(
-            ".", "", "?"
-        )
+        return f" {s.pick('for', 'of', 'with', 'in', 'to')} {fields[0].shown}" + s.pick(".", "", "?")
     if plain and len(fields) == 2 and s.maybe(0.5):
         one, two = fields[0].shown, fields[1].shown
-        pair = s.pick(
-            f" from {one} to {two}",
-            f" with {one} and {two}",
-            f" for {one} in {two}",
-            f" of {one}: {two}",
-        )
+        pair = s.pick(f" from {one} to {two}", f" with {one} and {two}", f" for {one} in {two}", f" of {one}: {two}")
         return pair + s.pick(".", "", "?")
     parts = [f.said for f in fields]
     text = ", ".join(parts) if s.maybe(0.5) else " and ".join(parts)
@@ -161,9 +152,7 @@ def _looked_at(names: list[str], chosen: str | None) -> str:
 def _call_analysis(task: Task, tools: list[dict[str, Any]], effort: ReasoningEffort) -> str:
     """Every parameter is told, so that leaving one out is a decision of its own."""
     properties = task.definition.get("parameters", {}).get("properties", {})
-    told = dict.fromkeys(properties, "none") | {
-        key: value_text(value) for key, value in task.arguments.items()
-    }
+    told = dict.fromkeys(properties, "none") | {key: value_text(value) for key, value in task.arguments.items()}
     looked_at = _looked_at([t["name"] for t in tools], task.name)
     values = ", ".join(f"{key}{TOLD} {value}" for key, value in told.items())
     text = f"{OPENING[effort]} {looked_at}" + (f": {values}" if values else "")
@@ -196,11 +185,7 @@ def same_tools(s: Source) -> list[Example]:
         before = s.rng.random()
         if before < 0.08:
             earlier = s.rng.choice((addition, talk, spelling))(s)
-            example.messages = [
-                earlier.messages[-1],
-                assistant(earlier.answer_text),
-                *example.messages,
-            ]
+            example.messages = [earlier.messages[-1], assistant(earlier.answer_text), *example.messages]
         elif before < 0.16:
             example.messages = [*_done_before(s, s.rng.choice(tasks)), *example.messages]
     if s.maybe(0.6) and not any(_may_answer(t.name) for t in tasks):
@@ -279,9 +264,9 @@ def _answer(s: Source, task: Task, tools: list[dict[str, Any]], effort: Reasonin
 
 def _result(s: Source, task: Task) -> tuple[str, str, list[str]]:
     """-> what the tool gives back, what is answered from it, and what a right answer holds."""
-    keys = list(
-        dict.fromkeys(task.results if s.maybe(0.6) else [s.word() for _ in range(s.number(1, 3))])
-    )[: s.number(1, 3)]
+    keys = list(dict.fromkeys(task.results if s.maybe(0.6) else [s.word() for _ in range(s.number(1, 3))]))[
+        : s.number(1, 3)
+    ]
     values: dict[str, Any] = {k: _result_value(s) for k in keys}
     style = s.rng.random()
     if style < 0.65:

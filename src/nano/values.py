@@ -19,8 +19,7 @@ from src.nano.word_vectors import near_words
 WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text())
 PERSONS, CITIES = WORDS["persons"].split(), WORDS["cities"].split()
 POOLS: dict[str, list[str]] = {
-    kind: words.split(", ") if "," in words else words.split()
-    for kind, words in WORDS["pools"].items()
+    kind: words.split(", ") if "," in words else words.split() for kind, words in WORDS["pools"].items()
 }
 THINGS, QUALITIES, CHORES = (WORDS[kind].split() for kind in ("things", "qualities", "chores"))
 SENTENCES = [sentence.strip() for sentence in WORDS["sentences"].split(" / ")]
@@ -162,9 +161,7 @@ def _code(s: Source) -> str | int:
 
 def _numbered(s: Source, thing: str) -> str:
     """One of several such things: node-17."""
-    number = s.pick(
-        str(s.number(1, 99)), f"{s.number(0, 9):02}", str(s.number(100, 9999)), s.pick(*"abcd")
-    )
+    number = s.pick(str(s.number(1, 99)), f"{s.number(0, 9):02}", str(s.number(100, 9999)), s.pick(*"abcd"))
     return s.pick(
         f"{thing}-{number}",
         f"{thing}-{number}",
@@ -191,13 +188,7 @@ def _date(s: Source) -> str:
     year, month, day = s.number(2023, 2028), s.number(1, 12), s.number(1, 28)
     written = f"{s.pick(*POOLS['month'])} {day}"
     return s.rng.choices(
-        (
-            f"{year}-{month:02}-{day:02}",
-            written,
-            f"{written}, {year}",
-            f"{day:02}.{month:02}.{year}",
-        ),
-        (6, 2, 1, 1),
+        (f"{year}-{month:02}-{day:02}", written, f"{written}, {year}", f"{day:02}.{month:02}.{year}"), (6, 2, 1, 1)
     )[0]
 
 
@@ -218,9 +209,7 @@ def _phrase(s: Source) -> str:
     words = s.phrase().split()
     if s.practice(0.3):  # what comes next cannot be guessed, only copied
         return " ".join(
-            word
-            for content in words
-            for word in (*(s.pick(*SMALL_WORDS) for _ in range(s.number(0, 2))), content)
+            word for content in words for word in (*(s.pick(*SMALL_WORDS) for _ in range(s.number(0, 2))), content)
         )
     if s.maybe(0.3) and len(words) > 1:
         at = s.number(1, len(words) - 1)

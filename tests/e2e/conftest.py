@@ -20,10 +20,6 @@ def server() -> Iterator[ServerProcess]:
 @pytest.fixture(scope="session")
 def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(
-        base_url=f"{server.url}/v1",
-        api_key="none",
-        max_retries=0,
-        timeout=60,
-        _strict_response_validation=True,
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60, _strict_response_validation=True
     ) as c:
         yield c

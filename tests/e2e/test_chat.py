@@ -19,18 +19,14 @@ USER: Any = {"role": "user", "content": "Hello there"}
 
 
 def ask(client: openai.OpenAI, **options: Any) -> Any:
-    return client.chat.completions.create(
-        **{"model": MODEL, "messages": [USER], "max_tokens": 40, "seed": 7} | options
-    )
+    return client.chat.completions.create(**{"model": MODEL, "messages": [USER], "max_tokens": 40, "seed": 7} | options)
 
 
 def fold(chunks: list[Any]) -> dict[int, dict[str, Any]]:
     out: dict[int, dict[str, Any]] = {}
     for chunk in chunks:
         for choice in chunk.choices:
-            known = out.setdefault(
-                choice.index, {"content": "", "reasoning": "", "calls": [], "finish": None}
-            )
+            known = out.setdefault(choice.index, {"content": "", "reasoning": "", "calls": [], "finish": None})
             assert known["finish"] is None, "nothing comes after the finish chunk"
             known["content"] += choice.delta.content or ""
             known["reasoning"] += getattr(choice.delta, "reasoning_content", None) or ""
@@ -70,9 +66,7 @@ def test_spec_required_keys_are_there_even_when_null(server: ServerProcess) -> N
     assert choice["message"].get("reasoning") == choice["message"].get("reasoning_content")
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0}, {"n": 3}, {"reasoning_effort": "high", "top_p": 0.9}]
-)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"n": 3}, {"reasoning_effort": "high", "top_p": 0.9}])
 def test_the_stream_equals_the_json_answer(client: openai.OpenAI, options: dict[str, Any]) -> None:
     whole = ask(client, **options)
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}, **options))
@@ -91,9 +85,7 @@ def test_the_stream_equals_the_json_answer(client: openai.OpenAI, options: dict[
 
 def test_stream_bytes_follow_the_rules(server: ServerProcess) -> None:
     body = {"model": MODEL, "messages": [USER], "max_tokens": 20, "stream": True, "n": 2}
-    with httpx.stream(
-        "POST", f"{server.url}/v1/chat/completions", json=body, timeout=60
-    ) as response:
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["cache-control"] == "no-cache"
         assert "content-length" not in response.headers
@@ -105,31 +97,22 @@ def test_stream_bytes_follow_the_rules(server: ServerProcess) -> None:
     assert all(c["choices"][0]["delta"] == {"role": "assistant", "content": ""} for c in chunks[:2])
     assert not any("role" in c["choices"][0]["delta"] for c in chunks[2:])
     assert len({(c["id"], c["created"], c["model"]) for c in chunks}) == 1
-    assert all(
-        c["choices"] and "finish_reason" in c["choices"][0] and "usage" not in c for c in chunks
-    )
+    assert all(c["choices"] and "finish_reason" in c["choices"][0] and "usage" not in c for c in chunks)
     assert sum(c["choices"][0]["finish_reason"] is not None for c in chunks) == 2
 
 
-def test_the_same_seed_gives_the_same_answer_and_another_seed_another(
-    client: openai.OpenAI,
-) -> None:
+def test_the_same_seed_gives_the_same_answer_and_another_seed_another(client: openai.OpenAI) -> None:
     first, again, other = (ask(client, seed=seed).choices[0].message for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
 def test_a_chat_of_three_turns_finds_its_prefix_cached(client: openai.OpenAI) -> None:
-    messages: list[Any] = [
-        {"role": "system", "content": "Be brief. " * 30},
-        {"role": "user", "content": "One"},
-    ]
+    messages: list[Any] = [{"role": "system", "content": "Be brief. " * 30}, {"role": "user", "content": "One"}]
     cached = []
     for text in ("Two", "Three", ""):
         answer = ask(client, messages=messages, max_tokens=100)
-        cached.append(
-            (answer.usage.prompt_tokens_details.cached_tokens, answer.usage.prompt_tokens)
-        )
+        cached.append((answer.usage.prompt_tokens_details.cached_tokens, answer.usage.prompt_tokens))
         content = answer.choices[0].message.content or "nothing"
         messages += [{"role": "assistant", "content": content}, {"role": "user", "content": text}]
     assert cached[1][0] > 0 and cached[2][0] > 0
@@ -138,10 +121,7 @@ def test_a_chat_of_three_turns_finds_its_prefix_cached(client: openai.OpenAI) ->
 
 def test_sixteen_streams_at_once_equal_sixteen_alone(client: openai.OpenAI) -> None:
     def one(seed: int) -> str:
-        return "".join(
-            c.choices[0].delta.content or ""
-            for c in ask(client, seed=seed, stream=True, temperature=0.5)
-        )
+        return "".join(c.choices[0].delta.content or "" for c in ask(client, seed=seed, stream=True, temperature=0.5))
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         together = list(pool.map(one, range(16)))
@@ -199,16 +179,9 @@ def test_health_stats_and_metrics(server: ServerProcess, client: openai.OpenAI) 
 def error_of(server: ServerProcess, body: Any, **options: Any) -> tuple[int, dict[str, Any]]:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"content-type": "application/json"} | options.pop("headers", {})
-    response = httpx.post(
-        f"{server.url}/v1/chat/completions", content=content, headers=headers, timeout=60, **options
-    )
+    response = httpx.post(f"{server.url}/v1/chat/completions", content=content, headers=headers, timeout=60, **options)
     parsed = response.json()
-    assert set(parsed) == {"error"} and set(parsed["error"]) == {
-        "message",
-        "type",
-        "param",
-        "code",
-    }, parsed
+    assert set(parsed) == {"error"} and set(parsed["error"]) == {"message", "type", "param", "code"}, parsed
     return response.status_code, parsed["error"]
 
 
@@ -224,10 +197,7 @@ def error_of(server: ServerProcess, body: Any, **options: Any) -> tuple[int, dic
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content[0].type",
         ),
-        (
-            {"messages": [USER, {"role": "tool", "tool_call_id": "x", "content": "y"}]},
-            "messages[1].tool_call_id",
-        ),
+        ({"messages": [USER, {"role": "tool", "tool_call_id": "x", "content": "y"}]}, "messages[1].tool_call_id"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"temperature": True}, "temperature"),
@@ -265,9 +235,7 @@ def test_an_unknown_model_is_a_404(server: ServerProcess) -> None:
 
 
 def test_too_long_a_prompt_says_so(server: ServerProcess) -> None:
-    status, error = error_of(
-        server, {"model": MODEL, "messages": [{"role": "user", "content": "word " * 150_000}]}
-    )
+    status, error = error_of(server, {"model": MODEL, "messages": [{"role": "user", "content": "word " * 150_000}]})
     assert (status, error["code"]) == (400, "context_length_exceeded")
     assert "maximum context length is" in error["message"]
 
@@ -280,13 +248,9 @@ def test_too_long_a_prompt_says_so(server: ServerProcess) -> None:
         {"role": "tool", "tool_call_id": "a", "content": ""},
     ],
 )
-def test_more_messages_than_can_fit_are_not_even_read(
-    server: ServerProcess, message: dict[str, Any]
-) -> None:
+def test_more_messages_than_can_fit_are_not_even_read(server: ServerProcess, message: dict[str, Any]) -> None:
     unreadable = {"role": "nobody"}
-    status, error = error_of(
-        server, {"model": MODEL, "messages": [unreadable, *[message] * 40_000]}
-    )
+    status, error = error_of(server, {"model": MODEL, "messages": [unreadable, *[message] * 40_000]})
     assert (status, error["param"], error["code"]) == (400, "messages", "context_length_exceeded")
     assert "your 40000 messages" in error["message"]
 
@@ -305,10 +269,33 @@ def test_many_messages_are_read_as_few_are(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": NaN}', b'{"a": 1e999}', b"[" * 100_000, b"1" * 5000, b"{} x",
-     b'{"model": "gpt-oss-nano", "messages": [{"role": "user", "content": "\\ud800"}]}'],
-    ids=["empty", "half", "array", "string", "not utf-8", "nan", "infinite", "deep", "long number", "trailing", "surrogate"],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"model": NaN}',
+        b'{"a": 1e999}',
+        b"[" * 100_000,
+        b"1" * 5000,
+        b"{} x",
+        b'{"model": "gpt-oss-nano", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    ],
+    ids=[
+        "empty",
+        "half",
+        "array",
+        "string",
+        "not utf-8",
+        "nan",
+        "infinite",
+        "deep",
+        "long number",
+        "trailing",
+        "surrogate",
+    ],
+)
 def test_bodies_that_are_no_json_objects(server: ServerProcess, body: bytes) -> None:
     status, error = error_of(server, body)
     assert (status, error["type"]) == (400, "invalid_request_error")
@@ -319,10 +306,7 @@ def test_wrong_type_size_method_and_path(server: ServerProcess) -> None:
     status, error = error_of(server, gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
     assert status == 415 and "'gzip'" in error["message"]
     assert error_of(server, b" " * 50_000_000)[0] == 413
-    for method, path, status in (
-        ("GET", "/v1/chat/completions", 405),
-        ("POST", "/v1/nothing", 404),
-    ):
+    for method, path, status in (("GET", "/v1/chat/completions", 405), ("POST", "/v1/nothing", 404)):
         response = httpx.request(method, server.url + path)
         assert response.status_code == status
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}

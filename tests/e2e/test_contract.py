@@ -21,9 +21,7 @@ from tests.server_process import ServerProcess, running_server
 
 VOCABULARY = load_vocabulary()
 # A random model always prefers the same channel; these biases make it take another where the grammar lets it choose.
-ANALYSIS, COMMENTARY, FINAL = (
-    str(VOCABULARY.encode(c)[0]) for c in ("analysis", "commentary", "final")
-)
+ANALYSIS, COMMENTARY, FINAL = (str(VOCABULARY.encode(c)[0]) for c in ("analysis", "commentary", "final"))
 THINK, CALL_TOOL, ANSWER = ({ANALYSIS: 30}, {COMMENTARY: 30}, {FINAL: 30})
 CITY = {
     "type": "object",
@@ -37,19 +35,13 @@ CITY = {
 
 
 def tool(name: str, parameters: dict[str, Any] | None = None, **more: Any) -> Any:
-    return {
-        "type": "function",
-        "function": {"name": name, "description": "Does it", "parameters": parameters, **more},
-    }
+    return {"type": "function", "function": {"name": name, "description": "Does it", "parameters": parameters, **more}}
 
 
 TOOLS = [
     tool("get_weather", CITY),
     tool("get_time"),
-    tool(
-        "search-web_2",
-        {"type": "object", "properties": {"q": {"enum": ["a", "b"]}}, "required": ["q"]},
-    ),
+    tool("search-web_2", {"type": "object", "properties": {"q": {"enum": ["a", "b"]}}, "required": ["q"]}),
 ]
 
 
@@ -69,13 +61,7 @@ class Plan(pydantic.BaseModel):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("stream", [False, True])
 def test_required_always_calls(client: openai.OpenAI, seed: int, stream: bool) -> None:
-    options: Any = {
-        "tools": TOOLS,
-        "tool_choice": "required",
-        "seed": seed,
-        "max_tokens": 200,
-        "stream": stream,
-    }
+    options: Any = {"tools": TOOLS, "tool_choice": "required", "seed": seed, "max_tokens": 200, "stream": stream}
     if stream:
         folded = fold(list(ask(client, **options)))[0]
         calls, finish = [tuple(c) for c in folded["calls"]], folded["finish"]
@@ -101,10 +87,7 @@ def test_required_always_calls(client: openai.OpenAI, seed: int, stream: bool) -
         {"type": "function", "function": {"name": "get_weather"}},
         {
             "type": "allowed_tools",
-            "allowed_tools": {
-                "mode": "required",
-                "tools": [{"type": "function", "function": {"name": "get_weather"}}],
-            },
+            "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "get_weather"}}]},
         },
     ],
 )
@@ -115,9 +98,7 @@ def test_a_named_choice_calls_that_function(client: openai.OpenAI, choice: Any) 
         jsonschema.validate(json.loads(answer.message.tool_calls[0].function.arguments), CITY)
 
 
-def test_none_never_calls_and_keeps_the_instructions(
-    client: openai.OpenAI, server: ServerProcess
-) -> None:
+def test_none_never_calls_and_keeps_the_instructions(client: openai.OpenAI, server: ServerProcess) -> None:
     messages: Any = [{"role": "system", "content": "KEEP THIS"}, USER]
     for seed in range(5):
         answer = ask(client, messages=messages, tools=TOOLS, tool_choice="none", seed=seed)
@@ -133,12 +114,7 @@ def test_tools_follow_their_schema_under_auto(client: openai.OpenAI, more: dict[
     ended = 0
     for seed in range(10):
         bias = {**CALL_TOOL, str(VOCABULARY.encode(" to")[0]): 60}
-        options: Any = {
-            "logit_bias": bias,
-            "seed": seed,
-            "max_tokens": 150,
-            "extra_body": {"reasoning_budget": 0},
-        }
+        options: Any = {"logit_bias": bias, "seed": seed, "max_tokens": 150, "extra_body": {"reasoning_budget": 0}}
         answer = ask(client, tools=offered, **options).choices[0]
         for call in answer.message.tool_calls or []:
             if answer.finish_reason == "tool_calls":
@@ -152,20 +128,14 @@ def test_ids_are_unique_and_results_find_their_call(client: openai.OpenAI) -> No
     ids = [call.id for choice in answer.choices for call in choice.message.tool_calls]
     assert len(ids) == len(set(ids)) == 4
     message = answer.choices[0].message
-    history = [
-        USER,
-        message.model_dump(),
-        {"role": "tool", "tool_call_id": ids[0], "content": "42", "name": "x"},
-    ]
+    history = [USER, message.model_dump(), {"role": "tool", "tool_call_id": ids[0], "content": "42", "name": "x"}]
     after = ask(client, messages=history, tools=TOOLS)
     assert after.usage.prompt_tokens_details.cached_tokens > 0
 
 
 def test_legacy_functions_are_answered_in_their_form(client: openai.OpenAI) -> None:
     functions: Any = [TOOLS[0]["function"]]
-    answer = ask(
-        client, functions=functions, function_call={"name": "get_weather"}, max_tokens=200
-    ).choices[0]
+    answer = ask(client, functions=functions, function_call={"name": "get_weather"}, max_tokens=200).choices[0]
     assert answer.finish_reason == "function_call"
     assert answer.message.function_call.name == "get_weather"
     assert answer.message.tool_calls is None
@@ -185,12 +155,18 @@ def test_legacy_functions_are_answered_in_their_form(client: openai.OpenAI) -> N
         ({"tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice"),
         ({"tools": [*TOOLS, TOOLS[0]]}, "tools[3].function.name"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
-        ({"tools": [tool("f", {"type": "object", "properties": {"a": {"uniqueItems": True}}}, strict=True)]}, "tools[0].function.parameters"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strin"}}}}, "response_format.json_schema.schema"),
+        (
+            {"tools": [tool("f", {"type": "object", "properties": {"a": {"uniqueItems": True}}}, strict=True)]},
+            "tools[0].function.parameters",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strin"}}}},
+            "response_format.json_schema.schema",
+        ),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"min_tokens": 50, "max_tokens": 10}, "min_tokens"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_honoured_is_refused_before_anything_runs(
     server: ServerProcess, change: dict[str, Any], param: str
 ) -> None:
@@ -201,20 +177,23 @@ def test_what_cannot_be_honoured_is_refused_before_anything_runs(
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"properties": 5}, {"type": 5}, {"anyOf": 5}, {"anyOf": [5]}, {"items": [1]}, {"required": 5}, {"required": [5]},
-        {"properties": {"a": {"enum": 5}}}, {"$ref": 5}, {"$defs": []}, {"properties": {"a": 5}}, {"oneOf": [True], "type": [1]},
+        {"properties": 5},
+        {"type": 5},
+        {"anyOf": 5},
+        {"anyOf": [5]},
+        {"items": [1]},
+        {"required": 5},
+        {"required": [5]},
+        {"properties": {"a": {"enum": 5}}},
+        {"$ref": 5},
+        {"$defs": []},
+        {"properties": {"a": 5}},
+        {"oneOf": [True], "type": [1]},
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("choice", ["auto", "required"])
-def test_parameters_that_are_no_schema_are_refused(
-    server: ServerProcess, parameters: Any, choice: str
-) -> None:
-    body = {
-        "model": MODEL,
-        "messages": [USER],
-        "tools": [tool("f", parameters)],
-        "tool_choice": choice,
-    }
+def test_parameters_that_are_no_schema_are_refused(server: ServerProcess, parameters: Any, choice: str) -> None:
+    body = {"model": MODEL, "messages": [USER], "tools": [tool("f", parameters)], "tool_choice": choice}
     status, error = error_of(server, body)
     assert (status, error["param"], error["code"]) == (
         400,
@@ -232,9 +211,7 @@ def test_odd_but_valid_schemas_are_rendered(server: ServerProcess) -> None:
         {"title": 5, "properties": {"a": {"title": 5, "description": 6, "examples": [1]}}},
     ):
         body = {"model": MODEL, "messages": [USER], "tools": [tool("f", parameters)]}
-        assert (
-            httpx.post(f"{server.url}/v1/chat/completions/render", json=body).status_code == 200
-        ), parameters
+        assert httpx.post(f"{server.url}/v1/chat/completions/render", json=body).status_code == 200, parameters
 
 
 # --- structured output ---
@@ -245,14 +222,7 @@ def test_odd_but_valid_schemas_are_rendered(server: ServerProcess) -> None:
 def test_every_finished_answer_validates(client: openai.OpenAI, effort: str, stream: bool) -> None:
     fmt = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
     for seed in range(5):
-        answer = ask(
-            client,
-            response_format=fmt,
-            seed=seed,
-            max_tokens=150,
-            reasoning_effort=effort,
-            stream=stream,
-        )
+        answer = ask(client, response_format=fmt, seed=seed, max_tokens=150, reasoning_effort=effort, stream=stream)
         if stream:
             folded = fold(list(answer))[0]
             content, finish = folded["content"], folded["finish"]
@@ -263,18 +233,14 @@ def test_every_finished_answer_validates(client: openai.OpenAI, effort: str, str
 
 
 def test_pydantic_models_parse(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.parse(
-        model=MODEL, messages=[USER], response_format=Plan, max_tokens=400, seed=3
-    )
+    answer = client.chat.completions.parse(model=MODEL, messages=[USER], response_format=Plan, max_tokens=400, seed=3)
     parsed = answer.choices[0].message.parsed
     assert isinstance(parsed, Plan) and len(parsed.steps) in (1, 2)
 
 
 def test_json_object_is_an_object(client: openai.OpenAI) -> None:
     for seed in range(4):
-        choice = ask(
-            client, response_format={"type": "json_object"}, seed=seed, max_tokens=200
-        ).choices[0]
+        choice = ask(client, response_format={"type": "json_object"}, seed=seed, max_tokens=200).choices[0]
         if choice.finish_reason == "stop":
             assert isinstance(json.loads(choice.message.content), dict)
         else:
@@ -287,12 +253,7 @@ def test_tools_and_a_schema_together(client: openai.OpenAI, kind: str) -> None:
     bias = ANSWER if kind == "answer" else {**CALL_TOOL, str(VOCABULARY.encode(" to")[0]): 60}
     finished = 0
     for seed in range(5):
-        options: Any = {
-            "tools": [tool("f", CITY, strict=True)],
-            "seed": seed,
-            "max_tokens": 200,
-            "logit_bias": bias,
-        }
+        options: Any = {"tools": [tool("f", CITY, strict=True)], "seed": seed, "max_tokens": 200, "logit_bias": bias}
         choice = ask(client, response_format=fmt, **options).choices[0]
         if choice.finish_reason == "length":
             continue
@@ -305,10 +266,7 @@ def test_tools_and_a_schema_together(client: openai.OpenAI, kind: str) -> None:
 
 
 def test_the_schema_is_shown_to_the_model(server: ServerProcess) -> None:
-    fmt = {
-        "type": "json_schema",
-        "json_schema": {"name": "city", "description": "A city", "schema": CITY},
-    }
+    fmt = {"type": "json_schema", "json_schema": {"name": "city", "description": "A city", "schema": CITY}}
     body = {"model": MODEL, "messages": [USER], "response_format": fmt}
     prompt = httpx.post(f"{server.url}/v1/chat/completions/render", json=body).json()["prompt"]
     assert "# Response Formats\n\n## city\n\n// A city\n" in prompt
@@ -319,9 +277,7 @@ def test_the_schema_is_shown_to_the_model(server: ServerProcess) -> None:
 
 def test_a_budget_closes_the_analysis_and_an_answer_follows(client: openai.OpenAI) -> None:
     for seed in range(5):
-        answer = ask(
-            client, seed=seed, max_tokens=60, logit_bias=THINK, extra_body={"reasoning_budget": 10}
-        )
+        answer = ask(client, seed=seed, max_tokens=60, logit_bias=THINK, extra_body={"reasoning_budget": 10})
         details = answer.usage.completion_tokens_details
         assert 10 <= details.reasoning_tokens <= 10 + 6  # and its header
         assert answer.choices[0].message.content
@@ -332,11 +288,7 @@ def test_without_a_budget_analysis_may_take_everything(client: openai.OpenAI) ->
     message = answer.choices[0].message
     assert (message.content, answer.choices[0].finish_reason) == (None, "length")
     assert message.reasoning_content == message.reasoning
-    assert (
-        answer.usage.completion_tokens_details.reasoning_tokens
-        == answer.usage.completion_tokens
-        == 30
-    )
+    assert answer.usage.completion_tokens_details.reasoning_tokens == answer.usage.completion_tokens == 30
 
 
 def test_max_tokens_is_exact(client: openai.OpenAI) -> None:
@@ -363,30 +315,21 @@ def test_the_end_of_a_grammar_beats_min_tokens(server: ServerProcess, path: str)
     answer = httpx.post(f"{server.url}/v1/{path}", json={"model": MODEL} | said | more, timeout=60)
     assert answer.status_code == 200, answer.text
     choice = answer.json()["choices"][0]
-    assert (choice["message"]["content"] if "message" in choice else choice["text"]) in more["guided_choice"]  # fmt: skip
+    assert (choice["message"]["content"] if "message" in choice else choice["text"]) in more["guided_choice"]
 
 
 def test_effort_is_visible_in_the_prompt(server: ServerProcess) -> None:
-    for asked, shown in (
-        ("none", "low"),
-        ("minimal", "low"),
-        ("medium", "medium"),
-        ("xhigh", "high"),
-        ("max", "high"),
-    ):
+    for asked, shown in (("none", "low"), ("minimal", "low"), ("medium", "medium"), ("xhigh", "high"), ("max", "high")):
         for body in ({"reasoning_effort": asked}, {"reasoning": {"effort": asked}}):
             response = httpx.post(
-                f"{server.url}/v1/chat/completions/render",
-                json={"model": MODEL, "messages": [USER], **body},
+                f"{server.url}/v1/chat/completions/render", json={"model": MODEL, "messages": [USER], **body}
             )
             assert f"Reasoning: {shown}\n" in response.json()["prompt"]
 
 
 def test_a_profile_changes_what_it_should(server: ServerProcess, client: openai.OpenAI) -> None:
     for body in ({"model": f"{MODEL}:latency_first"}, {"model": MODEL, "profile": "latency_first"}):
-        rendered = httpx.post(
-            f"{server.url}/v1/chat/completions/render", json={"messages": [USER], **body}
-        ).json()
+        rendered = httpx.post(f"{server.url}/v1/chat/completions/render", json={"messages": [USER], **body}).json()
         assert "Reasoning: low\n" in rendered["prompt"]
         assert "max_tokens=2048" in rendered["grammar"]
     answer = ask(client, model=f"{MODEL}:quality_first")
@@ -397,9 +340,7 @@ def test_a_profile_changes_what_it_should(server: ServerProcess, client: openai.
 def test_reasoning_can_be_left_out(client: openai.OpenAI) -> None:
     for body in ({"include_reasoning": False}, {"reasoning": {"exclude": True}}):
         for seed in range(5):
-            answer = ask(
-                client, seed=seed, max_tokens=60, extra_body={**body, "reasoning_budget": 10}
-            )
+            answer = ask(client, seed=seed, max_tokens=60, extra_body={**body, "reasoning_budget": 10})
             assert not hasattr(answer.choices[0].message, "reasoning")
             assert answer.choices[0].message.content
 
@@ -419,26 +360,15 @@ def test_stop_cuts_the_content_before_it(client: openai.OpenAI, stream: bool) ->
     for start, end in ((5, 7), (10, 16), (len(whole) // 2, len(whole) // 2 + 3)):
         stop = whole[start:end]
         wanted = whole[: whole.index(stop)]
-        answer = ask(
-            client,
-            temperature=0,
-            stop=["never", stop],
-            stream=stream,
-            extra_body={"reasoning_budget": 0},
-        )
+        answer = ask(client, temperature=0, stop=["never", stop], stream=stream, extra_body={"reasoning_budget": 0})
         if stream:
             folded = fold(list(answer))[0]
             assert (folded["content"], folded["finish"]) == (wanted, "stop")
         else:
-            assert (answer.choices[0].message.content or "", answer.choices[0].finish_reason) == (
-                wanted,
-                "stop",
-            )
+            assert (answer.choices[0].message.content or "", answer.choices[0].finish_reason) == (wanted, "stop")
 
 
-def test_several_choices_end_with_the_last_stop_string(
-    client: openai.OpenAI, server: ServerProcess
-) -> None:
+def test_several_choices_end_with_the_last_stop_string(client: openai.OpenAI, server: ServerProcess) -> None:
     """The engine knows of no stop strings: left alone it would go on for each choice."""
     before = server.wait_idle()["engine"]["num_steps_total"]
     whole = content_of(client)
@@ -448,16 +378,12 @@ def test_several_choices_end_with_the_last_stop_string(
     assert server.stats()["engine"]["num_steps_total"] - before < 1000
 
 
-def test_a_choice_that_met_a_stop_string_runs_no_further(
-    client: openai.OpenAI, server: ServerProcess
-) -> None:
+def test_a_choice_that_met_a_stop_string_runs_no_further(client: openai.OpenAI, server: ServerProcess) -> None:
     server.wait_idle()
     options: Any = {"model": MODEL, "prompt": ["one", "two"], "temperature": 0}
     extra = {"ignore_eos": True}
     first, second = client.completions.create(**options, max_tokens=60, extra_body=extra).choices
-    stop = next(
-        text for at in range(40) if (text := first.text[at : at + 8]) not in second.text and text
-    )
+    stop = next(text for at in range(40) if (text := first.text[at : at + 8]) not in second.text and text)
     body = options | extra | {"max_tokens": 3000, "stop": stop, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
         chunks = (json.loads(line[6:]) for line in response.iter_lines() if line[:7] == "data: {")
@@ -470,11 +396,7 @@ def test_a_choice_that_met_a_stop_string_runs_no_further(
 
 
 def test_stop_does_not_act_on_reasoning(client: openai.OpenAI) -> None:
-    options: Any = {
-        "max_tokens": 60,
-        "logit_bias": {ANALYSIS: 13},
-        "extra_body": {"reasoning_budget": 20},
-    }
+    options: Any = {"max_tokens": 60, "logit_bias": {ANALYSIS: 13}, "extra_body": {"reasoning_budget": 20}}
     for seed in range(20):
         message = ask(client, seed=seed, **options).choices[0].message
         reasoning = getattr(message, "reasoning", None) or ""
@@ -496,17 +418,11 @@ def test_logprobs_cover_the_content_tokens(client: openai.OpenAI, stream: bool) 
             "extra_body": {"reasoning_budget": 5},
             "max_tokens": 60,
         }
-        plain = (
-            ask(client, seed=seed, max_tokens=60, extra_body={"reasoning_budget": 5})
-            .choices[0]
-            .message.content
-        )
+        plain = ask(client, seed=seed, max_tokens=60, extra_body={"reasoning_budget": 5}).choices[0].message.content
         if stream:
             chunks = list(ask(client, stream=True, **options))
             content = "".join(c.choices[0].delta.content or "" for c in chunks)
-            entries = [
-                e for c in chunks if c.choices[0].logprobs for e in c.choices[0].logprobs.content
-            ]
+            entries = [e for c in chunks if c.choices[0].logprobs for e in c.choices[0].logprobs.content]
         else:
             choice = ask(client, **options).choices[0]
             content, entries = choice.message.content, choice.logprobs.content
@@ -521,9 +437,7 @@ def test_logprobs_cover_the_content_tokens(client: openai.OpenAI, stream: bool) 
 def test_logprobs_end_with_the_text_at_a_stop(client: openai.OpenAI) -> None:
     whole = content_of(client)
     stop = whole[12:15]
-    choice = ask(
-        client, temperature=0, stop=stop, logprobs=True, extra_body={"reasoning_budget": 0}
-    ).choices[0]
+    choice = ask(client, temperature=0, stop=stop, logprobs=True, extra_body={"reasoning_budget": 0}).choices[0]
     joined = b"".join(bytes(e.bytes) for e in choice.logprobs.content)
     assert joined.decode("utf-8", "replace") == choice.message.content == whole[: whole.index(stop)]
 
@@ -567,29 +481,18 @@ def test_completions_number_their_choices_and_stream_alike(client: openai.OpenAI
 
 
 def test_completions_default_to_sixteen_tokens_and_echo(client: openai.OpenAI) -> None:
-    answer = client.completions.create(
-        model=MODEL, prompt="Hi", echo=True, extra_body={"ignore_eos": True}
-    )
+    answer = client.completions.create(model=MODEL, prompt="Hi", echo=True, extra_body={"ignore_eos": True})
     assert answer.usage.completion_tokens == 16
     assert answer.choices[0].text.startswith("Hi")
 
 
 def test_completion_logprobs(client: openai.OpenAI) -> None:
     choice = client.completions.create(
-        model=MODEL,
-        prompt="Hi",
-        logprobs=2,
-        max_tokens=5,
-        temperature=0,
-        extra_body={"ignore_eos": True},
+        model=MODEL, prompt="Hi", logprobs=2, max_tokens=5, temperature=0, extra_body={"ignore_eos": True}
     ).choices[0]
     numbers = choice.logprobs
     assert (
-        len(numbers.tokens)
-        == len(numbers.token_logprobs)
-        == len(numbers.top_logprobs)
-        == len(numbers.text_offset)
-        == 5
+        len(numbers.tokens) == len(numbers.token_logprobs) == len(numbers.top_logprobs) == len(numbers.text_offset) == 5
     )
     assert all(
         len(top) == 2 and max(top.values()) == pytest.approx(lp)
@@ -598,40 +501,34 @@ def test_completion_logprobs(client: openai.OpenAI) -> None:
 
 
 def test_completions_offsets_count_what_a_stop_string_holds_back(client: openai.OpenAI) -> None:
-    options: Any = {
-        "model": MODEL,
-        "prompt": "Hi",
-        "logprobs": 0,
-        "max_tokens": 20,
-        "temperature": 0,
-    }
+    options: Any = {"model": MODEL, "prompt": "Hi", "logprobs": 0, "max_tokens": 20, "temperature": 0}
     whole = client.completions.create(**options, extra_body={"ignore_eos": True}).choices[0]
     stop = whole.text[3:20] + "never"
-    held = client.completions.create(**options, stop=stop, extra_body={"ignore_eos": True}).choices[
-        0
-    ]
+    held = client.completions.create(**options, stop=stop, extra_body={"ignore_eos": True}).choices[0]
     assert held.text == whole.text
     assert held.logprobs.text_offset == whole.logprobs.text_offset
 
 
 @pytest.mark.parametrize(
     ("change", "param"),
-    [({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [201_088]}, "prompt"), ({"suffix": "x"}, "suffix"),
-     ({"best_of": 3}, "best_of"), ({"logprobs": 6}, "logprobs"), ({"prompt": [True]}, "prompt"), ({"max_tokens": 0}, "max_tokens")],
-)  # fmt: skip
-def test_bad_completions_are_named(
-    server: ServerProcess, change: dict[str, Any], param: str
-) -> None:
-    response = httpx.post(
-        f"{server.url}/v1/completions", json={"model": MODEL, "prompt": "x"} | change
-    )
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [201_088]}, "prompt"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"prompt": [True]}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
+)
+def test_bad_completions_are_named(server: ServerProcess, change: dict[str, Any], param: str) -> None:
+    response = httpx.post(f"{server.url}/v1/completions", json={"model": MODEL, "prompt": "x"} | change)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
 def test_an_empty_prompt_is_called_empty(server: ServerProcess) -> None:
-    response = httpx.post(
-        f"{server.url}/v1/completions", json={"model": MODEL, "prompt": ["x", ""]}
-    )
+    response = httpx.post(f"{server.url}/v1/completions", json={"model": MODEL, "prompt": ["x", ""]})
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, "prompt", "invalid_value")
     assert "empty" in error["message"]
@@ -651,17 +548,13 @@ def test_raw_prompts_without_a_break_are_no_trap(server: ServerProcess) -> None:
     body = {"model": MODEL, "prompt": [long, *"b" * 128], "max_tokens": 1}
     response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
     assert response.json()["error"]["code"] == "array_above_max_length"
-    tokens = httpx.post(
-        f"{server.url}/tokenize", json={"prompt": long, "parse_special": True}, timeout=60
-    ).json()
+    tokens = httpx.post(f"{server.url}/tokenize", json={"prompt": long, "parse_special": True}, timeout=60).json()
     assert tokens["count"] == 50_000
 
 
 @pytest.mark.parametrize("keyword", ["allOf", "prefixItems", "items", "properties"])
 @pytest.mark.parametrize("depth", [30, 330, 420])
-def test_schemas_in_schemas_are_taken_or_refused(
-    server: ServerProcess, keyword: str, depth: int
-) -> None:
+def test_schemas_in_schemas_are_taken_or_refused(server: ServerProcess, keyword: str, depth: int) -> None:
     schema: Any = {"type": "string"}
     for _ in range(depth):
         inner = {"items": schema, "properties": {"a": schema}}.get(keyword, [schema])
@@ -678,13 +571,8 @@ def test_tokenize_and_back(server: ServerProcess) -> None:
     text = "Hello <|start|> 日本"
     tokens = httpx.post(f"{server.url}/tokenize", json={"prompt": text}).json()
     assert tokens["tokens"] == VOCABULARY.encode(text) and tokens["count"] == len(tokens["tokens"])
-    assert (
-        httpx.post(f"{server.url}/detokenize", json={"tokens": tokens["tokens"]}).json()["prompt"]
-        == text
-    )
-    special = httpx.post(
-        f"{server.url}/tokenize", json={"prompt": text, "parse_special": True}
-    ).json()["tokens"]
+    assert httpx.post(f"{server.url}/detokenize", json={"tokens": tokens["tokens"]}).json()["prompt"] == text
+    special = httpx.post(f"{server.url}/tokenize", json={"prompt": text, "parse_special": True}).json()["tokens"]
     assert 200_006 in special
     assert httpx.post(f"{server.url}/detokenize", json={"tokens": [-1]}).status_code == 400
 
@@ -725,9 +613,19 @@ def test_nulls_unknown_fields_and_harmless_ones_are_accepted(client: openai.Open
         ]
     )
     harmless: Any = {
-        "user": "u", "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "verbosity": "low", "prompt_cache_key": "k",
-        "chat_template_kwargs": {"x": 1}, "top_k": 5, "stop": [], "tools": [], "safety_identifier": "s", "modalities": ["text"],
-    }  # fmt: skip
+        "user": "u",
+        "store": False,
+        "metadata": {"a": "b"},
+        "service_tier": "auto",
+        "verbosity": "low",
+        "prompt_cache_key": "k",
+        "chat_template_kwargs": {"x": 1},
+        "top_k": 5,
+        "stop": [],
+        "tools": [],
+        "safety_identifier": "s",
+        "modalities": ["text"],
+    }
     assert ask(client, extra_body=nulls, seed=None).choices
     answer = ask(client, extra_body=harmless)
     assert answer.service_tier == "default"
@@ -735,12 +633,7 @@ def test_nulls_unknown_fields_and_harmless_ones_are_accepted(client: openai.Open
 
 def test_one_text_part_renders_like_the_string(client: openai.OpenAI) -> None:
     parts: Any = [
-        {
-            "role": "user",
-            "content": [
-                {"type": "text", "text": USER["content"], "cache_control": {"type": "ephemeral"}}
-            ],
-        }
+        {"role": "user", "content": [{"type": "text", "text": USER["content"], "cache_control": {"type": "ephemeral"}}]}
     ]
     assert ask(client, messages=parts).usage.prompt_tokens == ask(client).usage.prompt_tokens
     empty: Any = [{"role": "user", "content": ""}]
@@ -748,16 +641,7 @@ def test_one_text_part_renders_like_the_string(client: openai.OpenAI) -> None:
 
 
 def test_a_full_queue_is_a_429_at_once() -> None:
-    flags = (
-        "--model",
-        str(checkpoint()),
-        "--max-num-seqs",
-        "1",
-        "--max-num-waiting",
-        "2",
-        "--cpu-kv-cache-gib",
-        "0.1",
-    )
+    flags = ("--model", str(checkpoint()), "--max-num-seqs", "1", "--max-num-waiting", "2", "--cpu-kv-cache-gib", "0.1")
     with running_server(*flags) as small:
         url = f"{small.url}/v1/chat/completions"
         body = {"model": MODEL, "messages": [USER], "max_tokens": 150, "ignore_eos": True}
@@ -789,9 +673,7 @@ ASK = {"temperature": 1, "seed": 3}
 
 
 @pytest.mark.parametrize("fields", ONE_OF)
-def test_choices_and_patterns_hold_on_every_endpoint(
-    server: ServerProcess, fields: dict[str, Any]
-) -> None:
+def test_choices_and_patterns_hold_on_every_endpoint(server: ServerProcess, fields: dict[str, Any]) -> None:
     body = ASK | {"model": MODEL, "reasoning_budget": 3} | fields
     post = functools.partial(httpx.post, timeout=60)
     chat = post(f"{server.url}/v1/chat/completions", json=body | {"messages": [USER]}).json()
@@ -883,4 +765,4 @@ def test_the_templates_effort_is_read(server: ServerProcess, path: str) -> None:
         if path.startswith("chat"):
             assert f"Reasoning: {effort}" in answer.json()["prompt"]
     wrong = reads(chat_template_kwargs={"reasoning_effort": "huge"})
-    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "chat_template_kwargs.reasoning_effort")  # fmt: skip
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "chat_template_kwargs.reasoning_effort")

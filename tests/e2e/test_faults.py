@@ -26,11 +26,7 @@ def client_of(server: ServerProcess) -> openai.OpenAI:
 def test_a_killed_engine_ends_the_stream_and_serves_the_next_request() -> None:
     with running_server(*FLAGS) as server, client_of(server) as client:
         stream = client.chat.completions.create(
-            model="gpt-oss-nano",
-            messages=MESSAGES,
-            stream=True,
-            max_tokens=20_000,
-            extra_body={"ignore_eos": True},
+            model="gpt-oss-nano", messages=MESSAGES, stream=True, max_tokens=20_000, extra_body={"ignore_eos": True}
         )
         chunks = iter(stream)
         next(chunks)
@@ -40,9 +36,7 @@ def test_a_killed_engine_ends_the_stream_and_serves_the_next_request() -> None:
             for _ in chunks:
                 pass
         assert httpx.get(f"{server.url}/ready").status_code == 503
-        answer = client.chat.completions.create(
-            model="gpt-oss-nano", messages=MESSAGES, max_tokens=5
-        )
+        answer = client.chat.completions.create(model="gpt-oss-nano", messages=MESSAGES, max_tokens=5)
         assert answer.usage.completion_tokens == 5
         stats = server.stats()
         assert stats["engine"]["restarts"] == 1
@@ -75,9 +69,7 @@ def test_a_broken_checkpoint_is_an_error_and_not_a_restart_loop(tmp_path: Any) -
     for path in checkpoint().iterdir():
         (folder / path.name).symlink_to(path)
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").write_bytes(
-        (checkpoint() / "model.safetensors").read_bytes()[:100_000]
-    )
+    (folder / "model.safetensors").write_bytes((checkpoint() / "model.safetensors").read_bytes()[:100_000])
     server = ServerProcess("--model", str(folder))
     assert server.process.wait(60) != 0
     assert "truncated or damaged" in server.log
@@ -87,9 +79,7 @@ def test_a_broken_checkpoint_is_an_error_and_not_a_restart_loop(tmp_path: Any) -
 def test_a_hub_model_without_a_network_fails_fast_and_says_how_to_fetch_it(tmp_path: Any) -> None:
     started = time.monotonic()
     server = ServerProcess(
-        "--model",
-        "20b",
-        env={"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"},
+        "--model", "20b", env={"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     )
     assert server.process.wait(30) == 2
     assert time.monotonic() - started < 10
@@ -99,17 +89,10 @@ def test_a_hub_model_without_a_network_fails_fast_and_says_how_to_fetch_it(tmp_p
 
 
 def test_a_stalled_engine_counts_as_dead() -> None:
-    with (
-        running_server(*FLAGS, "--engine-step-timeout-s", "2") as server,
-        client_of(server) as client,
-    ):
+    with running_server(*FLAGS, "--engine-step-timeout-s", "2") as server, client_of(server) as client:
         stream = iter(
             client.chat.completions.create(
-                model="gpt-oss-nano",
-                messages=MESSAGES,
-                stream=True,
-                max_tokens=20_000,
-                extra_body={"ignore_eos": True},
+                model="gpt-oss-nano", messages=MESSAGES, stream=True, max_tokens=20_000, extra_body={"ignore_eos": True}
             )
         )
         next(stream)
@@ -117,25 +100,15 @@ def test_a_stalled_engine_counts_as_dead() -> None:
         with pytest.raises(openai.APIError, match="no step within 2 s"):
             for _ in stream:
                 pass
-        answer = client.chat.completions.create(
-            model="gpt-oss-nano", messages=MESSAGES, max_tokens=3
-        )
+        answer = client.chat.completions.create(model="gpt-oss-nano", messages=MESSAGES, max_tokens=3)
         assert answer.usage.completion_tokens == 3
         assert server.stats()["engine"]["restarts"] == 1
 
 
 def test_an_idle_engine_is_not_stalled() -> None:
-    with (
-        running_server(*FLAGS, "--engine-step-timeout-s", "1") as server,
-        client_of(server) as client,
-    ):
+    with running_server(*FLAGS, "--engine-step-timeout-s", "1") as server, client_of(server) as client:
         time.sleep(2.5)
-        assert (
-            client.chat.completions.create(
-                model="gpt-oss-nano", messages=MESSAGES, max_tokens=3
-            ).usage
-            is not None
-        )
+        assert client.chat.completions.create(model="gpt-oss-nano", messages=MESSAGES, max_tokens=3).usage is not None
         assert server.stats()["engine"]["restarts"] == 0
 
 

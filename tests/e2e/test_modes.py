@@ -22,8 +22,11 @@ SMALL = ("--cpu-kv-cache-gib", "0.1", "--max-model-len", "4096", "--debug-endpoi
 
 def ask(server: ServerProcess, **more: Any) -> httpx.Response:
     body = {
-        "model": "gpt-oss-nano", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12, "temperature": 0,
-    }  # fmt: skip
+        "model": "gpt-oss-nano",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 12,
+        "temperature": 0,
+    }
     return httpx.post(f"{server.url}/v1/chat/completions", json=body | more, timeout=60)
 
 
@@ -43,9 +46,20 @@ def test_a_profile_sets_what_it_says(name: str) -> None:
         assert stats["profile"] == name
         settings = stats["profile_settings"]
         for key in (
-            "max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant", "effort", "temperature",
-            "top_p", "max_output_tokens", "reasoning_budget", "priority", "deadline_s", "ttft_p95_s", "e2e_p95_s",
-        ):  # fmt: skip
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_num_waiting",
+            "batch_invariant",
+            "effort",
+            "temperature",
+            "top_p",
+            "max_output_tokens",
+            "reasoning_budget",
+            "priority",
+            "deadline_s",
+            "ttft_p95_s",
+            "e2e_p95_s",
+        ):
             assert settings[key] == getattr(profile, key), key
         assert ask(server).json()["metadata"]["profile"] == name
         prompt = httpx.post(
@@ -55,9 +69,7 @@ def test_a_profile_sets_what_it_says(name: str) -> None:
         assert f"Reasoning: {profile.effort}" in prompt
 
 
-def test_flags_beat_the_environment_the_environment_the_file_and_all_beat_the_profile(
-    tmp_path: Path,
-) -> None:
+def test_flags_beat_the_environment_the_environment_the_file_and_all_beat_the_profile(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(
         "max_num_seqs: 3\nmax_num_waiting: 7\ndtype: float16\nprofiles: {latency_first: {deadline_s: 11, effort: high}}\n"
@@ -86,18 +98,14 @@ def test_flags_beat_the_environment_the_environment_the_file_and_all_beat_the_pr
 def test_ranks_behind_the_same_api_and_one_that_dies(
     expected: list[dict[str, Any]], flags: tuple[str, ...], mode: str, ranks: int
 ) -> None:
-    with running_server(
-        "--model", str(checkpoint()), "--dtype", "float32", *flags, *SMALL
-    ) as server:
+    with running_server("--model", str(checkpoint()), "--dtype", "float32", *flags, *SMALL) as server:
         stats = server.stats()
         assert stats["gpu_mode"] == mode and len(stats["engine"]["ranks"]) == ranks
         assert "memory plan: rank 1: layers" in server.log
         assert ask(server, max_tokens=40).json()["choices"] == expected
         last = stats["engine"]["ranks"][-1]["pid"]
         os.kill(last, signal.SIGKILL)
-        answer = ask(
-            server, max_tokens=40
-        )  # waits for the restart, or is told that its engine died
+        answer = ask(server, max_tokens=40)  # waits for the restart, or is told that its engine died
         deadline = time.monotonic() + 60
         while answer.status_code != 200 and time.monotonic() < deadline:
             assert answer.status_code == 503 or answer.status_code == 500, answer.text
@@ -125,12 +133,7 @@ def test_the_transformers_backend_behind_the_same_api(expected: list[dict[str, A
 def run(*flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "src/server.py", *flags]
     return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-        env={**os.environ, **(env or {})},
+        command, capture_output=True, text=True, cwd=ROOT, timeout=60, env={**os.environ, **(env or {})}
     )
 
 
@@ -149,10 +152,8 @@ def run(*flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedP
         (("--dtype", "float8"), ("dtype", "float8")),
         (("--device", "cuda"), ("device", "cpu")),
     ],
-)  # fmt: skip
-def test_impossible_combinations_name_the_key(
-    flags: tuple[str, ...], words: tuple[str, ...]
-) -> None:
+)
+def test_impossible_combinations_name_the_key(flags: tuple[str, ...], words: tuple[str, ...]) -> None:
     model = "nano" if "dummy" in flags else str(checkpoint())
     done = run("--model", model, "--port", "0", *flags)
     assert done.returncode in (1, 2)
@@ -161,9 +162,7 @@ def test_impossible_combinations_name_the_key(
 
 
 def test_print_config_tells_where_each_value_came_from() -> None:
-    done = run(
-        "--print-config", "--max-num-seqs", "5", env={"TORCH_DTYPE": "float16", "GPTOSS_PORT": "81"}
-    )
+    done = run("--print-config", "--max-num-seqs", "5", env={"TORCH_DTYPE": "float16", "GPTOSS_PORT": "81"})
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert lines["max_num_seqs"] == "5  # flag"
     assert lines["dtype"] == "float16  # environment TORCH_DTYPE"
@@ -177,10 +176,7 @@ def test_a_taken_port_is_an_error_or_taken_over(tmp_path: Path) -> None:
         flags = ("--model", str(checkpoint()), "--port", str(first.port), *SMALL)
         refused = run(*flags, env=env)
         assert refused.returncode == 2
-        assert (
-            f"port {first.port} is in use" in refused.stderr
-            and f"pid {first.process.pid}" in refused.stderr
-        )
+        assert f"port {first.port} is in use" in refused.stderr and f"pid {first.process.pid}" in refused.stderr
         second = ServerProcess(*flags, "--force-port", env=env)
         try:
             first.process.wait(20)

@@ -18,11 +18,7 @@ WEATHER: Any = {
     "function": {
         "name": "get_weather",
         "description": "Get the current weather for a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-        },
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
 MUSIC: Any = {
@@ -30,11 +26,7 @@ MUSIC: Any = {
     "function": {
         "name": "play_song",
         "description": "Play a song.",
-        "parameters": {
-            "type": "object",
-            "properties": {"title": {"type": "string"}},
-            "required": ["title"],
-        },
+        "parameters": {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]},
     },
 }
 PERSON: Any = {
@@ -56,9 +48,7 @@ PERSON: Any = {
 def nano() -> Iterator[openai.OpenAI]:
     with (
         running_server("--model", "nano", "--cpu-kv-cache-gib", "0.2") as server,
-        openai.OpenAI(
-            base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60
-        ) as client,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client,
     ):
         client.server = server  # type: ignore[attr-defined]
         yield client
@@ -78,9 +68,7 @@ def test_it_is_what_is_served_by_default(nano: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(("a", "b"), [(12, 30), (47, 38), (8, 9), (50, 25)])
-def test_it_adds_and_shows_its_working_in_the_reasoning(
-    nano: openai.OpenAI, a: int, b: int
-) -> None:
+def test_it_adds_and_shows_its_working_in_the_reasoning(nano: openai.OpenAI, a: int, b: int) -> None:
     choice = ask(nano, f"What is {a} + {b}?")
     assert choice.finish_reason == "stop"
     assert str(a + b) in choice.message.content
@@ -104,10 +92,7 @@ def test_more_effort_is_more_reasoning(nano: openai.OpenAI) -> None:
 
 def test_a_stream_reasons_before_it_answers(nano: openai.OpenAI) -> None:
     stream = nano.chat.completions.create(
-        model="gpt-oss-nano",
-        messages=[{"role": "user", "content": "What is 12 + 30?"}],
-        temperature=0,
-        stream=True,
+        model="gpt-oss-nano", messages=[{"role": "user", "content": "What is 12 + 30?"}], temperature=0, stream=True
     )
     deltas = [chunk.choices[0].delta for chunk in stream if chunk.choices]
     reasoning = "".join(getattr(d, "reasoning_content", None) or "" for d in deltas)
@@ -128,9 +113,7 @@ def test_it_remembers_a_name(nano: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_it_calls_the_tool_that_fits_and_answers_from_its_result(
-    nano: openai.OpenAI, stream: bool
-) -> None:
+def test_it_calls_the_tool_that_fits_and_answers_from_its_result(nano: openai.OpenAI, stream: bool) -> None:
     question = "What is the weather in Paris?"
     if stream:
         parts = nano.chat.completions.create(
@@ -140,9 +123,7 @@ def test_it_calls_the_tool_that_fits_and_answers_from_its_result(
             temperature=0,
             stream=True,
         )
-        calls = [
-            c for chunk in parts if chunk.choices for c in chunk.choices[0].delta.tool_calls or ()
-        ]
+        calls = [c for chunk in parts if chunk.choices for c in chunk.choices[0].delta.tool_calls or ()]
         name, call_id = calls[0].function.name, calls[0].id
         arguments = "".join(c.function.arguments or "" for c in calls)
     else:
@@ -153,15 +134,9 @@ def test_it_calls_the_tool_that_fits_and_answers_from_its_result(
     assert (name, json.loads(arguments)) == ("get_weather", {"city": "Paris"})
     made = {
         "role": "assistant",
-        "tool_calls": [
-            {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-        ],
+        "tool_calls": [{"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}],
     }
-    result = {
-        "role": "tool",
-        "tool_call_id": call_id,
-        "content": '{"temperature": 21, "condition": "sunny"}',
-    }
+    result = {"role": "tool", "tool_call_id": call_id, "content": '{"temperature": 21, "condition": "sunny"}'}
     answer = ask(nano, question, made, result, tools=[WEATHER, MUSIC])
     assert answer.finish_reason == "stop"
     assert "21" in answer.message.content and "sunny" in answer.message.content
@@ -237,9 +212,7 @@ def test_an_answer_given_before_is_guessed_and_stays_the_same(nano: openai.OpenA
     counts = [drafts()["accepted_tokens"]]
     answers = []
     for _ in range(2):
-        answer = nano.chat.completions.create(
-            model="gpt-oss-nano", messages=messages, temperature=1, seed=3
-        )
+        answer = nano.chat.completions.create(model="gpt-oss-nano", messages=messages, temperature=1, seed=3)
         answers.append(answer.choices[0].message.model_dump())
         counts.append(drafts()["accepted_tokens"])
     if drafts()["draft_tokens"] == 0:

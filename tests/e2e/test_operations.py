@@ -25,8 +25,11 @@ from tests.server_process import ServerProcess, running_server
 
 FLAGS = ("--model", str(checkpoint()), "--cpu-kv-cache-gib", "0.1", "--max-model-len", "8192")
 BODY: dict[str, Any] = {
-    "model": "gpt-oss-nano", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "seed": 1,
-}  # fmt: skip
+    "model": "gpt-oss-nano",
+    "messages": [{"role": "user", "content": "Hi"}],
+    "max_tokens": 8,
+    "seed": 1,
+}
 ENDLESS = {**BODY, "max_tokens": 7000, "ignore_eos": True}
 
 
@@ -57,25 +60,34 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "- {name: dave, key: key-of-dave, tokens_per_minute: 150}\n"
     )
     env = {"GPTOSS_API_KEY": "key-of-the-operator"}
-    with running_server(
-        *FLAGS, "--api-keys-file", str(file), "--log-format", "json", env=env
-    ) as server:
+    with running_server(*FLAGS, "--api-keys-file", str(file), "--log-format", "json", env=env) as server:
         server.keys_file = file  # type: ignore[attr-defined]
         yield server
 
 
 PATHS = (
-    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("GET", "/v1/responses/x"), ("DELETE", "/v1/responses/x"), ("GET", "/v1/responses/x/input_items"), ("GET", "/v1/models"), ("GET", "/stats"),
-    ("GET", "/metrics"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("POST", "/v1/cancel/x"), ("POST", "/cancel/x"),
-    ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere"),
-)  # fmt: skip
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/responses/x"),
+    ("DELETE", "/v1/responses/x"),
+    ("GET", "/v1/responses/x/input_items"),
+    ("GET", "/v1/models"),
+    ("GET", "/stats"),
+    ("GET", "/metrics"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("POST", "/v1/cancel/x"),
+    ("POST", "/cancel/x"),
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("GET", "/nowhere"),
+)
 
 
 @pytest.mark.parametrize(("method", "path"), PATHS)
 @pytest.mark.parametrize("key", [None, "wrong", "key-of-alice-and-more"])
-def test_every_route_wants_a_key(
-    keyed: ServerProcess, method: str, path: str, key: str | None
-) -> None:
+def test_every_route_wants_a_key(keyed: ServerProcess, method: str, path: str, key: str | None) -> None:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     response = httpx.request(method, keyed.url + path, headers=headers)
     assert response.status_code == 401
@@ -109,12 +121,7 @@ def test_requests_per_minute(keyed: ServerProcess) -> None:
     assert refused.headers["x-ratelimit-limit-requests"] == "3"
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert post(keyed, "key-of-alice").status_code == 200, "of that key alone"
-    assert (
-        httpx.get(
-            f"{keyed.url}/stats", headers={"authorization": "Bearer key-of-carol"}
-        ).status_code
-        == 200
-    )
+    assert httpx.get(f"{keyed.url}/stats", headers={"authorization": "Bearer key-of-carol"}).status_code == 200
 
 
 def test_tokens_per_minute(keyed: ServerProcess) -> None:
@@ -124,10 +131,7 @@ def test_tokens_per_minute(keyed: ServerProcess) -> None:
     second = post(keyed, "key-of-dave")
     assert int(second.headers["x-ratelimit-remaining-tokens"]) == 150 - spent
     third = post(keyed, "key-of-dave")
-    assert (
-        int(third.headers["x-ratelimit-remaining-tokens"])
-        == 150 - spent - second.json()["usage"]["total_tokens"]
-    )
+    assert int(third.headers["x-ratelimit-remaining-tokens"]) == 150 - spent - second.json()["usage"]["total_tokens"]
     codes = [post(keyed, "key-of-dave").status_code for _ in range(2)]
     assert codes[-1] == 429
     message = post(keyed, "key-of-dave").json()["error"]["message"]
@@ -137,19 +141,12 @@ def test_tokens_per_minute(keyed: ServerProcess) -> None:
 def test_requests_at_once(keyed: ServerProcess) -> None:
     headers = {"authorization": "Bearer key-of-bob"}
     with httpx.stream(
-        "POST",
-        f"{keyed.url}/v1/chat/completions",
-        json=ENDLESS | {"stream": True},
-        headers=headers,
-        timeout=60,
+        "POST", f"{keyed.url}/v1/chat/completions", json=ENDLESS | {"stream": True}, headers=headers, timeout=60
     ) as response:
         lines = response.iter_lines()  # kept: the stream ends with its iterator
         next(lines)
         refused = post(keyed, "key-of-bob")
-        assert (refused.status_code, refused.json()["error"]["code"]) == (
-            429,
-            "concurrency_exceeded",
-        )
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "concurrency_exceeded")
     deadline = time.monotonic() + 10
     while post(keyed, "key-of-bob").status_code != 200:
         assert time.monotonic() < deadline
@@ -187,15 +184,8 @@ def test_one_line_in_the_log_for_each_request_and_no_secret(keyed: ServerProcess
     (line,) = [entry for entry in lines if entry.get("id") == completion_id]
     usage = answer.json()["usage"]
     assert line["request_id"] == request_id
-    assert (line["key"], line["event"], line["finish"]) == (
-        "alice",
-        "ok",
-        answer.json()["choices"][0]["finish_reason"],
-    )
-    assert (line["prompt_tokens"], line["output_tokens"]) == (
-        usage["prompt_tokens"],
-        usage["completion_tokens"],
-    )
+    assert (line["key"], line["event"], line["finish"]) == ("alice", "ok", answer.json()["choices"][0]["finish_reason"])
+    assert (line["prompt_tokens"], line["output_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
     assert line["model_id"] == "gpt-oss-nano" and line["profile"] == "balanced"
     assert 0 <= line["ttft_ms"] <= line["e2e_ms"]
     for hidden in (secret, "key-of-alice", "key-of-the-operator", "Minou"):
@@ -205,11 +195,7 @@ def test_one_line_in_the_log_for_each_request_and_no_secret(keyed: ServerProcess
 def test_only_its_owner_cancels_a_request(keyed: ServerProcess) -> None:
     headers = {"authorization": "Bearer key-of-alice"}
     with httpx.stream(
-        "POST",
-        f"{keyed.url}/v1/chat/completions",
-        json=ENDLESS | {"stream": True},
-        headers=headers,
-        timeout=60,
+        "POST", f"{keyed.url}/v1/chat/completions", json=ENDLESS | {"stream": True}, headers=headers, timeout=60
     ) as response:
         lines = response.iter_lines()
         completion_id = json.loads(next(lines)[6:])["id"]
@@ -242,11 +228,7 @@ def test_cancelling_a_stream(server: ServerProcess, prefix: str, by: str) -> Non
         "POST", f"{server.url}/v1/chat/completions", json=ENDLESS | {"stream": True}, timeout=60
     ) as response:
         lines = response.iter_lines()
-        name = (
-            json.loads(next(lines)[6:])["id"]
-            if by == "completion id"
-            else response.headers["x-request-id"]
-        )
+        name = json.loads(next(lines)[6:])["id"] if by == "completion id" else response.headers["x-request-id"]
         cancelled = httpx.post(f"{server.url}{prefix}{name}")
         assert cancelled.json() == {"id": name, "object": "request.cancelled", "cancelled": True}
         rest = [line for line in lines if line]
@@ -261,9 +243,7 @@ def test_cancelling_a_stream(server: ServerProcess, prefix: str, by: str) -> Non
 def test_cancelling_a_json_request(keyed: ServerProcess, path: str) -> None:
     headers = {"authorization": "Bearer key-of-alice"}
     body = (
-        ENDLESS
-        if "chat" in path
-        else {"model": "gpt-oss-nano", "prompt": "a", "max_tokens": 7000, "ignore_eos": True}
+        ENDLESS if "chat" in path else {"model": "gpt-oss-nano", "prompt": "a", "max_tokens": 7000, "ignore_eos": True}
     )
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(httpx.post, keyed.url + path, json=body, headers=headers, timeout=60)
@@ -273,10 +253,7 @@ def test_cancelling_a_json_request(keyed: ServerProcess, path: str) -> None:
             stats = httpx.get(f"{keyed.url}/stats", headers=headers).json()
             line = next(iter(stats["running"]), "")
         assert httpx.post(f"{keyed.url}/cancel/{line}", headers=headers).status_code == 200
-        assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (
-            409,
-            "request_cancelled",
-        )
+        assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (409, "request_cancelled")
 
 
 def _said(server: ServerProcess, *parts: bytes, pause_s: float = 0.0) -> tuple[bytes, bytes]:
@@ -323,17 +300,10 @@ def test_headers_and_bodies_that_never_end_are_given_up() -> None:
 def test_cors_only_for_the_origins_that_are_named_and_connections_up_to_a_number() -> None:
     flags = ("--cors-origins", "[http://a.example]", "--max-connections-per-address", "3")
     with running_server(*FLAGS, *flags, env={"GPTOSS_API_KEY": "secret-key"}) as server:
-        ask = {
-            "access-control-request-method": "POST",
-            "access-control-request-headers": "authorization",
-        }
-        allowed = httpx.options(
-            f"{server.url}/v1/chat/completions", headers={"origin": "http://a.example", **ask}
-        )
+        ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        allowed = httpx.options(f"{server.url}/v1/chat/completions", headers={"origin": "http://a.example", **ask})
         assert allowed.headers["access-control-allow-origin"] == "http://a.example"
-        other = httpx.options(
-            f"{server.url}/v1/chat/completions", headers={"origin": "http://b.example", **ask}
-        )
+        other = httpx.options(f"{server.url}/v1/chat/completions", headers={"origin": "http://b.example", **ask})
         assert "access-control-allow-origin" not in other.headers
         refused = httpx.get(f"{server.url}/v1/models", headers={"origin": "http://a.example"})
         assert refused.status_code == 401
@@ -344,9 +314,7 @@ def test_cors_only_for_the_origins_that_are_named_and_connections_up_to_a_number
             assert b" 429 " in status
             assert json.loads(body)["error"]["type"] == "rate_limit_error"
             assert server.log.count("more are refused") == 1
-        assert httpx.get(f"{server.url}/health").status_code == 200, (
-            "those that ended count no more"
-        )
+        assert httpx.get(f"{server.url}/health").status_code == 200, "those that ended count no more"
 
 
 def test_the_figures_are_what_a_client_measures() -> None:
@@ -355,22 +323,13 @@ def test_the_figures_are_what_a_client_measures() -> None:
         ttft, e2e, tokens = [], [], 0
         for number in range(12):
             started, first = time.monotonic(), None
-            body = BODY | {
-                "stream": True,
-                "max_tokens": 30,
-                "seed": number,
-                "stream_options": {"include_usage": True},
-            }
-            with httpx.stream(
-                "POST", f"{server.url}/v1/chat/completions", json=body, timeout=60
-            ) as response:
+            body = BODY | {"stream": True, "max_tokens": 30, "seed": number, "stream_options": {"include_usage": True}}
+            with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
                 for line in response.iter_lines():
                     if line.startswith("data: {"):
                         chunk = json.loads(line[6:])
                         delta = chunk["choices"][0]["delta"] if chunk["choices"] else {}
-                        if first is None and (
-                            delta.get("content") or delta.get("reasoning_content")
-                        ):
+                        if first is None and (delta.get("content") or delta.get("reasoning_content")):
                             first = time.monotonic() - started
                         tokens += (chunk.get("usage") or {}).get("completion_tokens", 0)
             e2e.append(time.monotonic() - started)
@@ -412,9 +371,7 @@ def _samples(server: ServerProcess) -> dict[str, float]:
     for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text):
         for sample in family.samples:
             if "le" not in sample.labels:
-                found[" ".join(filter(None, (sample.name, sample.labels.get("outcome"))))] = (
-                    sample.value
-                )
+                found[" ".join(filter(None, (sample.name, sample.labels.get("outcome"))))] = sample.value
     return found
 
 
@@ -463,12 +420,7 @@ def test_the_second_signal_ends_at_once() -> None:
     with running_server(*FLAGS, "--drain-timeout-s", "60") as server:
         with (
             pytest.raises(httpx.HTTPError),
-            httpx.stream(
-                "POST",
-                f"{server.url}/v1/chat/completions",
-                json=ENDLESS | {"stream": True},
-                timeout=60,
-            ) as r,
+            httpx.stream("POST", f"{server.url}/v1/chat/completions", json=ENDLESS | {"stream": True}, timeout=60) as r,
         ):
             lines = r.iter_lines()
             next(lines)
@@ -515,9 +467,7 @@ def test_a_span_for_each_request_continues_the_clients_trace() -> None:
     collector.received = []  # type: ignore[attr-defined]
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     trace_id = "0af7651916cd43dd8448eb211c80319c"
-    with running_server(
-        *FLAGS, "--otlp-endpoint", f"http://127.0.0.1:{collector.server_port}"
-    ) as server:
+    with running_server(*FLAGS, "--otlp-endpoint", f"http://127.0.0.1:{collector.server_port}") as server:
         headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
         answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODY, headers=headers).json()
         assert server.stop() == 0
@@ -525,15 +475,11 @@ def test_a_span_for_each_request_continues_the_clients_trace() -> None:
     collector.server_close()
     ((path, body),) = collector.received  # type: ignore[attr-defined]
     assert path == "/v1/traces"
-    exported = ExportTraceServiceRequest.FromString(
-        gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
-    )
+    exported = ExportTraceServiceRequest.FromString(gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body)
     (span,) = exported.resource_spans[0].scope_spans[0].spans
     assert span.trace_id.hex() == trace_id and span.parent_span_id.hex() == "b7ad6b7169203331"
     attributes = {a.key: a.value for a in span.attributes}
     assert attributes["gen_ai.response.id"].string_value == answer["id"]
-    assert (
-        attributes["gen_ai.usage.output_tokens"].int_value == answer["usage"]["completion_tokens"]
-    )
+    assert attributes["gen_ai.usage.output_tokens"].int_value == answer["usage"]["completion_tokens"]
     assert 0 < span.end_time_unix_nano - span.start_time_unix_nano < 60e9
     assert "gptoss.prompt" not in attributes

@@ -29,9 +29,7 @@ def streamed(server: ServerProcess, **fields: Any) -> list[dict[str, Any]]:
     """The chunks' choices."""
     body = {"model": MODEL, "temperature": 0, "ignore_eos": True, "stream": True} | fields
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
-        chunks = [
-            json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")
-        ]
+        chunks = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
     return [choice for chunk in chunks for choice in chunk["choices"]]
 
 
@@ -77,14 +75,7 @@ def test_tokens_lie_where_the_text_has_them(server: ServerProcess, max_tokens: i
 
 
 def test_a_stream_tells_the_same(server: ServerProcess) -> None:
-    fields: Any = {
-        "prompt": [TEXT, "b"],
-        "n": 2,
-        "seed": 4,
-        "max_tokens": 3,
-        "logprobs": 2,
-        "echo": True,
-    }
+    fields: Any = {"prompt": [TEXT, "b"], "n": 2, "seed": 4, "max_tokens": 3, "logprobs": 2, "echo": True}
     whole = complete(server, **fields)["choices"]
     texts, numbers, reasons = [""] * 4, [{} for _ in range(4)], [None] * 4
     for choice in streamed(server, **fields):
@@ -94,15 +85,11 @@ def test_a_stream_tells_the_same(server: ServerProcess) -> None:
         reasons[place] = choice["finish_reason"]
         for name, entries in choice["logprobs"].items():
             numbers[place].setdefault(name, []).extend(entries)
-    assert [(c["text"], c["finish_reason"]) for c in whole] == list(
-        zip(texts, reasons, strict=True)
-    )
+    assert [(c["text"], c["finish_reason"]) for c in whole] == list(zip(texts, reasons, strict=True))
     for choice, found in zip(whole, numbers, strict=True):
         for name in ("tokens", "text_offset"):
             assert choice["logprobs"][name] == found[name]
-        assert found["token_logprobs"][1:] == pytest.approx(
-            choice["logprobs"]["token_logprobs"][1:], abs=1e-3
-        )
+        assert found["token_logprobs"][1:] == pytest.approx(choice["logprobs"]["token_logprobs"][1:], abs=1e-3)
 
 
 def test_without_logprobs_nothing_is_scored(server: ServerProcess) -> None:
@@ -110,9 +97,7 @@ def test_without_logprobs_nothing_is_scored(server: ServerProcess) -> None:
     assert (choice["text"], choice["logprobs"], choice["finish_reason"]) == (TEXT, None, "length")
 
 
-@pytest.mark.parametrize(
-    "change", [{"max_tokens": 0}, {"max_tokens": 0, "logprobs": 1, "echo": False}]
-)
+@pytest.mark.parametrize("change", [{"max_tokens": 0}, {"max_tokens": 0, "logprobs": 1, "echo": False}])
 def test_nothing_at_all_is_no_wish(client: openai.OpenAI, change: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model=MODEL, prompt="x", **change)
@@ -121,7 +106,5 @@ def test_nothing_at_all_is_no_wish(client: openai.OpenAI, change: dict[str, Any]
 
 def test_more_tokens_at_least_than_at_most_are_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(
-            model=MODEL, prompt="x", max_tokens=5, extra_body={"min_tokens": 6}
-        )
+        client.completions.create(model=MODEL, prompt="x", max_tokens=5, extra_body={"min_tokens": 6})
     assert caught.value.param == "min_tokens"

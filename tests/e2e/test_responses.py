@@ -28,8 +28,7 @@ def respond(client: openai.OpenAI, **options: Any) -> Any:
     """`bias` and `seed` are this server's extensions."""
     extra = {"seed": options.pop("seed", 7), "logit_bias": options.pop("bias", None)}
     return client.responses.create(
-        **{"model": MODEL, "input": "Hello there", "max_output_tokens": 60, "extra_body": extra}
-        | options
+        **{"model": MODEL, "input": "Hello there", "max_output_tokens": 60, "extra_body": extra} | options
     )
 
 
@@ -66,9 +65,7 @@ def test_a_response_has_openais_shape(client: openai.OpenAI) -> None:
         {"text": {"format": PLAN}, "max_output_tokens": 200},
     ],
 )
-def test_the_events_tell_of_the_whole_response(
-    client: openai.OpenAI, options: dict[str, Any]
-) -> None:
+def test_the_events_tell_of_the_whole_response(client: openai.OpenAI, options: dict[str, Any]) -> None:
     events = [event.to_dict() for event in respond(client, stream=True, **options)]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     kinds = [event["type"].removeprefix("response.") for event in events]
@@ -104,23 +101,14 @@ def test_required_calls_and_a_schema_binds(client: openai.OpenAI) -> None:
     for choice, tools in ("required", TOOLS[:1]), (named, TOOLS):
         answer = respond(client, tools=tools, tool_choice=choice, max_output_tokens=200)
         call = answer.output[-1]
-        assert (answer.status, call.type, call.name) == (
-            "completed",
-            "function_call",
-            "get_weather",
-        )
+        assert (answer.status, call.type, call.name) == ("completed", "function_call", "get_weather")
         jsonschema.validate(json.loads(call.arguments), CITY)
     answer = respond(client, text={"format": PLAN}, max_output_tokens=200)
     jsonschema.validate(json.loads(answer.output_text), CITY)
 
 
 def test_the_sdks_own_helpers_follow_it(client: openai.OpenAI) -> None:
-    options: Any = {
-        "model": MODEL,
-        "input": "Plan it",
-        "text_format": Plan,
-        "max_output_tokens": 400,
-    }
+    options: Any = {"model": MODEL, "input": "Plan it", "text_format": Plan, "max_output_tokens": 400}
     extra: Any = {"seed": 3}
     parsed = client.responses.parse(**options, extra_body=extra).output_parsed
     assert isinstance(parsed, Plan) and len(parsed.steps) in (1, 2)
@@ -131,9 +119,7 @@ def test_the_sdks_own_helpers_follow_it(client: openai.OpenAI) -> None:
 
 
 def test_tools_that_the_server_cannot_run_are_left_out(client: openai.OpenAI) -> None:
-    with_it, without = (
-        respond(client, tools=tools, temperature=0) for tools in ([HOSTED, *TOOLS], TOOLS)
-    )
+    with_it, without = (respond(client, tools=tools, temperature=0) for tools in ([HOSTED, *TOOLS], TOOLS))
     assert [tool.type for tool in with_it.tools] == ["function", "function"]
     assert with_it.usage.input_tokens == without.usage.input_tokens
     assert stripped(with_it.to_dict()["output"]) == stripped(without.to_dict()["output"])
@@ -147,9 +133,7 @@ def test_logprobs_are_of_the_text(client: openai.OpenAI) -> None:
     assert respond(client, bias=ANSWER).output[-1].content[0].logprobs == []
 
 
-def test_items_become_the_prompt_that_chat_makes_of_messages(
-    server: ServerProcess, client: openai.OpenAI
-) -> None:
+def test_items_become_the_prompt_that_chat_makes_of_messages(server: ServerProcess, client: openai.OpenAI) -> None:
     call = {"name": "get_weather", "arguments": '{"city":"Rome","days":2}'}
     messages = [
         {"role": "system", "content": "Be kind."},
@@ -180,21 +164,9 @@ def test_items_become_the_prompt_that_chat_makes_of_messages(
         {"type": "function_call", "id": "fc_1", "call_id": "call_1", **call},
         {"type": "function_call_output", "call_id": "call_1", "output": "sunny"},
     ]
-    tools = [
-        {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
-        for tool in TOOLS
-    ]
-    chat = client.chat.completions.create(
-        model=MODEL, messages=messages, tools=tools, max_tokens=30, temperature=0
-    )  # type: ignore[call-overload]
-    answer = respond(
-        client,
-        instructions="Be kind.",
-        input=items,
-        tools=TOOLS,
-        max_output_tokens=30,
-        temperature=0,
-    )
+    tools = [{"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}} for tool in TOOLS]
+    chat = client.chat.completions.create(model=MODEL, messages=messages, tools=tools, max_tokens=30, temperature=0)  # type: ignore[call-overload]
+    answer = respond(client, instructions="Be kind.", input=items, tools=TOOLS, max_output_tokens=30, temperature=0)
     assert answer.usage.input_tokens == chat.usage.prompt_tokens
     reasoning = next(item for item in answer.output if item.type == "reasoning")
     assert reasoning.content[0].text == chat.choices[0].message.reasoning_content
@@ -217,8 +189,7 @@ def test_reasoning_comes_back_without_its_content(client: openai.OpenAI) -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "sealed"),
-    [({}, False), ({"include": ["reasoning.encrypted_content"]}, True), ({"tools": TOOLS}, True)],
+    ("options", "sealed"), [({}, False), ({"include": ["reasoning.encrypted_content"]}, True), ({"tools": TOOLS}, True)]
 )
 def test_reasoning_is_sealed_where_it_may_have_to_come_back(
     client: openai.OpenAI, options: dict[str, Any], sealed: bool
@@ -270,26 +241,14 @@ def test_reasoning_is_sealed_where_it_may_have_to_come_back(
             "input[0].call_id",
             "missing_required_parameter",
         ),
-        (
-            {"input": "x", "previous_response_id": "resp_1"},
-            "previous_response_id",
-            "previous_response_not_found",
-        ),
+        ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id", "previous_response_not_found"),
         ({"input": "x", "previous_response_id": 5}, "previous_response_id", "invalid_type"),
         ({"input": "x", "conversation": "conv_1"}, "conversation", "unsupported_parameter"),
         ({"input": "x", "background": True}, "background", "unsupported_parameter"),
         ({"input": "x", "tools": ["f"]}, "tools[0]", "invalid_type"),
-        (
-            {"input": "x", "tools": [{"type": "function"}]},
-            "tools[0].name",
-            "missing_required_parameter",
-        ),
+        ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name", "missing_required_parameter"),
         ({"input": "x", "tools": [HOSTED, *TOOLS, TOOLS[1]]}, "tools[3].name", "invalid_value"),
-        (
-            {"input": "x", "tools": [HOSTED, *TOOLS], "tool_choice": HOSTED},
-            "tool_choice",
-            "invalid_value",
-        ),
+        ({"input": "x", "tools": [HOSTED, *TOOLS], "tool_choice": HOSTED}, "tool_choice", "invalid_value"),
         (
             {"input": "x", "tools": [{"type": "function", "name": "f", "parameters": {"type": 5}}]},
             "tools[0].parameters",
@@ -318,11 +277,7 @@ def test_reasoning_is_sealed_where_it_may_have_to_come_back(
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens", "integer_below_min_value"),
         ({"input": "word " * 200_000}, "input", "context_length_exceeded"),
         ({"input": [1, *[{"role": "user"}] * 40_000]}, "input", "context_length_exceeded"),
-        (
-            {"input": [*[{"role": "user", "content": "a"}] * 400, {}]},
-            "input[400].role",
-            "missing_required_parameter",
-        ),
+        ({"input": [*[{"role": "user", "content": "a"}] * 400, {}]}, "input[400].role", "missing_required_parameter"),
         ({"input": "x", "model": "gpt-9"}, "model", "model_not_found"),
         (
             {"instructions": "x", "input": [{"role": "user", "name": "bob x", "content": "hi"}]},
@@ -340,11 +295,7 @@ def test_reasoning_is_sealed_where_it_may_have_to_come_back(
             "input[3].call_id",
             "invalid_value",
         ),
-        (
-            {"input": "x", "response_format": {"type": "json_object"}},
-            "response_format",
-            "unsupported_parameter",
-        ),
+        ({"input": "x", "response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
     ],
 )
 def test_what_cannot_be_read_is_named_as_it_was_sent(
@@ -375,26 +326,18 @@ def test_a_response_can_be_gone_on_from(server: ServerProcess, client: openai.Op
     told: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
     ask: Any = {"role": "user", "content": "Hello there"}
     whole = [ask, *(item.to_dict() for item in first.output), told]
-    by_reference = [
-        ask,
-        *({"type": "item_reference", "id": item.id} for item in first.output),
-        told,
-    ]
+    by_reference = [ask, *({"type": "item_reference", "id": item.id} for item in first.output), told]
     options: Any = {"tools": TOOLS, "temperature": 0, "max_output_tokens": 20}
     by_id = respond(client, previous_response_id=first.id, input=[told], **options)
     others = [respond(client, input=items, **options) for items in (whole, by_reference)]
     assert by_id.previous_response_id == first.id
-    counted = client.responses.input_tokens.count(
-        previous_response_id=first.id, input=[told], tools=TOOLS
-    )
+    counted = client.responses.input_tokens.count(previous_response_id=first.id, input=[told], tools=TOOLS)
     assert counted.input_tokens == by_id.usage.input_tokens
     for answer in others:
         assert answer.usage.input_tokens == by_id.usage.input_tokens > first.usage.input_tokens
         assert stripped(answer.to_dict()["output"]) == stripped(by_id.to_dict()["output"])
 
-    *_, last = respond(
-        client, input="Go on", previous_response_id=by_id.id, max_output_tokens=5, stream=True
-    )
+    *_, last = respond(client, input="Go on", previous_response_id=by_id.id, max_output_tokens=5, stream=True)
     third = last.response
     items = list(client.responses.input_items.list(third.id, order="asc", limit=2))
     kinds = [ask["role"], *(i.type for i in first.output), told["type"]]
@@ -402,14 +345,10 @@ def test_a_response_can_be_gone_on_from(server: ServerProcess, client: openai.Op
     assert [getattr(item, "role", item.type) for item in items] == [
         "assistant" if kind == "message" else kind for kind in kinds
     ]
-    assert [i.id for i in client.responses.input_items.list(third.id)] == [
-        i.id for i in items[::-1]
-    ]
+    assert [i.id for i in client.responses.input_items.list(third.id)] == [i.id for i in items[::-1]]
 
 
-def test_a_stored_response_can_be_read_and_deleted(
-    server: ServerProcess, client: openai.OpenAI
-) -> None:
+def test_a_stored_response_can_be_read_and_deleted(server: ServerProcess, client: openai.OpenAI) -> None:
     kept, unkept = (respond(client, store=store, max_output_tokens=5) for store in (None, False))
     assert (kept.store, unkept.store) == (True, False)
     assert client.responses.retrieve(kept.id).to_dict() == kept.to_dict()
@@ -427,9 +366,7 @@ def test_a_stored_response_can_be_read_and_deleted(
 def test_a_cancelled_response_fails_aloud(server: ServerProcess) -> None:
     body = {"model": MODEL, "input": "Hello", "max_output_tokens": 2000, "logit_bias": THINK}
     events: list[dict[str, Any]] = []
-    with httpx.stream(
-        "POST", f"{server.url}/v1/responses", json=body | {"stream": True}, timeout=60
-    ) as stream:
+    with httpx.stream("POST", f"{server.url}/v1/responses", json=body | {"stream": True}, timeout=60) as stream:
         for line in stream.iter_lines():
             if line.startswith("data: "):
                 events.append(json.loads(line.removeprefix("data: ")))
@@ -448,22 +385,19 @@ def test_what_is_not_enforced_is_reported_on_request(server: ServerProcess) -> N
     parameters = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
     function = {"name": "odd", "parameters": parameters}
     path = "parameters.properties.tags.uniqueItems"
-    expected = [
-        {
-            "kind": "function",
-            "name": "odd",
-            "path": path,
-            "reason": "the grammar has no such keyword",
-        }
-    ]
+    expected = [{"kind": "function", "name": "odd", "path": path, "reason": "the grammar has no such keyword"}]
     more = {"tool_choice": "required", "include_relaxations": True, "max_output_tokens": 8}
     flat = [{"type": "function"} | function]
     assert post(server, input="x", tools=flat, **more).json()["relaxations"] == expected
     assert "relaxations" not in post(server, input="x", max_output_tokens=4).json()
     chat = {
-        "model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "tool_choice": "required",
-        "tools": [{"type": "function", "function": function}], "include_relaxations": True,
-    }  # fmt: skip
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 8,
+        "tool_choice": "required",
+        "tools": [{"type": "function", "function": function}],
+        "include_relaxations": True,
+    }
     url = f"{server.url}/v1/chat/completions"
     assert httpx.post(url, json=chat, timeout=60).json()["relaxations"] == expected
     streamed = httpx.post(url, json=chat | {"stream": True}, timeout=60).text

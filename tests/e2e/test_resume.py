@@ -27,12 +27,7 @@ LONG: Any = {
     "seed": 5,
     "extra_body": {"ignore_eos": True, "top_k": 50},
 }
-NUMBERS = {
-    "type": "array",
-    "items": {"type": "integer", "minimum": 0, "maximum": 99},
-    "minItems": 40,
-    "maxItems": 40,
-}
+NUMBERS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "minItems": 40, "maxItems": 40}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +38,7 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120
-    ) as client:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
         yield client
 
 
@@ -89,14 +82,10 @@ def text(chunks: Any) -> str:
     return "|".join(map("".join, zip(*pieces(chunks), strict=True)))
 
 
-def test_a_stream_goes_on_as_if_nothing_had_happened(
-    server: ServerProcess, client: openai.OpenAI
-) -> None:
+def test_a_stream_goes_on_as_if_nothing_had_happened(server: ServerProcess, client: openai.OpenAI) -> None:
     whole = text(client.chat.completions.create(stream=True, **LONG))
     before = server.stats()
-    stream = client.chat.completions.create(
-        stream=True, stream_options={"include_usage": True}, **LONG
-    )
+    stream = client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **LONG)
     chunks = []
     for chunk in stream:
         chunks.append(chunk)
@@ -124,10 +113,7 @@ def test_a_grammar_goes_on_where_it_was(server: ServerProcess, client: openai.Op
         "max_tokens": 2000,
         "extra_body": {"top_k": 50},
         "reasoning_effort": "low",
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "numbers", "schema": NUMBERS},
-        },
+        "response_format": {"type": "json_schema", "json_schema": {"name": "numbers", "schema": NUMBERS}},
     }
 
     def ask(**more: Any) -> Any:
@@ -154,8 +140,7 @@ def test_what_no_engine_has_begun_is_not_lost(server: ServerProcess) -> None:
     os.kill(engine, signal.SIGSTOP)
     with ThreadPoolExecutor(8) as pool:
         answers = [
-            pool.submit(httpx.post, f"{server.url}/v1/chat/completions", json=body, timeout=60)
-            for _ in range(8)
+            pool.submit(httpx.post, f"{server.url}/v1/chat/completions", json=body, timeout=60) for _ in range(8)
         ]
         while server.stats()["requests"]["active"] < 8:
             time.sleep(0.01)
@@ -179,9 +164,7 @@ def test_a_second_death_ends_it(server: ServerProcess, client: openai.OpenAI) ->
     server.wait_idle()
 
 
-def test_a_request_is_cancelled_while_no_engine_is_there(
-    server: ServerProcess, client: openai.OpenAI
-) -> None:
+def test_a_request_is_cancelled_while_no_engine_is_there(server: ServerProcess, client: openai.OpenAI) -> None:
     before = server.stats()
     stream = client.chat.completions.create(stream=True, **LONG | {"max_tokens": 20_000})
     first = next(stream)
@@ -196,9 +179,7 @@ def test_a_request_is_cancelled_while_no_engine_is_there(
     assert server.wait_idle()["requests"]["cancelled"] == before["requests"]["cancelled"] + 1
 
 
-def test_a_client_that_leaves_meanwhile_is_forgotten(
-    server: ServerProcess, client: openai.OpenAI
-) -> None:
+def test_a_client_that_leaves_meanwhile_is_forgotten(server: ServerProcess, client: openai.OpenAI) -> None:
     restarts = server.stats()["engine"]["restarts"]
     stream = client.chat.completions.create(stream=True, **LONG | {"max_tokens": 20_000})
     next(stream)

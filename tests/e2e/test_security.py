@@ -32,8 +32,11 @@ from tests.server_process import PYTHON, ROOT, ServerProcess, running_server
 
 FLAGS = ("--model", str(checkpoint()), "--cpu-kv-cache-gib", "0.1", "--max-model-len", "8192")
 BODY: dict[str, Any] = {
-    "model": "gpt-oss-nano", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "seed": 1,
-}  # fmt: skip
+    "model": "gpt-oss-nano",
+    "messages": [{"role": "user", "content": "Hi"}],
+    "max_tokens": 4,
+    "seed": 1,
+}
 KEYS = "- {name: alice, key: key-of-alice}\n- {name: bob, key: key-of-bob}\n"
 ALICE, BOB = ({"authorization": f"Bearer key-of-{name}"} for name in ("alice", "bob"))
 
@@ -83,8 +86,12 @@ def failed_start(*flags: str, **environment: str) -> str:
     """What a server that refuses to start writes; fails if it starts or shows a traceback."""
     done = subprocess.run(
         [os.environ.get(PYTHON, sys.executable), "src/server.py", "--port", "0", *flags],
-        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stderr
@@ -100,9 +107,7 @@ class TestKeys:
         assert "GPTOSS_API_KEY): an empty or blank key" in failed_start(GPTOSS_API_KEY="")
 
     @pytest.mark.parametrize("text", ["[]", "", "{}", "- {name: alice, key: '        '}", "- ["])
-    def test_keys_that_come_out_empty_at_a_reload_change_nothing(
-        self, keyed: Keyed, text: str
-    ) -> None:
+    def test_keys_that_come_out_empty_at_a_reload_change_nothing(self, keyed: Keyed, text: str) -> None:
         keyed.reload(text, "keys not reloaded")
         assert httpx.get(f"{keyed.url}/v1/models").status_code == 401
         assert httpx.get(f"{keyed.url}/v1/models", headers=ALICE).status_code == 200
@@ -120,15 +125,26 @@ class TestBrowsers:
 
     @pytest.mark.parametrize(
         "host", ["localhost", "LOCALHOST:80", "127.0.0.1", "127.0.0.1:1", "[::1]:8000", "localhost."]
-    )  # fmt: skip
+    )
     def test_names_of_this_machine_are_answered(self, server: ServerProcess, host: str) -> None:
         assert httpx.get(f"{server.url}/stats", headers={"host": host}).status_code == 200
 
     @pytest.mark.parametrize(
         "host",
-        ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "evil@localhost",
-         "192.0.2.1", "[::2]", "", "localhost:80:80", "evil.example/localhost", "0.0.0.0"],
-    )  # fmt: skip
+        [
+            "evil.example",
+            "evil.example:8000",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "evil@localhost",
+            "192.0.2.1",
+            "[::2]",
+            "",
+            "localhost:80:80",
+            "evil.example/localhost",
+            "0.0.0.0",
+        ],
+    )
     @pytest.mark.parametrize("path", ["/stats", "/", "/health/", "/nowhere"])
     def test_other_names_are_not(self, server: ServerProcess, host: str, path: str) -> None:
         response = httpx.get(server.url + path, headers={"host": host})
@@ -140,28 +156,29 @@ class TestBrowsers:
 
     @pytest.mark.parametrize(
         "path",
-        ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/tokenize", "/detokenize",
-         "/v1/chat/completions/render"],
-    )  # fmt: skip
+        [
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/responses",
+            "/v1/responses/input_tokens",
+            "/tokenize",
+            "/detokenize",
+            "/v1/chat/completions/render",
+        ],
+    )
     @pytest.mark.parametrize(
         "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json"]
-    )  # fmt: skip
-    def test_a_body_must_say_that_it_is_json(
-        self, server: ServerProcess, path: str, content_type: str | None
-    ) -> None:
+    )
+    def test_a_body_must_say_that_it_is_json(self, server: ServerProcess, path: str, content_type: str | None) -> None:
         headers = {} if content_type is None else {"content-type": content_type}
         response = httpx.post(server.url + path, content=b"{}", headers=headers)
         assert response.status_code == 415
         assert "'Content-Type: application/json'" in response.json()["error"]["message"]
 
-    @pytest.mark.parametrize(
-        "content_type", ["application/json; charset=utf-8", "Application/JSON", "a/b+json"]
-    )
+    @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON", "a/b+json"])
     def test_any_spelling_of_json_is_taken(self, server: ServerProcess, content_type: str) -> None:
         body = b'{"prompt": "a"}'
-        response = httpx.post(
-            f"{server.url}/tokenize", content=body, headers={"content-type": content_type}
-        )
+        response = httpx.post(f"{server.url}/tokenize", content=body, headers={"content-type": content_type})
         assert response.status_code == 200
 
     @pytest.mark.parametrize("path", ["/health", "/stats", "/docs"])
@@ -182,15 +199,11 @@ class TestKeysApart:
             return found
 
         for url, headers in ((keyed.url, ALICE), (server.url, {})):
-            with httpx.stream(
-                "POST", f"{url}/v1/chat/completions", json=body, headers=headers
-            ) as r:
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as r:
                 lines = r.iter_lines()  # kept: the stream ends with its iterator
                 completion_id = json.loads(next(lines)[6:])["id"]
                 own = running(url, headers)
-                assert own == ([completion_id] if headers else []), (
-                    "without keys the id is all that protects it"
-                )
+                assert own == ([completion_id] if headers else []), "without keys the id is all that protects it"
                 assert not headers or running(url, BOB) == []
 
     def test_cached_tokens_tell_a_key_of_its_own_requests_alone(self, keyed: Keyed) -> None:
@@ -204,33 +217,20 @@ class TestKeysApart:
             count: int = usage["prompt_tokens_details"]["cached_tokens"]
             return count
 
-        for sent in (
-            ("chat/completions", chat),
-            ("completions", raw),
-            ("completions", raw | {"cache_salt": "s"}),
-        ):
+        for sent in (("chat/completions", chat), ("completions", raw), ("completions", raw | {"cache_salt": "s"})):
             assert (cached(*sent, ALICE), cached(*sent, BOB)) == (0, 0), sent
             assert min(cached(*sent, ALICE), cached(*sent, BOB)) >= 64, sent
 
 
 class TestDebugEndpoints:
-    PATHS = (
-        "/docs",
-        "/docs/",
-        "/docs/oauth2-redirect",
-        "/redoc",
-        "/openapi.json",
-        "/v1/chat/completions/render",
-    )
+    PATHS = ("/docs", "/docs/", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/v1/chat/completions/render")
 
     @pytest.mark.parametrize("path", PATHS)
     def test_one_switch_for_all(self, keyed: Keyed, server: ServerProcess, path: str) -> None:
         method = "POST" if path.endswith("render") else "GET"
 
         def status(url: str, headers: dict[str, str]) -> int:
-            return httpx.request(
-                method, url + path, json=BODY, headers=headers, follow_redirects=True
-            ).status_code
+            return httpx.request(method, url + path, json=BODY, headers=headers, follow_redirects=True).status_code
 
         assert (status(keyed.url, {}), status(keyed.url, ALICE)) == (401, 403)
         assert status(server.url, {}) == 200
@@ -299,9 +299,7 @@ def worn(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Ite
 class TestMachine:
     """A damaged disk, and what runs short."""
 
-    def test_a_damaged_cache_is_made_again_and_named(
-        self, worn: Worn, server: ServerProcess
-    ) -> None:
+    def test_a_damaged_cache_is_made_again_and_named(self, worn: Worn, server: ServerProcess) -> None:
         engine = worn.server.stats()["engine"]
         assert engine["kernel_path"] == server.stats()["engine"]["kernel_path"]
         remade = [path for path in worn.damaged if path.stat().st_size > 5000]
@@ -319,9 +317,7 @@ class TestMachine:
         (tmp_path / "home").write_bytes(b"")
         code = "from src.harmony.vocabulary import load_vocabulary; print(load_vocabulary().source)"
         env = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0 and "bundled" in done.stdout
         assert done.stderr.count("\n") == 1 and "set XDG_CACHE_HOME to" in done.stderr
         assert [path.name for path in tmp_path.iterdir()] == ["home"]
@@ -385,7 +381,7 @@ class TestWork:
             ("/v1/completions", {"model": "gpt-oss-nano", "prompt": LONG}, "prompt"),
             ("/v1/chat/completions", {**BODY, "messages": [{"role": "user", "content": LONG}]}, "messages"),
         ],
-    )  # fmt: skip
+    )
     def test_text_without_a_break_is_counted_up_to_the_limit(
         self, keyed: Keyed, path: str, body: dict[str, Any], param: str
     ) -> None:
@@ -395,7 +391,7 @@ class TestWork:
         assert (error["param"], error["code"]) == (param, "context_length_exceeded")
 
     def test_bodies_of_many_small_things_are_refused(self, keyed: Keyed) -> None:
-        for data in (b'{"messages": [' + b"[]," * 300_000 + b"1]}", b'{"tokens": [' + b"1," * 1_100_000 + b"1]}"):  # fmt: skip
+        for data in (b'{"messages": [' + b"[]," * 300_000 + b"1]}", b'{"tokens": [' + b"1," * 1_100_000 + b"1]}"):
             headers = ALICE | {"content-type": "application/json"}
             url = f"{keyed.url}/v1/chat/completions"
             answer = httpx.post(url, content=data, headers=headers, timeout=60)
@@ -417,9 +413,7 @@ class TestWork:
         assert grown < 200 * 2**20  # 32 copies as objects would take 600 MB
 
     def test_limits_hold_for_every_route_that_works_and_count_choices(self, keyed: Keyed) -> None:
-        limited = (
-            "- {name: carol, key: key-of-carol, requests_per_minute: 6, tokens_per_minute: 200}\n"
-        )
+        limited = "- {name: carol, key: key-of-carol, requests_per_minute: 6, tokens_per_minute: 200}\n"
         keyed.reload(KEYS + limited, "keys reloaded: 3")
         try:
             carol = {"authorization": "Bearer key-of-carol"}
@@ -437,7 +431,7 @@ class TestWork:
             many = post("/v1/chat/completions", {**BODY, "n": 3})
             assert many.status_code == 429
             assert "counts as 3, one for each choice" in many.json()["error"]["message"]
-            assert post("/v1/completions", {"model": "gpt-oss-nano", "prompt": ["a"], "n": 1}).status_code == 200  # fmt: skip
+            assert post("/v1/completions", {"model": "gpt-oss-nano", "prompt": ["a"], "n": 1}).status_code == 200
             assert post("/tokenize", {"prompt": "a"}).status_code == 429
         finally:
             keyed.reload(KEYS, "keys reloaded: 2")

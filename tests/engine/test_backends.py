@@ -87,9 +87,7 @@ def test_memory_that_is_not_there_is_an_error_before_loading() -> None:
         place(dataclasses.replace(config))
 
 
-def test_the_plan_on_a_cpu_shows_the_cache_that_was_asked_for(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_the_plan_on_a_cpu_shows_the_cache_that_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     place(engine_config(checkpoint(), cpu_kv_cache_gib=0.5, tensor_parallel_size=2))
     lines = [r.getMessage() for r in caplog.records if "memory plan: rank" in r.getMessage()]

@@ -62,9 +62,7 @@ def test_an_extra_tensor_is_named(broken: Path) -> None:
 
 def test_a_wrong_shape_is_named(broken: Path) -> None:
     edit(broken, lambda t: t.update({"model.norm.weight": torch.zeros(63)}))
-    with pytest.raises(
-        CheckpointError, match=r"'model\.norm\.weight' has shape \(63,\), expected \(64,\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' has shape \(63,\), expected \(64,\)"):
         load(broken)
 
 
@@ -82,10 +80,7 @@ def test_a_truncated_file_is_named(broken: Path) -> None:
 
 
 def test_a_missing_shard_is_named(broken: Path) -> None:
-    index = {
-        "metadata": {},
-        "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"},
-    }
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors is missing"):
         load(broken)
@@ -99,11 +94,7 @@ def test_a_folder_without_weights_is_an_error(broken: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [
-        ("{", "is no JSON"),
-        ('{"model_type": "llama"}', "'llama'"),
-        ('{"model_type": "gpt_oss"}', "lacks"),
-    ],
+    [("{", "is no JSON"), ('{"model_type": "llama"}', "'llama'"), ('{"model_type": "gpt_oss"}', "lacks")],
 )
 def test_a_bad_config_is_an_error(broken: Path, text: str, message: str) -> None:
     (broken / "config.json").write_text(text)
@@ -114,10 +105,7 @@ def test_a_bad_config_is_an_error(broken: Path, text: str, message: str) -> None
 def test_shards_and_single_files_hold_the_same(tiny: Path, tmp_path: Path) -> None:
     tensors = load_file(tiny / "model.safetensors")
     names = sorted(tensors)
-    halves = {
-        "model-00001-of-00002.safetensors": names[::2],
-        "model-00002-of-00002.safetensors": names[1::2],
-    }
+    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
     for file, part in halves.items():
         save_file({n: tensors[n] for n in part}, tmp_path / file)
     weight_map = {n: file for file, part in halves.items() for n in part}
@@ -139,9 +127,7 @@ def test_both_layouts_of_the_same_weights_give_the_same_logits(tiny: Path, tmp_p
         hf, block = f"model.layers.{n}.", f"block.{n}."
         a, m = hf + "self_attn.", hf + "mlp."
         for kind in ("weight", "bias"):
-            out[f"{block}attn.qkv.{kind}"] = torch.cat(
-                [source[f"{a}{x}_proj.{kind}"] for x in "qkv"]
-            )
+            out[f"{block}attn.qkv.{kind}"] = torch.cat([source[f"{a}{x}_proj.{kind}"] for x in "qkv"])
             out[f"{block}attn.out.{kind}"] = source[f"{a}o_proj.{kind}"]
             out[f"{block}mlp.gate.{kind}"] = source[f"{m}router.{kind}"]
         out[block + "attn.sinks"] = source[a + "sinks"]
@@ -157,9 +143,7 @@ def test_both_layouts_of_the_same_weights_give_the_same_logits(tiny: Path, tmp_p
     logits = []
     for folder in (tiny, original):
         config = ModelConfig.from_folder(folder)
-        weights = WeightLoader(
-            Checkpoint(folder, config), config, torch.float32, dequantize=True
-        ).load()
+        weights = WeightLoader(Checkpoint(folder, config), config, torch.float32, dequantize=True).load()
         logits.append(model_logits(one_rank(config, weights), ids))
     assert torch.equal(logits[0], logits[1])
 
@@ -179,9 +163,7 @@ def test_tensor_names_and_bytes_are_those_of_the_published_20b() -> None:
     expected = expected_tensors(config, original=False, packed=True)
     assert len(expected) == 459
     width = {True: 1, False: 2}
-    total = sum(
-        width["U8" in types] * torch.Size(shape).numel() for shape, types in expected.values()
-    )
+    total = sum(width["U8" in types] * torch.Size(shape).numel() for shape, types in expected.values())
     assert total == 13_761_264_768
 
 
@@ -190,10 +172,7 @@ def test_dummy_weights_have_the_true_sizes() -> None:
     weights = dummy_weights(config, torch.bfloat16, torch.device("cpu"), 0)
     logits = model_logits(one_rank(config, weights), [1, 2, 3])
     assert torch.isfinite(logits).all()
-    assert (
-        sum(t.nbytes for t in iterate_tensors(weights))
-        > 2 * 2 * config.vocab_size * config.hidden_size
-    )
+    assert sum(t.nbytes for t in iterate_tensors(weights)) > 2 * 2 * config.vocab_size * config.hidden_size
 
 
 def test_loading_needs_little_more_than_the_model() -> None:

@@ -169,9 +169,7 @@ def _read_from(every_s: float, *, busy: bool = False, ready: bool = True) -> str
 
 def test_a_stopped_engine_is_dead_even_when_it_is_idle(caplog: pytest.LogCaptureFixture) -> None:
     assert _read_from(0) == "no heartbeat within 0.4 s"
-    assert [r.message for r in caplog.records] == [
-        "no heartbeat of the engine (pid None) for 0 s: is it stopped?"
-    ]
+    assert [r.message for r in caplog.records] == ["no heartbeat of the engine (pid None) for 0 s: is it stopped?"]
     caplog.clear()
     assert _read_from(0.01, busy=True) == "no step within 0.4 s while work was waiting"
     assert _read_from(0.01) is None, "idle"

@@ -43,12 +43,9 @@ def finish(core: EngineCore) -> dict[str, TokenOutput]:
 
 
 @pytest.mark.parametrize(
-    "error",
-    [RuntimeError("kernel"), MemoryError("no room"), torch.OutOfMemoryError("out of memory")],
+    "error", [RuntimeError("kernel"), MemoryError("no room"), torch.OutOfMemoryError("out of memory")]
 )
-def test_a_request_that_breaks_the_step_ends_alone(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_request_that_breaks_the_step_ends_alone(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     core = make_core()
     model = core.executor.worker.runner._model
     forward = model.forward
@@ -62,15 +59,11 @@ def test_a_request_that_breaks_the_step_ends_alone(
     for name in ("a", "bad", "b"):
         core.add_request(request(name, [5, POISON] if name == "bad" else None))
     ended = finish(core)
-    assert ended["bad"].finish_reason is FinishReason.ERROR and str(error) in (
-        ended["bad"].error or ""
-    )
+    assert ended["bad"].finish_reason is FinishReason.ERROR and str(error) in (ended["bad"].error or "")
     assert ended["a"].finish_reason is ended["b"].finish_reason is FinishReason.LENGTH
 
 
-def test_a_step_that_fails_for_everybody_is_the_engines_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_step_that_fails_for_everybody_is_the_engines_end(monkeypatch: pytest.MonkeyPatch) -> None:
     core = make_core()
 
     def broken(batch: Any, cache: Any, hidden: Any = None) -> torch.Tensor:
@@ -122,9 +115,7 @@ def test_what_cannot_run_is_refused_with_a_reason() -> None:
     assert "with this id" in (core.add_request(request("a")) or TokenOutput("", [])).error  # type: ignore[operator]
     assert (
         "without a vocabulary"
-        in (
-            core.add_request(request("g", params={"grammar": "start: /a/"})) or TokenOutput("", [])
-        ).error
+        in (core.add_request(request("g", params={"grammar": "start: /a/"})) or TokenOutput("", [])).error
     )  # type: ignore[operator]
     finish(core)
 
@@ -140,10 +131,7 @@ def make_guided_core() -> EngineCore:
 
 def test_a_grammar_that_does_not_compile_ends_its_request_alone() -> None:
     core = make_guided_core()
-    assert (
-        core.add_request(request("ok", params={"grammar": "start: /[0-9]+/", "max_tokens": 3}))
-        is None
-    )
+    assert core.add_request(request("ok", params={"grammar": "start: /[0-9]+/", "max_tokens": 3})) is None
     refused = core.add_request(request("bad", params={"grammar": "start: ("}))
     ended = finish(core)
     bad = ended.get("bad", refused)  # the thread may have been done with it before it was looked at
@@ -178,14 +166,13 @@ def test_who_runs_does_not_wait_for_a_grammar_to_compile(monkeypatch: pytest.Mon
     compiler.allowed.set()
     ended = finish(core)
     assert {name: output.finish_reason for name, output in ended.items()} == {
-        "a": FinishReason.LENGTH, "b": FinishReason.LENGTH,
-    }  # fmt: skip
+        "a": FinishReason.LENGTH,
+        "b": FinishReason.LENGTH,
+    }
     assert compiler.grammars == ["start: /[0-9]+/"]
 
 
-def test_a_request_may_be_aborted_while_its_grammar_compiles(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_request_may_be_aborted_while_its_grammar_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     core, compiler = make_guided_core(), SlowCompiler(monkeypatch)
     core.add_request(request("a", params={"grammar": "start: /[0-9]+/"}))
     twice = core.add_request(request("a"))
@@ -205,12 +192,7 @@ def test_a_mask_that_takes_too_much_work_ends_its_request_alone(drafts: int) -> 
     if drafts:
         core.scheduler._drafter = Drafter(core.guided, drafts)
     grammar = "start: /.{0,3000}[a-p].{3000}/"
-    params = {
-        "grammar": grammar,
-        "max_tokens": 2000,
-        "ignore_eos": False,
-        "logit_bias": LogitBias.of({64: 100.0}),
-    }
+    params = {"grammar": grammar, "max_tokens": 2000, "ignore_eos": False, "logit_bias": LogitBias.of({64: 100.0})}
     core.add_request(request("much", params=params | {"stop_token_ids": STOP_TOKEN_IDS}))
     core.add_request(request("ok", params={"grammar": "start: /[0-9]+/", "max_tokens": 90}))
     ended = finish(core)
@@ -223,8 +205,6 @@ def test_abort_gives_a_terminal_output() -> None:
     core = make_core()
     core.add_request(request("a", params={"max_tokens": 1000}))
     core.step()
-    assert [(o.request_id, o.finish_reason) for o in core.abort(["a", "unknown"])] == [
-        ("a", FinishReason.ABORT)
-    ]
+    assert [(o.request_id, o.finish_reason) for o in core.abort(["a", "unknown"])] == [("a", FinishReason.ABORT)]
     assert not core.scheduler.has_requests()
     core.kv.check_integrity()

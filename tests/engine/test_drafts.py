@@ -19,9 +19,7 @@ from src.kernels import native
 from tests.engine.test_scheduler import STOP, FakeRunner, make_request, make_scheduler
 from tests.helpers import checkpoint, engine_config
 
-needs_native = pytest.mark.skipif(
-    native.library() is None, reason="the CPU kernels do not run here"
-)
+needs_native = pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
 
 
 class Oracle(Drafter):
@@ -67,9 +65,7 @@ def answers_of(core: EngineCore, size: int = 40) -> tuple[dict[str, list[int]], 
     steps = 0
     for numbers in ((0,), (1,), (2, 3)):
         for number in numbers:
-            params = SamplingParams(
-                max_tokens=size, seed=number, ignore_eos=True, **OPTIONS[number]
-            )
+            params = SamplingParams(max_tokens=size, seed=number, ignore_eos=True, **OPTIONS[number])
             prompt = [1 + (7 * number + i) % 90 for i in range(20 + number)]
             assert core.add_request(AddRequest(f"r{number}", prompt, params)) is None
         while core.has_work:
@@ -180,9 +176,7 @@ def test_the_scheduler_keeps_its_books_with_drafts() -> None:
         scheduler = make_scheduler(num_blocks=30, drafter=Eager(None, 3), max_model_len=200)
         runner = FakeRunner(scheduler, rng, stop_chance=0.03)
         for number in range(8):
-            scheduler.add_request(
-                make_request(f"r{number}", rng.randint(1, 150), rng.randint(1, 60))
-            )
+            scheduler.add_request(make_request(f"r{number}", rng.randint(1, 150), rng.randint(1, 60)))
         runner.run()
         assert runner.ended == {f"r{n}": 1 for n in range(8)}
         assert scheduler.num_drafts > scheduler.num_accepted > 0
@@ -219,9 +213,7 @@ def test_masks_behind_drafts_are_what_they_would_be_there() -> None:
     from src.harmony.vocabulary import VOCAB_SIZE
 
     vocabulary = load_vocabulary()
-    tokenizer = load_tokenizer(
-        vocabulary.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS)
-    )
+    tokenizer = load_tokenizer(vocabulary.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
     text = vocabulary.encode("red or green")
     guided, plain = GuidedDecoding(tokenizer), GuidedDecoding(tokenizer)
     for one in (guided, plain):

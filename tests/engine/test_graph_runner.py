@@ -30,9 +30,7 @@ from src.kernels.gpu import support
 CPU = torch.device("cpu")
 MODEL = ModelConfig.from_json(hf_config(SIZES["nano"]) | {"vocab_size": 96})
 BLOCK = 4
-ENGINE = EngineConfig(
-    MODEL, None, load_format="dummy", max_model_len=64, max_num_seqs=4, block_size=BLOCK
-)
+ENGINE = EngineConfig(MODEL, None, load_format="dummy", max_model_len=64, max_num_seqs=4, block_size=BLOCK)
 
 
 class StandIn:
@@ -41,24 +39,15 @@ class StandIn:
     def __init__(self) -> None:
         self.passes = 0
 
-    def forward(
-        self, batch: ForwardBatch, cache: list[LayerCache], hidden: None = None
-    ) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, cache: list[LayerCache], hidden: None = None) -> torch.Tensor:
         self.passes += 1
         rows = []
         for kind, layer in zip((FULL, SLIDING), cache, strict=True):
             layer.key.view(-1)[batch.plans[kind].slot_mapping] = batch.token_ids.float() + 1
         ragged = {kind: batch.plans[kind].ragged for kind in (FULL, SLIDING)}
         assert batch.num_tokens is not None
-        tokens = (
-            sum(int(n) > 0 for n in ragged[FULL].length)
-            if ragged[FULL].num_decodes
-            else len(batch.token_ids)
-        )
-        if ragged[FULL].num_decodes in (
-            0,
-            len(ragged[FULL].length),
-        ):  # no rows of prefill among them
+        tokens = sum(int(n) > 0 for n in ragged[FULL].length) if ragged[FULL].num_decodes else len(batch.token_ids)
+        if ragged[FULL].num_decodes in (0, len(ragged[FULL].length)):  # no rows of prefill among them
             assert int(batch.num_tokens) == tokens
         for seq, length in enumerate(ragged[FULL].length.tolist()):
             first, end = ragged[FULL].query_start[seq : seq + 2].tolist()
@@ -69,9 +58,7 @@ class StandIn:
                 for kind, layer in zip((FULL, SLIDING), cache, strict=True):
                     table = ragged[kind].block_table[seq].tolist()
                     for p in range(seen):
-                        state += float(
-                            layer.key.view(-1)[table[p // BLOCK] * BLOCK + p % BLOCK]
-                        ) * (p + 1)
+                        state += float(layer.key.view(-1)[table[p // BLOCK] * BLOCK + p % BLOCK]) * (p + 1)
                 rows.append(torch.sin(torch.arange(MODEL.vocab_size) * (state % 97 + 1)))
         return torch.stack(rows)[batch.sample_rows]
 
@@ -192,16 +179,12 @@ def decode(names: list[str]) -> SchedulerOutput:
 def request(name: str, length: int, max_tokens: int = 30, blocks: int = 4) -> NewRequest:
     first = 10 * int(name)
     tables = (list(range(first, first + blocks)), list(range(first, first + blocks)))
-    return NewRequest(
-        name, list(range(length)), length, SamplingParams(max_tokens=max_tokens, seed=1), tables, 0
-    )
+    return NewRequest(name, list(range(length)), length, SamplingParams(max_tokens=max_tokens, seed=1), tables, 0)
 
 
 def test_a_steady_step_was_computed_before_it_was_asked_for() -> None:
     one = side(graphed=True)
-    one.runner.execute_model(
-        SchedulerOutput([request("1", 3), request("2", 5)], {}, {"1": 3, "2": 5}, []), {}
-    )
+    one.runner.execute_model(SchedulerOutput([request("1", 3), request("2", 5)], {}, {"1": 3, "2": 5}, []), {})
     before = one.model.passes
     for _ in range(5):
         one.runner.execute_model(decode(["1", "2"]), {})
@@ -210,9 +193,7 @@ def test_a_steady_step_was_computed_before_it_was_asked_for() -> None:
 
 def test_a_request_that_ends_takes_no_other_with_it() -> None:
     one = side(graphed=True)
-    one.runner.execute_model(
-        SchedulerOutput([request("1", 3), request("2", 5)], {}, {"1": 3, "2": 5}, []), {}
-    )
+    one.runner.execute_model(SchedulerOutput([request("1", 3), request("2", 5)], {}, {"1": 3, "2": 5}, []), {})
     before = one.model.passes
     one.runner.execute_model(SchedulerOutput([], {}, {"2": 1}, ["1"]), {})
     assert one.model.passes == before + 1  # 2's token was there; only the next step ran
@@ -226,9 +207,7 @@ def test_nothing_is_started_for_a_request_at_its_end_or_without_room() -> None:
         assert one.model.passes == 1
 
 
-def test_tokens_are_not_waited_for_before_the_next_step_starts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_tokens_are_not_waited_for_before_the_next_step_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     one = side(graphed=True)
     ahead = GraphRunner.run_ahead

@@ -30,9 +30,7 @@ def core(dtype: str, **changes: Any) -> EngineCore:
     return EngineCore(engine_config(checkpoint(), **(defaults | changes)))
 
 
-def request(
-    name: str, prompt: list[int], seed: int = 3, tokens: int = 24, **params: Any
-) -> AddRequest:
+def request(name: str, prompt: list[int], seed: int = 3, tokens: int = 24, **params: Any) -> AddRequest:
     options = {"temperature": 0.8, "top_p": 0.95, "logprobs": 5, "ignore_eos": True} | params
     return AddRequest(name, prompt, SamplingParams(max_tokens=tokens, seed=seed, **options))
 
@@ -72,12 +70,7 @@ def alone(dtype: str) -> Answer:
 def test_among_31_others(dtype: str, alone: Answer) -> None:
     rng = random.Random(0)
     others = [
-        request(
-            f"o{i}",
-            rng.choices(range(199_998), k=rng.randrange(1, 200)),
-            seed=i,
-            tokens=rng.randrange(1, 30),
-        )
+        request(f"o{i}", rng.choices(range(199_998), k=rng.randrange(1, 200)), seed=i, tokens=rng.randrange(1, 30))
         for i in range(31 if dtype == "bfloat16" else 5)
     ]
     assert run(core(dtype), [*others[:16], request("r", PROMPT), *others[16:]])["r"] == alone

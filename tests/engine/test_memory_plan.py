@@ -51,9 +51,7 @@ def plan(size: str, cards: int, gigabytes: int, **options: Any) -> MemoryPlan:
         ("120b", 1, 141, "single", 1),
     ],
 )
-def test_auto_chooses_by_free_memory(
-    size: str, cards: int, gigabytes: int, mode: str, ranks: int
-) -> None:
+def test_auto_chooses_by_free_memory(size: str, cards: int, gigabytes: int, mode: str, ranks: int) -> None:
     found = plan(size, cards, gigabytes)
     assert (found.gpu_mode, len(found.ranks)) == (mode, ranks)
     assert found.kv_tokens >= 65_536
@@ -69,9 +67,7 @@ def test_auto_chooses_by_free_memory(
         ("20b", 1, 12, "2 such devices"),
     ],
 )
-def test_what_does_not_fit_is_an_error_with_the_numbers(
-    size: str, cards: int, gigabytes: int, hint: str
-) -> None:
+def test_what_does_not_fit_is_an_error_with_the_numbers(size: str, cards: int, gigabytes: int, hint: str) -> None:
     with pytest.raises(ConfigError, match="does not fit") as error:
         plan(size, cards, gigabytes)
     assert hint in str(error.value)
@@ -104,40 +100,21 @@ def test_planned_bytes_are_loaded_bytes(experts: str) -> None:
 def test_parts_add_up_to_the_model() -> None:
     c = config("120b").model
     layers = stage_layers(c, 2, 4)
-    shards = [
-        make_shard(c, r, tensor_size=4, stage_layers=layers, expert_parallel=False)
-        for r in range(8)
-    ]
-    assert [len(s.intermediate) for s in shards[:4]] == [736, 736, 704, 704], (
-        "whole blocks of 32: 23, 23, 22, 22"
-    )
+    shards = [make_shard(c, r, tensor_size=4, stage_layers=layers, expert_parallel=False) for r in range(8)]
+    assert [len(s.intermediate) for s in shards[:4]] == [736, 736, 704, 704], "whole blocks of 32: 23, 23, 22, 22"
     for stage in (shards[:4], shards[4:]):
-        assert (
-            sum(len(s.query_heads) for s in stage) == 64
-            and sum(len(s.vocab) for s in stage) == c.vocab_size
-        )
+        assert sum(len(s.query_heads) for s in stage) == 64 and sum(len(s.vocab) for s in stage) == c.vocab_size
     total = sum(weight_bytes(c, s, 2) for s in shards)
-    assert total == pytest.approx(
-        weight_bytes(c, whole(c), 2), rel=0.01
-    )  # norms, routers and biases are doubled
-    by_experts = [
-        make_shard(c, r, tensor_size=4, stage_layers=[range(36)], expert_parallel=True)
-        for r in range(4)
-    ]
-    assert [len(s.experts) for s in by_experts] == [32] * 4 and len(
-        by_experts[0].intermediate
-    ) == 2880
+    assert total == pytest.approx(weight_bytes(c, whole(c), 2), rel=0.01)  # norms, routers and biases are doubled
+    by_experts = [make_shard(c, r, tensor_size=4, stage_layers=[range(36)], expert_parallel=True) for r in range(4)]
+    assert [len(s.experts) for s in by_experts] == [32] * 4 and len(by_experts[0].intermediate) == 2880
 
 
 def test_full_and_sliding_layers_share_a_pool() -> None:
     c = config("20b").model
     layers, heads, head_dim, key_and_value, bfloat16 = 12, 8, 64, 2, 2
-    assert (
-        kv_bytes_per_token(c, whole(c), 2) == layers * heads * head_dim * key_and_value * bfloat16
-    )
-    part = make_shard(
-        c, 1, tensor_size=2, stage_layers=[range(3), range(3, 24)], expert_parallel=False
-    )
+    assert kv_bytes_per_token(c, whole(c), 2) == layers * heads * head_dim * key_and_value * bfloat16
+    part = make_shard(c, 1, tensor_size=2, stage_layers=[range(3), range(3, 24)], expert_parallel=False)
     assert kv_bytes_per_token(c, part, 2) == 2 * 4 * head_dim * key_and_value * bfloat16
 
 
@@ -187,18 +164,20 @@ def test_visible_devices_as_cuda_reads_them() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("Tesla V100-SXM2-32GB", "float16"), ("NVIDIA A100-SXM4-80GB", "bfloat16"), ("NVIDIA H200", "bfloat16"),
-        ("NVIDIA GeForce RTX 3090", "float16"), ("NVIDIA GeForce RTX 4090", "bfloat16"), ("NVIDIA L4", None),
+        ("Tesla V100-SXM2-32GB", "float16"),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16"),
+        ("NVIDIA H200", "bfloat16"),
+        ("NVIDIA GeForce RTX 3090", "float16"),
+        ("NVIDIA GeForce RTX 4090", "bfloat16"),
+        ("NVIDIA L4", None),
     ],
-)  # fmt: skip
+)
 def test_the_table_of_types(name: str, expected: str | None) -> None:
     from src.config import ServerConfig
 
     table = ServerConfig().gpu_dtypes
     assert listed_dtype(name, dict(table)) == expected
-    assert (
-        listed_dtype("NVIDIA H100 PCIe", {"H100": "float16", "H100 PCIe": "bfloat16"}) == "bfloat16"
-    )
+    assert listed_dtype("NVIDIA H100 PCIe", {"H100": "float16", "H100 PCIe": "bfloat16"}) == "bfloat16"
 
 
 def test_kept_logits_and_parts_of_attention_are_planned() -> None:
@@ -219,9 +198,7 @@ def test_the_cache_leaves_room_for_a_step(
 
     from src.engine.worker.worker import Worker
 
-    engine = dataclasses.replace(
-        config("20b"), gpu_memory_utilization=utilization, max_num_seqs=64, device="cpu"
-    )
+    engine = dataclasses.replace(config("20b"), gpu_memory_utilization=utilization, max_num_seqs=64, device="cpu")
     worker = Worker(engine)
     worker.device, worker.dtype = torch.device("cuda"), torch.bfloat16
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * 10**9, 24 * 10**9))

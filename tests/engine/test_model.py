@@ -14,14 +14,7 @@ from src.engine.model.checkpoint import Checkpoint
 from src.engine.model.gpt_oss import share_rows
 from src.engine.model.weights import WeightLoader
 from src.kernels import native
-from tests.helpers import (
-    assert_close,
-    checkpoint,
-    load_model,
-    model_logits,
-    one_rank,
-    relative_rms,
-)
+from tests.helpers import assert_close, checkpoint, load_model, model_logits, one_rank, relative_rms
 from tests.reference_model import ReferenceModel
 
 
@@ -74,11 +67,7 @@ def test_greedy_decoding_equals_transformers(folder: Path, theirs: torch.nn.Modu
     for seed in range(3):
         ids = prompt(40, seed)
         wanted = theirs.generate(
-            torch.tensor([ids]),
-            max_new_tokens=64,
-            min_new_tokens=64,
-            do_sample=False,
-            pad_token_id=199_999,
+            torch.tensor([ids]), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=199_999
         )[0].tolist()
         assert len(wanted) == len(ids) + 64
         logits = model_logits(model, wanted)[len(ids) - 1 : -1]
@@ -90,9 +79,7 @@ def test_greedy_decoding_equals_transformers(folder: Path, theirs: torch.nn.Modu
 @torch.inference_mode()
 def test_logits_equal_the_reference_model(folder: Path, length: int) -> None:
     ids = prompt(length, 7)
-    assert_close(
-        "reference", ReferenceModel(folder).logits(ids), model_logits(load_model(folder), ids), 1e-4
-    )
+    assert_close("reference", ReferenceModel(folder).logits(ids), model_logits(load_model(folder), ids), 1e-4)
 
 
 @torch.inference_mode()
@@ -107,10 +94,7 @@ def test_the_original_layout_gives_the_same_logits() -> None:
 def test_packed_experts_equal_dequantised_ones() -> None:
     folder, ids = checkpoint(), prompt(100)
     assert_close(
-        "packed",
-        model_logits(load_model(folder), ids),
-        model_logits(load_model(folder, dequantize=False), ids),
-        1e-5,
+        "packed", model_logits(load_model(folder), ids), model_logits(load_model(folder, dequantize=False), ids), 1e-5
     )
 
 
@@ -118,15 +102,11 @@ def test_packed_experts_equal_dequantised_ones() -> None:
 @torch.inference_mode()
 def test_chunked_prefill_gives_the_same_logits(chunk: int) -> None:
     model, ids = load_model(checkpoint()), prompt(200)
-    assert_close(
-        f"chunks of {chunk}", model_logits(model, ids), model_logits(model, ids, chunk=chunk), 1e-5
-    )
+    assert_close(f"chunks of {chunk}", model_logits(model, ids), model_logits(model, ids, chunk=chunk), 1e-5)
 
 
 @torch.inference_mode()
-def test_bfloat16_is_as_close_on_native_kernels_as_on_torch(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_is_as_close_on_native_kernels_as_on_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both round to bfloat16 between operations; the native kernels round less often."""
     ids = prompt(700, 3)
     exact = model_logits(load_model(folder), ids, every=7)  # the head takes longest
@@ -162,9 +142,7 @@ def test_rows_of_the_head_that_are_alike_are_computed_once() -> None:
 @pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
 def test_a_head_with_shared_rows_gives_the_same_logits() -> None:
     config = ModelConfig.from_folder(checkpoint())
-    loader = WeightLoader(
-        Checkpoint(checkpoint(), config), config, torch.bfloat16, dequantize=False
-    )
+    loader = WeightLoader(Checkpoint(checkpoint(), config), config, torch.bfloat16, dequantize=False)
     weights = loader.load()
     assert weights.lm_head is not None
     weights.lm_head[1000:90_000] = weights.lm_head[7].clone()
@@ -180,9 +158,7 @@ def test_a_head_with_shared_rows_gives_the_same_logits() -> None:
 @pytest.mark.parametrize("dequantize", [False, True])
 def test_all_layers_in_one_call_are_bit_for_bit_the_layers_one_by_one(dequantize: bool) -> None:
     config = ModelConfig.from_folder(checkpoint())
-    loader = WeightLoader(
-        Checkpoint(checkpoint(), config), config, torch.bfloat16, dequantize=dequantize
-    )
+    loader = WeightLoader(Checkpoint(checkpoint(), config), config, torch.bfloat16, dequantize=dequantize)
     model = one_rank(config, loader.load())
     assert model._native is not None
     ids = prompt(150)

@@ -57,9 +57,7 @@ def network(vocabulary: Vocabulary) -> Network:
     """Untrained, with every kind of parameter away from its beginning."""
     torch.manual_seed(5)
     common = torch.arange(0, 6000, 5)
-    made = Network(
-        ModelConfig.from_json(hf_config(SIZES["nano"])), TokenTraits.of(vocabulary), common
-    )
+    made = Network(ModelConfig.from_json(hf_config(SIZES["nano"])), TokenTraits.of(vocabulary), common)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if parameter.ndim == 1 or name.endswith(("own", "b1", "b2")):
@@ -136,9 +134,7 @@ def test_words_have_one_meaning_and_words_of_one_kind_similar_ones(vocabulary: V
         assert not meanings[token].any()
 
 
-def test_a_token_is_made_of_its_letters_and_of_how_it_is_written_without_a_space(
-    vocabulary: Vocabulary,
-) -> None:
+def test_a_token_is_made_of_its_letters_and_of_how_it_is_written_without_a_space(vocabulary: Vocabulary) -> None:
     features = TokenTraits.of(vocabulary).features
     columns = {
         text: features[vocabulary.rank_of[text.encode()]].tolist()
@@ -148,10 +144,7 @@ def test_a_token_is_made_of_its_letters_and_of_how_it_is_written_without_a_space
     assert b"connection" in vocabulary.rank_of
     assert b"consultation" not in vocabulary.rank_of and b"Copenhagen" not in vocabulary.rank_of
     has_twin = spelled.pop(" connection"), spelled.pop("connection")
-    assert (
-        len(set(has_twin)) == len(set(spelled.values())) == 1
-        and has_twin[0] != spelled[" consulting"]
-    )
+    assert len(set(has_twin)) == len(set(spelled.values())) == 1 and has_twin[0] != spelled[" consulting"]
     long, short = columns[" consultation"], columns[" consulting"]
     differ = [at for at, (one, other) in enumerate(zip(long, short, strict=True)) if one != other]
     # the eighth to the tenth letter, the length, and the eleventh and twelfth letter
@@ -168,9 +161,7 @@ def test_the_head_has_no_rows_for_what_it_does_not_tell(network: Network) -> Non
         assert torch.equal(before, network.head.rows(torch.arange(500), network.traits))
 
 
-def test_the_file_leaves_out_features_that_no_row_is_made_of(
-    network: Network, tmp_path: Path
-) -> None:
+def test_the_file_leaves_out_features_that_no_row_is_made_of(network: Network, tmp_path: Path) -> None:
     fold(network, tmp_path / "folded.safetensors")
     folded = read_folded(tmp_path / "folded.safetensors")
     for name, table in (("embedding", network.embedding), ("head", network.head)):
@@ -290,9 +281,7 @@ def test_training_goes_on_from_a_folded_model(network: Network, tmp_path: Path) 
     assert relative_rms(before, after) < 0.03
 
 
-def test_what_is_exported_may_be_the_mean_of_the_last_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_exported_may_be_the_mean_of_the_last_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("src.cli.train_nano.common_tokens", lambda _: torch.arange(0, 6000, 5))
     after_each: list[torch.Tensor] = []
     step_of = Optimizers.step
@@ -305,9 +294,15 @@ def test_what_is_exported_may_be_the_mean_of_the_last_steps(
 
     def trained(average_over: int) -> torch.Tensor:
         made = train(
-            tmp_path / str(average_over), start=None, seed=3, steps=3, batch_tokens=100, muon_rate=1e-2,
-            adam_rate=1e-2, average_over=average_over,
-        )  # fmt: skip
+            tmp_path / str(average_over),
+            start=None,
+            seed=3,
+            steps=3,
+            batch_tokens=100,
+            muon_rate=1e-2,
+            adam_rate=1e-2,
+            average_over=average_over,
+        )
         return next(made.parameters()).detach()
 
     assert torch.equal(trained(1), after_each[2])
@@ -335,15 +330,11 @@ def test_what_is_exported_may_keep_a_share_of_the_start(network: Network, tmp_pa
         assert torch.allclose(mean, 0.25 * before + 0.75 * after, atol=1e-6)
     used = network.traits.features_of(mixed.head)
     assert torch.allclose(
-        mixed.head.feature[used],
-        0.25 * began.head.feature[used] + 0.75 * trained.head.feature[used],
-        atol=1e-6,
+        mixed.head.feature[used], 0.25 * began.head.feature[used] + 0.75 * trained.head.feature[used], atol=1e-6
     )
 
 
-@pytest.mark.parametrize(
-    "options", [["--start-share", "0.5"], ["--start-share", "2", "--start", "x"]]
-)
+@pytest.mark.parametrize("options", [["--start-share", "0.5"], ["--start-share", "2", "--start", "x"]])
 def test_a_share_of_nothing_is_refused(options: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["--out", str(tmp_path), *options])

@@ -45,14 +45,9 @@ def test_a_batch_is_full_of_groups(vocabulary: Vocabulary) -> None:
 
 
 def test_lessons_depend_on_the_seed_alone(vocabulary: Vocabulary) -> None:
-    batches = [
-        BatchMaker(vocabulary, seed, 1000).batch(step)
-        for seed, step in ((1, 7), (1, 7), (1, 8), (2, 7))
-    ]
+    batches = [BatchMaker(vocabulary, seed, 1000).batch(step) for seed, step in ((1, 7), (1, 7), (1, 8), (2, 7))]
     same, other_step, other_seed = (
-        torch.equal(batches[0].token_ids, b.token_ids)
-        if b.token_ids.shape == batches[0].token_ids.shape
-        else False
+        torch.equal(batches[0].token_ids, b.token_ids) if b.token_ids.shape == batches[0].token_ids.shape else False
         for b in batches[1:]
     )
     assert same and not other_step and not other_seed
@@ -67,28 +62,20 @@ def test_targets_are_the_assistants_tokens(vocabulary: Vocabulary) -> None:
 
 
 @pytest.mark.parametrize("unseen", [False, True])
-def test_every_lesson_is_valid_harmony_that_says_what_it_should(
-    vocabulary: Vocabulary, unseen: bool
-) -> None:
+def test_every_lesson_is_valid_harmony_that_says_what_it_should(vocabulary: Vocabulary, unseen: bool) -> None:
     source, builder = Source(vocabulary, Random(4), unseen=unseen), PromptBuilder(vocabulary)
     seen = set()
     for made in (made for _ in range(300) for made in lesson(source)):
         seen.add(made.skill)
         prompt = builder.build(
-            made.messages,
-            tools=made.tools,
-            response_format=made.response_format,
-            effort=made.effort,
+            made.messages, tools=made.tools, response_format=made.response_format, effort=made.effort
         ).token_ids
         ids = completion_ids(made, vocabulary, prompt)
         parser = ResponseParser(vocabulary, [t["name"] for t in made.tools])
-        deltas = [d for token in ids for d in parser.push(token)] + list(
-            parser.finish(truncated=False)
-        )
+        deltas = [d for token in ids for d in parser.push(token)] + list(parser.finish(truncated=False))
         assert not parser.recoveries
         text = {
-            kind: "".join(d.text for d in deltas if d.kind == kind)
-            for kind in ("reasoning", "content", "tool_call")
+            kind: "".join(d.text for d in deltas if d.kind == kind) for kind in ("reasoning", "content", "tool_call")
         }
         assert text["reasoning"]
         if made.call is not None:
@@ -100,9 +87,7 @@ def test_every_lesson_is_valid_harmony_that_says_what_it_should(
 
 
 @pytest.mark.parametrize("kind", [everyday, described, invented])
-def test_a_task_is_one_that_its_tool_can_do(
-    vocabulary: Vocabulary, kind: Callable[[Source], Task]
-) -> None:
+def test_a_task_is_one_that_its_tool_can_do(vocabulary: Vocabulary, kind: Callable[[Source], Task]) -> None:
     source = Source(vocabulary, Random(9), unseen=False)
     for _ in range(300):
         task = kind(source)
@@ -146,9 +131,7 @@ def test_arguments_are_in_the_order_that_guidance_writes(
         ("{a} {v} {n}", "List all tables", "List all tables, color red"),
     ],
 )
-def test_a_value_is_said_before_the_request_within_or_behind(
-    way: str, ask: str, whole: str
-) -> None:
+def test_a_value_is_said_before_the_request_within_or_behind(way: str, ask: str, whole: str) -> None:
     assert said(way, ask, "table", "color", "red") == whole
 
 
@@ -163,9 +146,7 @@ def test_no_two_tools_on_offer_could_be_meant_by_one_request(vocabulary: Vocabul
 
 def test_everyday_tools_that_are_examined_are_not_taught(vocabulary: Vocabulary) -> None:
     source = Source(vocabulary, Random(3), unseen=False)
-    taught = {
-        name.replace("_", "").lower() for a in archetypes() if not a.held_out for name in a.names
-    }
+    taught = {name.replace("_", "").lower() for a in archetypes() if not a.held_out for name in a.names}
     held = {name.replace("_", "").lower() for a in archetypes() if a.held_out for name in a.names}
     drawn = [everyday(source).name.replace("_", "").replace("-", "").lower() for _ in range(1500)]
     assert not set(drawn) & held and len(held) > 60
@@ -194,14 +175,10 @@ def test_a_renamed_tool_is_asked_for_by_its_new_word_or_one_near_it(vocabulary: 
 def test_only_lessons_rename_tools(vocabulary: Vocabulary) -> None:
     source = Source(vocabulary, Random(5), unseen=True)
     held = {name.replace("_", "").lower() for a in archetypes() if a.held_out for name in a.names}
-    assert {
-        everyday(source).name.replace("_", "").replace("-", "").lower() for _ in range(500)
-    } <= held
+    assert {everyday(source).name.replace("_", "").replace("-", "").lower() for _ in range(500)} <= held
 
 
-def test_only_lessons_ask_everyday_tools_for_more_than_their_row_says(
-    vocabulary: Vocabulary,
-) -> None:
+def test_only_lessons_ask_everyday_tools_for_more_than_their_row_says(vocabulary: Vocabulary) -> None:
     forecast = next(a for a in archetypes() if "get_forecast" in a.names)
     own = {key for parameter in forecast.parameters for key in parameter.keys}
     for unseen in (False, True):
@@ -222,9 +199,7 @@ def test_an_address_is_sometimes_that_of_the_person_who_is_named(vocabulary: Voc
     assert 25 < len(hers) < 75 and len(set(hers)) > 5
 
 
-def test_a_word_near_another_is_no_form_of_it_and_of_the_sources_half(
-    vocabulary: Vocabulary,
-) -> None:
+def test_a_word_near_another_is_no_form_of_it_and_of_the_sources_half(vocabulary: Vocabulary) -> None:
     assert "truck" in near_words("car") and "cars" not in near_words("car")
     assert near_words("vxyzzy") == ()
     for unseen in (False, True):
@@ -317,21 +292,15 @@ def test_copied_words_keep_the_prompts_tokens(
     """None: as the vocabulary writes it, because that is in the prompt already or nothing is."""
     ids = Copier(vocabulary, vocabulary.encode(prompt)).encode(answer)
     assert vocabulary.decode(ids) == answer
-    expected = (
-        vocabulary.encode(answer)
-        if written is None
-        else [vocabulary.rank_of[t.encode()] for t in written]
-    )
+    expected = vocabulary.encode(answer) if written is None else [vocabulary.rank_of[t.encode()] for t in written]
     assert ids == expected
 
 
 def test_a_call_names_its_tool_in_tokens_of_the_prompt(vocabulary: Vocabulary) -> None:
     """As one text ".get" is a token, which no prompt has."""
     tools = [{"name": "get_horoscope"}]
-    made = Example("tool_call", [], "low", ["get_horoscope"], call=("get_horoscope", {}), tools=tools)  # fmt: skip
-    prompt = PromptBuilder(vocabulary).build(
-        [{"role": "user", "content": "Hi"}], tools=tools, effort="low"
-    )
+    made = Example("tool_call", [], "low", ["get_horoscope"], call=("get_horoscope", {}), tools=tools)
+    prompt = PromptBuilder(vocabulary).build([{"role": "user", "content": "Hi"}], tools=tools, effort="low")
     ids = completion_ids(made, vocabulary, prompt.token_ids)
     header = ids[: ids.index(CONSTRAIN)]
     assert vocabulary.decode(header).endswith("commentary to=functions.get_horoscope ")

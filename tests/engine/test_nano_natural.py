@@ -38,11 +38,7 @@ def unsaid(task: Task) -> dict[str, object]:
 
     def said(key: str, made: object) -> bool:
         parts = made if isinstance(made, list) else [made]
-        return (
-            isinstance(made, bool)
-            or "enum" in properties[key]
-            or all(says(task.ask, part) for part in parts)
-        )
+        return isinstance(made, bool) or "enum" in properties[key] or all(says(task.ask, part) for part in parts)
 
     return {key: made for key, made in task.arguments.items() if not said(key, made)}
 
@@ -64,16 +60,14 @@ def test_every_request_can_be_answered_with_its_tool(source: Source) -> None:
         "get_time | The time. | city:city",
     ],
     ids=["slot without parameter", "parameter not said", "no kind", "value without parameter", "no requests"],
-)  # fmt: skip
+)
 def test_a_line_that_does_not_fit_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match=r"get_time|parameter|unpack"):
         Row.of(line)
 
 
 def test_a_request_gives_what_is_not_said() -> None:
-    row = Row.of(
-        "set_blinds | Blinds. | room:room; action?:=up,down | Blinds down in the {room} @action=down"
-    )
+    row = Row.of("set_blinds | Blinds. | room:room; action?:=up,down | Blinds down in the {room} @action=down")
     assert row.requests[0].ask == "Blinds down in the {room}"
     assert row.requests[0].unsaid == {"action": "down"}
 
@@ -96,9 +90,7 @@ def test_held_out_names_and_places_are_in_no_lesson(source: Source) -> None:
         assert exchanged - known and not any(map(held_out, exchanged - known))
 
 
-def test_the_examination_has_no_natural_lessons(
-    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_examination_has_no_natural_lessons(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source(vocabulary, Random(2), unseen=True)
     monkeypatch.setattr("src.nano.tools.natural_tool", lambda _: pytest.fail("a natural tool"))
     for _ in range(100):
@@ -108,9 +100,7 @@ def test_the_examination_has_no_natural_lessons(
         held_out_example(source, skill)
 
 
-def test_lessons_are_natural_more_often_than_not_and_keep_what_is_hard(
-    vocabulary: Vocabulary,
-) -> None:
+def test_lessons_are_natural_more_often_than_not_and_keep_what_is_hard(vocabulary: Vocabulary) -> None:
     source = Source(vocabulary, Random(3), unseen=False)
     natural_ones = 0
     for _ in range(300):

@@ -62,9 +62,7 @@ def test_every_kind_has_another_value_beside_any(vocabulary: Vocabulary, kind: s
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("hour", 1, 23), ("year", 1990, 2030)])
-def test_a_value_alike_stays_within_its_kind(
-    vocabulary: Vocabulary, kind: str, low: int, high: int
-) -> None:
+def test_a_value_alike_stays_within_its_kind(vocabulary: Vocabulary, kind: str, low: int, high: int) -> None:
     source = Source(vocabulary, Random(7), unseen=False)
     made = [alike(source, kind, high - 1) for _ in range(100)]
     assert all(low <= m <= high for m in made if isinstance(m, int))

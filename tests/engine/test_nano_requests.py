@@ -15,16 +15,7 @@ from src.nano import pairs
 from src.nano.attributes import ATTRIBUTES, NEAR, another_attribute, attribute
 from src.nano.categories import COMPARE, another_category, categories, categorised
 from src.nano.categories import DEEDS as CATEGORY_DEEDS
-from src.nano.described import (
-    DEEDS,
-    NAMED_AFTER,
-    YES_OR_NO,
-    described,
-    left_over,
-    one_of,
-    options,
-    said,
-)
+from src.nano.described import DEEDS, NAMED_AFTER, YES_OR_NO, described, left_over, one_of, options, said
 from src.nano.everyday import archetypes, everyday, task_of
 from src.nano.examples import Source
 from src.nano.measures import MEASURES, leave_unmeasured, said_measured
@@ -43,9 +34,7 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.mark.parametrize("kind", [everyday, described, invented])
-def test_a_parameter_that_need_not_be_given_often_is(
-    vocabulary: Vocabulary, kind: Callable[[Source], Task]
-) -> None:
+def test_a_parameter_that_need_not_be_given_often_is(vocabulary: Vocabulary, kind: Callable[[Source], Task]) -> None:
     given = {}
     for unseen in (False, True):
         source = Source(vocabulary, Random(1), unseen=unseen)
@@ -54,9 +43,7 @@ def test_a_parameter_that_need_not_be_given_often_is(
             schema = task.definition.get("parameters", {})
             required = schema.get("required", [])
             assert set(required) <= set(task.arguments)
-            optional += [
-                key in task.arguments for key in schema.get("properties", {}) if key not in required
-            ]
+            optional += [key in task.arguments for key in schema.get("properties", {}) if key not in required]
         given[unseen] = sum(optional) / len(optional)
     assert given[False] > 0.4 > given[True]
 
@@ -111,7 +98,7 @@ def test_options_are_said_in_other_forms_in_lessons_alone(vocabulary: Vocabulary
     said = {
         unseen: {quoted(Source(vocabulary, Random(n), unseen=unseen), "=error,info", "error") for n in range(60)}
         for unseen in (False, True)
-    }  # fmt: skip
+    }
     assert said == {False: {"error", "errors", "Error"}, True: {"error"}}
 
 
@@ -145,10 +132,8 @@ def test_something_is_wanted_or_not(vocabulary: Vocabulary) -> None:
     assert len(rows) == len(YES_OR_NO) == 4
     for _, kind, ways in rows:
         assert value(source, kind) is (kind == "yes")
-        denied = all(
-            any(n in way for n in (" no ", "not ", "n't ", "without ")) for way in ways.split(" / ")
-        )
-        assert denied is (kind == "no"), ways  # fmt: skip
+        denied = all(any(n in way for n in (" no ", "not ", "n't ", "without ")) for way in ways.split(" / "))
+        assert denied is (kind == "no"), ways
 
 
 def test_a_default_is_told_of_parameters_given_and_not_given(vocabulary: Vocabulary) -> None:
@@ -176,26 +161,20 @@ def test_a_thing_that_has_no_sorts_is_said_itself(vocabulary: Vocabulary) -> Non
 def test_several_values_stand_before_the_thing() -> None:
     ask = "Find a beginner guitar tutor"
     way = "{a} {v} {n}"
-    assert said(way, ask, "tutor", "price", "cheap", before=True) == "Find a cheap beginner guitar tutor"  # fmt: skip
+    assert said(way, ask, "tutor", "price", "cheap", before=True) == "Find a cheap beginner guitar tutor"
     assert said(way, ask, "tutor", "price", "cheap") == f"{ask}, price cheap"
     assert said(way, "Find a tutor", "tutor", "price", "cheap") == "Find a cheap tutor"
 
 
 def test_no_way_to_say_a_number_is_part_of_another_ones() -> None:
-    ways = [
-        (row[0], way.replace(" ,", ",").strip("|"))
-        for row in MEASURES
-        for way in row[3].split(" / ")
-    ]
+    ways = [(row[0], way.replace(" ,", ",").strip("|")) for row in MEASURES for way in row[3].split(" / ")]
     assert all("{v}" in way for _, way in ways)
     for names, way in ways:
         part = re.compile(re.escape(way) + r"(?![\w/])")
         assert [n for n, other in ways if part.search(other) and n != names] == [], way
 
 
-def test_each_number_stands_once_in_the_request_and_what_is_not_said_is_not_given(
-    vocabulary: Vocabulary,
-) -> None:
+def test_each_number_stands_once_in_the_request_and_what_is_not_said_is_not_given(vocabulary: Vocabulary) -> None:
     source = Source(vocabulary, Random(21), unseen=False)
     given, left = [], 0
     for _ in range(300):
@@ -210,9 +189,7 @@ def test_each_number_stands_once_in_the_request_and_what_is_not_said_is_not_give
     assert 60 < left < 240
 
 
-def test_a_number_that_is_not_given_counts_nothing_that_another_counts(
-    vocabulary: Vocabulary,
-) -> None:
+def test_a_number_that_is_not_given_counts_nothing_that_another_counts(vocabulary: Vocabulary) -> None:
     source = Source(vocabulary, Random(22), unseen=False)
     for _ in range(400):
         properties: dict[str, Any] = {"stay_duration": {}, "main_floor": {}, "total_weight": {}}
@@ -226,24 +203,19 @@ def test_a_question_for_an_attribute_has_a_tool_that_tells_it(vocabulary: Vocabu
     for of, (names, _, asks) in ATTRIBUTES.items():
         task = attribute(source, of, "lake")
         assert any(
-            word.replace("_", "") in task.name.replace("_", "").replace("-", "").lower()
-            for word in names.split()
+            word.replace("_", "") in task.name.replace("_", "").replace("-", "").lower() for word in names.split()
         )
         assert all(asked.count("{v}") == 1 for asked in asks.split(" / "))
         assert all(says(task.ask, made) for made in task.arguments.values() if type(made) is int)
         assert another_attribute(source, of, "lake").made_of[0] not in NEAR[of]
 
 
-def test_attributes_are_of_lessons_and_stand_beside_another_of_the_same_thing(
-    vocabulary: Vocabulary,
-) -> None:
+def test_attributes_are_of_lessons_and_stand_beside_another_of_the_same_thing(vocabulary: Vocabulary) -> None:
     beside = 0
     for unseen in (False, True):
         source = Source(vocabulary, Random(24), unseen=unseen)
         tasks = [
-            task
-            for task in (any_task(source) for _ in range(800))
-            if task.made_of and task.made_of[0] in ATTRIBUTES
+            task for task in (any_task(source) for _ in range(800)) if task.made_of and task.made_of[0] in ATTRIBUTES
         ]
         assert (not tasks) == unseen
         for task in tasks:
@@ -270,18 +242,13 @@ def test_a_value_that_no_word_names_is_the_one_that_is_left_over(vocabulary: Voc
         ask, begins = left_over(source, "Show me the ticket", "ticket", properties, arguments)
         ((key, made),) = arguments.items()
         assert list(properties) == [key] and says(ask, made)
-        named = any(
-            re.search(rf"\b{re.escape(part)}\b", ask.replace(value_text(made), ""))
-            for part in key.split("_")
-        )
+        named = any(re.search(rf"\b{re.escape(part)}\b", ask.replace(value_text(made), "")) for part in key.split("_"))
         assert not named or key.split("_")[-1] == "name"
         places["in front" if begins else "within" if ask.endswith("ticket") else "behind"] += 1
     assert min(places.values()) > 20
 
 
-def test_values_said_by_name_stand_beside_the_names_and_one_may_be_left_out(
-    vocabulary: Vocabulary,
-) -> None:
+def test_values_said_by_name_stand_beside_the_names_and_one_may_be_left_out(vocabulary: Vocabulary) -> None:
     source = Source(vocabulary, Random(27), unseen=False)
     unsaid = 0
     for _ in range(300):
@@ -308,9 +275,7 @@ def test_which_enumeration_a_word_is_of_tells_whose_value_it_is(vocabulary: Voca
         ask = said_options(source, "Do it", properties, arguments)
         enumerations = [schema["enum"] for schema in properties.values()]
         assert len(set(sum(enumerations, []))) == len(sum(enumerations, []))
-        assert all(
-            made in properties[key]["enum"] and made in ask for key, made in arguments.items()
-        )
+        assert all(made in properties[key]["enum"] and made in ask for key, made in arguments.items())
         assert list(arguments) == [key for key in properties if key in arguments]
         if len(arguments) == 2:
             one, other = arguments.values()
@@ -332,12 +297,8 @@ def test_a_tool_with_one_parameter_may_call_it_anything_in_lessons(vocabulary: V
 def test_numbers_are_also_written_as_json_has_them_not(vocabulary: Vocabulary) -> None:
     for unseen in (False, True):
         source = Source(vocabulary, Random(30), unseen=unseen)
-        assert {quoted(source, "integer", 12000) for _ in range(60)} == {"12000"} | (
-            set() if unseen else {"12,000"}
-        )
-        assert {quoted(source, "float", 78.2) for _ in range(60)} == {"78.2"} | (
-            set() if unseen else {"78.20"}
-        )
+        assert {quoted(source, "integer", 12000) for _ in range(60)} == {"12000"} | (set() if unseen else {"12,000"})
+        assert {quoted(source, "float", 78.2) for _ in range(60)} == {"78.2"} | (set() if unseen else {"78.20"})
         assert {quoted(source, "float", 0.125) for _ in range(60)} == {"0.125"}
         longest = max(value(source, "integer") for _ in range(300))
         assert (longest > 999_999) != unseen
@@ -359,25 +320,10 @@ def test_the_verb_tells_which_of_two_states_is_meant(vocabulary: Vocabulary) -> 
         assert task.definition["parameters"]["properties"][flag]["type"] == "boolean"
         ((_, made),) = [(k, v) for k, v in task.arguments.items() if k != flag]
         assert says(task.ask, made)
-        for verb in (
-            "unlock",
-            "unmute",
-            "disable",
-            "close",
-            "hide",
-            "enable",
-            "publish",
-            "archive",
-        ):
-            if re.search(
-                rf"(?<!mark )\b{verb} (the|my|{re.escape(value_text(made).lower())})",
-                task.ask.lower(),
-            ):
+        for verb in ("unlock", "unmute", "disable", "close", "hide", "enable", "publish", "archive"):
+            if re.search(rf"(?<!mark )\b{verb} (the|my|{re.escape(value_text(made).lower())})", task.ask.lower()):
                 told.setdefault(verb, set()).add(wanted)
-    assert (
-        told.items()
-        >= {"unlock": {False}, "hide": {False}, "enable": {True}, "archive": {True}}.items()
-    )
+    assert told.items() >= {"unlock": {False}, "hide": {False}, "enable": {True}, "archive": {True}}.items()
     assert all(len(states) == 1 for states in told.values())
 
 
@@ -385,9 +331,7 @@ def test_switches_are_of_lessons(vocabulary: Vocabulary) -> None:
     for unseen in (False, True):
         source = Source(vocabulary, Random(33), unseen=unseen)
         names = [any_task(source).name for _ in range(600)]
-        assert (
-            any(name.endswith(("_state", "_switch", "State", "Switch")) for name in names) != unseen
-        )
+        assert any(name.endswith(("_state", "_switch", "State", "Switch")) for name in names) != unseen
 
 
 def test_a_tool_about_a_kind_is_asked_for_by_one_of_that_kind(vocabulary: Vocabulary) -> None:
@@ -397,15 +341,10 @@ def test_a_tool_about_a_kind_is_asked_for_by_one_of_that_kind(vocabulary: Vocabu
         task = categorised(source)
         deed, kind = task.made_of
         words = categories()[kind]
-        members = [
-            v for v in task.arguments.values() if isinstance(v, str) and v.split()[-1] in words
-        ]
+        members = [v for v in task.arguments.values() if isinstance(v, str) and v.split()[-1] in words]
         assert members and all(says(task.ask, made) for made in members), task
         assert kind.replace("_", "") in task.name.replace("_", "").replace("-", "").lower()
-        assert all(
-            source.mine(member.split()[-1]) or not any(map(source.mine, words))
-            for member in members
-        )
+        assert all(source.mine(member.split()[-1]) or not any(map(source.mine, words)) for member in members)
         compared += deed == COMPARE
     assert 20 < compared < 100
 
@@ -431,6 +370,4 @@ def test_kinds_of_things_are_of_lessons(vocabulary: Vocabulary) -> None:
         tasks = [any_task(source) for _ in range(400)]
         deeds = {task.made_of[0] for task in tasks if task.made_of}
         assert bool(deeds & set(CATEGORY_DEEDS)) != unseen
-    assert not set(CATEGORY_DEEDS) & {*DEEDS, *ATTRIBUTES}, (
-        "what stands beside a task is chosen by its deed"
-    )
+    assert not set(CATEGORY_DEEDS) & {*DEEDS, *ATTRIBUTES}, "what stands beside a task is chosen by its deed"

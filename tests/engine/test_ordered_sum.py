@@ -17,9 +17,7 @@ VALUES = (1e8, -1e8, 1.25, 3e7, 0.3, -7e-3)  # of rank r: the r-th of three neig
 
 def _shard(rank: int) -> Shard:
     nothing = range(0)
-    return Shard(
-        rank, rank, RANKS, 0, 1, range(1), nothing, nothing, nothing, nothing, nothing
-    )  # fmt: skip
+    return Shard(rank, rank, RANKS, 0, 1, range(1), nothing, nothing, nothing, nothing, nothing)
 
 
 def _sums(rank: int, rendezvous: Path, dtype: str) -> list[list[float]]:

@@ -32,10 +32,7 @@ LAYOUTS = {
     "pipeline 4": {"pipeline_parallel_size": 4},
     "tensor 2 x pipeline 2": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
 }
-PROMPTS = {
-    f"r{i}": [(7 * i + 3 * j) % 900 + 5 for j in range(n)]
-    for i, n in enumerate((1, 17, 150, 33, 80))
-}
+PROMPTS = {f"r{i}": [(7 * i + 3 * j) % 900 + 5 for j in range(n)] for i, n in enumerate((1, 17, 150, 33, 80))}
 
 
 @contextmanager
@@ -47,9 +44,7 @@ def running(folder: Path, **options: Any) -> Iterator[EngineCore]:
         core.executor.shutdown()
 
 
-def generate(
-    core: EngineCore, params: dict[str, Any] | None = None
-) -> dict[str, tuple[list[int], list[float]]]:
+def generate(core: EngineCore, params: dict[str, Any] | None = None) -> dict[str, tuple[list[int], list[float]]]:
     """Every prompt at once -> its answer's tokens, and the logprobs of prompt and answer that were asked for."""
     found: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in PROMPTS}
     wanted = {"max_tokens": 6, "temperature": 0.0, "seed": 3} | (params or {})
@@ -85,9 +80,7 @@ def alone(folder: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
 def test_ranks_agree_with_one(folder: Path, alone: dict[str, Any], layout: str) -> None:
     with running(folder, **LAYOUTS[layout]) as core:
         assert len(core.executor.ranks) == core.executor.worker.comm.world_size > 1
-        assert {n: t for n, (t, _) in generate(core).items()} == {
-            n: t for n, (t, _) in alone["greedy"].items()
-        }
+        assert {n: t for n, (t, _) in generate(core).items()} == {n: t for n, (t, _) in alone["greedy"].items()}
         for kind, params in (
             ("logprobs", {"logprobs": 0}),
             ("prompt", {"logprobs": 0, "prompt_logprobs": 2}),
@@ -114,9 +107,7 @@ def test_every_rank_holds_its_part_only() -> None:
 def test_a_pipeline_has_several_batches_under_way() -> None:
     with running(checkpoint(), pipeline_parallel_size=2) as core:
         for name, prompt in PROMPTS.items():
-            core.add_request(
-                AddRequest(name, prompt, SamplingParams(max_tokens=8, temperature=0.0, seed=1))
-            )
+            core.add_request(AddRequest(name, prompt, SamplingParams(max_tokens=8, temperature=0.0, seed=1)))
         deepest = 0
         collect = core.executor.collect
 
@@ -134,9 +125,7 @@ def test_a_pipeline_has_several_batches_under_way() -> None:
 def test_requests_can_be_aborted_while_they_are_in_the_pipeline() -> None:
     with running(checkpoint(), pipeline_parallel_size=2) as core:
         for name, prompt in PROMPTS.items():
-            core.add_request(
-                AddRequest(name, prompt, SamplingParams(max_tokens=200, temperature=0.0, seed=1))
-            )
+            core.add_request(AddRequest(name, prompt, SamplingParams(max_tokens=200, temperature=0.0, seed=1)))
         for _ in range(5):
             core.step()
         core.abort(list(PROMPTS))
@@ -150,11 +139,7 @@ def test_requests_can_be_aborted_while_they_are_in_the_pipeline() -> None:
 def test_preemption_in_a_pipeline_changes_no_token() -> None:
     with running(checkpoint(), max_num_seqs=5) as core:
         expected = generate(core, {"max_tokens": 40})
-    options = {
-        "pipeline_parallel_size": 2,
-        "cpu_kv_cache_gib": 0.0024,
-        "enable_prefix_caching": False,
-    }
+    options = {"pipeline_parallel_size": 2, "cpu_kv_cache_gib": 0.0024, "enable_prefix_caching": False}
     with running(checkpoint(), max_num_seqs=5, **options) as core:
         assert generate(core, {"max_tokens": 40}) == expected
         assert core.scheduler.num_preemptions > 0
@@ -168,9 +153,7 @@ def test_a_dead_rank_is_reported() -> None:
         heard.append((message, fatal))
         told.set()
 
-    core = EngineCore(
-        place(engine_config(checkpoint(), num_threads=1, pipeline_parallel_size=2)), on_death
-    )
+    core = EngineCore(place(engine_config(checkpoint(), num_threads=1, pipeline_parallel_size=2)), on_death)
     started = time.monotonic()
     os.kill(core.executor.ranks[1].pid, signal.SIGKILL)
     assert told.wait(10)

@@ -28,9 +28,7 @@ def make_core(**changes: Any) -> EngineCore:
 
 def request(name: str, prompt: list[int] = PROMPT, **options: Any) -> AddRequest:
     params = {"prompt_logprobs": ALTERNATIVES} | options.pop("params", {})
-    return AddRequest(
-        name, prompt, SamplingParams(max_tokens=3, seed=1, ignore_eos=True, **params), **options
-    )
+    return AddRequest(name, prompt, SamplingParams(max_tokens=3, seed=1, ignore_eos=True, **params), **options)
 
 
 def run(core: EngineCore) -> tuple[dict[str, list[TokenLogprobs]], dict[str, TokenOutput]]:
@@ -95,8 +93,10 @@ def test_others_do_not_wait_for_room_for_logits() -> None:
     assert [output.request_id for output in core.step()] == ["a", "plain"]
     found, last = run(core)
     assert {name: len(scores) for name, scores in found.items() if scores} == {
-        "a": len(PROMPT) - 1 - SCORED_ROWS, "b": len(PROMPT) - 1, "c": len(PROMPT) - 1,
-    }  # fmt: skip
+        "a": len(PROMPT) - 1 - SCORED_ROWS,
+        "b": len(PROMPT) - 1,
+        "c": len(PROMPT) - 1,
+    }
     assert {output.finish_reason for output in last.values()} == {FinishReason.LENGTH}
 
 

@@ -26,15 +26,9 @@ from tests.helpers import sampling_row
 V = 3000
 
 
-def row(
-    prompt: list[int] | None = None, output: list[int] | None = None, **params: Any
-) -> SamplingRow:
+def row(prompt: list[int] | None = None, output: list[int] | None = None, **params: Any) -> SamplingRow:
     options = {"max_tokens": 10, "seed": 1} | params
-    return sampling_row(
-        SamplingParams(**options),
-        np.array(prompt or [1], np.int64),
-        np.array(output or [], np.int64),
-    )
+    return sampling_row(SamplingParams(**options), np.array(prompt or [1], np.int64), np.array(output or [], np.int64))
 
 
 def run(logits: torch.Tensor, rows: list[SamplingRow]) -> SamplerOutput:
@@ -116,9 +110,7 @@ def test_every_combination_stays_inside_its_support() -> None:
 
 def test_neighbours_do_not_matter() -> None:
     logits = logits_of(7, 32)
-    rows = [
-        row(seed=i, temperature=i % 3 / 2, top_k=i % 5, top_p=1 - i % 2 / 10) for i in range(32)
-    ]
+    rows = [row(seed=i, temperature=i % 3 / 2, top_k=i % 5, top_p=1 - i % 2 / 10) for i in range(32)]
     together = run(logits, rows).token_ids
     alone = [run(logits[i : i + 1], [rows[i]]).token_ids[0] for i in range(32)]
     assert together == alone
@@ -158,21 +150,14 @@ def test_uniform_numbers_are_uniform_and_differ_for_negative_seeds() -> None:
 
 def test_penalties_follow_their_formulas() -> None:
     logits = logits_of(4)
-    params = {
-        "temperature": 0.0,
-        "presence_penalty": 0.5,
-        "frequency_penalty": 0.25,
-        "repetition_penalty": 1.3,
-    }
+    params = {"temperature": 0.0, "presence_penalty": 0.5, "frequency_penalty": 0.25, "repetition_penalty": 1.3}
     prompt, output = [10, 11], [11, 12, 12]
     wanted = logits[0].clone()
     for token in {*prompt, *output}:
         wanted[token] = wanted[token] / 1.3 if wanted[token] > 0 else wanted[token] * 1.3
     for token in set(output):
         wanted[token] -= 0.5 + 0.25 * output.count(token)
-    for candidate in range(
-        V
-    ):  # lift one token after the other to the top: the argmax tells its penalised logit
+    for candidate in range(V):  # lift one token after the other to the top: the argmax tells its penalised logit
         if candidate not in (10, 11, 12, 13):
             continue
         lifted = logits.clone()
@@ -190,12 +175,8 @@ def test_penalties_follow_their_formulas() -> None:
 def test_bias_bans_and_forces() -> None:
     logits = logits_of(6)
     best = int(logits.argmax())
-    assert run(
-        logits, [row(temperature=0.0, logit_bias=LogitBias.of({best: -100.0}))]
-    ).token_ids != [best]
-    assert run(logits, [row(temperature=0.0, logit_bias=LogitBias.of({77: 100.0}))]).token_ids == [
-        77
-    ]
+    assert run(logits, [row(temperature=0.0, logit_bias=LogitBias.of({best: -100.0}))]).token_ids != [best]
+    assert run(logits, [row(temperature=0.0, logit_bias=LogitBias.of({77: 100.0}))]).token_ids == [77]
 
 
 def test_bias_of_one_row_is_not_its_neighbours() -> None:
@@ -292,7 +273,7 @@ def test_the_kernel_picks_what_torch_picks(vocab: int) -> None:
         for i in range(n)
     ]
     mask_rows = list(range(0, n, 3))
-    masks = rng.integers(-(2**31), 2**31, (len(mask_rows), -(-vocab // 32)), np.int64).astype(np.int32)  # fmt: skip
+    masks = rng.integers(-(2**31), 2**31, (len(mask_rows), -(-vocab // 32)), np.int64).astype(np.int32)
     masks[::2] |= np.int32(-1) - 1
     wanted = _pick(logits.clone(), rows, mask_rows, masks)
     found = _pick_natively(logits.clone(), rows, mask_rows, masks)

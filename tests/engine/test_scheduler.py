@@ -28,22 +28,19 @@ def make_scheduler(
     num_blocks: int = 200, drafter: Drafter | None = None, lookahead: int = 0, **changes: Any
 ) -> Scheduler:
     options: dict[str, Any] = {
-        "max_model_len": 4096, "max_num_seqs": 4, "max_num_batched_tokens": 64, "block_size": 16,
-    } | changes  # fmt: skip
+        "max_model_len": 4096,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 64,
+        "block_size": 16,
+    } | changes
     config = EngineConfig(ModelConfig.from_json(hf_config(SIZES["nano"])), None, "dummy", **options)
-    kv = KVCacheManager(
-        num_blocks, config.block_size, WINDOW, enable_prefix_caching=config.enable_prefix_caching
-    )
+    kv = KVCacheManager(num_blocks, config.block_size, WINDOW, enable_prefix_caching=config.enable_prefix_caching)
     return Scheduler(config, kv, drafter=drafter, lookahead=lookahead)
 
 
-def make_request(
-    name: str, prompt: int | list[int] = 10, max_tokens: int = 5, **options: Any
-) -> Request:
+def make_request(name: str, prompt: int | list[int] = 10, max_tokens: int = 5, **options: Any) -> Request:
     ids = prompt if isinstance(prompt, list) else [100 + i % 50 for i in range(prompt)]
-    params = SamplingParams(
-        max_tokens=max_tokens, seed=0, stop_token_ids=(STOP,), **options.pop("params", {})
-    )
+    params = SamplingParams(max_tokens=max_tokens, seed=0, stop_token_ids=(STOP,), **options.pop("params", {}))
     return Request(name, list(ids), params, **options)
 
 
@@ -88,22 +85,16 @@ class FakeRunner:
             if end == self.lengths[name] + len(drafts):
                 if right:
                     accepted[name] = right
-                sampled[name] = (
-                    STOP if self.rng.random() < self.stop_chance else 100 + self.rng.randrange(50)
-                )
+                sampled[name] = STOP if self.rng.random() < self.stop_chance else 100 + self.rng.randrange(50)
                 self.lengths[name] += len(right) + 1
         assert all(n == 1 for n in writers.values()), "two requests write to one place"
-        for output in scheduler.update_from_output(
-            out, ModelRunnerOutput(sampled, {}, accepted=accepted)
-        ):
+        for output in scheduler.update_from_output(out, ModelRunnerOutput(sampled, {}, accepted=accepted)):
             self.outputs.setdefault(output.request_id, []).extend(output.token_ids)
             self.ended[output.request_id] += output.finish_reason is not None
         scheduler._kv.check_integrity()
         return out
 
-    def _check_table(
-        self, name: str, start: int, end: int, writers: Counter[tuple[int, int]]
-    ) -> None:
+    def _check_table(self, name: str, start: int, end: int, writers: Counter[tuple[int, int]]) -> None:
         size = self.scheduler._config.block_size
         full, sliding = self.tables[name]
         assert len(full) == len(sliding) >= -(-end // size)
@@ -277,9 +268,7 @@ def test_preempted_requests_come_back_and_give_the_same_tokens() -> None:
     scheduler = make_scheduler(num_blocks=40, max_num_seqs=4)
     runner = FakeRunner(scheduler)
     for name in "abcd":
-        scheduler.add_request(
-            make_request(name, list(range(ord(name) * 1000, ord(name) * 1000 + 60)), 100)
-        )
+        scheduler.add_request(make_request(name, list(range(ord(name) * 1000, ord(name) * 1000 + 60)), 100))
     runner.run()
     assert scheduler.num_preemptions > 0
     assert runner.ended == dict.fromkeys("abcd", 1)
@@ -306,11 +295,7 @@ def test_abort_at_any_moment_frees_everything(steps: int) -> None:
     runner = FakeRunner(scheduler)
     for _ in range(steps):
         runner.step()
-    assert {r.request_id for r in scheduler.finish_requests(["a", "b", "c", "unknown"])} == {
-        "a",
-        "b",
-        "c",
-    }
+    assert {r.request_id for r in scheduler.finish_requests(["a", "b", "c", "unknown"])} == {"a", "b", "c"}
     assert scheduler.finish_requests(["a"]) == []
     assert not scheduler.has_requests()
     assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_waiting_tokens) == (0, 0, 0)
@@ -326,10 +311,7 @@ def test_a_failed_request_leaves_the_others_alone() -> None:
         scheduler.add_request(make_request(name, 10, 3))
     out = scheduler.schedule()
     outputs = scheduler.update_from_output(out, ModelRunnerOutput({"a": 100}, {}, {"b": "bad"}))
-    assert [(o.request_id, o.finish_reason) for o in outputs] == [
-        ("a", None),
-        ("b", FinishReason.ERROR),
-    ]
+    assert [(o.request_id, o.finish_reason) for o in outputs] == [("a", None), ("b", FinishReason.ERROR)]
     assert "b" not in scheduler
     scheduler._kv.check_integrity()
 
@@ -348,10 +330,7 @@ def test_whatever_arrives_every_request_ends_once(
 ) -> None:
     batched = max(batched, seqs)
     scheduler = make_scheduler(
-        num_blocks=num_blocks,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=batched,
-        lookahead=lookahead,
+        num_blocks=num_blocks, max_num_seqs=seqs, max_num_batched_tokens=batched, lookahead=lookahead
     )
     limit = min(400, scheduler._kv.max_request_tokens(batched))
     rng = random.Random(data.draw(st.integers(0, 2**32)))
@@ -364,19 +343,11 @@ def test_whatever_arrives_every_request_ends_once(
             name = f"r{len(added)}"
             added.append(name)
             prompt = rng.randrange(1, max(2, limit - 1))
-            shared = (
-                list(range(500, 500 + prompt))
-                if rng.random() < 0.5
-                else rng.choices(range(50, 90), k=prompt)
-            )
+            shared = list(range(500, 500 + prompt)) if rng.random() < 0.5 else rng.choices(range(50, 90), k=prompt)
             room = max(1, min(60, limit - prompt))
             scheduler.add_request(
                 make_request(
-                    name,
-                    shared,
-                    rng.randrange(1, room + 1),
-                    priority=rng.randrange(-3, 3),
-                    tenant=rng.choice(tenants),
+                    name, shared, rng.randrange(1, room + 1), priority=rng.randrange(-3, 3), tenant=rng.choice(tenants)
                 )
             )
         elif action < 0.45 and added:
@@ -384,9 +355,7 @@ def test_whatever_arrives_every_request_ends_once(
         else:
             runner.step()
     runner.run()
-    assert {name: runner.ended[name] + (name in aborted) for name in added} == dict.fromkeys(
-        added, 1
-    )
+    assert {name: runner.ended[name] + (name in aborted) for name in added} == dict.fromkeys(added, 1)
     assert scheduler._kv.usage == 0
     runner.step()
     assert runner.tables == {}
@@ -446,9 +415,7 @@ def test_tenants_share_the_places_of_a_step_equally() -> None:
 def test_priority_counts_within_a_share_and_between_tenants_below_theirs() -> None:
     scheduler = make_scheduler(max_num_seqs=1, priority_ageing_s=5.0)
     for name, tenant, priority in (("a0", "a", 0), ("a1", "a", -1), ("b0", "b", -2)):
-        scheduler.add_request(
-            make_request(name, 10, 2, arrival=0.0, tenant=tenant, priority=priority)
-        )
+        scheduler.add_request(make_request(name, 10, 2, arrival=0.0, tenant=tenant, priority=priority))
     runner = FakeRunner(scheduler)
     order: list[str] = []
     while scheduler.has_requests():

@@ -22,9 +22,7 @@ def on_device(x: torch.Tensor) -> torch.Tensor:
     return x.to(DEVICE, TYPE) if x.is_floating_point() else x.to(DEVICE)
 
 
-def assert_close(
-    name: str, expected: torch.Tensor, found: torch.Tensor, tolerance: float = TOLERANCE
-) -> None:
+def assert_close(name: str, expected: torch.Tensor, found: torch.Tensor, tolerance: float = TOLERANCE) -> None:
     """By the root mean square of the difference, relative to that of what is expected."""
     expected, found = expected.double().cpu(), found.double().cpu()
     assert torch.isfinite(found).all(), f"{name}: not finite"

@@ -20,21 +20,14 @@ WIDE = TileConfig(16, 128, 2, 1)
 @pytest.fixture
 def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Splits of 32 keys, from 128 on of 64: a few hundred keys show what thousands do."""
-    for name, value in (
-        ("SHORT_SPLIT", 32),
-        ("NUM_SHORT", 4),
-        ("LONG_SPLIT", 64),
-        ("LONG_FROM", 128),
-    ):
+    for name, value in (("SHORT_SPLIT", 32), ("NUM_SHORT", 4), ("LONG_SPLIT", 64), ("LONG_FROM", 128)):
         monkeypatch.setattr(attention, name, value)
 
 
 class Case:
     """Sequences with `context` tokens in the cache and `new` ones, the decodes first; blocks in a random order."""
 
-    def __init__(
-        self, context: list[int], new: list[int], heads: int, groups: int, spare_blocks: int = 2
-    ) -> None:
+    def __init__(self, context: list[int], new: list[int], heads: int, groups: int, spare_blocks: int = 2) -> None:
         g = torch.Generator().manual_seed(len(context) + sum(new))
         self.context, self.new, self.heads, self.groups = context, new, heads, groups
         lengths = [c + n for c, n in zip(context, new, strict=True)]
@@ -57,9 +50,7 @@ class Case:
         starts = np.concatenate(([0], np.cumsum(new)))
         decodes = sum(n == 1 for n in new)
         tiles = [
-            (s, f)
-            for s in range(decodes, len(new))
-            for f in range(int(starts[s]), int(starts[s + 1]), TILE_TOKENS)
+            (s, f) for s in range(decodes, len(new)) for f in range(int(starts[s]), int(starts[s + 1]), TILE_TOKENS)
         ]
         table = torch.zeros(len(new), max(widths) + 1, dtype=torch.int32)
         for row, blocks in zip(table, self.tables, strict=True):
@@ -79,11 +70,9 @@ class Case:
 
     def run(
         self, window: int | None, decode: TileConfig = CONFIG, prefill: TileConfig = CONFIG, *, fixed: bool = True
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         tensors = [on_device(t) for t in (self.query, self.key, self.value, self.sinks)]
-        return attention.paged_attention(
-            *tensors, self.ragged, window, DIM**-0.5, decode, prefill, fixed=fixed
-        ).cpu()
+        return attention.paged_attention(*tensors, self.ragged, window, DIM**-0.5, decode, prefill, fixed=fixed).cpu()
 
     def expected(self, window: int | None) -> torch.Tensor:
         out, at = [], 0
@@ -93,9 +82,7 @@ class Case:
                 first = 0 if window is None else max(0, c + i - window + 1)
                 seen = slice(first, c + i + 1)
                 logits = torch.einsum("hd,khd->hk", self.query[at].double(), k[seen]) * DIM**-0.5
-                p = torch.softmax(
-                    torch.cat((logits, self.sinks.double().unsqueeze(1)), dim=1), dim=1
-                )[:, :-1]
+                p = torch.softmax(torch.cat((logits, self.sinks.double().unsqueeze(1)), dim=1), dim=1)[:, :-1]
                 out.append(torch.einsum("hk,khd->hd", p, v[seen]).flatten())
                 at += 1
         return torch.stack(out)
@@ -121,9 +108,7 @@ def test_paged_attention(
 
 
 @pytest.mark.parametrize("pieces", [1, 3, 5])
-def test_keys_are_shared_out_between_any_number_of_programs(
-    monkeypatch: pytest.MonkeyPatch, pieces: int
-) -> None:
+def test_keys_are_shared_out_between_any_number_of_programs(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
     monkeypatch.setattr(attention, "MAX_PIECES", pieces)
     monkeypatch.setattr(attention, "MIN_PIECE", 16)
     case = Case([290, 40], [1, 1], 8, 1)
@@ -162,11 +147,4 @@ def test_padding_sequences_are_passed_over() -> None:
 
 
 def test_splits_follow_the_length() -> None:
-    assert [attention.num_splits(n) for n in (1, 256, 257, 8192, 8193, 131_072)] == [
-        1,
-        1,
-        2,
-        32,
-        33,
-        92,
-    ]
+    assert [attention.num_splits(n) for n in (1, 256, 257, 8192, 8193, 131_072)] == [1, 1, 2, 32, 33, 92]

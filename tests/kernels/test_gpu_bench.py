@@ -17,12 +17,10 @@ from bench.gpu.timing import Row
 from tests.kernels.gpu_helpers import DEVICE
 
 ROOT = Path(__file__).resolve().parents[2]
-MACHINE = {"python_version": "3.12", "python_full_version": "3.12.1", "sys_platform": "linux", "extra": ""}  # fmt: skip
+MACHINE = {"python_version": "3.12", "python_full_version": "3.12.1", "sys_platform": "linux", "extra": ""}
 
 pytestmark = [
-    pytest.mark.skipif(
-        DEVICE.type == "cuda", reason="bench/gpu/run.sh runs the benchmarks themselves"
-    ),
+    pytest.mark.skipif(DEVICE.type == "cuda", reason="bench/gpu/run.sh runs the benchmarks themselves"),
     pytest.mark.filterwarnings("ignore:overflow encountered"),
     pytest.mark.filterwarnings("ignore:invalid value encountered"),
 ]
@@ -39,16 +37,7 @@ def on_a_cpu() -> Iterator[None]:
 def test_kernel_rows(tokens: int) -> None:
     rows = [bench.row("kernels") for bench in kernels.Layer("20b").benches(tokens, context=80)]
     names = " ".join(row.name for row in rows)
-    for kernel in (
-        "qkv",
-        "out",
-        "router",
-        "lm_head",
-        "moe_w1",
-        "moe_w2",
-        "attention full",
-        "attention sliding",
-    ):
+    for kernel in ("qkv", "out", "router", "lm_head", "moe_w1", "moe_w2", "attention full", "attention sliding"):
         assert f"20b {kernel}" in names
     for row in rows:
         assert row.as_dict(CEILINGS)["us"] == 1.0
@@ -66,9 +55,7 @@ def test_the_steps_of_a_run_leave_their_rows(tmp_path: Path) -> None:
     assert {row["step"] for row in found} == {"smoke", "decode"}
 
 
-def test_a_step_that_fails_leaves_what_it_had_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_fails_leaves_what_it_had_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(model: str) -> Iterator[Row]:
         yield Row("decode", "one", 10.0)
         raise RuntimeError("no more")
@@ -107,7 +94,7 @@ def test_wheels_bring_all_that_they_need_beside_the_machine() -> None:
     fetched, there = (
         {_normal(name) for name in re.search(rf"^{what}=\(\n(.*?)^\)", script, re.M | re.S)[1].split()}  # type: ignore[index]
         for what in ("packages", "machine")
-    )  # fmt: skip
+    )
     assert "fastapi" in fetched and "torch" in there
     missing = set()
     for name in fetched:
@@ -129,7 +116,7 @@ def test_the_roofline_of_the_kernels_as_they_were() -> None:
     works = [
         roofline.Work(name, ctas, warps, count, size, trips, calls=0.5 if "attention" in name else 1.0)
         for (name, (ctas, warps, count, trips)), size in zip(roofline.BEFORE.items(), megabytes, strict=True)
-    ]  # fmt: skip
+    ]
     card = roofline.CARDS["H200"]
     found = {t.work.kernel: t for t in roofline.times(works, card)}
     assert found["qkv"].us == pytest.approx(29.5 / 4.3 / 0.78)
@@ -147,6 +134,6 @@ def test_weights_that_are_asked_for_early_come_while_the_memory_is_idle() -> Non
     busy = roofline.Work("one", 528, 1, 100, 40.0)
     idle = roofline.Work("one", 528, 1, 100, 0.0, trips=8)
     late, early = (roofline.Work("two", 160, 1, 100, 20.0, early_bytes=n) for n in (0, 125_000))
-    after = [[roofline.times([one, two], card)[1].us for two in (late, early)] for one in (busy, idle)]  # fmt: skip
+    after = [[roofline.times([one, two], card)[1].us for two in (late, early)] for one in (busy, idle)]
     assert after[0][0] == after[0][1] == after[1][0] == pytest.approx(20 / 4.3 / 0.78)
     assert 20 / 5.5 <= after[1][1] < after[1][0]

@@ -26,19 +26,13 @@ def test_every_kernel_compiles_without_spilling(rows: Rows, target: int) -> None
     assert len(mine) > 25
     assert not [r for r in mine if "error" in r]
     assert not [(r["kernel"], r["spilled_bytes"]) for r in mine if r["spilled_bytes"]]
-    assert not [
-        (r["kernel"], r["shared_bytes"]) for r in mine if r["shared_bytes"] > r["shared_limit"]
-    ]
-    assert not [
-        (r["kernel"], r["registers"]) for r in mine if r["registers"] * r["threads"] > 65_536
-    ]
+    assert not [(r["kernel"], r["shared_bytes"]) for r in mine if r["shared_bytes"] > r["shared_limit"]]
+    assert not [(r["kernel"], r["registers"]) for r in mine if r["registers"] * r["threads"] > 65_536]
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("target", TARGETS)
-def test_matrices_are_multiplied_by_matrix_instructions_from_wide_loads(
-    rows: Rows, target: int
-) -> None:
+def test_matrices_are_multiplied_by_matrix_instructions_from_wide_loads(rows: Rows, target: int) -> None:
     multiplying = [r for r in rows if r["target"] == target and r["wants_mma"]]
     assert not [r["kernel"] for r in multiplying if not r["mma"]]
     assert not [r["kernel"] for r in multiplying if not r["wide_loads"]]
@@ -48,16 +42,12 @@ def test_matrices_are_multiplied_by_matrix_instructions_from_wide_loads(
 @pytest.mark.parametrize("target", TARGETS)
 def test_decode_of_experts_is_within_the_instruction_budget(rows: Rows, target: int) -> None:
     decode = [
-        r
-        for r in rows
-        if r["target"] == target and r["kernel"].startswith("moe_w") and "<=512" not in r["kernel"]
+        r for r in rows if r["target"] == target and r["kernel"].startswith("moe_w") and "<=512" not in r["kernel"]
     ]
     decode = [r for r in decode if "prefill" not in r["kernel"]]
     assert len(decode) >= 4
     assert not [(r["kernel"], r["per_weight"]) for r in decode if r["per_weight"] > BUDGET[target]]
-    assert not [
-        (r["kernel"], r["per_weight"]) for r in decode if r["per_weight"] < 2
-    ]  # then the loop was not found
+    assert not [(r["kernel"], r["per_weight"]) for r in decode if r["per_weight"] < 2]  # then the loop was not found
 
 
 @pytest.mark.timeout(900)

@@ -23,9 +23,7 @@ def normed(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * scale.double()
 
 
-@pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(1, 64, 16), (3, 160, 40), (17, 96, 32), (33, 80, 24)]
-)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 16), (3, 160, 40), (17, 96, 32), (33, 80, 24)])
 @pytest.mark.parametrize("config", [SMALL, TileConfig(32, 16, 2, 1)])
 def test_linear(rows: int, inputs: int, outputs: int, config: TileConfig) -> None:
     g = seeded()
@@ -36,9 +34,7 @@ def test_linear(rows: int, inputs: int, outputs: int, config: TileConfig) -> Non
         normal(g, rows, outputs),
     )
     expected = x.double() @ w.double().t() + bias + residual
-    found = dense.linear(
-        on_device(x), on_device(w), config, bias=on_device(bias), residual=on_device(residual)
-    )
+    found = dense.linear(on_device(x), on_device(w), config, bias=on_device(bias), residual=on_device(residual))
     assert_close("linear", expected, found)
 
 
@@ -46,9 +42,7 @@ def test_linear_takes_the_rows_it_is_told() -> None:
     g = seeded()
     x, w = normal(g, 9, 64), normal(g, 16, 64)
     rows = torch.tensor([7, 0, 7])
-    found = dense.linear(
-        on_device(x), on_device(w), SMALL, rows=on_device(rows), out_dtype=torch.float32
-    )
+    found = dense.linear(on_device(x), on_device(w), SMALL, rows=on_device(rows), out_dtype=torch.float32)
     assert_close("rows", x[rows].double() @ w.double().t(), found)
     assert found.dtype == torch.float32
 
@@ -84,9 +78,10 @@ def test_a_row_does_not_depend_on_the_others(tokens: int) -> None:
     assert torch.equal(whole[:tokens], part)
 
 
-@pytest.mark.parametrize(("heads", "groups", "config"), [(4, 2, TileConfig(32, 16, 1, 1)), (8, 1, TileConfig(64, 16,
-1, 1)),
-                                                        (3, 1, TileConfig(128, 16, 1, 1))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("heads", "groups", "config"),
+    [(4, 2, TileConfig(32, 16, 1, 1)), (8, 1, TileConfig(64, 16, 1, 1)), (3, 1, TileConfig(128, 16, 1, 1))],
+)
 @pytest.mark.parametrize("way", ["fused", "done"])
 def test_qkv_rotates_and_stores(heads: int, groups: int, config: TileConfig, way: str) -> None:
     g = seeded()
@@ -105,9 +100,19 @@ def test_qkv_rotates_and_stores(heads: int, groups: int, config: TileConfig, way
     if way == "done":
         taken, given["r"] = dense.norm_tokens(taken, on_device(scale), EPS)
     query = dense.qkv(
-        taken, on_device(w), on_device(bias), positions.to(DEVICE), table.to(DEVICE), slots.to(DEVICE), key, value,
-        heads, config, eps=EPS, **given,
-    )  # fmt: skip
+        taken,
+        on_device(w),
+        on_device(bias),
+        positions.to(DEVICE),
+        table.to(DEVICE),
+        slots.to(DEVICE),
+        key,
+        value,
+        heads,
+        config,
+        eps=EPS,
+        **given,
+    )
     expected = (normed(x, scale) @ w.double().t() + bias).view(tokens, -1, dim)
     rotated = apply_rope_ref(expected[:, : heads + groups].float(), cos[positions], sin[positions])
     assert_close("query", rotated[:, :heads], query)

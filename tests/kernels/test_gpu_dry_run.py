@@ -31,16 +31,16 @@ def found() -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "bench.kernels.dry_run", "--check"],
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout))
 
 
 @pytest.mark.parametrize("invariant", ["False", "True"])
-def test_a_prompt_of_any_length_takes_a_compilation_of_the_launch_table(
-    found: dict[str, Any], invariant: str
-) -> None:
+def test_a_prompt_of_any_length_takes_a_compilation_of_the_launch_table(found: dict[str, Any], invariant: str) -> None:
     table = load_table()["sm_90"]
     counts = found["eager"][invariant]["counts"]
     assert len(counts) >= 8
@@ -56,17 +56,13 @@ def test_a_prompt_of_any_length_takes_a_compilation_of_the_launch_table(
 
 
 @pytest.mark.parametrize("max_num_seqs", ["7", "32", "256"])
-def test_a_start_compiles_all_that_mixed_steps_ask_for(
-    found: dict[str, Any], max_num_seqs: str
-) -> None:
+def test_a_start_compiles_all_that_mixed_steps_ask_for(found: dict[str, Any], max_num_seqs: str) -> None:
     assert sum(found["start"][max_num_seqs]["start"].values()) > 20
     assert found["start"][max_num_seqs]["missing"] == []
 
 
 @pytest.mark.parametrize("invariant", ["False", "True"])
-def test_a_layer_of_a_step_of_any_size_takes_nine_launches_at_most(
-    found: dict[str, Any], invariant: str
-) -> None:
+def test_a_layer_of_a_step_of_any_size_takes_nine_launches_at_most(found: dict[str, Any], invariant: str) -> None:
     launches = found["eager"][invariant]["launches"]
     assert len(launches) == 14
     for step, kernels in launches.items():

@@ -32,7 +32,7 @@ def moved(w: Mxfp4Tensor) -> Mxfp4Tensor:
 
 
 @triton.jit
-def _route_kernel(logits_ptr, chosen_ptr, weights_ptr, EXPERTS: tl.constexpr, PADDED: tl.constexpr, K: tl.constexpr):  # fmt: skip
+def _route_kernel(logits_ptr, chosen_ptr, weights_ptr, EXPERTS: tl.constexpr, PADDED: tl.constexpr, K: tl.constexpr):
     token, e = tl.program_id(0), tl.arange(0, PADDED)
     logits = tl.load(logits_ptr + token * EXPERTS + e, mask=e < EXPERTS, other=float("-inf"))
     chosen, weights = routing.choose_experts(logits, e, K)
@@ -57,9 +57,17 @@ class Experts:
         self.b1, self.b2 = normal(g, NUM_EXPERTS, 2 * INTER), normal(g, NUM_EXPERTS, HIDDEN)
 
     def run(
-        self, x: torch.Tensor, r: torch.Tensor, logits: torch.Tensor, residual: torch.Tensor, num_tokens: int, *,
-        block_m: int, direct: bool, config: TileConfig = SMALL,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        x: torch.Tensor,
+        r: torch.Tensor,
+        logits: torch.Tensor,
+        residual: torch.Tensor,
+        num_tokens: int,
+        *,
+        block_m: int,
+        direct: bool,
+        config: TileConfig = SMALL,
+    ) -> torch.Tensor:
         logits = logits.to(DEVICE)
         count = torch.tensor([num_tokens], dtype=torch.int32, device=DEVICE)
         if direct:
@@ -67,33 +75,18 @@ class Experts:
         else:
             chosen, weights = route(logits)
             listed = routing.tile_list_ref(chosen, count, NUM_EXPERTS, block_m)
-            tiles = experts.Tiles(
-                logits, count, PER_TOKEN, len(listed.tile_expert), block_m, weights, listed
-            )
+            tiles = experts.Tiles(logits, count, PER_TOKEN, len(listed.tile_expert), block_m, weights, listed)
         w1 = pack_experts(moved(self.w1), gate_up_order(INTER, DEVICE))
-        act = experts.moe_w1(
-            on_device(x), r.to(DEVICE), w1, on_device(self.b1), LIMIT, tiles, config
-        )
-        return experts.moe_w2(
-            act,
-            pack_experts(moved(self.w2)),
-            on_device(self.b2),
-            on_device(residual),
-            tiles,
-            config,
-        )
+        act = experts.moe_w1(on_device(x), r.to(DEVICE), w1, on_device(self.b1), LIMIT, tiles, config)
+        return experts.moe_w2(act, pack_experts(moved(self.w2)), on_device(self.b2), on_device(residual), tiles, config)
 
-    def expected(
-        self, x: torch.Tensor, logits: torch.Tensor, residual: torch.Tensor
-    ) -> torch.Tensor:
+    def expected(self, x: torch.Tensor, logits: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         w1, w2 = (dequantize_mxfp4(w, torch.float32).double() for w in (self.w1, self.w2))
         chosen, weights = moe.route_ref(logits, PER_TOKEN)
         out = residual.double()
         for t in range(len(x)):
             for e, weight in zip(chosen[t].tolist(), weights[t].tolist(), strict=True):
-                h = moe.clamped_swiglu_ref(
-                    (w1[e] @ x[t].double() + self.b1[e]).unsqueeze(0), LIMIT
-                )[0]
+                h = moe.clamped_swiglu_ref((w1[e] @ x[t].double() + self.b1[e]).unsqueeze(0), LIMIT)[0]
                 out[t] += weight * (w2[e] @ h + self.b2[e])
         return out
 
@@ -124,15 +117,11 @@ def test_experts(
     )
     x[num_tokens:] = float("nan")
     r = torch.rand(tokens, generator=g) + 0.5
-    found = weights.run(
-        x, r, logits, residual, num_tokens, block_m=block_m, direct=direct, config=config
-    )[:num_tokens]
+    found = weights.run(x, r, logits, residual, num_tokens, block_m=block_m, direct=direct, config=config)[:num_tokens]
     assert_close("experts", weights.expected(x * r[:, None], logits, residual)[:num_tokens], found)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:overflow encountered in exp"
-)  # sigmoid of a gate far below zero, by numpy
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # sigmoid of a gate far below zero, by numpy
 def test_all_tokens_to_the_same_experts(weights: Experts) -> None:
     g = seeded(1)
     x, residual = normal(g, 19, HIDDEN, std=30.0), normal(g, 19, HIDDEN)
@@ -143,17 +132,11 @@ def test_all_tokens_to_the_same_experts(weights: Experts) -> None:
 
 def test_a_listed_token_is_as_it_is_alone(weights: Experts) -> None:
     g = seeded(2)
-    x, residual, logits = (
-        normal(g, 9, HIDDEN),
-        normal(g, 9, HIDDEN),
-        torch.randn(9, NUM_EXPERTS, generator=g),
-    )
+    x, residual, logits = (normal(g, 9, HIDDEN), normal(g, 9, HIDDEN), torch.randn(9, NUM_EXPERTS, generator=g))
     ones = torch.ones(9)
     together = weights.run(x, ones, logits, residual, 9, block_m=8, direct=False)
     alone = weights.run(x[:1], ones[:1], logits[:1], residual[:1], 1, block_m=8, direct=True)
-    assert torch.equal(
-        together[0], alone[0]
-    )  # the first of each tile: numpy's products differ from row to row
+    assert torch.equal(together[0], alone[0])  # the first of each tile: numpy's products differ from row to row
 
 
 def test_every_code_under_every_scale_keeps_its_value() -> None:
@@ -170,12 +153,8 @@ def test_every_code_under_every_scale_keeps_its_value() -> None:
         for start in range(0, 128, 16):
             unit = torch.zeros(16, 128)
             unit[torch.arange(16), torch.arange(start, start + 16)] = 1.0
-            listed = routing.tile_list_ref(
-                torch.zeros(16, 1, dtype=torch.int32, device=DEVICE), count * 16, 1, 16
-            )
-            tiles = experts.Tiles(
-                logits, count * 16, 1, 1, 16, torch.ones(16, 1, device=DEVICE), listed
-            )
+            listed = routing.tile_list_ref(torch.zeros(16, 1, dtype=torch.int32, device=DEVICE), count * 16, 1, 16)
+            tiles = experts.Tiles(logits, count * 16, 1, 1, 16, torch.ones(16, 1, device=DEVICE), listed)
             out = experts.moe_w2(
                 on_device(unit),
                 packed,
@@ -206,10 +185,7 @@ def test_gate_and_up_rows_lie_eight_apart() -> None:
 
 
 def test_what_cannot_be_packed_is_named() -> None:
-    blocks, scales = (
-        torch.zeros(1, 16, 1, 16, dtype=torch.uint8),
-        torch.full((1, 16, 1), 129, dtype=torch.uint8),
-    )
+    blocks, scales = (torch.zeros(1, 16, 1, 16, dtype=torch.uint8), torch.full((1, 16, 1), 129, dtype=torch.uint8))
     with pytest.raises(ValueError, match="scale is 129"):
         pack_experts(Mxfp4Tensor(blocks, scales))
     with pytest.raises(ValueError, match="24 rows"):
@@ -219,13 +195,9 @@ def test_what_cannot_be_packed_is_named() -> None:
 def test_the_memory_plan_knows_the_padding() -> None:
     c = ModelConfig.from_json(hf_config(SIZES["20b"]))
     shard = whole(c)
-    one = Mxfp4Tensor(
-        torch.zeros(1, 32, 90, 16, dtype=torch.uint8), torch.zeros(1, 32, 90, dtype=torch.uint8)
-    )
+    one = Mxfp4Tensor(torch.zeros(1, 32, 90, 16, dtype=torch.uint8), torch.zeros(1, 32, 90, dtype=torch.uint8))
     padded = pack_experts(one).nbytes / one.nbytes
-    experts_bytes = (
-        c.num_layers * c.num_experts * 3 * c.hidden_size * c.intermediate_size * 17 // 32
-    )
+    experts_bytes = c.num_layers * c.num_experts * 3 * c.hidden_size * c.intermediate_size * 17 // 32
     assert padding_bytes(c, shard) == pytest.approx(experts_bytes * (padded - 1))
 
 

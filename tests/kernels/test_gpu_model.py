@@ -29,9 +29,15 @@ pytestmark = [  # numpy's, in the interpreter: a sigmoid far below zero, and row
 BLOCK_SIZE = 16
 NUM_BLOCKS = 40
 CONFIG = dataclasses.replace(
-    ModelConfig.from_json(hf_config(SIZES["nano"])), num_layers=2, vocab_size=512, hidden_size=96, num_experts=6,
-    intermediate_size=64, sliding_window=24, layer_types=("sliding_attention", "full_attention"),
-)  # fmt: skip
+    ModelConfig.from_json(hf_config(SIZES["nano"])),
+    num_layers=2,
+    vocab_size=512,
+    hidden_size=96,
+    num_experts=6,
+    intermediate_size=64,
+    sliding_window=24,
+    layer_types=("sliding_attention", "full_attention"),
+)
 # two rounds: prompts together, then one decoding beside a prompt's second chunk
 PROMPTS = {"a": 37, "b": 5, "c": 21}
 ROUNDS = ({"a": 37, "b": 5, "c": 9}, {"b": 1, "a": 1, "c": 12}, {"a": 1, "b": 1, "c": 1})
@@ -40,25 +46,19 @@ ROUNDS = ({"a": 37, "b": 5, "c": 9}, {"b": 1, "a": 1, "c": 12}, {"a": 1, "b": 1,
 def run(model: GptOss) -> list[torch.Tensor]:
     """-> the logits of every round, a row a token."""
     shape = (NUM_BLOCKS, BLOCK_SIZE, CONFIG.num_key_value_heads, CONFIG.head_dim)
-    cache = [
-        LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv")) for _ in range(2)
-    ]
+    cache = [LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv")) for _ in range(2)]
     table, out, g = RequestTable(), [], torch.Generator().manual_seed(5)
     new, first = [], 1
     for name, length in PROMPTS.items():
         ids = torch.randint(0, CONFIG.vocab_size, (length + 2,), generator=g).tolist()
         blocks = list(range(first, first + 3))
         first += 3
-        new.append(
-            NewRequest(name, ids, length, SamplingParams(max_tokens=9, seed=0), (blocks, blocks), 0)
-        )
+        new.append(NewRequest(name, ids, length, SamplingParams(max_tokens=9, seed=0), (blocks, blocks), 0))
     for counts in ROUNDS:
         rows = table.apply(SchedulerOutput(new, {}, dict(counts), []))
         new = []
         batch = build_batch(rows, BLOCK_SIZE, CONFIG.sliding_window, TYPE, DEVICE)
-        batch = dataclasses.replace(
-            batch, sample_rows=torch.arange(len(batch.token_ids), device=DEVICE)
-        )
+        batch = dataclasses.replace(batch, sample_rows=torch.arange(len(batch.token_ids), device=DEVICE))
         out.append(model.forward(batch, cache).cpu())
         table.finish_step(rows, {})
     return out
@@ -72,9 +72,7 @@ def test_logits_equal_plain_torch(monkeypatch: pytest.MonkeyPatch, invariant: bo
     weights = dummy_weights(CONFIG, plain, DEVICE, 1)
     expected = run(GptOss(CONFIG, weights, comm))
     monkeypatch.setattr(support, "runs_triton", lambda _: True)
-    layers = [
-        dataclasses.replace(one, experts=for_kernels(one.experts, TYPE)) for one in weights.layers
-    ]
+    layers = [dataclasses.replace(one, experts=for_kernels(one.experts, TYPE)) for one in weights.layers]
     weights = dataclasses.replace(weights, layers=layers)
     found = run(TritonGptOss(CONFIG, weights, comm, max_positions=64, invariant=invariant))
     for step, (one, two) in enumerate(zip(expected, found, strict=True)):
@@ -89,19 +87,11 @@ def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch)
     """The graphs' static buffers, sizes and padding, on a capture that simply repeats the forward pass."""
     monkeypatch.setattr(support, "runs_triton", lambda _: True)
     comm = Communicator(whole(CONFIG), DEVICE)
-    model = TritonGptOss(
-        CONFIG, dummy_weights(CONFIG, TYPE, DEVICE, 1), comm, max_positions=128, invariant=False
-    )
-    engine = EngineConfig(
-        CONFIG, None, load_format="dummy", max_model_len=128, max_num_seqs=3, block_size=BLOCK_SIZE
-    )
+    model = TritonGptOss(CONFIG, dummy_weights(CONFIG, TYPE, DEVICE, 1), comm, max_positions=128, invariant=False)
+    engine = EngineConfig(CONFIG, None, load_format="dummy", max_model_len=128, max_num_seqs=3, block_size=BLOCK_SIZE)
     shape = (NUM_BLOCKS, BLOCK_SIZE, CONFIG.num_key_value_heads, CONFIG.head_dim)
     eager, graphed = (
-        [
-            LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv"))
-            for _ in range(2)
-        ]
-        for _ in range(2)
+        [LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv")) for _ in range(2)] for _ in range(2)
     )
     repeats = None if DEVICE.type == "cuda" else lambda forward: forward
     graphs = GraphRunner(engine, model, graphed, DEVICE, repeats)
@@ -113,14 +103,7 @@ def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch)
     for name, length in (("a", 18), ("b", 3), ("c", 33)):
         ids = [7 * i % CONFIG.vocab_size for i in range(length + 3)]
         new.append(
-            NewRequest(
-                name,
-                ids,
-                length,
-                SamplingParams(max_tokens=9, seed=0),
-                ([first, first + 1, first + 2],) * 2,
-                0,
-            )
+            NewRequest(name, ids, length, SamplingParams(max_tokens=9, seed=0), ([first, first + 1, first + 2],) * 2, 0)
         )
         first += 3
     rows = table.apply(SchedulerOutput(new, {}, {"a": 18, "b": 3, "c": 33}, []))
@@ -144,15 +127,9 @@ def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch)
 def test_the_check_at_start_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support, "runs_triton", lambda _: True)
     comm = Communicator(whole(CONFIG), DEVICE)
-    model = TritonGptOss(
-        CONFIG, dummy_weights(CONFIG, TYPE, DEVICE, 1), comm, max_positions=128, invariant=False
-    )
+    model = TritonGptOss(CONFIG, dummy_weights(CONFIG, TYPE, DEVICE, 1), comm, max_positions=128, invariant=False)
     shape = (2, BLOCK_SIZE, CONFIG.num_key_value_heads, CONFIG.head_dim)
-    cache = [
-        LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv")) for _ in range(2)
-    ]
+    cache = [LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv")) for _ in range(2)]
     assert kernel_check.check_layers(model, cache, comm, BLOCK_SIZE) < 0.01
-    monkeypatch.setattr(
-        experts, "moe_w2", lambda act, w, bias, residual, tiles, config: residual * 1.5
-    )
+    monkeypatch.setattr(experts, "moe_w2", lambda act, w, bias, residual, tiles, config: residual * 1.5)
     assert kernel_check.check_layers(model, cache, comm, BLOCK_SIZE) > kernel_check.TOLERANCE

@@ -24,12 +24,10 @@ class Router:
     def __init__(self, tokens: int, experts: int, inputs: int = 96) -> None:
         g = torch.Generator().manual_seed(tokens + experts)
         self.x = normal(g, tokens, inputs, std=9.0)
-        self.scale, self.w, self.bias = (normal(g, *n) for n in ((inputs,), (experts, inputs), (experts,)))  # fmt: skip
+        self.scale, self.w, self.bias = (normal(g, *n) for n in ((inputs,), (experts, inputs), (experts,)))
         self.w[1], self.bias[1] = self.w[0], self.bias[0]
 
-    def run(
-        self, way: str, num_tokens: int, block_m: int | None = 8, local: range | None = None
-    ) -> Routed:
+    def run(self, way: str, num_tokens: int, block_m: int | None = 8, local: range | None = None) -> Routed:
         route, config = WAYS[way]
         given = map(on_device, (self.x, self.scale, self.w, self.bias))
         count = torch.tensor([num_tokens], dtype=torch.int32, device=DEVICE)
@@ -51,9 +49,16 @@ def assert_same_tiles(found: TileList, expected: TileList, assignments: int) -> 
 
 
 CASES = [
-    ("few", 1, 1, 8), ("few", 18, 18, 32), ("few", 3, 2, 20), ("few", 40, 33, 128), ("few", 9, 0, 8),
-    ("many", 1, 1, 8), ("many", 37, 30, 20), ("many", 70, 70, 8), ("many", 19, 0, 8),
-]  # fmt: skip
+    ("few", 1, 1, 8),
+    ("few", 18, 18, 32),
+    ("few", 3, 2, 20),
+    ("few", 40, 33, 128),
+    ("few", 9, 0, 8),
+    ("many", 1, 1, 8),
+    ("many", 37, 30, 20),
+    ("many", 70, 70, 8),
+    ("many", 19, 0, 8),
+]
 
 
 @pytest.mark.parametrize(("way", "tokens", "num_tokens", "experts"), CASES)

@@ -64,9 +64,7 @@ def test_a_mask_leaves_what_it_allows(number: float) -> None:
     logits[:, 7] = 50.0
     words = masks([31, 32, 699], [64], [5, 400])
     mask_rows = torch.tensor([0, 1, -1], dtype=torch.int32)
-    tokens, best = pick(
-        logits, torch.tensor([1.0, 1.0, 0.0]), torch.full((3,), number), mask_rows, words
-    )
+    tokens, best = pick(logits, torch.tensor([1.0, 1.0, 0.0]), torch.full((3,), number), mask_rows, words)
     assert int(tokens[0]) == {0.0: 31, 0.5: 32, 0.99999994: 699}[number]
     assert tokens[1:].tolist() == [64, 7]
     assert best.tolist() == [0.0, 0.0, 50.0]
@@ -93,10 +91,7 @@ def test_a_draw_does_not_depend_on_the_other_rows() -> None:
     g = torch.Generator().manual_seed(2)
     logits, uniform = torch.randn(6, VOCAB, generator=g), torch.rand(6, generator=g)
     together, _ = pick(logits, torch.ones(6), uniform, *everything(6))
-    alone = [
-        int(pick(logits[i : i + 1], torch.ones(1), uniform[i : i + 1], *everything(1))[0])
-        for i in range(6)
-    ]
+    alone = [int(pick(logits[i : i + 1], torch.ones(1), uniform[i : i + 1], *everything(1))[0]) for i in range(6)]
     assert together.tolist() == alone
 
 
@@ -104,9 +99,13 @@ def test_the_sampler_gives_the_same_tokens_by_either_way(monkeypatch: pytest.Mon
     g = torch.Generator().manual_seed(3)
     logits = torch.randn(6, VOCAB, generator=g) * 3
     params = [
-        {"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 1.3},
-        {"temperature": 1.0, "top_k": 5}, {"temperature": 0.5},
-    ]  # fmt: skip
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_p": 0.8},
+        {"temperature": 1.3},
+        {"temperature": 1.0, "top_k": 5},
+        {"temperature": 0.5},
+    ]
     rows = [
         sampling_row(SamplingParams(max_tokens=4, seed=11 + i, **p), np.arange(5 + i), np.arange(i))
         for i, p in enumerate(params)
@@ -120,15 +119,13 @@ def test_the_sampler_gives_the_same_tokens_by_either_way(monkeypatch: pytest.Mon
     assert ours.finite == plain.finite == [True] * 6
 
 
-def test_a_row_for_which_the_likeliest_do_not_suffice_is_drawn_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_row_for_which_the_likeliest_do_not_suffice_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(4)) * 3
     params = [{"top_p": 0.9}, {"top_k": 30, "top_p": 0.95}, {"top_k": 4}, {"min_p": 0.01}, {}]
     rows = [
         sampling_row(SamplingParams(max_tokens=4, seed=3 + i, logprobs=1, **p), np.arange(5), np.arange(i))
         for i, p in enumerate(params)
-    ]  # fmt: skip
+    ]
     words = masks(list(range(0, VOCAB, 2)), list(range(VOCAB))).numpy()
     plain = sample(logits.clone(), rows, [0, 2], words)
     monkeypatch.setattr(support, "samples", lambda _: True)
@@ -166,9 +163,7 @@ def test_penalties_and_bias_are_the_same_by_either_way(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("top", [2, 16])
-def test_truncated_draws_are_those_of_torch_or_said_not_to_be(
-    monkeypatch: pytest.MonkeyPatch, top: int
-) -> None:
+def test_truncated_draws_are_those_of_torch_or_said_not_to_be(monkeypatch: pytest.MonkeyPatch, top: int) -> None:
     """Rows of flat and of steep logits, with ties and masks, under all ways to cut them."""
     monkeypatch.setattr(truncated, "TOP", top)
     g = torch.Generator().manual_seed(top)
@@ -176,10 +171,16 @@ def test_truncated_draws_are_those_of_torch_or_said_not_to_be(
     logits = torch.randn(rows, VOCAB, generator=g) * torch.linspace(0.5, 6, rows)[:, None]
     logits[2:4] = (logits[2:4] * 2).round() / 2
     params = [
-        SamplingParams(max_tokens=1, seed=0, temperature=0.5 + i / 10, top_p=(0.1, 0.5, 0.9, 1.0)[i % 4],
-                       top_k=(0, 3, 50, 0, 1)[i % 5], min_p=(0.0, 0.05)[i % 2])
+        SamplingParams(
+            max_tokens=1,
+            seed=0,
+            temperature=0.5 + i / 10,
+            top_p=(0.1, 0.5, 0.9, 1.0)[i % 4],
+            top_k=(0, 3, 50, 0, 1)[i % 5],
+            min_p=(0.0, 0.05)[i % 2],
+        )
         for i in range(rows)
-    ]  # fmt: skip
+    ]
     words = masks(list(range(1, VOCAB, 3)), list(range(VOCAB)))
     mask_rows = torch.tensor([-1, 0, 1] * (rows // 3), dtype=torch.int32)
     allowed = torch.ones(rows, VOCAB, dtype=torch.bool)
@@ -191,11 +192,13 @@ def test_truncated_draws_are_those_of_torch_or_said_not_to_be(
     expected = Truncated.of(scaled, uniform, params).draw_among_all()
     given = [t.to(DEVICE) for t in (logits, temperature, uniform.float(), mask_rows, words)]
     picked = sampling.pick(*given)
-    numbers = torch.tensor([[float(u), p.top_p, p.min_p, p.top_k or VOCAB] for u, p in zip(uniform, params, strict=True)])  # fmt: skip
+    numbers = torch.tensor(
+        [[float(u), p.top_p, p.min_p, p.top_k or VOCAB] for u, p in zip(uniform, params, strict=True)]
+    )
     numbers = torch.stack((uniform, *numbers.double().t()[1:]))
     right = truncated.pick(
         given[0], given[1], *given[3:], torch.arange(rows, device=DEVICE), numbers.to(DEVICE), picked
-    ).cpu()  # fmt: skip
+    ).cpu()
     assert torch.equal(picked.tokens.cpu()[right], expected[right])
     assert int(right.sum()) >= {2: 1, 16: 5}[top]
     assert not right.all() or top == 16

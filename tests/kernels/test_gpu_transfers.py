@@ -12,9 +12,7 @@ from src.engine.worker.transfers import Reading, to_device
 from tests.helpers import sampling_row
 
 BUSY_CYCLES = 500_000_000  # some tenths of a second
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="there is nothing to wait for without a GPU"
-)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is nothing to wait for without a GPU")
 
 
 def busy() -> torch.cuda.Event:
@@ -49,9 +47,15 @@ def test_nothing_waits_for_what_goes_to_the_device() -> None:
 def test_the_next_step_is_started_before_the_tokens_are_there() -> None:
     vocab = 201_088
     wishes = [
-        {"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 40, "min_p": 0.05}, {"repetition_penalty": 1.2, "top_p": 0.5},
-        {"presence_penalty": 0.5, "logprobs": 3}, {"logit_bias": LogitBias.of({7: 2.0})}, {"min_tokens": 9, "stop_token_ids": (8,)},
-    ]  # fmt: skip
+        {"temperature": 0.0},
+        {},
+        {"top_p": 0.9},
+        {"top_k": 40, "min_p": 0.05},
+        {"repetition_penalty": 1.2, "top_p": 0.5},
+        {"presence_penalty": 0.5, "logprobs": 3},
+        {"logit_bias": LogitBias.of({7: 2.0})},
+        {"min_tokens": 9, "stop_token_ids": (8,)},
+    ]
     rows = [
         sampling_row(SamplingParams(max_tokens=9, seed=i, **wish), np.arange(40), np.arange(3))
         for i, wish in enumerate(wishes)

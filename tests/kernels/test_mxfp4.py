@@ -11,8 +11,7 @@ from src.kernels.mxfp4 import E2M1_VALUES, Mxfp4Tensor, dequantize_mxfp4, quanti
 def packed(codes: list[int], scale: int) -> Mxfp4Tensor:
     pairs = [low | high << 4 for low, high in zip(codes[::2], codes[1::2], strict=True)]
     return Mxfp4Tensor(
-        torch.tensor(pairs, dtype=torch.uint8).view(1, 1, 16),
-        torch.tensor([[scale]], dtype=torch.uint8),
+        torch.tensor(pairs, dtype=torch.uint8).view(1, 1, 16), torch.tensor([[scale]], dtype=torch.uint8)
     )
 
 
@@ -32,20 +31,14 @@ def test_the_lower_nibble_is_the_even_column() -> None:
 
 def test_bfloat16_holds_every_code_exactly() -> None:
     w = packed([*range(16)] * 2, 120)
-    assert torch.equal(
-        dequantize_mxfp4(w, torch.bfloat16).float(), dequantize_mxfp4(w, torch.float32)
-    )
+    assert torch.equal(dequantize_mxfp4(w, torch.bfloat16).float(), dequantize_mxfp4(w, torch.float32))
 
 
 def test_what_the_format_holds_comes_back_unchanged() -> None:
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (3, 5, 4, 16), dtype=torch.uint8, generator=generator)
-    blocks[..., 0] = (
-        7  # the largest code, so that the shared exponent is the one that quantisation picks
-    )
-    w = Mxfp4Tensor(
-        blocks, torch.randint(100, 140, (3, 5, 4), dtype=torch.uint8, generator=generator)
-    )
+    blocks[..., 0] = 7  # the largest code, so that the shared exponent is the one that quantisation picks
+    w = Mxfp4Tensor(blocks, torch.randint(100, 140, (3, 5, 4), dtype=torch.uint8, generator=generator))
     dense = dequantize_mxfp4(w, torch.float32)
     again = quantize_mxfp4(dense)
     assert torch.equal(again.scales, w.scales)
@@ -55,10 +48,7 @@ def test_what_the_format_holds_comes_back_unchanged() -> None:
 def test_rounding_is_to_the_nearest_and_ties_to_even() -> None:
     values = [6.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -0.25, -5.0, 0.26, 4.99] + [0.0] * 20
     wanted = [6.0, 0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, -0.0, -4.0, 0.5, 4.0] + [0.0] * 20
-    assert (
-        dequantize_mxfp4(quantize_mxfp4(torch.tensor([values])), torch.float32)[0].tolist()
-        == wanted
-    )
+    assert dequantize_mxfp4(quantize_mxfp4(torch.tensor([values])), torch.float32)[0].tolist() == wanted
 
 
 def test_quantising_is_within_half_a_step() -> None:
@@ -74,9 +64,7 @@ def test_zeros_stay_zeros() -> None:
     assert dequantize_mxfp4(quantize_mxfp4(torch.zeros(2, 64)), torch.float32).abs().sum() == 0
 
 
-@pytest.mark.parametrize(
-    "bad", [torch.zeros(2, 33), torch.full((1, 32), torch.nan), torch.full((1, 32), torch.inf)]
-)
+@pytest.mark.parametrize("bad", [torch.zeros(2, 33), torch.full((1, 32), torch.nan), torch.full((1, 32), torch.inf)])
 def test_bad_input_is_refused(bad: torch.Tensor) -> None:
     with pytest.raises(ValueError):
         quantize_mxfp4(bad)

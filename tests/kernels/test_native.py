@@ -16,9 +16,7 @@ from src.kernels.rms_norm import rms_norm_ref
 from src.kernels.rope import apply_rope_ref, rope_tables
 from tests.helpers import assert_close
 
-pytestmark = pytest.mark.skipif(
-    native.library() is None, reason="this CPU or machine cannot build the native kernels"
-)
+pytestmark = pytest.mark.skipif(native.library() is None, reason="this CPU or machine cannot build the native kernels")
 
 
 @pytest.fixture(autouse=True, params=native.available_instruction_sets())
@@ -46,9 +44,7 @@ def test_a_row_of_linear_does_not_depend_on_the_others() -> None:
     x, w = bf16(130, 576), bf16(50, 576, seed=1)
     whole = native.linear(x, w, out_dtype=torch.float32)
     for rows in (*(slice(3, 3 + n) for n in range(1, 11)), slice(60, 129), slice(129, 130)):
-        assert torch.equal(
-            native.linear(x[rows].contiguous(), w, out_dtype=torch.float32), whole[rows]
-        )
+        assert torch.equal(native.linear(x[rows].contiguous(), w, out_dtype=torch.float32), whole[rows])
 
 
 @pytest.fixture
@@ -85,9 +81,7 @@ def test_many_small_calls_from_several_threads_are_right() -> None:
         assert all(pool.map(repeat, range(3)))
 
 
-def test_an_instruction_set_that_this_cpu_lacks_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_instruction_set_that_this_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_cpu_flags", lambda: frozenset({"avx2", "fma"}))
     with pytest.raises(ValueError, match="this CPU has no avx512f"):
         native.choose_instruction_set("avx512")
@@ -104,18 +98,11 @@ def test_rope_and_store() -> None:
     heads, groups, tokens = 6, 2, 5
     qkv = bf16(tokens, heads + 2 * groups, 64)
     cos, sin = rope_tables(torch.tensor([0, 1, 77, 4000, 90_000]), torch.rand(32), 1.3)
-    key_cache, value_cache = (
-        torch.full((3, 4, groups, 64), torch.nan, dtype=torch.bfloat16) for _ in range(2)
-    )
+    key_cache, value_cache = (torch.full((3, 4, groups, 64), torch.nan, dtype=torch.bfloat16) for _ in range(2))
     slots = torch.tensor([1, 4, 5, 11, 0])
     out = qkv.clone()
     native.rope_and_store(out, cos, sin, slots, key_cache, value_cache, heads)
-    assert_close(
-        "rotated",
-        apply_rope_ref(qkv[:, : heads + groups].float(), cos, sin),
-        out[:, : heads + groups],
-        3e-3,
-    )
+    assert_close("rotated", apply_rope_ref(qkv[:, : heads + groups].float(), cos, sin), out[:, : heads + groups], 3e-3)
     assert torch.equal(out[:, heads + groups :], qkv[:, heads + groups :])
     assert torch.equal(key_cache.flatten(0, 1)[slots], out[:, heads : heads + groups])
     assert torch.equal(value_cache.flatten(0, 1)[slots], qkv[:, heads + groups :])
@@ -127,10 +114,7 @@ def test_rope_and_store() -> None:
 def test_attention(window: int | None, length: int) -> None:
     heads, groups, num_slots = 12, 2, 200
     order = torch.randperm(num_slots, generator=torch.Generator().manual_seed(5))[:length]
-    key_cache, value_cache = (
-        bf16(num_slots, 1, groups, 64, seed=1),
-        bf16(num_slots, 1, groups, 64, seed=2),
-    )
+    key_cache, value_cache = (bf16(num_slots, 1, groups, 64, seed=1), bf16(num_slots, 1, groups, 64, seed=2))
     qkv, sinks = bf16(length, heads + 2 * groups, 64, seed=3), bf16(heads, seed=4)
     last = torch.arange(length)
     first = torch.zeros_like(last) if window is None else (last - window + 1).clamp(min=0)
@@ -138,20 +122,12 @@ def test_attention(window: int | None, length: int) -> None:
     out = native.attention(qkv, key_cache, value_cache, sinks, spans, 0.125)
     plan = PrefillPlan(0, length, 0, 0, order)
     wanted = prefill_attention_ref(
-        qkv[:, :heads].float(),
-        key_cache.float(),
-        value_cache.float(),
-        sinks.float(),
-        plan,
-        window,
-        0.125,
+        qkv[:, :heads].float(), key_cache.float(), value_cache.float(), sinks.float(), plan, window, 0.125
     )
     assert_close("attention", wanted.flatten(1), out, 4e-3)
     for t in {0, length // 2, length - 1}:
         one = tuple(s[t : t + 1] if s is not order else s for s in spans)
-        assert torch.equal(
-            native.attention(qkv[t : t + 1], key_cache, value_cache, sinks, one, 0.125)[0], out[t]
-        )  # type: ignore[arg-type]
+        assert torch.equal(native.attention(qkv[t : t + 1], key_cache, value_cache, sinks, one, 0.125)[0], out[t])  # type: ignore[arg-type]
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -178,10 +154,7 @@ def experts_of(num: int, hidden: int, inter: int) -> tuple[ExpertWeights, Expert
     )
     b1, b2 = bf16(num, 2 * inter, seed=3), bf16(num, hidden, seed=4)
     exact = ExpertWeights(
-        dequantize_mxfp4(w1, torch.float64),
-        b1.double(),
-        dequantize_mxfp4(w2, torch.float64),
-        b2.double(),
+        dequantize_mxfp4(w1, torch.float64), b1.double(), dequantize_mxfp4(w2, torch.float64), b2.double()
     )
     return ExpertWeights(w1, b1, w2, b2), exact
 
@@ -192,9 +165,7 @@ def experts_of(num: int, hidden: int, inter: int) -> tuple[ExpertWeights, Expert
 def test_moe(tokens: int, num: int, hidden: int, inter: int, packed: bool) -> None:
     w, exact = experts_of(num, hidden, inter)
     x, residual = bf16(tokens, hidden, seed=5), bf16(tokens, hidden, seed=6)
-    experts, weights = native.route(
-        torch.randn(tokens, num, generator=torch.Generator().manual_seed(7)), 4
-    )
+    experts, weights = native.route(torch.randn(tokens, num, generator=torch.Generator().manual_seed(7)), 4)
     w1, w2 = (w.w1, w.w2) if packed else (exact.w1.bfloat16(), exact.w2.bfloat16())  # type: ignore[union-attr]
     out = native.moe(x, experts, weights, w1, w.b1, w2, w.b2, residual, 7.0)
     wanted = residual.double()
@@ -205,11 +176,7 @@ def test_moe(tokens: int, num: int, hidden: int, inter: int, packed: bool) -> No
             wanted[t] += weights[t, j].double() * (exact.w2[e] @ h[0] + exact.b2[e])  # type: ignore[index]
     assert_close("moe", wanted, out, 5e-3)
     plain = moe_forward_ref(
-        x.float(),
-        experts,
-        weights,
-        ExpertWeights(*(v.float() for v in (exact.w1, exact.b1, exact.w2, exact.b2))),
-        7.0,
+        x.float(), experts, weights, ExpertWeights(*(v.float() for v in (exact.w1, exact.b1, exact.w2, exact.b2))), 7.0
     )  # type: ignore[union-attr]
     assert_close("moe_forward_ref", wanted - residual.double(), plain, 1e-5)
     alone = native.moe(x[-1:], experts[-1:], weights[-1:], w1, w.b1, w2, w.b2, residual[-1:], 7.0)
@@ -220,21 +187,15 @@ def test_moe(tokens: int, num: int, hidden: int, inter: int, packed: bool) -> No
 def test_moe_decodes_every_code_at_the_scales_edges(scale: int) -> None:
     codes = torch.arange(16, dtype=torch.uint8).repeat(2)
     blocks = (codes[0::2] | codes[1::2] << 4).view(1, 1, 1, 16)
-    w1 = Mxfp4Tensor(
-        blocks.expand(1, 64, 1, 16).contiguous(), torch.full((1, 64, 1), 127, dtype=torch.uint8)
-    )
+    w1 = Mxfp4Tensor(blocks.expand(1, 64, 1, 16).contiguous(), torch.full((1, 64, 1), 127, dtype=torch.uint8))
     # rows of w2 read one hidden value each: hidden is known, so the output shows code * scale
-    w2 = Mxfp4Tensor(
-        blocks.expand(1, 32, 1, 16).contiguous(), torch.full((1, 32, 1), scale, dtype=torch.uint8)
-    )
+    w2 = Mxfp4Tensor(blocks.expand(1, 32, 1, 16).contiguous(), torch.full((1, 32, 1), scale, dtype=torch.uint8))
     x = torch.zeros(1, 32, dtype=torch.bfloat16)
     b1 = torch.zeros(1, 64, dtype=torch.bfloat16)
     b1[0, 32:] = 6.0
     b1[0, :32] = torch.linspace(0, 3, 32).bfloat16()
     zeros = torch.zeros(1, 32, dtype=torch.bfloat16)
-    out = native.moe(
-        x, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), w1, b1, w2, zeros, zeros, 7.0
-    )
+    out = native.moe(x, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), w1, b1, w2, zeros, zeros, 7.0)
     h = clamped_swiglu_ref(b1.double(), 7.0).bfloat16().double()
     wanted = h @ dequantize_mxfp4(w2, torch.float64)[0].T
     assert_close("edges", wanted, out, 5e-3)

@@ -28,12 +28,7 @@ TOOL = {
 REQUESTS: dict[str, dict[str, Any]] = {
     "plain": {"messages": [{"role": "user", "content": "Hello!"}]},
     "low effort": {"messages": [{"role": "user", "content": "Hello!"}], "reasoning_effort": "low"},
-    "system": {
-        "messages": [
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "2 + 2?"},
-        ]
-    },
+    "system": {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]},
     "tools": {"messages": [{"role": "user", "content": "Weather in Oslo?"}], "tools": [TOOL]},
     "turns": {
         "messages": [
@@ -85,9 +80,14 @@ for body in json.load(sys.stdin):
 """
     for seed in ("0", "12345"):
         done = subprocess.run(
-            [sys.executable, "-c", code], input=json.dumps(list(REQUESTS.values())), text=True, cwd=ROOT,
-            capture_output=True, env={"PYTHONHASHSEED": seed, "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}, check=True,
-        )  # fmt: skip
+            [sys.executable, "-c", code],
+            input=json.dumps(list(REQUESTS.values())),
+            text=True,
+            cwd=ROOT,
+            capture_output=True,
+            env={"PYTHONHASHSEED": seed, "PATH": "/usr/bin:/bin", "HOME": str(Path.home())},
+            check=True,
+        )
         built = [json.loads(line) for line in done.stdout.splitlines()]
         assert built == [prompt_ids(http, body) for body in REQUESTS.values()]
 
@@ -110,16 +110,11 @@ def test_the_version_is_told(http: httpx.Client) -> None:
     assert told == http.get("/health").json()["prompt_version"] == "harmony-v1"
 
 
-@pytest.mark.parametrize(
-    "sampling", [{"temperature": 0}, {"temperature": 1, "seed": 7}], ids=["greedy", "seeded"]
-)
-def test_the_same_request_gets_the_same_answer(
-    http: httpx.Client, model: str, sampling: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1, "seed": 7}], ids=["greedy", "seeded"])
+def test_the_same_request_gets_the_same_answer(http: httpx.Client, model: str, sampling: dict[str, Any]) -> None:
     body = {"model": model, "max_tokens": 48, **REQUESTS["plain"], **sampling}
     answers = {
-        json.dumps(http.post("/v1/chat/completions", json=body).json()["choices"], sort_keys=True)
-        for _ in range(5)
+        json.dumps(http.post("/v1/chat/completions", json=body).json()["choices"], sort_keys=True) for _ in range(5)
     }
     assert len(answers) == 1
 
@@ -127,10 +122,7 @@ def test_the_same_request_gets_the_same_answer(
 def test_another_seed_gets_another_answer(http: httpx.Client, model: str) -> None:
     """On a raw prompt that no model is sure about: a trained one may be sure of its answer to a question."""
     body = {"model": model, "prompt": "a", "max_tokens": 24, "temperature": 2}
-    texts = [
-        http.post("/v1/completions", json=body | {"seed": seed}).json()["choices"][0]["text"]
-        for seed in range(5)
-    ]
+    texts = [http.post("/v1/completions", json=body | {"seed": seed}).json()["choices"][0]["text"] for seed in range(5)]
     assert len(set(texts)) > 1
     again = http.post("/v1/completions", json=body | {"seed": 0}).json()["choices"][0]["text"]
     assert again == texts[0]

@@ -16,13 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def body(model: str, **more: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "What is 12 + 30?"}]
-    return {
-        "model": model,
-        "messages": messages,
-        "max_tokens": 120,
-        "temperature": 0,
-        "seed": 1,
-    } | more
+    return {"model": model, "messages": messages, "max_tokens": 120, "temperature": 0, "seed": 1} | more
 
 
 def stream(http: httpx.Client, request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -22,11 +22,7 @@ def tags(http: httpx.Client) -> dict[str, str]:
 
 
 def ask(http: httpx.Client, model: str, **more: Any) -> dict[str, Any]:
-    request = {
-        "model": model,
-        "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": 4,
-    } | more
+    request = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4} | more
     response = http.post("/v1/chat/completions", json=request)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
@@ -58,25 +54,14 @@ def test_answers_carry_them(http: httpx.Client, model: str, tags: dict[str, str]
 
 
 def test_streams_carry_them(http: httpx.Client, model: str, tags: dict[str, str]) -> None:
-    request = {
-        "model": model,
-        "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": 4,
-        "stream": True,
-    }
+    request = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "stream": True}
     with http.stream("POST", "/v1/chat/completions", json=request) as response:
         lines = [line for line in response.iter_lines() if line.startswith("data: {")]
-    found = [
-        chunk["metadata"]
-        for chunk in map(json.loads, (line[6:] for line in lines))
-        if "metadata" in chunk
-    ]
+    found = [chunk["metadata"] for chunk in map(json.loads, (line[6:] for line in lines)) if "metadata" in chunk]
     assert found == [tags]
 
 
-def test_metrics_are_labelled_with_them(
-    http: httpx.Client, model: str, tags: dict[str, str]
-) -> None:
+def test_metrics_are_labelled_with_them(http: httpx.Client, model: str, tags: dict[str, str]) -> None:
     ask(http, model)
     families = list(text_string_to_metric_families(http.get("/metrics").text))
     ours = [f for f in families if f.name.startswith("gptoss_")]
@@ -86,15 +71,12 @@ def test_metrics_are_labelled_with_them(
             assert {name: sample.labels.get(name) for name in TAGS} == tags, sample.name
 
 
-def test_a_request_may_take_another_profile(
-    http: httpx.Client, model: str, tags: dict[str, str]
-) -> None:
+def test_a_request_may_take_another_profile(http: httpx.Client, model: str, tags: dict[str, str]) -> None:
     for name in ("latency_first", "balanced", "quality_first"):
         for answer in (ask(http, model, profile=name), ask(http, f"{model}:{name}")):
             assert answer["metadata"] == tags | {"profile": name}, "the loaded model stays"
     refused = http.post(
-        "/v1/chat/completions",
-        json={"model": model, "messages": [{"role": "user", "content": "x"}], "profile": "fast"},
+        "/v1/chat/completions", json={"model": model, "messages": [{"role": "user", "content": "x"}], "profile": "fast"}
     )
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "profile"
 

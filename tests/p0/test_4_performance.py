@@ -41,19 +41,17 @@ class Answer:
 def ask(url: str, model: str, number: int) -> Answer:
     """A stream in a conversation that grows: the second half of each pair repeats the first and goes on."""
     question = QUESTIONS[number // 2 % len(QUESTIONS)]
-    messages = [
-        {"role": "system", "content": "You are a helpful assistant."},
-        {"role": "user", "content": question},
-    ]
+    messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": question}]
     if number % 2:
-        messages += [
-            {"role": "assistant", "content": "I see."},
-            {"role": "user", "content": "And then?"},
-        ]
+        messages += [{"role": "assistant", "content": "I see."}, {"role": "user", "content": "And then?"}]
     body = {
-        "model": model, "messages": messages, "stream": True, "max_tokens": 128, "reasoning_effort": "low",
+        "model": model,
+        "messages": messages,
+        "stream": True,
+        "max_tokens": 128,
+        "reasoning_effort": "low",
         "stream_options": {"include_usage": True},
-    }  # fmt: skip
+    }
     started, first, tokens, done = time.monotonic(), None, 0, False
     try:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=120) as response:
@@ -118,9 +116,7 @@ def test_whole_answers(load: Load, record_property: Any) -> None:
     measured, limit = percentile(times, 0.95), load.after["profile_settings"]["e2e_p95_s"]
     record_property("e2e_p50_s", round(percentile(times, 0.5), 4))
     record_property("e2e_p95_s", round(measured, 4))
-    record_property(
-        "output_tokens_per_s", round(sum(a.tokens for a in load.answers) / load.seconds, 1)
-    )
+    record_property("output_tokens_per_s", round(sum(a.tokens for a in load.answers) / load.seconds, 1))
     assert measured <= limit
 
 

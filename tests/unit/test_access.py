@@ -38,23 +38,27 @@ EMPTY_DIGEST = hashlib.sha256(b"").hexdigest()
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "holds no key"), ("", "is empty"), ("{}", "must be a list"), ("- ", "entry 0"),
+        ("[]", "holds no key"),
+        ("", "is empty"),
+        ("{}", "must be a list"),
+        ("- ", "entry 0"),
         ("- {name: a, key: '         '}", "entry 0: key: .*blank"),
         ("- {name: a, key: '\u00a0\u00a0\u00a0\u00a0\u00a0\u00a0\u00a0\u00a0'}", "entry 0: key: .*blank"),
         ("- {name: a, key: 'sk-secret-1 '}", "begins or ends with white space"),
-        ("- {name: a, key: \"sk-secret\\n-1\"}", "control character"),
+        ('- {name: a, key: "sk-secret\\n-1"}', "control character"),
         (f"- {{name: a, sha256: {EMPTY_DIGEST}}}", "digest of an empty key"),
         ("- {name: a, key: sk-secret-1}\n- {name: a, key: sk-secret-2}", "two keys have the name 'a'"),
         ("- {name: a, key: sk-secret-1}\n- {name: b, key: sk-secret-1}", "'a' and 'b' have the same key"),
-        ("- {sk-secret-1: alice}", "entry 0"), ("- {name: a, key: sk-secret-1, sk-secret-2: 1}", "known fields: name, key"),
-        ("- sk-secret-1", "entry 0"), ("- {name: a, key: [sk-secret-1]}", "entry 0: key"),
-        ("- {name: a, key: *sk-secret-1}", "not valid YAML"), ("- {name: a, key: 'sk-secret-1}", "not valid YAML"),
+        ("- {sk-secret-1: alice}", "entry 0"),
+        ("- {name: a, key: sk-secret-1, sk-secret-2: 1}", "known fields: name, key"),
+        ("- sk-secret-1", "entry 0"),
+        ("- {name: a, key: [sk-secret-1]}", "entry 0: key"),
+        ("- {name: a, key: *sk-secret-1}", "not valid YAML"),
+        ("- {name: a, key: 'sk-secret-1}", "not valid YAML"),
         ("- {name: a, key: 2024-99-99}", "not valid YAML"),
     ],
-)  # fmt: skip
-def test_a_wrong_keys_file_is_an_error_without_a_key_in_it(
-    tmp_path: Path, text: str, message: str
-) -> None:
+)
+def test_a_wrong_keys_file_is_an_error_without_a_key_in_it(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         load_callers(keys_file(tmp_path, text))
     assert "sk-secret" not in str(error.value)
@@ -96,12 +100,8 @@ def test_no_digest_lets_a_blank_key_in() -> None:
     assert access.identify({b"authorization": b"Bearer  secret-key "}, "/stats").name == "default"
 
 
-@pytest.mark.parametrize(
-    "key", ["", " ", "\u00a0", "\t\n", " a-key", "a-key\n", "a\x00key", "\u200b", "schlüssel"]
-)
-def test_a_key_that_no_client_can_send_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
+@pytest.mark.parametrize("key", ["", " ", "\u00a0", "\t\n", " a-key", "a-key\n", "a\x00key", "\u200b", "schlüssel"])
+def test_a_key_that_no_client_can_send_is_an_error(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     with pytest.raises(ConfigError, match=r"^api_key \(from flag\)") as error:
         load_config(["--api-key", key])
     assert "got" not in str(error.value)
@@ -113,20 +113,29 @@ def test_a_key_that_no_client_can_send_is_an_error(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("api_key: 12345678", "valid string"), ("api_key: [sk-secret]", "valid string"),
-        ("api_key: {a: sk-secret}", "valid string"), ("api_key: 'sk-secret", "not valid YAML"),
-        ("api_key: *sk-secret", "not valid YAML"), ("api_key: !sk-secret x", "not valid YAML"),
-        ("port: 'http://me:sk-secret@host'", "port"), ("otlp_endpoint: ['http://me:sk-secret@host']", "otlp_endpoint"),
+        ("api_key: 12345678", "valid string"),
+        ("api_key: [sk-secret]", "valid string"),
+        ("api_key: {a: sk-secret}", "valid string"),
+        ("api_key: 'sk-secret", "not valid YAML"),
+        ("api_key: *sk-secret", "not valid YAML"),
+        ("api_key: !sk-secret x", "not valid YAML"),
+        ("port: 'http://me:sk-secret@host'", "port"),
+        ("otlp_endpoint: ['http://me:sk-secret@host']", "otlp_endpoint"),
         ("cors_origins: {a: 'http://me:sk-secret@host'}", "cors_origins"),
         ("current_date: 'http://host?token=sk-secret'", "current_date"),
         ("cors_origins: '[http://me:sk-secret@host'", "cors_origins .*not valid YAML"),
-        ("host: {api_key: sk-secret}", "host"), ("api_keys_file: [{key: sk-secret}]", "api_keys_file"),
-        ("sk-secret-1: x", "not shown .*unknown key"), ("api_key: !sk-secret'x y", "not valid YAML"),
-        ("profiles: {sk-secret: {}}", "profiles"), ("port: 'me:sk-secret@host'", "port"),
-        ("port: 'http://h/;token=sk-secret'", "port"), ("api_key: &sk-secret", "has no value"),
-        ("api_keys_file:", "has no value"), ("api_keys_file: ' '", "is empty"),
+        ("host: {api_key: sk-secret}", "host"),
+        ("api_keys_file: [{key: sk-secret}]", "api_keys_file"),
+        ("sk-secret-1: x", "not shown .*unknown key"),
+        ("api_key: !sk-secret'x y", "not valid YAML"),
+        ("profiles: {sk-secret: {}}", "profiles"),
+        ("port: 'me:sk-secret@host'", "port"),
+        ("port: 'http://h/;token=sk-secret'", "port"),
+        ("api_key: &sk-secret", "has no value"),
+        ("api_keys_file:", "has no value"),
+        ("api_keys_file: ' '", "is empty"),
     ],
-)  # fmt: skip
+)
 def test_no_secret_in_a_configuration_error(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
@@ -137,10 +146,8 @@ def test_no_secret_in_a_configuration_error(tmp_path: Path, text: str, message: 
 
 @pytest.mark.parametrize(
     "flags", [["--api_key=sk-secret"], ["--api-keys", "sk-secret"], ["sk-secret"], ["-k", "sk-secret"]]
-)  # fmt: skip
-def test_no_secret_in_an_error_about_flags(
-    capsys: pytest.CaptureFixture[str], flags: list[str]
-) -> None:
+)
+def test_no_secret_in_an_error_about_flags(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     with pytest.raises(SystemExit):
         load_config(flags)
     assert "sk-secret" not in capsys.readouterr().err
@@ -149,16 +156,24 @@ def test_no_secret_in_an_error_about_flags(
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("http://me:secret@host:4318/v1", "http://***@host:4318/v1"), ("https://token@host", "https://***@host"),
-        ("http://me:se@cr/et@host", "http://***@host"), ("http://host/p?key=secret", "http://host/p?***"),
-        ("http://host:1/p", "http://host:1/p"), ("[http://a:b@c, http://d]", "[http://***@c, http://d]"),
-        ("me@example.org", "me@example.org"), ("http:/me:secret@host", "http:/***@host"),
-        ("http://me:se'c\"r et@host", "http://***@host"), ("me:secret@host:4318", "***@host:4318"),
-        ("//me:secret@host", "//***@host"), ("http:\\\\me:secret@host", "http:\\\\***@host"), ("http:me:secret@host", "***@host"),
-        ("http://h/;token=secret", "http://h/;***"), ("http://h/#token=se'cret", "http://h/#***"),
+        ("http://me:secret@host:4318/v1", "http://***@host:4318/v1"),
+        ("https://token@host", "https://***@host"),
+        ("http://me:se@cr/et@host", "http://***@host"),
+        ("http://host/p?key=secret", "http://host/p?***"),
+        ("http://host:1/p", "http://host:1/p"),
+        ("[http://a:b@c, http://d]", "[http://***@c, http://d]"),
+        ("me@example.org", "me@example.org"),
+        ("http:/me:secret@host", "http:/***@host"),
+        ("http://me:se'c\"r et@host", "http://***@host"),
+        ("me:secret@host:4318", "***@host:4318"),
+        ("//me:secret@host", "//***@host"),
+        ("http:\\\\me:secret@host", "http:\\\\***@host"),
+        ("http:me:secret@host", "***@host"),
+        ("http://h/;token=secret", "http://h/;***"),
+        ("http://h/#token=se'cret", "http://h/#***"),
         ("h:1/?a_token=secret", "h:1/?a_token=***"),
     ],
-)  # fmt: skip
+)
 def test_passwords_in_urls_are_masked(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
     if not text.startswith("["):
@@ -171,9 +186,19 @@ def test_passwords_in_urls_are_masked(text: str, shown: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "loopback"),
-    [("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("localhost", True), ("::ffff:127.0.0.1", True),
-     ("0.0.0.0", False), ("::", False), ("", False), ("192.0.2.1", False), ("no.such.name.invalid", False)],
-)  # fmt: skip
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.0.2.1", False),
+        ("no.such.name.invalid", False),
+    ],
+)
 def test_which_addresses_are_of_this_machine_alone(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
 
@@ -184,10 +209,15 @@ def test_which_addresses_are_of_this_machine_alone(host: str, loopback: bool) ->
         ({}, "localhost localhost: 127.0.0.1:8000 127.1.2.3 [::1]", "evil.example 10.0.0.1 [fe80::1] 127.0.0.1%x"),
         ({"host": "::1"}, "localhost [::1]:80", "evil.example"),
         ({"host": "0.0.0.0"}, "localhost evil.example 10.0.0.1 what:ever:", ""),
-        ({"host": "0.0.0.0", "allowed_hosts": ["a.example", "2001:db8::1"]}, "A.example:1 localhost [2001:db8::1]", "b.example"),
-        ({"allowed_hosts": []}, "localhost", "a.example"), ({"allowed_hosts": ["*"]}, "a.example", ""),
+        (
+            {"host": "0.0.0.0", "allowed_hosts": ["a.example", "2001:db8::1"]},
+            "A.example:1 localhost [2001:db8::1]",
+            "b.example",
+        ),
+        ({"allowed_hosts": []}, "localhost", "a.example"),
+        ({"allowed_hosts": ["*"]}, "a.example", ""),
     ],
-)  # fmt: skip
+)
 def test_which_hosts_are_answered(options: dict[str, Any], allowed: str, refused: str) -> None:
     check = HostCheck(ServerConfig(**options))
     assert [name for name in allowed.split() if not check.allows(name.encode())] == []
@@ -206,9 +236,7 @@ def test_keys_that_differ_share_no_cache_unless_it_is_switched_on(tmp_path: Path
     apart = Access(keys_file(tmp_path, two))
     assert apart.cache_scope(a) == apart.cache_scope(a) != apart.cache_scope(b)
     assert "" not in (apart.cache_scope(a), apart.cache_scope(b))
-    assert apart.cache_scope(a) != Access(keys_file(tmp_path, two)).cache_scope(a), (
-        "not to be guessed"
-    )
+    assert apart.cache_scope(a) != Access(keys_file(tmp_path, two)).cache_scope(a), "not to be guessed"
     shared = Access(ServerConfig(api_keys_file=tmp_path / "keys.yaml", shared_prefix_cache=True))
     assert shared.cache_scope(a) == shared.cache_scope(b) == ""
     alone = Access(ServerConfig(api_key="secret-key"))  # type: ignore[arg-type]
@@ -236,9 +264,11 @@ def test_a_websocket_is_refused() -> None:
 
 def test_a_server_that_is_open_to_the_network_says_so(caplog: pytest.LogCaptureFixture) -> None:
     for options, logged in (
-        ({"host": "0.0.0.0"}, True), ({"host": "::"}, True), ({"host": "127.0.0.1"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "::"}, True),
+        ({"host": "127.0.0.1"}, False),
         ({"host": "0.0.0.0", "api_key": "secret-key"}, False),
-    ):  # fmt: skip
+    ):
         caplog.clear()
         check_access(ServerConfig(**options), {})
         assert ("no API key is set" in caplog.text) is logged, options
@@ -261,7 +291,9 @@ def body_request(body: bytes, **headers: str) -> Request:
     return Request({"type": "http", "method": "POST", "headers": raw}, receive)
 
 
-@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content_type", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"]
+)
 def test_a_switch_takes_bodies_of_any_type(content_type: str) -> None:
     def read(required: bool, *, named: bool = True) -> dict[str, Any]:
         headers = {"content_type": content_type} if named else {}
@@ -269,9 +301,7 @@ def test_a_switch_takes_bodies_of_any_type(content_type: str) -> None:
         return asyncio.run(read_json_object(body_request(b'{"a": 1}', **headers), context))
 
     for named in (True, False):
-        with pytest.raises(
-            UnsupportedMediaType, match="Send the header 'Content-Type: application/json'"
-        ):
+        with pytest.raises(UnsupportedMediaType, match="Send the header 'Content-Type: application/json'"):
             read(True, named=named)
         assert read(False, named=named) == {"a": 1}
 

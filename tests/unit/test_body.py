@@ -48,17 +48,13 @@ def test_the_collector_is_left_as_it_was(collects: bool) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [
-        '{"a": [1, -2.5, true, null, "x\\n", [], {}], "b": {"c": {"d": [[]]}}, "": 1e3}',
-        '{"a": 1, "a": 2}',
-        " {} ",
-    ],
+    ['{"a": [1, -2.5, true, null, "x\\n", [], {}], "b": {"c": {"d": [[]]}}, "": 1e3}', '{"a": 1, "a": 2}', " {} "],
 )
 def test_the_slow_reader_reads_the_same(text: str) -> None:
     assert body._read_long(text, lambda: False) == json.loads(text)
 
 
-@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": 1e999}', '{"a": 1', '{"a" 1}', "{} x", "[" * 5000])  # fmt: skip
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": 1e999}', '{"a": 1', '{"a" 1}', "{} x", "[" * 5000])
 def test_the_slow_reader_refuses_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def problem() -> str:
         with pytest.raises(InvalidRequest) as raised:
@@ -99,6 +95,4 @@ def test_many_values_are_read_so_that_other_threads_go_on() -> None:
 
     with pytest.raises(EncodingStoppedError):
         parse_json_object(data, stopped)
-    assert not large_json.takes_long(
-        b'{"messages": [' + b'{"role": "user", "content": "hi"},' * 5000
-    )
+    assert not large_json.takes_long(b'{"messages": [' + b'{"role": "user", "content": "hi"},' * 5000)

@@ -96,10 +96,7 @@ def of_no_space(cache: Path) -> Path:
 
 @pytest.mark.parametrize("where", [blocked_by_a_file, of_no_space])
 def test_without_a_writable_cache_it_is_made_for_this_process(
-    where: Callable[[Path], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    where: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     path = where(tmp_path / "cache")
@@ -206,15 +203,11 @@ def test_of_two_starts_at_once_one_makes_it(tmp_path: Path) -> None:
         "cached(Path(sys.argv[1]), make)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "thing")]
-    starts = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
+    starts = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert sorted(start.communicate()[0] for start in starts) == ["", "", "made\n"]
 
 
-def test_without_a_home_there_is_still_a_name_for_the_cache(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_a_home_there_is_still_a_name_for_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -308,12 +301,18 @@ def _parent_is_a_dangling_link(path: Path) -> None:
 @pytest.mark.parametrize(
     "harm",
     [
-        _record_is_a_folder, _record(b'{"\xff":{"num_bytes":1,"sha256":"x"}}'),
-        _record(b'{"a\\u0000":{"num_bytes":1,"sha256":"x"}}'), _record(b"[" * 100_000),
-        _link_to("nothing-is-here"), _link_to("thing"), _link_to("/dev/zero"), _other_kind,
-        _parent_is_a_file, _parent_is_a_dangling_link,
+        _record_is_a_folder,
+        _record(b'{"\xff":{"num_bytes":1,"sha256":"x"}}'),
+        _record(b'{"a\\u0000":{"num_bytes":1,"sha256":"x"}}'),
+        _record(b"[" * 100_000),
+        _link_to("nothing-is-here"),
+        _link_to("thing"),
+        _link_to("/dev/zero"),
+        _other_kind,
+        _parent_is_a_file,
+        _parent_is_a_dangling_link,
     ],
-)  # fmt: skip
+)
 def test_what_is_in_the_way_is_replaced(
     harm: Callable[[Path], None], folder: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

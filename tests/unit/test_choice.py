@@ -62,9 +62,7 @@ CALLS = [CHANNEL, *VOCABULARY.encode("commentary to=functions.f <json"), MESSAGE
         (turn(PREAMBLE, FINAL), [], "I look it up.\nIt is 17 degrees in Paris."),
     ],
 )
-def test_logprobs_end_where_the_content_ends(
-    ids: list[int], stops: list[str], content: str, batch: int
-) -> None:
+def test_logprobs_end_where_the_content_ends(ids: list[int], stops: list[str], content: str, batch: int) -> None:
     text, logged, choice = answer(ids, stops, batch)
     assert text == content and choice.finish_reason == "stop"
     assert logged.decode() == content.replace("\n", "")  # no token stands for the line breaks

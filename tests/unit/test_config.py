@@ -5,14 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.config import (
-    DEFAULT_CONFIG_FILE,
-    OTHER_PROGRAMS_ENV,
-    ServerConfig,
-    describe,
-    load_config,
-    service_variables,
-)
+from src.config import DEFAULT_CONFIG_FILE, OTHER_PROGRAMS_ENV, ServerConfig, describe, load_config, service_variables
 from src.engine.config import ConfigError, EngineConfig, ModelConfig
 from src.engine.shapes import SIZES, hf_config, original_config
 from src.profiles import PROFILES
@@ -32,9 +25,7 @@ def test_the_yaml_holds_every_key_with_its_default() -> None:
         assert not line or line.startswith("#") or "  # " in line, f"no comment: {line}"
 
 
-def test_flags_beat_the_environment_which_beats_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("port: 1001\nhost: 0.0.0.0\n")
     config, origin, _ = load_config(["--config", str(file)])
@@ -54,9 +45,14 @@ def test_torch_dtype_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("prot: 8000", "prot .*unknown key"), ("port: 99999", "port .*less than or equal to 65535"), ("- 1", "keys and values"),
-     ("port: [", "not valid YAML"), ("dtype: int8", "dtype")],
-)  # fmt: skip
+    [
+        ("prot: 8000", "prot .*unknown key"),
+        ("port: 99999", "port .*less than or equal to 65535"),
+        ("- 1", "keys and values"),
+        ("port: [", "not valid YAML"),
+        ("dtype: int8", "dtype"),
+    ],
+)
 def test_bad_files_are_errors_that_name_the_key(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
@@ -106,9 +102,7 @@ def test_impossible_engine_limits_name_the_key_and_the_fix() -> None:
 
 def test_both_layouts_of_config_json_mean_the_same() -> None:
     for size in SIZES.values():
-        assert ModelConfig.from_json(hf_config(size)) == ModelConfig.from_json(
-            original_config(size)
-        )
+        assert ModelConfig.from_json(hf_config(size)) == ModelConfig.from_json(original_config(size))
 
 
 def test_rope_parameters_of_newer_transformers_are_read() -> None:
@@ -118,9 +112,7 @@ def test_rope_parameters_of_newer_transformers_are_read() -> None:
     assert ModelConfig.from_json(new) == ModelConfig.from_json(raw)
 
 
-def test_the_model_is_the_flags_then_the_profiles_then_the_embedded_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_model_is_the_flags_then_the_profiles_then_the_embedded_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from src import serving
     from src.config import ServerConfig
 
@@ -134,9 +126,7 @@ def test_the_model_is_the_flags_then_the_profiles_then_the_embedded_one(
     assert serving.choose_model(ServerConfig(profile="quality_first")) == "nano"
 
 
-def test_a_missing_checkpoint_or_gpu_is_said_before_anything_starts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_missing_checkpoint_or_gpu_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     from src.cli.preflight import MISSING, main, missing
     from src.engine.gpus import Gpu
 
@@ -144,22 +134,26 @@ def test_a_missing_checkpoint_or_gpu_is_said_before_anything_starts(
     found = missing("20b", None, [])
     assert [text.split(":")[0] for text in found] == ["checkpoint", "GPU"]
     small = Gpu(0, "NVIDIA T4", 16 * 10**9, 15 * 10**9, None, None)
-    assert (
-        "does not fit" in missing("120b", None, [small])[1]
-        and "T4" in missing("120b", None, [small])[1]
-    )
+    assert "does not fit" in missing("120b", None, [small])[1] and "T4" in missing("120b", None, [small])[1]
     assert missing("nano", None, []) == []
     assert (main(["--model", "120b"]), main(["--model", "nano"])) == (MISSING, 0)
 
 
 SERVICES = {
-    "GPTOSS_SERVICE_HOST": "10.0.0.7", "GPTOSS_SERVICE_PORT": "8000", "GPTOSS_SERVICE_PORT_HTTP": "8000",
-    "GPTOSS_PORT": "tcp://10.0.0.7:8000", "GPTOSS_PORT_8000_TCP": "tcp://10.0.0.7:8000",
-    "GPTOSS_PORT_8000_TCP_PROTO": "tcp", "GPTOSS_PORT_8000_TCP_PORT": "8000", "GPTOSS_PORT_8000_TCP_ADDR": "10.0.0.7",
-    "GPTOSS_CACHE_SERVICE_HOST": "10.0.0.8", "GPTOSS_CACHE_PORT": "udp://10.0.0.8:53",
-    "GPTOSS_AUTO_PORT": "tcp://10.0.0.9:80", "GPTOSS_AUTO_PORT_53_UDP_ADDR": "10.0.0.9",
+    "GPTOSS_SERVICE_HOST": "10.0.0.7",
+    "GPTOSS_SERVICE_PORT": "8000",
+    "GPTOSS_SERVICE_PORT_HTTP": "8000",
+    "GPTOSS_PORT": "tcp://10.0.0.7:8000",
+    "GPTOSS_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+    "GPTOSS_PORT_8000_TCP_PROTO": "tcp",
+    "GPTOSS_PORT_8000_TCP_PORT": "8000",
+    "GPTOSS_PORT_8000_TCP_ADDR": "10.0.0.7",
+    "GPTOSS_CACHE_SERVICE_HOST": "10.0.0.8",
+    "GPTOSS_CACHE_PORT": "udp://10.0.0.8:53",
+    "GPTOSS_AUTO_PORT": "tcp://10.0.0.9:80",
+    "GPTOSS_AUTO_PORT_53_UDP_ADDR": "10.0.0.9",
     "GPTOSS_MY_CACHE_2_SERVICE_PORT_METRICS_2": "9090",
-}  # fmt: skip
+}
 
 
 def test_kubernetes_service_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,9 +166,7 @@ def test_kubernetes_service_variables_are_ignored(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", sorted(OTHER_PROGRAMS_ENV - {"GPTOSS_CONFIG"}))
-def test_variables_of_our_other_programs_are_not_the_servers(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_variables_of_our_other_programs_are_not_the_servers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "http://127.0.0.1:8000")
     load_config([])
 
@@ -182,10 +174,14 @@ def test_variables_of_our_other_programs_are_not_the_servers(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("GPTOSS_CACHE_PORT", "8000"), ("GPTOSS_SERVICE_HOSTS", "x"), ("GPTOSS_PORT_8000_ICMP", "x"),
-        ("GPTOSS_PORT_X_TCP", "x"), ("GPTOSS_PORT_8000_TCP_NAME", "x"), ("GPTOSS_URLS", "x"),
+        ("GPTOSS_CACHE_PORT", "8000"),
+        ("GPTOSS_SERVICE_HOSTS", "x"),
+        ("GPTOSS_PORT_8000_ICMP", "x"),
+        ("GPTOSS_PORT_X_TCP", "x"),
+        ("GPTOSS_PORT_8000_TCP_NAME", "x"),
+        ("GPTOSS_URLS", "x"),
     ],
-)  # fmt: skip
+)
 def test_what_only_looks_like_a_service_variable_is_an_error(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
@@ -201,9 +197,13 @@ BOOLEANS = [k for k, f in ServerConfig.model_fields.items() if f.annotation in (
 def test_every_boolean_flag_takes_a_value(key: str) -> None:
     flag = key.replace("_", "-")
     for argv, wanted in (
-        ([f"--{flag}"], True), ([f"--no-{flag}"], False), ([f"--{flag}", "true"], True),
-        ([f"--{flag}", "false"], False), ([f"--{flag}=False"], False), ([f"--{flag}", "--port", "9"], True),
-    ):  # fmt: skip
+        ([f"--{flag}"], True),
+        ([f"--no-{flag}"], False),
+        ([f"--{flag}", "true"], True),
+        ([f"--{flag}", "false"], False),
+        ([f"--{flag}=False"], False),
+        ([f"--{flag}", "--port", "9"], True),
+    ):
         assert getattr(load_config(argv)[0], key) is wanted, argv
 
 
@@ -214,9 +214,7 @@ def test_every_boolean_flag_takes_a_value(key: str) -> None:
         (["--no-warm-up", "true"], "--no-warm-up: takes no value, got 'true'"),
     ],
 )
-def test_a_boolean_flag_refuses_other_values(
-    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
-) -> None:
+def test_a_boolean_flag_refuses_other_values(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
     with pytest.raises(SystemExit):
         load_config(argv)
     assert message in capsys.readouterr().err

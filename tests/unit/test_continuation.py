@@ -37,15 +37,11 @@ BEGUN: dict[str, Any] = {"role": "assistant", "content": "The answer is"}
 
 @pytest.fixture(scope="module")
 def tokenizer() -> LLTokenizer:
-    return load_tokenizer(
-        VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS)
-    )
+    return load_tokenizer(VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
 
 
 def request(*messages: dict[str, Any], **more: Any) -> ChatCompletionRequest:
-    return ChatCompletionRequest.model_validate(
-        {"model": "m", "messages": [USER, *messages], **more}
-    )
+    return ChatCompletionRequest.model_validate({"model": "m", "messages": [USER, *messages], **more})
 
 
 def prompt(*messages: dict[str, Any], **more: Any) -> str:
@@ -134,11 +130,9 @@ def test_a_turn_may_have_to_be_opened(tokenizer: LLTokenizer) -> None:
 
 @pytest.mark.parametrize("tools", [[], [ToolSpec("f", None, True)]], ids=["alone", "tools"])
 @pytest.mark.parametrize("rule", [choice_rule(["yes", "no"]), pattern_rule("yes|no")])
-def test_a_final_of_a_rule_has_no_other_text(
-    tokenizer: LLTokenizer, tools: list[ToolSpec], rule: str
-) -> None:
+def test_a_final_of_a_rule_has_no_other_text(tokenizer: LLTokenizer, tools: list[ToolSpec], rule: str) -> None:
     spec = TurnSpec(tools, final_rule=rule)
-    analysis = [CHANNEL, *encode("analysis"), MESSAGE, *encode("x"), END, START, *encode("assistant")]  # fmt: skip
+    analysis = [CHANNEL, *encode("analysis"), MESSAGE, *encode("x"), END, START, *encode("assistant")]
     assert allowed(tokenizer, spec, [*analysis, *FINAL, *encode("yes"), RETURN])
     assert not allowed(tokenizer, spec, [*FINAL, *encode("maybe")])
     assert not allowed(tokenizer, spec, [*FINAL, *encode("yes"), *encode(" no")])

@@ -17,9 +17,7 @@ SCOPE: dict[str, Any] = {"type": "http", "method": "POST", "asgi": {"spec_versio
 HOUR = 3600.0
 
 
-@pytest.mark.parametrize(
-    "text", ["a\x85b", "a\u2028b\u2029c", "a\x0bb\x0cc\x1cd\r\ne", "é🙂\u2028"]
-)
+@pytest.mark.parametrize("text", ["a\x85b", "a\u2028b\u2029c", "a\x0bb\x0cc\x1cd\r\ne", "é🙂\u2028"])
 def test_an_event_is_one_line_by_any_reading(text: str) -> None:
     encoded = encode_event({"content": text}).decode()
     assert len(encoded.splitlines()) == 1

@@ -18,13 +18,7 @@ from src.engine.guided import GrammarError, GuidedDecoding, compile_grammar, loa
 from src.engine.sampling_params import LoopGuard
 from src.harmony import grammar as grammar_module
 from src.harmony.deltas import ParsedMessage
-from src.harmony.grammar import (
-    ToolSpec,
-    TurnSpec,
-    fitted_grammar,
-    grammar_error,
-    turn_grammar,
-)
+from src.harmony.grammar import ToolSpec, TurnSpec, fitted_grammar, grammar_error, turn_grammar
 from src.harmony.parser import ResponseParser
 from src.harmony.schema.checks import SchemaError
 from src.harmony.vocabulary import (
@@ -39,7 +33,7 @@ from src.harmony.vocabulary import (
     STOP_TOKEN_IDS,
     VOCAB_SIZE,
     load_vocabulary,
-)  # fmt: skip
+)
 
 VOCABULARY = load_vocabulary()
 QUOTE, BRACKET = VOCABULARY.rank_of[b'"'], VOCABULARY.rank_of[b"]"]
@@ -64,11 +58,7 @@ ORDER = {
 }
 WEATHER = ToolSpec(
     "get_weather",
-    {
-        "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 10}},
-        "required": ["city"],
-    },
+    {"type": "object", "properties": {"city": {"type": "string", "maxLength": 10}}, "required": ["city"]},
     True,
 )
 FREE = ToolSpec("free-form", None, False)
@@ -76,9 +66,7 @@ FREE = ToolSpec("free-form", None, False)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> LLTokenizer:
-    return load_tokenizer(
-        VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS)
-    )
+    return load_tokenizer(VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
 
 
 def walk(
@@ -124,10 +112,7 @@ def test_random_walks_are_wellformed(tokenizer: LLTokenizer, name: str) -> None:
     finished = 0
     for seed in range(12):
         out, parser, message = walk(tokenizer, spec, seed)
-        assert not parser.recoveries - Counter(empty_arguments=1), (
-            dict(parser.recoveries),
-            VOCABULARY.decode(out),
-        )
+        assert not parser.recoveries - Counter(empty_arguments=1), (dict(parser.recoveries), VOCABULARY.decode(out))
         if out[-1] not in STOP_TOKEN_IDS:
             continue
         finished += 1
@@ -206,20 +191,14 @@ def channels_after(guided: GuidedDecoding, token_ids: list[int]) -> set[str]:
     return {VOCABULARY.decode([token]) for token in allowed_tokens(guided)}
 
 
-def test_the_largest_tools_are_relaxed_where_all_are_too_complex(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_largest_tools_are_relaxed_where_all_are_too_complex(monkeypatch: pytest.MonkeyPatch) -> None:
     def schema(size: int) -> dict[str, Any]:
         return {"type": "object", "properties": {"p" * size: {"type": "string"}}}
 
-    tools = [
-        ToolSpec(f"t{n}", schema(size), True) for n, size in enumerate((50, 900, 10, 500, 700))
-    ]
+    tools = [ToolSpec(f"t{n}", schema(size), True) for n, size in enumerate((50, 900, 10, 500, 700))]
     tools.append(replace(tools[1], name="strict", strict=True))
     tools.append(ToolSpec("free", None, False))
-    monkeypatch.setattr(
-        grammar_module, "grammar_error", lambda text: "too large" if len(text) > 3500 else None
-    )
+    monkeypatch.setattr(grammar_module, "grammar_error", lambda text: "too large" if len(text) > 3500 else None)
     grammar, relaxed = fitted_grammar(TurnSpec(tools), VOCABULARY)
     assert relaxed == (1, 4) and len(grammar) <= 3500
     assert '"' + "p" * 500 + '"' in grammar and grammar.count("p" * 900) == 1
@@ -236,15 +215,14 @@ def test_a_grammar_that_does_not_compile_is_an_error(tokenizer: LLTokenizer) -> 
 @pytest.mark.parametrize(
     ("beginning", "expected"),
     [
-        ("<|channel|>analysis<|message|>", END), ("<|channel|>final<|message|>", RETURN),
+        ("<|channel|>analysis<|message|>", END),
+        ("<|channel|>final<|message|>", RETURN),
         ("<|channel|>commentary to=functions.free-form <|constrain|>json<|message|>", CALL),
-        ("<|channel|>commentary to=functions.note <|constrain|>json<|message|>{\"text\": \"", QUOTE),
-        ("<|channel|>commentary to=functions.plot <|constrain|>json<|message|>{\"of\": [1", BRACKET),
+        ('<|channel|>commentary to=functions.note <|constrain|>json<|message|>{"text": "', QUOTE),
+        ('<|channel|>commentary to=functions.plot <|constrain|>json<|message|>{"of": [1', BRACKET),
     ],
-)  # fmt: skip
-def test_the_loop_guard_ends_what_repeats_itself(
-    tokenizer: LLTokenizer, beginning: str, expected: int
-) -> None:
+)
+def test_the_loop_guard_ends_what_repeats_itself(tokenizer: LLTokenizer, beginning: str, expected: int) -> None:
     guard = LoopGuard(repeats=4, break_token_ids=(END, RETURN, CALL, QUOTE, BRACKET), max_period=8)
     run = VOCABULARY.encode(", 7, 8" if expected == BRACKET else " round and")
     text, numbers = {"type": "string"}, {"type": "array", "items": {"type": "number"}}
@@ -275,9 +253,12 @@ def test_requests_masks_are_the_same_together_and_alone(
     analysis = VOCABULARY.encode_with_special("<|channel|>analysis<|message|>")
     guard = LoopGuard(repeats=3, break_token_ids=(END,), max_period=4)
     written = {
-        "new": [], "tools": [CHANNEL], "analysis": analysis, "looping": [*analysis, *VOCABULARY.encode(" so") * 3],
+        "new": [],
+        "tools": [CHANNEL],
+        "analysis": analysis,
+        "looping": [*analysis, *VOCABULARY.encode(" so") * 3],
         "ended": VOCABULARY.encode_with_special("<|channel|>final<|message|>Yes<|return|>"),
-    }  # fmt: skip
+    }
     for name, token_ids in written.items():
         spec = SPECS["required"] if name == "tools" else TurnSpec()
         guided.add(name, turn_grammar(spec, VOCABULARY), guard)
@@ -319,10 +300,12 @@ def test_a_mask_that_takes_too_much_work_forbids_everything(
 
 
 def test_objects_of_many_optional_properties_are_enforced(tokenizer: LLTokenizer) -> None:
-    names = [f"{word}_{number}" for number in range(120) for word in ("red", "blue", "old", "tall", "new", "sad", "wet", "raw")]  # fmt: skip
-    schema = {
-        "type": "object", "properties": dict.fromkeys(names, {"type": "integer"}), "additionalProperties": False,
-    }  # fmt: skip
+    names = [
+        f"{word}_{number}"
+        for number in range(120)
+        for word in ("red", "blue", "old", "tall", "new", "sad", "wet", "raw")
+    ]
+    schema = {"type": "object", "properties": dict.fromkeys(names, {"type": "integer"}), "additionalProperties": False}
     guided = GuidedDecoding(tokenizer)
     guided.add("r", turn_grammar(TurnSpec(final_schema=schema, reasoning_budget=0), VOCABULARY))
     value = '{"blue_0": 1, "sad_77": 2, "raw_119": 3}'
@@ -340,10 +323,8 @@ def allowed_tokens(guided: GuidedDecoding) -> list[int]:
 
 @pytest.mark.parametrize(
     "written", [[".get", "_weather", " "], [".", "get", "_weather", " "], [".", "g", "et", "_weather", " "]]
-)  # fmt: skip
-def test_a_tools_name_may_be_in_any_tokens_that_spell_it(
-    tokenizer: LLTokenizer, written: list[str]
-) -> None:
+)
+def test_a_tools_name_may_be_in_any_tokens_that_spell_it(tokenizer: LLTokenizer, written: list[str]) -> None:
     """What is forced once one tool is left is written as the vocabulary splits it."""
     guided = GuidedDecoding(tokenizer)
     guided.add("r", turn_grammar(SPECS["required"], VOCABULARY))
@@ -356,9 +337,7 @@ def test_a_tools_name_may_be_in_any_tokens_that_spell_it(
         guided.advance("r", token)
 
 
-def test_compiled_grammars_are_bounded_by_bytes(
-    tokenizer: LLTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_grammars_are_bounded_by_bytes(tokenizer: LLTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
 
     def compile_too(tokenizer: LLTokenizer, grammar: str) -> Any:

@@ -64,10 +64,12 @@ def shape(messages: list[dict[str, Any]]) -> str:
         ([thought("R"), said("W"), USER, calls("1")], "f:W U c:1"),
         ([thought("R"), calls("1"), result("1"), said("W")], "c:1 r1 f:W"),
         ([said("W"), said("V")], "f:W f:V"),
-        ([calls("1", content="W"), result("1"), said("A"), USER, said("V", reasoning="R"), calls("2")],
-         "p:W c:1 r1 f:A U a:R p:V c:2"),
+        (
+            [calls("1", content="W"), result("1"), said("A"), USER, said("V", reasoning="R"), calls("2")],
+            "p:W c:1 r1 f:A U a:R p:V c:2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_words_before_a_call_are_commentary(messages: list[Any], wanted: str) -> None:
     assert shape([USER, *messages]) == f"U {wanted}"
 
@@ -94,13 +96,15 @@ def test_results_stay_with_their_step_when_ids_come_again() -> None:
         ([calls("1"), USER, calls("2"), result("1"), result("2")], "c:1 r1 U c:2 r2"),
         ([calls("1", "2"), result("2"), calls("3"), result("3"), result("1")], "c:1 c:2 r1 r2 c:3 r3"),
         ([calls("1", "2"), result("2"), said("W"), calls("3"), result("1"), result("3")], "c:1 c:2 r1 r2 p:W c:3 r3"),
-        ([calls("1"), USER, calls("2"), USER, calls("3"), result("3"), result("2"), result("1")],
-         "c:1 r1 U c:2 r2 U c:3 r3"),
+        (
+            [calls("1"), USER, calls("2"), USER, calls("3"), result("3"), result("2"), result("1")],
+            "c:1 r1 U c:2 r2 U c:3 r3",
+        ),
         ([calls("1", "2"), result("2"), calls("3"), result("3")], "c:1 c:2 r2 c:3 r3"),
         ([calls("1"), thought("R"), calls("2"), result("2"), result("1")], "c:1 a:R c:2 r1 r2"),
         ([calls("1"), USER, result("1")], "c:1 U r1"),
     ],
-)  # fmt: skip
+)
 def test_a_late_result_goes_to_the_calls_of_its_step(messages: list[Any], wanted: str) -> None:
     assert shape(messages) == wanted
 
@@ -123,10 +127,7 @@ def test_two_calls_with_one_id_are_refused() -> None:
     for messages in [calls("x", "y", "x")], [calls("x", "y"), said("W"), calls("x")]:
         with pytest.raises(PromptError, match="have the same id 'x'") as caught:
             shape([USER, *messages, result("x")])
-        assert caught.value.param in (
-            "messages[1].tool_calls[2].id",
-            "messages[3].tool_calls[0].id",
-        )
+        assert caught.value.param in ("messages[1].tool_calls[2].id", "messages[3].tool_calls[0].id")
         assert "'messages[1].tool_calls[0]'" in str(caught.value)
     assert shape([calls("x"), USER, calls("x"), result("x")]) == "c:x U c:x rx"
 
@@ -134,11 +135,7 @@ def test_two_calls_with_one_id_are_refused() -> None:
 def test_a_custom_call_is_text() -> None:
     call = {"id": "1", "type": "custom", "custom": {"name": "patch", "input": "***"}}
     message, told = render_history([{"role": "assistant", "tool_calls": [call]}, result("1")])
-    assert (message.recipient, message.content_type, message.text) == (
-        "functions.patch",
-        None,
-        "***",
-    )
+    assert (message.recipient, message.content_type, message.text) == ("functions.patch", None, "***")
     assert told.header == "functions.patch to=assistant"
 
 
@@ -159,9 +156,7 @@ def test_the_name_of_a_user_reaches_the_model_as_openai_harmony_writes_it() -> N
     assert problem(USER | {"name": ""}) is None
 
 
-@pytest.mark.parametrize(
-    "name", ["a b", "a\n", "a<|end|>", "a to=functions.f", "x" * 65, "a/b", "\u2028"]
-)
+@pytest.mark.parametrize("name", ["a b", "a\n", "a<|end|>", "a to=functions.f", "x" * 65, "a/b", "\u2028"])
 def test_a_name_that_a_header_cannot_have_is_refused(name: str) -> None:
     assert problem(USER, USER | {"name": name}).param == "messages[1].name"
 
@@ -175,7 +170,4 @@ def test_parts_of_a_chat_message() -> None:
     assert "not allowed here; use 'text'" in str(wrong)
     call: dict[str, Any] = {"id": "1", "type": "custom"}
     missing = problem({"role": "assistant", "tool_calls": [call]})
-    assert (missing.param, missing.code) == (
-        "messages[0].tool_calls[0].custom",
-        "missing_required_parameter",
-    )
+    assert (missing.param, missing.code) == ("messages[0].tool_calls[0].custom", "missing_required_parameter")

@@ -21,13 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from src.api.app import HeadAsGet
-from src.api.http_protocol import (
-    HEALTH_CONNECTIONS,
-    MAX_PIPELINED,
-    ConnectionLimits,
-    OpenConnections,
-    limited_protocol,
-)
+from src.api.http_protocol import HEALTH_CONNECTIONS, MAX_PIPELINED, ConnectionLimits, OpenConnections, limited_protocol
 from src.api.streaming import EventStream
 from src.config import ServerConfig
 
@@ -173,9 +167,7 @@ def test_an_answer_that_its_client_does_not_read_is_given_up(
     assert "did not read its answer for 0.4 s: the connection is aborted" in caplog.text
 
 
-def test_small_answers_that_their_client_does_not_read_are_given_up(
-    strict: tuple[int, OpenConnections],
-) -> None:
+def test_small_answers_that_their_client_does_not_read_are_given_up(strict: tuple[int, OpenConnections]) -> None:
     port, opened = strict
     with socket.create_connection(("127.0.0.1", port), timeout=0.5) as client:
         with contextlib.suppress(TimeoutError, ConnectionError):
@@ -209,7 +201,7 @@ def test_beyond_max_connections_only_health_is_answered(
         wait_until(lambda: opened.total == 3)
         status, headers, body = exchange(port, "GET /json HTTP/1.1", "Host: x")
         assert b" 503 " in status and b"Too many connections are open." in body
-        assert named(headers, b"retry-after") == [b"1"] and named(headers, b"connection") == [b"close"]  # fmt: skip
+        assert named(headers, b"retry-after") == [b"1"] and named(headers, b"connection") == [b"close"]
         status, headers, body = exchange(port, "GET /health HTTP/1.1", "Host: x")
         assert b" 200 " in status and body == b'{"a":1}'
         assert named(headers, b"connection") == [b"close"]
@@ -264,9 +256,7 @@ def test_more_are_dropped_and_the_last_answer_says_so(port: int) -> None:
     assert [b"connection: close" in answer.lower() for answer in answers[-2:]] == [False, True]
 
 
-def test_a_client_that_leaves_ends_the_request_before_the_last(
-    port: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_client_that_leaves_ends_the_request_before_the_last(port: int, caplog: pytest.LogCaptureFixture) -> None:
     LEFT.clear()
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         client.sendall(b"GET /until-left HTTP/1.1\r\nHost: x\r\n\r\n" * 3)

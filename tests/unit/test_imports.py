@@ -41,20 +41,16 @@ ALLOWED = {
     "src.engine.messages": "src.engine.request src.engine.sampling_params",
     "src.engine.drafts": "src.engine.guided src.engine.request",
     "src.engine.waiting": "src.engine.request",
-    "src.engine.scheduler": CONTROL
-    + " src.engine.drafts src.engine.kv_cache_manager src.engine.waiting",
-    "src.engine.client": CONTROL
-    + " src.engine.core src.engine.streams src.engine.lifecycle src.run_folder",
+    "src.engine.scheduler": CONTROL + " src.engine.drafts src.engine.kv_cache_manager src.engine.waiting",
+    "src.engine.client": CONTROL + " src.engine.core src.engine.streams src.engine.lifecycle src.run_folder",
     "src.engine.lifecycle": "",
     "src.engine.streams": "src.engine.messages",
     "src.kernels": "src.kernels src.cached_files",
     "src.engine.model": "src.engine.model src.kernels src.engine.config src.engine.parallel src.engine.shards",
-    "src.engine.worker": CONTROL
-    + " src.engine.worker src.engine.model src.kernels src.engine.parallel "
+    "src.engine.worker": CONTROL + " src.engine.worker src.engine.model src.kernels src.engine.parallel "
     "src.engine.shards src.engine.memory_plan src.logs",
     "src.engine.executor": CONTROL + " src.engine.worker src.run_folder",
-    "src.engine.core": CONTROL
-    + " src.engine.executor src.engine.scheduler src.engine.kv_cache_manager "
+    "src.engine.core": CONTROL + " src.engine.executor src.engine.scheduler src.engine.kv_cache_manager "
     "src.engine.drafts src.engine.guided src.engine.model.checkpoint src.engine.placement src.logs",
     "src.nano": "src.nano src.harmony src.prompt_builder src.kernels src.engine.config src.engine.shapes",
     "src.cli": "src.cached_files src.engine src.harmony src.kernels src.nano src.prompt_builder src.model_locator",
@@ -105,9 +101,7 @@ def imports(path: Path) -> set[str]:
             module = node.module or ""
             for alias in node.names:
                 inner = SRC.parent / module.replace(".", "/") / f"{alias.name}.py"
-                found.add(
-                    f"{module}.{alias.name}" if inner.is_file() or module == "src.api" else module
-                )
+                found.add(f"{module}.{alias.name}" if inner.is_file() or module == "src.api" else module)
     return found
 
 
@@ -122,9 +116,7 @@ def below(name: str, prefixes: list[str]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "path",
-    [p for p in SRC.rglob("*.py") if p.read_text().strip() and p.name != "__init__.py"],
-    ids=module_name,
+    "path", [p for p in SRC.rglob("*.py") if p.read_text().strip() and p.name != "__init__.py"], ids=module_name
 )
 def test_a_module_imports_only_what_it_may(path: Path) -> None:
     name = module_name(path)
@@ -132,13 +124,9 @@ def test_a_module_imports_only_what_it_may(path: Path) -> None:
     allowed = ALLOWED[rule(name)].split()
     assert not [i for i in ours if not below(i, allowed)], f"{name} may import only: {allowed}"
     if below(name, NO_TORCH):
-        assert not {
-            i for i in imports(path) if i.split(".")[0] in ("torch", "triton", "transformers")
-        }
+        assert not {i for i in imports(path) if i.split(".")[0] in ("torch", "triton", "transformers")}
     if name.startswith(("src.engine", "src.kernels", "src.harmony", "src.prompt_builder")):
-        assert not {
-            i for i in imports(path) if i.split(".")[0] in ("fastapi", "starlette", "uvicorn")
-        }
+        assert not {i for i in imports(path) if i.split(".")[0] in ("fastapi", "starlette", "uvicorn")}
 
 
 def test_nobody_imports_the_server() -> None:

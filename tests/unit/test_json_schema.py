@@ -25,9 +25,7 @@ S, N = {"type": "string"}, {"type": "integer"}
 
 
 def o(*required: str, **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties} | (
-        {"required": list(required)} if required else {}
-    )
+    return {"type": "object", "properties": properties} | ({"required": list(required)} if required else {})
 
 
 def of_tool(schema: Any, *, strict: bool = False) -> Enforced:
@@ -73,14 +71,22 @@ FREE = {"type": "object", "properties": {}}
         (o(a=S) | {"patternProperties": {"^x-": N}}, '{"x-b":1}', '{"y":1}'),
         (o(a=S) | {"unevaluatedProperties": False}, '{"a":"x"}', '{"b":1}'),
         (o(a=S) | {"unevaluatedProperties": False, "allOf": [o(b=N)]}, '{"a":"x","b":1}', '{"c":1}'),
-        (o(a=S) | {"unevaluatedProperties": False, "anyOf": [{"required": ["a"]}, {"minProperties": 1}]}, '{"a":"x"}', '{"c":1}'),
+        (
+            o(a=S) | {"unevaluatedProperties": False, "anyOf": [{"required": ["a"]}, {"minProperties": 1}]},
+            '{"a":"x"}',
+            '{"c":1}',
+        ),
         (o(a=S) | {"unevaluatedProperties": N}, '{"b":1}', '{"b":"x"}'),
         # what says nothing is no reason to give up
         (o(a=S | {"format": "binary"}), '{"a":"x"}', '{"a":1}'),
         (o(a=S | {"format": "e164", "pattern": "^[+]"}), '{"a":"+x"}', '{"a":"x"}'),
         (o(a={"type": "array", "uniqueItems": False, "items": N}), '{"a":[1,1]}', '{"a":["x"]}'),
         (o(a={"type": "object", "propertyNames": S, "additionalProperties": N}), '{"a":{"b":1}}', '{"a":{"b":"x"}}'),
-        (o(a={"type": ["integer", "null"], "minimum": -(2**63), "maximum": 2**63 - 1}), '{"a":null}', f'{{"a":{2**63}}}'),
+        (
+            o(a={"type": ["integer", "null"], "minimum": -(2**63), "maximum": 2**63 - 1}),
+            '{"a":null}',
+            f'{{"a":{2**63}}}',
+        ),
         (o(a={"type": "object", "propertyNames": {}, "additionalProperties": N}), '{"a":{"b":1}}', '{"a":{"b":"x"}}'),
         (o(a={"not": {"description": "nothing"}}, b=S), '{"b":"x"}', '{"a":1}'),
         (o(a={"not": {}}, b=S), '{"b":"x"}', '{"a":1}'),
@@ -88,7 +94,11 @@ FREE = {"type": "object", "properties": {}}
         ({**o(a=S), "$schema": "http://json-schema.org/draft/2020-12/schema"}, '{"a":"x"}', '{"a":1}'),
         (o(a=N | {"minimum": -(2**63), "maximum": 2**63 - 1}), f'{{"a":{2**63 - 1}}}', f'{{"a":{2**63}}}'),
         (o(a=N | {"minimum": -(2**63), "maximum": 0}), '{"a":-9223372036854774784}', f'{{"a":{-(2**63) - 1}}}'),
-        (o(a={"type": "number", "minimum": -1.7976931348623157e308, "maximum": 1.7976931348623157e308}), '{"a":1e20}', '{"a":"1"}'),
+        (
+            o(a={"type": "number", "minimum": -1.7976931348623157e308, "maximum": 1.7976931348623157e308}),
+            '{"a":1e20}',
+            '{"a":"1"}',
+        ),
         (o(a=N | {"exclusiveMaximum": 2**53 + 4}), f'{{"a":{2**53}}}', f'{{"a":{2**53 + 4}}}'),
         (o(a={"type": "number", "minimum": 5e-324}), '{"a":0.1}', '{"a":-1}'),
         (o(a={"type": "number", "minimum": 0, "exclusiveMinimum": True}), '{"a":0.5}', '{"a":0}'),
@@ -116,7 +126,11 @@ FREE = {"type": "object", "properties": {}}
         (o(a=S, b=S) | {"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}, '{"b":"x"}', '{"a":"x","b":"x"}'),
         (o(a={"oneOf": [N | {"maximum": 3}, N | {"minimum": 4}]}), '{"a":4}', '{"a":"x"}'),
         # names and counts
-        (o(a={"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}, "additionalProperties": N}), '{"a":{"b":1}}', '{"a":{"B":1}}'),
+        (
+            o(a={"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}, "additionalProperties": N}),
+            '{"a":{"b":1}}',
+            '{"a":{"B":1}}',
+        ),
         (o(a={"type": "object", "propertyNames": {"enum": ["x", "y"]}}), '{"a":{"y":1}}', '{"a":{"z":1}}'),
         (o(a={"type": "object", "propertyNames": {"minLength": 2}}), '{"a":{"xy":1}}', '{"a":{"x":1}}'),
         (o(a=S, b=S, c=S) | {"minProperties": 2}, '{"a":"x","c":"x"}', '{"c":"x"}'),
@@ -128,7 +142,11 @@ FREE = {"type": "object", "properties": {}}
         (o(p=o(a=S) | {"additionalProperties": True}), '{"p":{"a":"x","b":1}}', '{"p":{"a":"x","\\u0061":1}}'),
         (o(p=o(a=S) | {"additionalProperties": True}), '{"p":{"a":"x","b":1}}', '{"p":{"a":"x","a":1}}'),
         (o(p=o(a=S) | {"additionalProperties": N}), '{"p":{"a":"x","b":1}}', '{"p":{"\\u0061":1}}'),
-        (o(p=o(ab=S, a=S, b=N) | {"additionalProperties": {}}), '{"p":{"ab":"x","abc":1,"":1,"ba":1}}', '{"p":{"a\\u0062":1}}'),
+        (
+            o(p=o(ab=S, a=S, b=N) | {"additionalProperties": {}}),
+            '{"p":{"ab":"x","abc":1,"":1,"ba":1}}',
+            '{"p":{"a\\u0062":1}}',
+        ),
         (o(p=o("né", né=S) | {"additionalProperties": N}), '{"p":{"né":"x","n":1}}', '{"p":{"n":1}}'),
         # what a class of characters means in JSON Schema
         (o(a=S | {"pattern": "^[a&&b]$"}), '{"a":"&"}', '{"a":"&&"}'),
@@ -157,7 +175,7 @@ FREE = {"type": "object", "properties": {}}
         (o(a={"not": {"enum": ["x"]}, "enum": ["x", "y"]}), '{"a":"y"}', '{"a":"x"}'),
         (o(a=S | {"format": "uri", "pattern": "^/"}), '{"a":"/x"}', '{"a":"x"}'),
     ],
-)  # fmt: skip
+)
 def test_enforced_in_full(schema: Any, right: str, wrong: str) -> None:
     enforced = of_tool(schema, strict=True)
     assert enforced.relaxed == ()
@@ -180,8 +198,18 @@ def test_enforced_in_full(schema: Any, right: str, wrong: str) -> None:
         ({"type": "array", "contains": N}, "contains", "[]", "1"),
         ({"$ref": "https://elsewhere/schema"}, "$ref", "1", ""),
         ({"$ref": "#/$defs/nothing"}, "$ref", "1", ""),
-        ({"type": "object", "minProperties": 2, "additionalProperties": N}, "minProperties", '{"a":1,"b":1}', '{"a":"x"}'),
-        ({"type": "object", "propertyNames": {"not": {"const": "x"}}, "additionalProperties": N}, "propertyNames", '{"x":1}', '{"x":"x"}'),
+        (
+            {"type": "object", "minProperties": 2, "additionalProperties": N},
+            "minProperties",
+            '{"a":1,"b":1}',
+            '{"a":"x"}',
+        ),
+        (
+            {"type": "object", "propertyNames": {"not": {"const": "x"}}, "additionalProperties": N},
+            "propertyNames",
+            '{"x":1}',
+            '{"x":"x"}',
+        ),
         ({"patternProperties": {"^a": N, "b$": {"minimum": 3}}, "type": "object"}, "patternProperties", '{"a":1}', "1"),
         ({"enum": [2**70, "x"]}, "enum", "1", ""),
         (o(a=S) | {"minProperties": 2}, "minProperties", '{"a":"x","b":1}', "1"),
@@ -191,9 +219,14 @@ def test_enforced_in_full(schema: Any, right: str, wrong: str) -> None:
         ({"enum": []}, "enum", "1", ""),
         ({"allOf": [S, N]}, "allOf", "true", ""),
         (o(a=S) | {"additionalProperties": False, "required": ["a", "z"]}, "required", '{"a":"x"}', '{"z":1}'),
-        ({"type": "object", "properties": {"v": N, "next": {"$ref": "#/properties/p"}}, "required": ["next"]}, "required", '{"v":1}', '{"v":"x"}'),
+        (
+            {"type": "object", "properties": {"v": N, "next": {"$ref": "#/properties/p"}}, "required": ["next"]},
+            "required",
+            '{"v":1}',
+            '{"v":"x"}',
+        ),
     ],
-)  # fmt: skip
+)
 def test_relaxed_by_itself(schema: Any, path: str, right: str, wrong: str) -> None:
     """Other tools and other properties keep what they say; with `strict` it is an error that names the place."""
     whole = o("p", p=schema, q=N)
@@ -225,11 +258,14 @@ def test_relaxed_by_itself(schema: Any, path: str, right: str, wrong: str) -> No
         ({"$ref": "#"}, "parameters.\\$ref refers to itself"),
         ({"allOf": [{"$ref": "#"}]}, r"parameters.allOf\[0\] refers to itself"),
         ({"anyOf": [{"$ref": "#"}, o(a=S)]}, r"parameters.anyOf\[0\] refers to itself"),
-        (o(x={"$ref": "#/$defs/a"}) | {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "parameters.properties.x.\\$ref refers to itself"),
+        (
+            o(x={"$ref": "#/$defs/a"}) | {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+            "parameters.properties.x.\\$ref refers to itself",
+        ),
         (o(x={"$ref": "#/properties/x"}), "parameters.properties.x.\\$ref refers to itself"),
         (o(x={"not": {"$ref": "#/properties/x"}}), "parameters.properties.x.not refers to itself"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("strict", [False, True])
 def test_what_is_no_schema_is_an_error(schema: Any, message: str, strict: bool) -> None:
     with pytest.raises(SchemaError, match=f"^{message}"):
@@ -262,11 +298,17 @@ def test_bounds_beyond_the_grammar_are_relaxed_or_narrowed_if_strict(
 @pytest.mark.parametrize(
     "schema",
     [
-        N | {"minimum": 3, "maximum": 1}, {"enum": []}, {"type": []}, {"not": {}}, {"allOf": [S, N]}, o("a", a={"enum": []}),
-        {"type": "array", "items": S | {"minLength": 2, "maxLength": 1}, "minItems": 1}, o("a", a={"$ref": "#"}),
+        N | {"minimum": 3, "maximum": 1},
+        {"enum": []},
+        {"type": []},
+        {"not": {}},
+        {"allOf": [S, N]},
+        o("a", a={"enum": []}),
+        {"type": "array", "items": S | {"minLength": 2, "maxLength": 1}, "minItems": 1},
+        o("a", a={"$ref": "#"}),
         o("a", a=S | {"minLength": 2, "maxLength": 1}),
     ],
-)  # fmt: skip
+)
 def test_a_response_format_that_nothing_matches_is_an_error(schema: Any) -> None:
     for strict in (False, True):
         with pytest.raises(SchemaError, match="^schema"):
@@ -280,9 +322,7 @@ def test_deep_schemas_end_in_an_error_or_any_object() -> None:
     for _ in range(100):
         schema = {"type": "object", "properties": {"a": schema}}
     enforced = of_tool(schema)
-    assert enforced.schema == {"type": "object"} and [r.path for r in enforced.relaxed] == [
-        "parameters"
-    ]
+    assert enforced.schema == {"type": "object"} and [r.path for r in enforced.relaxed] == ["parameters"]
     with pytest.raises(SchemaError, match="nested too deeply"):
         of_tool(schema, strict=True)
     for _ in range(5000):
@@ -295,24 +335,18 @@ def test_deep_schemas_end_in_an_error_or_any_object() -> None:
 
 
 MCP = [
-    pytest.param(schema, id=f"{server}.{name}")
-    for server, tools in MCP_TOOLS.items()
-    for name, schema in tools.items()
+    pytest.param(schema, id=f"{server}.{name}") for server, tools in MCP_TOOLS.items() for name, schema in tools.items()
 ]
 
 
 @pytest.mark.parametrize("schema", MCP)
 def test_public_mcp_servers_are_enforced_in_full(schema: dict[str, Any]) -> None:
-    jsonschema.Draft202012Validator.check_schema(
-        {k: v for k, v in schema.items() if k != "$schema"}
-    )
+    jsonschema.Draft202012Validator.check_schema({k: v for k, v in schema.items() if k != "$schema"})
     enforced = of_tool(schema, strict=True)
     assert values_are_right(schema, enforced)
 
 
-@settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
-)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(tool_schemas(), st.booleans())
 def test_generated_schemas(schema: dict[str, Any], arguments: bool) -> None:
     text = render_tools([{"name": "odd", "description": "A tool.", "parameters": schema}])
@@ -323,9 +357,7 @@ def test_generated_schemas(schema: dict[str, Any], arguments: bool) -> None:
         assert not arguments and str(error).startswith("schema.")
         return
     good = ToolSpec("good", of_tool(o("a", a=S)).schema, True)
-    spec = TurnSpec(
-        [good, ToolSpec("odd", enforced.schema, True)], must_call=True, reasoning_budget=0
-    )
+    spec = TurnSpec([good, ToolSpec("odd", enforced.schema, True)], must_call=True, reasoning_budget=0)
     assert grammar_error(turn_grammar(spec, VOCABULARY)) is None
     values_are_right(schema, enforced)
     try:
@@ -350,9 +382,7 @@ def values_are_right(schema: dict[str, Any], enforced: Enforced) -> int:
             json.loads(text)
             continue
         for error in errors_of(schema, text):
-            assert keywords_of(error) & relaxed, (
-                f"{text} {error.message} {dict(enforced.schema)} {enforced.relaxed}"
-            )
+            assert keywords_of(error) & relaxed, f"{text} {error.message} {dict(enforced.schema)} {enforced.relaxed}"
     return count
 
 

@@ -50,14 +50,10 @@ def test_items_that_are_none_count_like_messages() -> None:
     assert num_rendered([{"type": "reasoning"}, {"role": "system"}]) == 0
 
 
-def test_too_many_prompts_are_refused_before_they_are_encoded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_too_many_prompts_are_refused_before_they_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = load_vocabulary()
     assert len(read_prompts(["a"] * 128, vocabulary)) == 128
-    monkeypatch.setattr(
-        type(vocabulary), "encode_with_special", lambda *_: pytest.fail("it was encoded")
-    )
+    monkeypatch.setattr(type(vocabulary), "encode_with_special", lambda *_: pytest.fail("it was encoded"))
     for many in (["a"] * 129, [[1]] * 129):
         with pytest.raises(InvalidRequest, match="More than 128 completions"):
             read_prompts(many, vocabulary)

@@ -68,9 +68,7 @@ def test_gaps_are_told_while_the_answer_runs(clock: Clock) -> None:
 
     def observed() -> tuple[float | None, float | None]:
         name = "gptoss_inter_token_latency_seconds"
-        return tuple(
-            metrics.registry.get_sample_value(f"{name}_{what}") for what in ("count", "sum")
-        )  # type: ignore[return-value]
+        return tuple(metrics.registry.get_sample_value(f"{name}_{what}") for what in ("count", "sum"))  # type: ignore[return-value]
 
     assert observed() == (2, 0.75)
     metrics.finish(record, ["stop"])

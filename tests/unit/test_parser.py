@@ -27,15 +27,7 @@ from src.harmony.vocabulary import (
 
 VOCABULARY = load_vocabulary()
 TOOLS = ("get_weather", "f", "bash")
-C, M, E, S, K, R, X = [
-    "<|channel|>",
-    "<|message|>",
-    "<|end|>",
-    "<|start|>",
-    "<|call|>",
-    "<|return|>",
-    "<|constrain|>",
-]
+C, M, E, S, K, R, X = ["<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|call|>", "<|return|>", "<|constrain|>"]
 CALL_F = f"{C}commentary to=functions.f {X}json{M}"
 THINK = f"{C}analysis{M}think{E}{S}assistant"
 
@@ -76,17 +68,35 @@ FORMS = [
     Form("4 doubled", f"{C}commentary to=assistant{C}commentary to=functions.f {X}json{M}{{}}{K}", calls=[("f", "{}")]),
     Form("4 recipient first", f"{C}commentary to=functions.f{C}commentary{M}{{}}{K}", calls=[("f", "{}")]),
     Form("5 in role", f" to=functions.f{C}commentary{M}{{}}{K}", calls=[("f", "{}")], recovered=False),
-    Form("5 as role", f"{THINK[:-9]}to=functions.f{C}commentary{M}{{}}{K}", None, "think", [("f", "{}")], recovered=False),
+    Form(
+        "5 as role", f"{THINK[:-9]}to=functions.f{C}commentary{M}{{}}{K}", None, "think", [("f", "{}")], recovered=False
+    ),
     Form("6 same twice", f"{C}commentary to=functions.f to=functions.f{M}{{}}{K}", calls=[("f", "{}")]),
     Form("6 offered wins", f"{C}commentary to=functions.f to=functions.zzz{M}{{}}{K}", calls=[("f", "{}")]),
-    Form("7 junk as text", f"{C}commentary to=functions.bash<" + f"|channel|>commentary{M}{{}}{K}", calls=[("bash", "{}")], reasoning=None),
+    Form(
+        "7 junk as text",
+        f"{C}commentary to=functions.bash<" + f"|channel|>commentary{M}{{}}{K}",
+        calls=[("bash", "{}")],
+        reasoning=None,
+    ),
     Form("8 glued type", f"{C}commentary to=functions.f{X}json{M}{{}}{K}", calls=[("f", "{}")], recovered=False),
     Form("8 plain json", f"{C}commentary to=functions.f json{M}{{}}{K}", calls=[("f", "{}")], recovered=False),
     Form("8 code", f"{C}commentary to=functions.f code{M}x=1{K}", calls=[("f", "x=1")], recovered=False),
     Form("8 absent", f"{C}commentary to=functions.f{M}{{}}{K}", calls=[("f", "{}")], recovered=False),
-    Form("8 channel as type", f"{C}commentary to=functions.f {X}commentary{M}{{}}{K}", calls=[("f", "{}")], recovered=False),
+    Form(
+        "8 channel as type",
+        f"{C}commentary to=functions.f {X}commentary{M}{{}}{K}",
+        calls=[("f", "{}")],
+        recovered=False,
+    ),
     Form("9 final json", f'{C}final {X}json{M}{{"a":1}}{R}', '{"a":1}', recovered=False),
-    Form("10 prose in header", f"{C}commentary to=functions.f {X}json Let me call{M}{{}}{K}", None, " Let me call", [("f", "{}")]),
+    Form(
+        "10 prose in header",
+        f"{C}commentary to=functions.f {X}json Let me call{M}{{}}{K}",
+        None,
+        " Let me call",
+        [("f", "{}")],
+    ),
     Form("11 bare name", f"{C}commentary to=get_weather{M}{{}}{K}", calls=[("get_weather", "{}")], recovered=False),
     Form("12 on analysis", f"{C}analysis to=functions.f{M}{{}}{K}", calls=[("f", "{}")], recovered=False),
     Form("12 on final", f"{C}final to=functions.f{M}{{}}{K}", calls=[("f", "{}")], recovered=False),
@@ -99,9 +109,23 @@ FORMS = [
     Form("15 on final", f"{C}final to=browser.search{M}text{R}", "text"),
     Form("16 to assistant", f"{C}commentary to=assistant{M}Hello{R}", "Hello", recovered=False),
     Form("16 to all", f"{C}commentary to=all{M}Hello{R}", "Hello", recovered=False),
-    Form("17 preamble", f"{C}commentary{M}Looking.{E}{S}assistant{CALL_F}{{}}{K}", "Looking.", calls=[("f", "{}")], recovered=False),
-    Form("18 same tool twice", f"{CALL_F}1{K}{S}assistant{CALL_F}2{K}", calls=[("f", "1"), ("f", "2")], recovered=False),
-    Form("19 analyses and finals", f"{THINK}{THINK}{C}final{M}a{E}{S}assistant{C}final{M}b{R}", "a\nb", "think\nthink", recovered=False),
+    Form(
+        "17 preamble",
+        f"{C}commentary{M}Looking.{E}{S}assistant{CALL_F}{{}}{K}",
+        "Looking.",
+        calls=[("f", "{}")],
+        recovered=False,
+    ),
+    Form(
+        "18 same tool twice", f"{CALL_F}1{K}{S}assistant{CALL_F}2{K}", calls=[("f", "1"), ("f", "2")], recovered=False
+    ),
+    Form(
+        "19 analyses and finals",
+        f"{THINK}{THINK}{C}final{M}a{E}{S}assistant{C}final{M}b{R}",
+        "a\nb",
+        "think\nthink",
+        recovered=False,
+    ),
     Form("20 specials after end", f"{C}final{M}a{E}{R}", "a", recovered=False),
     Form("20 blanks after end", f"{C}final{M}a{E} \n{R}", "a", recovered=False),
     Form("20 text after end", f"{C}analysis{M}a{E}more text{R}", "more text", "a"),
@@ -118,15 +142,20 @@ FORMS = [
     Form("27 not json", f"{CALL_F}[1, 2]]{K}", calls=[("f", "[1, 2]]")], recovered=False),
     Form("28 empty arguments", f"{CALL_F}{K}", calls=[("f", "{}")]),
     Form("30 cut in header", f"{THINK}{C}comment", None, "think", truncated=True),
-    Form("30 cut in a call's header", f"{THINK}{C}commentary to=functions.f {X}", None, "think", truncated=True, recovered=False),
+    Form(
+        "30 cut in a call's header",
+        f"{THINK}{C}commentary to=functions.f {X}",
+        None,
+        "think",
+        truncated=True,
+        recovered=False,
+    ),
     Form("31 cut in analysis", f"{C}analysis{M}hm", None, "hm", truncated=True, recovered=False),
     Form("32 beyond the stop", f"{C}final{M}a{R}and more{R}{S}assistant{C}final{M}b", "a\nb", "and more"),
-]  # fmt: skip
+]
 
 
-def streamed(
-    token_ids: list[int], *, truncated: bool = False
-) -> tuple[ParsedMessage, ResponseParser]:
+def streamed(token_ids: list[int], *, truncated: bool = False) -> tuple[ParsedMessage, ResponseParser]:
     parser = ResponseParser(VOCABULARY, TOOLS)
     deltas = [delta for token in token_ids for delta in parser.push(token)]
     return ParsedMessage.fold([*deltas, *parser.finish(truncated=truncated)]), parser
@@ -161,9 +190,7 @@ def test_40_endless_output_keeps_flowing() -> None:
     parser = ResponseParser(VOCABULARY)
     for token in ids("no channel and no end " * 100):
         parser.push(token)
-    assert len(ParsedMessage.fold(parser.finish()).content or "") == len(
-        "no channel and no end " * 100
-    )
+    assert len(ParsedMessage.fold(parser.finish()).content or "") == len("no channel and no end " * 100)
 
 
 def test_our_own_history_parses_back() -> None:
@@ -186,10 +213,7 @@ def test_reasoning_tokens_are_counted_with_their_headers() -> None:
 
 SPECIALS = [START, CHANNEL, MESSAGE, CONSTRAIN, END, CALL, RETURN, 199_999, 199_998, 200_013]
 WORDS = VOCABULARY.encode(" quick brown fox jumps over lazy dogs")
-HEADERS = [
-    VOCABULARY.encode(t)
-    for t in ("analysis", "commentary", "final", "assistant", " to=functions.f", "json")
-]
+HEADERS = [VOCABULARY.encode(t) for t in ("analysis", "commentary", "final", "assistant", " to=functions.f", "json")]
 
 
 def check_random_sequence(token_ids: list[int]) -> None:
@@ -216,10 +240,7 @@ def test_20_000_random_sequences_lose_no_text() -> None:
         check_random_sequence(token_ids)
 
 
-@given(
-    st.lists(st.one_of(st.sampled_from(SPECIALS), st.integers(0, 201_087)), max_size=60),
-    st.booleans(),
-)
+@given(st.lists(st.one_of(st.sampled_from(SPECIALS), st.integers(0, 201_087)), max_size=60), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_any_tokens_at_all_are_parsed(token_ids: list[int], truncated: bool) -> None:
     message, _ = streamed(token_ids, truncated=truncated)

@@ -63,9 +63,7 @@ def test_a_named_model_is_found_below_model_path(tmp_path: Path) -> None:
     assert locate_model("20b", tmp_path, Path("/nowhere")).folder == checkpoint().resolve()
 
 
-def test_what_is_not_there_names_the_places_and_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_there_names_the_places_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_locator, "_hub_reachable", lambda: False)
     started = time.monotonic()
     with pytest.raises(ConfigError) as error:
@@ -84,9 +82,7 @@ def test_what_is_not_there_names_the_places_and_the_command(
         locate_model("7b", None, tmp_path, dummy=True)
 
 
-def test_a_download_that_fails_is_one_line_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_fails_is_one_line_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def download(_: str, *, local_files_only: bool = False, **__: object) -> str:
@@ -111,9 +107,7 @@ def _serve_forever(port_file: str) -> None:
 
 
 @pytest.fixture
-def other_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[int, multiprocessing.Process]]:
+def other_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, multiprocessing.Process]]:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_serve_forever, args=(str(tmp_path / "port"),))
@@ -164,7 +158,7 @@ GOOD_RECORD = {"port": 8000, "host": "::1", "pid": 1, "started": 1.0}
 @pytest.mark.parametrize(
     "damage",
     [{"port": "8000"}, {"pid": None}, {"pid": 2**80}, {"pid": -1}, {"started": "x"}, {"host": 1}, {"port": 70_000}],
-)  # fmt: skip
+)
 def test_a_damaged_record_is_one_line_in_the_log(
     temporary: Path, caplog: pytest.LogCaptureFixture, damage: dict[str, Any]
 ) -> None:
@@ -190,11 +184,7 @@ def test_what_is_not_a_record_is_passed_over(temporary: Path) -> None:
 @pytest.mark.parametrize("which", ["outer", "inner"])
 @pytest.mark.parametrize("fault", ["link", "dangling link", "mode 777", "mode 720", "file"])
 def test_a_folder_of_records_that_others_can_write_is_refused(
-    temporary: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    which: str,
-    fault: str,
+    temporary: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str, fault: str
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "gpt-oss-server").mkdir(parents=True, mode=0o700)
@@ -211,7 +201,7 @@ def test_a_folder_of_records_that_others_can_write_is_refused(
         port = held.getsockname()[1]
         planted = json.dumps(
             {"port": port, "host": "127.0.0.1", "pid": os.getpid(), "started": psutil.Process().create_time()}
-        )  # fmt: skip
+        )
         for place in (elsewhere, temporary):
             if (place / "gpt-oss-server").is_dir():
                 (place / "gpt-oss-server" / f"{port}.json").write_text(planted)
@@ -224,14 +214,10 @@ def test_a_folder_of_records_that_others_can_write_is_refused(
         assert not (tmp_path / "nothing").exists()
         for place in (elsewhere, temporary):
             if (place / "gpt-oss-server").is_dir():
-                assert (place / "gpt-oss-server" / f"{port}.json").read_text() == planted, (
-                    "left alone"
-                )
+                assert (place / "gpt-oss-server" / f"{port}.json").read_text() == planted, "left alone"
 
 
-def test_a_folder_of_another_user_is_refused(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_another_user_is_refused(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (temporary / "gpt-oss-server").mkdir(parents=True, mode=0o700)
     owner_id = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner_id + 1)
@@ -256,14 +242,10 @@ def test_a_record_replaces_a_link_and_does_not_follow_it(temporary: Path, tmp_pa
     assert {stat.S_IMODE(path.stat().st_mode) for path in (temporary, folder)} == {0o700}
 
 
-def test_force_never_ends_a_foreign_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_force_never_ends_a_foreign_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     code = "import socket,time; s=socket.socket(); s.bind(('127.0.0.1',0)); s.listen(); print(s.getsockname()[1],flush=True); time.sleep(60)"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
-    ) as foreign:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as foreign:
         assert foreign.stdout is not None
         port = int(foreign.stdout.readline())
         with pytest.raises(PortError, match="no server of ours"):
@@ -271,9 +253,7 @@ def test_force_never_ends_a_foreign_process(
         # a record with its number, of a process that began at another time: the number was given again
         record = tmp_path / "gpt-oss-server" / f"{port}.json"
         record.parent.mkdir(exist_ok=True)
-        record.write_text(
-            json.dumps({"port": port, "host": "127.0.0.1", "pid": foreign.pid, "started": 1.0})
-        )
+        record.write_text(json.dumps({"port": port, "host": "127.0.0.1", "pid": foreign.pid, "started": 1.0}))
         with pytest.raises(PortError, match="no server of ours"):
             reserve("127.0.0.1", port, force=True)
         assert not record.exists() and foreign.poll() is None
@@ -294,9 +274,7 @@ def port_manager(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=model_locator.PROJECT)
 
 
-def test_the_command_line_has_honest_exit_codes(
-    other_server: tuple[int, multiprocessing.Process],
-) -> None:
+def test_the_command_line_has_honest_exit_codes(other_server: tuple[int, multiprocessing.Process]) -> None:
     port, process = other_server
     checked = port_manager("--check", str(port))
     assert (checked.returncode, f"pid {process.pid}" in checked.stdout) == (1, True)
@@ -323,9 +301,7 @@ def test_servers_started_at_once_never_share_a_port() -> None:
     barrier, found = context.Barrier(4), context.Queue()
     with reserve("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
-        processes = [
-            context.Process(target=_reserve_from, args=(port, barrier, found)) for _ in range(4)
-        ]
+        processes = [context.Process(target=_reserve_from, args=(port, barrier, found)) for _ in range(4)]
         for process in processes:
             process.start()
         taken = [found.get(timeout=30) for _ in processes]
@@ -346,10 +322,7 @@ time.sleep(60)
 
 def test_unfolding_ends_with_a_server_that_is_killed() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", WITH_PARENT],
-        cwd=model_locator.PROJECT,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", WITH_PARENT], cwd=model_locator.PROJECT, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))

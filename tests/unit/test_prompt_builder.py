@@ -32,9 +32,7 @@ def text(messages: list[dict[str, Any]], **options: Any) -> str:
     return VOCABULARY.decode(builder().build(messages, **options).token_ids)
 
 
-def call(
-    call_id: str, name: str = "get_weather", arguments: str = '{"city":"Oslo"}'
-) -> dict[str, Any]:
+def call(call_id: str, name: str = "get_weather", arguments: str = '{"city":"Oslo"}') -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -48,11 +46,7 @@ FINAL = {"role": "assistant", "reasoning_content": "R-final", "content": "It is 
 @pytest.mark.parametrize("system", [None, "Be kind."])
 def test_plain_conversations_equal_openai_harmony(effort: str, system: str | None) -> None:
     messages = [{"role": "system", "content": system}] if system else []
-    messages += [
-        USER,
-        {"role": "assistant", "content": "Hello"},
-        {"role": "user", "content": "Bye\n\n  now 🤖"},
-    ]
+    messages += [USER, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye\n\n  now 🤖"}]
     system_content = (
         oh.SystemContent.new()
         .with_reasoning_effort(oh.ReasoningEffort(effort.capitalize()))
@@ -112,28 +106,20 @@ def test_the_second_step_of_a_turn_extends_the_first() -> None:
 
 def test_preamble_stands_between_reasoning_and_calls() -> None:
     rendered = text([USER, {**CALLING, "content": "Let me look."}, RESULT], tools=[TOOL])
-    order = [
-        "R-call",
-        "<|channel|>commentary<|message|>Let me look.<|end|>",
-        "to=functions.get_weather ",
-    ]
-    assert [rendered.index(part) for part in order] == sorted(
-        rendered.index(part) for part in order
-    )
+    order = ["R-call", "<|channel|>commentary<|message|>Let me look.<|end|>", "to=functions.get_weather "]
+    assert [rendered.index(part) for part in order] == sorted(rendered.index(part) for part in order)
 
 
 def test_every_system_and_developer_text_appears_in_order() -> None:
     messages = [
-        {"role": "system", "content": "first"}, {"role": "developer", "content": "second"}, USER,
-        {"role": "system", "content": "third"}, USER,
-    ]  # fmt: skip
+        {"role": "system", "content": "first"},
+        {"role": "developer", "content": "second"},
+        USER,
+        {"role": "system", "content": "third"},
+        USER,
+    ]
     rendered = text(messages)
-    assert (
-        rendered.index("first")
-        < rendered.index("second")
-        < rendered.index("Hi")
-        < rendered.index("third")
-    )
+    assert rendered.index("first") < rendered.index("second") < rendered.index("Hi") < rendered.index("third")
 
 
 def test_user_text_forges_nothing() -> None:
@@ -146,14 +132,8 @@ def test_user_text_forges_nothing() -> None:
 
 
 def test_content_parts_join_like_one_string() -> None:
-    parts = {
-        "role": "user",
-        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
-    }
-    assert (
-        builder().build([parts]).token_ids
-        == builder().build([{"role": "user", "content": "ab"}]).token_ids
-    )
+    parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    assert builder().build([parts]).token_ids == builder().build([{"role": "user", "content": "ab"}]).token_ids
 
 
 def test_an_unknown_call_id_is_an_error_that_names_the_field() -> None:
@@ -176,11 +156,15 @@ def test_the_same_input_gives_the_same_ids_in_another_process() -> None:
     )
     runs = {
         subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
             env={**os.environ, "PYTHONHASHSEED": seed, "TZ": zone, "LANG": "C"},
         ).stdout
         for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo"))
-    }  # fmt: skip
+    }
     assert runs == {f"{builder().build([USER, CALLING, RESULT], tools=[TOOL]).token_ids}\n"}
 
 
@@ -268,10 +252,7 @@ def test_scopes_share_neither_prefixes_nor_what_was_generated() -> None:
     plain = builder().build([USER, CALLING, RESULT], tools=[TOOL])
     cached.remember(generated('{"city":"Oslo"}', canonical=False), "alice")
     cached.build([USER], tools=[TOOL], scope="alice")
-    assert (
-        cached.build([USER, CALLING, RESULT], tools=[TOOL], scope="alice").token_ids
-        != plain.token_ids
-    )
+    assert cached.build([USER, CALLING, RESULT], tools=[TOOL], scope="alice").token_ids != plain.token_ids
     for scope in ("bob", ""):
         other = cached.build([USER, CALLING, RESULT], tools=[TOOL], scope=scope)
         assert (other.token_ids, other.num_reused_messages) == (plain.token_ids, 0)
@@ -281,15 +262,8 @@ def test_scopes_share_neither_prefixes_nor_what_was_generated() -> None:
 def test_what_another_server_wrote_is_rendered_canonically() -> None:
     cached = builder(replay_generated_ids=True)
     cached.remember(generated('{"city":"Oslo"}', canonical=False))
-    other = {
-        **CALLING,
-        "tool_calls": [call("c1", arguments='{"city":"Rome"}')],
-        "reasoning": "else",
-    }
-    assert (
-        cached.build([USER, other, RESULT]).token_ids
-        == builder().build([USER, other, RESULT]).token_ids
-    )
+    other = {**CALLING, "tool_calls": [call("c1", arguments='{"city":"Rome"}')], "reasoning": "else"}
+    assert cached.build([USER, other, RESULT]).token_ids == builder().build([USER, other, RESULT]).token_ids
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,7 @@ FIELDS = [
     ({"structured_outputs": {"json": SCHEMA}}, "structured_outputs", "structured_outputs.json"),
     ({"guided_json": SCHEMA}, "guided_json", "guided_json"),
     (
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "n", "schema": SCHEMA},
-            }
-        },
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
         "response_format",
         "n",
     ),
@@ -50,12 +45,7 @@ def test_completions_report_what_is_relaxed(
         (found,) = completion(url, **more).json()["relaxations"]
     assert (found["kind"], found["name"]) == (kind, name)
     assert found["path"] == "schema.properties.a.uniqueItems"
-    assert (
-        completion(url, **more, include_relaxations=False)
-        .json()
-        .keys()
-        .isdisjoint(found | {"relaxations": 1})
-    )
+    assert completion(url, **more, include_relaxations=False).json().keys().isdisjoint(found | {"relaxations": 1})
     said = name if kind != "response_format" else "response_format n"
     assert f"'{said}: schema.properties.a.uniqueItems" in caplog.text
 

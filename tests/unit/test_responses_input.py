@@ -15,11 +15,7 @@ from src.api.sealed import seal
 from src.api.warn_once import WarnOnce
 
 ASK = {"role": "user", "content": "Weather?"}
-THOUGHT = {
-    "type": "reasoning",
-    "summary": [],
-    "content": [{"type": "reasoning_text", "text": "Hm."}],
-}
+THOUGHT = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
 SAID = {"role": "assistant", "content": [{"type": "output_text", "text": "Looking."}]}
 
 
@@ -123,9 +119,17 @@ def test_a_summary_alone_is_the_reasoning() -> None:
 
 
 FOREIGN = (
-    "compaction", "context_compaction", "web_search_call", "local_shell_call", "local_shell_call_output",
-    "tool_search_call", "tool_search_output", "computer_call_output", "mcp_list_tools", "image_generation_call",
-)  # fmt: skip
+    "compaction",
+    "context_compaction",
+    "web_search_call",
+    "local_shell_call",
+    "local_shell_call_output",
+    "tool_search_call",
+    "tool_search_output",
+    "computer_call_output",
+    "mcp_list_tools",
+    "image_generation_call",
+)
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
@@ -147,18 +151,14 @@ def test_items_of_other_servers_are_left_out(kind: str, caplog: pytest.LogCaptur
         {"type": "tool_search_call", "call_id": "c1", "arguments": {}},
     ],
 )
-def test_results_of_calls_that_are_left_out_are_left_out_too(
-    made: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_results_of_calls_that_are_left_out_are_left_out_too(made: Any, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(responses_items, "_warn_left_out", WarnOnce(logging.getLogger("test"), "%s"))
         chat = body_of(ASK, made, call(2), output(1), output(2), SAID)
     assert chat.body == body_of(ASK, call(2), output(2), SAID).body
     assert "function_call_output" in caplog.text
     assert body_of(made, call(1), output(1)).body == body_of(call(1), output(1)).body
-    assert (
-        told(3) in body_of(ASK, made, call(2), output(3)).body["messages"]
-    )  # an error of the client
+    assert told(3) in body_of(ASK, made, call(2), output(3)).body["messages"]  # an error of the client
 
 
 @pytest.mark.parametrize("kind", ["banana", "function_cal", "messages", "", 5])
@@ -175,13 +175,9 @@ def test_calls_of_custom_tools_are_read() -> None:
     items = [
         {"type": "custom_tool_call", "id": "ctc_1", "call_id": "c1", "name": "patch", "input": "*** Begin"},
         {"type": "custom_tool_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "sun"}]},
-    ]  # fmt: skip
-    custom = {"id": "c1", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
-    assert body_of(ASK, *items).body["messages"] == [
-        ASK,
-        {"role": "assistant", "tool_calls": [custom]},
-        told(1),
     ]
+    custom = {"id": "c1", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
+    assert body_of(ASK, *items).body["messages"] == [ASK, {"role": "assistant", "tool_calls": [custom]}, told(1)]
 
 
 def test_an_empty_array_is_an_empty_result() -> None:
@@ -198,9 +194,7 @@ def test_two_calls_with_one_id_are_refused(between: list[Any]) -> None:
 
 
 def test_a_part_that_is_not_allowed_here_gets_the_true_reason() -> None:
-    with pytest.raises(
-        InvalidRequest, match="'output_text' are not allowed here; use 'input_text'"
-    ):
+    with pytest.raises(InvalidRequest, match="'output_text' are not allowed here; use 'input_text'"):
         body_of({"role": "user", "content": [{"type": "output_text", "text": "x"}]})
     with pytest.raises(InvalidRequest, match="'input_image' are not supported: this model reads"):
         body_of({"role": "user", "content": [{"type": "input_image", "image_url": "x"}]})
@@ -218,9 +212,7 @@ def test_a_part_that_is_not_allowed_here_gets_the_true_reason() -> None:
         ([SAID | {"phase": "commentary"}, SAID], ["commentary", None]),
     ],
 )
-def test_words_before_more_reasoning_and_words_are_a_preamble(
-    items: list[Any], phases: list[str | None]
-) -> None:
+def test_words_before_more_reasoning_and_words_are_a_preamble(items: list[Any], phases: list[str | None]) -> None:
     words = [m for m in body_of(ASK, *items).body["messages"] if m.get("content") == "Looking."]
     assert [message.get("phase") for message in words] == phases
 
@@ -243,7 +235,7 @@ def test_tools_and_formats_are_nested_as_chat_has_them() -> None:
         max_output_tokens=9,
         temperature=0.5,
         store=True,
-    )  # fmt: skip
+    )
     assert chat.body == {
         "model": "m",
         "messages": [ASK],
@@ -288,7 +280,7 @@ def test_errors_name_the_field_that_was_sent(chats: str, ours: str) -> None:
         ("'tools[7]' is 'x y'", "'tools[7]' is 'x y'"),
         ("'max_tokens' is odd", "'max_output_tokens' is odd"),
     ],
-)  # fmt: skip
+)
 def test_errors_are_in_words_of_the_client(said: str, ours: str) -> None:
     inner = [{"type": "function", "name": "g"}]
     tools = [{"type": "function", "name": "f"}, {"type": "namespace", "name": "n", "tools": inner}]
@@ -304,9 +296,7 @@ def test_errors_are_in_words_of_the_client(said: str, ours: str) -> None:
         ("add_generation_prompt", True, [False, "no"]),
     ],
 )
-def test_chats_fields_that_would_change_the_answer_are_refused(
-    field: str, harmless: Any, wrong: list[Any]
-) -> None:
+def test_chats_fields_that_would_change_the_answer_are_refused(field: str, harmless: Any, wrong: list[Any]) -> None:
     body_of(ASK, **{field: harmless})
     for value in wrong:
         with pytest.raises(ValidationError) as caught:

@@ -32,12 +32,15 @@ def test_functions_of_namespaces_are_offered_after_the_others() -> None:
         namespace("a", function("f", strict=True, parameters={"type": "object"}), description="All of a."),
         function("g"),
         namespace("b", function("f"), {"type": "custom", "name": "c"}, function("g", description="d")),
-    ]  # fmt: skip
+    ]
     table = read_tools(tools)
     assert names(*tools) == ["g", "a__f", "b__f", "b__g"]
     assert [table.where(i) for i in range(4)] == [
-        "tools[1]", "tools[0].tools[0]", "tools[2].tools[0]", "tools[2].tools[2]",
-    ]  # fmt: skip
+        "tools[1]",
+        "tools[0].tools[0]",
+        "tools[2].tools[0]",
+        "tools[2].tools[2]",
+    ]
     of_a = table.as_chat()[1]["function"]
     assert (of_a["description"], of_a["strict"]) == ("All of a.", True)
     assert [tool["type"] for tool in table.shown] == ["namespace", "function", "namespace"]
@@ -56,9 +59,7 @@ def test_functions_of_namespaces_are_offered_after_the_others() -> None:
         ([namespace("x" * 200 + y, function("f")) for y in "01"], "x" * 200 + "1"),
     ],
 )
-def test_a_call_comes_back_under_the_names_that_the_client_uses(
-    tools: list[Any], namespace_of_f: str
-) -> None:
+def test_a_call_comes_back_under_the_names_that_the_client_uses(tools: list[Any], namespace_of_f: str) -> None:
     table = read_tools(tools)
     offered = names(*tools)
     assert len(set(offered)) == len(offered)
@@ -81,7 +82,7 @@ def test_functions_outside_namespaces_keep_their_names() -> None:
 
 
 def test_history_keeps_the_namespace_of_tools_that_are_gone() -> None:
-    call = {"type": "function_call", "call_id": "c", "name": "f", "namespace": "a", "arguments": "{}"}  # fmt: skip
+    call = {"type": "function_call", "call_id": "c", "name": "f", "namespace": "a", "arguments": "{}"}
     for tools in [], [namespace("a", function("f"))], [namespace("b", function("f"))]:
         request = ResponsesRequest.model_validate({"model": "m", "input": [call], "tools": tools})
         (message,) = chat_body(request, request.placed()).body["messages"]
@@ -125,21 +126,13 @@ def test_tool_choice_names_functions_of_namespaces() -> None:
     with pytest.raises(InvalidRequest, match="'f'.* namespaces 'a', 'b' .*'namespace'") as caught:
         chosen({"type": "function", "name": "f"}, *tools)
     assert caught.value.param == "tool_choice"
-    for unknown in (
-        {"name": "h"},
-        {"name": "g", "namespace": "b"},
-        {"name": "f", "namespace": "c"},
-    ):
+    for unknown in ({"name": "h"}, {"name": "g", "namespace": "b"}, {"name": "f", "namespace": "c"}):
         with pytest.raises(InvalidRequest, match="not in 'tools'") as caught:
             chosen({"type": "function"} | unknown, *tools)
         assert "__" not in caught.value.message
     everything = {"type": "allowed_tools", "mode": "required", "tools": [f, g]}
     assert chosen({"type": "namespace", "name": "a"}, *tools) == everything
-    allowed = {
-        "type": "allowed_tools",
-        "mode": "auto",
-        "tools": [{"type": "namespace", "name": "a"}],
-    }
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "namespace", "name": "a"}]}
     assert chosen(allowed, *tools) == everything | {"mode": "auto"}
     with pytest.raises(InvalidRequest):
         chosen({"type": "namespace", "name": "c"}, *tools)

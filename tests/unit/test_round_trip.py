@@ -177,17 +177,10 @@ def read(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 TEXTS = st.text(st.sampled_from('ab \né🌦{}"<|'), max_size=8)
-BEFORE = st.lists(
-    st.builds(Message, st.sampled_from(["analysis", "commentary"]), TEXTS, st.booleans()),
-    max_size=5,
-)
-CALLS = st.builds(
-    Message, st.just("call"), st.sampled_from(["{}", '{"a": 1}', " x", '{"é":"🌦"}']), st.booleans()
-)
+BEFORE = st.lists(st.builds(Message, st.sampled_from(["analysis", "commentary"]), TEXTS, st.booleans()), max_size=5)
+CALLS = st.builds(Message, st.just("call"), st.sampled_from(["{}", '{"a": 1}', " x", '{"é":"🌦"}']), st.booleans())
 FINALS = st.builds(Message, st.just("final"), TEXTS, st.booleans())
-STEPS = st.lists(
-    st.tuples(BEFORE, CALLS).map(lambda pair: [*pair[0], pair[1]]), min_size=1, max_size=3
-)
+STEPS = st.lists(st.tuples(BEFORE, CALLS).map(lambda pair: [*pair[0], pair[1]]), min_size=1, max_size=3)
 
 
 @pytest.mark.parametrize("replays", [True, False])
@@ -232,9 +225,7 @@ def test_a_turn_comes_back_as_it_was_written(client: Callable[[], Any], replays:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> LLTokenizer:
-    return load_tokenizer(
-        VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS)
-    )
+    return load_tokenizer(VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
 
 
 def test_the_grammar_lets_the_model_write_these_turns(tokenizer: LLTokenizer) -> None:
@@ -263,9 +254,7 @@ def test_the_grammar_lets_the_model_write_these_turns(tokenizer: LLTokenizer) ->
         ([("analysis", 36), ("analysis", 35)], "_A10Az"),
     ],
 )
-def test_the_id_of_a_call_tells_what_a_chat_message_does_not(
-    before: list[tuple[str, int]], suffix: str
-) -> None:
+def test_the_id_of_a_call_tells_what_a_chat_message_does_not(before: list[tuple[str, int]], suffix: str) -> None:
     call_id = new_call_id(before)
     assert call_id[29:] == suffix and len({new_call_id(before) for _ in range(9)}) == 9
     rng = random.Random(7)

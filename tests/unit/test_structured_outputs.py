@@ -16,25 +16,16 @@ from src.api.responses_input import ResponsesRequest, chat_body
 from src.api.structured_outputs import FinalFormat, final_format
 from src.engine.guided import load_tokenizer
 from src.harmony.grammar import choice_rule, grammar_error, pattern_rule, text_grammar
-from src.harmony.vocabulary import (
-    RETURN,
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
-    STOP_TOKEN_IDS,
-    VOCAB_SIZE,
-    load_vocabulary,
-)
+from src.harmony.vocabulary import RETURN, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, VOCAB_SIZE, load_vocabulary
 
 VOCABULARY = load_vocabulary()
-SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}  # fmt: skip
+SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
 USER = {"role": "user", "content": "x"}
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> LLTokenizer:
-    return load_tokenizer(
-        VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS)
-    )
+    return load_tokenizer(VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
 
 
 def accepts(tokenizer: LLTokenizer, rule: str, text: str) -> bool:
@@ -143,7 +134,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar"),
     ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
     ({"structured_outputs": {"json": SCHEMA, "whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern"),
-    ({"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}}, "structured_outputs.disable_any_whitespace"),
+    (
+        {"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
+        "structured_outputs.disable_any_whitespace",
+    ),
     ({"structured_outputs": {}}, "structured_outputs"),
     ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
     ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice"),
@@ -157,14 +151,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"guided_regex": r"(?=a)b"}, "guided_regex"),
     ({"structured_outputs": {"regex": r"(a)\1"}}, "structured_outputs.regex"),
     ({"guided_choice": ["a"], "ignore_eos": True}, "guided_choice"),
-]  # fmt: skip
+]
 
 
 @ENDPOINTS
 @pytest.mark.parametrize(("body", "param"), WRONG)
-def test_what_cannot_be_honoured_names_its_field(
-    read: Any, body: dict[str, Any], param: str
-) -> None:
+def test_what_cannot_be_honoured_names_its_field(read: Any, body: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         read(**body)
     assert error.value.param == param and f"'{param}'" in error.value.message
@@ -174,7 +166,7 @@ def test_what_cannot_be_honoured_names_its_field(
 @pytest.mark.parametrize(
     "body",
     [{"guided_choice": []}, {"guided_choice": [1]}, {"guided_regex": 1}, {"structured_outputs": {"choice": "a"}}],
-)  # fmt: skip
+)
 def test_values_of_the_wrong_type_are_refused(read: Any, body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         read(**body)

@@ -19,9 +19,7 @@ def test_a_checkpoints_own_configuration_and_template_are_reported(tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", [None, "", "[1]", '{"a": ', "\\xff"])
-def test_without_a_readable_file_it_is_what_holds_for_every_gpt_oss(
-    tmp_path: Path, text: str | None
-) -> None:
+def test_without_a_readable_file_it_is_what_holds_for_every_gpt_oss(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "tokenizer_config.json").write_bytes(text.encode("latin-1"))
     assert tokenizer_config(tmp_path) == tokenizer_config(None) == TOKENIZER_CONFIG

@@ -15,18 +15,12 @@ from src.harmony.vocabulary import load_vocabulary
 PLACE = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
 FREE = {"type": "object"}
 BEYOND = {"type": "object", "properties": {"a": {"$ref": "https://elsewhere/schema"}}}
-HUGE = {
-    "type": "object",
-    "properties": {"a": {"enum": [f"{n:0100}" for n in range(MAX_GUIDED_SCHEMA // 100)]}},
-}
+HUGE = {"type": "object", "properties": {"a": {"enum": [f"{n:0100}" for n in range(MAX_GUIDED_SCHEMA // 100)]}}}
 
 
 def request(*schemas: dict[str, Any] | None, **more: Any) -> ChatCompletionRequest:
     tools = [
-        {
-            "type": "function",
-            "function": {"name": f"t{i}"} | ({} if s is None else {"parameters": s}),
-        }
+        {"type": "function", "function": {"name": f"t{i}"} | ({} if s is None else {"parameters": s})}
         for i, s in enumerate(schemas)
     ]
     return ChatCompletionRequest.model_validate(
@@ -51,9 +45,7 @@ def test_arguments_are_an_object_where_no_more_can_be_said(schema: dict[str, Any
     plan = plan_tools(asked, guide_arguments=True)
     grammar, left_out = fitted_grammar(TurnSpec(plan.callable), load_vocabulary())
     assert '"type": "object"' in grammar and not left_out
-    assert [r.relaxed.reason for r in plan.relaxed] == (
-        ["too large to be enforced unasked"] if schema is HUGE else []
-    )
+    assert [r.relaxed.reason for r in plan.relaxed] == (["too large to be enforced unasked"] if schema is HUGE else [])
 
 
 def test_what_is_asked_for_is_enforced() -> None:
@@ -64,18 +56,14 @@ def test_what_is_asked_for_is_enforced() -> None:
 def test_what_cannot_be_enforced_is_relaxed_alone(more: dict[str, Any]) -> None:
     plan = plan_tools(request(BEYOND, PLACE, **more), guide_arguments=True)
     assert [tool.constrained for tool in plan.callable] == [True, True]
-    assert [(r.name, r.relaxed.path) for r in plan.relaxed] == [
-        ("t0", "parameters.properties.a.$ref")
-    ]
+    assert [(r.name, r.relaxed.path) for r in plan.relaxed] == [("t0", "parameters.properties.a.$ref")]
 
 
 def test_with_strict_it_is_refused() -> None:
     asked = request(PLACE, BEYOND)
     assert asked.tools is not None
     asked.tools[1].function.strict = True
-    with pytest.raises(
-        InvalidRequest, match="Invalid schema for function 't1': parameters.properties.a.\\$ref"
-    ):
+    with pytest.raises(InvalidRequest, match="Invalid schema for function 't1': parameters.properties.a.\\$ref"):
         plan_tools(asked, guide_arguments=True)
 
 
@@ -86,10 +74,7 @@ def test_parameters_that_no_one_declared_are_not_made_up() -> None:
             "place": {"type": "object", "properties": {"city": {"type": "string"}}},
             "stops": {"type": "array", "items": {"properties": {"name": {"type": "string"}}}},
             "more": {"type": "object", "additionalProperties": True, "properties": {}},
-            "either": {
-                "properties": {"a": {}, "b": {}},
-                "anyOf": [{"required": ["a"]}, {"minProperties": 2}],
-            },
+            "either": {"properties": {"a": {}, "b": {}}, "anyOf": [{"required": ["a"]}, {"minProperties": 2}]},
             "free": {"type": "object"},
         },
     }

@@ -28,10 +28,7 @@ PLAIN: dict[str, dict[str, Any] | None] = {
         "type": "object",
         "description": "outer",
         "properties": {
-            "list": {
-                "type": "array",
-                "items": {"type": "object", "properties": {"x": {"type": "number"}}},
-            },
+            "list": {"type": "array", "items": {"type": "object", "properties": {"x": {"type": "number"}}}},
             "inner": {
                 "type": "object",
                 "description": "inner",
@@ -56,16 +53,34 @@ PLAIN: dict[str, dict[str, Any] | None] = {
     "defaults": {
         "type": "object",
         "properties": {
-            "list": {"type": "array", "items": {"type": "string"}, "default": ["a", "é\n\"", 1e22, None]},
+            "list": {"type": "array", "items": {"type": "string"}, "default": ["a", 'é\n"', 1e22, None]},
             "object": {"type": "object", "default": {"z": 1, "a": [2.5, {}], "c": False}},
-            "numbers": {"default": [1e22, 1e-7, 1e-5, -1.5e-5, 0.0001, 1.0, 1e15, 1e16, -0.0, 1.5e300, 10**22, 12345678901234567890]},
+            "numbers": {
+                "default": [
+                    1e22,
+                    1e-7,
+                    1e-5,
+                    -1.5e-5,
+                    0.0001,
+                    1.0,
+                    1e15,
+                    1e16,
+                    -0.0,
+                    1.5e300,
+                    10**22,
+                    12345678901234567890,
+                ]
+            },
             "large": {"type": "number", "default": 1e22},
             "text": {"type": "string", "default": 'say "no"\tor\nyes'},
             "choice": {"type": "string", "enum": ["a", 'b"c'], "default": "a"},
             "null": {"type": "string", "default": None},
         },
     },
-    "enums": {"type": "object", "properties": {"many": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}}}},
+    "enums": {
+        "type": "object",
+        "properties": {"many": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}}},
+    },
     "described variants": {
         "type": "object",
         "properties": {
@@ -83,10 +98,20 @@ PLAIN: dict[str, dict[str, Any] | None] = {
     "deep": {
         "type": "object",
         "properties": {
-            "a": {"type": "array", "items": {"type": "array", "items": {"type": "object", "description": "I", "properties": {"x": {"oneOf": [{"type": "string"}]}}}}}
+            "a": {
+                "type": "array",
+                "items": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "description": "I",
+                        "properties": {"x": {"oneOf": [{"type": "string"}]}},
+                    },
+                },
+            }
         },
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -114,19 +139,10 @@ def test_plain_schemas_equal_openai_harmony(name: str, description: str) -> None
         ({"const": 7}, "p?: 7,"),
         ({"enum": [1, "two", None]}, 'p?: 1 | "two" | null,'),
         ({"type": "integer", "minimum": 1, "maximum": 5}, "p?: number, // minimum: 1, maximum: 5"),
-        (
-            {"type": "string", "pattern": "^a+$", "default": "a"},
-            'p?: string, // default: "a", pattern: "^a+$"',
-        ),
+        ({"type": "string", "pattern": "^a+$", "default": "a"}, 'p?: string, // default: "a", pattern: "^a+$"'),
         ({"type": "object", "additionalProperties": {"type": "integer"}}, "[key: string]: number,"),
-        (
-            {"allOf": [{"$ref": "#/$defs/Color"}, {"type": "string"}]},
-            'p?: ("red" | "blue") & string,',
-        ),
-        (
-            {"type": "array", "items": {"type": "string"}, "minItems": 2},
-            "p?: string[], // minItems: 2",
-        ),
+        ({"allOf": [{"$ref": "#/$defs/Color"}, {"type": "string"}]}, 'p?: ("red" | "blue") & string,'),
+        ({"type": "array", "items": {"type": "string"}, "minItems": 2}, "p?: string[], // minItems: 2"),
         ({"type": "array", "items": [{"type": "string"}, {"type": "number"}]}, "p?: [string, number],"),
         (
             {"items": [{"type": "string"}], "additionalItems": {"type": ["number", "null"]}},
@@ -159,22 +175,26 @@ def test_plain_schemas_equal_openai_harmony(name: str, description: str) -> None
         ({"$ref": "#/$defs/Small"}, "p?: number, // maximum: 9"),
         ({"$ref": "#/$defs/Either"}, "p?:\n     | string // a name\n     | number\n,"),
         ({"type": "integer", "examples": [1, 2]}, "// Examples:\n// - 1\n// - 2\np?: number,"),
-        (
-            {"examples": ["a", {"k": [1e22, None]}]},
-            '// Examples:\n// - "a"\n// - {"k":[1e22,null]}\np?: any,',
-        ),
+        ({"examples": ["a", {"k": [1e22, None]}]}, '// Examples:\n// - "a"\n// - {"k":[1e22,null]}\np?: any,'),
         ({"type": "array", "items": {"type": ["string", "number"]}}, "p?: (string | number)[],"),
         (
             {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "number", "description": "I"}]}},
             "p?: (string | number)[], // number: I",
         ),
         (
-            {"type": "array", "minItems": 1, "items": {"oneOf": [{"type": "string", "default": "x"}, {"enum": [1, 2]}]}},
+            {
+                "type": "array",
+                "minItems": 1,
+                "items": {"oneOf": [{"type": "string", "default": "x"}, {"enum": [1, 2]}]},
+            },
             'p?: (string | 1 | 2)[], // minItems: 1, string: default: "x"',
         ),
         ({"type": "array", "items": {"$ref": "#/$defs/Either"}}, "p?: (string | number)[], // string: a name"),
         (
-            {"type": "object", "additionalProperties": {"anyOf": [{"type": "string", "description": "s"}, {"type": "null"}]}},
+            {
+                "type": "object",
+                "additionalProperties": {"anyOf": [{"type": "string", "description": "s"}, {"type": "null"}]},
+            },
             "[key: string]: string | null, // string: s",
         ),
         (
@@ -187,7 +207,7 @@ def test_plain_schemas_equal_openai_harmony(name: str, description: str) -> None
         ({"$ref": "#/$defs/Color", "nullable": True}, 'p?: "red" | "blue" | null,'),
         ({"type": ["string", "null"], "nullable": True}, "p?: string | null,"),
     ],
-)  # fmt: skip
+)
 def test_nothing_is_lost(schema: dict[str, Any], expected: str) -> None:
     parameters = {
         "type": "object",
@@ -199,11 +219,7 @@ def test_nothing_is_lost(schema: dict[str, Any], expected: str) -> None:
             "100%": {"type": "boolean"},
             "a/b": {"type": "null"},
             "Small": {"type": "integer", "maximum": 9},
-            "Shade": {
-                "$id": "https://example.com/shade.json",
-                "$anchor": "shade",
-                "enum": ["dark", "light"],
-            },
+            "Shade": {"$id": "https://example.com/shade.json", "$anchor": "shade", "enum": ["dark", "light"]},
             "Either": {"anyOf": [{"type": "string", "description": "a name"}, {"type": "number"}]},
         },
     }
@@ -227,12 +243,13 @@ BOTH_TEXT = "{ id?: string, title?: string, } & ({ id: any, } | { title: any, })
         (lambda s: {"properties": {"p": {"$ref": "#/$defs/S"}}, "$defs": {"S": s}}, f"p?: {BOTH_TEXT},"),
         (lambda s: {"additionalProperties": s, "type": "object"}, f"[key: string]: {BOTH_TEXT},"),
         (lambda s: {"properties": {"p": {"prefixItems": [s]}}}, f"p?: [{BOTH_TEXT}],"),
-        (lambda s: {"properties": {"p": {"allOf": [s, {"properties": {"x": {}}}]}}}, f"p?: ({BOTH_TEXT}) & {{ x?: any, }},"),
+        (
+            lambda s: {"properties": {"p": {"allOf": [s, {"properties": {"x": {}}}]}}},
+            f"p?: ({BOTH_TEXT}) & {{ x?: any, }},",
+        ),
     ],
-)  # fmt: skip
-def test_what_stands_beside_a_combinator_is_written(
-    combinator: str, wrap: Callable[[Any], Any], expected: str
-) -> None:
+)
+def test_what_stands_beside_a_combinator_is_written(combinator: str, wrap: Callable[[Any], Any], expected: str) -> None:
     text = render_tools([{"name": "f", "parameters": wrap(BOTH | {combinator: ONE_OF_BOTH})}])
     assert expected in " ".join(text.split())
 
@@ -247,13 +264,24 @@ def test_what_stands_beside_a_combinator_is_written(
         ({"type": "object", "properties": {"a": {}}, "enum": [{"a": 1}]}, 'p?: { a?: any, } & ({"a":1}),'),
         ({"type": "object", "properties": {"a": {}}, "const": {"a": 1}}, 'p?: { a?: any, } & ({"a":1}),'),
         (
-            {"oneOf": [{"type": "string"}, {"type": "number"}], "anyOf": [{"const": 1}, {"const": "b"}], "maxLength": 4},
+            {
+                "oneOf": [{"type": "string"}, {"type": "number"}],
+                "anyOf": [{"const": 1}, {"const": "b"}],
+                "maxLength": 4,
+            },
             'p?: (string | number) & (1 | "b"), // maxLength: 4',
         ),
         ({"type": "string", "oneOf": [{"const": "a", "description": "A"}, {"const": "b"}]}, 'p?: | "a" // A | "b" ,'),
-        ({"type": "integer", "anyOf": [{"minimum": 9}, {"maximum": 1}]}, "p?: | number // minimum: 9 | number // maximum: 1 ,"),
         (
-            {"type": "object", "required": ["kind"], "oneOf": [{"properties": {"kind": {"const": "a"}}}, {"$ref": "#/$defs/B"}]},
+            {"type": "integer", "anyOf": [{"minimum": 9}, {"maximum": 1}]},
+            "p?: | number // minimum: 9 | number // maximum: 1 ,",
+        ),
+        (
+            {
+                "type": "object",
+                "required": ["kind"],
+                "oneOf": [{"properties": {"kind": {"const": "a"}}}, {"$ref": "#/$defs/B"}],
+            },
             'p?: | { kind: "a", } | { kind: "b", } ,',
         ),
         (
@@ -266,7 +294,7 @@ def test_what_stands_beside_a_combinator_is_written(
         ({"properties": {"a": {}}, "if": {"required": ["a"]}, "then": {"required": ["b"]}}, 'then: {"required":["b"]}'),
         ({"anyOf": [{"type": "string"}, {"type": "null"}], "maxLength": 3}, "p?: | string | null , // maxLength: 3"),
     ],
-)  # fmt: skip
+)
 def test_neighbours_of_combinators_are_written(schema: dict[str, Any], expected: str) -> None:
     b = {"type": "object", "properties": {"kind": {"const": "b"}}}
     parameters = {"type": "object", "properties": {"p": schema}, "$defs": {"B": b}}
@@ -280,9 +308,7 @@ def test_the_whole_functions_comments_follow_its_type() -> None:
     text = render_tools([{"name": "f", "parameters": parameters}])
     assert "// O\n" in text and text.count("// O") == 1
     assert " | string) => any; // D, minProperties: 2\n" in text
-    text = render_tools(
-        [{"name": "f", "parameters": {"anyOf": [STRING | {"description": "last"}]}}]
-    )
+    text = render_tools([{"name": "f", "parameters": {"anyOf": [STRING | {"description": "last"}]}}])
     assert " | string // last\n) => any;" in text
 
 
@@ -292,16 +318,18 @@ def test_recursive_references_end() -> None:
         "type": "object",
         "properties": {"root": {"$ref": "#/$defs/Node"}},
     }
-    assert "next?: Node /* recursive, as above */," in render_tools(
-        [{"name": "f", "parameters": tree}]
-    )
+    assert "next?: Node /* recursive, as above */," in render_tools([{"name": "f", "parameters": tree}])
 
 
 def _referring(names: list[str], to: Callable[[int], range]) -> dict[str, Any]:
     defs = {
-        name: {"type": "object", "properties": {f"p{j}": {"$ref": f"#/$defs/{names[j]}"} for j in to(i)}, "required": [f"own_{name}"]}
+        name: {
+            "type": "object",
+            "properties": {f"p{j}": {"$ref": f"#/$defs/{names[j]}"} for j in to(i)},
+            "required": [f"own_{name}"],
+        }
         for i, name in enumerate(names)
-    }  # fmt: skip
+    }
     for name, definition in defs.items():
         definition["properties"][f"own_{name}"] = {"type": "string"}
     return {"$defs": defs, "type": "object", "properties": {"x": {"$ref": f"#/$defs/{names[0]}"}}}
@@ -311,9 +339,7 @@ def _referring(names: list[str], to: Callable[[int], range]) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["mutual", "chain"])
 def test_types_that_refer_to_one_another_do_not_explode(count: int, kind: str) -> None:
     names = [f"T{i}" for i in range(count)]
-    parameters = _referring(
-        names, lambda i: range(count) if kind == "mutual" else range(i + 1, min(i + 3, count))
-    )
+    parameters = _referring(names, lambda i: range(count) if kind == "mutual" else range(i + 1, min(i + 3, count)))
     text = render_tools([{"name": "f", "parameters": parameters}])
     assert len(text) < 100_000
     assert all(f"own_{name}: string" in text for name in names), "each is written once at least"

@@ -15,11 +15,9 @@ from src.api.tracing import Tracing
 @pytest.mark.parametrize(
     ("endpoint", "operation"),
     [("/v1/chat/completions", "chat"), ("/v1/responses", "chat"), ("/v1/completions", "text_completion")],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("finish", ["stop", "stop,length", "tool_calls,gone"])
-def test_a_span_has_a_list_of_reasons_and_the_operation(
-    endpoint: str, operation: str, finish: str
-) -> None:
+def test_a_span_has_a_list_of_reasons_and_the_operation(endpoint: str, operation: str, finish: str) -> None:
     spans = InMemorySpanExporter()
     tracing = Tracing("http://127.0.0.1:1", SimpleSpanProcessor(spans))
     fields: dict[str, Any] = {"id": "x", "finish": finish, "output_tokens": 3, "prompt": "secret"}

@@ -9,12 +9,7 @@ import pytest
 from src.api.responses_items import PlacedItem
 from src.api.truncation import Cuts, answer_tokens
 
-KINDS = {
-    "c": "function_call",
-    "o": "function_call_output",
-    "k": "custom_tool_call",
-    "p": "custom_tool_call_output",
-}
+KINDS = {"c": "function_call", "o": "function_call_output", "k": "custom_tool_call", "p": "custom_tool_call_output"}
 ROLES = {"u": "user", "a": "assistant", "s": "system", "d": "developer"}
 
 

@@ -38,7 +38,10 @@ def found(model: type[BaseModel], body: dict[str, Any]) -> list[str]:
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]},
             ["messages[0].content[0].cache_control"],
         ),
-        ({"tools": [{"type": "function", "x": 1, "function": {"name": "f", "y": 2}}]}, ["tools[0].x", "tools[0].function.y"]),
+        (
+            {"tools": [{"type": "function", "x": 1, "function": {"name": "f", "y": 2}}]},
+            ["tools[0].x", "tools[0].function.y"],
+        ),
         ({"functions": [{"name": "f", "z": 1}]}, ["functions[0].z"]),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"q": 1}, "w": 1}}},
@@ -47,53 +50,115 @@ def found(model: type[BaseModel], body: dict[str, Any]) -> list[str]:
         ({"reasoning": {"effort": "low", "summary": "auto"}}, ["reasoning.summary"]),
         ({"messages": [{"role": "assistant", "tool_calls": [CALL | {"v": 1}]}]}, ["messages[0].tool_calls[0].v"]),
         (
-            {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "function", "function": {"name": "f"}, "u": 1}},
+            {
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "tool_choice": {"type": "function", "function": {"name": "f"}, "u": 1},
+            },
             ["tool_choice.u"],
         ),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f", "q": 1}}}, ["tool_choice.function.q"]),
         (
-            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "p": 1, "tools": [{"type": "function", "function": {"name": "f", "r": 1}}]}}},
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f", "q": 1}}},
+            ["tool_choice.function.q"],
+        ),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "p": 1,
+                        "tools": [{"type": "function", "function": {"name": "f", "r": 1}}],
+                    },
+                },
+            },
             ["tool_choice.allowed_tools.p", "tool_choice.allowed_tools.tools[0].function.r"],
         ),
         ({"functions": [{"name": "f"}], "function_call": {"name": "f", "s": 1}}, ["function_call.s"]),
-        ({"messages": [{"role": "assistant", "content": "a", "parsed": {"b": 1}, "tool_calls": [PARSED]}], "x": None}, []),
+        (
+            {
+                "messages": [{"role": "assistant", "content": "a", "parsed": {"b": 1}, "tool_calls": [PARSED]}],
+                "x": None,
+            },
+            [],
+        ),
         ({"messages": [USER | {"weight": None, "content": [{"type": "text", "text": "a", "y": None}]}]}, []),
         ({"messages": [{"role": "assistant", "content": "a", "annotations": [], "audio": None, "refusal": None}]}, []),
         ({"metadata": {"any": "key"}, "logit_bias": {"5": 1}, "tools": None, "stop": "a"}, []),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"x-any": 1}}}]}, []),
     ],
-)  # fmt: skip
+)
 def test_chat(more: dict[str, Any], names: list[str]) -> None:
     assert found(ChatCompletionRequest, CHAT | more) == names
 
 
 ANSWERED = [
-    {"type": "reasoning", "id": "rs", "status": None, "summary": [], "content": [{"type": "reasoning_text", "text": "t"}], "encrypted_content": "e"},
-    {"type": "message", "id": "msg", "status": "completed", "role": "assistant", "phase": "final_answer",
-     "content": [{"type": "output_text", "text": "t", "annotations": [], "logprobs": []}]},
-    {"type": "function_call", "id": "fc", "status": "completed", "call_id": "c", "name": "f", "namespace": "n", "arguments": "{}"},
+    {
+        "type": "reasoning",
+        "id": "rs",
+        "status": None,
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": "t"}],
+        "encrypted_content": "e",
+    },
+    {
+        "type": "message",
+        "id": "msg",
+        "status": "completed",
+        "role": "assistant",
+        "phase": "final_answer",
+        "content": [{"type": "output_text", "text": "t", "annotations": [], "logprobs": []}],
+    },
+    {
+        "type": "function_call",
+        "id": "fc",
+        "status": "completed",
+        "call_id": "c",
+        "name": "f",
+        "namespace": "n",
+        "arguments": "{}",
+    },
     {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "t"}]},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
     ("more", "names"),
     [
         ({"input": ANSWERED}, []),
-        ({"input": [ANSWERED[2] | {"parsed_arguments": {}, "caller": {"type": "direct"}, "async_": True, "new": None}]}, []),
+        (
+            {
+                "input": [
+                    ANSWERED[2] | {"parsed_arguments": {}, "caller": {"type": "direct"}, "async_": True, "new": None}
+                ]
+            },
+            [],
+        ),
         ({"input": [ANSWERED[1] | {"content": [ANSWERED[1]["content"][0] | {"parsed": {"a": 1}, "new": None}]}]}, []),
-        ({"tools": [], "tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "f", "x": 1}]}}, ["tool_choice.tools[0].x"]),
+        (
+            {
+                "tools": [],
+                "tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "f", "x": 1}]},
+            },
+            ["tool_choice.tools[0].x"],
+        ),
         ({"input": [USER | {"weight": 1}]}, ["input[0].weight"]),
-        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "x": 1}]}]}, ["input[0].content[0].x"]),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "x": 1}]}]},
+            ["input[0].content[0].x"],
+        ),
         ({"input": [*ANSWERED[:3], ANSWERED[3] | {"is_error": True}]}, ["input[3].is_error"]),
         ({"input": [{"type": "compaction", "anything": 1}, USER]}, []),
         ({"tools": [{"type": "function", "name": "f", "x": 1}, {"type": "web_search", "y": 1}]}, ["tools[0].x"]),
-        ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "f", "x": 1}]}]}, ["tools[0].tools[0].x"]),
+        (
+            {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "f", "x": 1}]}]},
+            ["tools[0].tools[0].x"],
+        ),
         ({"tools": [], "tool_choice": {"type": "function", "name": "f", "namespace": "n", "x": 1}}, ["tool_choice.x"]),
         ({"text": {"format": {"type": "text", "x": 1}, "y": 2}}, ["text.y", "text.format.x"]),
         ({"reasoning": {"effort": "low", "z": 1}, "w": 1}, ["w", "reasoning.z"]),
     ],
-)  # fmt: skip
+)
 def test_responses(more: dict[str, Any], names: list[str]) -> None:
     assert found(ResponsesRequest, {"model": "m", "input": "x"} | more) == names
 

@@ -84,9 +84,7 @@ def test_a_refused_request_reserves_nothing() -> None:
 
 def test_what_can_never_fit_is_told() -> None:
     error = refused(Usage(), caller(tokens=100), work(prompt=50, answer=51))
-    assert error.message.startswith(
-        "This request may take 101 tokens; the limit of this key is 100"
-    )
+    assert error.message.startswith("This request may take 101 tokens; the limit of this key is 100")
 
 
 def test_without_max_tokens_what_is_left_is_reserved_at_most() -> None:

@@ -80,9 +80,7 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path) -> None:
     assert hashlib.sha256(target.read_bytes()).hexdigest() == v.RANKS_SHA256
 
 
-def test_no_source_is_an_error_that_names_the_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_source_is_an_error_that_names_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_download(_: object) -> None:
         raise v.HarmonyError("offline")
 
@@ -107,22 +105,12 @@ def test_text_never_becomes_a_special_token() -> None:
 
 def test_special_ids_agree_with_openai_harmony() -> None:
     loaded = v.load_vocabulary()
-    for name in (
-        "<|start|>",
-        "<|end|>",
-        "<|message|>",
-        "<|channel|>",
-        "<|constrain|>",
-        "<|return|>",
-        "<|call|>",
-    ):
+    for name in ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>"):
         assert loaded.encode_with_special(name) == [v.SPECIAL_TOKENS[name]]
     assert set(v.STOP_TOKEN_IDS) >= set(loaded.encoding.stop_tokens_for_assistant_actions())
 
 
-@pytest.mark.parametrize(
-    "alphabet", ["a", "ab", "etaoin shr", "é日本ñ🤖", "0123456789", " ", "\n \t", "aA1_ -.()[]{}"]
-)
+@pytest.mark.parametrize("alphabet", ["a", "ab", "etaoin shr", "é日本ñ🤖", "0123456789", " ", "\n \t", "aA1_ -.()[]{}"])
 def test_long_pieces_get_the_same_ids_as_short_ones(alphabet: str) -> None:
     loaded = v.load_vocabulary()
     rng = random.Random(len(alphabet))
@@ -132,9 +120,7 @@ def test_long_pieces_get_the_same_ids_as_short_ones(alphabet: str) -> None:
         assert loaded._encode_by_pieces(text) == wanted
         pieces = [merge_bytes(m.group().encode(), loaded.rank_of) for m in v._SPLIT.finditer(text)]
         assert [i for piece in pieces for i in piece] == wanted
-        assert loaded.encode(f"x {text} y") == loaded.encoding.encode(
-            f"x {text} y", disallowed_special=()
-        )
+        assert loaded.encode(f"x {text} y") == loaded.encoding.encode(f"x {text} y", disallowed_special=())
 
 
 def test_text_without_a_break_is_no_trap() -> None:
@@ -163,8 +149,19 @@ def _watched() -> tuple[v.Vocabulary, _Watched]:
 
 
 @pytest.mark.parametrize(
-    "alphabet", ["etaoin shr", "It's we'LL d'o", "é日本語，。ñ🤖 ", "a1 b22\n\n\r ", "aA1_ -./()[]{}'", "नमस्ते दु", "1234 5", "?! ./\n", "x   \t\n  y"]
-)  # fmt: skip
+    "alphabet",
+    [
+        "etaoin shr",
+        "It's we'LL d'o",
+        "é日本語，。ñ🤖 ",
+        "a1 b22\n\n\r ",
+        "aA1_ -./()[]{}'",
+        "नमस्ते दु",
+        "1234 5",
+        "?! ./\n",
+        "x   \t\n  y",
+    ],
+)
 def test_text_in_portions_gets_the_same_ids_as_whole(alphabet: str) -> None:
     vocabulary, watched = _watched()
     text = "".join(random.Random(alphabet).choices(alphabet, k=6 * v.PORTION))
@@ -177,7 +174,19 @@ def test_text_in_portions_gets_the_same_ids_as_whole(alphabet: str) -> None:
 def test_raw_prompts_have_special_tokens_and_the_librarys_ids() -> None:
     loaded = v.load_vocabulary()
     rng = random.Random(3)
-    parts = ["<|start|>", "<|end|>", "<|none|>", "<|", "|>", "<|<|message|>", " a", "b c", "\n", "<|reserved_200100|>", "it's"]  # fmt: skip
+    parts = [
+        "<|start|>",
+        "<|end|>",
+        "<|none|>",
+        "<|",
+        "|>",
+        "<|<|message|>",
+        " a",
+        "b c",
+        "\n",
+        "<|reserved_200100|>",
+        "it's",
+    ]
     for _ in range(50):
         text = "".join(rng.choices(parts, k=30))
         wanted = loaded.encoding.encode(text, allowed_special="all")
@@ -200,8 +209,24 @@ def _loaded() -> v.Vocabulary:
 
 
 @pytest.mark.parametrize(
-    "alphabet", ["a", "ab", "etaoinshr", "é日本ñ🤖", "日本語漢字", "🤖👩\u200d👩", " ", "\n \t", "aA", "ABa", "=-_/", "\n/.", "'sa", "ि्दुन"]
-)  # fmt: skip
+    "alphabet",
+    [
+        "a",
+        "ab",
+        "etaoinshr",
+        "é日本ñ🤖",
+        "日本語漢字",
+        "🤖👩\u200d👩",
+        " ",
+        "\n \t",
+        "aA",
+        "ABa",
+        "=-_/",
+        "\n/.",
+        "'sa",
+        "ि्दुन",
+    ],
+)
 @pytest.mark.parametrize("window", [150, 512])
 def test_a_piece_in_windows_gets_the_ids_of_the_whole(
     alphabet: str, window: int, monkeypatch: pytest.MonkeyPatch
@@ -215,9 +240,7 @@ def test_a_piece_in_windows_gets_the_ids_of_the_whole(
 
 
 @pytest.mark.parametrize("size", [150, 151, 249, 250])
-def test_windows_that_do_not_join_are_encoded_again(
-    size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_that_do_not_join_are_encoded_again(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the last byte decides how all bytes before it are paired: neighbours merge, the last ones first."""
     monkeypatch.setattr(byte_pairs, "WINDOW", 64)
     monkeypatch.setattr(byte_pairs, "TAIL", 8)
@@ -252,7 +275,7 @@ def test_encoding_ends_only_beyond_the_limit(count: int) -> None:
             make(f"x<|end|>{text}", Limits(len(whole)))
 
 
-@pytest.mark.parametrize("text", ["etaoin" * 400_000, " and so on" * 400_000, "'a" * 600_000, "日本" * 400_000])  # fmt: skip
+@pytest.mark.parametrize("text", ["etaoin" * 400_000, " and so on" * 400_000, "'a" * 600_000, "日本" * 400_000])
 def test_far_too_long_text_is_not_read_to_its_end(text: str) -> None:
     vocabulary, watched = _watched()
     with pytest.raises(TooManyTokensError):

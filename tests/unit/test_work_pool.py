@@ -105,10 +105,7 @@ def test_a_client_that_leaves_ends_its_work_whether_it_runs_or_waits() -> None:
 def test_an_owner_has_only_so_many_jobs_waiting() -> None:
     async def scenario() -> None:
         pool, gate = WorkPool(num_threads=2, share=1), Gate()
-        many = [
-            asyncio.create_task(pool.run(Sender("a"), gate.work("a")))
-            for _ in range(MAX_WAITING + 1)
-        ]
+        many = [asyncio.create_task(pool.run(Sender("a"), gate.work("a"))) for _ in range(MAX_WAITING + 1)]
         await asyncio.sleep(0)
         with pytest.raises(RateLimited, match="long inputs of this key"):
             await pool.run(Sender("a"), gate.work("one too many"))

@@ -25,9 +25,7 @@ class CheckpointError(Exception):
     """The checkpoint cannot be served. The message names the file and the tensor."""
 
 
-def expected_tensors(
-    c: ModelConfig, *, original: bool, packed: bool
-) -> dict[str, tuple[Shape, frozenset[str]]]:
+def expected_tensors(c: ModelConfig, *, original: bool, packed: bool) -> dict[str, tuple[Shape, frozenset[str]]]:
     """Name -> (shape, allowed safetensors types) of every tensor that a checkpoint of this shape holds."""
     if original:
         layer_tensors, separator = _original_layer, "."
@@ -103,10 +101,7 @@ def _hf_layer(c: ModelConfig, n: int) -> LayerTensors:
         m + "experts.gate_up_proj_bias": (experts, 2 * inter),
         m + "experts.down_proj_bias": (experts, hidden),
     }
-    matrices = {
-        m + "experts.gate_up_proj": (2 * inter, hidden),
-        m + "experts.down_proj": (hidden, inter),
-    }
+    matrices = {m + "experts.gate_up_proj": (2 * inter, hidden), m + "experts.down_proj": (hidden, inter)}
     return tensors, matrices
 
 
@@ -156,9 +151,7 @@ class Checkpoint:
             self._files[path.name] = handle
             for name in handle.keys():  # noqa: SIM118  a safetensors handle is no mapping
                 if name in file_of:
-                    raise CheckpointError(
-                        f"tensor {name!r} stands in {file_of[name].name} and in {path.name}"
-                    )
+                    raise CheckpointError(f"tensor {name!r} stands in {file_of[name].name} and in {path.name}")
                 file_of[name] = path
         return file_of
 
@@ -180,9 +173,7 @@ class Checkpoint:
             view = self._files[path.name].get_slice(name)
             found = tuple(view.get_shape())
             if found != shape:
-                raise CheckpointError(
-                    f"{path}: tensor {name!r} has shape {found}, expected {shape}"
-                )
+                raise CheckpointError(f"{path}: tensor {name!r} has shape {found}, expected {shape}")
             if view.get_dtype() not in types:
                 raise CheckpointError(
                     f"{path}: tensor {name!r} has type {view.get_dtype()}, expected {' or '.join(sorted(types))}"

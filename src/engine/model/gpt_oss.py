@@ -35,9 +35,7 @@ class ForwardBatch:
     positions: torch.Tensor  # int64 [T]
     plans: dict[str, AttentionPlan]  # layer type -> plan
     sample_rows: torch.Tensor  # int64 [R], rows whose logits are wanted
-    num_tokens: torch.Tensor | None = (
-        None  # int32 [1], for the Triton kernels: rows after these are padding
-    )
+    num_tokens: torch.Tensor | None = None  # int32 [1], for the Triton kernels: rows after these are padding
     logits: torch.Tensor | None = None  # float32 [R, V], for the Triton kernels: where to write
 
 
@@ -79,20 +77,14 @@ class GptOss:
                 self._head_places = shared[1]
         first = weights.layers[0]
         self._native: NativeLayers | None = None
-        if (
-            comm.shard.tensor_size == 1
-            and native.supports(first.qkv)
-            and isinstance(first.experts, ExpertWeights)
-        ):
+        if comm.shard.tensor_size == 1 and native.supports(first.qkv) and isinstance(first.experts, ExpertWeights):
             kinds = [config.layer_types[index] for index in comm.shard.layers]
             self._native = NativeLayers(config, kinds, weights.layers)
         device = weights.layers[0].attention_norm.device
         self._inverse_frequencies = self._inverse_frequencies.to(device)
 
     @torch.inference_mode()
-    def forward(
-        self, batch: ForwardBatch, cache: list[LayerCache], hidden: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, cache: list[LayerCache], hidden: torch.Tensor | None = None) -> torch.Tensor:
         """Writes the new keys and values into `cache`. `hidden` [T, H] is what the stage before returned.
 
         -> of the last stage the logits float32 [R, V] of `batch.sample_rows` (this rank's part of V); of others the
@@ -108,9 +100,7 @@ class GptOss:
         return x if self.weights.lm_head is None else self._head(x, batch.sample_rows, batch.logits)
 
     @torch.inference_mode()
-    def run_layer(
-        self, x: torch.Tensor, index: int, batch: ForwardBatch, cache: LayerCache
-    ) -> torch.Tensor:
+    def run_layer(self, x: torch.Tensor, index: int, batch: ForwardBatch, cache: LayerCache) -> torch.Tensor:
         """x [T, H] -> [T, H], through layer `index` of this rank alone."""
         return self._layer(x, index, batch, cache, self._rotation(batch))
 
@@ -130,9 +120,7 @@ class GptOss:
         """Cosines and sines of a step's positions, for all its layers."""
         return rope_tables(batch.positions, self._inverse_frequencies, self._concentration)
 
-    def _head(
-        self, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def _head(self, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         norm, head = self.weights.final_norm, self.weights.lm_head
         assert norm is not None and head is not None, "only the last stage has them"
         logits = linear(self._norm(x[rows], norm), head, out_dtype=torch.float32)
@@ -164,9 +152,7 @@ class GptOss:
         c = self.config
         t = self._norm(x, layer.attention_norm)
         qkv = linear(t, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, c.head_dim)
-        qkv = rope_and_store(
-            qkv, rope, cache.key, cache.value, plan.slot_mapping, len(self._shard.query_heads)
-        )
+        qkv = rope_and_store(qkv, rope, cache.key, cache.value, plan.slot_mapping, len(self._shard.query_heads))
         window = c.sliding_window if layer_type == SLIDING else None
         t = paged_attention(qkv, cache.key, cache.value, layer.sinks, plan, window, self._scale)
         return self._comm.all_reduce(linear(t, layer.out, layer.out_bias, residual=self._once(x)))
@@ -178,13 +164,7 @@ class GptOss:
         logits = linear(t, layer.router, layer.router_bias)
         return self._comm.all_reduce(
             moe_forward(
-                t,
-                logits,
-                c.experts_per_token,
-                layer.experts,
-                c.swiglu_limit,
-                self._once(x),
-                self._local_experts,
+                t, logits, c.experts_per_token, layer.experts, c.swiglu_limit, self._once(x), self._local_experts
             )
         )
 

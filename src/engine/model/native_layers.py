@@ -45,10 +45,19 @@ class NativeLayers:
         rows = [[t.data_ptr() for t in (p.slot_mapping, *(p.spans or ()))] for p in found]
         c = self._config
         native.decoder(
-            self._table, torch.tensor(rows), x, *rope, c.rms_norm_eps, c.head_dim**-0.5, c.swiglu_limit,
-            c.num_attention_heads, c.num_key_value_heads, c.num_experts, c.experts_per_token,
+            self._table,
+            torch.tensor(rows),
+            x,
+            *rope,
+            c.rms_norm_eps,
+            c.head_dim**-0.5,
+            c.swiglu_limit,
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.num_experts,
+            c.experts_per_token,
             self._intermediate,
-        )  # fmt: skip
+        )
         return x
 
     @property
@@ -64,10 +73,22 @@ class NativeLayers:
             experts = layer.experts
             assert isinstance(experts, ExpertWeights)
             tensors = [
-                layer.attention_norm, layer.qkv, layer.qkv_bias, layer.sinks, layer.out, layer.out_bias,
-                layer.mlp_norm, layer.router, layer.router_bias, *_parts(experts.w1), experts.b1,
-                *_parts(experts.w2), experts.b2, pair.key, pair.value,
-            ]  # fmt: skip
+                layer.attention_norm,
+                layer.qkv,
+                layer.qkv_bias,
+                layer.sinks,
+                layer.out,
+                layer.out_bias,
+                layer.mlp_norm,
+                layer.router,
+                layer.router_bias,
+                *_parts(experts.w1),
+                experts.b1,
+                *_parts(experts.w2),
+                experts.b2,
+                pair.key,
+                pair.value,
+            ]
             assert len(tensors) == NUM_POINTERS
             assert all(t is None or t.is_contiguous() for t in tensors)
             rows.append([*(0 if t is None else t.data_ptr() for t in tensors), PLANS.index(kind)])

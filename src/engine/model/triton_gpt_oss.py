@@ -21,22 +21,12 @@ class TritonGptOss(GptOss):
     plain torch."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        weights: ModelWeights,
-        comm: Communicator,
-        *,
-        max_positions: int,
-        invariant: bool,
+        self, config: ModelConfig, weights: ModelWeights, comm: Communicator, *, max_positions: int, invariant: bool
     ) -> None:
         super().__init__(config, weights, comm)
         self._invariant = invariant
         device = self._inverse_frequencies.device
-        tables = rope_tables(
-            torch.arange(max_positions, device=device),
-            self._inverse_frequencies,
-            self._concentration,
-        )
+        tables = rope_tables(torch.arange(max_positions, device=device), self._inverse_frequencies, self._concentration)
         cos, sin = (t.squeeze(1) for t in tables)
         self._rope_table = torch.stack((cos, sin), dim=1)  # [positions, 2, D / 2]
         self._rope = (cos, sin)
@@ -57,24 +47,25 @@ class TritonGptOss(GptOss):
         plan = batch.plans[layer_type]
         assert plan.ragged is not None, "build_batch makes it where the Triton kernels run"
         query = blocks.norm_qkv(
-            x, layer.attention_norm, c.rms_norm_eps, layer.qkv, layer.qkv_bias, batch.positions, self._rope_table,
-            plan.slot_mapping, cache.key, cache.value, len(self._shard.query_heads), invariant=self._invariant,
-        )  # fmt: skip
-        window = c.sliding_window if layer_type == SLIDING else None
-        t = blocks.paged_attention(
-            query,
+            x,
+            layer.attention_norm,
+            c.rms_norm_eps,
+            layer.qkv,
+            layer.qkv_bias,
+            batch.positions,
+            self._rope_table,
+            plan.slot_mapping,
             cache.key,
             cache.value,
-            layer.sinks,
-            plan.ragged,
-            window,
-            self._scale,
+            len(self._shard.query_heads),
             invariant=self._invariant,
         )
+        window = c.sliding_window if layer_type == SLIDING else None
+        t = blocks.paged_attention(
+            query, cache.key, cache.value, layer.sinks, plan.ragged, window, self._scale, invariant=self._invariant
+        )
         x = self._comm.all_reduce(
-            blocks.linear(
-                t, layer.out, layer.out_bias, self._once(x), None, invariant=self._invariant
-            )
+            blocks.linear(t, layer.out, layer.out_bias, self._once(x), None, invariant=self._invariant)
         )
         return self._comm.all_reduce(self._experts(x, layer, batch))
 
@@ -84,15 +75,21 @@ class TritonGptOss(GptOss):
             return self._mlp(x, layer)
         assert batch.num_tokens is not None, "build_batch makes it where the Triton kernels run"
         return blocks.norm_moe(
-            x, self._once(x), layer.mlp_norm, c.rms_norm_eps, layer.router, layer.router_bias, experts,
-            c.experts_per_token, c.swiglu_limit, batch.num_tokens, local=self._local_experts, invariant=self._invariant,
-        )  # fmt: skip
+            x,
+            self._once(x),
+            layer.mlp_norm,
+            c.rms_norm_eps,
+            layer.router,
+            layer.router_bias,
+            experts,
+            c.experts_per_token,
+            c.swiglu_limit,
+            batch.num_tokens,
+            local=self._local_experts,
+            invariant=self._invariant,
+        )
 
-    def _head(
-        self, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def _head(self, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         norm, head = self.weights.final_norm, self.weights.lm_head
         assert norm is not None and head is not None, "only the last stage has them"
-        return blocks.norm_head(
-            x, rows, norm, self.config.rms_norm_eps, head, out, invariant=self._invariant
-        )
+        return blocks.norm_head(x, rows, norm, self.config.rms_norm_eps, head, out, invariant=self._invariant)

@@ -80,9 +80,7 @@ class WeightLoader:
         )
         read_layer = self._original_layer if original else self._hf_layer
         s = self._shard
-        steps = tqdm(
-            s.layers, desc="loading weights", unit="layer", disable=None if s.rank == 0 else True
-        )
+        steps = tqdm(s.layers, desc="loading weights", unit="layer", disable=None if s.rank == 0 else True)
         layers = [read_layer(n) for n in steps]
         return ModelWeights(
             self._read(embedding, _cut(s.vocab)) if s.is_first else None,
@@ -92,9 +90,7 @@ class WeightLoader:
         )
 
     def _read(self, name: str, *cut: slice) -> torch.Tensor:
-        return self._checkpoint.part(name, cut or (slice(None),)).to(
-            self._device, self._dtype, copy=True
-        )
+        return self._checkpoint.part(name, cut or (slice(None),)).to(self._device, self._dtype, copy=True)
 
     def _once(self, bias: torch.Tensor) -> torch.Tensor:
         """A bias that only one rank may add."""
@@ -115,10 +111,12 @@ class WeightLoader:
             router=self._read(m + "router.weight"),
             router_bias=self._read(m + "router.bias"),
             experts=self._experts(
-                m + "experts.gate_up_proj", m + "experts.gate_up_proj_bias",
-                m + "experts.down_proj", m + "experts.down_proj_bias",
+                m + "experts.gate_up_proj",
+                m + "experts.gate_up_proj_bias",
+                m + "experts.down_proj",
+                m + "experts.down_proj_bias",
             ),
-        )  # fmt: skip
+        )
 
     def _original_layer(self, n: int) -> LayerWeights:
         a, m = f"block.{n}.attn.", f"block.{n}.mlp."
@@ -138,9 +136,7 @@ class WeightLoader:
             mlp_norm=self._read(m + "norm.scale"),
             router=self._read(m + "gate.weight"),
             router_bias=self._read(m + "gate.bias"),
-            experts=self._experts(
-                m + "mlp1_weight", m + "mlp1_bias", m + "mlp2_weight", m + "mlp2_bias"
-            ),
+            experts=self._experts(m + "mlp1_weight", m + "mlp1_bias", m + "mlp2_weight", m + "mlp2_bias"),
         )
 
     def _head_rows(self) -> tuple[slice, slice, slice]:
@@ -153,9 +149,7 @@ class WeightLoader:
         s = self._shard
         experts, inter = _cut(s.experts), s.intermediate
         gate_up = slice(2 * inter.start, 2 * inter.stop)
-        everywhere = (
-            len(inter) == self._config.intermediate_size
-        )  # then no other rank adds the same bias
+        everywhere = len(inter) == self._config.intermediate_size  # then no other rank adds the same bias
         bias2 = self._read(b2, experts)
         made = ExpertWeights(
             w1=self._expert_matrix(w1, experts, gate_up, slice(None), self._gate_then_up),
@@ -173,9 +167,7 @@ class WeightLoader:
 
         def packed_part(part: str) -> torch.Tensor:
             separator = "." if self._checkpoint.original else "_"
-            groups = slice(
-                *(None if n is None else n // GROUP_SIZE for n in (columns.start, columns.stop))
-            )
+            groups = slice(*(None if n is None else n // GROUP_SIZE for n in (columns.start, columns.stop)))
             tensor = self._checkpoint.part(f"{name}{separator}{part}", (experts, rows, groups))
             return ordered(tensor.to(self._device, copy=True)).contiguous()
 
@@ -185,9 +177,7 @@ class WeightLoader:
         if not self._dequantize:
             return packed
         count, height, groups = packed.scales.shape
-        out = torch.empty(
-            (count, height, groups * GROUP_SIZE), dtype=self._dtype, device=self._device
-        )
+        out = torch.empty((count, height, groups * GROUP_SIZE), dtype=self._dtype, device=self._device)
         for expert in range(count):
             out[expert] = dequantize_mxfp4(packed[expert], self._dtype)
         return out
@@ -220,9 +210,7 @@ def dummy_weights(
 
     def packed(rows: int, columns: int) -> Mxfp4Tensor:
         shape = (len(s.experts), rows, columns // GROUP_SIZE)
-        blocks = torch.randint(
-            0, 256, (*shape, GROUP_SIZE // 2), dtype=torch.uint8, device=device, generator=generator
-        )
+        blocks = torch.randint(0, 256, (*shape, GROUP_SIZE // 2), dtype=torch.uint8, device=device, generator=generator)
         return Mxfp4Tensor(blocks, torch.full(shape, 119, dtype=torch.uint8, device=device))
 
     hidden, inter = c.hidden_size, len(s.intermediate)
@@ -249,9 +237,7 @@ def dummy_weights(
                 dtype,
             ),
         )
-        for _ in tqdm(
-            s.layers, desc="random weights", unit="layer", disable=None if s.rank == 0 else True
-        )
+        for _ in tqdm(s.layers, desc="random weights", unit="layer", disable=None if s.rank == 0 else True)
     ]
     return ModelWeights(
         normal(len(s.vocab), hidden) if s.is_first else None,
@@ -263,25 +249,10 @@ def dummy_weights(
 
 def iterate_tensors(weights: ModelWeights) -> Iterator[torch.Tensor]:
     """Every stored tensor, packed ones included: for byte counts."""
-    yield from (
-        t for t in (weights.embedding, weights.final_norm, weights.lm_head) if t is not None
-    )
+    yield from (t for t in (weights.embedding, weights.final_norm, weights.lm_head) if t is not None)
     for layer in weights.layers:
-        yield from (
-            layer.attention_norm,
-            layer.qkv,
-            layer.qkv_bias,
-            layer.sinks,
-            layer.out,
-            layer.out_bias,
-        )
-        yield from (
-            layer.mlp_norm,
-            layer.router,
-            layer.router_bias,
-            layer.experts.b1,
-            layer.experts.b2,
-        )
+        yield from (layer.attention_norm, layer.qkv, layer.qkv_bias, layer.sinks, layer.out, layer.out_bias)
+        yield from (layer.mlp_norm, layer.router, layer.router_bias, layer.experts.b1, layer.experts.b2)
         for w in (layer.experts.w1, layer.experts.w2):
             match w:
                 case Mxfp4Tensor():

@@ -111,9 +111,7 @@ class RequestTable:
                 table.extend(block_ids)
         for request_id, drafts in out.draft_tokens.items():
             self._states[request_id].tokens.extend(drafts)
-        scheduled = [
-            (self._states[request_id], n) for request_id, n in out.num_scheduled_tokens.items()
-        ]
+        scheduled = [(self._states[request_id], n) for request_id, n in out.num_scheduled_tokens.items()]
         scheduled.sort(key=lambda pair: pair[1] > 1)
         states, counts = [state for state, _ in scheduled], [n for _, n in scheduled]
         return StepRows(states, counts, drafts=out.draft_tokens)
@@ -125,15 +123,10 @@ class RequestTable:
                 self._states[request_id].tokens.extend([token])
 
     def finish_step(
-        self,
-        rows: StepRows,
-        sampled: dict[str, int],
-        accepted: Mapping[str, list[int]] = MappingProxyType({}),
+        self, rows: StepRows, sampled: dict[str, int], accepted: Mapping[str, list[int]] = MappingProxyType({})
     ) -> None:
         for state, count in zip(rows.states, rows.counts, strict=True):
-            wrong = len(rows.drafts.get(state.request_id, ())) - len(
-                accepted.get(state.request_id, ())
-            )
+            wrong = len(rows.drafts.get(state.request_id, ())) - len(accepted.get(state.request_id, ()))
             state.tokens.drop(wrong)
             state.num_computed_tokens += count - wrong
             if state.request_id in sampled:
@@ -159,14 +152,9 @@ def build_batch(
     num_decodes = sum(count == 1 for count in rows.counts)
     starts = [state.num_computed_tokens for state in rows.states]
     token_ids = np.concatenate(
-        [
-            s.tokens.view[start : start + n]
-            for s, start, n in zip(rows.states, starts, rows.counts, strict=True)
-        ]
+        [s.tokens.view[start : start + n] for s, start, n in zip(rows.states, starts, rows.counts, strict=True)]
     )
-    positions = np.concatenate(
-        [np.arange(start, start + n) for start, n in zip(starts, rows.counts, strict=True)]
-    )
+    positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, rows.counts, strict=True)])
     ends = np.cumsum(rows.counts)
     sample_rows: list[int] = []
     scored_rows: list[int] = []
@@ -180,9 +168,7 @@ def build_batch(
             scored_rows.extend(range(int(end) - count, int(end) - count + scored.count))
             rows.scored.append(scored)
     plans = {
-        layer_type: _plan(
-            rows, starts, ends, positions, group, window, num_decodes, block_size, dtype, device
-        )
+        layer_type: _plan(rows, starts, ends, positions, group, window, num_decodes, block_size, dtype, device)
         for group, (layer_type, window) in enumerate(((FULL, None), (SLIDING, sliding_window)))
     }
     return ForwardBatch(
@@ -220,9 +206,7 @@ def _plan(
     )
     mapping = to_device(slot_mapping, torch.int64, device)
     if native.supports(torch.empty(0, dtype=dtype, device=device)):
-        return AttentionPlan(
-            mapping, num_decodes, spans=_spans(rows, starts, positions, tables, window, block_size)
-        )
+        return AttentionPlan(mapping, num_decodes, spans=_spans(rows, starts, positions, tables, window, block_size))
     if support.runs_triton(torch.empty(0, dtype=dtype, device=device)):
         ragged = ragged_batch(starts, rows.counts, tables, num_decodes, device)
         return AttentionPlan(mapping, num_decodes, ragged=ragged)
@@ -237,9 +221,7 @@ def _plan(
             hidden[i, : len(span)] = False
         bias = torch.zeros(hidden.shape, dtype=dtype)
         bias.masked_fill_(torch.from_numpy(hidden), float("-inf"))
-        decode = DecodePlan(
-            torch.from_numpy(gathered.ravel()).to(device), bias[:, None, None].to(device)
-        )
+        decode = DecodePlan(torch.from_numpy(gathered.ravel()).to(device), bias[:, None, None].to(device))
     prefills = []
     for i in range(num_decodes, len(rows.states)):
         first, end = first_key(starts[i]), starts[i] + rows.counts[i]
@@ -249,11 +231,7 @@ def _plan(
 
 
 def ragged_batch(
-    starts: list[int],
-    counts: list[int],
-    tables: list[np.ndarray],
-    num_decodes: int,
-    device: torch.device,
+    starts: list[int], counts: list[int], tables: list[np.ndarray], num_decodes: int, device: torch.device
 ) -> Ragged:
     """`starts`: cached tokens of each sequence, `counts`: new ones."""
     first_rows = np.concatenate(([0], np.cumsum(counts)))
@@ -271,9 +249,7 @@ def ragged_batch(
         return to_device(np.ascontiguousarray(values, np.int32), torch.int32, device)
 
     lengths = np.add(starts, counts)
-    return Ragged(
-        ints(first_rows), ints(lengths), ints(table), num_decodes, ints(tile_seq), ints(tile_first)
-    )
+    return Ragged(ints(first_rows), ints(lengths), ints(table), num_decodes, ints(tile_seq), ints(tile_first))
 
 
 def _spans(
@@ -294,11 +270,7 @@ def _spans(
         bases.append(total - first)
         total += len(span)
     base = np.repeat(np.array(bases, np.int64), rows.counts)
-    first_seen = (
-        np.zeros_like(positions) if window is None else np.maximum(0, positions - window + 1)
-    )
+    first_seen = np.zeros_like(positions) if window is None else np.maximum(0, positions - window + 1)
     arrays = (np.concatenate(parts), base, first_seen, positions)
-    slots, base_of, first_of, last_of = (
-        torch.from_numpy(np.ascontiguousarray(a, np.int64)) for a in arrays
-    )
+    slots, base_of, first_of, last_of = (torch.from_numpy(np.ascontiguousarray(a, np.int64)) for a in arrays)
     return slots, base_of, first_of, last_of

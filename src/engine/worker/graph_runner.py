@@ -54,11 +54,7 @@ class Ahead:
     def row_of(self, state: RequestState, count: int) -> int | None:
         """The row that is this request's next token, if that is what it now asks for."""
         row, position = self.places.get(state.request_id, (None, -1))
-        fits = (
-            count == 1
-            and position == state.num_computed_tokens
-            and position + 1 == state.tokens.size
-        )
+        fits = count == 1 and position == state.num_computed_tokens and position + 1 == state.tokens.size
         return row if fits else None
 
 
@@ -103,9 +99,7 @@ class GraphRunner:
         started = time.monotonic()
         self.capture_sizes(self._sizes)
         self._sizes = sorted(self._replays)
-        logger.info(
-            "captured %d decode graphs in %.1f s", len(self._sizes), time.monotonic() - started
-        )
+        logger.info("captured %d decode graphs in %.1f s", len(self._sizes), time.monotonic() - started)
 
     def capture_sizes(self, sizes: list[int]) -> None:
         for size in sorted(sizes, reverse=True):
@@ -130,11 +124,7 @@ class GraphRunner:
         Left out are requests that cannot go on as they are: those that reach their limit with this token, and those
         whose next token needs a block that they do not have yet.
         """
-        rows = [
-            (row, state, state.tokens.size)
-            for row, state in enumerate(states)
-            if self._can_go_on(state)
-        ]
+        rows = [(row, state, state.tokens.size) for row, state in enumerate(states) if self._can_go_on(state)]
         if not rows or not self.holds(len(rows)):
             return None
         if len(rows) < len(states):
@@ -167,20 +157,26 @@ class GraphRunner:
                 self._long[2 + group, :size],
                 size,
                 ragged=Ragged(
-                    self._query_start[: size + 1], self._lengths[:size], self._tables[group, :size], size,
-                    self._none, self._none
+                    self._query_start[: size + 1],
+                    self._lengths[:size],
+                    self._tables[group, :size],
+                    size,
+                    self._none,
+                    self._none,
                 ),
             )
             for group, kind in enumerate(KINDS)
-        }  # fmt: skip
+        }
         return ForwardBatch(
-            self._long[0, :size], self._long[1, :size], plans, self._rows[:size], self._lengths[-1:],
+            self._long[0, :size],
+            self._long[1, :size],
+            plans,
+            self._rows[:size],
+            self._lengths[-1:],
             self._logits[:size],
-        )  # fmt: skip
+        )
 
-    def _fill(
-        self, rows: list[tuple[RequestState, int]], size: int, token_ids: torch.Tensor | None
-    ) -> None:
+    def _fill(self, rows: list[tuple[RequestState, int]], size: int, token_ids: torch.Tensor | None) -> None:
         """Rows are states and the positions of their tokens; `token_ids` are those that only the device knows."""
         self._staging.reverse()
         staging = self._staging[0]
@@ -197,9 +193,7 @@ class GraphRunner:
             for table, blocks in zip(tables, state.blocks, strict=True):
                 table[row, :end] = blocks.view[:end]
         long[:, count:size] = 0
-        long[0, :count] = (
-            [state.tokens.view[position] for state, position in rows] if token_ids is None else 0
-        )
+        long[0, :count] = [state.tokens.view[position] for state, position in rows] if token_ids is None else 0
         long[1, :count] = positions
         long[2:, :count] = tables[:, np.arange(count), block] * self._block_size + offset
         lengths[:count] = positions + 1
@@ -260,7 +254,4 @@ class CudaGraphs:
 
 def all_decode(states: list[RequestState], counts: list[int]) -> bool:
     """Whether each has one new token, its last, so that all are sampled."""
-    return all(
-        n == 1 and s.num_computed_tokens + 1 == s.tokens.size
-        for s, n in zip(states, counts, strict=True)
-    )
+    return all(n == 1 and s.num_computed_tokens + 1 == s.tokens.size for s, n in zip(states, counts, strict=True))

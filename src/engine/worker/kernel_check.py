@@ -27,12 +27,8 @@ from src.kernels.mxfp4 import Mxfp4Tensor
 
 logger = logging.getLogger(__name__)
 
-CHECK_TOKENS = (
-    9  # more than the kernels that find their experts themselves take, fewer than a block
-)
-TOLERANCE = (
-    0.05  # of what a layer adds, root mean square: bfloat16 rounds each of a few products to 0.4 %
-)
+CHECK_TOKENS = 9  # more than the kernels that find their experts themselves take, fewer than a block
+TOLERANCE = 0.05  # of what a layer adds, root mean square: bfloat16 rounds each of a few products to 0.4 %
 
 
 class Unpacking:
@@ -44,14 +40,10 @@ class Unpacking:
 
     def __getitem__(self, expert: int) -> Mxfp4Tensor:
         p, one = self._packed, slice(expert, expert + 1)
-        return unpack_experts(PackedMxfp4(p.words[one], p.scales[one], p.num_columns), self._order)[
-            0
-        ]
+        return unpack_experts(PackedMxfp4(p.words[one], p.scales[one], p.num_columns), self._order)[0]
 
 
-def check_layers(
-    model: TritonGptOss, cache: list[LayerCache], comm: Communicator, block_size: int
-) -> float:
+def check_layers(model: TritonGptOss, cache: list[LayerCache], comm: Communicator, block_size: int) -> float:
     """-> the relative error of one sliding and one full layer given random hidden states: the larger of the two, of
     each the median over tokens, because a token whose fourth and fifth expert are nearly alike may take either."""
     device = model.weights.layers[0].qkv.device
@@ -67,12 +59,7 @@ def check_layers(
         layers = [unpacked] * (index + 1)
         plain = GptOss(model.config, dataclasses.replace(model.weights, layers=layers), comm)
         ours, theirs = (
-            one.run_layer(
-                x,
-                index,
-                _prefill(CHECK_TOKENS, block_size, device, plain=one is plain),
-                cache[index],
-            )
+            one.run_layer(x, index, _prefill(CHECK_TOKENS, block_size, device, plain=one is plain), cache[index])
             for one in (model, plain)
         )
         added = theirs.float() - x.float()
@@ -80,9 +67,7 @@ def check_layers(
     return float(torch.stack(errors).max())
 
 
-def warm_up(
-    model: TritonGptOss, cache: list[LayerCache], config: EngineConfig, comm: Communicator
-) -> None:
+def warm_up(model: TritonGptOss, cache: list[LayerCache], config: EngineConfig, comm: Communicator) -> None:
     """Compiles every kernel that an eager step may need; triton keeps them on disk for the next start.
 
     There is a step for each row of the launch table, of that many tokens and rows to sample: a sequence that decodes
@@ -92,9 +77,7 @@ def warm_up(
     device = model.weights.layers[0].qkv.device
     limit = config.max_num_batched_tokens
     most_rows = min(limit, config.max_num_seqs + SCORED_ROWS)
-    for tokens in sorted(
-        {n for n in step_sizes(support.architecture(device)) if n < limit} | {limit}
-    ):
+    for tokens in sorted({n for n in step_sizes(support.architecture(device)) if n < limit} | {limit}):
         logits = model.forward(
             _mixed(tokens, min(tokens, most_rows), config.block_size, device),
             cache,
@@ -135,9 +118,7 @@ def _mixed(tokens: int, rows: int, block_size: int, device: torch.device) -> For
     # two one-token sequences are both decodes
     decodes = counts.count(1)
     plan = AttentionPlan(
-        positions % block_size,
-        decodes,
-        ragged=ragged_batch([0] * len(counts), counts, tables, decodes, device),
+        positions % block_size, decodes, ragged=ragged_batch([0] * len(counts), counts, tables, decodes, device)
     )
     count = torch.tensor([tokens], dtype=torch.int32, device=device)
     sampled = torch.arange(rows, device=device)
@@ -155,9 +136,7 @@ def _prefill(tokens: int, block_size: int, device: torch.device, *, plain: bool)
         table = np.zeros(-(-tokens // block_size), np.int64)
         plan = AttentionPlan(slots, 0, ragged=ragged_batch([0], [tokens], [table], 0, device))
     count = torch.tensor([tokens], dtype=torch.int32, device=device)
-    return ForwardBatch(
-        positions % 64, positions, {FULL: plan, SLIDING: plan}, positions[-1:], count
-    )
+    return ForwardBatch(positions % 64, positions, {FULL: plan, SLIDING: plan}, positions[-1:], count)
 
 
 def _unpacked(experts: ExpertWeights | PackedExperts) -> ExpertWeights:

@@ -44,18 +44,14 @@ class ModelRunner:
         self._dtype = dtype
         self._device = device
         self._comm = comm
-        self._vocab_sizes = [
-            len(part) for part in split(config.model.vocab_size, comm.shard.tensor_size)
-        ]
+        self._vocab_sizes = [len(part) for part in split(config.model.vocab_size, comm.shard.tensor_size)]
         self._table = RequestTable()
         # our kernels give each row the same result in any batch; torch does not
         empty = torch.empty(0, dtype=dtype, device=device)
         ours = native.supports(empty) or support.runs_triton(empty)
         self._one_by_one = config.batch_invariant and not ours
 
-    def execute_model(
-        self, out: SchedulerOutput, sampled: dict[str, int]
-    ) -> ModelRunnerOutput | None:
+    def execute_model(self, out: SchedulerOutput, sampled: dict[str, int]) -> ModelRunnerOutput | None:
         """One step; None on a rank that does not sample. A request whose own numbers are bad, or that fails where the
         rest of the batch does not, is reported in `failed`; if nothing can be told apart the exception goes on.
 
@@ -70,9 +66,7 @@ class ModelRunner:
         except (RuntimeError, MemoryError, IndexError, ValueError) as error:
             if len(rows.states) == 1 or self._comm.world_size > 1:
                 raise  # the other ranks wait in a collective operation: only a restart brings all back in step
-            logger.exception(
-                "step failed for %d requests together, trying each alone", len(rows.states)
-            )
+            logger.exception("step failed for %d requests together, trying each alone", len(rows.states))
             result = self._run_one_by_one(rows, out, error)
         alone = self._comm.world_size == 1
         self._table.finish_step(rows, result.sampled if alone else {}, result.accepted)
@@ -103,9 +97,7 @@ class ModelRunner:
             state.num_computed_tokens = start
         return merged
 
-    def _run_one_by_one(
-        self, rows: StepRows, out: SchedulerOutput, cause: Exception
-    ) -> ModelRunnerOutput:
+    def _run_one_by_one(self, rows: StepRows, out: SchedulerOutput, cause: Exception) -> ModelRunnerOutput:
         """Safe to repeat: a step writes the same keys and values to the same places each time."""
         merged = ModelRunnerOutput({}, {}, {})
         for place, state in enumerate(rows.states):
@@ -130,9 +122,7 @@ class ModelRunner:
             return self._run_graphed(self._graphs, rows, out)
         return self._run_batch(rows, out)
 
-    def _run_graphed(
-        self, graphs: GraphRunner, rows: StepRows, out: SchedulerOutput
-    ) -> ModelRunnerOutput:
+    def _run_graphed(self, graphs: GraphRunner, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         """Takes what was computed ahead, computes the rest, samples all and starts the next step."""
         ahead, self._ahead = self._ahead, None
         pairs = list(zip(rows.states, rows.counts, strict=True))
@@ -148,9 +138,7 @@ class ModelRunner:
             kept = [place for _, place in ready]
             whole = kept == list(range(len(kept)))
             parts.append(
-                ahead.logits[: len(kept)]
-                if whole
-                else ahead.logits[to_device(kept, torch.int64, self._device)]
+                ahead.logits[: len(kept)] if whole else ahead.logits[to_device(kept, torch.int64, self._device)]
             )
             if rest.states:  # which may overwrite it
                 parts[0] = parts[0].clone()
@@ -191,9 +179,7 @@ class ModelRunner:
             return ModelRunnerOutput({}, {})
         return self._sample(result_or_hidden, rows, out)
 
-    def _sample(
-        self, logits: torch.Tensor, rows: StepRows, out: SchedulerOutput
-    ) -> ModelRunnerOutput:
+    def _sample(self, logits: torch.Tensor, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         """`logits` float32 [R, V], or this rank's part of V."""
         if self._comm.shard.tensor_size > 1:
             if _plainly_greedy(rows, out):
@@ -213,9 +199,7 @@ class ModelRunner:
         output = ModelRunnerOutput({}, {}, {})
         if best is None:
             return output
-        for state, token, finite in zip(
-            rows.sampled, best[0].tolist(), torch.isfinite(best[1]).tolist(), strict=True
-        ):
+        for state, token, finite in zip(rows.sampled, best[0].tolist(), torch.isfinite(best[1]).tolist(), strict=True):
             if finite:
                 output.sampled[state.request_id] = token
             else:
@@ -254,8 +238,7 @@ def sample_states(
         tokens, prompt = s.tokens.view, s.num_prompt_tokens
         known = len(tokens) - len(out.draft_tokens.get(s.request_id, ()))
         sampling_rows += [
-            SamplingRow(s.params, tokens[:prompt], tokens[prompt:end])
-            for end in range(known, len(tokens) + 1)
+            SamplingRow(s.params, tokens[:prompt], tokens[prompt:end]) for end in range(known, len(tokens) + 1)
         ]
     mask_rows, bitmask = _masks(states, first_rows, out, logits.shape[1])
     with torch.inference_mode():
@@ -263,9 +246,7 @@ def sample_states(
     output = ModelRunnerOutput({}, {}, {})
     for state, row in zip(states, first_rows, strict=True):
         if not result.finite[row]:
-            output.failed[state.request_id] = (
-                "the model's logits are not finite, or its grammar allows no token"
-            )
+            output.failed[state.request_id] = "the model's logits are not finite, or its grammar allows no token"
             continue
         right = 0
         drafts = out.draft_tokens.get(state.request_id, ())

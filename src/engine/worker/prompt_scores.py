@@ -29,7 +29,7 @@ def score_prompts(logits: torch.Tensor, scored: list[ScoredTokens]) -> PromptSco
         best = torch.topk(logprobs, state.params.prompt_logprobs or 0)
         numbers = zip(
             logprobs.gather(1, index)[:, 0].tolist(), best.values.tolist(), best.indices.tolist(), strict=True
-        )  # fmt: skip
+        )
         scores = [floored(*entry) for entry in numbers]
         if any(math.isnan(score.logprob) for score in scores):
             failed[state.request_id] = "the model's logits are not finite"

@@ -57,9 +57,15 @@ def make_worker(config: EngineConfig, rank: int, rendezvous: Path | None) -> Ran
 def report_of(worker: RankWorker, rank: int) -> RankReport:
     s = worker.shard
     return RankReport(
-        rank, str(worker.device), (s.layers.start, s.layers.stop - 1), len(s.query_heads), len(s.experts),
-        worker.weight_bytes, worker.kv_cache_bytes, os.getpid(),
-    )  # fmt: skip
+        rank,
+        str(worker.device),
+        (s.layers.start, s.layers.stop - 1),
+        len(s.query_heads),
+        len(s.experts),
+        worker.weight_bytes,
+        worker.kv_cache_bytes,
+        os.getpid(),
+    )
 
 
 def run_rank(
@@ -93,9 +99,7 @@ def run_rank(
         os._exit(0)  # the engine process closed the pipe
     except Exception as error:
         logger.exception("rank %d", rank)
-        errors.send(
-            (f"{type(error).__name__}: {error}", isinstance(error, (ConfigError, CheckpointError)))
-        )
+        errors.send((f"{type(error).__name__}: {error}", isinstance(error, (ConfigError, CheckpointError))))
         os._exit(1)
 
 

@@ -138,24 +138,17 @@ def _pick_on_gpu(
     mask_of = np.full(len(rows), -1, np.int32)
     mask_of[mask_rows] = np.arange(len(mask_rows))
     words = to_device(
-        bitmask if len(mask_rows) else np.zeros((1, -(-logits.shape[1] // 32)), np.int32),
-        torch.int32,
-        device,
+        bitmask if len(mask_rows) else np.zeros((1, -(-logits.shape[1] // 32)), np.int32), torch.int32, device
     )
     temperature = [0.0 if _is_greedy(p) else p.temperature for p in params]
     uniform = _uniform(rows)
     temperatures = to_device(temperature, torch.float32, device)
     allowed = to_device(mask_of, torch.int32, device), words
-    picked = sampling.pick(
-        logits, temperatures, to_device(uniform, torch.float32, device), *allowed
-    )
+    picked = sampling.pick(logits, temperatures, to_device(uniform, torch.float32, device), *allowed)
     if not cut:
         return picked.tokens, picked.best, None
     index = to_device(cut, torch.int64, device)
-    numbers = [
-        [float(uniform[i]), params[i].top_p, params[i].min_p, params[i].top_k or logits.shape[1]]
-        for i in cut
-    ]
+    numbers = [[float(uniform[i]), params[i].top_p, params[i].min_p, params[i].top_k or logits.shape[1]] for i in cut]
     given = to_device(np.array(numbers).T.copy(), torch.float64, device)
     right = truncated.pick(logits, temperatures, *allowed, index, given, picked)
     # the next step may write its logits where these are
@@ -207,9 +200,7 @@ def _uniform(rows: list[SamplingRow]) -> torch.Tensor:
     """float64 [R], on the CPU: one number for each request's seed and the position that it has reached."""
     seeds = [row.params.seed for row in rows]
     positions = [len(row.prompt_ids) + len(row.output_ids) for row in rows]
-    return torch.from_numpy(
-        philox_uniform(np.array(seeds, np.int64), np.array(positions, np.int64))
-    )
+    return torch.from_numpy(philox_uniform(np.array(seeds, np.int64), np.array(positions, np.int64)))
 
 
 def apply_bitmask(logits: torch.Tensor, mask_rows: list[int], bitmask: np.ndarray) -> None:
@@ -221,9 +212,7 @@ def apply_bitmask(logits: torch.Tensor, mask_rows: list[int], bitmask: np.ndarra
             logits[row].index_fill_(0, banned.to(logits.device), float("-inf"))
 
 
-@functools.lru_cache(
-    maxsize=128
-)  # free text has one mask, and JSON meets the same ones again and again
+@functools.lru_cache(maxsize=128)  # free text has one mask, and JSON meets the same ones again and again
 def _banned(mask: bytes, vocab: int) -> torch.Tensor:
     words = np.frombuffer(mask, np.int32)
     restricted = np.flatnonzero(words != -1)
@@ -343,14 +332,10 @@ def _bias_arrays(biases: list[LogitBias]) -> tuple[np.ndarray, np.ndarray]:
     return token_ids.astype(np.int64), values.copy()  # torch warns of arrays that cannot be written
 
 
-def _apply_min_tokens(
-    logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
-) -> None:
+def _apply_min_tokens(logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray) -> None:
     """Forbids the end before `min_tokens`, unless the grammar allows nothing else."""
     early = [
-        i
-        for i, row in enumerate(rows)
-        if len(row.output_ids) < row.params.min_tokens and not row.params.ignore_eos
+        i for i, row in enumerate(rows) if len(row.output_ids) < row.params.min_tokens and not row.params.ignore_eos
     ]
     if not early:
         return
@@ -390,14 +375,10 @@ def _chosen_and_best(
     return found
 
 
-def _collect_logprobs(
-    rows: list[int], numbers: list[Any], count: int
-) -> list[TokenLogprobs | None]:
+def _collect_logprobs(rows: list[int], numbers: list[Any], count: int) -> list[TokenLogprobs | None]:
     """`numbers`: what _chosen_and_best found for each of `rows`."""
     out: list[TokenLogprobs | None] = [None] * count
-    for i, (chosen,), values, ids in zip(
-        rows, numbers[::3], numbers[1::3], numbers[2::3], strict=True
-    ):
+    for i, (chosen,), values, ids in zip(rows, numbers[::3], numbers[1::3], numbers[2::3], strict=True):
         out[i] = floored(chosen, values, ids)
     return out
 

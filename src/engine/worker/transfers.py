@@ -32,8 +32,7 @@ class Reading:
         self._done: torch.cuda.Event | None = None
         if any(t.is_cuda for t in tensors):
             self._host = [
-                torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
-                for t in tensors
+                torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors
             ]
             self._done = torch.cuda.Event()
             self._done.record()

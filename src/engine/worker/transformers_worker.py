@@ -29,9 +29,7 @@ class TransformersWorker:
 
     def __init__(self, config: EngineConfig) -> None:
         if config.batch_invariant:
-            logger.info(
-                "backend transformers computes each request by itself: batch_invariant costs nothing"
-            )
+            logger.info("backend transformers computes each request by itself: batch_invariant costs nothing")
         self.config = config
         self.shard = whole(config.model)
         self.device = choose_device(config.device)
@@ -43,9 +41,7 @@ class TransformersWorker:
 
     def load(self) -> None:
         if self.config.model_path is None:
-            raise ConfigError(
-                "backend 'transformers' needs a checkpoint: load_format 'dummy' has none"
-            )
+            raise ConfigError("backend 'transformers' needs a checkpoint: load_format 'dummy' has none")
         started = time.monotonic()
         packed = self.config.model.quantized
         self._model = AutoModelForCausalLM.from_pretrained(
@@ -53,27 +49,17 @@ class TransformersWorker:
             dtype=self.dtype,
             device_map="auto" if self.device.type == "cuda" else {"": "cpu"},
             local_files_only=True,
-            **(
-                {"quantization_config": Mxfp4Config(dequantize=True)}
-                if packed and self.device.type == "cpu"
-                else {}
-            ),
+            **({"quantization_config": Mxfp4Config(dequantize=True)} if packed and self.device.type == "cpu" else {}),
         ).eval()
         self.weight_bytes = sum(p.nbytes for p in self._model.parameters())
         self.load_s = time.monotonic() - started
-        logger.info(
-            "transformers loaded %.2f GiB of weights in %.1f s",
-            self.weight_bytes / GIB,
-            self.load_s,
-        )
+        logger.info("transformers loaded %.2f GiB of weights in %.1f s", self.weight_bytes / GIB, self.load_s)
 
     def init_cache(self) -> int:
         """-> how many blocks of tokens the scheduler may hand out. The caches themselves grow with the requests."""
         c = self.config.model
         element = torch.empty((), dtype=self.dtype).element_size()
-        block_bytes = (
-            c.num_layers * 2 * c.num_key_value_heads * c.head_dim * element * self.config.block_size
-        )
+        block_bytes = c.num_layers * 2 * c.num_key_value_heads * c.head_dim * element * self.config.block_size
         if self.device.type == "cpu":
             room = int(self.config.cpu_kv_cache_gib * GIB)
         else:
@@ -88,9 +74,7 @@ class TransformersWorker:
         self.kv_cache_bytes = num_blocks * block_bytes
         return num_blocks
 
-    def execute_model(
-        self, out: SchedulerOutput, sampled: dict[str, int] | None = None
-    ) -> ModelRunnerOutput:
+    def execute_model(self, out: SchedulerOutput, sampled: dict[str, int] | None = None) -> ModelRunnerOutput:
         for request_id in out.gone_request_ids:
             self._caches.pop(request_id, None)
         rows = self._table.apply(out)
@@ -118,9 +102,7 @@ class TransformersWorker:
         start = state.num_computed_tokens
         if start == 0:
             self._caches[state.request_id] = DynamicCache(config=self._model.config)
-        ids = torch.from_numpy(state.tokens.view[start : start + count].copy()).to(
-            self._model.device
-        )
+        ids = torch.from_numpy(state.tokens.view[start : start + count].copy()).to(self._model.device)
         found = self._model(
             input_ids=ids.unsqueeze(0),
             past_key_values=self._caches[state.request_id],

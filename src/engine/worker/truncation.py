@@ -35,9 +35,7 @@ class Truncated:
     min_p: torch.Tensor  # float32 [R]
 
     @classmethod
-    def of(
-        cls, scaled: torch.Tensor, uniform: torch.Tensor, params: list[SamplingParams]
-    ) -> Truncated:
+    def of(cls, scaled: torch.Tensor, uniform: torch.Tensor, params: list[SamplingParams]) -> Truncated:
         device, vocab = scaled.device, scaled.shape[1]
         return cls(
             scaled,
@@ -114,9 +112,7 @@ def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return block * INVERT_BLOCK + index
 
 
-def _step(
-    weights: torch.Tensor, target: torch.Tensor, *, scale: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _step(weights: torch.Tensor, target: torch.Tensor, *, scale: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (index [R] whose share of the running sum holds the target, the target within that share)."""
     cumulative = weights.cumsum(dim=-1)
     if scale:
@@ -125,7 +121,5 @@ def _step(
     # rounding may put the target at the very end: stay on an index that has weight
     last = weights.shape[1] - 1 - (weights.flip(-1) > 0).int().argmax(dim=-1)
     index = torch.minimum(index, last)
-    before = cumulative.gather(1, index.unsqueeze(1)).squeeze(1) - weights.gather(
-        1, index.unsqueeze(1)
-    ).squeeze(1)
+    before = cumulative.gather(1, index.unsqueeze(1)).squeeze(1) - weights.gather(1, index.unsqueeze(1)).squeeze(1)
     return index, target - before

@@ -42,10 +42,7 @@ class Worker:
     def __init__(self, config: EngineConfig, rank: int = 0, rendezvous: Path | None = None) -> None:
         """`rendezvous`: the file through which ranks find each other; None with one rank."""
         self.config = config
-        tensor_size, stages = (
-            max(1, config.tensor_parallel_size),
-            max(1, config.pipeline_parallel_size),
-        )
+        tensor_size, stages = (max(1, config.tensor_parallel_size), max(1, config.pipeline_parallel_size))
         world = tensor_size * stages
         self.device = choose_device(config.device, rank, world)
         choose_cpu_isa(config.cpu_isa)
@@ -61,9 +58,7 @@ class Worker:
             stage_layers=stage_layers(config.model, stages, tensor_size),
             expert_parallel=config.enable_expert_parallel,
         )
-        self.comm = Communicator(
-            self.shard, self.device, rendezvous, ordered=config.batch_invariant
-        )
+        self.comm = Communicator(self.shard, self.device, rendezvous, ordered=config.batch_invariant)
 
     def load(self) -> None:
         started = time.monotonic()
@@ -96,12 +91,7 @@ class Worker:
         block_bytes = num_tensors * 2 * self.config.block_size * heads * head_dim * element
         wanted = self._cache_bytes() // block_bytes
         # never more than all sequences at full length can use
-        useful = (
-            2
-            * self.config.max_num_seqs
-            * math.ceil(self.config.max_model_len / self.config.block_size)
-            + 1
-        )
+        useful = 2 * self.config.max_num_seqs * math.ceil(self.config.max_model_len / self.config.block_size) + 1
         num_blocks = self.comm.minimum(int(min(wanted, useful)))
         if num_blocks < 4:
             raise ConfigError(
@@ -123,13 +113,7 @@ class Worker:
             seen[kind] += 1
         self.kv_cache_bytes = num_blocks * block_bytes
         self.runner = ModelRunner(
-            self.config,
-            self.model,
-            layers,
-            self.dtype,
-            self.device,
-            self.comm,
-            self._prepare_kernels(layers),
+            self.config, self.model, layers, self.dtype, self.device, self.comm, self._prepare_kernels(layers)
         )
         return num_blocks
 
@@ -162,9 +146,7 @@ class Worker:
         if self.comm.world_size == 1:
             error = kernel_check.check_layers(self.model, cache, self.comm, self.config.block_size)
             if not error < kernel_check.TOLERANCE:
-                raise KernelError(
-                    f"the Triton kernels differ from plain torch by {error:.1%} on {self.device}"
-                )
+                raise KernelError(f"the Triton kernels differ from plain torch by {error:.1%} on {self.device}")
             logger.info("kernels checked against plain torch: relative error %.2g", error)
         kernel_check.warm_up(self.model, cache, self.config, self.comm)
         if self.config.enforce_eager or self.comm.world_size > 1:
@@ -173,9 +155,7 @@ class Worker:
         graphs.capture_all()
         return graphs
 
-    def execute_model(
-        self, out: SchedulerOutput, sampled: dict[str, int] | None = None
-    ) -> ModelRunnerOutput | None:
+    def execute_model(self, out: SchedulerOutput, sampled: dict[str, int] | None = None) -> ModelRunnerOutput | None:
         """`sampled`: tokens that came out since the last step, from whichever rank. None where another rank samples."""
         return self.runner.execute_model(out, sampled or {})
 
@@ -211,9 +191,7 @@ class Worker:
         weights = 3 * c.hidden_size * len(s.intermediate) * len(s.experts) * len(s.layers)
         experts = weights * element * (self.comm.world_size if self.device.type == "cpu" else 1)
         free = (
-            psutil.virtual_memory().available
-            if self.device.type == "cpu"
-            else torch.cuda.mem_get_info(self.device)[0]
+            psutil.virtual_memory().available if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
         )
         return experts < free // 2
 
@@ -224,9 +202,7 @@ class Worker:
         c = self.config
         element = torch.empty((), dtype=self.dtype).element_size()
         # a step needs this much beside the cache, however high the utilization is set
-        step = activation_bytes(
-            c.model, self.shard, element, c.max_num_batched_tokens, c.max_num_seqs
-        )
+        step = activation_bytes(c.model, self.shard, element, c.max_num_batched_tokens, c.max_num_seqs)
         return max(0, int(free - max(step, (1 - c.gpu_memory_utilization) * total)))
 
 
@@ -247,13 +223,9 @@ def choose_device(name: str, rank: int = 0, world: int = 1) -> torch.device:
     if world == 1:
         return torch.device(name)
     if name != "cuda":
-        raise ConfigError(
-            f"device {name!r} is one device; {world} ranks need device 'cuda' or 'auto'"
-        )
+        raise ConfigError(f"device {name!r} is one device; {world} ranks need device 'cuda' or 'auto'")
     if world > torch.cuda.device_count():
-        raise ConfigError(
-            f"{world} ranks need as many GPUs, torch sees {torch.cuda.device_count()}"
-        )
+        raise ConfigError(f"{world} ranks need as many GPUs, torch sees {torch.cuda.device_count()}")
     return torch.device("cuda", rank)
 
 
@@ -266,9 +238,7 @@ def choose_dtype(name: str, device: torch.device, gpu_dtypes: dict[str, str]) ->
         chosen: torch.dtype = getattr(torch, name)
         return chosen
     if device.type == "cuda":
-        return (
-            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        )
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     fast = native.library() is not None or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 

@@ -12,15 +12,18 @@ TYPES = frozenset({"string", "number", "integer", "boolean", "null", "object", "
 SCHEMAS_IN_MAP = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 SCHEMAS_IN_LIST = ("anyOf", "oneOf", "allOf", "prefixItems")
 SCHEMAS = (
-    "additionalItems", "unevaluatedItems", "contains", "additionalProperties", "unevaluatedProperties",
-    "propertyNames", "not", "if", "then", "else",
-)  # fmt: skip
-IN_PLACE = (
+    "additionalItems",
+    "unevaluatedItems",
+    "contains",
+    "additionalProperties",
+    "unevaluatedProperties",
+    "propertyNames",
     "not",
     "if",
     "then",
     "else",
-)  # apply to the value itself, as the lists but prefixItems do
+)
+IN_PLACE = ("not", "if", "then", "else")  # apply to the value itself, as the lists but prefixItems do
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
 

@@ -39,9 +39,7 @@ class Declared:
     def can_be_closed(self) -> bool:
         if self.open:
             return False
-        return bool(self.patterns) or (
-            self.required <= self.names.keys() and self.at_least <= len(self.names)
-        )
+        return bool(self.patterns) or (self.required <= self.names.keys() and self.at_least <= len(self.names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +73,7 @@ def sealed(schema: Mapping[str, Any], references: References) -> Level | None:
     """The level of an object with `unevaluatedProperties: false` over schemas that are combined."""
     if schema.get("unevaluatedProperties") is not False or "additionalProperties" in schema:
         return None
-    total = declared_by(
-        {k: v for k, v in schema.items() if k != "unevaluatedProperties"}, references
-    )
+    total = declared_by({k: v for k, v in schema.items() if k != "unevaluatedProperties"}, references)
     return None if total.open else Level(total)
 
 

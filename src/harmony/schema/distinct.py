@@ -12,11 +12,7 @@ _TYPES = frozenset({"string", "number", "boolean", "null", "object", "array"})
 
 
 def all_distinct(variants: Sequence[Any], definitions: Definitions) -> bool:
-    return all(
-        distinct(one, other, definitions)
-        for index, one in enumerate(variants)
-        for other in variants[:index]
-    )
+    return all(distinct(one, other, definitions) for index, one in enumerate(variants) for other in variants[:index])
 
 
 def distinct(one: Any, other: Any, definitions: Definitions, depth: int = 0) -> bool:
@@ -56,10 +52,7 @@ def merged(schema: Mapping[str, Any], definitions: Definitions) -> dict[str, Any
             if keyword == "anyOf":
                 out["anyOfs"].append(value)
             elif keyword == "properties":
-                out[keyword] = {
-                    **value,
-                    **{k: v for k, v in out.get(keyword, {}).items() if v is not True},
-                }
+                out[keyword] = {**value, **{k: v for k, v in out.get(keyword, {}).items() if v is not True}}
             elif keyword == "required":
                 out[keyword] = [*out.get(keyword, ()), *value]
             else:
@@ -75,9 +68,7 @@ def tag_of(variants: Sequence[Any], definitions: Definitions, named: Any = None)
     candidates = [named] if isinstance(named, str) else []
     for name in [*candidates, *views[0].get("properties", ())]:
         tags = [view.get("properties", {}).get(name) for view in views]
-        if all(_values(tag, definitions) is not None for tag in tags) and all_distinct(
-            tags, definitions
-        ):
+        if all(_values(tag, definitions) is not None for tag in tags) and all_distinct(tags, definitions):
             return str(name)
     return None
 
@@ -127,9 +118,7 @@ def _types(view: Mapping[str, Any]) -> set[str]:
     return {"number" if k == "integer" else k for k in ([kind] if isinstance(kind, str) else kind)}
 
 
-def _objects_differ(
-    one: Mapping[str, Any], other: Mapping[str, Any], definitions: Definitions, depth: int
-) -> bool:
+def _objects_differ(one: Mapping[str, Any], other: Mapping[str, Any], definitions: Definitions, depth: int) -> bool:
     for a, b in ((one, other), (other, one)):
         others = b.get("properties", {})
         for name in a.get("required", ()):

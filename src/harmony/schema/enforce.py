@@ -23,28 +23,45 @@ UNSATISFIABLE = "Unsatisfiable"  # how the compiler begins to say that nothing m
 MOST_ATTEMPTS = 24  # keywords that are left out one after the other before a schema is given up
 # in which order they are left out where a schema does not compile: what narrows least first
 _SUSPECTS = (
-    "format", "pattern", "multipleOf", "exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "maxLength",
-    "minLength", "maxItems", "minItems", "maxProperties", "minProperties", "dependentRequired", "dependencies",
-    "propertyNames", "patternProperties", "not", "const", "enum", "required", "additionalProperties", "oneOf", "anyOf",
-    "allOf", "$ref", "prefixItems", "items", "type", "properties",
-)  # fmt: skip
-
-
-_RESTRICTIONS = frozenset(_SUSPECTS) - {
+    "format",
+    "pattern",
+    "multipleOf",
+    "exclusiveMaximum",
+    "exclusiveMinimum",
+    "maximum",
+    "minimum",
+    "maxLength",
+    "minLength",
+    "maxItems",
+    "minItems",
+    "maxProperties",
+    "minProperties",
+    "dependentRequired",
+    "dependencies",
+    "propertyNames",
+    "patternProperties",
+    "not",
+    "const",
+    "enum",
+    "required",
+    "additionalProperties",
+    "oneOf",
+    "anyOf",
+    "allOf",
+    "$ref",
+    "prefixItems",
+    "items",
     "type",
     "properties",
-    "required",
-    "items",
-    "prefixItems",
-    "patternProperties",
-}
+)
+
+
+_RESTRICTIONS = frozenset(_SUSPECTS) - {"type", "properties", "required", "items", "prefixItems", "patternProperties"}
 
 
 @dataclass(frozen=True, slots=True)
 class Enforced:
-    schema: Mapping[
-        str, Any
-    ]  # for the grammar: each of its values is right, but for what was relaxed
+    schema: Mapping[str, Any]  # for the grammar: each of its values is right, but for what was relaxed
     relaxed: tuple[Relaxed, ...] = ()
 
 
@@ -52,11 +69,7 @@ _found: DigestCache[Enforced] = DigestCache(MAX_CACHED, MAX_CACHED_CHARS)
 
 
 def enforceable(
-    schema: Mapping[str, Any] | bool,
-    strict: bool,
-    *,
-    arguments: bool = False,
-    where: str = "schema",
+    schema: Mapping[str, Any] | bool, strict: bool, *, arguments: bool = False, where: str = "schema"
 ) -> Enforced:
     """`arguments`: those of a tool, which are an object and closed where nothing else is said (see closing). `where`
     names the schema in messages. Raises SchemaError for a schema that is not valid, and in strict mode for one that
@@ -84,16 +97,10 @@ def compile_error(schema: Mapping[str, Any]) -> str | None:
         return str(error)
     problem = LLMatcher.validate_grammar(grammar, None)
     lines = problem.splitlines()
-    return (
-        lines[-1]
-        if lines and lines[0].startswith("regex parse error")
-        else "".join(lines[:1]) or None
-    )
+    return lines[-1] if lines and lines[0].startswith("regex parse error") else "".join(lines[:1]) or None
 
 
-def _enforce(
-    schema: Any, strict: bool, arguments: bool, where: str, *, has_references: bool
-) -> Enforced:
+def _enforce(schema: Any, strict: bool, arguments: bool, where: str, *, has_references: bool) -> Enforced:
     check_schema_shape(schema, where)
     if has_references:
         check_references(schema, where)
@@ -198,9 +205,7 @@ def _endless(rewriter: Rewriter, root: dict[str, Any]) -> Relaxed | None:
         properties = node.get("properties", {})
         if any(not _ends(properties.get(name, True), ending) for name in node.get("required", ())):
             return Relaxed(place, "required", reason, contradiction=True)
-        if not _ends(
-            {k: v for k, v in node.items() if k in ("minItems", "items", "prefixItems")}, ending
-        ):
+        if not _ends({k: v for k, v in node.items() if k in ("minItems", "items", "prefixItems")}, ending):
             return Relaxed(place, "minItems", reason, contradiction=True)
     return Relaxed(rewriter.where, ALL, reason, contradiction=True)
 

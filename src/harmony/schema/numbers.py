@@ -26,10 +26,7 @@ def bounds(schema: Mapping[str, Any], *, integer: bool, strict: bool) -> Bounds:
     or in strict mode made narrower."""
     out = Bounds()
     low, high = dict(schema), dict(schema)
-    for side, plain, exclusive in (
-        (low, "minimum", "exclusiveMinimum"),
-        (high, "maximum", "exclusiveMaximum"),
-    ):
+    for side, plain, exclusive in ((low, "minimum", "exclusiveMinimum"), (high, "maximum", "exclusiveMaximum")):
         if side.get(exclusive) is True and plain in side:  # draft 4
             side[exclusive] = side.pop(plain)
         for keyword in (plain, exclusive):
@@ -85,9 +82,7 @@ def _number(out: Bounds, keyword: str, bound: float, strict: bool) -> None:
         elif abs(bound) < FLOAT_LIMIT:
             out.relaxed.append(keyword)
     elif 0 < abs(bound) < SMALLEST:
-        if (
-            bound > 0
-        ) != upper:  # away from zero: what is beyond zero is beyond the bound, or too near to tell
+        if (bound > 0) != upper:  # away from zero: what is beyond zero is beyond the bound, or too near to tell
             out.keywords["exclusiveMaximum" if upper else "exclusiveMinimum"] = 0
         else:
             out.keywords[keyword] = 0

@@ -176,11 +176,7 @@ class _Reader:
             inner = self._text[around.end() : end]
             if around[1] == "=" and "".join(self.out) in ("", "^") and not self._splits:
                 ahead = translate(inner)
-                if (
-                    self.out
-                    or self._text.startswith("(?=.*")
-                    or self._text.startswith(r"(?=[\s\S]*")
-                ):
+                if self.out or self._text.startswith("(?=.*") or self._text.startswith(r"(?=[\s\S]*"):
                     self.ahead += [f"^(?:{p})" for p in ahead.patterns]
                     self.exact = self.exact and ahead.exact
                     self._at = end + 1
@@ -197,9 +193,7 @@ class _Reader:
     def _leave_out(self, length: int) -> None:
         self.exact = False
         self._at += length
-        if self._text[self._at : self._at + 1] in ("*", "+", "?", "{") and self._at < len(
-            self._text
-        ):
+        if self._text[self._at : self._at + 1] in ("*", "+", "?", "{") and self._at < len(self._text):
             raise PatternError("a repeated assertion is not supported")
 
 

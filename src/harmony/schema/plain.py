@@ -11,10 +11,21 @@ MAX_DEPTH = 60  # of 128 that the compiler reads
 _ALONE = frozenset({"anyOf"})
 _KEYWORDS = frozenset(
     {
-        "type", "properties", "required", "additionalProperties", "patternProperties", "items", "enum", "minLength",
-        "maxLength", "minItems", "maxItems", "minimum", "maximum",
+        "type",
+        "properties",
+        "required",
+        "additionalProperties",
+        "patternProperties",
+        "items",
+        "enum",
+        "minLength",
+        "maxLength",
+        "minItems",
+        "maxItems",
+        "minimum",
+        "maximum",
     }
-)  # fmt: skip
+)
 _PAIRS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minimum", "maximum"))
 _LARGEST = 2**53
 
@@ -40,8 +51,6 @@ def _is_plain(node: Mapping[str, Any], name_patterns: Set[str]) -> bool:
         return False
     for least, most in _PAIRS:
         low, high = node.get(least, 0), node.get(most)
-        if abs(low) > _LARGEST or (
-            high is not None and (abs(high) > _LARGEST or (least in node and low > high))
-        ):
+        if abs(low) > _LARGEST or (high is not None and (abs(high) > _LARGEST or (least in node and low > high))):
             return False
     return all(inner is not False for inner in node.get("properties", {}).values())

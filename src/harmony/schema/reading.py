@@ -37,17 +37,7 @@ def listed(value: Any) -> list[Any]:
 
 
 ANNOTATIONS = frozenset(
-    {
-        "title",
-        "description",
-        "default",
-        "examples",
-        "example",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "$comment",
-    }
+    {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment"}
 )
 
 
@@ -77,9 +67,7 @@ def name_pattern(rule: Mapping[str, Any]) -> str | None:
         return one_pattern(rule["pattern"])
     if rule.get("format") in NARROWED_FORMATS and says_only(rule, {"type", "format"}):
         return NARROWED_FORMATS[rule["format"]]
-    if ("minLength" in rule or "maxLength" in rule) and says_only(
-        rule, {"type", "minLength", "maxLength"}
-    ):
+    if ("minLength" in rule or "maxLength" in rule) and says_only(rule, {"type", "minLength", "maxLength"}):
         least, most = int(rule.get("minLength", 0)), rule.get("maxLength")
         return rf"^[\s\S]{{{least},{'' if most is None else int(most)}}}$"
     return None

@@ -16,13 +16,7 @@ from src.harmony.schema import closing
 from src.harmony.schema.closing import Level
 from src.harmony.schema.distinct import all_distinct, tag_of, value_key
 from src.harmony.schema.numbers import bounds
-from src.harmony.schema.patterns import (
-    KNOWN_FORMATS,
-    NARROWED_FORMATS,
-    PatternError,
-    any_name_but,
-    translate,
-)
+from src.harmony.schema.patterns import KNOWN_FORMATS, NARROWED_FORMATS, PatternError, any_name_but, translate
 from src.harmony.schema.reading import (
     ANNOTATIONS,
     beyond_json,
@@ -44,22 +38,20 @@ _ABSENT = object()
 _JUST_RELAXED = ("if", "dependentSchemas", "contains", "unevaluatedItems")
 _OF_STRINGS = frozenset({"minLength", "maxLength", "pattern", "format"})
 _OF_ARRAYS = frozenset(
-    {
-        "items",
-        "prefixItems",
-        "additionalItems",
-        "minItems",
-        "maxItems",
-        "uniqueItems",
-        "unevaluatedItems",
-    }
+    {"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "unevaluatedItems"}
 )
 _OF_OBJECTS = frozenset(
     {
-        "properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "propertyNames", "required",
-        "minProperties", "maxProperties",
+        "properties",
+        "patternProperties",
+        "additionalProperties",
+        "unevaluatedProperties",
+        "propertyNames",
+        "required",
+        "minProperties",
+        "maxProperties",
     }
-)  # fmt: skip
+)
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _OF_NUMBERS = frozenset({*_BOUNDS, "multipleOf"})
 _COMBINED = frozenset(
@@ -76,9 +68,7 @@ _COMBINED = frozenset(
         "dependencies",
     }
 )
-_ALONE = frozenset(
-    {"$ref", "allOf", "anyOf", "oneOf", "discriminator", "$schema", "$defs", "definitions"}
-)
+_ALONE = frozenset({"$ref", "allOf", "anyOf", "oneOf", "discriminator", "$schema", "$defs", "definitions"})
 _ALL_TYPES = ("string", "number", "boolean", "null", "object", "array")
 
 
@@ -143,17 +133,8 @@ class Rewriter:
     def faithfully(self) -> Rewriter:
         return self._again(self._blocked, faithful=True)
 
-    def _again(
-        self, blocked: Mapping[tuple[str, str], Relaxed], *, faithful: bool = False
-    ) -> Rewriter:
-        return Rewriter(
-            self._root,
-            self.where,
-            blocked,
-            strict=self._strict,
-            arguments=self._close,
-            faithful=faithful,
-        )
+    def _again(self, blocked: Mapping[tuple[str, str], Relaxed], *, faithful: bool = False) -> Rewriter:
+        return Rewriter(self._root, self.where, blocked, strict=self._strict, arguments=self._close, faithful=faithful)
 
     def _relax(self, place: str, keyword: str, reason: str, *, contradiction: bool = False) -> None:
         self._leave_out(Relaxed(place, keyword, reason, contradiction))
@@ -174,9 +155,7 @@ class Rewriter:
             self._leave_out(known)
         return default
 
-    def _rewrite(
-        self, schema: Any, place: str, close: bool, *, part: bool = False, is_root: bool = False
-    ) -> Node:
+    def _rewrite(self, schema: Any, place: str, close: bool, *, part: bool = False, is_root: bool = False) -> Node:
         """`close`: it decides for itself which names it takes; `part`: others apply to the same value."""
         if isinstance(schema, bool):
             return schema
@@ -198,9 +177,7 @@ class Rewriter:
             self._arrays(node, schema, place)
         if not _OF_OBJECTS.isdisjoint(schema) or level.closed_over is not None:
             self._objects(node, schema, place, level, part=part)
-        if not _COMBINED.isdisjoint(schema) and not self._combined(
-            node, schema, place, level, part=part
-        ):
+        if not _COMBINED.isdisjoint(schema) and not self._combined(node, schema, place, level, part=part):
             return False
         if self._faithful and place in self._impossible:
             return False
@@ -210,13 +187,7 @@ class Rewriter:
         return node
 
     def _combined(
-        self,
-        node: dict[str, Any],
-        schema: Mapping[str, Any],
-        place: str,
-        level: Level,
-        *,
-        part: bool,
+        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level, *, part: bool
     ) -> bool:
         """False: no value matches."""
         for keyword in _JUST_RELAXED:
@@ -228,9 +199,7 @@ class Rewriter:
                 self._relax(place, keyword, NOT_SUPPORTED)
         close = level.close_parts and self._close
         part = part or not (says_only(schema, _ALONE) and len(schema.keys() & _COMBINED) == 1)
-        return self._negation(node, schema, place) and self._combinators(
-            node, schema, place, close=close, part=part
-        )
+        return self._negation(node, schema, place) and self._combinators(node, schema, place, close=close, part=part)
 
     def _values(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
         kind = self._get(schema, "type", place)
@@ -297,16 +266,11 @@ class Rewriter:
         items = self._get(schema, "items", place)
         first, rest, rest_at = self._get(schema, "prefixItems", place), items, "items"
         if isinstance(items, list):  # before draft 2020-12
-            first, rest, rest_at = (
-                items,
-                self._get(schema, "additionalItems", place),
-                "additionalItems",
-            )
+            first, rest, rest_at = (items, self._get(schema, "additionalItems", place), "additionalItems")
         first_at = "items" if isinstance(items, list) else "prefixItems"
         if first:
             node["prefixItems"] = [
-                self._rewrite(inner, f"{place}.{first_at}[{index}]", self._close)
-                for index, inner in enumerate(first)
+                self._rewrite(inner, f"{place}.{first_at}[{index}]", self._close) for index, inner in enumerate(first)
             ]
         if rest is not None:
             node["items"] = self._rewrite(rest, f"{place}.{rest_at}", self._close)
@@ -323,13 +287,7 @@ class Rewriter:
     # --- objects ---
 
     def _objects(
-        self,
-        node: dict[str, Any],
-        schema: Mapping[str, Any],
-        place: str,
-        level: Level,
-        *,
-        part: bool,
+        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level, *, part: bool
     ) -> None:
         properties = {
             name: self._rewrite(inner, f"{place}.properties.{name}", self._close)
@@ -351,9 +309,7 @@ class Rewriter:
         if simple and more is False and not patterns:
             undeclared = [name for name in required if name not in properties]
             if undeclared:
-                self._relax(
-                    place, "required", f"{undeclared[0]!r} may not be written", contradiction=True
-                )
+                self._relax(place, "required", f"{undeclared[0]!r} may not be written", contradiction=True)
                 required = [name for name in required if name in properties]
         if simple and not part and properties and more is not False and not patterns:
             # an escaped spelling of a declared name would be a second value for it
@@ -395,13 +351,9 @@ class Rewriter:
         for pattern, inner in given.items():
             translated = one_pattern(pattern)
             if translated is None:
-                self._relax(
-                    place, "patternProperties", f"the grammar has no expression for {pattern!r}"
-                )
+                self._relax(place, "patternProperties", f"the grammar has no expression for {pattern!r}")
                 return None
-            out[translated] = self._rewrite(
-                inner, f"{place}.patternProperties.{pattern}", self._close
-            )
+            out[translated] = self._rewrite(inner, f"{place}.patternProperties.{pattern}", self._close)
         return out
 
     def _foreign_patterns(self, level: Level, schema: Mapping[str, Any]) -> dict[str, Node] | None:
@@ -417,35 +369,20 @@ class Rewriter:
         return out
 
     def _property_names(
-        self,
-        schema: Mapping[str, Any],
-        place: str,
-        properties: dict[str, Node],
-        patterns: dict[str, Node],
-        more: Node,
+        self, schema: Mapping[str, Any], place: str, properties: dict[str, Node], patterns: dict[str, Node], more: Node
     ) -> tuple[dict[str, Node], dict[str, Node], Node]:
         """Names that a list allows become properties, names that follow a pattern a patternProperty."""
         rule = self._get(schema, "propertyNames", place)
         rule = self._follow(rule)
-        if (
-            not isinstance(rule, dict)
-            or says_only(rule, {"type"})
-            and "string" in listed(rule.get("type", "string"))
-        ):
+        if not isinstance(rule, dict) or says_only(rule, {"type"}) and "string" in listed(rule.get("type", "string")):
             if rule is False:
                 return dict.fromkeys(properties, False), {}, False
             return properties, patterns, more
         names = [rule["const"]] if "const" in rule else rule.get("enum")
         if names is not None and says_only(rule, {"type", "const", "enum"}) and not patterns:
-            kept: dict[str, Node] = {
-                name: properties.get(name, more) for name in names if isinstance(name, str)
-            }
+            kept: dict[str, Node] = {name: properties.get(name, more) for name in names if isinstance(name, str)}
             dropped: dict[str, Node] = {name: False for name in properties if name not in kept}
-            return (
-                {n: s for n, s in (kept | dropped).items() if s is not False or n in properties},
-                {},
-                False,
-            )
+            return ({n: s for n, s in (kept | dropped).items() if s is not False or n in properties}, {}, False)
         pattern = name_pattern(rule)
         if pattern is not None and not patterns and not properties:
             return {}, {pattern: more} if more is not False else {}, False
@@ -470,21 +407,8 @@ class Rewriter:
         closed = node.get("additionalProperties") is False and "patternProperties" not in node
         missing = least - len(required)
         if missing > 0:
-            if (
-                closed
-                and 0 < missing <= len(optional)
-                and math.comb(len(optional), missing) <= MOST_COMBINATIONS
-            ):
-                _add_all(
-                    node,
-                    [
-                        {
-                            "anyOf": [
-                                {"required": [*some]} for some in combinations(optional, missing)
-                            ]
-                        }
-                    ],
-                )
+            if closed and 0 < missing <= len(optional) and math.comb(len(optional), missing) <= MOST_COMBINATIONS:
+                _add_all(node, [{"anyOf": [{"required": [*some]} for some in combinations(optional, missing)]}])
             elif not closed and missing == 1 and not optional:
                 node["minProperties"] = least
             else:
@@ -495,23 +419,10 @@ class Rewriter:
         if most is None or (closed and most >= len(names)):
             return
         spare = int(most) - len(required)
-        if (
-            closed
-            and optional
-            and spare >= 0
-            and math.comb(len(optional), spare) <= MOST_COMBINATIONS
-        ):
+        if closed and optional and spare >= 0 and math.comb(len(optional), spare) <= MOST_COMBINATIONS:
             choices = [set(kept) for kept in combinations(optional, spare)]
             _add_all(
-                node,
-                [
-                    {
-                        "anyOf": [
-                            {"properties": {n: False for n in optional if n not in kept}}
-                            for kept in choices
-                        ]
-                    }
-                ],
+                node, [{"anyOf": [{"properties": {n: False for n in optional if n not in kept}} for kept in choices]}]
             )
         elif not optional:
             node["maxProperties"] = int(most)
@@ -521,22 +432,13 @@ class Rewriter:
     # --- combinations ---
 
     def _combinators(
-        self,
-        node: dict[str, Any],
-        schema: Mapping[str, Any],
-        place: str,
-        *,
-        close: bool,
-        part: bool,
+        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, *, close: bool, part: bool
     ) -> bool:
         """False: no value matches."""
         self._reference(node, schema, place, close=close, part=part)
         members = self._get(schema, "allOf", place) or []
         several = part or len(members) > 1
-        parts = [
-            self._rewrite(m, f"{place}.allOf[{i}]", close, part=several)
-            for i, m in enumerate(members)
-        ]
+        parts = [self._rewrite(m, f"{place}.allOf[{i}]", close, part=several) for i, m in enumerate(members)]
         if False in parts:
             return False
         _add_all(node, [part for part in parts if part not in (True, {})])
@@ -547,10 +449,7 @@ class Rewriter:
             if not given:
                 self._relax(place, keyword, "there is no variant", contradiction=True)
                 continue
-            variants = [
-                self._rewrite(v, f"{place}.{keyword}[{i}]", close, part=part)
-                for i, v in enumerate(given)
-            ]
+            variants = [self._rewrite(v, f"{place}.{keyword}[{i}]", close, part=part) for i, v in enumerate(given)]
             if keyword == "oneOf":
                 variants = self._exclusive(variants, schema, place)
             variants = [variant for variant in variants if variant is not False]
@@ -562,13 +461,7 @@ class Rewriter:
         return True
 
     def _reference(
-        self,
-        node: dict[str, Any],
-        schema: Mapping[str, Any],
-        place: str,
-        *,
-        close: bool,
-        part: bool,
+        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, *, close: bool, part: bool
     ) -> None:
         keyword = next((k for k in ("$ref", "$recursiveRef", "$dynamicRef") if k in schema), None)
         reference = None if keyword is None else self._get(schema, keyword, place)
@@ -591,11 +484,7 @@ class Rewriter:
         names = [only_required(variant) for variant in schema["oneOf"]]
         if len(set(names)) == len(names) > 1 and None not in names:
             return [
-                {
-                    "required": [name],
-                    "properties": {other: False for other in names if other != name},
-                }
-                for name in names
+                {"required": [name], "properties": {other: False for other in names if other != name}} for name in names
             ]
         kept: list[Node] = [variant for variant in variants if variant is not False]
         if all_distinct(kept, self.definitions):
@@ -608,9 +497,7 @@ class Rewriter:
         self._relax(place, "oneOf", "its variants may overlap: enforced as anyOf")
         return kept
 
-    def _dependent_required(
-        self, node: dict[str, Any], schema: Mapping[str, Any], place: str
-    ) -> None:
+    def _dependent_required(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
         for keyword in ("dependentRequired", "dependencies"):
             given = self._get(schema, keyword, place)
             if not isinstance(given, dict) or not given:
@@ -620,10 +507,7 @@ class Rewriter:
                 continue
             for name, needed in given.items():
                 if needed:
-                    _add_all(
-                        node,
-                        [{"anyOf": [{"properties": {name: False}}, {"required": list(needed)}]}],
-                    )
+                    _add_all(node, [{"anyOf": [{"properties": {name: False}}, {"required": list(needed)}]}])
 
     def _negation(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> bool:
         """False: no value matches."""
@@ -639,10 +523,7 @@ class Rewriter:
                 return False
             node["type"] = left
         elif says_only(given, {"enum", "const"}) and "enum" in node:
-            excluded = {
-                value_key(v)
-                for v in [*given.get("enum", ()), *([given["const"]] if "const" in given else ())]
-            }
+            excluded = {value_key(v) for v in [*given.get("enum", ()), *([given["const"]] if "const" in given else ())]}
             node["enum"] = [v for v in node["enum"] if value_key(v) not in excluded]
             return bool(node["enum"])
         elif node.get("type") == "object" and only_required(given) is not None:

@@ -48,18 +48,12 @@ def power_of_two(exponent):
 
 @triton.jit
 def split_start(split, SHORT: tl.constexpr, NUM_SHORT: tl.constexpr, LONG: tl.constexpr):
-    return tl.where(
-        split < NUM_SHORT, split * SHORT, SHORT * NUM_SHORT + (split - NUM_SHORT) * LONG
-    )
+    return tl.where(split < NUM_SHORT, split * SHORT, SHORT * NUM_SHORT + (split - NUM_SHORT) * LONG)
 
 
 @triton.jit
 def split_of(position, SHORT: tl.constexpr, NUM_SHORT: tl.constexpr, LONG: tl.constexpr):
-    return tl.where(
-        position < SHORT * NUM_SHORT,
-        position // SHORT,
-        NUM_SHORT + (position - SHORT * NUM_SHORT) // LONG,
-    )
+    return tl.where(position < SHORT * NUM_SHORT, position // SHORT, NUM_SHORT + (position - SHORT * NUM_SHORT) // LONG)
 
 
 @triton.jit
@@ -105,11 +99,7 @@ def add_split(peak, total, acc, split_peak, split_total, split_acc):
     base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
     mine = power_of_two(peak - base)
     other = power_of_two(split_peak - base)
-    return (
-        new_peak,
-        total * mine + split_total * other,
-        acc * mine[:, None] + split_acc * other[:, None],
-    )
+    return (new_peak, total * mine + split_total * other, acc * mine[:, None] + split_acc * other[:, None])
 
 
 @triton.jit
@@ -119,30 +109,14 @@ def add_pieces(
     """Adds the next TOGETHER pieces of each row, or the `left` ones, in their order. They are loaded all at once: one
     wait for the memory. What is not there has no weight, and leaves all bits as they are."""
     d = tl.arange(0, D)
-    peak_0, total_0, part_0 = load_piece(
-        peaks_ptr, totals_ptr, parts_ptr, at + 0, valid & (left > 0), d, D
-    )
-    peak_1, total_1, part_1 = load_piece(
-        peaks_ptr, totals_ptr, parts_ptr, at + 1, valid & (left > 1), d, D
-    )
-    peak_2, total_2, part_2 = load_piece(
-        peaks_ptr, totals_ptr, parts_ptr, at + 2, valid & (left > 2), d, D
-    )
-    peak_3, total_3, part_3 = load_piece(
-        peaks_ptr, totals_ptr, parts_ptr, at + 3, valid & (left > 3), d, D
-    )
-    peak_4, total_4, part_4 = load_piece(
-        peaks_ptr, totals_ptr, parts_ptr, at + 4, valid & (left > 4), d, D
-    )
-    peak_5, total_5, part_5 = load_piece(
-        peaks_ptr, totals_ptr, parts_ptr, at + 5, valid & (left > 5), d, D
-    )
-    peak_6, total_6, part_6 = load_piece(
-        peaks_ptr, totals_ptr, parts_ptr, at + 6, valid & (left > 6), d, D
-    )
-    peak_7, total_7, part_7 = load_piece(
-        peaks_ptr, totals_ptr, parts_ptr, at + 7, valid & (left > 7), d, D
-    )
+    peak_0, total_0, part_0 = load_piece(peaks_ptr, totals_ptr, parts_ptr, at + 0, valid & (left > 0), d, D)
+    peak_1, total_1, part_1 = load_piece(peaks_ptr, totals_ptr, parts_ptr, at + 1, valid & (left > 1), d, D)
+    peak_2, total_2, part_2 = load_piece(peaks_ptr, totals_ptr, parts_ptr, at + 2, valid & (left > 2), d, D)
+    peak_3, total_3, part_3 = load_piece(peaks_ptr, totals_ptr, parts_ptr, at + 3, valid & (left > 3), d, D)
+    peak_4, total_4, part_4 = load_piece(peaks_ptr, totals_ptr, parts_ptr, at + 4, valid & (left > 4), d, D)
+    peak_5, total_5, part_5 = load_piece(peaks_ptr, totals_ptr, parts_ptr, at + 5, valid & (left > 5), d, D)
+    peak_6, total_6, part_6 = load_piece(peaks_ptr, totals_ptr, parts_ptr, at + 6, valid & (left > 6), d, D)
+    peak_7, total_7, part_7 = load_piece(peaks_ptr, totals_ptr, parts_ptr, at + 7, valid & (left > 7), d, D)
     tl.static_assert(TOGETHER == 8)
     peak, total, acc = add_split(peak, total, acc, peak_0, total_0, part_0)
     peak, total, acc = add_split(peak, total, acc, peak_1, total_1, part_1)
@@ -253,12 +227,7 @@ def _attention_kernel(
             at = row * max_pieces + piece
             tl.store(peaks_ptr + at, one_peak, mask=valid, cache_modifier=".cg")
             tl.store(totals_ptr + at, one_total, mask=valid, cache_modifier=".cg")
-            tl.store(
-                parts_ptr + at[:, None] * D + d[None, :],
-                one,
-                mask=valid[:, None],
-                cache_modifier=".cg",
-            )
+            tl.store(parts_ptr + at[:, None] * D + d[None, :], one, mask=valid[:, None], cache_modifier=".cg")
         programs = tl.minimum(tl.num_programs(2), pieces)
         if tl.program_id(2) >= programs:
             return
@@ -288,11 +257,7 @@ def _attention_kernel(
             BLOCK_M, TILE, STAGES, COMPUTE,
         )  # fmt: skip
     out = finish(peak, total, acc, sink)
-    tl.store(
-        out_ptr + row[:, None] * D + d[None, :],
-        out.to(out_ptr.dtype.element_ty),
-        mask=valid[:, None],
-    )
+    tl.store(out_ptr + row[:, None] * D + d[None, :], out.to(out_ptr.dtype.element_ty), mask=valid[:, None])
 
 
 def num_splits(length: int) -> int:
@@ -343,19 +308,7 @@ def paged_attention(
         rows = triton.next_power_of_2(TILE_TOKENS * query.shape[1] // key_cache.shape[2])
         prefill = replace(prefill, block_m=max(16, rows))
         _launch(
-            query,
-            key_cache,
-            value_cache,
-            sinks,
-            ragged,
-            window,
-            scale,
-            out,
-            prefill,
-            len(tiles[0]),
-            tiles,
-            1,
-            fixed,
+            query, key_cache, value_cache, sinks, ragged, window, scale, out, prefill, len(tiles[0]), tiles, 1, fixed
         )
     return out.flatten(1)
 
@@ -383,9 +336,9 @@ def _launch(
     if split:
         splits = splits if fixed else programs
         rows = count * heads * splits
-        peaks, totals, parts = torch.empty(
-            rows * (head_dim + 2), dtype=torch.float32, device=query.device
-        ).split((rows, rows, rows * head_dim))
+        peaks, totals, parts = torch.empty(rows * (head_dim + 2), dtype=torch.float32, device=query.device).split(
+            (rows, rows, rows * head_dim)
+        )
     options = support.switches(query.device, "COMPUTE")
     _attention_kernel[(groups, count, programs)](
         query, key_cache, value_cache, sinks, out, *(tiles or (None, None)), ragged.query_start, ragged.length,

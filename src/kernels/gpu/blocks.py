@@ -96,8 +96,7 @@ def norm_moe(
     """x, residual [T, H] -> residual + what the experts add to x. `num_tokens` int32 [1]: later rows are padding."""
     name, tokens = support.architecture(x.device), len(x)
     config, first, second = (
-        config_for(name, kernel, tokens, invariant=invariant)
-        for kernel in ("router", "moe_w1", "moe_w2")
+        config_for(name, kernel, tokens, invariant=invariant) for kernel in ("router", "moe_w1", "moe_w2")
     )
     direct = tokens <= DIRECT_TOKENS and local is None
     many = invariant or tokens > routing.FEW_TOKENS
@@ -124,9 +123,7 @@ def norm_head(
     if _norms_apart(rows, invariant=invariant):
         scaled, r = dense.norm_tokens(x[rows], norm, eps)
         return dense.linear(scaled, head, config, r=r, out_dtype=torch.float32, out=out)
-    return dense.linear(
-        x, head, config, rows=rows, norm=norm, eps=eps, out_dtype=torch.float32, out=out
-    )
+    return dense.linear(x, head, config, rows=rows, norm=norm, eps=eps, out_dtype=torch.float32, out=out)
 
 
 PREFILL = 1 << 16  # tokens enough for the table's last row

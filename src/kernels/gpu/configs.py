@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).with_name("launch_configs.json")
-INVARIANT = (
-    "invariant"  # the entry for batch_invariant: one kind of matrix instruction at every size
-)
+INVARIANT = "invariant"  # the entry for batch_invariant: one kind of matrix instruction at every size
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +38,7 @@ def load_table() -> dict[str, dict[str, list[tuple[int, TileConfig]]]]:
     return {
         architecture: {
             kernel: [
-                (
-                    int(row["tokens"]),
-                    TileConfig(**{k: int(v) for k, v in row.items() if k != "tokens"}),
-                )
-                for row in rows
+                (int(row["tokens"]), TileConfig(**{k: int(v) for k, v in row.items() if k != "tokens"})) for row in rows
             ]
             for kernel, rows in kernels.items()
         }
@@ -53,16 +47,10 @@ def load_table() -> dict[str, dict[str, list[tuple[int, TileConfig]]]]:
 
 
 @functools.cache
-def config_for(
-    architecture: str, kernel: str, tokens: int, *, invariant: bool = False
-) -> TileConfig:
+def config_for(architecture: str, kernel: str, tokens: int, *, invariant: bool = False) -> TileConfig:
     """`invariant`: of configurations for all sizes those that round alike."""
     table = load_table()[nearest(architecture)]
-    rows = (
-        table[f"{kernel}.{INVARIANT}"]
-        if invariant and f"{kernel}.{INVARIANT}" in table
-        else table[kernel]
-    )
+    rows = table[f"{kernel}.{INVARIANT}"] if invariant and f"{kernel}.{INVARIANT}" in table else table[kernel]
     return next((config for limit, config in rows if tokens <= limit), rows[-1][1])
 
 

@@ -92,21 +92,7 @@ def _linear_kernel(
     if rows_ptr is not None:
         row = tl.load(rows_ptr + m, mask=valid, other=0)
     acc = project(
-        w_ptr,
-        w_row,
-        x_ptr,
-        row,
-        valid,
-        norm_ptr,
-        r_ptr,
-        eps,
-        K,
-        NORM,
-        BLOCK_N,
-        BLOCK_M,
-        BLOCK_K,
-        STAGES,
-        COMPUTE,
+        w_ptr, w_row, x_ptr, row, valid, norm_ptr, r_ptr, eps, K, NORM, BLOCK_N, BLOCK_M, BLOCK_K, STAGES, COMPUTE
     )
     inside = (n < N)[:, None] & valid[None, :]
     if bias_ptr is not None:
@@ -119,14 +105,7 @@ def _linear_kernel(
 
 @triton.jit
 def _norm_tokens_kernel(
-    x_ptr,
-    scale_ptr,
-    out_ptr,
-    r_ptr,
-    eps,
-    K: tl.constexpr,
-    PADDED_K: tl.constexpr,
-    PDL: tl.constexpr,
+    x_ptr, scale_ptr, out_ptr, r_ptr, eps, K: tl.constexpr, PADDED_K: tl.constexpr, PDL: tl.constexpr
 ):
     """One program a token: x * scale, and r."""
     if PDL:
@@ -168,21 +147,7 @@ def _qkv_kernel(
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = m < num_rows
     acc = project(
-        w_ptr,
-        w_row,
-        x_ptr,
-        m,
-        valid,
-        norm_ptr,
-        r_ptr,
-        eps,
-        K,
-        NORM,
-        BLOCK_N,
-        BLOCK_M,
-        BLOCK_K,
-        STAGES,
-        COMPUTE,
+        w_ptr, w_row, x_ptr, m, valid, norm_ptr, r_ptr, eps, K, NORM, BLOCK_N, BLOCK_M, BLOCK_K, STAGES, COMPUTE
     )
     acc += tl.load(bias_ptr + w_row).to(tl.float32)[:, None]
     halves = tl.permute(tl.reshape(acc, (BLOCK_N // 16, 2, 8, BLOCK_M)), (0, 2, 3, 1))
@@ -249,17 +214,13 @@ def linear(
     return out
 
 
-def norm_tokens(
-    x: torch.Tensor, scale: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def norm_tokens(x: torch.Tensor, scale: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """x [M, K] -> (x * scale bfloat16 [M, K], r float32 [M])."""
     tokens, size = x.shape
     out = torch.empty_like(x)
     r = torch.empty(tokens, dtype=torch.float32, device=x.device)
     options = support.switches(x.device)
-    _norm_tokens_kernel[(tokens,)](
-        x, scale, out, r, eps, size, triton.next_power_of_2(size), num_warps=4, **options
-    )
+    _norm_tokens_kernel[(tokens,)](x, scale, out, r, eps, size, triton.next_power_of_2(size), num_warps=4, **options)
     return out, r
 
 

@@ -38,14 +38,8 @@ class Tiles:
 
     @classmethod
     def of(cls, routed: Routed, num_tokens: torch.Tensor, per_token: int, block_m: int) -> Tiles:
-        count = (
-            len(routed.logits) * per_token
-            if routed.listed is None
-            else len(routed.listed.tile_expert)
-        )
-        return cls(
-            routed.logits, num_tokens, per_token, count, block_m, routed.weights, routed.listed
-        )
+        count = len(routed.logits) * per_token if routed.listed is None else len(routed.listed.tile_expert)
+        return cls(routed.logits, num_tokens, per_token, count, block_m, routed.weights, routed.listed)
 
     @property
     def direct(self) -> bool:
@@ -121,9 +115,7 @@ def expert_product(
     BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     n = first_row + tl.arange(0, BLOCK_N)
     if N % BLOCK_N != 0:
-        n = tl.where(
-            n < N, n, n % UNIT
-        )  # rows past the end are read from the first unit and never stored
+        n = tl.where(n < N, n, n % UNIT)  # rows past the end are read from the first unit and never stored
     i = tl.arange(0, SLICE)
     unit = (n // UNIT) * (BLOCKS * UNIT) + n % UNIT
     word = words_ptr + unit[:, None] * SLICE + i[None, :]
@@ -166,9 +158,7 @@ def direct_tile(
     a = tl.program_id(1)
     token = a // PER_TOKEN
     e = tl.arange(0, PADDED_EXPERTS)
-    logits = tl.load(
-        logits_ptr + token * NUM_EXPERTS + e, mask=e < NUM_EXPERTS, other=float("-inf")
-    )
+    logits = tl.load(logits_ptr + token * NUM_EXPERTS + e, mask=e < NUM_EXPERTS, other=float("-inf"))
     chosen, weights = choose_experts(logits, e, PER_TOKEN)
     expert = tl.sum(tl.where(tl.arange(0, PER_TOKEN) == a % PER_TOKEN, chosen, 0), axis=0)
     m = tl.arange(0, BLOCK_M)
@@ -199,15 +189,11 @@ def _moe_w1_kernel(
         tl.extra.cuda.gdc_wait()
     if DIRECT:
         num_tokens = tl.load(num_tokens_ptr)
-        expert, a, valid, _ = direct_tile(
-            logits_ptr, num_tokens, NUM_EXPERTS, PADDED_EXPERTS, PER_TOKEN, BLOCK_M
-        )
+        expert, a, valid, _ = direct_tile(logits_ptr, num_tokens, NUM_EXPERTS, PADDED_EXPERTS, PER_TOKEN, BLOCK_M)
         if tl.program_id(1) >= num_tokens * PER_TOKEN:
             return
     else:
-        expert, a, valid = listed_tile(
-            tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr, BLOCK_M
-        )
+        expert, a, valid = listed_tile(tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr, BLOCK_M)
         if expert < 0:
             return
     first_row = tl.program_id(0) * BLOCK_N
@@ -219,9 +205,7 @@ def _moe_w1_kernel(
     )  # fmt: skip
     n = first_row + tl.arange(0, BLOCK_N)
     place = 8 * (n // 16) + n % 8 + tl.where(n % 16 < 8, 0, INTER)
-    bias = tl.load(bias_ptr + expert * (2 * INTER) + place, mask=n < 2 * INTER, other=0.0).to(
-        tl.float32
-    )
+    bias = tl.load(bias_ptr + expert * (2 * INTER) + place, mask=n < 2 * INTER, other=0.0).to(tl.float32)
     r = tl.load(r_ptr + a // PER_TOKEN, mask=valid, other=0.0)
     acc = acc * r[None, :] + bias[:, None]
     halves = tl.permute(tl.reshape(acc, (BLOCK_N // 16, 2, 8, BLOCK_M)), (0, 2, 3, 1))
@@ -283,15 +267,11 @@ def _moe_w2_kernel(
         tl.extra.cuda.gdc_wait()
     num_tokens = tl.load(num_tokens_ptr)
     if DIRECT:
-        expert, a, valid, routing = direct_tile(
-            logits_ptr, num_tokens, NUM_EXPERTS, PADDED_EXPERTS, PER_TOKEN, BLOCK_M
-        )
+        expert, a, valid, routing = direct_tile(logits_ptr, num_tokens, NUM_EXPERTS, PADDED_EXPERTS, PER_TOKEN, BLOCK_M)
         if tl.program_id(1) >= num_tokens * PER_TOKEN:
             return
     else:
-        expert, a, valid = listed_tile(
-            tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr, BLOCK_M
-        )
+        expert, a, valid = listed_tile(tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr, BLOCK_M)
         if expert < 0:
             return
     first_row = tl.program_id(0) * BLOCK_N
@@ -314,9 +294,7 @@ def _moe_w2_kernel(
         words_ptr + base * 32, scales_ptr + base, act_ptr, a, valid, first_row, 0, BLOCKS, HIDDEN, INTER, BLOCK_N,
         BLOCK_M, STAGES, COMPUTE, ASM,
     )  # fmt: skip
-    acc += tl.load(bias_ptr + expert * HIDDEN + n, mask=n < HIDDEN, other=0.0).to(tl.float32)[
-        :, None
-    ]
+    acc += tl.load(bias_ptr + expert * HIDDEN + n, mask=n < HIDDEN, other=0.0).to(tl.float32)[:, None]
     inside = (n < HIDDEN)[:, None] & valid[None, :]
     part = parts_ptr + a.to(tl.int64)[None, :] * HIDDEN + n[:, None]
     tl.store(part, acc, mask=inside, cache_modifier=".cg")
@@ -345,13 +323,7 @@ def _moe_w2_kernel(
 
 
 def moe_w1(
-    x: torch.Tensor,
-    r: torch.Tensor,
-    w: PackedMxfp4,
-    bias: torch.Tensor,
-    limit: float,
-    tiles: Tiles,
-    config: TileConfig,
+    x: torch.Tensor, r: torch.Tensor, w: PackedMxfp4, bias: torch.Tensor, limit: float, tiles: Tiles, config: TileConfig
 ) -> torch.Tensor:
     """x [T, H], r float32 [T] -> clamped SwiGLU of r x W1 + b1, [A, I] in the type of x. b1 [E, 2 I], gate half
     first."""
@@ -367,12 +339,7 @@ def moe_w1(
 
 
 def moe_w2(
-    act: torch.Tensor,
-    w: PackedMxfp4,
-    bias: torch.Tensor,
-    residual: torch.Tensor,
-    tiles: Tiles,
-    config: TileConfig,
+    act: torch.Tensor, w: PackedMxfp4, bias: torch.Tensor, residual: torch.Tensor, tiles: Tiles, config: TileConfig
 ) -> torch.Tensor:
     """act [A, I], residual [T, H] -> residual + sum over k of weight (act W2 + b2), [T, H]. b2 [E, H]."""
     tokens, hidden = residual.shape

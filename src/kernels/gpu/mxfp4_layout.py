@@ -26,12 +26,7 @@ SLICES = 4
 BLOCK_COLUMNS = SLICES * GROUP_SIZE
 TOGETHER = 8  # experts: a round is some hundred launches, and takes 30 times their bytes
 MAX_SCALE = 128  # 2 ** (scale - 1) must be a bfloat16 number
-BIT_PLACES = (
-    (15, 8, 7, 6),
-    (12, 5, 4, 3),
-    (9, 2, 1, 0),
-    (14, 13, 11, 10),
-)  # sign, exponent, mantissa
+BIT_PLACES = ((15, 8, 7, 6), (12, 5, 4, 3), (9, 2, 1, 0), (14, 13, 11, 10))  # sign, exponent, mantissa
 CODE_BITS = (3, 2, 1, 0)
 
 
@@ -77,13 +72,9 @@ def pack_experts(w: Mxfp4Tensor, row_order: torch.Tensor | None = None) -> Packe
     """
     num_experts, rows, groups = w.scales.shape
     if rows % UNIT_ROWS:
-        raise ValueError(
-            f"MXFP4 matrices of {rows} rows: the kernels take multiples of {UNIT_ROWS}"
-        )
+        raise ValueError(f"MXFP4 matrices of {rows} rows: the kernels take multiples of {UNIT_ROWS}")
     if w.scales.numel() and int(w.scales.max()) > MAX_SCALE:
-        raise ValueError(
-            f"an MXFP4 scale is {int(w.scales.max())}: the kernels take up to {MAX_SCALE} (a factor of 2)"
-        )
+        raise ValueError(f"an MXFP4 scale is {int(w.scales.max())}: the kernels take up to {MAX_SCALE} (a factor of 2)")
     blocks = -(-groups // SLICES)
     shape = (num_experts, rows // UNIT_ROWS, blocks, UNIT_ROWS)
     words = torch.empty((*shape, GROUP_SIZE), dtype=torch.int16, device=w.blocks.device)
@@ -97,24 +88,16 @@ def pack_experts(w: Mxfp4Tensor, row_order: torch.Tensor | None = None) -> Packe
         scale = scale.view(-1, rows, blocks, SLICES)[:, order]
         packed = _words(codes.flatten(0, 1))
         count = len(codes)
-        words[first : first + count] = packed.view(
-            count, -1, UNIT_ROWS, blocks, GROUP_SIZE
-        ).transpose(2, 3)
-        scales[first : first + count] = scale.view(count, -1, UNIT_ROWS, blocks, SLICES).transpose(
-            2, 3
-        )
+        words[first : first + count] = packed.view(count, -1, UNIT_ROWS, blocks, GROUP_SIZE).transpose(2, 3)
+        scales[first : first + count] = scale.view(count, -1, UNIT_ROWS, blocks, SLICES).transpose(2, 3)
     return PackedMxfp4(words, scales, groups * GROUP_SIZE)
 
 
 def unpack_experts(w: PackedMxfp4, row_order: torch.Tensor | None = None) -> Mxfp4Tensor:
     """The inverse of pack_experts."""
     num_experts, units, blocks = w.words.shape[:3]
-    words = (
-        w.words.transpose(2, 3).reshape(num_experts, units * UNIT_ROWS, blocks, GROUP_SIZE).int()
-    )
-    codes = torch.zeros(
-        (*words.shape[:3], SLICES, GROUP_SIZE), dtype=torch.int32, device=words.device
-    )
+    words = w.words.transpose(2, 3).reshape(num_experts, units * UNIT_ROWS, blocks, GROUP_SIZE).int()
+    codes = torch.zeros((*words.shape[:3], SLICES, GROUP_SIZE), dtype=torch.int32, device=words.device)
     for j, places in enumerate(BIT_PLACES):
         for place, bit in zip(places, CODE_BITS, strict=True):
             codes[..., j, :] |= ((words >> place) & 1) << bit
@@ -136,9 +119,7 @@ def _codes(blocks: torch.Tensor) -> torch.Tensor:
 def _pad(x: torch.Tensor, groups: int) -> torch.Tensor:
     """[N, G, ...] -> [N, groups, ...], zeros at the end: code 0 is the number 0 under any scale."""
     missing = groups - x.shape[1]
-    return (
-        x if missing == 0 else torch.cat((x, x.new_zeros(x.shape[0], missing, *x.shape[2:])), dim=1)
-    )
+    return x if missing == 0 else torch.cat((x, x.new_zeros(x.shape[0], missing, *x.shape[2:])), dim=1)
 
 
 def _words(codes: torch.Tensor) -> torch.Tensor:

@@ -170,16 +170,12 @@ def _route_few_kernel(
         squares = tl.sum(x * x, axis=0)
         acc = tl.sum(w_left.to(tl.float32) * scaled.to(tl.float32)[None, :], axis=1)
         if RIGHT > 0:
-            x_right = tl.load(x_ptr + at + right, mask=there & (right < K), other=0.0).to(
-                tl.float32
-            )
+            x_right = tl.load(x_ptr + at + right, mask=there & (right < K), other=0.0).to(tl.float32)
             scaled_right = (x_right * scale_right).to(scaled_ptr.dtype.element_ty)
             squares += tl.sum(x_right * x_right, axis=0)
             acc += tl.sum(w_right.to(tl.float32) * scaled_right.to(tl.float32)[None, :], axis=1)
         r = tl.rsqrt(squares / K + eps)
-        tl.store(
-            logits_ptr + token * N + n, acc * r + bias, mask=known & there, cache_modifier=".cg"
-        )
+        tl.store(logits_ptr + token * N + n, acc * r + bias, mask=known & there, cache_modifier=".cg")
         if tl.program_id(0) == 0:
             tl.store(scaled_ptr + at + left, scaled, mask=there)
             if RIGHT > 0:
@@ -237,12 +233,8 @@ def _route_many_kernel(
     squares = tl.zeros((BLOCK_M,), tl.float32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         inside = start + k < K
-        a = tl.load(
-            w_ptr + w_row[:, None] * K + (start + k)[None, :], mask=inside[None, :], other=0.0
-        )
-        b = tl.load(x_ptr + at_x + start, mask=valid[None, :] & inside[:, None], other=0.0).to(
-            tl.float32
-        )
+        a = tl.load(w_ptr + w_row[:, None] * K + (start + k)[None, :], mask=inside[None, :], other=0.0)
+        b = tl.load(x_ptr + at_x + start, mask=valid[None, :] & inside[:, None], other=0.0).to(tl.float32)
         squares += tl.sum(b * b, axis=0)
         scale = tl.load(norm_ptr + start + k, mask=inside, other=0.0).to(tl.float32)
         scaled = (b * scale[:, None]).to(scaled_ptr.dtype.element_ty)
@@ -251,11 +243,7 @@ def _route_many_kernel(
     r = tl.rsqrt(squares / K + eps)
     tl.store(r_ptr + m, r, mask=valid)
     acc = acc * r[None, :] + tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
-    tl.store(
-        logits_ptr + m.to(tl.int64)[None, :] * N + n[:, None],
-        acc,
-        mask=(n < N)[:, None] & valid[None, :],
-    )
+    tl.store(logits_ptr + m.to(tl.int64)[None, :] * N + n[:, None], acc, mask=(n < N)[:, None] & valid[None, :])
     acc = tl.where((n < N)[:, None], acc, float("-inf"))
     chosen, weights = choose_for_all(tl.trans(acc), BLOCK_M, BLOCK_N, PER_TOKEN)
     if LOCAL < N:
@@ -290,9 +278,7 @@ def _place_kernel(
     earlier = tl.zeros((PADDED_LOCAL,), tl.int32)
     for start in tl.range(0, blocks, CHUNK):
         b = start + tl.arange(0, CHUNK)
-        some = tl.load(
-            counts_ptr + b[:, None] * PADDED_LOCAL + e[None, :], mask=(b < blocks)[:, None], other=0
-        )
+        some = tl.load(counts_ptr + b[:, None] * PADDED_LOCAL + e[None, :], mask=(b < blocks)[:, None], other=0)
         counts += tl.sum(some, axis=0)
         earlier += tl.sum(tl.where((b < block)[:, None], some, 0), axis=0)
     offsets = tl.cumsum(counts, axis=0) - counts
@@ -330,9 +316,7 @@ def route_few(
     left = 1 << (x.shape[1].bit_length() - 1)
     right = x.shape[1] - left
     grid = (triton.cdiv(len(weight), config.block_n), triton.cdiv(len(x), config.block_m))
-    listed = (
-        (made.weights, made.chosen, *made.arrays(), made.tiles) if block_m else (None,) * 6 + (0,)
-    )
+    listed = (made.weights, made.chosen, *made.arrays(), made.tiles) if block_m else (None,) * 6 + (0,)
     _route_few_kernel[grid](
         x, norm, weight, bias, made.scaled, made.r, made.logits, eps, len(x),
         num_tokens, support.counters(x.device, 1) if block_m else None, *listed, len(weight), x.shape[1],
@@ -398,9 +382,7 @@ class _Made:
             assignments = tokens * per_token
             self.tiles = max_tiles(assignments, len(mine), block_m)
             buffer = torch.empty(3 * self.tiles + assignments, dtype=torch.int32, device=device)
-            expert, first, count, rows = buffer.split(
-                (self.tiles, self.tiles, self.tiles, assignments)
-            )
+            expert, first, count, rows = buffer.split((self.tiles, self.tiles, self.tiles, assignments))
             self.listed = TileList(expert, first, count, rows, block_m)
 
     def arrays(self) -> tuple[torch.Tensor, ...]:
@@ -413,9 +395,7 @@ class _Made:
         return Routed(self.scaled, self.r, self.logits, weights, self.listed)
 
 
-def tile_list_ref(
-    experts: torch.Tensor, num_tokens: torch.Tensor, num_experts: int, block_m: int
-) -> TileList:
+def tile_list_ref(experts: torch.Tensor, num_tokens: torch.Tensor, num_experts: int, block_m: int) -> TileList:
     """The list by torch: experts int32 [T, k]."""
     assignments, per_token = experts.numel(), experts.shape[1]
     index = torch.arange(assignments, device=experts.device)
@@ -438,9 +418,7 @@ def tile_list_ref(
     )
 
 
-def only_local_ref(
-    experts: torch.Tensor, weights: torch.Tensor, local: range
-) -> tuple[torch.Tensor, torch.Tensor]:
+def only_local_ref(experts: torch.Tensor, weights: torch.Tensor, local: range) -> tuple[torch.Tensor, torch.Tensor]:
     """only_local by torch: experts int32 [T, k] of all ranks, weights float32 [T, k]."""
     mine = (experts >= local.start) & (experts < local.stop)
     first = torch.gather(experts, 1, mine.int().argmax(dim=1, keepdim=True))

@@ -38,9 +38,7 @@ def _candidates_kernel(
     tile = tl.program_id(0)
     row = tl.load(rows_ptr + tl.program_id(1))
     token = tile * TILE + tl.arange(0, TILE)
-    logits = allowed_logits(
-        logits_ptr, words_ptr, tl.load(mask_rows_ptr + row), row, token, VOCAB, WORDS
-    )
+    logits = allowed_logits(logits_ptr, words_ptr, tl.load(mask_rows_ptr + row), row, token, VOCAB, WORDS)
     at = candidates_ptr + (tl.program_id(1) * TILES + tile) * TOP + tl.arange(0, TOP)
     tl.store(at, tl.topk(to_key(logits, token), TOP))
 

@@ -58,6 +58,7 @@ class Pool {
   private:
     static const int64_t RING = 64;  // regions whose fields a late helper may still read
     static const int64_t SPIN_NS = 100000;
+    static const int64_t SHARES = 8;  // a thread takes this part of its share of what is left, so pieces lie next to one another
 
     struct Region {
         std::atomic<void (*)(const void*, int64_t)> call{nullptr};
@@ -66,7 +67,7 @@ class Pool {
         alignas(64) std::atomic<int64_t> done{0};
     };
 
-    // Takes pieces of the region until none is left or another region has begun. The ticket holds the region's number and
+    // Takes runs of pieces of the region until none is left or another region has begun. The ticket holds the region's number and
     // the next piece, so a piece can only be taken from the region whose fields were read.
     void work(uint32_t epoch) {
         Region& region = regions_[epoch % RING];
@@ -74,10 +75,12 @@ class Pool {
         const void* body = region.body.load(std::memory_order_relaxed);
         const int64_t count = region.count.load(std::memory_order_relaxed);
         uint64_t ticket = ticket_.load(std::memory_order_acquire);
+        const int64_t shares = SHARES * (1 + region.helpers.load(std::memory_order_relaxed));
         while (uint32_t(ticket >> 32) == epoch && int64_t(uint32_t(ticket)) < count) {
-            if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
-            call(body, int64_t(uint32_t(ticket)));
-            region.done.fetch_add(1, std::memory_order_release);
+            const int64_t first = uint32_t(ticket), taken = std::max<int64_t>(1, (count - first) / shares);
+            if (!ticket_.compare_exchange_weak(ticket, ticket + taken, std::memory_order_acq_rel)) continue;
+            for (int64_t piece = first; piece < first + taken; piece++) call(body, piece);
+            region.done.fetch_add(taken, std::memory_order_release);
             ticket = ticket_.load(std::memory_order_acquire);
         }
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import os
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
+from src.engine import client, core
 from src.engine.client import EngineClient
 from src.engine.config import ConfigError, EngineConfig
 from src.engine.core import EngineProcess
@@ -190,3 +192,14 @@ def test_an_engine_starts_again_with_files_that_were_checked() -> None:
     other = engine_config(checkpoint(), seed=5)
     assert asyncio.run(renew(lambda: other)) is other
     assert asyncio.run(renew(fails)).seed == 0
+
+
+def test_openmp_threads_of_the_engine_do_not_spin_next_to_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setattr(core, "run_engine", lambda *_: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    client._child(engine_config(checkpoint()), "", "", os.getpid(), {})
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    client._child(engine_config(checkpoint()), "", "", os.getpid(), {})
+    assert seen == ["0", "5"], "what the operator sets stands"

@@ -456,9 +456,10 @@ def _without_bias(request: AddRequest) -> AddRequest:
 
 def _child(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: dict[str, Any]) -> None:
     """Runs in the engine process; torch is loaded only there."""
-    # torch's OpenMP threads otherwise spin for a millisecond after each parallel operation, on the cores that the CPU
-    # kernels' own threads need; read when the library is loaded, by ranks too
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    if config.backend == "native":
+        # torch's OpenMP threads otherwise spin for a millisecond after each parallel operation, on the cores that the
+        # CPU kernels' own threads need; read when the library is loaded, by ranks too
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from src.engine.core import run_engine
 
     run_engine(config, input_address, output_address, parent_pid, log)

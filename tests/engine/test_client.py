@@ -194,12 +194,16 @@ def test_an_engine_starts_again_with_files_that_were_checked() -> None:
     assert asyncio.run(renew(fails)).seed == 0
 
 
-def test_openmp_threads_of_the_engine_do_not_spin_next_to_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("backend", "before", "wanted"), [("native", None, "0"), ("native", "5", "5"), ("transformers", None, None)]
+)
+def test_openmp_threads_do_not_spin_next_to_those_of_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, backend: str, before: str | None, wanted: str | None
+) -> None:
     seen: list[str | None] = []
     monkeypatch.setattr(core, "run_engine", lambda *_: seen.append(os.environ.get("GOMP_SPINCOUNT")))
-    monkeypatch.setenv("GOMP_SPINCOUNT", "")
-    monkeypatch.delenv("GOMP_SPINCOUNT")
-    client._child(engine_config(checkpoint()), "", "", os.getpid(), {})
-    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
-    client._child(engine_config(checkpoint()), "", "", os.getpid(), {})
-    assert seen == ["0", "5"], "what the operator sets stands"
+    monkeypatch.setenv("GOMP_SPINCOUNT", before or "")
+    if before is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    client._child(engine_config(checkpoint(), backend=backend), "", "", os.getpid(), {})
+    assert seen == [wanted]

@@ -92,8 +92,6 @@ struct F {
 struct B {  // pairs: even and odd numbers, widened
     F even, odd;
 };
-typedef __m256 Table;
-static const int MAX_ROWS = 2;
 
 #define LANES(name, op) \
     static inline F name(F x, F y) { return {op(x.lo, y.lo), op(x.hi, y.hi)}; }
@@ -156,22 +154,6 @@ static inline B b_load(const bf16* p, int64_t left) {
     return b_split(*(const __m256i*)line, *(const __m256i*)(line + 16));
 }
 static inline F b_dot(F acc, B x, B y) { return f_fma(x.even, y.even, f_fma(x.odd, y.odd, acc)); }
-static inline Table e2m1_table() { return _mm256_loadu_ps(E2M1); }
-static inline __m256 decode8(__m256i code, Table table) {  // bit 3 is the sign; the permutation looks at three bits
-    const __m256i sign = _mm256_and_si256(_mm256_slli_epi32(code, 28), _mm256_set1_epi32((int)0x80000000));
-    return _mm256_or_ps(_mm256_permutevar8x32_ps(table, code), _mm256_castsi256_ps(sign));
-}
-static inline B b_decode(const uint8_t* block, Table table) {
-    const __m256i first = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)block));
-    const __m256i second = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(block + 8)));
-    return {{decode8(first, table), decode8(second, table)},
-            {decode8(_mm256_srli_epi32(first, 4), table), decode8(_mm256_srli_epi32(second, 4), table)}};
-}
-static inline __m128 f_sum4(F a0, F a1, F a2, F a3) {
-    __m128 s0 = fold(a0), s1 = fold(a1), s2 = fold(a2), s3 = fold(a3);
-    _MM_TRANSPOSE4_PS(s0, s1, s2, s3);
-    return _mm_add_ps(_mm_add_ps(s0, s1), _mm_add_ps(s2, s3));
-}
 
 #endif
 

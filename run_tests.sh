@@ -29,7 +29,7 @@ ensure_environment requirements-dev.txt || exit 1
 
 # bytecode is kept, as the tests start many servers
 export PYTHONDONTWRITEBYTECODE= TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-.venv/bin/python -m src.cli.preflight --model "$model" || exit
+.venv/bin/python -m gptoss.cli.preflight --model "$model" || exit
 status=0
 
 lint() {

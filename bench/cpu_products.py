@@ -23,9 +23,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.engine.worker.worker import set_threads
-from src.kernels import native
-from src.kernels.mxfp4 import Mxfp4Tensor
+from gptoss.engine.worker.worker import set_threads
+from gptoss.kernels import native
+from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
 HIDDEN, INTERMEDIATE, EXPERTS, PER_TOKEN = 2880, 2880, 32, 4
 DENSE = {"QKV": (5120, HIDDEN), "O": (HIDDEN, 4096), "head": (201_088, HIDDEN)}

@@ -18,15 +18,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.engine.config import FULL, SLIDING, EngineConfig, ModelConfig
-from src.engine.messages import NewRequest, SchedulerOutput
-from src.engine.model.gpt_oss import GptOss
-from src.engine.sampling_params import SamplingParams
-from src.engine.worker.batch import RequestTable, build_batch
-from src.engine.worker.sampler import SamplingRow, _pick, _pick_natively
-from src.engine.worker.worker import Worker, set_threads
-from src.kernels import native
-from src.nano.folding import ASSET, unfold
+from gptoss.engine.config import FULL, SLIDING, EngineConfig, ModelConfig
+from gptoss.engine.messages import NewRequest, SchedulerOutput
+from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.worker.batch import RequestTable, build_batch
+from gptoss.engine.worker.sampler import SamplingRow, _pick, _pick_natively
+from gptoss.engine.worker.worker import Worker, set_threads
+from gptoss.kernels import native
+from gptoss.nano.folding import ASSET, unfold
 
 VOCAB = 201_088
 REPEAT = 60

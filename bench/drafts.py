@@ -22,9 +22,9 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.cli.evaluate_nano import SKILLS, body_of, held_out_example
-from src.harmony.vocabulary import load_vocabulary
-from src.nano.examples import Source
+from gptoss.cli.evaluate_nano import SKILLS, body_of, held_out_example
+from gptoss.harmony.vocabulary import load_vocabulary
+from gptoss.nano.examples import Source
 
 
 def ask(client: httpx.Client, body: dict[str, Any]) -> tuple[float, int, str]:

@@ -23,24 +23,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.engine.config import EngineConfig, ModelConfig
-from src.engine.guided import GuidedDecoding, load_tokenizer
-from src.engine.kv_cache_manager import KVCacheManager
-from src.engine.messages import EngineStats, Outputs
-from src.engine.parallel import Communicator
-from src.engine.request import Request
-from src.engine.sampling_params import LoopGuard, SamplingParams
-from src.engine.scheduler import Scheduler
-from src.engine.shapes import SIZES, hf_config
-from src.engine.shards import whole
-from src.engine.worker import sampler
-from src.engine.worker.graph_runner import GraphRunner
-from src.engine.worker.model_runner import ModelRunner
-from src.engine.worker.sampler import SamplingRow
-from src.engine.worker.transfers import to_device
-from src.harmony.grammar import TurnSpec, turn_grammar
-from src.harmony.vocabulary import END, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
-from src.kernels.gpu import support
+from gptoss.engine.config import EngineConfig, ModelConfig
+from gptoss.engine.guided import GuidedDecoding, load_tokenizer
+from gptoss.engine.kv_cache_manager import KVCacheManager
+from gptoss.engine.messages import EngineStats, Outputs
+from gptoss.engine.parallel import Communicator
+from gptoss.engine.request import Request
+from gptoss.engine.sampling_params import LoopGuard, SamplingParams
+from gptoss.engine.scheduler import Scheduler
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.engine.shards import whole
+from gptoss.engine.worker import sampler
+from gptoss.engine.worker.graph_runner import GraphRunner
+from gptoss.engine.worker.model_runner import ModelRunner
+from gptoss.engine.worker.sampler import SamplingRow
+from gptoss.engine.worker.transfers import to_device
+from gptoss.harmony.grammar import TurnSpec, turn_grammar
+from gptoss.harmony.vocabulary import END, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
+from gptoss.kernels.gpu import support
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig.from_json(hf_config(SIZES["20b"]))

@@ -4,13 +4,31 @@ ensure_environment() { # $1: requirements file
     local requirements="$1" stamp python
     local lock="${requirements%.txt}.lock"
     stamp=".venv/.installed-$(cat "$requirements" requirements.txt "$lock" | cksum | tr ' ' '-')"
-    if [ -f "$stamp" ]; then return 0; fi
+    if [ -f "$stamp" ]; then install_package; return 0; fi
     python="$(find_python)" || return 1
     [ -x .venv/bin/python ] || "$python" -m venv .venv || return 1
     echo "installing $requirements into .venv" >&2
     install_torch || return 1
     .venv/bin/pip install -qq --disable-pip-version-check -r "$requirements" -c "$lock" || return 1
     touch "$stamp"
+    install_package
+}
+
+# The command `gptoss` of this checkout. A linked .venv belongs to another checkout, and without a network nothing is lost
+# but the command: scripts and tests find the package through the link gptoss -> src.
+install_package() {
+    [ -f pyproject.toml ] || return 0
+    [ -e gptoss ] || ln -s src gptoss # where links were not copied
+    [ ! -L .venv ] || return 0
+    local stamp
+    stamp=".venv/.package-$(cat pyproject.toml setup.py | cksum | tr ' ' '-')"
+    if [ -f "$stamp" ]; then return 0; fi
+    if .venv/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e . ||
+        .venv/bin/pip install -qq --disable-pip-version-check --no-deps -e .; then
+        touch "$stamp"
+    else
+        echo "the command gptoss is not installed; python src/server.py serves without it" >&2
+    fi
 }
 
 find_python() {

@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.harmony.vocabulary import VOCAB_SIZE, load_vocabulary
-from src.nano.word_vectors import FILE, VECTOR_SIZE, word_of
+from gptoss.harmony.vocabulary import VOCAB_SIZE, load_vocabulary
+from gptoss.nano.word_vectors import FILE, VECTOR_SIZE, word_of
 
 WORDS = 18_000
 DIMENSIONS = 100  # of GloVe's vectors; the package puts two more numbers behind them

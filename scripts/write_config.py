@@ -9,7 +9,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.config import DEFAULT_CONFIG_FILE, ServerConfig
+from gptoss.config import DEFAULT_CONFIG_FILE, ServerConfig
 
 SECTIONS = {
     "host": "serving",

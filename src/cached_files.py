@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from src.run_folder import RunFolder
+from gptoss.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from src.config_text import (
+from gptoss.config_text import (
     Parser,
     check_key_text,
     masked_value,
@@ -27,8 +27,8 @@ from src.config_text import (
     without_secrets,
     yaml_problem,
 )
-from src.engine.config import ConfigError
-from src.profiles import PROFILES, Profile, ProfileName, overridden
+from gptoss.engine.config import ConfigError
+from gptoss.profiles import PROFILES, Profile, ProfileName, overridden
 
 DEFAULT_CONFIG_FILE = Path(__file__).resolve().parents[1] / "configs" / "server_config.yaml"
 ENV_PREFIX = "GPTOSS_"

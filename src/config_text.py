@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from src.engine.config import ConfigError
+from gptoss.engine.config import ConfigError
 
 # in a sentence it is not known where a password ends: too much is masked rather than too little
 _URL_SECRETS = (

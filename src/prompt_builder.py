@@ -15,12 +15,12 @@ from typing import Any
 
 import msgspec
 
-from src.harmony.byte_pairs import UNLIMITED, Limits
-from src.harmony.generated_ids import GeneratedIds
-from src.harmony.history import Message, message_text, render_history
-from src.harmony.history import PromptError as PromptError
-from src.harmony.ids_cache import IdsCache
-from src.harmony.render import (
+from gptoss.harmony.byte_pairs import UNLIMITED, Limits
+from gptoss.harmony.generated_ids import GeneratedIds
+from gptoss.harmony.history import Message, message_text, render_history
+from gptoss.harmony.history import PromptError as PromptError
+from gptoss.harmony.ids_cache import IdsCache
+from gptoss.harmony.render import (
     HarmonyMessage,
     ReasoningEffort,
     developer_message,
@@ -28,7 +28,7 @@ from src.harmony.render import (
     render_message,
     system_message,
 )
-from src.harmony.vocabulary import Vocabulary
+from gptoss.harmony.vocabulary import Vocabulary
 
 PROMPT_VERSION = "harmony-v1"
 

@@ -23,14 +23,14 @@ def main(argv: list[str] | None = None) -> int:
 
     import uvloop
 
-    from src import __version__, logs, port_manager
-    from src.cached_files import CacheError, default_cache_folder
-    from src.config import describe, load_config, service_variables
-    from src.config_text import without_secrets
-    from src.engine.config import ConfigError
-    from src.harmony.vocabulary import VocabularyError, load_vocabulary
-    from src.model_locator import locate_model
-    from src.serving import check_access, choose_model, engine_config, serve
+    from gptoss import __version__, logs, port_manager
+    from gptoss.cached_files import CacheError, default_cache_folder
+    from gptoss.config import describe, load_config, service_variables
+    from gptoss.config_text import without_secrets
+    from gptoss.engine.config import ConfigError
+    from gptoss.harmony.vocabulary import VocabularyError, load_vocabulary
+    from gptoss.model_locator import locate_model
+    from gptoss.serving import check_access, choose_model, engine_config, serve
 
     logger = logging.getLogger("server")
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's numbers are then the driver's

@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from src.api.descriptors import allowed_connections
-from src.api.hosts import is_loopback
-from src.api.keys import Caller, load_callers
-from src.cached_files import default_cache_folder
-from src.config import ServerConfig
-from src.config_text import without_secrets
-from src.engine.client import EngineClient
-from src.engine.config import ConfigError, EngineConfig
-from src.engine.gpus import visible_gpus
-from src.engine.lifecycle import EngineError, RestartPolicy
-from src.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, Vocabulary, find_ranks
-from src.model_locator import LocatedModel, is_embedded, locate_model
+from gptoss.api.descriptors import allowed_connections
+from gptoss.api.hosts import is_loopback
+from gptoss.api.keys import Caller, load_callers
+from gptoss.cached_files import default_cache_folder
+from gptoss.config import ServerConfig
+from gptoss.config_text import without_secrets
+from gptoss.engine.client import EngineClient
+from gptoss.engine.config import ConfigError, EngineConfig
+from gptoss.engine.gpus import visible_gpus
+from gptoss.engine.lifecycle import EngineError, RestartPolicy
+from gptoss.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, Vocabulary, find_ranks
+from gptoss.model_locator import LocatedModel, is_embedded, locate_model
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from src.api.deps import ServerContext
+    from gptoss.api.deps import ServerContext
 
 logger = logging.getLogger("server")
 FINISH_S = 2  # for connections to close after the last answer
@@ -197,7 +197,7 @@ async def serve(
             raise
         sys.stderr.write(f"error: {without_secrets(str(error))}\n")
         return 2
-    from src.api.http_protocol import ConnectionLimits, limited_protocol
+    from gptoss.api.http_protocol import ConnectionLimits, limited_protocol
 
     server = Server(
         uvicorn.Config(
@@ -240,8 +240,8 @@ async def _app(
     engine: EngineClient, config: ServerConfig, vocabulary: Vocabulary, callers: list[Caller], name: str, size: str
 ) -> FastAPI:
     """Its lifespan stops the engine. Raises ConfigError."""
-    await asyncio.to_thread(importlib.import_module, "src.api.app")  # the engine's start goes on
-    from src.api.app import create_app
+    await asyncio.to_thread(importlib.import_module, "gptoss.api.app")  # the engine's start goes on
+    from gptoss.api.app import create_app
 
     aliases = {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"} if size != "custom" else set()
     return create_app(

@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src.cli.make_checkpoint import make_checkpoint
-from src.engine.config import EngineConfig, ModelConfig
-from src.engine.messages import NewRequest, SchedulerOutput
-from src.engine.model.checkpoint import Checkpoint
-from src.engine.model.gpt_oss import GptOss, LayerCache
-from src.engine.model.weights import ModelWeights, WeightLoader
-from src.engine.parallel import Communicator
-from src.engine.sampling_params import SamplingParams
-from src.engine.shapes import Size
-from src.engine.shards import whole
-from src.engine.worker.batch import RequestTable, build_batch
-from src.engine.worker.sampler import SamplingRow
-from src.nano.values import value_text
+from gptoss.cli.make_checkpoint import make_checkpoint
+from gptoss.engine.config import EngineConfig, ModelConfig
+from gptoss.engine.messages import NewRequest, SchedulerOutput
+from gptoss.engine.model.checkpoint import Checkpoint
+from gptoss.engine.model.gpt_oss import GptOss, LayerCache
+from gptoss.engine.model.weights import ModelWeights, WeightLoader
+from gptoss.engine.parallel import Communicator
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.shapes import Size
+from gptoss.engine.shards import whole
+from gptoss.engine.worker.batch import RequestTable, build_batch
+from gptoss.engine.worker.sampler import SamplingRow
+from gptoss.nano.values import value_text
 
 CHECKPOINTS = Path(os.environ.get("GPTOSS_TEST_CACHE", Path(tempfile.gettempdir()) / "gpt-oss-server-tests"))
 VERSION = "3"  # raise when make_checkpoint writes other bytes

@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import uvicorn
 
-from src.api.app import create_app
-from src.api.http_protocol import ConnectionLimits, limited_protocol
-from src.config import ServerConfig
-from src.engine.client import EngineClient
-from src.engine.lifecycle import EngineState
-from src.engine.messages import AddRequest, Ready, TokenLogprobs, TokenOutput
-from src.engine.request import FinishReason
-from src.harmony.vocabulary import load_vocabulary
+from gptoss.api.app import create_app
+from gptoss.api.http_protocol import ConnectionLimits, limited_protocol
+from gptoss.config import ServerConfig
+from gptoss.engine.client import EngineClient
+from gptoss.engine.lifecycle import EngineState
+from gptoss.engine.messages import AddRequest, Ready, TokenLogprobs, TokenOutput
+from gptoss.engine.request import FinishReason
+from gptoss.harmony.vocabulary import load_vocabulary
 from tests.helpers import checkpoint, engine_config
 
 MAX_MODEL_LEN = 1024

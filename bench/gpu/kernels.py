@@ -10,13 +10,13 @@ from functools import partial
 import torch
 
 from bench.gpu.timing import Row, time_us
-from src.engine.config import ModelConfig
-from src.engine.model.weights import LayerWeights, dummy_weights
-from src.engine.shapes import SIZES, hf_config
-from src.engine.worker.batch import ragged_batch
-from src.kernels.gpu import attention, blocks, dense, experts, routing, support
-from src.kernels.gpu.configs import TileConfig, config_for
-from src.kernels.gpu.mxfp4_layout import PackedExperts
+from gptoss.engine.config import ModelConfig
+from gptoss.engine.model.weights import LayerWeights, dummy_weights
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.engine.worker.batch import ragged_batch
+from gptoss.kernels.gpu import attention, blocks, dense, experts, routing, support
+from gptoss.kernels.gpu.configs import TileConfig, config_for
+from gptoss.kernels.gpu.mxfp4_layout import PackedExperts
 
 EPS = 1e-5
 BLOCK_SIZE = 64

@@ -11,18 +11,18 @@ from collections.abc import Iterator
 import torch
 
 from bench.gpu.timing import Row, graph_us
-from src.engine.config import FULL, SLIDING, EngineConfig, ModelConfig
-from src.engine.messages import NewRequest, SchedulerOutput
-from src.engine.model.gpt_oss import LayerCache
-from src.engine.model.triton_gpt_oss import TritonGptOss
-from src.engine.model.weights import dummy_weights, iterate_tensors
-from src.engine.parallel import Communicator
-from src.engine.sampling_params import SamplingParams
-from src.engine.shapes import SIZES, hf_config
-from src.engine.shards import whole
-from src.engine.worker import kernel_check
-from src.engine.worker.batch import RequestTable, StepRows, build_batch
-from src.engine.worker.graph_runner import GraphRunner
+from gptoss.engine.config import FULL, SLIDING, EngineConfig, ModelConfig
+from gptoss.engine.messages import NewRequest, SchedulerOutput
+from gptoss.engine.model.gpt_oss import LayerCache
+from gptoss.engine.model.triton_gpt_oss import TritonGptOss
+from gptoss.engine.model.weights import dummy_weights, iterate_tensors
+from gptoss.engine.parallel import Communicator
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.engine.shards import whole
+from gptoss.engine.worker import kernel_check
+from gptoss.engine.worker.batch import RequestTable, StepRows, build_batch
+from gptoss.engine.worker.graph_runner import GraphRunner
 
 BLOCK_SIZE = 64
 REPEATS = 20
@@ -182,7 +182,7 @@ def graph_time(graphs: GraphRunner, batch: int) -> float:
 
 def launches() -> Iterator[Row]:
     """The fixed cost of a launch in a graph: 150 kernels that each wait for the one before."""
-    from src.kernels.gpu import dense
+    from gptoss.kernels.gpu import dense
 
     x = torch.randn(1, 64, device=DEVICE, dtype=torch.bfloat16)
     scale = torch.ones(64, device=DEVICE, dtype=torch.bfloat16)

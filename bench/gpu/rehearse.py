@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from src.engine.shapes import Size
+from gptoss.engine.shapes import Size
 
 TINY = Size(layers=2, hidden=64, intermediate=32, experts=6, heads=4, kv_heads=2)
 VOCAB = 512
@@ -29,10 +29,10 @@ def once(run: Callable[[], object], repeat_ms: int = 100) -> float:
 def on_a_cpu() -> Iterator[None]:
     """Needs TRITON_INTERPRET=1 before triton is imported."""
     from bench.gpu import kernels, model, steps
-    from src.engine.shapes import hf_config
-    from src.engine.worker import graph_runner
-    from src.kernels import native
-    from src.kernels.gpu import support
+    from gptoss.engine.shapes import hf_config
+    from gptoss.engine.worker import graph_runner
+    from gptoss.kernels import native
+    from gptoss.kernels.gpu import support
 
     if not support.interpreted():
         raise RuntimeError("set TRITON_INTERPRET=1")

@@ -25,10 +25,10 @@ from typing import Any
 
 from bench.kernels.cases import PREFILL_TOKENS, cases
 from bench.kernels.cross_compile import Compiled, cross_compile
-from src.engine.config import ModelConfig
-from src.engine.shapes import SIZES, hf_config
-from src.kernels.gpu import attention, blocks
-from src.kernels.gpu.configs import TileConfig, config_for
+from gptoss.engine.config import ModelConfig
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.kernels.gpu import attention, blocks
+from gptoss.kernels.gpu.configs import TileConfig, config_for
 
 MEMORY, STREAM, ONE_WARP, MORE_WARPS, TRIP_US, GAP_US = 0.78, 0.96, 0.6, 0.8, 0.6, 1.0
 STREAM_MEGABYTES = 500
@@ -92,7 +92,7 @@ class Step:
         self._cases = {case.name: case for case in cases(model, self.architecture)}
 
     def _compiled(self, kernel: str, suffix: str = "") -> tuple[Compiled, TileConfig]:
-        from src.kernels.gpu.configs import load_table, nearest
+        from gptoss.kernels.gpu.configs import load_table, nearest
 
         tokens = 1 if kernel == "attention" else self.batch
         config = config_for(self.architecture, kernel, tokens)

@@ -9,6 +9,7 @@
 # compiled kernels in .tcache (python -m bench.kernels.dry_run --compile .tcache): both are taken if they are there.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
+[ -e gptoss ] || ln -s src gptoss # where links were not copied
 OUT="${OUT:-reports/gpu}"
 PYTHON="${PYTHON:-python3}"
 REHEARSE="${REHEARSE:-0}"

@@ -26,8 +26,8 @@ import torch
 
 from bench.gpu import rehearse
 from bench.gpu.timing import Row, measure_ceilings
-from src.engine.worker import kernel_check
-from src.kernels.gpu import support
+from gptoss.engine.worker import kernel_check
+from gptoss.kernels.gpu import support
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda")
@@ -75,7 +75,7 @@ def smoke() -> Iterator[Row]:
 
 def _sampled() -> Row:
     """Greedy and drawn tokens against plain torch."""
-    from src.kernels.gpu import sampling
+    from gptoss.kernels.gpu import sampling
 
     g = torch.Generator(device=DEVICE).manual_seed(0)
     vocab = 201_088 if DEVICE.type == "cuda" else rehearse.VOCAB

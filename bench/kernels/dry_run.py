@@ -35,20 +35,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from src.engine.config import EngineConfig, ModelConfig
-from src.engine.messages import NewRequest, SchedulerOutput
-from src.engine.model.gpt_oss import ForwardBatch, LayerCache
-from src.engine.model.triton_gpt_oss import TritonGptOss
-from src.engine.model.weights import LayerWeights, ModelWeights
-from src.engine.parallel import Communicator
-from src.engine.sampling_params import SamplingParams
-from src.engine.shapes import SIZES, hf_config
-from src.engine.shards import whole
-from src.engine.worker import kernel_check
-from src.engine.worker.batch import RequestTable, build_batch
-from src.engine.worker.graph_runner import GraphRunner
-from src.kernels.gpu import support
-from src.kernels.gpu.mxfp4_layout import BLOCK_COLUMNS, PackedExperts, PackedMxfp4
+from gptoss.engine.config import EngineConfig, ModelConfig
+from gptoss.engine.messages import NewRequest, SchedulerOutput
+from gptoss.engine.model.gpt_oss import ForwardBatch, LayerCache
+from gptoss.engine.model.triton_gpt_oss import TritonGptOss
+from gptoss.engine.model.weights import LayerWeights, ModelWeights
+from gptoss.engine.parallel import Communicator
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.engine.shards import whole
+from gptoss.engine.worker import kernel_check
+from gptoss.engine.worker.batch import RequestTable, build_batch
+from gptoss.engine.worker.graph_runner import GraphRunner
+from gptoss.kernels.gpu import support
+from gptoss.kernels.gpu.mxfp4_layout import BLOCK_COLUMNS, PackedExperts, PackedMxfp4
 
 META = torch.device("meta")
 BLOCK_SIZE = 64

@@ -14,12 +14,12 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.api.errors import ApiError, Forbidden, HeadersTooLarge, Unauthorized, Unavailable, json_response
-from src.api.hosts import HostCheck
-from src.api.keys import Caller, anonymous, digest_of, load_callers
-from src.api.usage import Allowance, Usage
-from src.config import ServerConfig
-from src.engine.config import ConfigError
+from gptoss.api.errors import ApiError, Forbidden, HeadersTooLarge, Unauthorized, Unavailable, json_response
+from gptoss.api.hosts import HostCheck
+from gptoss.api.keys import Caller, anonymous, digest_of, load_callers
+from gptoss.api.usage import Allowance, Usage
+from gptoss.config import ServerConfig
+from gptoss.engine.config import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -15,21 +15,21 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src import __version__
-from src.api import cancel, chat, completions, errors, models, page, responses, system, tokens
-from src.api.access import Access, Door
-from src.api.deps import ServerContext
-from src.api.keys import Caller
-from src.api.ledger import Ledger
-from src.api.metrics import Metrics
-from src.api.response_store import ResponseStore
-from src.api.tracing import Tracing
-from src.api.unknown_fields import UnknownFields
-from src.api.warm_up import warm_up
-from src.config import ServerConfig
-from src.engine.client import EngineClient
-from src.harmony.vocabulary import Vocabulary
-from src.prompt_builder import PromptBuilder
+from gptoss import __version__
+from gptoss.api import cancel, chat, completions, errors, models, page, responses, system, tokens
+from gptoss.api.access import Access, Door
+from gptoss.api.deps import ServerContext
+from gptoss.api.keys import Caller
+from gptoss.api.ledger import Ledger
+from gptoss.api.metrics import Metrics
+from gptoss.api.response_store import ResponseStore
+from gptoss.api.tracing import Tracing
+from gptoss.api.unknown_fields import UnknownFields
+from gptoss.api.warm_up import warm_up
+from gptoss.config import ServerConfig
+from gptoss.engine.client import EngineClient
+from gptoss.harmony.vocabulary import Vocabulary
+from gptoss.prompt_builder import PromptBuilder
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from src.api.deps import INLINE_BYTES, ServerContext, sender_of
-from src.api.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
-from src.api.large_json import CountingDecoder, TooManyValuesError, takes_long
+from gptoss.api.deps import INLINE_BYTES, ServerContext, sender_of
+from gptoss.api.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
+from gptoss.api.large_json import CountingDecoder, TooManyValuesError, takes_long
 
 
 async def read_json_object(request: Request, context: ServerContext) -> dict[str, Any]:

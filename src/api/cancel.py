@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from src.api.deps import Context, caller_of
-from src.api.errors import NotFound
+from gptoss.api.deps import Context, caller_of
+from gptoss.api.errors import NotFound
 
 router = APIRouter()
 

@@ -10,23 +10,23 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from src.api.body import read_json_object
-from src.api.chat_plan import ChatPlan, plan_chat
-from src.api.choice import Choice, ChoiceDelta
-from src.api.continuation import start_parser
-from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record, sender_of
-from src.api.errors import ApiError, Cancelled, EngineFailure
-from src.api.metrics import RequestRecord
-from src.api.openapi import json_body
-from src.api.protocol import ChatCompletionRequest
-from src.api.relaxations import relaxations
-from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
-from src.api.unknown_fields import client_of
-from src.api.usage import Work
-from src.engine.messages import TokenOutput
-from src.harmony.deltas import Delta
-from src.harmony.layout import new_call_id
-from src.harmony.parser import ResponseParser
+from gptoss.api.body import read_json_object
+from gptoss.api.chat_plan import ChatPlan, plan_chat
+from gptoss.api.choice import Choice, ChoiceDelta
+from gptoss.api.continuation import start_parser
+from gptoss.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record, sender_of
+from gptoss.api.errors import ApiError, Cancelled, EngineFailure
+from gptoss.api.metrics import RequestRecord
+from gptoss.api.openapi import json_body
+from gptoss.api.protocol import ChatCompletionRequest
+from gptoss.api.relaxations import relaxations
+from gptoss.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
+from gptoss.api.unknown_fields import client_of
+from gptoss.api.usage import Work
+from gptoss.engine.messages import TokenOutput
+from gptoss.harmony.deltas import Delta
+from gptoss.harmony.layout import new_call_id
+from gptoss.harmony.parser import ResponseParser
 
 router = APIRouter()
 

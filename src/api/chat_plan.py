@@ -11,25 +11,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.api.continuation import Beginning, beginning, begun
-from src.api.deps import ServerContext
-from src.api.errors import ContextTooLong, InvalidRequest, NotFound
-from src.api.keys import Caller, tenant_of
-from src.api.protocol import EFFORTS, MAX_TOOLS, ChatCompletionRequest, SamplingFields
-from src.api.relaxations import RelaxedSchema, relaxed_format, warn_relaxed
-from src.api.structured_outputs import FinalFormat, asks_for_format, final_format
-from src.api.tool_choice import ToolPlan, plan_tools
-from src.api.warn_once import WarnOnce
-from src.api.work_pool import LOCAL, Sender
-from src.engine.messages import AddRequest
-from src.engine.sampling_params import LoopGuard, SamplingParams
-from src.harmony.byte_pairs import Limits, TooManyTokensError
-from src.harmony.grammar import TurnSpec, fitted_grammar, text_grammar, turn_grammar
-from src.harmony.schema.checks import SchemaError
-from src.harmony.schema.rewrite import ALL, Relaxed
-from src.harmony.vocabulary import CALL, END, RETURN, STOP_TOKEN_IDS
-from src.profiles import Profile
-from src.prompt_builder import PromptError, PromptTokens
+from gptoss.api.continuation import Beginning, beginning, begun
+from gptoss.api.deps import ServerContext
+from gptoss.api.errors import ContextTooLong, InvalidRequest, NotFound
+from gptoss.api.keys import Caller, tenant_of
+from gptoss.api.protocol import EFFORTS, MAX_TOOLS, ChatCompletionRequest, SamplingFields
+from gptoss.api.relaxations import RelaxedSchema, relaxed_format, warn_relaxed
+from gptoss.api.structured_outputs import FinalFormat, asks_for_format, final_format
+from gptoss.api.tool_choice import ToolPlan, plan_tools
+from gptoss.api.warn_once import WarnOnce
+from gptoss.api.work_pool import LOCAL, Sender
+from gptoss.engine.messages import AddRequest
+from gptoss.engine.sampling_params import LoopGuard, SamplingParams
+from gptoss.harmony.byte_pairs import Limits, TooManyTokensError
+from gptoss.harmony.grammar import TurnSpec, fitted_grammar, text_grammar, turn_grammar
+from gptoss.harmony.schema.checks import SchemaError
+from gptoss.harmony.schema.rewrite import ALL, Relaxed
+from gptoss.harmony.vocabulary import CALL, END, RETURN, STOP_TOKEN_IDS
+from gptoss.profiles import Profile
+from gptoss.prompt_builder import PromptError, PromptTokens
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from src.engine.messages import TokenLogprobs, TokenOutput
-from src.engine.request import FinishReason
-from src.harmony.deltas import SEPARATOR, Delta
-from src.harmony.parser import ResponseParser
+from gptoss.engine.messages import TokenLogprobs, TokenOutput
+from gptoss.engine.request import FinishReason
+from gptoss.harmony.deltas import SEPARATOR, Delta
+from gptoss.harmony.parser import ResponseParser
 
 
 @dataclass(frozen=True, slots=True)

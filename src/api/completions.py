@@ -14,28 +14,28 @@ from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
-from src.api.body import read_json_object
-from src.api.chat_plan import base_seed, derived_seed, resolve_model, sampling_options
-from src.api.choice import StopStrings
-from src.api.deps import Context, ServerContext, counted_rejections, new_record, sender_of
-from src.api.errors import Cancelled, EngineFailure, InvalidRequest
-from src.api.keys import tenant_of
-from src.api.metrics import RequestRecord
-from src.api.openapi import json_body
-from src.api.protocol import VOCAB_SIZE, ResponseFormat, SamplingFields, fail
-from src.api.relaxations import relaxations, relaxed_format, warn_relaxed
-from src.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
-from src.api.structured_outputs import FinalFormat, asks_for_format, final_format
-from src.api.text_choice import Numbers, TextChoice, joined, no_numbers
-from src.api.unknown_fields import client_of
-from src.api.usage import Work
-from src.api.work_pool import Sender, Stopped
-from src.engine.messages import AddRequest, TokenOutput
-from src.engine.sampling_params import SamplingParams
-from src.harmony.byte_pairs import UNLIMITED, Limits, TooManyTokensError
-from src.harmony.grammar import text_grammar
-from src.harmony.vocabulary import Vocabulary
-from src.profiles import Profile
+from gptoss.api.body import read_json_object
+from gptoss.api.chat_plan import base_seed, derived_seed, resolve_model, sampling_options
+from gptoss.api.choice import StopStrings
+from gptoss.api.deps import Context, ServerContext, counted_rejections, new_record, sender_of
+from gptoss.api.errors import Cancelled, EngineFailure, InvalidRequest
+from gptoss.api.keys import tenant_of
+from gptoss.api.metrics import RequestRecord
+from gptoss.api.openapi import json_body
+from gptoss.api.protocol import VOCAB_SIZE, ResponseFormat, SamplingFields, fail
+from gptoss.api.relaxations import relaxations, relaxed_format, warn_relaxed
+from gptoss.api.streaming import DONE, EventStream, JsonWhenDone, encode_event, interleave
+from gptoss.api.structured_outputs import FinalFormat, asks_for_format, final_format
+from gptoss.api.text_choice import Numbers, TextChoice, joined, no_numbers
+from gptoss.api.unknown_fields import client_of
+from gptoss.api.usage import Work
+from gptoss.api.work_pool import Sender, Stopped
+from gptoss.engine.messages import AddRequest, TokenOutput
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.harmony.byte_pairs import UNLIMITED, Limits, TooManyTokensError
+from gptoss.harmony.grammar import text_grammar
+from gptoss.harmony.vocabulary import Vocabulary
+from gptoss.profiles import Profile
 
 router = APIRouter()
 

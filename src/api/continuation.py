@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from src.api.errors import InvalidRequest
-from src.api.protocol import ChatCompletionRequest
-from src.harmony.byte_pairs import UNLIMITED, Limits
-from src.harmony.history import message_text
-from src.harmony.parser import ResponseParser
-from src.harmony.vocabulary import CHANNEL, END, MESSAGE, START, Vocabulary
-from src.prompt_builder import PromptTokens
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.protocol import ChatCompletionRequest
+from gptoss.harmony.byte_pairs import UNLIMITED, Limits
+from gptoss.harmony.history import message_text
+from gptoss.harmony.parser import ResponseParser
+from gptoss.harmony.vocabulary import CHANNEL, END, MESSAGE, START, Vocabulary
+from gptoss.prompt_builder import PromptTokens
 
 # after `<|start|>assistant`; before it; within the text of the final message
 Beginning = Literal["message", "turn", "final"]

@@ -12,23 +12,23 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
-from src import __version__
-from src.api.access import Access
-from src.api.errors import ApiError, from_engine
-from src.api.keys import ANONYMOUS, Caller
-from src.api.ledger import Ledger
-from src.api.metrics import Metrics, RequestRecord
-from src.api.response_store import ResponseStore
-from src.api.unknown_fields import UnknownFields
-from src.api.work_pool import Sender, Stopped, WorkPool
-from src.config import ServerConfig
-from src.engine.client import EngineClient
-from src.engine.lifecycle import EngineError
-from src.harmony.byte_pairs import Limits
-from src.harmony.render import ReasoningEffort
-from src.harmony.vocabulary import Vocabulary
-from src.profiles import Profile
-from src.prompt_builder import PromptBuilder, PromptTokens
+from gptoss import __version__
+from gptoss.api.access import Access
+from gptoss.api.errors import ApiError, from_engine
+from gptoss.api.keys import ANONYMOUS, Caller
+from gptoss.api.ledger import Ledger
+from gptoss.api.metrics import Metrics, RequestRecord
+from gptoss.api.response_store import ResponseStore
+from gptoss.api.unknown_fields import UnknownFields
+from gptoss.api.work_pool import Sender, Stopped, WorkPool
+from gptoss.config import ServerConfig
+from gptoss.engine.client import EngineClient
+from gptoss.engine.lifecycle import EngineError
+from gptoss.harmony.byte_pairs import Limits
+from gptoss.harmony.render import ReasoningEffort
+from gptoss.harmony.vocabulary import Vocabulary
+from gptoss.profiles import Profile
+from gptoss.prompt_builder import PromptBuilder, PromptTokens
 
 T = TypeVar("T")
 INLINE_BYTES = 20_000  # larger bodies are read in a thread, so that the event loop keeps answering

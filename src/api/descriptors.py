@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 
-from src.engine.config import ConfigError
+from gptoss.engine.config import ConfigError
 
 logger = logging.getLogger(__name__)
 

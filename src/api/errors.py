@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from src.engine.lifecycle import EngineDeadError, EngineError, QueueFullError
+from gptoss.engine.lifecycle import EngineDeadError, EngineError, QueueFullError
 
 
 class ApiError(Exception):

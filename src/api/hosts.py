@@ -10,7 +10,7 @@ import ipaddress
 import re
 import socket
 
-from src.config import ServerConfig
+from gptoss.config import ServerConfig
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]%]+)(:\d{0,5})?", re.IGNORECASE)
 

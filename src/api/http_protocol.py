@@ -16,8 +16,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from src.api.access import ALWAYS_OPEN
-from src.api.errors import (
+from gptoss.api.access import ALWAYS_OPEN
+from gptoss.api.errors import (
     ApiError,
     HeadersTooLarge,
     HeadersTooSlow,

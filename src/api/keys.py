@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from src.config import ServerConfig
-from src.config_text import check_key_text, read_yaml
-from src.engine.config import ConfigError
+from gptoss.config import ServerConfig
+from gptoss.config_text import check_key_text, read_yaml
+from gptoss.engine.config import ConfigError
 
 ANONYMOUS = "anonymous"
 

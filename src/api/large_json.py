@@ -12,7 +12,7 @@ from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from typing import Any
 
-from src.harmony.byte_pairs import EncodingStoppedError
+from gptoss.harmony.byte_pairs import EncodingStoppedError
 
 MAX_VALUES = 1_000_000
 MAX_PARTS = 250_000  # objects, arrays and the keys of objects, which take most memory and time

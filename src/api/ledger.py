@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.api.access import Access
-from src.api.keys import ANONYMOUS, Caller
-from src.api.metrics import Metrics, RequestRecord
-from src.api.tracing import Tracing
-from src.engine.client import EngineClient
+from gptoss.api.access import Access
+from gptoss.api.keys import ANONYMOUS, Caller
+from gptoss.api.metrics import Metrics, RequestRecord
+from gptoss.api.tracing import Tracing
+from gptoss.engine.client import EngineClient
 
 logger = logging.getLogger("request")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from src.api.deps import Context, ServerContext
-from src.api.errors import NotFound
+from gptoss.api.deps import Context, ServerContext
+from gptoss.api.errors import NotFound
 
 router = APIRouter()
 CREATED = 1_754_352_000  # 2025-08-05, the day the models were published: constant, so that lists compare equal

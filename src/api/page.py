@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
 
-from src.api.errors import NotFound
+from gptoss.api.errors import NotFound
 
 router = APIRouter()
 

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from src.engine.sampling_params import LogitBias
+from gptoss.engine.sampling_params import LogitBias
 
 VOCAB_SIZE = 201_088
 MAX_TOOLS = 128

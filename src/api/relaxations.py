@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from src.api.structured_outputs import FinalFormat
-from src.api.warn_once import WarnOnce
-from src.harmony.schema.rewrite import Relaxed
+from gptoss.api.structured_outputs import FinalFormat
+from gptoss.api.warn_once import WarnOnce
+from gptoss.harmony.schema.rewrite import Relaxed
 
 logger = logging.getLogger(__name__)
 _warn = WarnOnce(logger, "not enforced by the grammar: %s", max_chars=400)

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from src.api.errors import InvalidRequest, NotFound
-from src.api.responses_input import ResponsesRequest
-from src.api.responses_items import PlacedItem
+from gptoss.api.errors import InvalidRequest, NotFound
+from gptoss.api.responses_input import ResponsesRequest
+from gptoss.api.responses_items import PlacedItem
 
 Item = dict[str, Any]
 ID_PREFIX = {

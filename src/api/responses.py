@@ -13,25 +13,25 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
-from src.api.body import read_json_object
-from src.api.chat import Answer, start_answer
-from src.api.chat_plan import ChatPlan, check_count, max_messages, plan_chat
-from src.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record, sender_of
-from src.api.errors import ApiError, Cancelled, ContextTooLong, InvalidRequest, NotFound, from_validation
-from src.api.keys import ANONYMOUS, Caller
-from src.api.openapi import json_body
-from src.api.relaxations import relaxations
-from src.api.response_store import ResponseStore, resolve
-from src.api.responses_input import ChatBody, ResponsesRequest, chat_body
-from src.api.responses_items import PlacedItem, num_rendered
-from src.api.responses_output import Event, ItemStatus, OutputItems
-from src.api.responses_tools import MAX_FUNCTIONS, ToolTable
-from src.api.streaming import EventStream, JsonWhenDone, encode_event
-from src.api.truncation import NEVER_CUT, Cuts, answer_tokens
-from src.api.unknown_fields import client_of
-from src.api.work_pool import MANY_BYTES, Sender, Stopped
-from src.harmony.byte_pairs import Limits
-from src.harmony.render import HarmonyMessage
+from gptoss.api.body import read_json_object
+from gptoss.api.chat import Answer, start_answer
+from gptoss.api.chat_plan import ChatPlan, check_count, max_messages, plan_chat
+from gptoss.api.deps import Context, ServerContext, caller_of, counted_rejections, new_record, sender_of
+from gptoss.api.errors import ApiError, Cancelled, ContextTooLong, InvalidRequest, NotFound, from_validation
+from gptoss.api.keys import ANONYMOUS, Caller
+from gptoss.api.openapi import json_body
+from gptoss.api.relaxations import relaxations
+from gptoss.api.response_store import ResponseStore, resolve
+from gptoss.api.responses_input import ChatBody, ResponsesRequest, chat_body
+from gptoss.api.responses_items import PlacedItem, num_rendered
+from gptoss.api.responses_output import Event, ItemStatus, OutputItems
+from gptoss.api.responses_tools import MAX_FUNCTIONS, ToolTable
+from gptoss.api.streaming import EventStream, JsonWhenDone, encode_event
+from gptoss.api.truncation import NEVER_CUT, Cuts, answer_tokens
+from gptoss.api.unknown_fields import client_of
+from gptoss.api.work_pool import MANY_BYTES, Sender, Stopped
+from gptoss.harmony.byte_pairs import Limits
+from gptoss.harmony.render import HarmonyMessage
 
 logger = logging.getLogger(__name__)
 router = APIRouter()

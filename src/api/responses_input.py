@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from src.api.errors import InvalidRequest
-from src.api.protocol import FIRST_PROBLEM, ChatTemplateKwargs, Effort, Metadata, SamplingFields, Strict, fail
-from src.api.responses_items import Conversation, PlacedItem, read_items
-from src.api.responses_tools import ToolTable, read_choice, read_tools
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.protocol import FIRST_PROBLEM, ChatTemplateKwargs, Effort, Metadata, SamplingFields, Strict, fail
+from gptoss.api.responses_items import Conversation, PlacedItem, read_items
+from gptoss.api.responses_tools import ToolTable, read_choice, read_tools
 
 LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
 SEALED_REASONING = "reasoning.encrypted_content"

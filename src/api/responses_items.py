@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from src.api.errors import InvalidRequest, from_validation
-from src.api.protocol import Phase, Strict, check_parts
-from src.api.sealed import ForeignSeal, unseal
-from src.api.warn_once import WarnOnce
+from gptoss.api.errors import InvalidRequest, from_validation
+from gptoss.api.protocol import Phase, Strict, check_parts
+from gptoss.api.sealed import ForeignSeal, unseal
+from gptoss.api.warn_once import WarnOnce
 
 logger = logging.getLogger(__name__)
 _warn_left_out = WarnOnce(logger, "input items of type %s are left out: the model cannot read them", limit=100)

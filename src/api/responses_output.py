@@ -7,10 +7,10 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
 
-from src.api.choice import ChoiceDelta
-from src.api.sealed import seal
-from src.harmony.deltas import Delta
-from src.harmony.layout import new_call_id
+from gptoss.api.choice import ChoiceDelta
+from gptoss.api.sealed import seal
+from gptoss.harmony.deltas import Delta
+from gptoss.harmony.layout import new_call_id
 
 Event = dict[str, Any]
 ItemStatus = Literal["completed", "incomplete"]

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from src.api.errors import InvalidRequest, from_validation
-from src.api.protocol import FunctionName, Strict
-from src.api.warn_once import WarnOnce
+from gptoss.api.errors import InvalidRequest, from_validation
+from gptoss.api.protocol import FunctionName, Strict
+from gptoss.api.warn_once import WarnOnce
 
 MAX_FUNCTIONS = 1024  # with those inside namespaces
 _VALID_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -14,8 +14,8 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from src.config import ServerConfig
-from src.engine.messages import TokenOutput
+from gptoss.config import ServerConfig
+from gptoss.engine.messages import TokenOutput
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from src.api.errors import InvalidRequest
-from src.api.protocol import JsonSchemaFormat, ResponseFormat, SamplingFields
-from src.harmony.grammar import choice_rule, grammar_error, json_rule, pattern_rule, text_grammar
-from src.harmony.schema.checks import SchemaError
-from src.harmony.schema.enforce import Enforced, enforceable
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.protocol import JsonSchemaFormat, ResponseFormat, SamplingFields
+from gptoss.harmony.grammar import choice_rule, grammar_error, json_rule, pattern_rule, text_grammar
+from gptoss.harmony.schema.checks import SchemaError
+from gptoss.harmony.schema.enforce import Enforced, enforceable
 
 NOT_SUPPORTED = ("grammar", "guided_grammar", "guided_whitespace_pattern", "structural_tag")
 FIELDS = ("guided_json", "guided_regex", "guided_choice", "json_schema")

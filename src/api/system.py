@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from src import __version__
-from src.api.deps import Context, ServerContext, caller_of
-from src.api.errors import json_response
-from src.api.metrics import Live, LiveCollector
-from src.engine.client import EngineClient
-from src.engine.gpus import visible_gpus
-from src.engine.lifecycle import EngineState
+from gptoss import __version__
+from gptoss.api.deps import Context, ServerContext, caller_of
+from gptoss.api.errors import json_response
+from gptoss.api.metrics import Live, LiveCollector
+from gptoss.engine.client import EngineClient
+from gptoss.engine.gpus import visible_gpus
+from gptoss.engine.lifecycle import EngineState
 
 router = APIRouter()
 

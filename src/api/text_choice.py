@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from src.api.choice import StopStrings
-from src.engine.messages import TokenLogprobs, TokenOutput
-from src.engine.request import FinishReason
-from src.harmony.vocabulary import STOP_TOKEN_IDS, Vocabulary
+from gptoss.api.choice import StopStrings
+from gptoss.engine.messages import TokenLogprobs, TokenOutput
+from gptoss.engine.request import FinishReason
+from gptoss.harmony.vocabulary import STOP_TOKEN_IDS, Vocabulary
 
 # OpenAI's `logprobs` of completions: lists with an entry for each token
 Numbers = dict[str, list[Any]]

@@ -9,16 +9,16 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from src.api.body import read_json_object
-from src.api.chat_plan import plan_chat
-from src.api.deps import Context, ServerContext, caller_of, sender_of
-from src.api.errors import InvalidRequest
-from src.api.openapi import json_body
-from src.api.protocol import FIRST_PROBLEM, VOCAB_SIZE, Strict
-from src.api.unknown_fields import client_of
-from src.api.work_pool import Stopped
-from src.harmony.byte_pairs import Limits, TooManyTokensError
-from src.harmony.tokenizer_files import tokenizer_config
+from gptoss.api.body import read_json_object
+from gptoss.api.chat_plan import plan_chat
+from gptoss.api.deps import Context, ServerContext, caller_of, sender_of
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.openapi import json_body
+from gptoss.api.protocol import FIRST_PROBLEM, VOCAB_SIZE, Strict
+from gptoss.api.unknown_fields import client_of
+from gptoss.api.work_pool import Stopped
+from gptoss.harmony.byte_pairs import Limits, TooManyTokensError
+from gptoss.harmony.tokenizer_files import tokenizer_config
 
 router = APIRouter()
 

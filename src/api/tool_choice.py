@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from src.api.errors import InvalidRequest
-from src.api.protocol import ChatCompletionRequest, FunctionDefinition
-from src.api.relaxations import RelaxedSchema
-from src.harmony.grammar import ToolSpec
-from src.harmony.schema.checks import SchemaError
-from src.harmony.schema.enforce import Enforced, enforceable
-from src.harmony.schema.rewrite import ALL, Relaxed
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.protocol import ChatCompletionRequest, FunctionDefinition
+from gptoss.api.relaxations import RelaxedSchema
+from gptoss.harmony.grammar import ToolSpec
+from gptoss.harmony.schema.checks import SchemaError
+from gptoss.harmony.schema.enforce import Enforced, enforceable
+from gptoss.harmony.schema.rewrite import ALL, Relaxed
 
 MAX_GUIDED_SCHEMA = 20_000  # characters; of a larger one only the object is enforced unasked
 TOO_LARGE = Relaxed("parameters", ALL, "too large to be enforced unasked")

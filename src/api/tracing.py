@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from src.api.metrics import RequestRecord
-from src.engine.config import ConfigError
+from gptoss.api.metrics import RequestRecord
+from gptoss.engine.config import ConfigError
 
 
 class Tracing:

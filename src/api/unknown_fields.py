@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from src.api.errors import InvalidRequest
-from src.api.keys import ANONYMOUS
-from src.api.protocol import Strict
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.keys import ANONYMOUS
+from gptoss.api.protocol import Strict
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
 
-from src.api.errors import RateLimited
-from src.api.keys import Caller
+from gptoss.api.errors import RateLimited
+from gptoss.api.keys import Caller
 
 
 @dataclass(slots=True, eq=False)

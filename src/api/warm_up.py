@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 
-from src.api.chat_plan import plan_chat
-from src.api.deps import ServerContext
-from src.engine.lifecycle import EngineError
+from gptoss.api.chat_plan import plan_chat
+from gptoss.api.deps import ServerContext
+from gptoss.engine.lifecycle import EngineError
 
 logger = logging.getLogger(__name__)
 

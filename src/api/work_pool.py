@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from src.api.errors import InvalidRequest, RateLimited
+from gptoss.api.errors import InvalidRequest, RateLimited
 
 T = TypeVar("T")
 Stopped = Callable[[], bool]

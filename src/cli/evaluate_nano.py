@@ -1,7 +1,7 @@
 """Examines the embedded model over HTTP at temperature 0, on lessons that training never saw.
 
     ./run_server.sh --model nano --port 8000 --no-guided-harmony
-    python -m src.cli.evaluate_nano --url http://127.0.0.1:8000 --per-skill 200
+    python -m gptoss.cli.evaluate_nano --url http://127.0.0.1:8000 --per-skill 200
 
 Without guidance the share of valid Harmony is the model's own. Words, names and sums are held out by a hash,
 everyday tools by a mark in their table (src/nano).
@@ -23,13 +23,13 @@ from typing import Any
 
 import httpx
 
-from src.harmony.vocabulary import load_vocabulary
-from src.nano import basics, natural_tools, structured, tools
-from src.nano.basics import user
-from src.nano.described import described
-from src.nano.everyday import everyday, known
-from src.nano.examples import Example, Source
-from src.nano.lessons import instructions
+from gptoss.harmony.vocabulary import load_vocabulary
+from gptoss.nano import basics, natural_tools, structured, tools
+from gptoss.nano.basics import user
+from gptoss.nano.described import described
+from gptoss.nano.everyday import everyday, known
+from gptoss.nano.examples import Example, Source
+from gptoss.nano.lessons import instructions
 
 BY_HAND = natural_tools.by_hand()
 

@@ -1,7 +1,7 @@
 """Prints the memory plan of a model for a number of equal cards, without having them.
 
-python -m src.cli.memory_plan --model 120b --cards 4 --gb 24
-python -m src.cli.memory_plan --table
+python -m gptoss.cli.memory_plan --model 120b --cards 4 --gb 24
+python -m gptoss.cli.memory_plan --table
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from src.engine.config import ConfigError, EngineConfig, ModelConfig
-from src.engine.memory_plan import GB, MemoryPlan, choose_plan
-from src.engine.shapes import SIZES, hf_config
+from gptoss.engine.config import ConfigError, EngineConfig, ModelConfig
+from gptoss.engine.memory_plan import GB, MemoryPlan, choose_plan
+from gptoss.engine.shapes import SIZES, hf_config
 
 TABLE = ((1, 24), (1, 80), (2, 24), (4, 24), (4, 80), (1, 141))
 

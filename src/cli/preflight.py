@@ -1,6 +1,6 @@
 """Says whether a model can be tested here, before anything is started.
 
-python -m src.cli.preflight --model 20b      # exit code 0, or 3 and what is missing
+python -m gptoss.cli.preflight --model 20b      # exit code 0, or 3 and what is missing
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from src.cached_files import default_cache_folder
-from src.engine.config import ConfigError, EngineConfig
-from src.engine.gpus import Gpu, visible_gpus
-from src.engine.memory_plan import GB, choose_plan
-from src.model_locator import locate_model
+from gptoss.cached_files import default_cache_folder
+from gptoss.engine.config import ConfigError, EngineConfig
+from gptoss.engine.gpus import Gpu, visible_gpus
+from gptoss.engine.memory_plan import GB, choose_plan
+from gptoss.model_locator import locate_model
 
 MISSING = 3
 

@@ -1,8 +1,8 @@
 """Trains the embedded model gpt-oss-nano on lessons of our own making.
 
-    python -m src.cli.train_nano --out build/nano            # goes on from the last checkpoint there
-    python -m src.cli.train_nano --out build/nano --export assets/nano/gpt-oss-nano.safetensors
-    python -m src.cli.train_nano --out build/more --start assets/nano/gpt-oss-nano.safetensors --steps 1500
+    python -m gptoss.cli.train_nano --out build/nano            # goes on from the last checkpoint there
+    python -m gptoss.cli.train_nano --out build/nano --export assets/nano/gpt-oss-nano.safetensors
+    python -m gptoss.cli.train_nano --out build/more --start assets/nano/gpt-oss-nano.safetensors --steps 1500
 
 The lessons are in src/nano. Nothing is downloaded. The same seed on the same machine gives the same model.
 """
@@ -25,16 +25,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from src.engine.config import ModelConfig
-from src.engine.shapes import SIZES, hf_config
-from src.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, Vocabulary, load_vocabulary
-from src.nano.batches import IGNORED, Batch, BatchMaker
-from src.nano.folding import fold, read_folded, restore
-from src.nano.lessons import ALL_KINDS, Curriculum
-from src.nano.muon import Muon
-from src.nano.network import COMPUTE, Network, fuse, parts_of
-from src.nano.token_rows import TokenTraits
-from src.nano.tools import DECISIVE, TOLD
+from gptoss.engine.config import ModelConfig
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.harmony.vocabulary import FIRST_SPECIAL, VOCAB_SIZE, Vocabulary, load_vocabulary
+from gptoss.nano.batches import IGNORED, Batch, BatchMaker
+from gptoss.nano.folding import fold, read_folded, restore
+from gptoss.nano.lessons import ALL_KINDS, Curriculum
+from gptoss.nano.muon import Muon
+from gptoss.nano.network import COMPUTE, Network, fuse, parts_of
+from gptoss.nano.token_rows import TokenTraits
+from gptoss.nano.tools import DECISIVE, TOLD
 
 COMMON_TOKENS = 1536
 COMMON_FROM_BATCHES = 150

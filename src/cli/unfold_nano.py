@@ -1,6 +1,6 @@
 """Unfolds the embedded model into a checkpoint that any gpt-oss loader reads.
 
-python -m src.cli.unfold_nano --out models/gpt-oss-nano
+python -m gptoss.cli.unfold_nano --out models/gpt-oss-nano
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.parent is not None:
         end_with_parent(args.parent)
-    from src.nano.folding import ASSET, unfold  # torch, seconds
+    from gptoss.nano.folding import ASSET, unfold  # torch, seconds
 
     started = time.perf_counter()
     unfold(args.asset or ASSET, args.out)

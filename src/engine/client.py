@@ -22,9 +22,9 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from src.engine.config import EngineConfig
-from src.engine.lifecycle import EngineDeadError, EngineError, EngineState, QueueFullError, RestartPolicy, start_process
-from src.engine.messages import (
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.lifecycle import EngineDeadError, EngineError, EngineState, QueueFullError, RestartPolicy, start_process
+from gptoss.engine.messages import (
     AbortRequests,
     AddRequest,
     AddRequests,
@@ -38,9 +38,9 @@ from src.engine.messages import (
     ToEngine,
     TokenOutput,
 )
-from src.engine.request import FinishReason
-from src.engine.streams import OpenStreams, OutputStream
-from src.run_folder import RunFolder
+from gptoss.engine.request import FinishReason
+from gptoss.engine.streams import OpenStreams, OutputStream
+from gptoss.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -460,6 +460,6 @@ def _child(config: EngineConfig, input_address: str, output_address: str, parent
         # torch's OpenMP threads otherwise spin for a millisecond after each parallel operation, on the cores that the
         # CPU kernels' own threads need; read when the library is loaded, by ranks too
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    from src.engine.core import run_engine
+    from gptoss.engine.core import run_engine
 
     run_engine(config, input_address, output_address, parent_pid, log)

@@ -17,13 +17,13 @@ from typing import Any
 import msgspec
 import zmq
 
-from src import logs
-from src.engine.config import ConfigError, EngineConfig
-from src.engine.drafts import Drafter
-from src.engine.executor import Executor, OnDeath, die
-from src.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
-from src.engine.kv_cache_manager import KVCacheManager
-from src.engine.messages import (
+from gptoss import logs
+from gptoss.engine.config import ConfigError, EngineConfig
+from gptoss.engine.drafts import Drafter
+from gptoss.engine.executor import Executor, OnDeath, die
+from gptoss.engine.guided import GrammarError, GuidedDecoding, load_tokenizer
+from gptoss.engine.kv_cache_manager import KVCacheManager
+from gptoss.engine.messages import (
     AbortRequests,
     AddRequest,
     AddRequests,
@@ -37,10 +37,10 @@ from src.engine.messages import (
     ToEngine,
     TokenOutput,
 )
-from src.engine.model.checkpoint import CheckpointError
-from src.engine.placement import place
-from src.engine.request import FinishReason, Request
-from src.engine.scheduler import Scheduler
+from gptoss.engine.model.checkpoint import CheckpointError
+from gptoss.engine.placement import place
+from gptoss.engine.request import FinishReason, Request
+from gptoss.engine.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from src.engine.guided import GuidedDecoding
-from src.engine.request import Request
+from gptoss.engine.guided import GuidedDecoding
+from gptoss.engine.request import Request
 
 MATCHED_TOKENS = 3
 LOOKBACK = 8192  # tokens of a prompt that are indexed, the last ones

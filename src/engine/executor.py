@@ -19,11 +19,11 @@ from typing import Any
 
 import msgspec
 
-from src.engine.config import ConfigError, EngineConfig
-from src.engine.messages import PROBE_ID, ModelRunnerOutput, RankReport, SchedulerOutput, Step
-from src.engine.worker.rank import make_worker, report_of, run_rank
-from src.engine.worker.worker import self_test_probe
-from src.run_folder import RunFolder
+from gptoss.engine.config import ConfigError, EngineConfig
+from gptoss.engine.messages import PROBE_ID, ModelRunnerOutput, RankReport, SchedulerOutput, Step
+from gptoss.engine.worker.rank import make_worker, report_of, run_rank
+from gptoss.engine.worker.worker import self_test_probe
+from gptoss.run_folder import RunFolder
 
 DEFAULT_DRAFTS = 3  # tokens; with the CPU's kernels a step of four costs little more than one of one
 OnDeath = Callable[[str, bool], None]  # (what happened, whether a restart would fail the same way)

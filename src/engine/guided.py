@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
-from src.engine.sampling_params import LoopGuard
+from gptoss.engine.sampling_params import LoopGuard
 
 MAX_COMPILED_BYTES = 256 * 2**20
 # of a compiled grammar, measured: 70 to 220 kB for one of 500 characters, 0.7 MB for 7,500, 15 MB for 320,000

@@ -16,7 +16,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from src.engine.request import Request
+from gptoss.engine.request import Request
 
 NULL_BLOCK = 0  # never allocated; fills the places of sliding blocks that the window has left behind
 FULL_GROUP, SLIDING_GROUP = 0, 1

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.engine.config import FULL, SCORED_ROWS, SLIDING, ConfigError, EngineConfig, ModelConfig
-from src.engine.shards import SCALE_GROUP, Shard, check_tensor_size, make_shard, split_layers
+from gptoss.engine.config import FULL, SCORED_ROWS, SLIDING, ConfigError, EngineConfig, ModelConfig
+from gptoss.engine.shards import SCALE_GROUP, Shard, check_tensor_size, make_shard, split_layers
 
 GB = 10**9
 KERNEL_COLUMNS = 128  # of a block of words (kernels/gpu/mxfp4_layout.py)

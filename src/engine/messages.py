@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from src.engine.request import FinishReason
-from src.engine.sampling_params import LogitBias, SamplingParams
+from gptoss.engine.request import FinishReason
+from gptoss.engine.sampling_params import LogitBias, SamplingParams
 
 # --- API process -> engine process ---
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from src.engine.shards import Shard
+from gptoss.engine.shards import Shard
 
 LOOPBACK = Path("/sys/class/net/lo")
 START_TIMEOUT_S = 600  # ranks load at different speeds

@@ -7,9 +7,9 @@ import logging
 
 import psutil
 
-from src.engine.config import ConfigError, EngineConfig
-from src.engine.gpus import visible_gpus
-from src.engine.memory_plan import GB, RUNTIME_BYTES, MemoryPlan, choose_plan, make_plan
+from gptoss.engine.config import ConfigError, EngineConfig
+from gptoss.engine.gpus import visible_gpus
+from gptoss.engine.memory_plan import GB, RUNTIME_BYTES, MemoryPlan, choose_plan, make_plan
 
 logger = logging.getLogger(__name__)
 

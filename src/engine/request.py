@@ -6,7 +6,7 @@ import enum
 import time
 from dataclasses import dataclass, field
 
-from src.engine.sampling_params import SamplingParams
+from gptoss.engine.sampling_params import SamplingParams
 
 
 class RequestStatus(enum.Enum):

@@ -6,12 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from src.engine.config import SCORED_ROWS, EngineConfig
-from src.engine.drafts import Drafter
-from src.engine.kv_cache_manager import ComputedBlocks, KVCacheManager
-from src.engine.messages import ModelRunnerOutput, NewRequest, SchedulerOutput, TokenLogprobs, TokenOutput
-from src.engine.request import FinishReason, Request, RequestStatus
-from src.engine.waiting import Entry, WaitingQueue
+from gptoss.engine.config import SCORED_ROWS, EngineConfig
+from gptoss.engine.drafts import Drafter
+from gptoss.engine.kv_cache_manager import ComputedBlocks, KVCacheManager
+from gptoss.engine.messages import ModelRunnerOutput, NewRequest, SchedulerOutput, TokenLogprobs, TokenOutput
+from gptoss.engine.request import FinishReason, Request, RequestStatus
+from gptoss.engine.waiting import Entry, WaitingQueue
 
 MAX_PASSED = 64  # requests, in one step
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from src.engine.config import FULL, SLIDING
+from gptoss.engine.config import FULL, SLIDING
 
 
 @dataclass(frozen=True, slots=True)

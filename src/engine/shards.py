@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.engine.config import ConfigError, ModelConfig
+from gptoss.engine.config import ConfigError, ModelConfig
 
 SCALE_GROUP = 32  # intermediate rows that share an MXFP4 scale in w2, so that no scale is cut
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from src.engine.messages import AddRequest, TokenOutput
+from gptoss.engine.messages import AddRequest, TokenOutput
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 
-from src.engine.request import Request, RequestStatus
+from gptoss.engine.request import Request, RequestStatus
 
 Entry = tuple[float, int, Request]
 

@@ -15,9 +15,9 @@ from threading import Lock
 
 import msgspec
 
-from src.harmony.ids_cache import IdsCache
-from src.harmony.render import HarmonyMessage, render_message, split_generated
-from src.harmony.vocabulary import Vocabulary
+from gptoss.harmony.ids_cache import IdsCache
+from gptoss.harmony.render import HarmonyMessage, render_message, split_generated
+from gptoss.harmony.vocabulary import Vocabulary
 
 _CANONICAL: array[int] = array("I")  # stands for the ids that rendering gives
 

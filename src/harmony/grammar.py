@@ -16,9 +16,9 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from src.harmony.digest_cache import DigestCache
-from src.harmony.schema.checks import SchemaError
-from src.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, ENDOFTEXT, MESSAGE, RETURN, START, Vocabulary
+from gptoss.harmony.digest_cache import DigestCache
+from gptoss.harmony.schema.checks import SchemaError
+from gptoss.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, ENDOFTEXT, MESSAGE, RETURN, START, Vocabulary
 
 # One space, or a line break and its indentation: what models write, and bounded, so that no answer ends in blanks.
 _WHITESPACE = r"(\n {0,32}| )"

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from src.harmony.layout import messages_before
-from src.harmony.render import HarmonyMessage, assistant_text, developer_message, tool_call, tool_result
+from gptoss.harmony.layout import messages_before
+from gptoss.harmony.render import HarmonyMessage, assistant_text, developer_message, tool_call, tool_result
 
 Message = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Sequence
 
-from src.harmony.deltas import SEPARATOR
+from gptoss.harmony.deltas import SEPARATOR
 
 _LETTERS = {"analysis": "A", "commentary": "P"}
 _CHANNELS = {letter: channel for channel, letter in _LETTERS.items()}

@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from src.harmony.deltas import SEPARATOR, Delta, Kind, ParsedMessage
-from src.harmony.vocabulary import (
+from gptoss.harmony.deltas import SEPARATOR, Delta, Kind, ParsedMessage
+from gptoss.harmony.vocabulary import (
     CALL,
     CHANNEL,
     CONSTRAIN,

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from src.harmony.byte_pairs import UNLIMITED, Limits
-from src.harmony.tool_types import render_tools
-from src.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
+from gptoss.harmony.byte_pairs import UNLIMITED, Limits
+from gptoss.harmony.tool_types import render_tools
+from gptoss.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
 
 ReasoningEffort = Literal["low", "medium", "high"]
 

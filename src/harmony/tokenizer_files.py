@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from src.harmony.vocabulary import CALL, FIRST_SPECIAL, SPECIAL_TOKENS, SPLIT_PATTERN, byte_to_char
+from gptoss.harmony.vocabulary import CALL, FIRST_SPECIAL, SPECIAL_TOKENS, SPLIT_PATTERN, byte_to_char
 
 SPECIAL_ROLES = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
 TOKENIZER_CONFIG: dict[str, Any] = {

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from src.harmony.schema.references import References, Target
+from gptoss.harmony.schema.references import References, Target
 
 Schema = Mapping[str, Any]
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import regex
 from openai_harmony import HarmonyEncoding, HarmonyEncodingName, HarmonyError, load_harmony_encoding
 
-from src.cached_files import cached, default_cache_folder
-from src.harmony.byte_pairs import UNLIMITED, BytePairs, Limits, TooManyTokensError
+from gptoss.cached_files import cached, default_cache_folder
+from gptoss.harmony.byte_pairs import UNLIMITED, BytePairs, Limits, TooManyTokensError
 
 logger = logging.getLogger(__name__)
 

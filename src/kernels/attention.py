@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from src.kernels import native
+from gptoss.kernels import native
 
 QUERY_TILE = 512
 TILE_TOKENS = 16  # of a sequence that a program of the Triton kernel takes

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from src.kernels import native
-from src.kernels.rope import apply_rope_ref
+from gptoss.kernels import native
+from gptoss.kernels.rope import apply_rope_ref
 
 
 def store_kv_ref(

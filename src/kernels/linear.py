@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from src.kernels import native
+from gptoss.kernels import native
 
 
 def linear_ref(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from src.kernels import native
-from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4
+from gptoss.kernels import native
+from gptoss.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4
 
 SWIGLU_ALPHA = 1.702
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from src.cached_files import CacheError, cached, default_cache_folder
-from src.kernels.mxfp4 import Mxfp4Tensor
+from gptoss.cached_files import CacheError, cached, default_cache_folder
+from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
 logger = logging.getLogger(__name__)
 

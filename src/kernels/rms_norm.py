@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from src.kernels import native
+from gptoss.kernels import native
 
 
 def rms_norm_ref(

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from src.nano.examples import Source
-from src.nano.values import value
+from gptoss.nano.examples import Source
+from gptoss.nano.values import value
 
 _DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)")
 _NAMED_DAY = re.compile(r"([A-Z][a-z]+) (\d\d?)(.*)")

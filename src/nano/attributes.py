@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from src.nano.described import asked_too, leave_unsaid, named_after
-from src.nano.examples import Source
-from src.nano.tasks import (
+from gptoss.nano.described import asked_too, leave_unsaid, named_after
+from gptoss.nano.examples import Source
+from gptoss.nano.tasks import (
     Task,
     add_unasked,
     definition,
@@ -17,7 +17,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import some_thing, value
+from gptoss.nano.values import some_thing, value
 
 # attribute: (words for it in a tool's name, kinds of what has it, ways to ask; {v} what has it)
 ATTRIBUTES: dict[str, tuple[str, str, str]] = {

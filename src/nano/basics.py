@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from src.harmony.render import ReasoningEffort
-from src.nano.examples import Example, Letters, Source
-from src.nano.talk import FALLBACK, OTHER_REQUESTS, TALK
+from gptoss.harmony.render import ReasoningEffort
+from gptoss.nano.examples import Example, Letters, Source
+from gptoss.nano.talk import FALLBACK, OTHER_REQUESTS, TALK
 
 LISTS = {
     "fruits": "apple banana orange pear grape mango cherry lemon",

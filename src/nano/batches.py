@@ -12,12 +12,12 @@ from random import Random
 
 import torch
 
-from src.harmony.render import render_message, system_message
-from src.harmony.vocabulary import Vocabulary
-from src.nano.examples import EFFORTS, Example, Source, completion_ids
-from src.nano.lessons import ALL_KINDS, NATURAL_SHARE, PLAIN_SHARE, Curriculum, lesson
-from src.nano.network import GROUP
-from src.prompt_builder import PromptBuilder
+from gptoss.harmony.render import render_message, system_message
+from gptoss.harmony.vocabulary import Vocabulary
+from gptoss.nano.examples import EFFORTS, Example, Source, completion_ids
+from gptoss.nano.lessons import ALL_KINDS, NATURAL_SHARE, PLAIN_SHARE, Curriculum, lesson
+from gptoss.nano.network import GROUP
+from gptoss.prompt_builder import PromptBuilder
 
 IGNORED = -100
 GROUP_TOKENS = 768  # at most, with its branches

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from src.nano.described import leave_unsaid, one_more
-from src.nano.examples import Source
-from src.nano.tasks import Task, add_unasked, definition, property_schema, reordered, required_of, spoken, styled_name
-from src.nano.values import QUALITIES
+from gptoss.nano.described import leave_unsaid, one_more
+from gptoss.nano.examples import Source
+from gptoss.nano.tasks import Task, add_unasked, definition, property_schema, reordered, required_of, spoken, styled_name
+from gptoss.nano.values import QUALITIES
 
 # deed: (words for it in a tool's name, words behind the kind, ways to ask; {v} one of the kind, {a} with its article, {s} several)
 DEEDS: dict[str, tuple[str, str, str]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from src.nano.examples import Source
+from gptoss.nano.examples import Source
 
 
 def expression(s: Source) -> str:

@@ -10,11 +10,11 @@ import re
 import string
 from typing import Any
 
-from src.nano.examples import Source
-from src.nano.measures import leave_unmeasured, measured, said_measured
-from src.nano.pairs import said_alone, said_by_name, said_options, said_together
-from src.nano.rare import abbreviation
-from src.nano.tasks import (
+from gptoss.nano.examples import Source
+from gptoss.nano.measures import leave_unmeasured, measured, said_measured
+from gptoss.nano.pairs import said_alone, said_by_name, said_options, said_together
+from gptoss.nano.rare import abbreviation
+from gptoss.nano.tasks import (
     Task,
     add_unasked,
     definition,
@@ -26,7 +26,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import QUALITIES, email_of, near_word, some_thing, value
+from gptoss.nano.values import QUALITIES, email_of, near_word, some_thing, value
 
 # deed: (words for it in a tool's name, ways to ask for it; {n} the thing)
 DEEDS: dict[str, tuple[str, str]] = {

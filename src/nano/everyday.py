@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from src.nano.alike import alike
-from src.nano.described import leave_unsaid, one_more, value_for
-from src.nano.examples import Source
-from src.nano.tasks import (
+from gptoss.nano.alike import alike
+from gptoss.nano.described import leave_unsaid, one_more, value_for
+from gptoss.nano.examples import Source
+from gptoss.nano.tasks import (
     GENERIC,
     Task,
     add_unasked,
@@ -25,7 +25,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import near_word, some_thing
+from gptoss.nano.values import near_word, some_thing
 
 TABLE = Path(__file__).with_name("everyday.yaml")
 RENAMED = 0.2  # of the everyday tools in lessons

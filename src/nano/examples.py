@@ -15,8 +15,8 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from src.harmony.render import HarmonyMessage, ReasoningEffort, assistant_text, render_message, tool_call
-from src.harmony.vocabulary import CHANNEL, CONSTRAIN, RETURN, START, Vocabulary
+from gptoss.harmony.render import HarmonyMessage, ReasoningEffort, assistant_text, render_message, tool_call
+from gptoss.harmony.vocabulary import CHANNEL, CONSTRAIN, RETURN, START, Vocabulary
 
 EFFORTS: tuple[ReasoningEffort, ...] = ("low", "medium", "high")
 HELD_OUT_SHARE = 10  # one in this many

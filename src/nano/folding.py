@@ -15,13 +15,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from src.engine.config import ModelConfig
-from src.engine.shapes import SIZES, hf_config
-from src.harmony.tokenizer_files import write_tokenizer
-from src.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT, VOCAB_SIZE, Vocabulary, load_vocabulary
-from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
-from src.nano.network import Layer, Network
-from src.nano.token_rows import NUM_FEATURES, TokenTable, TokenTraits
+from gptoss.engine.config import ModelConfig
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.harmony.tokenizer_files import write_tokenizer
+from gptoss.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT, VOCAB_SIZE, Vocabulary, load_vocabulary
+from gptoss.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
+from gptoss.nano.network import Layer, Network
+from gptoss.nano.token_rows import NUM_FEATURES, TokenTable, TokenTraits
 
 ASSET = Path(__file__).resolve().parents[2] / "assets" / "nano" / "gpt-oss-nano.safetensors"
 INT8_MAX = 127

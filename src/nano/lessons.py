@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from src.nano import basics, structured, tools
-from src.nano.basics import Skill
-from src.nano.examples import Example, Source
+from gptoss.nano import basics, structured, tools
+from gptoss.nano.basics import Skill
+from gptoss.nano.examples import Example, Source
 
 TOOLS_SHARE = 0.4  # of draws; each is a row of its own
 NATURAL_SHARE = 0.85  # of the lessons, once they are all there

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from src.nano.examples import Source
-from src.nano.tasks import property_schema, put_among, quoted
-from src.nano.values import value
+from gptoss.nano.examples import Source
+from gptoss.nano.tasks import property_schema, put_among, quoted
+from gptoss.nano.values import value
 
 # (names of the parameter, kinds of its value, what it is counted in, ways to say it). No way is part of another
 # row's, so that several of them in one request are told apart.

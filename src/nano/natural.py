@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from src.nano.examples import Source
+from gptoss.nano.examples import Source
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("natural.yaml").read_text())
 POOLS: dict[str, list[str]] = {kind: text.strip().split(", ") for kind, text in TABLE["pools"].items()}

@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from src.nano import natural
-from src.nano.alike import alike
-from src.nano.examples import Source
-from src.nano.tasks import (
+from gptoss.nano import natural
+from gptoss.nano.alike import alike
+from gptoss.nano.examples import Source
+from gptoss.nano.tasks import (
     Task,
     add_unasked,
     definition,
@@ -32,7 +32,7 @@ from src.nano.tasks import (
     styled_name,
     tell_default,
 )
-from src.nano.values import value
+from gptoss.nano.values import value
 
 TABLE = Path(__file__).with_name("natural_tools.txt")
 BY_HAND = Path(__file__).with_name("by_hand.yaml")

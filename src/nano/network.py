@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.engine.config import SLIDING, ModelConfig
-from src.kernels.moe import SWIGLU_ALPHA, clamped_swiglu_ref
-from src.kernels.mxfp4 import GROUP_SIZE
-from src.kernels.rope import apply_rope_ref, rope_tables, yarn_inverse_frequencies
-from src.nano.token_rows import TokenTable, TokenTraits, first_meaning, first_rows
+from gptoss.engine.config import SLIDING, ModelConfig
+from gptoss.kernels.moe import SWIGLU_ALPHA, clamped_swiglu_ref
+from gptoss.kernels.mxfp4 import GROUP_SIZE
+from gptoss.kernels.rope import apply_rope_ref, rope_tables, yarn_inverse_frequencies
+from gptoss.nano.token_rows import TokenTable, TokenTraits, first_meaning, first_rows
 
 QUERIES_AT_ONCE = 128  # of a group's branches; each sees the others' keys only to mask them
 GROUP = 1000  # branches of one shared part are numbered from it, a multiple of this

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from src.nano.alike import alike
-from src.nano.examples import Source
-from src.nano.tasks import property_schema, quoted
-from src.nano.values import email_of, some_thing, value
+from gptoss.nano.alike import alike
+from gptoss.nano.examples import Source
+from gptoss.nano.tasks import property_schema, quoted
+from gptoss.nano.values import email_of, some_thing, value
 
 ALIKE = 0.4  # of pairs of one kind have values that share a part
 # (names of the first parameter, of the second, kinds of both or of the one and the other, ways to say them); {x}, {y}: things

@@ -5,8 +5,8 @@ from __future__ import annotations
 import string
 from functools import cache
 
-from src.harmony.vocabulary import Vocabulary
-from src.nano.examples import Source
+from gptoss.harmony.vocabulary import Vocabulary
+from gptoss.nano.examples import Source
 
 PROTOCOLS = ("https://", "https://", "https://", "http://", "", "www.")
 HOSTS = ("docs", "api", "blog", "shop", "news", "hooks", "app", "dev", "my", "cdn", "mail")

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from src.nano.basics import user
-from src.nano.examples import Example, Source
-from src.nano.values import value_text
+from gptoss.nano.basics import user
+from gptoss.nano.examples import Example, Source
+from gptoss.nano.values import value_text
 
 NAME_FIELDS = (
     "name",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from src.nano.examples import Source
-from src.nano.tasks import (
+from gptoss.nano.examples import Source
+from gptoss.nano.tasks import (
     Task,
     add_unasked,
     definition,
@@ -16,7 +16,7 @@ from src.nano.tasks import (
     spoken,
     styled_name,
 )
-from src.nano.values import some_thing, value
+from gptoss.nano.values import some_thing, value
 
 # state: (words for it in names, ways to ask for it, ways to ask for its contrary; {n} what is switched)
 SWITCHES: dict[str, tuple[str, str, str]] = {

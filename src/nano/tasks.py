@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from src.nano.examples import Source
-from src.nano.values import QUALITIES, THINGS, WORDS, choices, schema_of, value, value_text
+from gptoss.nano.examples import Source
+from gptoss.nano.values import QUALITIES, THINGS, WORDS, choices, schema_of, value, value_text
 
 _NAME_PART = re.compile("[A-Z]?[a-z0-9]+|[A-Z]+")
 GENERIC = frozenset(WORDS["generic"].split())

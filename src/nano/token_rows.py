@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.harmony.vocabulary import VOCAB_SIZE, Vocabulary
-from src.nano.word_vectors import VECTOR_SIZE, word_vectors
+from gptoss.harmony.vocabulary import VOCAB_SIZE, Vocabulary
+from gptoss.nano.word_vectors import VECTOR_SIZE, word_vectors
 
 CODE_SIZE = 96
 LETTERS = 10

@@ -11,19 +11,19 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from src.harmony.render import ReasoningEffort
-from src.nano.attributes import ATTRIBUTES, another_attribute, attribute
-from src.nano.basics import addition, assistant, memory, other, spelling, talk, user
-from src.nano.categories import COMPARE, another_category, categorised
-from src.nano.categories import DEEDS as CATEGORY_DEEDS
-from src.nano.described import described, neighbour
-from src.nano.everyday import everyday
-from src.nano.examples import Example, Source
-from src.nano.natural_tools import natural_tool
-from src.nano.structured import Field, random_field
-from src.nano.switches import switched
-from src.nano.tasks import Task, add_unasked, definition, required_of
-from src.nano.values import value_text
+from gptoss.harmony.render import ReasoningEffort
+from gptoss.nano.attributes import ATTRIBUTES, another_attribute, attribute
+from gptoss.nano.basics import addition, assistant, memory, other, spelling, talk, user
+from gptoss.nano.categories import COMPARE, another_category, categorised
+from gptoss.nano.categories import DEEDS as CATEGORY_DEEDS
+from gptoss.nano.described import described, neighbour
+from gptoss.nano.everyday import everyday
+from gptoss.nano.examples import Example, Source
+from gptoss.nano.natural_tools import natural_tool
+from gptoss.nano.structured import Field, random_field
+from gptoss.nano.switches import switched
+from gptoss.nano.tasks import Task, add_unasked, definition, required_of
+from gptoss.nano.values import value_text
 
 VERBS = [
     "get",

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from src.nano import natural
-from src.nano.code_values import code_line, command, expression, path, sql
-from src.nano.examples import Source
-from src.nano.rare import abbreviation, decimal, web_address
-from src.nano.word_vectors import near_words
+from gptoss.nano import natural
+from gptoss.nano.code_values import code_line, command, expression, path, sql
+from gptoss.nano.examples import Source
+from gptoss.nano.rare import abbreviation, decimal, web_address
+from gptoss.nano.word_vectors import near_words
 
 WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text())
 PERSONS, CITIES = WORDS["persons"].split(), WORDS["cities"].split()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from src.harmony.vocabulary import load_vocabulary
+from gptoss.harmony.vocabulary import load_vocabulary
 
 FILE = Path(__file__).resolve().parents[2] / "assets" / "nano" / "word-vectors.safetensors"
 VECTOR_SIZE = 40

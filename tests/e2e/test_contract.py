@@ -14,7 +14,7 @@ import openai
 import pydantic
 import pytest
 
-from src.harmony.vocabulary import load_vocabulary
+from gptoss.harmony.vocabulary import load_vocabulary
 from tests.e2e.test_chat import MODEL, USER, ask, error_of, fold
 from tests.helpers import checkpoint
 from tests.server_process import ServerProcess, running_server

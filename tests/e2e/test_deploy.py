@@ -15,8 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from src.api.hosts import HostCheck
-from src.config import load_config
+from gptoss.api.hosts import HostCheck
+from gptoss.config import load_config
 from tests.server_process import ROOT, ServerProcess
 
 DEPLOY = ROOT / "deploy"

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from src.profiles import PROFILES
+from gptoss.profiles import PROFILES
 from tests.helpers import checkpoint
 from tests.server_process import ROOT, ServerProcess, running_server
 

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from src.harmony.vocabulary import load_vocabulary
+from gptoss.harmony.vocabulary import load_vocabulary
 from tests.server_process import ServerProcess, running_server
 
 WEATHER: Any = {

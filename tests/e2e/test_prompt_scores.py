@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from src.harmony.vocabulary import load_vocabulary
+from gptoss.harmony.vocabulary import load_vocabulary
 from tests.server_process import ServerProcess
 
 MODEL = "gpt-oss-nano"

@@ -25,8 +25,8 @@ import httpx
 import psutil
 import pytest
 
-from src.cached_files import default_cache_folder
-from src.harmony.vocabulary import RANKS_NAME
+from gptoss.cached_files import default_cache_folder
+from gptoss.harmony.vocabulary import RANKS_NAME
 from tests.helpers import checkpoint
 from tests.server_process import PYTHON, ROOT, ServerProcess, running_server
 
@@ -315,7 +315,7 @@ class TestMachine:
 
     def test_a_cache_that_cannot_be_written_is_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "home").write_bytes(b"")
-        code = "from src.harmony.vocabulary import load_vocabulary; print(load_vocabulary().source)"
+        code = "from gptoss.harmony.vocabulary import load_vocabulary; print(load_vocabulary().source)"
         env = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0 and "bundled" in done.stdout

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src.engine.config import ConfigError
-from src.engine.core import EngineCore
-from src.engine.executor import SelfTestError
-from src.engine.placement import place
+from gptoss.engine.config import ConfigError
+from gptoss.engine.core import EngineCore
+from gptoss.engine.executor import SelfTestError
+from gptoss.engine.placement import place
 from tests.engine.test_parallel import generate, running
 from tests.helpers import checkpoint, engine_config, load_model, model_logits, relative_rms
 

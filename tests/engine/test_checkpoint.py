@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src.cli.make_checkpoint import make_checkpoint
-from src.engine.config import ConfigError, ModelConfig
-from src.engine.model.checkpoint import Checkpoint, CheckpointError
-from src.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
-from src.engine.shapes import SIZES, Size, hf_config
+from gptoss.cli.make_checkpoint import make_checkpoint
+from gptoss.engine.config import ConfigError, ModelConfig
+from gptoss.engine.model.checkpoint import Checkpoint, CheckpointError
+from gptoss.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
+from gptoss.engine.shapes import SIZES, Size, hf_config
 from tests.helpers import checkpoint, model_logits, one_rank
 
 TINY = Size(layers=2, hidden=64, intermediate=64, experts=4, heads=2, kv_heads=1)
@@ -157,7 +157,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
 
 def test_tensor_names_and_bytes_are_those_of_the_published_20b() -> None:
     """459 tensors and 13,761,264,768 bytes stand in the index of openai/gpt-oss-20b."""
-    from src.engine.model.checkpoint import expected_tensors
+    from gptoss.engine.model.checkpoint import expected_tensors
 
     config = ModelConfig.from_json(hf_config(SIZES["20b"]))
     expected = expected_tensors(config, original=False, packed=True)

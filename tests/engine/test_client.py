@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from src.engine import client, core
-from src.engine.client import EngineClient
-from src.engine.config import ConfigError, EngineConfig
-from src.engine.core import EngineProcess
-from src.engine.lifecycle import EngineState, QueueFullError, RestartPolicy
-from src.engine.messages import AddRequest, AddRequests, Heartbeat, Ready, ToEngine, TokenOutput
-from src.engine.request import FinishReason
-from src.engine.sampling_params import LogitBias, SamplingParams
+from gptoss.engine import client, core
+from gptoss.engine.client import EngineClient
+from gptoss.engine.config import ConfigError, EngineConfig
+from gptoss.engine.core import EngineProcess
+from gptoss.engine.lifecycle import EngineState, QueueFullError, RestartPolicy
+from gptoss.engine.messages import AddRequest, AddRequests, Heartbeat, Ready, ToEngine, TokenOutput
+from gptoss.engine.request import FinishReason
+from gptoss.engine.sampling_params import LogitBias, SamplingParams
 from tests.helpers import checkpoint, engine_config
 
 

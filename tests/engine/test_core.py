@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from src.engine import guided as guided_module
-from src.engine.core import EngineCore
-from src.engine.drafts import Drafter
-from src.engine.messages import AddRequest, TokenOutput
-from src.engine.request import FinishReason
-from src.engine.sampling_params import LogitBias, SamplingParams
-from src.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
+from gptoss.engine import guided as guided_module
+from gptoss.engine.core import EngineCore
+from gptoss.engine.drafts import Drafter
+from gptoss.engine.messages import AddRequest, TokenOutput
+from gptoss.engine.request import FinishReason
+from gptoss.engine.sampling_params import LogitBias, SamplingParams
+from gptoss.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
 from tests.helpers import checkpoint, engine_config
 
 POISON = 77_777

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from src.engine.config import ConfigError
-from src.engine.core import EngineCore
-from src.engine.drafts import Drafter
-from src.engine.guided import GuidedDecoding
-from src.engine.messages import AddRequest
-from src.engine.request import Request
-from src.engine.sampling_params import SamplingParams
-from src.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
-from src.kernels import native
+from gptoss.engine.config import ConfigError
+from gptoss.engine.core import EngineCore
+from gptoss.engine.drafts import Drafter
+from gptoss.engine.guided import GuidedDecoding
+from gptoss.engine.messages import AddRequest
+from gptoss.engine.request import Request
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
+from gptoss.kernels import native
 from tests.engine.test_scheduler import STOP, FakeRunner, make_request, make_scheduler
 from tests.helpers import checkpoint, engine_config
 
@@ -209,8 +209,8 @@ def test_no_drafts_for_logprobs_nor_in_a_crowd() -> None:
 
 
 def test_masks_behind_drafts_are_what_they_would_be_there() -> None:
-    from src.engine.guided import load_tokenizer
-    from src.harmony.vocabulary import VOCAB_SIZE
+    from gptoss.engine.guided import load_tokenizer
+    from gptoss.harmony.vocabulary import VOCAB_SIZE
 
     vocabulary = load_vocabulary()
     tokenizer = load_tokenizer(vocabulary.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))

@@ -14,18 +14,18 @@ import msgspec
 import pytest
 import torch
 
-from src.engine.config import FULL, SLIDING, EngineConfig, ModelConfig
-from src.engine.messages import NewRequest, SchedulerOutput
-from src.engine.model.gpt_oss import ForwardBatch, LayerCache
-from src.engine.parallel import Communicator
-from src.engine.sampling_params import SamplingParams
-from src.engine.shapes import SIZES, hf_config
-from src.engine.shards import whole
-from src.engine.worker import sampler
-from src.engine.worker.graph_runner import Forward, GraphRunner, graph_sizes
-from src.engine.worker.model_runner import ModelRunner
-from src.engine.worker.transfers import Reading
-from src.kernels.gpu import support
+from gptoss.engine.config import FULL, SLIDING, EngineConfig, ModelConfig
+from gptoss.engine.messages import NewRequest, SchedulerOutput
+from gptoss.engine.model.gpt_oss import ForwardBatch, LayerCache
+from gptoss.engine.parallel import Communicator
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.engine.shards import whole
+from gptoss.engine.worker import sampler
+from gptoss.engine.worker.graph_runner import Forward, GraphRunner, graph_sizes
+from gptoss.engine.worker.model_runner import ModelRunner
+from gptoss.engine.worker.transfers import Reading
+from gptoss.kernels.gpu import support
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig.from_json(hf_config(SIZES["nano"]) | {"vocab_size": 96})

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from src.engine.core import EngineCore
-from src.engine.messages import AddRequest
-from src.engine.request import FinishReason
-from src.engine.sampling_params import SamplingParams
-from src.kernels import native
+from gptoss.engine.core import EngineCore
+from gptoss.engine.messages import AddRequest
+from gptoss.engine.request import FinishReason
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.kernels import native
 from tests.helpers import checkpoint, engine_config
 
 Answer = list[tuple[int, float, tuple[tuple[int, float], ...]]]
@@ -100,7 +100,7 @@ def test_after_preemption(dtype: str, alone: Answer) -> None:
         scheduler = engine.scheduler
         victim = next((r for r in scheduler._running if r.request_id == "r"), None)
         if step in (3, 9) and victim is not None:
-            from src.engine.messages import SchedulerOutput
+            from gptoss.engine.messages import SchedulerOutput
 
             scheduler._preempt(victim, SchedulerOutput([], {}, {}, []))
             seen += 1

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from src.engine.config import ConfigError, EngineConfig, ModelConfig
-from src.engine.gpus import chosen_devices
-from src.engine.memory_plan import (
+from gptoss.engine.config import ConfigError, EngineConfig, ModelConfig
+from gptoss.engine.gpus import chosen_devices
+from gptoss.engine.memory_plan import (
     GB,
     MemoryPlan,
     activation_bytes,
@@ -19,10 +19,10 @@ from src.engine.memory_plan import (
     stage_layers,
     weight_bytes,
 )
-from src.engine.model.weights import iterate_tensors
-from src.engine.shapes import SIZES, hf_config
-from src.engine.shards import make_shard, split, split_layers, whole
-from src.engine.worker.worker import listed_dtype
+from gptoss.engine.model.weights import iterate_tensors
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.engine.shards import make_shard, split, split_layers, whole
+from gptoss.engine.worker.worker import listed_dtype
 from tests.helpers import checkpoint, load_model
 
 
@@ -173,7 +173,7 @@ def test_visible_devices_as_cuda_reads_them() -> None:
     ],
 )
 def test_the_table_of_types(name: str, expected: str | None) -> None:
-    from src.config import ServerConfig
+    from gptoss.config import ServerConfig
 
     table = ServerConfig().gpu_dtypes
     assert listed_dtype(name, dict(table)) == expected
@@ -196,7 +196,7 @@ def test_the_cache_leaves_room_for_a_step(
 ) -> None:
     import torch
 
-    from src.engine.worker.worker import Worker
+    from gptoss.engine.worker.worker import Worker
 
     engine = dataclasses.replace(config("20b"), gpu_memory_utilization=utilization, max_num_seqs=64, device="cpu")
     worker = Worker(engine)

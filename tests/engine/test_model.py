@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.engine.config import ModelConfig
-from src.engine.model.checkpoint import Checkpoint
-from src.engine.model.gpt_oss import share_rows
-from src.engine.model.weights import WeightLoader
-from src.kernels import native
+from gptoss.engine.config import ModelConfig
+from gptoss.engine.model.checkpoint import Checkpoint
+from gptoss.engine.model.gpt_oss import share_rows
+from gptoss.engine.model.weights import WeightLoader
+from gptoss.kernels import native
 from tests.helpers import assert_close, checkpoint, load_model, model_logits, one_rank, relative_rms
 from tests.reference_model import ReferenceModel
 

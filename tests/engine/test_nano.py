@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from src.cli.train_nano import (
+from gptoss.cli.train_nano import (
     DECISIVE_WEIGHT,
     LATER_LETTER,
     LETTER_WEIGHT,
@@ -22,16 +22,16 @@ from src.cli.train_nano import (
     mix,
     train,
 )
-from src.engine.config import ModelConfig
-from src.engine.shapes import SIZES, hf_config
-from src.harmony.vocabulary import VOCAB_SIZE, Vocabulary, load_vocabulary
-from src.kernels.moe import clamped_swiglu_ref
-from src.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
-from src.nano.batches import IGNORED
-from src.nano.folding import ASSET, fold, read_folded, restore, unfold
-from src.nano.muon import Muon
-from src.nano.network import GROUP, Network, SwiGlu, fake_quantize, linear, parts_of
-from src.nano.token_rows import (
+from gptoss.engine.config import ModelConfig
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.harmony.vocabulary import VOCAB_SIZE, Vocabulary, load_vocabulary
+from gptoss.kernels.moe import clamped_swiglu_ref
+from gptoss.kernels.mxfp4 import dequantize_mxfp4, quantize_mxfp4
+from gptoss.nano.batches import IGNORED
+from gptoss.nano.folding import ASSET, fold, read_folded, restore, unfold
+from gptoss.nano.muon import Muon
+from gptoss.nano.network import GROUP, Network, SwiGlu, fake_quantize, linear, parts_of
+from gptoss.nano.token_rows import (
     CODE_SIZE,
     HEAD_COLUMNS,
     LENGTHS,
@@ -41,7 +41,7 @@ from src.nano.token_rows import (
     TokenTraits,
     first_rows,
 )
-from src.nano.word_vectors import FILE as WORD_VECTORS
+from gptoss.nano.word_vectors import FILE as WORD_VECTORS
 from tests.helpers import load_model, model_logits, relative_rms
 
 MAX_ASSET_BYTES = 6 * 10**6
@@ -89,8 +89,8 @@ def test_the_gradient_of_swiglu_is_autograds() -> None:
 
 
 def test_rows_that_fill_up_a_product_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.nano.network.ROWS", 8)
-    monkeypatch.setattr("src.nano.network.COMPUTE", torch.float32)
+    monkeypatch.setattr("gptoss.nano.network.ROWS", 8)
+    monkeypatch.setattr("gptoss.nano.network.COMPUTE", torch.float32)
     torch.manual_seed(2)
     x, weight, bias = torch.randn(11, 6), torch.randn(4, 6), torch.randn(4)
     grads = []
@@ -208,7 +208,7 @@ def test_only_wanted_states_are_the_same_as_among_all(network: Network) -> None:
 def test_parts_see_what_a_mask_of_the_whole_batch_says(
     network: Network, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr("src.nano.network.QUERIES_AT_ONCE", at_once)
+    monkeypatch.setattr("gptoss.nano.network.QUERIES_AT_ONCE", at_once)
     window = 4
     groups = [
         ([0] * 7, [*range(7)]),
@@ -282,7 +282,7 @@ def test_training_goes_on_from_a_folded_model(network: Network, tmp_path: Path) 
 
 
 def test_what_is_exported_may_be_the_mean_of_the_last_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.cli.train_nano.common_tokens", lambda _: torch.arange(0, 6000, 5))
+    monkeypatch.setattr("gptoss.cli.train_nano.common_tokens", lambda _: torch.arange(0, 6000, 5))
     after_each: list[torch.Tensor] = []
     step_of = Optimizers.step
 

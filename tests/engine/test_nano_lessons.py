@@ -11,20 +11,20 @@ import jsonschema
 import pytest
 import torch
 
-from src.cli.evaluate_nano import BY_HAND
-from src.harmony.parser import ResponseParser
-from src.harmony.vocabulary import CONSTRAIN, Vocabulary, load_vocabulary
-from src.nano.batches import GROUP_TOKENS, IGNORED, BatchMaker
-from src.nano.described import described, said, value_for
-from src.nano.everyday import RENAMED, archetypes, everyday, renamed, task_of
-from src.nano.examples import Copier, Example, Source, completion_ids, held_out
-from src.nano.lessons import ALL_KINDS, MIXTURE, Curriculum, lesson
-from src.nano.network import GROUP
-from src.nano.tasks import Task
-from src.nano.tools import invented, offered, same_tools
-from src.nano.values import CITIES, near_word, value_text
-from src.nano.word_vectors import near_words
-from src.prompt_builder import PromptBuilder
+from gptoss.cli.evaluate_nano import BY_HAND
+from gptoss.harmony.parser import ResponseParser
+from gptoss.harmony.vocabulary import CONSTRAIN, Vocabulary, load_vocabulary
+from gptoss.nano.batches import GROUP_TOKENS, IGNORED, BatchMaker
+from gptoss.nano.described import described, said, value_for
+from gptoss.nano.everyday import RENAMED, archetypes, everyday, renamed, task_of
+from gptoss.nano.examples import Copier, Example, Source, completion_ids, held_out
+from gptoss.nano.lessons import ALL_KINDS, MIXTURE, Curriculum, lesson
+from gptoss.nano.network import GROUP
+from gptoss.nano.tasks import Task
+from gptoss.nano.tools import invented, offered, same_tools
+from gptoss.nano.values import CITIES, near_word, value_text
+from gptoss.nano.word_vectors import near_words
+from gptoss.prompt_builder import PromptBuilder
 from tests.helpers import says
 
 

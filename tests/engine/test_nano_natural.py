@@ -8,15 +8,15 @@ import jsonschema
 import pytest
 import torch
 
-from src.cli.evaluate_nano import BY_HAND, SKILLS, held_out_example
-from src.harmony.vocabulary import Vocabulary, load_vocabulary
-from src.nano import natural, network
-from src.nano.examples import Source, held_out
-from src.nano.lessons import lesson
-from src.nano.natural_tools import Row, natural_tool, rows, taught
-from src.nano.tasks import Task
-from src.nano.tools import any_task
-from src.nano.values import value
+from gptoss.cli.evaluate_nano import BY_HAND, SKILLS, held_out_example
+from gptoss.harmony.vocabulary import Vocabulary, load_vocabulary
+from gptoss.nano import natural, network
+from gptoss.nano.examples import Source, held_out
+from gptoss.nano.lessons import lesson
+from gptoss.nano.natural_tools import Row, natural_tool, rows, taught
+from gptoss.nano.tasks import Task
+from gptoss.nano.tools import any_task
+from gptoss.nano.values import value
 from tests.helpers import says
 
 
@@ -92,7 +92,7 @@ def test_held_out_names_and_places_are_in_no_lesson(source: Source) -> None:
 
 def test_the_examination_has_no_natural_lessons(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source(vocabulary, Random(2), unseen=True)
-    monkeypatch.setattr("src.nano.tools.natural_tool", lambda _: pytest.fail("a natural tool"))
+    monkeypatch.setattr("gptoss.nano.tools.natural_tool", lambda _: pytest.fail("a natural tool"))
     for _ in range(100):
         lesson(source)
         assert not source.natural

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from src.harmony.vocabulary import Vocabulary, load_vocabulary
-from src.nano import described as described_module
-from src.nano.alike import alike
-from src.nano.described import SAID_TOO, described, named, named_after
-from src.nano.everyday import archetypes, everyday, task_of
-from src.nano.examples import Source
-from src.nano.pairs import said_together
-from src.nano.tasks import CONTEXTS, quoted
-from src.nano.values import KINDS, value, value_text
+from gptoss.harmony.vocabulary import Vocabulary, load_vocabulary
+from gptoss.nano import described as described_module
+from gptoss.nano.alike import alike
+from gptoss.nano.described import SAID_TOO, described, named, named_after
+from gptoss.nano.everyday import archetypes, everyday, task_of
+from gptoss.nano.examples import Source
+from gptoss.nano.pairs import said_together
+from gptoss.nano.tasks import CONTEXTS, quoted
+from gptoss.nano.values import KINDS, value, value_text
 from tests.helpers import says
 
 

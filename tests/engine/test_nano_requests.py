@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 
-from src.harmony.vocabulary import Vocabulary, load_vocabulary
-from src.nano import pairs
-from src.nano.attributes import ATTRIBUTES, NEAR, another_attribute, attribute
-from src.nano.categories import COMPARE, another_category, categories, categorised
-from src.nano.categories import DEEDS as CATEGORY_DEEDS
-from src.nano.described import DEEDS, NAMED_AFTER, YES_OR_NO, described, left_over, one_of, options, said
-from src.nano.everyday import archetypes, everyday, task_of
-from src.nano.examples import Source
-from src.nano.measures import MEASURES, leave_unmeasured, said_measured
-from src.nano.pairs import said_alone, said_by_name, said_options
-from src.nano.rare import abbreviation, decimal, web_address
-from src.nano.switches import switched
-from src.nano.tasks import Task, quoted
-from src.nano.tools import any_task, invented, offered
-from src.nano.values import value, value_text
+from gptoss.harmony.vocabulary import Vocabulary, load_vocabulary
+from gptoss.nano import pairs
+from gptoss.nano.attributes import ATTRIBUTES, NEAR, another_attribute, attribute
+from gptoss.nano.categories import COMPARE, another_category, categories, categorised
+from gptoss.nano.categories import DEEDS as CATEGORY_DEEDS
+from gptoss.nano.described import DEEDS, NAMED_AFTER, YES_OR_NO, described, left_over, one_of, options, said
+from gptoss.nano.everyday import archetypes, everyday, task_of
+from gptoss.nano.examples import Source
+from gptoss.nano.measures import MEASURES, leave_unmeasured, said_measured
+from gptoss.nano.pairs import said_alone, said_by_name, said_options
+from gptoss.nano.rare import abbreviation, decimal, web_address
+from gptoss.nano.switches import switched
+from gptoss.nano.tasks import Task, quoted
+from gptoss.nano.tools import any_task, invented, offered
+from gptoss.nano.values import value, value_text
 from tests.helpers import says
 
 

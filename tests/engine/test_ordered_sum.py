@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from src.engine.parallel import Communicator
-from src.engine.shards import Shard
+from gptoss.engine.parallel import Communicator
+from gptoss.engine.shards import Shard
 
 RANKS = 3
 VALUES = (1e8, -1e8, 1.25, 3e7, 0.3, -7e-3)  # of rank r: the r-th of three neighbours

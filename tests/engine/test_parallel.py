@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from src.engine.config import ConfigError
-from src.engine.core import EngineCore
-from src.engine.messages import AddRequest
-from src.engine.placement import place
-from src.engine.request import FinishReason
-from src.engine.sampling_params import SamplingParams
-from src.engine.shapes import Size
+from gptoss.engine.config import ConfigError
+from gptoss.engine.core import EngineCore
+from gptoss.engine.messages import AddRequest
+from gptoss.engine.placement import place
+from gptoss.engine.request import FinishReason
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.shapes import Size
 from tests.helpers import checkpoint, engine_config, sized_checkpoint
 
 # 120b's experts and grouping with few layers and narrow matrices

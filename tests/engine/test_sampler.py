@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from src.engine.sampling_params import LogitBias, SamplingParams
-from src.engine.worker import sampler
-from src.engine.worker.sampler import (
+from gptoss.engine.sampling_params import LogitBias, SamplingParams
+from gptoss.engine.worker import sampler
+from gptoss.engine.worker.sampler import (
     SamplerOutput,
     SamplingRow,
     _pick,
@@ -20,7 +20,7 @@ from src.engine.worker.sampler import (
     philox_uniform,
     sample,
 )
-from src.kernels import native
+from gptoss.kernels import native
 from tests.helpers import sampling_row
 
 V = 3000

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src.engine.config import EngineConfig, ModelConfig
-from src.engine.drafts import Drafter
-from src.engine.kv_cache_manager import FULL_GROUP, NULL_BLOCK, SLIDING_GROUP, KVCacheManager
-from src.engine.messages import ModelRunnerOutput, SchedulerOutput
-from src.engine.request import FinishReason, Request, RequestStatus
-from src.engine.sampling_params import SamplingParams
-from src.engine.scheduler import Scheduler
-from src.engine.shapes import SIZES, hf_config
+from gptoss.engine.config import EngineConfig, ModelConfig
+from gptoss.engine.drafts import Drafter
+from gptoss.engine.kv_cache_manager import FULL_GROUP, NULL_BLOCK, SLIDING_GROUP, KVCacheManager
+from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
+from gptoss.engine.request import FinishReason, Request, RequestStatus
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.scheduler import Scheduler
+from gptoss.engine.shapes import SIZES, hf_config
 
 STOP = 9
 WINDOW = 128

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from src.kernels.attention import TILE_TOKENS, Ragged
-from src.kernels.gpu import attention
-from src.kernels.gpu.configs import TileConfig
+from gptoss.kernels.attention import TILE_TOKENS, Ragged
+from gptoss.kernels.gpu import attention
+from gptoss.kernels.gpu.configs import TileConfig
 from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
 
 DIM = 16 if DEVICE.type == "cpu" else 64

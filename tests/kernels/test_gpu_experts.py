@@ -7,15 +7,15 @@ import torch
 import triton
 import triton.language as tl
 
-from src.engine.config import ModelConfig
-from src.engine.memory_plan import padding_bytes
-from src.engine.shapes import SIZES, hf_config
-from src.engine.shards import whole
-from src.kernels import moe
-from src.kernels.gpu import experts, routing
-from src.kernels.gpu.configs import TileConfig
-from src.kernels.gpu.mxfp4_layout import gate_up_order, pack_experts, unpack_experts
-from src.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
+from gptoss.engine.config import ModelConfig
+from gptoss.engine.memory_plan import padding_bytes
+from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.engine.shards import whole
+from gptoss.kernels import moe
+from gptoss.kernels.gpu import experts, routing
+from gptoss.kernels.gpu.configs import TileConfig
+from gptoss.kernels.gpu.mxfp4_layout import gate_up_order, pack_experts, unpack_experts
+from gptoss.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
 from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
 
 NUM_EXPERTS, HIDDEN, INTER, PER_TOKEN = 6, 160, 96, 4

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.kernels import moe
-from src.kernels.gpu import routing
-from src.kernels.gpu.configs import TileConfig
-from src.kernels.gpu.routing import Routed, TileList
+from gptoss.kernels import moe
+from gptoss.kernels.gpu import routing
+from gptoss.kernels.gpu.configs import TileConfig
+from gptoss.kernels.gpu.routing import Routed, TileList
 from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
 
 EPS = 1e-5

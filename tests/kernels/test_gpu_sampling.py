@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from src.engine.sampling_params import LogitBias, SamplingParams
-from src.engine.worker.sampler import sample
-from src.engine.worker.truncation import Truncated
-from src.kernels.gpu import sampling, support, truncated
+from gptoss.engine.sampling_params import LogitBias, SamplingParams
+from gptoss.engine.worker.sampler import sample
+from gptoss.engine.worker.truncation import Truncated
+from gptoss.kernels.gpu import sampling, support, truncated
 from tests.helpers import sampling_row
 from tests.kernels.gpu_helpers import DEVICE
 

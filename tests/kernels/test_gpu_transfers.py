@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from src.engine.sampling_params import LogitBias, SamplingParams
-from src.engine.worker.sampler import sample
-from src.engine.worker.transfers import Reading, to_device
+from gptoss.engine.sampling_params import LogitBias, SamplingParams
+from gptoss.engine.worker.sampler import sample
+from gptoss.engine.worker.transfers import Reading, to_device
 from tests.helpers import sampling_row
 
 BUSY_CYCLES = 500_000_000  # some tenths of a second

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.kernels.mxfp4 import E2M1_VALUES, Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
+from gptoss.kernels.mxfp4 import E2M1_VALUES, Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
 
 
 def packed(codes: list[int], scale: int) -> Mxfp4Tensor:

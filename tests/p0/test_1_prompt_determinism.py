@@ -71,8 +71,8 @@ def test_a_prompt_never_changes(http: httpx.Client, name: str) -> None:
 def test_another_process_builds_the_same_prompt(http: httpx.Client) -> None:
     code = """
 import json, sys
-from src.harmony.vocabulary import load_vocabulary
-from src.prompt_builder import PromptBuilder
+from gptoss.harmony.vocabulary import load_vocabulary
+from gptoss.prompt_builder import PromptBuilder
 builder = PromptBuilder(load_vocabulary())
 for body in json.load(sys.stdin):
     tools = [t["function"] for t in body.get("tools", ())]

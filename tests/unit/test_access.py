@@ -15,15 +15,15 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from src.api.access import Access, Door
-from src.api.body import check_content_type, read_json_object
-from src.api.errors import Unauthorized, UnsupportedMediaType
-from src.api.hosts import HostCheck, is_loopback
-from src.api.keys import anonymous, digest_of, load_callers
-from src.config import ServerConfig, describe, load_config
-from src.config_text import masked_value, without_secrets
-from src.engine.config import ConfigError
-from src.serving import check_access
+from gptoss.api.access import Access, Door
+from gptoss.api.body import check_content_type, read_json_object
+from gptoss.api.errors import Unauthorized, UnsupportedMediaType
+from gptoss.api.hosts import HostCheck, is_loopback
+from gptoss.api.keys import anonymous, digest_of, load_callers
+from gptoss.config import ServerConfig, describe, load_config
+from gptoss.config_text import masked_value, without_secrets
+from gptoss.engine.config import ConfigError
+from gptoss.serving import check_access
 
 
 def keys_file(tmp_path: Path, text: str) -> ServerConfig:

@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from src.api import body, large_json
-from src.api.body import parse_json_object
-from src.api.errors import BodyTooLarge, InvalidRequest
-from src.harmony.byte_pairs import EncodingStoppedError
+from gptoss.api import body, large_json
+from gptoss.api.body import parse_json_object
+from gptoss.api.errors import BodyTooLarge, InvalidRequest
+from gptoss.harmony.byte_pairs import EncodingStoppedError
 
 
 def test_many_lists_are_read_without_walking_them_again_and_again() -> None:

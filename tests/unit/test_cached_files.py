@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from src import cached_files, run_folder
-from src.cached_files import CacheError, cached, damage
-from src.harmony import vocabulary
-from src.kernels import native
-from src.run_folder import RunFolder
+from gptoss import cached_files, run_folder
+from gptoss.cached_files import CacheError, cached, damage
+from gptoss.harmony import vocabulary
+from gptoss.kernels import native
+from gptoss.run_folder import RunFolder
 from tests.helpers import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +130,7 @@ def test_an_intact_cache_need_not_be_writable(tmp_path: Path) -> None:
     path, make = tmp_path / "thing", Maker(folder=True)
     cached(path, make)
     code = (
-        "import sys; from pathlib import Path; from src.cached_files import cached; "
+        "import sys; from pathlib import Path; from gptoss.cached_files import cached; "
         "cached(Path(sys.argv[1]), lambda path: sys.exit('made again'))"
     )
     for entry in (path, tmp_path):
@@ -146,8 +146,8 @@ def test_an_intact_cache_need_not_be_writable(tmp_path: Path) -> None:
 SLEEPER = """
 import os, sys, time
 from pathlib import Path
-from src.cached_files import cached
-from src.run_folder import RunFolder
+from gptoss.cached_files import cached
+from gptoss.run_folder import RunFolder
 folder = RunFolder()
 def make(path):
     path.write_bytes(b"half")
@@ -197,7 +197,7 @@ def test_the_next_start_removes_what_a_killed_one_left_and_nothing_else(
 
 def test_of_two_starts_at_once_one_makes_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from src.cached_files import cached\n"
+        "import sys, time; from pathlib import Path; from gptoss.cached_files import cached\n"
         "def make(path):\n"
         "    print('made', flush=True); time.sleep(0.3); path.write_bytes(b'x')\n"
         "cached(Path(sys.argv[1]), make)"

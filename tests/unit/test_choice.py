@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from src.api.choice import Choice, ChoiceDelta
-from src.engine.messages import TokenLogprobs, TokenOutput
-from src.engine.request import FinishReason
-from src.harmony.parser import ResponseParser
-from src.harmony.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, load_vocabulary
+from gptoss.api.choice import Choice, ChoiceDelta
+from gptoss.engine.messages import TokenLogprobs, TokenOutput
+from gptoss.engine.request import FinishReason
+from gptoss.harmony.parser import ResponseParser
+from gptoss.harmony.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, load_vocabulary
 
 VOCABULARY = load_vocabulary()
 

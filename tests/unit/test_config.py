@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.config import DEFAULT_CONFIG_FILE, OTHER_PROGRAMS_ENV, ServerConfig, describe, load_config, service_variables
-from src.engine.config import ConfigError, EngineConfig, ModelConfig
-from src.engine.shapes import SIZES, hf_config, original_config
-from src.profiles import PROFILES
+from gptoss.config import DEFAULT_CONFIG_FILE, OTHER_PROGRAMS_ENV, ServerConfig, describe, load_config, service_variables
+from gptoss.engine.config import ConfigError, EngineConfig, ModelConfig
+from gptoss.engine.shapes import SIZES, hf_config, original_config
+from gptoss.profiles import PROFILES
 
 
 @pytest.fixture(autouse=True)
@@ -113,8 +113,8 @@ def test_rope_parameters_of_newer_transformers_are_read() -> None:
 
 
 def test_the_model_is_the_flags_then_the_profiles_then_the_embedded_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from src import serving
-    from src.config import ServerConfig
+    from gptoss import serving
+    from gptoss.config import ServerConfig
 
     monkeypatch.setattr(serving, "visible_gpus", lambda: ["a GPU"])
     assert serving.choose_model(ServerConfig(model="120b", profile="latency_first")) == "120b"
@@ -127,8 +127,8 @@ def test_the_model_is_the_flags_then_the_profiles_then_the_embedded_one(monkeypa
 
 
 def test_a_missing_checkpoint_or_gpu_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.cli.preflight import MISSING, main, missing
-    from src.engine.gpus import Gpu
+    from gptoss.cli.preflight import MISSING, main, missing
+    from gptoss.engine.gpus import Gpu
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = missing("20b", None, [])

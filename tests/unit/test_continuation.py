@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from src.api.continuation import beginning, begun, start_parser
-from src.api.errors import InvalidRequest
-from src.api.protocol import ChatCompletionRequest
-from src.engine.guided import load_tokenizer
-from src.harmony.deltas import ParsedMessage
-from src.harmony.grammar import ToolSpec, TurnSpec, choice_rule, pattern_rule, turn_grammar
-from src.harmony.parser import ResponseParser
-from src.harmony.vocabulary import (
+from gptoss.api.continuation import beginning, begun, start_parser
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.protocol import ChatCompletionRequest
+from gptoss.engine.guided import load_tokenizer
+from gptoss.harmony.deltas import ParsedMessage
+from gptoss.harmony.grammar import ToolSpec, TurnSpec, choice_rule, pattern_rule, turn_grammar
+from gptoss.harmony.parser import ResponseParser
+from gptoss.harmony.vocabulary import (
     CHANNEL,
     END,
     MESSAGE,
@@ -27,7 +27,7 @@ from src.harmony.vocabulary import (
     VOCAB_SIZE,
     load_vocabulary,
 )
-from src.prompt_builder import PromptBuilder
+from gptoss.prompt_builder import PromptBuilder
 
 VOCABULARY = load_vocabulary()
 encode = VOCABULARY.encode

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from src.harmony.digest_cache import DigestCache
+from gptoss.harmony.digest_cache import DigestCache
 
 
 @pytest.mark.parametrize(("max_entries", "max_chars"), [(2, 1000), (1000, 2)])

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Send
 
-from src import logs
-from src.api.streaming import EventStream, encode_event
-from src.config import ServerConfig
+from gptoss import logs
+from gptoss.api.streaming import EventStream, encode_event
+from gptoss.config import ServerConfig
 
 SCOPE: dict[str, Any] = {"type": "http", "method": "POST", "asgi": {"spec_version": "2.3"}}
 HOUR = 3600.0

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from llguidance import LLTokenizer
 
-from src.engine import guided as guided_module
-from src.engine.guided import GrammarError, GuidedDecoding, compile_grammar, load_tokenizer
-from src.engine.sampling_params import LoopGuard
-from src.harmony import grammar as grammar_module
-from src.harmony.deltas import ParsedMessage
-from src.harmony.grammar import ToolSpec, TurnSpec, fitted_grammar, grammar_error, turn_grammar
-from src.harmony.parser import ResponseParser
-from src.harmony.schema.checks import SchemaError
-from src.harmony.vocabulary import (
+from gptoss.engine import guided as guided_module
+from gptoss.engine.guided import GrammarError, GuidedDecoding, compile_grammar, load_tokenizer
+from gptoss.engine.sampling_params import LoopGuard
+from gptoss.harmony import grammar as grammar_module
+from gptoss.harmony.deltas import ParsedMessage
+from gptoss.harmony.grammar import ToolSpec, TurnSpec, fitted_grammar, grammar_error, turn_grammar
+from gptoss.harmony.parser import ResponseParser
+from gptoss.harmony.schema.checks import SchemaError
+from gptoss.harmony.vocabulary import (
     CALL,
     CHANNEL,
     CONSTRAIN,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from src.api.errors import from_validation
-from src.api.protocol import ChatCompletionRequest
-from src.harmony.history import PromptError, render_history
-from src.harmony.render import HarmonyMessage
+from gptoss.api.errors import from_validation
+from gptoss.api.protocol import ChatCompletionRequest
+from gptoss.harmony.history import PromptError, render_history
+from gptoss.harmony.render import HarmonyMessage
 
 USER = {"role": "user", "content": "U"}
 NOTE = {"role": "developer", "content": "N"}

@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from src.api.app import HeadAsGet
-from src.api.http_protocol import HEALTH_CONNECTIONS, MAX_PIPELINED, ConnectionLimits, OpenConnections, limited_protocol
-from src.api.streaming import EventStream
-from src.config import ServerConfig
+from gptoss.api.app import HeadAsGet
+from gptoss.api.http_protocol import HEALTH_CONNECTIONS, MAX_PIPELINED, ConnectionLimits, OpenConnections, limited_protocol
+from gptoss.api.streaming import EventStream
+from gptoss.config import ServerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = 16 * 2**20
@@ -219,7 +219,7 @@ def test_connections_are_as_many_as_files_allow() -> None:
     code = (
         "import resource, sys; soft, hard, wanted = map(int, sys.argv[1:])\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
-        "from src.api.descriptors import allowed_connections\n"
+        "from gptoss.api.descriptors import allowed_connections\n"
         "try: print(allowed_connections(wanted), resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
         "except Exception as error: print(type(error).__name__, error)"
     )

@@ -10,79 +10,79 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parents[2] / "src"
-CONTROL = "src.engine.config src.engine.request src.engine.messages src.engine.sampling_params"
+CONTROL = "gptoss.engine.config gptoss.engine.request gptoss.engine.messages gptoss.engine.sampling_params"
 ALLOWED = {
-    "src.logs": "",
-    "src.run_folder": "",
-    "src.cached_files": "src.run_folder",
-    "src.server": "src src.logs src.config src.config_text src.cached_files src.port_manager src.model_locator src.harmony.vocabulary src.engine.config src.serving",
-    "src.serving": "src.cached_files src.config src.config_text src.api.hosts src.api.keys src.model_locator src.harmony.vocabulary src.api.deps src.api.app src.api.descriptors src.api.http_protocol "
-    "src.engine.client src.engine.lifecycle src.engine.config src.engine.gpus",
-    "src.api": "src src.api src.config src.config_text src.profiles src.prompt_builder src.harmony src.engine.client src.engine.lifecycle "
-    "src.engine.messages src.engine.request src.engine.sampling_params src.engine.gpus src.engine.config",
-    "src.config": "src.config_text src.profiles src.engine.config",
-    "src.config_text": "src.engine.config",
-    "src.model_locator": "src.cached_files src.engine.config src.engine.shapes",
-    "src.prompt_builder": "src.harmony",
-    "src.harmony": "src.harmony src.cached_files",
-    "src.port_manager": "",
-    "src.profiles": "",
-    "src.engine.config": "",
-    "src.engine.sampling_params": "",
-    "src.engine.shapes": "src.engine.config",
-    "src.engine.gpus": "",
-    "src.engine.shards": "src.engine.config",
-    "src.engine.memory_plan": "src.engine.config src.engine.shards",
-    "src.engine.placement": "src.engine.config src.engine.gpus src.engine.memory_plan",
-    "src.engine.parallel": "src.engine.shards",
-    "src.engine.guided": "src.engine.sampling_params",
-    "src.engine.request": "src.engine.sampling_params",
-    "src.engine.kv_cache_manager": "src.engine.request",
-    "src.engine.messages": "src.engine.request src.engine.sampling_params",
-    "src.engine.drafts": "src.engine.guided src.engine.request",
-    "src.engine.waiting": "src.engine.request",
-    "src.engine.scheduler": CONTROL + " src.engine.drafts src.engine.kv_cache_manager src.engine.waiting",
-    "src.engine.client": CONTROL + " src.engine.core src.engine.streams src.engine.lifecycle src.run_folder",
-    "src.engine.lifecycle": "",
-    "src.engine.streams": "src.engine.messages",
-    "src.kernels": "src.kernels src.cached_files",
-    "src.engine.model": "src.engine.model src.kernels src.engine.config src.engine.parallel src.engine.shards",
-    "src.engine.worker": CONTROL + " src.engine.worker src.engine.model src.kernels src.engine.parallel "
-    "src.engine.shards src.engine.memory_plan src.logs",
-    "src.engine.executor": CONTROL + " src.engine.worker src.run_folder",
-    "src.engine.core": CONTROL + " src.engine.executor src.engine.scheduler src.engine.kv_cache_manager "
-    "src.engine.drafts src.engine.guided src.engine.model.checkpoint src.engine.placement src.logs",
-    "src.nano": "src.nano src.harmony src.prompt_builder src.kernels src.engine.config src.engine.shapes",
-    "src.cli": "src.cached_files src.engine src.harmony src.kernels src.nano src.prompt_builder src.model_locator",
+    "gptoss.logs": "",
+    "gptoss.run_folder": "",
+    "gptoss.cached_files": "gptoss.run_folder",
+    "gptoss.server": "src gptoss.logs gptoss.config gptoss.config_text gptoss.cached_files gptoss.port_manager gptoss.model_locator gptoss.harmony.vocabulary gptoss.engine.config gptoss.serving",
+    "gptoss.serving": "gptoss.cached_files gptoss.config gptoss.config_text gptoss.api.hosts gptoss.api.keys gptoss.model_locator gptoss.harmony.vocabulary gptoss.api.deps gptoss.api.app gptoss.api.descriptors gptoss.api.http_protocol "
+    "gptoss.engine.client gptoss.engine.lifecycle gptoss.engine.config gptoss.engine.gpus",
+    "gptoss.api": "src gptoss.api gptoss.config gptoss.config_text gptoss.profiles gptoss.prompt_builder gptoss.harmony gptoss.engine.client gptoss.engine.lifecycle "
+    "gptoss.engine.messages gptoss.engine.request gptoss.engine.sampling_params gptoss.engine.gpus gptoss.engine.config",
+    "gptoss.config": "gptoss.config_text gptoss.profiles gptoss.engine.config",
+    "gptoss.config_text": "gptoss.engine.config",
+    "gptoss.model_locator": "gptoss.cached_files gptoss.engine.config gptoss.engine.shapes",
+    "gptoss.prompt_builder": "gptoss.harmony",
+    "gptoss.harmony": "gptoss.harmony gptoss.cached_files",
+    "gptoss.port_manager": "",
+    "gptoss.profiles": "",
+    "gptoss.engine.config": "",
+    "gptoss.engine.sampling_params": "",
+    "gptoss.engine.shapes": "gptoss.engine.config",
+    "gptoss.engine.gpus": "",
+    "gptoss.engine.shards": "gptoss.engine.config",
+    "gptoss.engine.memory_plan": "gptoss.engine.config gptoss.engine.shards",
+    "gptoss.engine.placement": "gptoss.engine.config gptoss.engine.gpus gptoss.engine.memory_plan",
+    "gptoss.engine.parallel": "gptoss.engine.shards",
+    "gptoss.engine.guided": "gptoss.engine.sampling_params",
+    "gptoss.engine.request": "gptoss.engine.sampling_params",
+    "gptoss.engine.kv_cache_manager": "gptoss.engine.request",
+    "gptoss.engine.messages": "gptoss.engine.request gptoss.engine.sampling_params",
+    "gptoss.engine.drafts": "gptoss.engine.guided gptoss.engine.request",
+    "gptoss.engine.waiting": "gptoss.engine.request",
+    "gptoss.engine.scheduler": CONTROL + " gptoss.engine.drafts gptoss.engine.kv_cache_manager gptoss.engine.waiting",
+    "gptoss.engine.client": CONTROL + " gptoss.engine.core gptoss.engine.streams gptoss.engine.lifecycle gptoss.run_folder",
+    "gptoss.engine.lifecycle": "",
+    "gptoss.engine.streams": "gptoss.engine.messages",
+    "gptoss.kernels": "gptoss.kernels gptoss.cached_files",
+    "gptoss.engine.model": "gptoss.engine.model gptoss.kernels gptoss.engine.config gptoss.engine.parallel gptoss.engine.shards",
+    "gptoss.engine.worker": CONTROL + " gptoss.engine.worker gptoss.engine.model gptoss.kernels gptoss.engine.parallel "
+    "gptoss.engine.shards gptoss.engine.memory_plan gptoss.logs",
+    "gptoss.engine.executor": CONTROL + " gptoss.engine.worker gptoss.run_folder",
+    "gptoss.engine.core": CONTROL + " gptoss.engine.executor gptoss.engine.scheduler gptoss.engine.kv_cache_manager "
+    "gptoss.engine.drafts gptoss.engine.guided gptoss.engine.model.checkpoint gptoss.engine.placement gptoss.logs",
+    "gptoss.nano": "gptoss.nano gptoss.harmony gptoss.prompt_builder gptoss.kernels gptoss.engine.config gptoss.engine.shapes",
+    "gptoss.cli": "gptoss.cached_files gptoss.engine gptoss.harmony gptoss.kernels gptoss.nano gptoss.prompt_builder gptoss.model_locator",
 }
 NO_TORCH = [
-    "src.api",
-    "src.config",
-    "src.config_text",
-    "src.profiles",
-    "src.prompt_builder",
-    "src.port_manager",
-    "src.model_locator",
-    "src.cached_files",
-    "src.run_folder",
-    "src.harmony",
-    "src.engine.config",
-    "src.engine.sampling_params",
-    "src.engine.request",
-    "src.engine.kv_cache_manager",
-    "src.engine.messages",
-    "src.engine.scheduler",
-    "src.engine.waiting",
-    "src.engine.client",
-    "src.engine.guided",
-    "src.engine.drafts",
-    "src.engine.shapes",
-    "src.engine.gpus",
-    "src.engine.shards",
-    "src.engine.memory_plan",
-    "src.engine.placement",
-    "src.server",
-    "src.serving",
+    "gptoss.api",
+    "gptoss.config",
+    "gptoss.config_text",
+    "gptoss.profiles",
+    "gptoss.prompt_builder",
+    "gptoss.port_manager",
+    "gptoss.model_locator",
+    "gptoss.cached_files",
+    "gptoss.run_folder",
+    "gptoss.harmony",
+    "gptoss.engine.config",
+    "gptoss.engine.sampling_params",
+    "gptoss.engine.request",
+    "gptoss.engine.kv_cache_manager",
+    "gptoss.engine.messages",
+    "gptoss.engine.scheduler",
+    "gptoss.engine.waiting",
+    "gptoss.engine.client",
+    "gptoss.engine.guided",
+    "gptoss.engine.drafts",
+    "gptoss.engine.shapes",
+    "gptoss.engine.gpus",
+    "gptoss.engine.shards",
+    "gptoss.engine.memory_plan",
+    "gptoss.engine.placement",
+    "gptoss.server",
+    "gptoss.serving",
 ]
 
 
@@ -101,7 +101,7 @@ def imports(path: Path) -> set[str]:
             module = node.module or ""
             for alias in node.names:
                 inner = SRC.parent / module.replace(".", "/") / f"{alias.name}.py"
-                found.add(f"{module}.{alias.name}" if inner.is_file() or module == "src.api" else module)
+                found.add(f"{module}.{alias.name}" if inner.is_file() or module == "gptoss.api" else module)
     return found
 
 
@@ -125,20 +125,20 @@ def test_a_module_imports_only_what_it_may(path: Path) -> None:
     assert not [i for i in ours if not below(i, allowed)], f"{name} may import only: {allowed}"
     if below(name, NO_TORCH):
         assert not {i for i in imports(path) if i.split(".")[0] in ("torch", "triton", "transformers")}
-    if name.startswith(("src.engine", "src.kernels", "src.harmony", "src.prompt_builder")):
+    if name.startswith(("gptoss.engine", "gptoss.kernels", "gptoss.harmony", "gptoss.prompt_builder")):
         assert not {i for i in imports(path) if i.split(".")[0] in ("fastapi", "starlette", "uvicorn")}
 
 
 def test_nobody_imports_the_server() -> None:
-    assert not [p for p in SRC.rglob("*.py") if "src.server" in imports(p)]
+    assert not [p for p in SRC.rglob("*.py") if "gptoss.server" in imports(p)]
 
 
 def test_a_child_that_imports_the_main_module_loads_nothing_by_that() -> None:
     """multiprocessing has the engine's process and each rank do so, at every start."""
     code = (
-        "import sys, multiprocessing.spawn; before = set(sys.modules); import src.server; "
+        "import sys, multiprocessing.spawn; before = set(sys.modules); import gptoss.server; "
         "loaded = {name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names; "
-        "sys.exit(loaded != {'src'} or 'src.serving' in sys.modules)"
+        "sys.exit(loaded != {'src'} or 'gptoss.serving' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=SRC.parent).returncode == 0
 
@@ -153,17 +153,17 @@ def test_the_engine_knows_no_harmony() -> None:
 
 
 def test_the_api_process_loads_no_torch() -> None:
-    code = "import sys, src.api.app, src.serving; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    code = "import sys, gptoss.api.app, gptoss.serving; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=SRC.parent).returncode == 0
 
 
 def test_the_server_needs_neither_sklearn_nor_scipy_nor_a_numpy_patch() -> None:
-    code = "import sys, src.serving, src.engine.core; sys.exit(any(m in sys.modules for m in ('sklearn', 'scipy')))"
+    code = "import sys, gptoss.serving, gptoss.engine.core; sys.exit(any(m in sys.modules for m in ('sklearn', 'scipy')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=SRC.parent).returncode == 0
 
 
 def test_version_is_the_top_changelog_entry() -> None:
-    from src import __version__
+    from gptoss import __version__
 
     changelog = (SRC.parent / "CHANGELOG.md").read_text()
     first = next(line for line in changelog.splitlines() if line.startswith("## ["))

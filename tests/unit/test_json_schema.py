@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src.harmony.grammar import ToolSpec, TurnSpec, grammar_error, turn_grammar
-from src.harmony.schema.checks import SchemaError
-from src.harmony.schema.enforce import Enforced, enforceable
-from src.harmony.tool_types import render_tools
-from src.harmony.vocabulary import load_vocabulary
+from gptoss.harmony.grammar import ToolSpec, TurnSpec, grammar_error, turn_grammar
+from gptoss.harmony.schema.checks import SchemaError
+from gptoss.harmony.schema.enforce import Enforced, enforceable
+from gptoss.harmony.tool_types import render_tools
+from gptoss.harmony.vocabulary import load_vocabulary
 from tests.schemas import MCP_TOOLS, allows, errors_of, random_value, tool_schemas
 
 # how many schemas are generated; 500 for a nightly run: SCHEMA_EXAMPLES=500 pytest tests/unit/test_json_schema.py

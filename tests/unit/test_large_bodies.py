@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from src.api.completions import read_prompts
-from src.api.errors import InvalidRequest
-from src.api.protocol import VOCAB_SIZE, ChatCompletionRequest
-from src.api.responses_input import ResponsesRequest
-from src.api.responses_items import num_rendered
-from src.api.tokens import DetokenizeRequest
-from src.harmony.vocabulary import load_vocabulary
+from gptoss.api.completions import read_prompts
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.protocol import VOCAB_SIZE, ChatCompletionRequest
+from gptoss.api.responses_input import ResponsesRequest
+from gptoss.api.responses_items import num_rendered
+from gptoss.api.tokens import DetokenizeRequest
+from gptoss.harmony.vocabulary import load_vocabulary
 
 HI = [{"role": "user", "content": "hi"}]
 

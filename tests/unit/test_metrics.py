@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.api import metrics as m
+from gptoss.api import metrics as m
 
 
 class Clock:

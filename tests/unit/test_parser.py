@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.harmony.deltas import ParsedMessage, ToolCall
-from src.harmony.parser import ResponseParser, parse_tokens
-from src.harmony.render import assistant_text, render_message, tool_call
-from src.harmony.vocabulary import (
+from gptoss.harmony.deltas import ParsedMessage, ToolCall
+from gptoss.harmony.parser import ResponseParser, parse_tokens
+from gptoss.harmony.render import assistant_text, render_message, tool_call
+from gptoss.harmony.vocabulary import (
     CALL,
     CHANNEL,
     CONSTRAIN,

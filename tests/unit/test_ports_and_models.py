@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from src import model_locator
-from src.engine.config import ConfigError
-from src.model_locator import locate_model
-from src.port_manager import PortError, owner, recorded, reserve, running_servers
+from gptoss import model_locator
+from gptoss.engine.config import ConfigError
+from gptoss.model_locator import locate_model
+from gptoss.port_manager import PortError, owner, recorded, reserve, running_servers
 from tests.helpers import checkpoint
 
 
@@ -312,7 +312,7 @@ def test_servers_started_at_once_never_share_a_port() -> None:
 
 WITH_PARENT = """
 import os, subprocess, sys, time
-code = "from src.cli.unfold_nano import end_with_parent as end; end(%d); print('up', flush=True); import time; time.sleep(60)"
+code = "from gptoss.cli.unfold_nano import end_with_parent as end; end(%d); print('up', flush=True); import time; time.sleep(60)"
 child = subprocess.Popen([sys.executable, "-c", code % os.getpid()], stdout=subprocess.PIPE, text=True)
 child.stdout.readline()
 print(child.pid, flush=True)

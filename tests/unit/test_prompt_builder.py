@@ -11,8 +11,8 @@ import openai_harmony as oh
 import pytest
 from transformers import AutoTokenizer
 
-from src.harmony.vocabulary import CALL, END, FIRST_SPECIAL, RETURN, load_vocabulary
-from src.prompt_builder import PromptBuilder, PromptError
+from gptoss.harmony.vocabulary import CALL, END, FIRST_SPECIAL, RETURN, load_vocabulary
+from gptoss.prompt_builder import PromptBuilder, PromptError
 from tests.helpers import checkpoint
 
 VOCABULARY = load_vocabulary()
@@ -151,7 +151,7 @@ def test_response_format_is_shown_in_the_developer_message() -> None:
 
 def test_the_same_input_gives_the_same_ids_in_another_process() -> None:
     code = (
-        "from src.harmony.vocabulary import load_vocabulary; from src.prompt_builder import PromptBuilder;"
+        "from gptoss.harmony.vocabulary import load_vocabulary; from gptoss.prompt_builder import PromptBuilder;"
         f"print(PromptBuilder(load_vocabulary()).build({[USER, CALLING, RESULT]!r}, tools={[TOOL]!r}).token_ids)"
     )
     runs = {

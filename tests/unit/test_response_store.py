@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from src.api.errors import InvalidRequest, NotFound
-from src.api.response_store import ResponseStore, resolve
-from src.api.responses_input import ResponsesRequest
+from gptoss.api.errors import InvalidRequest, NotFound
+from gptoss.api.response_store import ResponseStore, resolve
+from gptoss.api.responses_input import ResponsesRequest
 
 ASK = {"role": "user", "content": "Weather?"}
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from src.api import responses_items
-from src.api.errors import InvalidRequest, from_validation
-from src.api.responses_input import ResponsesRequest, chat_body
-from src.api.sealed import seal
-from src.api.warn_once import WarnOnce
+from gptoss.api import responses_items
+from gptoss.api.errors import InvalidRequest, from_validation
+from gptoss.api.responses_input import ResponsesRequest, chat_body
+from gptoss.api.sealed import seal
+from gptoss.api.warn_once import WarnOnce
 
 ASK = {"role": "user", "content": "Weather?"}
 THOUGHT = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}

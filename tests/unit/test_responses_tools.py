@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from src.api.choice import ChoiceDelta
-from src.api.errors import InvalidRequest
-from src.api.responses_input import ResponsesRequest, chat_body
-from src.api.responses_output import OutputItems
-from src.api.responses_tools import joined_name, read_choice, read_tools
-from src.harmony.deltas import Delta
+from gptoss.api.choice import ChoiceDelta
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.responses_input import ResponsesRequest, chat_body
+from gptoss.api.responses_output import OutputItems
+from gptoss.api.responses_tools import joined_name, read_choice, read_tools
+from gptoss.harmony.deltas import Delta
 
 
 def function(name: str, **more: Any) -> dict[str, Any]:

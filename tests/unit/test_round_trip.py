@@ -17,20 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLTokenizer
 
-from src.api.chat import DeltaWriter, _fold
-from src.api.choice import Choice
-from src.api.protocol import ChatCompletionRequest
-from src.api.response_store import ResponseStore, resolve
-from src.api.responses_input import ResponsesRequest, chat_body
-from src.api.responses_output import OutputItems
-from src.engine.guided import GuidedDecoding, load_tokenizer
-from src.engine.messages import TokenOutput
-from src.engine.request import FinishReason
-from src.harmony.grammar import ToolSpec, TurnSpec, turn_grammar
-from src.harmony.layout import messages_before, new_call_id
-from src.harmony.parser import ResponseParser
-from src.harmony.render import HarmonyMessage, render_message, tool_result
-from src.harmony.vocabulary import (
+from gptoss.api.chat import DeltaWriter, _fold
+from gptoss.api.choice import Choice
+from gptoss.api.protocol import ChatCompletionRequest
+from gptoss.api.response_store import ResponseStore, resolve
+from gptoss.api.responses_input import ResponsesRequest, chat_body
+from gptoss.api.responses_output import OutputItems
+from gptoss.engine.guided import GuidedDecoding, load_tokenizer
+from gptoss.engine.messages import TokenOutput
+from gptoss.engine.request import FinishReason
+from gptoss.harmony.grammar import ToolSpec, TurnSpec, turn_grammar
+from gptoss.harmony.layout import messages_before, new_call_id
+from gptoss.harmony.parser import ResponseParser
+from gptoss.harmony.render import HarmonyMessage, render_message, tool_result
+from gptoss.harmony.vocabulary import (
     CALL,
     CHANNEL,
     CONSTRAIN,
@@ -44,7 +44,7 @@ from src.harmony.vocabulary import (
     VOCAB_SIZE,
     load_vocabulary,
 )
-from src.prompt_builder import PromptBuilder
+from gptoss.prompt_builder import PromptBuilder
 
 VOCABULARY = load_vocabulary()
 SINGLE = {bytes([b]): VOCABULARY.token_bytes.index(bytes([b])) for b in range(256)}

@@ -9,14 +9,14 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from pydantic import ValidationError
 
-from src.api.completions import CompletionRequest
-from src.api.errors import InvalidRequest
-from src.api.protocol import ChatCompletionRequest
-from src.api.responses_input import ResponsesRequest, chat_body
-from src.api.structured_outputs import FinalFormat, final_format
-from src.engine.guided import load_tokenizer
-from src.harmony.grammar import choice_rule, grammar_error, pattern_rule, text_grammar
-from src.harmony.vocabulary import RETURN, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, VOCAB_SIZE, load_vocabulary
+from gptoss.api.completions import CompletionRequest
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.protocol import ChatCompletionRequest
+from gptoss.api.responses_input import ResponsesRequest, chat_body
+from gptoss.api.structured_outputs import FinalFormat, final_format
+from gptoss.engine.guided import load_tokenizer
+from gptoss.harmony.grammar import choice_rule, grammar_error, pattern_rule, text_grammar
+from gptoss.harmony.vocabulary import RETURN, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, VOCAB_SIZE, load_vocabulary
 
 VOCABULARY = load_vocabulary()
 SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.harmony.tokenizer_files import TOKENIZER_CONFIG, tokenizer_config
+from gptoss.harmony.tokenizer_files import TOKENIZER_CONFIG, tokenizer_config
 
 
 def test_a_checkpoints_own_configuration_and_template_are_reported(tmp_path: Path) -> None:

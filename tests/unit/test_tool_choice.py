@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from src.api.errors import InvalidRequest
-from src.api.protocol import ChatCompletionRequest
-from src.api.tool_choice import MAX_GUIDED_SCHEMA, plan_tools
-from src.harmony.grammar import TurnSpec, fitted_grammar
-from src.harmony.vocabulary import load_vocabulary
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.protocol import ChatCompletionRequest
+from gptoss.api.tool_choice import MAX_GUIDED_SCHEMA, plan_tools
+from gptoss.harmony.grammar import TurnSpec, fitted_grammar
+from gptoss.harmony.vocabulary import load_vocabulary
 
 PLACE = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
 FREE = {"type": "object"}

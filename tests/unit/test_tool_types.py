@@ -8,9 +8,9 @@ from typing import Any
 import openai_harmony as oh
 import pytest
 
-from src.harmony.render import developer_message, render_message
-from src.harmony.tool_types import render_tools
-from src.harmony.vocabulary import load_vocabulary
+from gptoss.harmony.render import developer_message, render_message
+from gptoss.harmony.tool_types import render_tools
+from gptoss.harmony.vocabulary import load_vocabulary
 
 PLAIN: dict[str, dict[str, Any] | None] = {
     "none": None,

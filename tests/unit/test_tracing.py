@@ -8,8 +8,8 @@ import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from src.api.metrics import RequestRecord
-from src.api.tracing import Tracing
+from gptoss.api.metrics import RequestRecord
+from gptoss.api.tracing import Tracing
 
 
 @pytest.mark.parametrize(

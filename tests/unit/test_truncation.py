@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from src.api.responses_items import PlacedItem
-from src.api.truncation import Cuts, answer_tokens
+from gptoss.api.responses_items import PlacedItem
+from gptoss.api.truncation import Cuts, answer_tokens
 
 KINDS = {"c": "function_call", "o": "function_call_output", "k": "custom_tool_call", "p": "custom_tool_call_output"}
 ROLES = {"u": "user", "a": "assistant", "s": "system", "d": "developer"}

@@ -9,12 +9,12 @@ import pytest
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from src.api.completions import CompletionRequest
-from src.api.errors import InvalidRequest
-from src.api.keys import ANONYMOUS, Caller
-from src.api.protocol import ChatCompletionRequest
-from src.api.responses_input import ResponsesRequest
-from src.api.unknown_fields import MAX_PAIRS, UnknownFields, client_of, find_unknown
+from gptoss.api.completions import CompletionRequest
+from gptoss.api.errors import InvalidRequest
+from gptoss.api.keys import ANONYMOUS, Caller
+from gptoss.api.protocol import ChatCompletionRequest
+from gptoss.api.responses_input import ResponsesRequest
+from gptoss.api.unknown_fields import MAX_PAIRS, UnknownFields, client_of, find_unknown
 
 USER = {"role": "user", "content": "x"}
 CHAT = {"model": "m", "messages": [USER]}

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from src.api.errors import RateLimited
-from src.api.keys import Caller
-from src.api.usage import Allowance, Usage, Work
+from gptoss.api.errors import RateLimited
+from gptoss.api.keys import Caller
+from gptoss.api.usage import Allowance, Usage, Work
 
 
 def caller(requests: int = 0, tokens: int = 0, concurrent: int = 0) -> Caller:

@@ -14,9 +14,9 @@ from typing import Any, cast
 import pytest
 from openai_harmony import HarmonyEncoding
 
-from src.harmony import byte_pairs
-from src.harmony import vocabulary as v
-from src.harmony.byte_pairs import EncodingStoppedError, Limits, TooManyTokensError, merge_bytes
+from gptoss.harmony import byte_pairs
+from gptoss.harmony import vocabulary as v
+from gptoss.harmony.byte_pairs import EncodingStoppedError, Limits, TooManyTokensError, merge_bytes
 from tests.helpers import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ import socket, sys
 def refuse(*a, **k): raise AssertionError("network used")
 socket.socket.connect = refuse; socket.create_connection = refuse; socket.getaddrinfo = refuse
 from pathlib import Path
-from src.harmony.vocabulary import load_vocabulary
+from gptoss.harmony.vocabulary import load_vocabulary
 checkpoint = Path(sys.argv[2]) if len(sys.argv) > 2 else None
 loaded = load_vocabulary(checkpoint, Path(sys.argv[1]))
 print(loaded.source); print(loaded.encode("hello world"))

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from src.api.warn_once import WarnOnce
+from gptoss.api.warn_once import WarnOnce
 
 
 def test_names_are_told_once_and_not_without_end(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from src.api.errors import RateLimited
-from src.api.work_pool import MAX_WAITING, ClientGone, Sender, WorkPool
+from gptoss.api.errors import RateLimited
+from gptoss.api.work_pool import MAX_WAITING, ClientGone, Sender, WorkPool
 
 
 class Gate:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from src.engine.config import ModelConfig
-from src.kernels.mxfp4 import GROUP_SIZE
+from gptoss.engine.config import ModelConfig
+from gptoss.kernels.mxfp4 import GROUP_SIZE
 
 Shape = tuple[int, ...]
 FLOAT_TYPES = frozenset({"BF16", "F16", "F32"})

@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from src.engine.config import SLIDING, ModelConfig
-from src.engine.model.native_layers import NativeLayers
-from src.engine.model.weights import LayerWeights, ModelWeights
-from src.engine.parallel import Communicator
-from src.kernels import native
-from src.kernels.attention import AttentionPlan, paged_attention
-from src.kernels.kv_cache import rope_and_store
-from src.kernels.linear import linear
-from src.kernels.moe import ExpertWeights, moe_forward
-from src.kernels.rms_norm import rms_norm
-from src.kernels.rope import rope_tables, yarn_inverse_frequencies
+from gptoss.engine.config import SLIDING, ModelConfig
+from gptoss.engine.model.native_layers import NativeLayers
+from gptoss.engine.model.weights import LayerWeights, ModelWeights
+from gptoss.engine.parallel import Communicator
+from gptoss.kernels import native
+from gptoss.kernels.attention import AttentionPlan, paged_attention
+from gptoss.kernels.kv_cache import rope_and_store
+from gptoss.kernels.linear import linear
+from gptoss.kernels.moe import ExpertWeights, moe_forward
+from gptoss.kernels.rms_norm import rms_norm
+from gptoss.kernels.rope import rope_tables, yarn_inverse_frequencies
 
 KEY_ELEMENTS = 4  # of a row of the head, to sort it by: as many as fill an int64
 MIN_SHARED = 0.1

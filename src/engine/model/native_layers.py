@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from src.engine.config import FULL, SLIDING, ModelConfig
-from src.engine.model.weights import LayerWeights
-from src.kernels import native
-from src.kernels.attention import AttentionPlan
-from src.kernels.moe import ExpertWeights
-from src.kernels.mxfp4 import Mxfp4Tensor
+from gptoss.engine.config import FULL, SLIDING, ModelConfig
+from gptoss.engine.model.weights import LayerWeights
+from gptoss.kernels import native
+from gptoss.kernels.attention import AttentionPlan
+from gptoss.kernels.moe import ExpertWeights
+from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
 if TYPE_CHECKING:
-    from src.engine.model.gpt_oss import LayerCache
+    from gptoss.engine.model.gpt_oss import LayerCache
 
 PLANS = (FULL, SLIDING)  # their places in the call's table
 NUM_POINTERS = 17

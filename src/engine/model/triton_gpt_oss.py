@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 
-from src.engine.config import SLIDING, ModelConfig
-from src.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
-from src.engine.model.weights import LayerWeights, ModelWeights
-from src.engine.parallel import Communicator
-from src.kernels.gpu import blocks
-from src.kernels.gpu.mxfp4_layout import PackedExperts
-from src.kernels.rope import rope_tables
+from gptoss.engine.config import SLIDING, ModelConfig
+from gptoss.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
+from gptoss.engine.model.weights import LayerWeights, ModelWeights
+from gptoss.engine.parallel import Communicator
+from gptoss.kernels.gpu import blocks
+from gptoss.kernels.gpu.mxfp4_layout import PackedExperts
+from gptoss.kernels.rope import rope_tables
 
 
 class TritonGptOss(GptOss):

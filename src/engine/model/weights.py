@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from src.engine.config import ModelConfig
-from src.engine.model.checkpoint import Checkpoint
-from src.engine.shards import Shard, whole
-from src.kernels.gpu import support
-from src.kernels.gpu.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, pack_experts
-from src.kernels.moe import ExpertWeights
-from src.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4
+from gptoss.engine.config import ModelConfig
+from gptoss.engine.model.checkpoint import Checkpoint
+from gptoss.engine.shards import Shard, whole
+from gptoss.kernels.gpu import support
+from gptoss.kernels.gpu.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, pack_experts
+from gptoss.kernels.moe import ExpertWeights
+from gptoss.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4
 
 
 @dataclass(frozen=True, slots=True)

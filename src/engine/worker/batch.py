@@ -12,14 +12,14 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from src.engine.config import FULL, SLIDING
-from src.engine.messages import NewRequest, SchedulerOutput
-from src.engine.model.gpt_oss import ForwardBatch
-from src.engine.sampling_params import SamplingParams
-from src.engine.worker.transfers import to_device
-from src.kernels import native
-from src.kernels.attention import TILE_TOKENS, AttentionPlan, DecodePlan, PrefillPlan, Ragged
-from src.kernels.gpu import support
+from gptoss.engine.config import FULL, SLIDING
+from gptoss.engine.messages import NewRequest, SchedulerOutput
+from gptoss.engine.model.gpt_oss import ForwardBatch
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.worker.transfers import to_device
+from gptoss.kernels import native
+from gptoss.kernels.attention import TILE_TOKENS, AttentionPlan, DecodePlan, PrefillPlan, Ragged
+from gptoss.kernels.gpu import support
 
 
 class _Growing:

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from src.engine.config import FULL, SLIDING, EngineConfig
-from src.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
-from src.engine.worker.batch import RequestState
-from src.engine.worker.transfers import to_device
-from src.kernels.attention import AttentionPlan, Ragged
+from gptoss.engine.config import FULL, SLIDING, EngineConfig
+from gptoss.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
+from gptoss.engine.worker.batch import RequestState
+from gptoss.engine.worker.transfers import to_device
+from gptoss.kernels.attention import AttentionPlan, Ragged
 
 logger = logging.getLogger(__name__)
 

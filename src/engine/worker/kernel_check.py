@@ -13,17 +13,17 @@ import time
 import numpy as np
 import torch
 
-from src.engine.config import FULL, SCORED_ROWS, SLIDING, EngineConfig
-from src.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
-from src.engine.model.triton_gpt_oss import TritonGptOss
-from src.engine.parallel import Communicator
-from src.engine.worker.batch import ragged_batch
-from src.kernels.attention import AttentionPlan, PrefillPlan
-from src.kernels.gpu import support
-from src.kernels.gpu.configs import step_sizes
-from src.kernels.gpu.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, unpack_experts
-from src.kernels.moe import ExpertWeights
-from src.kernels.mxfp4 import Mxfp4Tensor
+from gptoss.engine.config import FULL, SCORED_ROWS, SLIDING, EngineConfig
+from gptoss.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
+from gptoss.engine.model.triton_gpt_oss import TritonGptOss
+from gptoss.engine.parallel import Communicator
+from gptoss.engine.worker.batch import ragged_batch
+from gptoss.kernels.attention import AttentionPlan, PrefillPlan
+from gptoss.kernels.gpu import support
+from gptoss.kernels.gpu.configs import step_sizes
+from gptoss.kernels.gpu.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, unpack_experts
+from gptoss.kernels.moe import ExpertWeights
+from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def warm_up(model: TritonGptOss, cache: list[LayerCache], config: EngineConfig, 
 
 def launch_sampler(logits: torch.Tensor) -> None:
     """The kernels that pick tokens, for one row and for all of `logits` [R, V]."""
-    from src.kernels.gpu import sampling, truncated
+    from gptoss.kernels.gpu import sampling, truncated
 
     rows, vocab = logits.shape
     for count in {1, rows}:

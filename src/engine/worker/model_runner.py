@@ -8,18 +8,18 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from src.engine.config import EngineConfig
-from src.engine.messages import ModelRunnerOutput, SchedulerOutput
-from src.engine.model.gpt_oss import GptOss, LayerCache
-from src.engine.parallel import Communicator
-from src.engine.shards import split
-from src.engine.worker.batch import RequestState, RequestTable, StepRows, build_batch
-from src.engine.worker.graph_runner import Ahead, GraphRunner, all_decode
-from src.engine.worker.prompt_scores import PromptScores, score_prompts
-from src.engine.worker.sampler import SamplingRow, sample
-from src.engine.worker.transfers import to_device
-from src.kernels import native
-from src.kernels.gpu import support
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
+from gptoss.engine.model.gpt_oss import GptOss, LayerCache
+from gptoss.engine.parallel import Communicator
+from gptoss.engine.shards import split
+from gptoss.engine.worker.batch import RequestState, RequestTable, StepRows, build_batch
+from gptoss.engine.worker.graph_runner import Ahead, GraphRunner, all_decode
+from gptoss.engine.worker.prompt_scores import PromptScores, score_prompts
+from gptoss.engine.worker.sampler import SamplingRow, sample
+from gptoss.engine.worker.transfers import to_device
+from gptoss.kernels import native
+from gptoss.kernels.gpu import support
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from src.engine.messages import TokenLogprobs
-from src.engine.worker.batch import ScoredTokens
-from src.engine.worker.sampler import floored
-from src.engine.worker.transfers import to_device
+from gptoss.engine.messages import TokenLogprobs
+from gptoss.engine.worker.batch import ScoredTokens
+from gptoss.engine.worker.sampler import floored
+from gptoss.engine.worker.transfers import to_device
 
 # request id -> logprobs of tokens of its prompt, request id -> why it has none
 PromptScores = tuple[dict[str, list[TokenLogprobs]], dict[str, str]]

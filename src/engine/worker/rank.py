@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
-from src import logs
-from src.engine.config import ConfigError, EngineConfig
-from src.engine.messages import ModelRunnerOutput, RankReport, SchedulerOutput, Step
-from src.engine.model.checkpoint import CheckpointError
-from src.engine.shards import Shard
-from src.engine.worker.worker import Worker
+from gptoss import logs
+from gptoss.engine.config import ConfigError, EngineConfig
+from gptoss.engine.messages import ModelRunnerOutput, RankReport, SchedulerOutput, Step
+from gptoss.engine.model.checkpoint import CheckpointError
+from gptoss.engine.shards import Shard
+from gptoss.engine.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class RankWorker(Protocol):
 
 def make_worker(config: EngineConfig, rank: int, rendezvous: Path | None) -> RankWorker:
     if config.backend == "transformers":
-        from src.engine.worker.transformers_worker import TransformersWorker
+        from gptoss.engine.worker.transformers_worker import TransformersWorker
 
         return TransformersWorker(config)
     return Worker(config, rank, rendezvous)

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from src.engine.messages import TokenLogprobs
-from src.engine.sampling_params import LogitBias, SamplingParams
-from src.engine.worker.transfers import Reading, to_device
-from src.engine.worker.truncation import Truncated, invert, is_truncated
-from src.kernels import native
-from src.kernels.gpu import support
+from gptoss.engine.messages import TokenLogprobs
+from gptoss.engine.sampling_params import LogitBias, SamplingParams
+from gptoss.engine.worker.transfers import Reading, to_device
+from gptoss.engine.worker.truncation import Truncated, invert, is_truncated
+from gptoss.kernels import native
+from gptoss.kernels.gpu import support
 
 LOGPROB_FLOOR = -9999.0
 FEW_BIASED = 4096  # tokens of one request
@@ -130,7 +130,7 @@ def _pick_on_gpu(
     logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor, _Unsure | None]:
     """As _pick, without waiting for the device: two kernels, and two more for rows that top-k, top-p or min-p cut."""
-    from src.kernels.gpu import sampling, truncated
+    from gptoss.kernels.gpu import sampling, truncated
 
     device = logits.device
     params = [row.params for row in rows]

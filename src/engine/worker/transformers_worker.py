@@ -12,13 +12,13 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, Mxfp4Config
 
-from src.engine.config import ConfigError, EngineConfig
-from src.engine.messages import ModelRunnerOutput, SchedulerOutput
-from src.engine.shards import whole
-from src.engine.worker.batch import RequestState, RequestTable, ScoredTokens
-from src.engine.worker.model_runner import sample_states, with_scores
-from src.engine.worker.prompt_scores import score_prompts
-from src.engine.worker.worker import GIB, choose_device, choose_dtype, set_threads
+from gptoss.engine.config import ConfigError, EngineConfig
+from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
+from gptoss.engine.shards import whole
+from gptoss.engine.worker.batch import RequestState, RequestTable, ScoredTokens
+from gptoss.engine.worker.model_runner import sample_states, with_scores
+from gptoss.engine.worker.prompt_scores import score_prompts
+from gptoss.engine.worker.worker import GIB, choose_device, choose_dtype, set_threads
 
 logger = logging.getLogger(__name__)
 

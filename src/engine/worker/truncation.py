@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from src.engine.sampling_params import SamplingParams
-from src.engine.worker.transfers import to_device
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.worker.transfers import to_device
 
 NUM_CANDIDATES = 1024
 INVERT_BLOCK = 128

@@ -12,19 +12,19 @@ from pathlib import Path
 import psutil
 import torch
 
-from src.engine.config import FULL, SLIDING, ConfigError, EngineConfig
-from src.engine.memory_plan import activation_bytes, stage_layers
-from src.engine.messages import PROBE_ID, ModelRunnerOutput, NewRequest, SchedulerOutput
-from src.engine.model.checkpoint import Checkpoint
-from src.engine.model.gpt_oss import GptOss, LayerCache
-from src.engine.model.weights import ModelWeights, WeightLoader, dummy_weights, iterate_tensors
-from src.engine.parallel import Communicator
-from src.engine.sampling_params import SamplingParams
-from src.engine.shards import make_shard
-from src.engine.worker.graph_runner import GraphRunner
-from src.engine.worker.model_runner import ModelRunner
-from src.kernels import native
-from src.kernels.gpu import support
+from gptoss.engine.config import FULL, SLIDING, ConfigError, EngineConfig
+from gptoss.engine.memory_plan import activation_bytes, stage_layers
+from gptoss.engine.messages import PROBE_ID, ModelRunnerOutput, NewRequest, SchedulerOutput
+from gptoss.engine.model.checkpoint import Checkpoint
+from gptoss.engine.model.gpt_oss import GptOss, LayerCache
+from gptoss.engine.model.weights import ModelWeights, WeightLoader, dummy_weights, iterate_tensors
+from gptoss.engine.parallel import Communicator
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.shards import make_shard
+from gptoss.engine.worker.graph_runner import GraphRunner
+from gptoss.engine.worker.model_runner import ModelRunner
+from gptoss.kernels import native
+from gptoss.kernels.gpu import support
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Worker:
     def _make_model(self, weights: ModelWeights) -> GptOss:
         if not self._triton:
             return GptOss(self.config.model, weights, self.comm)
-        from src.engine.model.triton_gpt_oss import TritonGptOss
+        from gptoss.engine.model.triton_gpt_oss import TritonGptOss
 
         if self.config.block_size < MIN_TRITON_BLOCK:
             raise ConfigError(
@@ -139,8 +139,8 @@ class Worker:
         """Compiles the Triton kernels; on one GPU proves them too, and captures the decode steps."""
         if not self._triton:
             return None
-        from src.engine.model.triton_gpt_oss import TritonGptOss
-        from src.engine.worker import kernel_check
+        from gptoss.engine.model.triton_gpt_oss import TritonGptOss
+        from gptoss.engine.worker import kernel_check
 
         assert isinstance(self.model, TritonGptOss)
         if self.comm.world_size == 1:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from src.harmony.schema.references import References
+from gptoss.harmony.schema.references import References
 
 TYPES = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
 SCHEMAS_IN_MAP = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from src.harmony.schema.references import References
+from gptoss.harmony.schema.references import References
 
 _PARTS = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas"})
 _SAYS_WHAT_ELSE = ("additionalProperties", "unevaluatedProperties")

@@ -13,10 +13,10 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from src.harmony.digest_cache import DigestCache
-from src.harmony.schema.checks import SchemaError, check_references, check_schema_shape
-from src.harmony.schema.plain import is_plain
-from src.harmony.schema.rewrite import ALL, Relaxed, Rewriter
+from gptoss.harmony.digest_cache import DigestCache
+from gptoss.harmony.schema.checks import SchemaError, check_references, check_schema_shape
+from gptoss.harmony.schema.plain import is_plain
+from gptoss.harmony.schema.rewrite import ALL, Relaxed, Rewriter
 
 MAX_CACHED, MAX_CACHED_CHARS = 10_000, 32 * 2**20
 UNSATISFIABLE = "Unsatisfiable"  # how the compiler begins to say that nothing matches

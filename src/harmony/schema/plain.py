@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
-from src.harmony.schema.rewrite import Rewriter
+from gptoss.harmony.schema.rewrite import Rewriter
 
 MAX_DEPTH = 60  # of 128 that the compiler reads
 _ALONE = frozenset({"anyOf"})

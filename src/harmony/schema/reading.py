@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Set
 from typing import Any
 
-from src.harmony.schema.distinct import type_of
-from src.harmony.schema.patterns import NARROWED_FORMATS, PatternError, translate
+from gptoss.harmony.schema.distinct import type_of
+from gptoss.harmony.schema.patterns import NARROWED_FORMATS, PatternError, translate
 
 
 def only_integers(kind: Any) -> bool:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from src.harmony.schema import closing
-from src.harmony.schema.closing import Level
-from src.harmony.schema.distinct import all_distinct, tag_of, value_key
-from src.harmony.schema.numbers import bounds
-from src.harmony.schema.patterns import KNOWN_FORMATS, NARROWED_FORMATS, PatternError, any_name_but, translate
-from src.harmony.schema.reading import (
+from gptoss.harmony.schema import closing
+from gptoss.harmony.schema.closing import Level
+from gptoss.harmony.schema.distinct import all_distinct, tag_of, value_key
+from gptoss.harmony.schema.numbers import bounds
+from gptoss.harmony.schema.patterns import KNOWN_FORMATS, NARROWED_FORMATS, PatternError, any_name_but, translate
+from gptoss.harmony.schema.reading import (
     ANNOTATIONS,
     beyond_json,
     has_type,
@@ -28,7 +28,7 @@ from src.harmony.schema.reading import (
     only_required,
     says_only,
 )
-from src.harmony.schema.references import References
+from gptoss.harmony.schema.references import References
 
 Node = dict[str, Any] | bool
 MOST_COMBINATIONS = 20  # of names, written out one by one

@@ -25,9 +25,9 @@ import torch
 import triton
 import triton.language as tl
 
-from src.kernels.attention import TILE_TOKENS, Ragged
-from src.kernels.gpu import support
-from src.kernels.gpu.configs import TileConfig
+from gptoss.kernels.attention import TILE_TOKENS, Ragged
+from gptoss.kernels.gpu import support
+from gptoss.kernels.gpu.configs import TileConfig
 
 SHORT_SPLIT = 256
 NUM_SHORT = 32

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import torch
 
-from src.kernels.attention import Ragged
-from src.kernels.gpu import attention, dense, experts, routing, support
-from src.kernels.gpu.configs import config_for
-from src.kernels.gpu.mxfp4_layout import PackedExperts
+from gptoss.kernels.attention import Ragged
+from gptoss.kernels.gpu import attention, dense, experts, routing, support
+from gptoss.kernels.gpu.configs import config_for
+from gptoss.kernels.gpu.mxfp4_layout import PackedExperts
 
 DIRECT_TOKENS = 4
 FUSED_TOKENS = 64  # up to here every program norms for itself

@@ -18,10 +18,10 @@ import torch
 import triton
 import triton.language as tl
 
-from src.kernels.gpu import support
-from src.kernels.gpu.configs import TileConfig
-from src.kernels.gpu.mxfp4_layout import PackedMxfp4
-from src.kernels.gpu.routing import Routed, TileList, choose_experts
+from gptoss.kernels.gpu import support
+from gptoss.kernels.gpu.configs import TileConfig
+from gptoss.kernels.gpu.mxfp4_layout import PackedMxfp4
+from gptoss.kernels.gpu.routing import Routed, TileList, choose_experts
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from src.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor
+from gptoss.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor
 
 UNIT_ROWS = 16
 HALF_UNIT = UNIT_ROWS // 2

@@ -23,8 +23,8 @@ import torch
 import triton
 import triton.language as tl
 
-from src.kernels.gpu import support
-from src.kernels.gpu.configs import TileConfig
+from gptoss.kernels.gpu import support
+from gptoss.kernels.gpu.configs import TileConfig
 
 FEW_TOKENS = 64
 BLOCK_K = 64

@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from src.kernels.gpu import sampling
-from src.kernels.gpu.sampling import allowed_logits
+from gptoss.kernels.gpu import sampling
+from gptoss.kernels.gpu.sampling import allowed_logits
 
 TOP = 64
 WARPS = 16

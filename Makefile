@@ -2,13 +2,16 @@ PYTHON := .venv/bin/python
 URL ?= http://127.0.0.1:8000
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 serve: ## set up and serve (flags: make serve ARGS="--port 9000")
 	./run_server.sh $(ARGS)
 
 test: ## set up and run every check
 	./run_tests.sh
+
+test-training: ## the embedded model's course: its lessons and its trainer
+	$(PYTHON) -m pytest training/nano/tests
 
 lint: ## formatting, ruff, mypy
 	./run_tests.sh lint
@@ -38,4 +41,4 @@ clean: ## remove what was made here, the environment included
 	rm -rf .venv reports logs .mypy_cache .ruff_cache .hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint type format bench kernel-report gpu health lock clean
+.PHONY: help serve test test-training lint type format bench kernel-report gpu health lock clean

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what is missing and runs the checks:
 #
-#   ./run_tests.sh [nano|20b|120b] [all|lint|unit|engine|kernels|integration|e2e|p0|performance] [pytest options]
+#   ./run_tests.sh [nano|20b|120b] [all|lint|quick|engine|kernels|integration|e2e|p0|performance] [pytest options]
 #
 # Without arguments everything, on the embedded model. With 20b or 120b only what a live server shows: all, p0 or
 # performance; without the checkpoint or the GPU for it that ends at once with exit code 3 and says what is missing.
@@ -14,10 +14,11 @@ model=nano
 case "${1:-}" in nano | 20b | 120b) model="$1"; shift ;; esac
 suite="${1:-all}"
 [ $# -gt 0 ] && shift
+[ "$suite" = unit ] && suite=quick # its name before
 case "$suite" in
-    all | lint | unit | engine | kernels | integration | e2e | p0 | performance) ;;
+    all | lint | quick | unit | engine | kernels | integration | e2e | p0 | performance) ;;
     *)
-        echo "unknown suite '$suite': all, lint, unit, engine, kernels, integration, e2e, p0 or performance" >&2
+        echo "unknown suite '$suite': all, lint, quick, engine, kernels, integration, e2e, p0 or performance" >&2
         exit 2
         ;;
 esac
@@ -66,7 +67,7 @@ all() { # pytest options. Servers take long to start and wait much, so that the 
     if [ -e /dev/nvidia0 ]; then # which each would want for itself
         run "$folder" "${rest[@]}" "$@"
         run "$(report e2e)" tests/e2e "$@"
-        run "$(report unit)" tests/unit "$@"
+        run "$(report quick)" tests/quick "$@"
     else
         output="$(mktemp)"
         halves # threads of both on all cores would wait for one another
@@ -75,7 +76,7 @@ all() { # pytest options. Servers take long to start and wait much, so that the 
         beside=$!
         trap 'kill $beside 2>/dev/null; rm -f "$output"' EXIT
         run "$(report e2e)" tests/e2e "$@"
-        run "$(report unit)" tests/unit "$@"
+        run "$(report quick)" tests/quick "$@"
         wait $beside || status=1
         beside=
         cores=()

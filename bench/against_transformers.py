@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bench.serve import Target, streams
-from tests.server_process import ServerProcess
+from tests.support.server_process import ServerProcess
 
 
 def load_transformers(folder: Path) -> Any:

@@ -36,7 +36,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.soak import HANGS_AFTER_S, Client, resources
-from tests.server_process import ServerProcess, running_server
+from tests.support.server_process import ServerProcess, running_server
 
 ROUNDS = 3
 HEARTBEAT_TIMEOUT_S = 3.0

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gptoss.engine.worker.worker import set_threads
-from gptoss.kernels import native
+from gptoss.kernels.cpu import native
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
 HIDDEN, INTERMEDIATE, EXPERTS, PER_TOKEN = 2880, 2880, 32, 4

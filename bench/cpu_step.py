@@ -18,15 +18,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gptoss.engine.config import FULL, SLIDING, EngineConfig, ModelConfig
+from gptoss.embedded.unfold import ASSET, unfold
+from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
 from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.model.model_config import FULL, SLIDING, ModelConfig
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.batch import RequestTable, build_batch
-from gptoss.engine.worker.sampler import SamplingRow, _pick, _pick_natively
+from gptoss.engine.worker.sampling.sampler import _pick, _pick_natively
+from gptoss.engine.worker.sampling.sampling_row import SamplingRow
 from gptoss.engine.worker.worker import Worker, set_threads
-from gptoss.kernels import native
-from gptoss.nano.folding import ASSET, unfold
+from gptoss.kernels.cpu import native
 
 VOCAB = 201_088
 REPEAT = 60

@@ -1,12 +1,12 @@
-"""What guessed tokens save: the same questions in turns to two servers, one with drafts and one without; their answers must
-be equal.
+"""What guessed tokens save: the same questions in turns to two servers, one with drafts and one without; their answers
+must be equal.
 
     ./run_server.sh --model nano --port 8000
     ./run_server.sh --model nano --port 8001 --num-speculative-tokens 0
     python bench/drafts.py --drafts http://127.0.0.1:8000 --plain http://127.0.0.1:8001
 
-Questions are the embedded model's held-out ones, one stream, with temperature 0 and 1 in turns. The second round asks the
-same again, as agents and retries do.
+Questions are the embedded model's held-out ones, one stream, with temperature 0 and 1 in turns. The second round asks
+the same again, as agents and retries do.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gptoss.cli.evaluate_nano import SKILLS, body_of, held_out_example
-from gptoss.harmony.vocabulary import load_vocabulary
-from gptoss.nano.examples import Source
+from gptoss.harmony.vocabulary_files import load_vocabulary
+from training.nano.evaluate import SKILLS, body_of, held_out_example
+from training.nano.examples import Source
 
 
 def ask(client: httpx.Client, body: dict[str, Any]) -> tuple[float, int, str]:

@@ -17,7 +17,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gptoss.harmony.grammar import TurnSpec, check_grammar, check_schema, turn_grammar
-from gptoss.harmony.vocabulary import load_vocabulary
+from gptoss.harmony.vocabulary_files import load_vocabulary
 
 TEXT: dict[str, Any] = {"type": "string"}
 SCHEMAS: dict[str, dict[str, Any]] = {

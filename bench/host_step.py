@@ -1,10 +1,11 @@
-"""What the host does for one decode step on a GPU, by number of requests: scheduling, grammars, the sampler's numbers, the
-buffers of the next step, accounting and encoding. The device is stood in for by one that is always done.
+"""What the host does for one decode step on a GPU, by number of requests: scheduling, grammars, the sampler's numbers,
+the buffers of the next step, accounting and encoding. The device is stood in for by one that is always done.
 
     python bench/host_step.py [--lookahead 0]
 
 On a GPU this is meant to go on while the device computes the next step; that it does is for a GPU to show. Copies and
-launches themselves are not in it. Passes are those through the model: a request whose next token had no place yet needs a second.
+launches themselves are not in it. Passes are those through the model: a request whose next token had no place yet needs
+a second.
 """
 
 from __future__ import annotations
@@ -23,24 +24,26 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gptoss.engine.config import EngineConfig, ModelConfig
-from gptoss.engine.guided import GuidedDecoding, load_tokenizer
-from gptoss.engine.kv_cache_manager import KVCacheManager
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.core.grammar_matcher import GuidedDecoding, load_tokenizer
+from gptoss.engine.core.kv_cache_manager import KVCacheManager
+from gptoss.engine.core.request import Request
+from gptoss.engine.core.scheduler import Scheduler
 from gptoss.engine.messages import EngineStats, Outputs
-from gptoss.engine.parallel import Communicator
-from gptoss.engine.request import Request
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
+from gptoss.engine.parallel.communicator import Communicator
+from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import LoopGuard, SamplingParams
-from gptoss.engine.scheduler import Scheduler
-from gptoss.engine.shapes import SIZES, hf_config
-from gptoss.engine.shards import whole
-from gptoss.engine.worker import sampler
-from gptoss.engine.worker.graph_runner import GraphRunner
+from gptoss.engine.worker.cuda_graphs import GraphRunner
+from gptoss.engine.worker.device_copy import to_device
 from gptoss.engine.worker.model_runner import ModelRunner
-from gptoss.engine.worker.sampler import SamplingRow
-from gptoss.engine.worker.transfers import to_device
+from gptoss.engine.worker.sampling import sampler
+from gptoss.engine.worker.sampling.sampling_row import SamplingRow
 from gptoss.harmony.grammar import TurnSpec, turn_grammar
-from gptoss.harmony.vocabulary import END, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
-from gptoss.kernels.gpu import support
+from gptoss.harmony.special_tokens import END, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS
+from gptoss.harmony.vocabulary_files import load_vocabulary
+from gptoss.kernels.triton import support
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig.from_json(hf_config(SIZES["20b"]))

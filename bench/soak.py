@@ -25,7 +25,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.server_process import ServerProcess, running_server
+from tests.support.server_process import ServerProcess, running_server
 
 HANGS_AFTER_S = 90.0
 PROMPTS = ("What is 12 + 30?", "Count to 20.", "Spell the word lamp.", "Hello!", "Tell me " + "a long story " * 60)

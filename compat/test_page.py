@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.server_process import ServerProcess, running_server  # noqa: E402
+from tests.support.server_process import ServerProcess, running_server  # noqa: E402
 
 KEY = "key-for-the-page"
 

@@ -9,7 +9,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gptoss.config import DEFAULT_CONFIG_FILE, ServerConfig
+from gptoss.config.schema import ServerConfig
+from gptoss.config.sources import DEFAULT_CONFIG_FILE
 
 SECTIONS = {
     "host": "serving",

@@ -13,8 +13,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gptoss.cached_files import cached
-from gptoss.engine.config import ConfigError, ModelConfig
-from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.config.errors import ConfigError
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def _embedded_nano(cache_folder: Path) -> Path:
 def _unfold_nano(folder: Path) -> None:
     """In a process of its own, which may load torch. Raises OSError where the disk is full, else ConfigError."""
     logger.info("unfolding the embedded model nano into %s", folder)
-    command = [sys.executable, "-m", "gptoss.cli.unfold_nano", "--out", str(folder)]
+    command = [sys.executable, "-m", "gptoss.cli.unfold", "--out", str(folder)]
     command += ["--parent", str(os.getpid())]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if done.returncode == 0:

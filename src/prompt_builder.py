@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from gptoss.harmony.byte_pairs import UNLIMITED, Limits
+from gptoss.harmony.bpe import UNLIMITED, Limits
 from gptoss.harmony.generated_ids import GeneratedIds
 from gptoss.harmony.history import Message, message_text, render_history
 from gptoss.harmony.history import PromptError as PromptError
@@ -28,7 +28,7 @@ from gptoss.harmony.render import (
     render_message,
     system_message,
 )
-from gptoss.harmony.vocabulary import Vocabulary
+from gptoss.harmony.vocabulary_files import Vocabulary
 
 PROMPT_VERSION = "harmony-v1"
 

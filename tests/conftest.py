@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.server_process import LOG_FOLDER
+from tests.support.server_process import LOG_FOLDER
 
-# Triton kernels run on a GPU where there is one, else in triton's interpreter, which must be chosen before anything imports
-# triton
+# Triton kernels run on a GPU where there is one, else in triton's interpreter, which must be chosen before anything
+# imports triton
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import uvicorn
 
 from gptoss.api.app import create_app
-from gptoss.api.http_protocol import ConnectionLimits, limited_protocol
-from gptoss.config import ServerConfig
-from gptoss.engine.client import EngineClient
-from gptoss.engine.lifecycle import EngineState
-from gptoss.engine.messages import AddRequest, Ready, TokenLogprobs, TokenOutput
-from gptoss.engine.request import FinishReason
-from gptoss.harmony.vocabulary import load_vocabulary
-from tests.helpers import checkpoint, engine_config
+from gptoss.api.http.uvicorn_server import ConnectionLimits, limited_protocol
+from gptoss.config.schema import ServerConfig
+from gptoss.engine.client.client import EngineClient
+from gptoss.engine.client.supervisor import EngineState
+from gptoss.engine.messages import AddRequest, FinishReason, Ready, TokenLogprobs, TokenOutput
+from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.helpers import checkpoint, engine_config
 
 MAX_MODEL_LEN = 1024
 

@@ -252,7 +252,8 @@ def errors_of(schema: Mapping[str, Any], text: str) -> list[jsonschema.Validatio
 
 
 def _without_extensions(schema: Any) -> Any:
-    """For the validator: nullable written out, without $schema, and without the limits of float64, which 1E+999 exceeds."""
+    """For the validator: nullable written out, without $schema, and without the limits of float64, which 1E+999
+    exceeds."""
     if isinstance(schema, list):
         return [_without_extensions(inner) for inner in schema]
     if not isinstance(schema, dict):

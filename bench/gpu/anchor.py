@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from bench.gpu.timing import Row, time_us
-from gptoss.engine.shapes import SIZES
+from gptoss.engine.model.named_sizes import SIZES
 
 LIMIT = 7.0
 

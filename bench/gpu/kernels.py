@@ -10,13 +10,13 @@ from functools import partial
 import torch
 
 from bench.gpu.timing import Row, time_us
-from gptoss.engine.config import ModelConfig
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.engine.model.weights import LayerWeights, dummy_weights
-from gptoss.engine.shapes import SIZES, hf_config
 from gptoss.engine.worker.batch import ragged_batch
-from gptoss.kernels.gpu import attention, blocks, dense, experts, routing, support
-from gptoss.kernels.gpu.configs import TileConfig, config_for
-from gptoss.kernels.gpu.mxfp4_layout import PackedExperts
+from gptoss.kernels.triton import attention, dense, experts, fused_layers, routing, support
+from gptoss.kernels.triton.configs import TileConfig, config_for
+from gptoss.kernels.triton.mxfp4_layout import PackedExperts
 
 EPS = 1e-5
 BLOCK_SIZE = 64
@@ -79,7 +79,7 @@ class Layer:
         )
         value, positions = torch.zeros_like(key), torch.arange(tokens, device=DEVICE)
         rope = torch.ones(max(tokens, 2), 2, dim // 2, device=DEVICE)
-        apart = tokens > blocks.FUSED_TOKENS
+        apart = tokens > fused_layers.FUSED_TOKENS
         scaled, r = dense.norm_tokens(x, w.attention_norm, EPS)
         norm = {"r": r} if apart else {"norm": w.attention_norm}
         given = scaled if apart else x
@@ -97,7 +97,7 @@ class Layer:
         )
         count = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
         many = tokens > routing.FEW_TOKENS
-        block_m = None if tokens <= blocks.DIRECT_TOKENS else self._tile_rows(tokens)
+        block_m = None if tokens <= fused_layers.DIRECT_TOKENS else self._tile_rows(tokens)
         yield self._bench(
             "router",
             tokens,
@@ -129,7 +129,7 @@ class Layer:
         c, e, x = self.c, self.experts, self._x(tokens)
         k = c.experts_per_token
         count = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
-        direct, w = tokens <= blocks.DIRECT_TOKENS, self.weights
+        direct, w = tokens <= fused_layers.DIRECT_TOKENS, self.weights
 
         def routed(block_m: int | None) -> routing.Routed:
             few = tokens <= routing.FEW_TOKENS

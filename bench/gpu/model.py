@@ -11,18 +11,19 @@ from collections.abc import Iterator
 import torch
 
 from bench.gpu.timing import Row, graph_us
-from gptoss.engine.config import FULL, SLIDING, EngineConfig, ModelConfig
+from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
-from gptoss.engine.model.gpt_oss import LayerCache
+from gptoss.engine.model.forward_batch import LayerCache
+from gptoss.engine.model.model_config import FULL, SLIDING, ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.engine.model.triton_gpt_oss import TritonGptOss
 from gptoss.engine.model.weights import dummy_weights, iterate_tensors
-from gptoss.engine.parallel import Communicator
+from gptoss.engine.parallel.communicator import Communicator
+from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.shapes import SIZES, hf_config
-from gptoss.engine.shards import whole
 from gptoss.engine.worker import kernel_check
 from gptoss.engine.worker.batch import RequestTable, StepRows, build_batch
-from gptoss.engine.worker.graph_runner import GraphRunner
+from gptoss.engine.worker.cuda_graphs import GraphRunner
 
 BLOCK_SIZE = 64
 REPEATS = 20
@@ -182,7 +183,7 @@ def graph_time(graphs: GraphRunner, batch: int) -> float:
 
 def launches() -> Iterator[Row]:
     """The fixed cost of a launch in a graph: 150 kernels that each wait for the one before."""
-    from gptoss.kernels.gpu import dense
+    from gptoss.kernels.triton import dense
 
     x = torch.randn(1, 64, device=DEVICE, dtype=torch.bfloat16)
     scale = torch.ones(64, device=DEVICE, dtype=torch.bfloat16)

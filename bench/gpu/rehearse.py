@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from gptoss.engine.shapes import Size
+from gptoss.engine.model.named_sizes import Size
 
 TINY = Size(layers=2, hidden=64, intermediate=32, experts=6, heads=4, kv_heads=2)
 VOCAB = 512
@@ -29,10 +29,10 @@ def once(run: Callable[[], object], repeat_ms: int = 100) -> float:
 def on_a_cpu() -> Iterator[None]:
     """Needs TRITON_INTERPRET=1 before triton is imported."""
     from bench.gpu import kernels, model, steps
-    from gptoss.engine.shapes import hf_config
-    from gptoss.engine.worker import graph_runner
-    from gptoss.kernels import native
-    from gptoss.kernels.gpu import support
+    from gptoss.engine.model.named_sizes import hf_config
+    from gptoss.engine.worker import cuda_graphs
+    from gptoss.kernels.cpu import native
+    from gptoss.kernels.triton import support
 
     if not support.interpreted():
         raise RuntimeError("set TRITON_INTERPRET=1")
@@ -51,7 +51,7 @@ def on_a_cpu() -> Iterator[None]:
         stack.enter_context(patch(kernels, "time_us", once))
         stack.enter_context(patch(model, "graph_us", once))
         stack.enter_context(patch(model, "graph_time", lambda graphs, batch: 1.0))
-        stack.enter_context(patch(graph_runner, "CudaGraphs", lambda: lambda forward: forward))
+        stack.enter_context(patch(cuda_graphs, "CudaGraphs", lambda: lambda forward: forward))
         stack.enter_context(patch(support, "runs_triton", lambda _: True))
         stack.enter_context(patch(native, "supports", lambda _: False))
         stack.enter_context(patch(torch.cuda, "synchronize", lambda *_: None))

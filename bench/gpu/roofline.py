@@ -1,15 +1,17 @@
-"""What a decode step should take on a card, kernel by kernel, before a card was seen: bytes, instructions, floors, time.
+"""What a decode step should take on a card, kernel by kernel, before a card was seen: bytes, instructions, floors,
+time.
 
     python -m bench.gpu.roofline [--card H200] [--model 20b] [--batch 1 32] [--json FILE]
 
-Instructions come from the kernels as they are compiled for the card, bytes from the model's shapes. Three things bound a
-kernel: its bytes at the memory's rate, what the busiest scheduler issues, and loads that wait for one another:
+Instructions come from the kernels as they are compiled for the card, bytes from the model's shapes. Three things bound
+a kernel: its bytes at the memory's rate, what the busiest scheduler issues, and loads that wait for one another:
 
-    time = max(bytes / bandwidth / 0.78 (0.96 above 500 MB), warps of a scheduler x instructions / clock / IPC + 0.6 us x dependent trips)
+    time = max(bytes / bandwidth / 0.78 (0.96 above 500 MB), warps of a scheduler x instructions / clock / IPC + 0.6 us
+    x dependent trips)
 
-IPC is 0.6 for one warp, which cannot issue in the clocks after most instructions, and 0.8 for two or more. A launch in a
-graph costs 1 us more. Weights that are asked for before the wait come while the kernel before leaves the memory idle, and
-from then on at the L2 cache's rate. All these figures are estimates for a card to confirm.
+IPC is 0.6 for one warp, which cannot issue in the clocks after most instructions, and 0.8 for two or more. A launch in
+a graph costs 1 us more. Weights that are asked for before the wait come while the kernel before leaves the memory idle,
+and from then on at the L2 cache's rate. All these figures are estimates for a card to confirm.
 `BEFORE` are the counts of commit 656da0c, to which the same formula is applied.
 """
 
@@ -25,10 +27,10 @@ from typing import Any
 
 from bench.kernels.cases import PREFILL_TOKENS, cases
 from bench.kernels.cross_compile import Compiled, cross_compile
-from gptoss.engine.config import ModelConfig
-from gptoss.engine.shapes import SIZES, hf_config
-from gptoss.kernels.gpu import attention, blocks
-from gptoss.kernels.gpu.configs import TileConfig, config_for
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
+from gptoss.kernels.triton import attention, fused_layers
+from gptoss.kernels.triton.configs import TileConfig, config_for
 
 MEMORY, STREAM, ONE_WARP, MORE_WARPS, TRIP_US, GAP_US = 0.78, 0.96, 0.6, 0.8, 0.6, 1.0
 STREAM_MEGABYTES = 500
@@ -92,7 +94,7 @@ class Step:
         self._cases = {case.name: case for case in cases(model, self.architecture)}
 
     def _compiled(self, kernel: str, suffix: str = "") -> tuple[Compiled, TileConfig]:
-        from gptoss.kernels.gpu.configs import load_table, nearest
+        from gptoss.kernels.triton.configs import load_table, nearest
 
         tokens = 1 if kernel == "attention" else self.batch
         config = config_for(self.architecture, kernel, tokens)
@@ -107,7 +109,7 @@ class Step:
         hidden, inter, k = c.hidden_size, c.intermediate_size, c.experts_per_token
         q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         used = c.num_experts * (1 - (1 - k / c.num_experts) ** b)  # distinct experts, evenly routed
-        direct = b <= blocks.DIRECT_TOKENS
+        direct = b <= fused_layers.DIRECT_TOKENS
         suffix = " direct" if direct else ""
         tiles = b * k if direct else math.ceil(used)
         return [
@@ -165,7 +167,7 @@ class Step:
         experts, hidden = self.c.num_experts, self.c.hidden_size
         ctas = math.ceil(experts / config.block_n) * math.ceil(self.batch / config.block_m)
         tail = made.instructions - made.ordinary
-        trips = 2 if self.batch <= blocks.DIRECT_TOKENS else 5
+        trips = 2 if self.batch <= fused_layers.DIRECT_TOKENS else 5
         return Work(
             "router", ctas, config.warps, made.ordinary, experts * hidden * 2e-6, trips, made.early_bytes, 1.0, tail
         )

@@ -1,4 +1,5 @@
-"""The steps of a GPU run, in the order in which they are worth a minute. bench/gpu/run.sh gives each a process and a limit.
+"""The steps of a GPU run, in the order in which they are worth a minute. bench/gpu/run.sh gives each a process and a
+limit.
 
     python -m bench.gpu.steps smoke --out reports/gpu
     python -m bench.gpu.steps table --out reports/gpu      # what the steps left, as one table
@@ -27,7 +28,7 @@ import torch
 from bench.gpu import rehearse
 from bench.gpu.timing import Row, measure_ceilings
 from gptoss.engine.worker import kernel_check
-from gptoss.kernels.gpu import support
+from gptoss.kernels.triton import support
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda")
@@ -75,7 +76,7 @@ def smoke() -> Iterator[Row]:
 
 def _sampled() -> Row:
     """Greedy and drawn tokens against plain torch."""
-    from gptoss.kernels.gpu import sampling
+    from gptoss.kernels.triton import sampling
 
     g = torch.Generator(device=DEVICE).manual_seed(0)
     vocab = 201_088 if DEVICE.type == "cuda" else rehearse.VOCAB
@@ -188,7 +189,7 @@ def _prompts(url: str, model: str, count: int = 60) -> Row:
 @contextlib.contextmanager
 def server(model: str, out: Path, flags: list[str]) -> Iterator[tuple[str, float]]:
     """-> its address, and the seconds until it was ready."""
-    from tests.server_process import free_port
+    from tests.support.server_process import free_port
 
     port, started = free_port(), time.monotonic()
     command = [sys.executable, "src/server.py", "--model", model, "--port", str(port), *flags]

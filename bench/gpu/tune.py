@@ -16,8 +16,8 @@ import torch
 
 from bench.gpu.kernels import DEVICE, Bench, Layer
 from bench.gpu.timing import time_us
-from gptoss.kernels.gpu import support
-from gptoss.kernels.gpu.configs import TABLE, TileConfig, load_table
+from gptoss.kernels.triton import support
+from gptoss.kernels.triton.configs import TABLE, TileConfig, load_table
 
 CANDIDATES = {
     "moe_w1": {"block_n": (32, 64, 128), "block_m": (8, 16), "warps": (1, 2, 4), "stages": (3, 4, 5)},

@@ -54,8 +54,8 @@ class Compiled:
     ops: collections.Counter[str] = field(default_factory=collections.Counter)
 
     def longest(self, rounds: int, *, last: bool = False) -> int:
-        """Instructions of a warp that goes `rounds` times through the main loop, at most. `last`: of the last program to
-        finish, which adds what the others left."""
+        """Instructions of a warp that goes `rounds` times through the main loop, at most. `last`: of the last program
+        to finish, which adds what the others left."""
         straight = self.instructions if last else self.ordinary
         return straight + (rounds - 1) * self.loop_instructions if self.loop_instructions and rounds else straight
 

@@ -1,7 +1,7 @@
 """Which Triton kernels the engine compiles, found and compiled without a GPU.
 
-The engine's own warm-up, captures and steps run on meta tensors, and a launch does what triton does up to the compiler: its
-own binder turns the arguments into a specialisation. What a start lists is what the first GPU run compiles:
+The engine's own warm-up, captures and steps run on meta tensors, and a launch does what triton does up to the compiler:
+its own binder turns the arguments into a specialisation. What a start lists is what the first GPU run compiles:
 
     python -m bench.kernels.dry_run --model 20b --max-num-seqs 32            # the list
     python -m bench.kernels.dry_run --model 20b --compile /tmp/tcache        # and triton's cache filled with it
@@ -35,20 +35,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from gptoss.engine.config import EngineConfig, ModelConfig
+from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
-from gptoss.engine.model.gpt_oss import ForwardBatch, LayerCache
+from gptoss.engine.model.forward_batch import ForwardBatch, LayerCache
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.engine.model.triton_gpt_oss import TritonGptOss
 from gptoss.engine.model.weights import LayerWeights, ModelWeights
-from gptoss.engine.parallel import Communicator
+from gptoss.engine.parallel.communicator import Communicator
+from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.shapes import SIZES, hf_config
-from gptoss.engine.shards import whole
 from gptoss.engine.worker import kernel_check
 from gptoss.engine.worker.batch import RequestTable, build_batch
-from gptoss.engine.worker.graph_runner import GraphRunner
-from gptoss.kernels.gpu import support
-from gptoss.kernels.gpu.mxfp4_layout import BLOCK_COLUMNS, PackedExperts, PackedMxfp4
+from gptoss.engine.worker.cuda_graphs import GraphRunner
+from gptoss.kernels.triton import support
+from gptoss.kernels.triton.mxfp4_layout import BLOCK_COLUMNS, PackedExperts, PackedMxfp4
 
 META = torch.device("meta")
 BLOCK_SIZE = 64
@@ -285,8 +286,8 @@ def layer_launches(engine: DryEngine, record: Record, contexts: list[int], count
 
 
 def eager_counts(model: str, upto: int, *, invariant: bool) -> dict[str, Any]:
-    """-> different compilations of each kernel over prompts of 1 to `upto` tokens, and the launches of a layer in steps of
-    several sizes, with 8 sequences that decode beside the prompt and without."""
+    """-> different compilations of each kernel over prompts of 1 to `upto` tokens, and the launches of a layer in steps
+    of several sizes, with 8 sequences that decode beside the prompt and without."""
     with recording() as record:
         engine = DryEngine(model, max_num_seqs=64, invariant=invariant)
         for tokens in range(1, upto + 1):

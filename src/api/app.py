@@ -4,99 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import time
-import uuid
 from collections.abc import AsyncIterator
-from typing import Any
-from urllib.parse import quote
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptoss import __version__
-from gptoss.api import cancel, chat, completions, errors, models, page, responses, system, tokens
-from gptoss.api.access import Access, Door
-from gptoss.api.deps import ServerContext
-from gptoss.api.keys import Caller
-from gptoss.api.ledger import Ledger
-from gptoss.api.metrics import Metrics
-from gptoss.api.response_store import ResponseStore
-from gptoss.api.tracing import Tracing
-from gptoss.api.unknown_fields import UnknownFields
-from gptoss.api.warm_up import warm_up
-from gptoss.config import ServerConfig
-from gptoss.engine.client import EngineClient
-from gptoss.harmony.vocabulary import Vocabulary
+from gptoss.api.access.api_keys import Caller
+from gptoss.api.chat.routes import router as chat_router
+from gptoss.api.completions.routes import router as completions_router
+from gptoss.api.context import ServerContext
+from gptoss.api.http import errors
+from gptoss.api.middleware.auth import Access, Door
+from gptoss.api.middleware.head_as_get import HeadAsGet
+from gptoss.api.middleware.request_id import Frame
+from gptoss.api.ops.cancel import router as cancel_router
+from gptoss.api.ops.dashboard import router as dashboard_router
+from gptoss.api.ops.health import router as health_router
+from gptoss.api.ops.metrics import register_live_metrics
+from gptoss.api.ops.metrics import router as metrics_router
+from gptoss.api.ops.models import router as models_router
+from gptoss.api.ops.stats import router as stats_router
+from gptoss.api.ops.tokenize import router as tokenize_router
+from gptoss.api.ops.warm_up import warm_up
+from gptoss.api.responses.routes import router as responses_router
+from gptoss.api.responses.store import ResponseStore
+from gptoss.api.telemetry.metrics import Metrics
+from gptoss.api.telemetry.request_tracker import Ledger
+from gptoss.api.telemetry.tracing import Tracing
+from gptoss.api.telemetry.unknown_fields import UnknownFields
+from gptoss.config.schema import ServerConfig
+from gptoss.engine.client.client import EngineClient
+from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.prompt_builder import PromptBuilder
-
-logger = logging.getLogger(__name__)
-
-
-class Frame:
-    """Around every answer: x-request-id and openai-processing-ms, and a plain 500 for what nobody caught. Pure ASGI:
-    Starlette's BaseHTTPMiddleware would hide a client's disconnect from the routes."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.monotonic()
-        request_id = f"req_{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
-        begun = False
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                elapsed_ms = int((time.monotonic() - started) * 1000)
-                headers = message["headers"]
-                if message["status"] == 307:
-                    headers = [
-                        (name, _redirect_path(scope) if name == b"location" else value) for name, value in headers
-                    ]
-                message["headers"] = [
-                    *headers,
-                    (b"x-request-id", request_id.encode()),
-                    (b"openai-processing-ms", str(elapsed_ms).encode()),
-                    (b"openai-version", b"2020-10-01"),
-                ]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_headers)
-        except Exception:
-            logger.exception("unhandled error in %s (%s)", scope["path"], request_id)
-            if begun:
-                raise
-            await errors.internal_error()(scope, receive, send_with_headers)
-
-
-class HeadAsGet:
-    """Answers HEAD as GET is answered (RFC 9110, 9.3.2); the HTTP protocol leaves the body out."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
-        await self._app(scope, receive, send)
-
-
-def _redirect_path(scope: Scope) -> bytes:
-    """Where Starlette's router redirects to, with or without the last slash, as a path: its own location names the
-    host that the client sent."""
-    path = scope["path"]
-    path = path.rstrip("/") if path.endswith("/") else path + "/"
-    location = "/" + quote(path.lstrip("/"))
-    query = scope["query_string"].decode("latin-1")
-    return f"{location}?{query}".encode("latin-1") if query else location.encode()
 
 
 def create_app(
@@ -146,11 +86,21 @@ def create_app(
     )
     engine.on_step = metrics.step
     app.state.context = context
-    system.register_live_metrics(context)
+    register_live_metrics(context)
     errors.install(app)
-    modules: list[Any] = [cancel, chat, completions, models, page, responses, system, tokens]
-    for module in modules:
-        app.include_router(module.router)
+    for router in (
+        cancel_router,
+        chat_router,
+        completions_router,
+        models_router,
+        dashboard_router,
+        responses_router,
+        health_router,
+        stats_router,
+        metrics_router,
+        tokenize_router,
+    ):
+        app.include_router(router)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Door, access=access)
     if config.cors_origins:

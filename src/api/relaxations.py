@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss.api.structured_outputs import FinalFormat
-from gptoss.api.warn_once import WarnOnce
+from gptoss.api.chat.structured_outputs import FinalFormat
+from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.harmony.schema.rewrite import Relaxed
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """The command `gptoss`: one table of commands, each a module beside this one with a `main(argv)`.
 
-The engine's process imports its parent's main module, and with it this file: a command's module is imported when it runs.
+The engine's process imports its parent's main module, and with it this file: a command's module is imported when it
+runs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ COMMANDS = {
 def usage() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{text}" for name, text in COMMANDS.items()]
-    return "\n".join(("usage: gptoss COMMAND [options]", "", *lines, "", "gptoss COMMAND --help shows its options.", ""))
+    return "\n".join(
+        ("usage: gptoss COMMAND [options]", "", *lines, "", "gptoss COMMAND --help shows its options.", "")
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Makes a small gpt-oss checkpoint with random weights and every quirk of the real ones.
 
-    python -m gptoss.cli.make_checkpoint --size mini --layout hf --seed 0 --out models/gpt-oss-mini
+    gptoss make-checkpoint --size mini --layout hf --seed 0 --out models/gpt-oss-mini
 
 transformers loads the `hf` layout as it is. With --experts bf16 the experts are left unquantised.
 """
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from gptoss.engine.config import ModelConfig
 from gptoss.engine.model.checkpoint import PACKED_TYPES, expected_tensors
-from gptoss.engine.shapes import SIZES, Size, hf_config, original_config
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, Size, hf_config, original_config
+from gptoss.harmony.special_tokens import CALL, ENDOFTEXT, RETURN, STARTOFTEXT
 from gptoss.harmony.tokenizer_files import write_tokenizer
-from gptoss.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT, load_vocabulary
+from gptoss.harmony.vocabulary_files import load_vocabulary
 from gptoss.kernels.mxfp4 import quantize_mxfp4
 
 SHARD_BYTES = 400 * 2**20

@@ -1,7 +1,7 @@
 """Prints the memory plan of a model for a number of equal cards, without having them.
 
-python -m gptoss.cli.memory_plan --model 120b --cards 4 --gb 24
-python -m gptoss.cli.memory_plan --table
+gptoss memory-plan --model 120b --cards 4 --gb 24
+gptoss memory-plan --table
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gptoss.engine.config import ConfigError, EngineConfig, ModelConfig
-from gptoss.engine.memory_plan import GB, MemoryPlan, choose_plan
-from gptoss.engine.shapes import SIZES, hf_config
+from gptoss.config.errors import ConfigError
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
+from gptoss.engine.parallel.memory_plan import GB, MemoryPlan, choose_plan
 
 TABLE = ((1, 24), (1, 80), (2, 24), (4, 24), (4, 80), (1, 141))
 

@@ -1,6 +1,6 @@
 """Says whether a model can be tested here, before anything is started.
 
-python -m gptoss.cli.preflight --model 20b      # exit code 0, or 3 and what is missing
+gptoss preflight --model 20b      # exit code 0, or 3 and what is missing
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 from gptoss.cached_files import default_cache_folder
-from gptoss.engine.config import ConfigError, EngineConfig
-from gptoss.engine.gpus import Gpu, visible_gpus
-from gptoss.engine.memory_plan import GB, choose_plan
+from gptoss.config.errors import ConfigError
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.parallel.gpus import Gpu, visible_gpus
+from gptoss.engine.parallel.memory_plan import GB, choose_plan
 from gptoss.model_locator import locate_model
 
 MISSING = 3

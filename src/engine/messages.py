@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
 
-from gptoss.engine.request import FinishReason
 from gptoss.engine.sampling_params import LogitBias, SamplingParams
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
 
 # --- API process -> engine process ---
 

@@ -17,7 +17,7 @@ import msgspec
 
 from gptoss.harmony.ids_cache import IdsCache
 from gptoss.harmony.render import HarmonyMessage, render_message, split_generated
-from gptoss.harmony.vocabulary import Vocabulary
+from gptoss.harmony.vocabulary_files import Vocabulary
 
 _CANONICAL: array[int] = array("I")  # stands for the ids that rendering gives
 

@@ -18,7 +18,8 @@ from llguidance import LLMatcher
 
 from gptoss.harmony.digest_cache import DigestCache
 from gptoss.harmony.schema.checks import SchemaError
-from gptoss.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, ENDOFTEXT, MESSAGE, RETURN, START, Vocabulary
+from gptoss.harmony.special_tokens import CALL, CHANNEL, CONSTRAIN, END, ENDOFTEXT, MESSAGE, RETURN, START
+from gptoss.harmony.vocabulary_files import Vocabulary
 
 # One space, or a line break and its indentation: what models write, and bounded, so that no answer ends in blanks.
 _WHITESPACE = r"(\n {0,32}| )"

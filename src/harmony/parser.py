@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from gptoss.harmony.deltas import SEPARATOR, Delta, Kind, ParsedMessage
-from gptoss.harmony.vocabulary import (
+from gptoss.harmony.special_tokens import (
     CALL,
     CHANNEL,
     CONSTRAIN,
@@ -26,8 +26,8 @@ from gptoss.harmony.vocabulary import (
     MESSAGE,
     RETURN,
     START,
-    Vocabulary,
 )
+from gptoss.harmony.vocabulary_files import Vocabulary
 
 CHANNELS = ("analysis", "commentary", "final")
 MAX_HEADER_BYTES = 256  # longer, and the message marker is taken as missing

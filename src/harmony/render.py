@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gptoss.harmony.byte_pairs import UNLIMITED, Limits
-from gptoss.harmony.tool_types import render_tools
-from gptoss.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
+from gptoss.harmony.bpe import UNLIMITED, Limits
+from gptoss.harmony.special_tokens import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START
+from gptoss.harmony.tool_schema import render_tools
+from gptoss.harmony.vocabulary_files import Vocabulary
 
 ReasoningEffort = Literal["low", "medium", "high"]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from gptoss.harmony.vocabulary import CALL, FIRST_SPECIAL, SPECIAL_TOKENS, SPLIT_PATTERN, byte_to_char
+from gptoss.harmony.ranks import byte_to_char
+from gptoss.harmony.special_tokens import CALL, FIRST_SPECIAL, SPECIAL_TOKENS, SPLIT_PATTERN
 
 SPECIAL_ROLES = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
 TOKENIZER_CONFIG: dict[str, Any] = {

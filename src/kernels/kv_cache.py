@@ -9,20 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from gptoss.kernels import native
-from gptoss.kernels.rope import apply_rope_ref
-
-
-def store_kv_ref(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
-    """key, value [T, G, D] -> into the caches, at `slot_mapping`."""
-    key_cache.flatten(0, 1).index_copy_(0, slot_mapping, key)
-    value_cache.flatten(0, 1).index_copy_(0, slot_mapping, value)
+from gptoss.kernels.cpu import native
+from gptoss.kernels.reference.kv_cache import store_kv_ref
+from gptoss.kernels.reference.rope import apply_rope_ref
 
 
 def rope_and_store(

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.helpers import checkpoint
-from tests.server_process import ServerProcess, running_server
+from tests.support.helpers import checkpoint
+from tests.support.server_process import ServerProcess, running_server
 
 
 @pytest.fixture(scope="session")

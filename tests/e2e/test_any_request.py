@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 
-from tests.helpers import checkpoint
 from tests.instant_engine import served
-from tests.server_process import running_server
+from tests.support.helpers import checkpoint
+from tests.support.server_process import running_server
 
 SUITE_REQUESTS = 500
 MAX_TOKENS = 4

@@ -12,7 +12,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server_process import ServerProcess
+from tests.support.server_process import ServerProcess
 
 MODEL = "gpt-oss-nano"
 USER: Any = {"role": "user", "content": "Hello there"}

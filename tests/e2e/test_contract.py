@@ -14,10 +14,10 @@ import openai
 import pydantic
 import pytest
 
-from gptoss.harmony.vocabulary import load_vocabulary
+from gptoss.harmony.vocabulary_files import load_vocabulary
 from tests.e2e.test_chat import MODEL, USER, ask, error_of, fold
-from tests.helpers import checkpoint
-from tests.server_process import ServerProcess, running_server
+from tests.support.helpers import checkpoint
+from tests.support.server_process import ServerProcess, running_server
 
 VOCABULARY = load_vocabulary()
 # A random model always prefers the same channel; these biases make it take another where the grammar lets it choose.

@@ -15,9 +15,9 @@ import httpx
 import pytest
 import yaml
 
-from gptoss.api.hosts import HostCheck
-from gptoss.config import load_config
-from tests.server_process import ROOT, ServerProcess
+from gptoss.api.access.hosts import HostCheck
+from gptoss.config.sources import load_config
+from tests.support.server_process import ROOT, ServerProcess
 
 DEPLOY = ROOT / "deploy"
 SERIES = re.compile(r"\bgptoss_\w+")

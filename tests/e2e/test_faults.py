@@ -12,8 +12,8 @@ import openai
 import psutil
 import pytest
 
-from tests.helpers import checkpoint
-from tests.server_process import ServerProcess, running_server
+from tests.support.helpers import checkpoint
+from tests.support.server_process import ServerProcess, running_server
 
 FLAGS = ("--model", str(checkpoint()), "--cpu-kv-cache-gib", "0.1")
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gptoss.profiles import PROFILES
-from tests.helpers import checkpoint
-from tests.server_process import ROOT, ServerProcess, running_server
+from gptoss.config.profiles import PROFILES
+from tests.support.helpers import checkpoint
+from tests.support.server_process import ROOT, ServerProcess, running_server
 
 SMALL = ("--cpu-kv-cache-gib", "0.1", "--max-model-len", "4096", "--debug-endpoints")
 

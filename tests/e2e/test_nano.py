@@ -10,8 +10,8 @@ import httpx
 import openai
 import pytest
 
-from gptoss.harmony.vocabulary import load_vocabulary
-from tests.server_process import ServerProcess, running_server
+from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.server_process import ServerProcess, running_server
 
 WEATHER: Any = {
     "type": "function",

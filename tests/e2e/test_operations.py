@@ -20,8 +20,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.helpers import checkpoint
-from tests.server_process import ServerProcess, running_server
+from tests.support.helpers import checkpoint
+from tests.support.server_process import ServerProcess, running_server
 
 FLAGS = ("--model", str(checkpoint()), "--cpu-kv-cache-gib", "0.1", "--max-model-len", "8192")
 BODY: dict[str, Any] = {

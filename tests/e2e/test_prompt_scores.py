@@ -9,8 +9,8 @@ import httpx
 import openai
 import pytest
 
-from gptoss.harmony.vocabulary import load_vocabulary
-from tests.server_process import ServerProcess
+from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.server_process import ServerProcess
 
 MODEL = "gpt-oss-nano"
 VOCABULARY = load_vocabulary()

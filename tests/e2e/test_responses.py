@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.test_chat import MODEL
 from tests.e2e.test_contract import ANSWER, CALL_TOOL, CITY, THINK, Plan
-from tests.server_process import ServerProcess
+from tests.support.server_process import ServerProcess
 
 TOOLS: Any = [
     {"type": "function", "name": "get_weather", "description": "Does it", "parameters": CITY},

@@ -1,7 +1,7 @@
 """What an outsider can do to a server: only what docs/security.md says.
 
-Tests share two servers: `server`, which is open (with debug endpoints), and `keyed`, which asks for a key. A test that needs
-another configuration should check it without a server (tests/unit/test_access.py) where it can.
+Tests share two servers: `server`, which is open (with debug endpoints), and `keyed`, which asks for a key. A test that
+needs another configuration should check it without a server (tests/quick/api/test_access.py) where it can.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import psutil
 import pytest
 
 from gptoss.cached_files import default_cache_folder
-from gptoss.harmony.vocabulary import RANKS_NAME
-from tests.helpers import checkpoint
-from tests.server_process import PYTHON, ROOT, ServerProcess, running_server
+from gptoss.harmony.vocabulary_files import RANKS_NAME
+from tests.support.helpers import checkpoint
+from tests.support.server_process import PYTHON, ROOT, ServerProcess, running_server
 
 FLAGS = ("--model", str(checkpoint()), "--cpu-kv-cache-gib", "0.1", "--max-model-len", "8192")
 BODY: dict[str, Any] = {
@@ -315,7 +315,7 @@ class TestMachine:
 
     def test_a_cache_that_cannot_be_written_is_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "home").write_bytes(b"")
-        code = "from gptoss.harmony.vocabulary import load_vocabulary; print(load_vocabulary().source)"
+        code = "from gptoss.harmony.vocabulary_files import load_vocabulary; print(load_vocabulary().source)"
         env = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0 and "bundled" in done.stdout

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss.engine.config import ConfigError
-from gptoss.engine.core import EngineCore
-from gptoss.engine.executor import SelfTestError
-from gptoss.engine.placement import place
+from gptoss.config.errors import ConfigError
+from gptoss.engine.core.core import EngineCore
+from gptoss.engine.core.executor import SelfTestError
+from gptoss.engine.parallel.device_placement import place
 from tests.engine.test_parallel import generate, running
-from tests.helpers import checkpoint, engine_config, load_model, model_logits, relative_rms
+from tests.support.helpers import checkpoint, engine_config, load_model, model_logits, relative_rms
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own

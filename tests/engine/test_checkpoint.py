@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptoss.cli.make_checkpoint import make_checkpoint
-from gptoss.engine.config import ConfigError, ModelConfig
+from gptoss.config.errors import ConfigError
 from gptoss.engine.model.checkpoint import Checkpoint, CheckpointError
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, Size, hf_config
 from gptoss.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
-from gptoss.engine.shapes import SIZES, Size, hf_config
-from tests.helpers import checkpoint, model_logits, one_rank
+from tests.support.helpers import checkpoint, model_logits, one_rank
 
 TINY = Size(layers=2, hidden=64, intermediate=64, experts=4, heads=2, kv_heads=1)
 

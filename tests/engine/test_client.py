@@ -12,15 +12,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from gptoss.engine import client, core
-from gptoss.engine.client import EngineClient
-from gptoss.engine.config import ConfigError, EngineConfig
-from gptoss.engine.core import EngineProcess
-from gptoss.engine.lifecycle import EngineState, QueueFullError, RestartPolicy
-from gptoss.engine.messages import AddRequest, AddRequests, Heartbeat, Ready, ToEngine, TokenOutput
-from gptoss.engine.request import FinishReason
+from gptoss.config.errors import ConfigError
+from gptoss.engine.client import client
+from gptoss.engine.client.client import EngineClient
+from gptoss.engine.client.errors import QueueFullError
+from gptoss.engine.client.supervisor import EngineState, RestartPolicy
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.core import process
+from gptoss.engine.core.process import EngineProcess
+from gptoss.engine.messages import AddRequest, AddRequests, FinishReason, Heartbeat, Ready, ToEngine, TokenOutput
 from gptoss.engine.sampling_params import LogitBias, SamplingParams
-from tests.helpers import checkpoint, engine_config
+from tests.support.helpers import checkpoint, engine_config
 
 
 def test_stopping_while_the_engine_process_starts_leaves_none_behind() -> None:
@@ -201,7 +203,7 @@ def test_openmp_threads_do_not_spin_next_to_those_of_the_kernels(
     monkeypatch: pytest.MonkeyPatch, backend: str, before: str | None, wanted: str | None
 ) -> None:
     seen: list[str | None] = []
-    monkeypatch.setattr(core, "run_engine", lambda *_: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    monkeypatch.setattr(process, "run_engine", lambda *_: seen.append(os.environ.get("GOMP_SPINCOUNT")))
     monkeypatch.setenv("GOMP_SPINCOUNT", before or "")
     if before is None:
         monkeypatch.delenv("GOMP_SPINCOUNT")

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from gptoss.engine import guided as guided_module
-from gptoss.engine.core import EngineCore
-from gptoss.engine.drafts import Drafter
-from gptoss.engine.messages import AddRequest, TokenOutput
-from gptoss.engine.request import FinishReason
+from gptoss.engine.core import grammar_matcher as guided_module
+from gptoss.engine.core.core import EngineCore
+from gptoss.engine.core.draft_proposer import Drafter
+from gptoss.engine.messages import AddRequest, FinishReason, TokenOutput
 from gptoss.engine.sampling_params import LogitBias, SamplingParams
-from gptoss.harmony.vocabulary import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, load_vocabulary
-from tests.helpers import checkpoint, engine_config
+from gptoss.harmony.special_tokens import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS
+from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.helpers import checkpoint, engine_config
 
 POISON = 77_777
 

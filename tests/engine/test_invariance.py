@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from gptoss.engine.core import EngineCore
-from gptoss.engine.messages import AddRequest
-from gptoss.engine.request import FinishReason
+from gptoss.engine.core.core import EngineCore
+from gptoss.engine.messages import AddRequest, FinishReason
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.kernels import native
-from tests.helpers import checkpoint, engine_config
+from gptoss.kernels.cpu import native
+from tests.support.helpers import checkpoint, engine_config
 
 Answer = list[tuple[int, float, tuple[tuple[int, float], ...]]]
 PROMPT = random.Random(1).choices(range(199_998), k=300)

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from gptoss.engine.config import ConfigError, EngineConfig, ModelConfig
-from gptoss.engine.gpus import chosen_devices
-from gptoss.engine.memory_plan import (
+from gptoss.config.errors import ConfigError
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
+from gptoss.engine.model.weights import iterate_tensors
+from gptoss.engine.parallel.gpus import chosen_devices
+from gptoss.engine.parallel.memory_plan import (
     GB,
     MemoryPlan,
     activation_bytes,
@@ -19,11 +23,9 @@ from gptoss.engine.memory_plan import (
     stage_layers,
     weight_bytes,
 )
-from gptoss.engine.model.weights import iterate_tensors
-from gptoss.engine.shapes import SIZES, hf_config
-from gptoss.engine.shards import make_shard, split, split_layers, whole
+from gptoss.engine.parallel.shards import make_shard, split, split_layers, whole
 from gptoss.engine.worker.worker import listed_dtype
-from tests.helpers import checkpoint, load_model
+from tests.support.helpers import checkpoint, load_model
 
 
 def config(size: str, **options: Any) -> EngineConfig:
@@ -173,7 +175,7 @@ def test_visible_devices_as_cuda_reads_them() -> None:
     ],
 )
 def test_the_table_of_types(name: str, expected: str | None) -> None:
-    from gptoss.config import ServerConfig
+    from gptoss.config.schema import ServerConfig
 
     table = ServerConfig().gpu_dtypes
     assert listed_dtype(name, dict(table)) == expected

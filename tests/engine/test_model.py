@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptoss.engine.config import ModelConfig
 from gptoss.engine.model.checkpoint import Checkpoint
-from gptoss.engine.model.gpt_oss import share_rows
+from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.weights import WeightLoader
-from gptoss.kernels import native
-from tests.helpers import assert_close, checkpoint, load_model, model_logits, one_rank, relative_rms
-from tests.reference_model import ReferenceModel
+from gptoss.kernels.cpu import native
+from gptoss.kernels.cpu.shared_rows import share_rows
+from tests.support.helpers import assert_close, checkpoint, load_model, model_logits, one_rank, relative_rms
+from tests.support.reference_model import ReferenceModel
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

@@ -1,4 +1,5 @@
-"""Three ranks' partial sums have the same bits wherever they lie in the tensor, and whatever else is summed with them."""
+"""Three ranks' partial sums have the same bits wherever they lie in the tensor, and whatever else is summed with
+them."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from gptoss.engine.parallel import Communicator
-from gptoss.engine.shards import Shard
+from gptoss.engine.parallel.communicator import Communicator
+from gptoss.engine.parallel.shards import Shard
 
 RANKS = 3
 VALUES = (1e8, -1e8, 1.25, 3e7, 0.3, -7e-3)  # of rank r: the r-th of three neighbours

@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
-from gptoss.engine.config import ConfigError
-from gptoss.engine.core import EngineCore
-from gptoss.engine.messages import AddRequest
-from gptoss.engine.placement import place
-from gptoss.engine.request import FinishReason
+from gptoss.config.errors import ConfigError
+from gptoss.engine.core.core import EngineCore
+from gptoss.engine.messages import AddRequest, FinishReason
+from gptoss.engine.model.named_sizes import Size
+from gptoss.engine.parallel.device_placement import place
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.shapes import Size
-from tests.helpers import checkpoint, engine_config, sized_checkpoint
+from tests.support.helpers import checkpoint, engine_config, sized_checkpoint
 
 # 120b's experts and grouping with few layers and narrow matrices
 WIDE = Size(layers=4, hidden=64, intermediate=128, experts=128, heads=16, kv_heads=8)

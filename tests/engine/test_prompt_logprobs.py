@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from gptoss.engine.client.streams import OutputStream
 from gptoss.engine.config import SCORED_ROWS
-from gptoss.engine.core import EngineCore
-from gptoss.engine.messages import AddRequest, SchedulerOutput, TokenLogprobs, TokenOutput
-from gptoss.engine.request import FinishReason
+from gptoss.engine.core.core import EngineCore
+from gptoss.engine.messages import AddRequest, FinishReason, SchedulerOutput, TokenLogprobs, TokenOutput
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.streams import OutputStream
-from gptoss.kernels import native
-from tests.helpers import checkpoint, engine_config, load_model, model_logits
+from gptoss.kernels.cpu import native
+from tests.support.helpers import checkpoint, engine_config, load_model, model_logits
 
 PROMPT = random.Random(4).choices(range(199_998), k=2 * SCORED_ROWS + 23)
 ALTERNATIVES = 3

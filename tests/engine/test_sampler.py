@@ -10,18 +10,12 @@ import pytest
 import torch
 
 from gptoss.engine.sampling_params import LogitBias, SamplingParams
-from gptoss.engine.worker import sampler
-from gptoss.engine.worker.sampler import (
-    SamplerOutput,
-    SamplingRow,
-    _pick,
-    _pick_natively,
-    apply_bitmask,
-    philox_uniform,
-    sample,
-)
-from gptoss.kernels import native
-from tests.helpers import sampling_row
+from gptoss.engine.worker.sampling import penalties
+from gptoss.engine.worker.sampling.philox import philox_uniform
+from gptoss.engine.worker.sampling.sampler import SamplerOutput, _pick, _pick_natively, apply_bitmask, sample
+from gptoss.engine.worker.sampling.sampling_row import SamplingRow
+from gptoss.kernels.cpu import native
+from tests.support.helpers import sampling_row
 
 V = 3000
 
@@ -196,9 +190,9 @@ def test_a_bias_of_many_tokens_is_the_same_sum(monkeypatch: pytest.MonkeyPatch) 
     other = LogitBias.of({5: 3.5, V - 1: -2.0})
     rows = [row(logit_bias=one) for one in (bias, None, bias, other)]
     few, many = logits_of(4, rows=4), logits_of(4, rows=4)
-    sampler._apply_bias(few, rows)
-    monkeypatch.setattr(sampler, "FEW_BIASED", 2)
-    sampler._apply_bias(many, rows)
+    penalties.apply_bias(few, rows)
+    monkeypatch.setattr(penalties, "FEW_BIASED", 2)
+    penalties.apply_bias(many, rows)
     assert torch.equal(few, many) and not torch.equal(few, logits_of(4, rows=4))
 
 

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptoss.engine.config import EngineConfig, ModelConfig
-from gptoss.engine.drafts import Drafter
-from gptoss.engine.kv_cache_manager import FULL_GROUP, NULL_BLOCK, SLIDING_GROUP, KVCacheManager
-from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
-from gptoss.engine.request import FinishReason, Request, RequestStatus
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.core.draft_proposer import Drafter
+from gptoss.engine.core.kv_cache_manager import FULL_GROUP, NULL_BLOCK, SLIDING_GROUP, KVCacheManager
+from gptoss.engine.core.request import Request, RequestStatus
+from gptoss.engine.core.scheduler import Scheduler
+from gptoss.engine.messages import FinishReason, ModelRunnerOutput, SchedulerOutput
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.scheduler import Scheduler
-from gptoss.engine.shapes import SIZES, hf_config
 
 STOP = 9
 WINDOW = 128

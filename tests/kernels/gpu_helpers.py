@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gptoss.kernels.gpu import support
+from gptoss.kernels.triton import support
 
 DEVICE = torch.device("cpu" if support.interpreted() else "cuda")
 # the interpreter computes in float32, a GPU in bfloat16 with float32 sums

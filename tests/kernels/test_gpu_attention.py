@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gptoss.kernels.attention import TILE_TOKENS, Ragged
-from gptoss.kernels.gpu import attention
-from gptoss.kernels.gpu.configs import TileConfig
+from gptoss.kernels.triton import attention
+from gptoss.kernels.triton.configs import TileConfig
 from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
 
 DIM = 16 if DEVICE.type == "cpu" else 64

@@ -1,4 +1,5 @@
-"""The GPU benchmarks run to their end: on a GPU machine minutes are dear. Here they run on tiny models, and time nothing."""
+"""The GPU benchmarks run to their end: on a GPU machine minutes are dear. Here they run on tiny models, and time
+nothing."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptoss.kernels.gpu import dense
-from gptoss.kernels.gpu.configs import TileConfig
-from gptoss.kernels.rope import apply_rope_ref, rope_tables
+from gptoss.kernels.reference.rope import apply_rope_ref, rope_tables
+from gptoss.kernels.triton import dense
+from gptoss.kernels.triton.configs import TileConfig
 from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
 
 EPS = 1e-5

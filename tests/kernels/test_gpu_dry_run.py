@@ -1,4 +1,5 @@
-"""What the engine compiles and launches, found by triton's own binder on meta tensors: nothing is compiled while it serves."""
+"""What the engine compiles and launches, found by triton's own binder on meta tensors: nothing is compiled while it
+serves."""
 
 from __future__ import annotations
 

@@ -7,15 +7,15 @@ import torch
 import triton
 import triton.language as tl
 
-from gptoss.engine.config import ModelConfig
-from gptoss.engine.memory_plan import padding_bytes
-from gptoss.engine.shapes import SIZES, hf_config
-from gptoss.engine.shards import whole
-from gptoss.kernels import moe
-from gptoss.kernels.gpu import experts, routing
-from gptoss.kernels.gpu.configs import TileConfig
-from gptoss.kernels.gpu.mxfp4_layout import gate_up_order, pack_experts, unpack_experts
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
+from gptoss.engine.parallel.memory_plan import padding_bytes
+from gptoss.engine.parallel.shards import whole
 from gptoss.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
+from gptoss.kernels.reference.moe import clamped_swiglu_ref, route_ref
+from gptoss.kernels.triton import experts, routing
+from gptoss.kernels.triton.configs import TileConfig
+from gptoss.kernels.triton.mxfp4_layout import gate_up_order, pack_experts, unpack_experts
 from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
 
 NUM_EXPERTS, HIDDEN, INTER, PER_TOKEN = 6, 160, 96, 4
@@ -82,11 +82,11 @@ class Experts:
 
     def expected(self, x: torch.Tensor, logits: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         w1, w2 = (dequantize_mxfp4(w, torch.float32).double() for w in (self.w1, self.w2))
-        chosen, weights = moe.route_ref(logits, PER_TOKEN)
+        chosen, weights = route_ref(logits, PER_TOKEN)
         out = residual.double()
         for t in range(len(x)):
             for e, weight in zip(chosen[t].tolist(), weights[t].tolist(), strict=True):
-                h = moe.clamped_swiglu_ref((w1[e] @ x[t].double() + self.b1[e]).unsqueeze(0), LIMIT)[0]
+                h = clamped_swiglu_ref((w1[e] @ x[t].double() + self.b1[e]).unsqueeze(0), LIMIT)[0]
                 out[t] += weight * (w2[e] @ h + self.b2[e])
         return out
 
@@ -214,7 +214,7 @@ def test_programs_share_the_columns_of_the_second_matrix(split: int) -> None:
     config = TileConfig(32, 8, 1, 1, split)
     given = on_device(act), pack_experts(moved(w)), on_device(bias), on_device(residual)
     first, second = (experts.moe_w2(*given, tiles, config)[:2].cpu() for _ in range(2))
-    chosen, weights = moe.route_ref(logits, PER_TOKEN)
+    chosen, weights = route_ref(logits, PER_TOKEN)
     matrices, expected = dequantize_mxfp4(w, torch.float32).double(), residual.double()
     for t in range(2):
         for slot, (e, weight) in enumerate(zip(chosen[t], weights[t], strict=True)):

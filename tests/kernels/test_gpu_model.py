@@ -7,19 +7,21 @@ import dataclasses
 import pytest
 import torch
 
-from gptoss.engine.config import EngineConfig, ModelConfig
+from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
-from gptoss.engine.model.gpt_oss import GptOss, LayerCache
+from gptoss.engine.model.forward_batch import LayerCache
+from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.engine.model.triton_gpt_oss import TritonGptOss
 from gptoss.engine.model.weights import dummy_weights, for_kernels
-from gptoss.engine.parallel import Communicator
+from gptoss.engine.parallel.communicator import Communicator
+from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.shapes import SIZES, hf_config
-from gptoss.engine.shards import whole
 from gptoss.engine.worker import kernel_check
 from gptoss.engine.worker.batch import RequestTable, build_batch
-from gptoss.engine.worker.graph_runner import GraphRunner
-from gptoss.kernels.gpu import experts, support
+from gptoss.engine.worker.cuda_graphs import GraphRunner
+from gptoss.kernels.triton import experts, support
 from tests.kernels.gpu_helpers import DEVICE, TYPE, assert_close
 
 pytestmark = [  # numpy's, in the interpreter: a sigmoid far below zero, and rows that are padding

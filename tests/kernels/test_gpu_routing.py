@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptoss.kernels import moe
-from gptoss.kernels.gpu import routing
-from gptoss.kernels.gpu.configs import TileConfig
-from gptoss.kernels.gpu.routing import Routed, TileList
+from gptoss.kernels.reference.moe import route_ref
+from gptoss.kernels.triton import routing
+from gptoss.kernels.triton.configs import TileConfig
+from gptoss.kernels.triton.routing import Routed, TileList
 from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
 
 EPS = 1e-5
@@ -68,7 +68,7 @@ def test_router(way: str, tokens: int, num_tokens: int, experts: int) -> None:
     assert_close("logits", router.logits(), found.logits)
     assert_close("scaled", router.x.double() * router.scale.double(), found.scaled)
     assert_close("r", torch.rsqrt(router.x.double().square().mean(-1) + EPS), found.r)
-    chosen, weights = moe.route_ref(found.logits, PER_TOKEN)
+    chosen, weights = route_ref(found.logits, PER_TOKEN)
     assert found.weights is not None and found.listed is not None
     assert_close("weights", weights, found.weights)
     count = torch.tensor([num_tokens], dtype=torch.int32, device=DEVICE)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from gptoss.engine.sampling_params import LogitBias, SamplingParams
-from gptoss.engine.worker.sampler import sample
-from gptoss.engine.worker.truncation import Truncated
-from gptoss.kernels.gpu import sampling, support, truncated
-from tests.helpers import sampling_row
+from gptoss.engine.worker.sampling.sampler import sample
+from gptoss.engine.worker.sampling.truncation import Truncated
+from gptoss.kernels.triton import sampling, support, truncated
 from tests.kernels.gpu_helpers import DEVICE
+from tests.support.helpers import sampling_row
 
 VOCAB = 700
 

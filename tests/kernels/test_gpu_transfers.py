@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gptoss.engine.sampling_params import LogitBias, SamplingParams
-from gptoss.engine.worker.sampler import sample
-from gptoss.engine.worker.transfers import Reading, to_device
-from tests.helpers import sampling_row
+from gptoss.engine.worker.device_copy import Reading, to_device
+from gptoss.engine.worker.sampling.sampler import sample
+from tests.support.helpers import sampling_row
 
 BUSY_CYCLES = 500_000_000  # some tenths of a second
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is nothing to wait for without a GPU")

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from gptoss.kernels import native
-from gptoss.kernels.attention import PrefillPlan, prefill_attention_ref
-from gptoss.kernels.moe import ExpertWeights, clamped_swiglu_ref, moe_forward_ref, route_ref
+from gptoss.kernels.cpu import native
 from gptoss.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
-from gptoss.kernels.rms_norm import rms_norm_ref
-from gptoss.kernels.rope import apply_rope_ref, rope_tables
-from tests.helpers import assert_close
+from gptoss.kernels.reference.attention import PrefillPlan, prefill_attention_ref
+from gptoss.kernels.reference.moe import ExpertWeights, clamped_swiglu_ref, moe_forward_ref, route_ref
+from gptoss.kernels.reference.rms_norm import rms_norm_ref
+from gptoss.kernels.reference.rope import apply_rope_ref, rope_tables
+from tests.support.helpers import assert_close
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="this CPU or machine cannot build the native kernels")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.server_process import running_server
+from tests.support.server_process import running_server
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""The same request is the same prompt, in this process, in another, tomorrow; and the same answer where it is asked for."""
+"""The same request is the same prompt, in this process, in another, tomorrow; and the same answer where it is asked
+for."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ def test_a_prompt_never_changes(http: httpx.Client, name: str) -> None:
 def test_another_process_builds_the_same_prompt(http: httpx.Client) -> None:
     code = """
 import json, sys
-from gptoss.harmony.vocabulary import load_vocabulary
+from gptoss.harmony.vocabulary_files import load_vocabulary
 from gptoss.prompt_builder import PromptBuilder
 builder = PromptBuilder(load_vocabulary())
 for body in json.load(sys.stdin):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gptoss.engine.config import ModelConfig
+from gptoss.engine.model.model_config import ModelConfig
 from gptoss.kernels.mxfp4 import GROUP_SIZE
 
 Shape = tuple[int, ...]

@@ -6,43 +6,25 @@ D head_dim, V vocabulary, R sequences to sample from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
-from gptoss.engine.config import SLIDING, ModelConfig
+from gptoss.engine.model.forward_batch import ForwardBatch, LayerCache
+from gptoss.engine.model.model_config import SLIDING, ModelConfig
 from gptoss.engine.model.native_layers import NativeLayers
 from gptoss.engine.model.weights import LayerWeights, ModelWeights
-from gptoss.engine.parallel import Communicator
-from gptoss.kernels import native
+from gptoss.engine.parallel.communicator import Communicator
 from gptoss.kernels.attention import AttentionPlan, paged_attention
+from gptoss.kernels.cpu import native
+from gptoss.kernels.cpu.shared_rows import share_rows
 from gptoss.kernels.kv_cache import rope_and_store
 from gptoss.kernels.linear import linear
-from gptoss.kernels.moe import ExpertWeights, moe_forward
+from gptoss.kernels.moe import moe_forward
+from gptoss.kernels.reference.moe import ExpertWeights
+from gptoss.kernels.reference.rope import rope_tables, yarn_inverse_frequencies
 from gptoss.kernels.rms_norm import rms_norm
-from gptoss.kernels.rope import rope_tables, yarn_inverse_frequencies
-
-KEY_ELEMENTS = 4  # of a row of the head, to sort it by: as many as fill an int64
-MIN_SHARED = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardBatch:
-    """One step's input."""
-
-    token_ids: torch.Tensor  # int64 [T]
-    positions: torch.Tensor  # int64 [T]
-    plans: dict[str, AttentionPlan]  # layer type -> plan
-    sample_rows: torch.Tensor  # int64 [R], rows whose logits are wanted
-    num_tokens: torch.Tensor | None = None  # int32 [1], for the Triton kernels: rows after these are padding
-    logits: torch.Tensor | None = None  # float32 [R, V], for the Triton kernels: where to write
-
-
-@dataclass(frozen=True, slots=True)
-class LayerCache:
-    key: torch.Tensor  # [num_blocks, block_size, G, D]
-    value: torch.Tensor
 
 
 class GptOss:
@@ -177,23 +159,3 @@ class GptOss:
     def _once(self, x: torch.Tensor) -> torch.Tensor:
         """The residual on the one rank that adds it."""
         return x if self._shard.leads else torch.zeros_like(x)
-
-
-def share_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """weight bfloat16 [N, K] -> (its rows, those that are all alike once and last, [D, K]; each row's place among
-    them, int64 [N]). None where not a tenth of the rows are alike: it would not pay.
-
-    A step with one token reads the whole head, and rows for tokens that a small model never writes need not differ.
-    """
-    starts = weight[:, :KEY_ELEMENTS].contiguous().view(torch.int64).squeeze(1)
-    _, group, sizes = torch.unique(starts, return_inverse=True, return_counts=True)
-    largest = int(sizes.argmax())
-    alike = group == largest
-    if int(sizes[largest]) < len(weight) * MIN_SHARED:
-        return None
-    one = weight[alike.nonzero()[0]]
-    if not torch.equal(weight[alike], one.expand(int(alike.sum()), -1)):
-        return None
-    places = (~alike).cumsum(0) - 1
-    places[alike] = len(weight) - int(alike.sum())
-    return torch.cat((weight[~alike], one)), places

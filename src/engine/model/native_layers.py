@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gptoss.engine.config import FULL, SLIDING, ModelConfig
+from gptoss.engine.model.model_config import FULL, SLIDING, ModelConfig
 from gptoss.engine.model.weights import LayerWeights
-from gptoss.kernels import native
 from gptoss.kernels.attention import AttentionPlan
-from gptoss.kernels.moe import ExpertWeights
+from gptoss.kernels.cpu import native
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
+from gptoss.kernels.reference.moe import ExpertWeights
 
 if TYPE_CHECKING:
-    from gptoss.engine.model.gpt_oss import LayerCache
+    from gptoss.engine.model.forward_batch import LayerCache
 
 PLANS = (FULL, SLIDING)  # their places in the call's table
 NUM_POINTERS = 17
 
 
 class NativeLayers:
-    """Holds a table of the weights' addresses (kernels/decoder.h); the tensors must stay where they are."""
+    """Holds a table of the weights' addresses (kernels/cpu/decoder.h); the tensors must stay where they are."""
 
     def __init__(self, config: ModelConfig, kinds: list[str], layers: list[LayerWeights]) -> None:
         """`kinds`: each layer's type."""

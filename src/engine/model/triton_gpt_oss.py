@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from gptoss.engine.config import SLIDING, ModelConfig
-from gptoss.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
+from gptoss.engine.model.forward_batch import ForwardBatch, LayerCache
+from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.model.model_config import SLIDING, ModelConfig
 from gptoss.engine.model.weights import LayerWeights, ModelWeights
-from gptoss.engine.parallel import Communicator
-from gptoss.kernels.gpu import blocks
-from gptoss.kernels.gpu.mxfp4_layout import PackedExperts
-from gptoss.kernels.rope import rope_tables
+from gptoss.engine.parallel.communicator import Communicator
+from gptoss.kernels.reference.rope import rope_tables
+from gptoss.kernels.triton import fused_layers
+from gptoss.kernels.triton.mxfp4_layout import PackedExperts
 
 
 class TritonGptOss(GptOss):
@@ -46,7 +47,7 @@ class TritonGptOss(GptOss):
         layer_type = c.layer_types[self._shard.layers[index]]
         plan = batch.plans[layer_type]
         assert plan.ragged is not None, "build_batch makes it where the Triton kernels run"
-        query = blocks.norm_qkv(
+        query = fused_layers.norm_qkv(
             x,
             layer.attention_norm,
             c.rms_norm_eps,
@@ -61,11 +62,11 @@ class TritonGptOss(GptOss):
             invariant=self._invariant,
         )
         window = c.sliding_window if layer_type == SLIDING else None
-        t = blocks.paged_attention(
+        t = fused_layers.paged_attention(
             query, cache.key, cache.value, layer.sinks, plan.ragged, window, self._scale, invariant=self._invariant
         )
         x = self._comm.all_reduce(
-            blocks.linear(t, layer.out, layer.out_bias, self._once(x), None, invariant=self._invariant)
+            fused_layers.linear(t, layer.out, layer.out_bias, self._once(x), None, invariant=self._invariant)
         )
         return self._comm.all_reduce(self._experts(x, layer, batch))
 
@@ -74,7 +75,7 @@ class TritonGptOss(GptOss):
         if not isinstance(experts, PackedExperts):
             return self._mlp(x, layer)
         assert batch.num_tokens is not None, "build_batch makes it where the Triton kernels run"
-        return blocks.norm_moe(
+        return fused_layers.norm_moe(
             x,
             self._once(x),
             layer.mlp_norm,
@@ -92,4 +93,4 @@ class TritonGptOss(GptOss):
     def _head(self, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         norm, head = self.weights.final_norm, self.weights.lm_head
         assert norm is not None and head is not None, "only the last stage has them"
-        return blocks.norm_head(x, rows, norm, self.config.rms_norm_eps, head, out, invariant=self._invariant)
+        return fused_layers.norm_head(x, rows, norm, self.config.rms_norm_eps, head, out, invariant=self._invariant)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from gptoss.engine.config import ModelConfig
 from gptoss.engine.model.checkpoint import Checkpoint
-from gptoss.engine.shards import Shard, whole
-from gptoss.kernels.gpu import support
-from gptoss.kernels.gpu.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, pack_experts
-from gptoss.kernels.moe import ExpertWeights
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.parallel.shards import Shard, whole
 from gptoss.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4
+from gptoss.kernels.reference.moe import ExpertWeights
+from gptoss.kernels.triton import support
+from gptoss.kernels.triton.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, pack_experts
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,15 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from gptoss.engine.config import FULL, SLIDING
 from gptoss.engine.messages import NewRequest, SchedulerOutput
-from gptoss.engine.model.gpt_oss import ForwardBatch
+from gptoss.engine.model.forward_batch import ForwardBatch
+from gptoss.engine.model.model_config import FULL, SLIDING
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.worker.transfers import to_device
-from gptoss.kernels import native
-from gptoss.kernels.attention import TILE_TOKENS, AttentionPlan, DecodePlan, PrefillPlan, Ragged
-from gptoss.kernels.gpu import support
+from gptoss.engine.worker.device_copy import to_device
+from gptoss.kernels.attention import TILE_TOKENS, AttentionPlan, Ragged
+from gptoss.kernels.cpu import native
+from gptoss.kernels.reference.attention import DecodePlan, PrefillPlan
+from gptoss.kernels.triton import support
 
 
 class _Growing:

@@ -13,17 +13,20 @@ import time
 import numpy as np
 import torch
 
-from gptoss.engine.config import FULL, SCORED_ROWS, SLIDING, EngineConfig
-from gptoss.engine.model.gpt_oss import ForwardBatch, GptOss, LayerCache
+from gptoss.engine.config import SCORED_ROWS, EngineConfig
+from gptoss.engine.model.forward_batch import ForwardBatch, LayerCache
+from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.model.model_config import FULL, SLIDING
 from gptoss.engine.model.triton_gpt_oss import TritonGptOss
-from gptoss.engine.parallel import Communicator
+from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.worker.batch import ragged_batch
-from gptoss.kernels.attention import AttentionPlan, PrefillPlan
-from gptoss.kernels.gpu import support
-from gptoss.kernels.gpu.configs import step_sizes
-from gptoss.kernels.gpu.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, unpack_experts
-from gptoss.kernels.moe import ExpertWeights
+from gptoss.kernels.attention import AttentionPlan
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
+from gptoss.kernels.reference.attention import PrefillPlan
+from gptoss.kernels.reference.moe import ExpertWeights
+from gptoss.kernels.triton import support
+from gptoss.kernels.triton.configs import step_sizes
+from gptoss.kernels.triton.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, unpack_experts
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +94,7 @@ def warm_up(model: TritonGptOss, cache: list[LayerCache], config: EngineConfig, 
 
 def launch_sampler(logits: torch.Tensor) -> None:
     """The kernels that pick tokens, for one row and for all of `logits` [R, V]."""
-    from gptoss.kernels.gpu import sampling, truncated
+    from gptoss.kernels.triton import sampling, truncated
 
     rows, vocab = logits.shape
     for count in {1, rows}:

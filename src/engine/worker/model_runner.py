@@ -10,16 +10,18 @@ import torch
 
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
-from gptoss.engine.model.gpt_oss import GptOss, LayerCache
-from gptoss.engine.parallel import Communicator
-from gptoss.engine.shards import split
+from gptoss.engine.model.forward_batch import LayerCache
+from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.parallel.communicator import Communicator
+from gptoss.engine.parallel.shards import split
 from gptoss.engine.worker.batch import RequestState, RequestTable, StepRows, build_batch
-from gptoss.engine.worker.graph_runner import Ahead, GraphRunner, all_decode
-from gptoss.engine.worker.prompt_scores import PromptScores, score_prompts
-from gptoss.engine.worker.sampler import SamplingRow, sample
-from gptoss.engine.worker.transfers import to_device
-from gptoss.kernels import native
-from gptoss.kernels.gpu import support
+from gptoss.engine.worker.cuda_graphs import Ahead, GraphRunner, all_decode
+from gptoss.engine.worker.device_copy import to_device
+from gptoss.engine.worker.sampling.prompt_logprobs import PromptScores, score_prompts
+from gptoss.engine.worker.sampling.sampler import sample
+from gptoss.engine.worker.sampling.sampling_row import SamplingRow
+from gptoss.kernels.cpu import native
+from gptoss.kernels.triton import support
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
-from gptoss import logs
-from gptoss.engine.config import ConfigError, EngineConfig
+from gptoss import logging_setup
+from gptoss.config.errors import ConfigError
+from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import ModelRunnerOutput, RankReport, SchedulerOutput, Step
 from gptoss.engine.model.checkpoint import CheckpointError
-from gptoss.engine.shards import Shard
+from gptoss.engine.parallel.shards import Shard
 from gptoss.engine.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def run_rank(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if log is not None:
-        logs.configure(**log)
+        logging_setup.configure(**log)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

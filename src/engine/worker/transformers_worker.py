@@ -12,12 +12,13 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, Mxfp4Config
 
-from gptoss.engine.config import ConfigError, EngineConfig
+from gptoss.config.errors import ConfigError
+from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
-from gptoss.engine.shards import whole
+from gptoss.engine.parallel.shards import whole
 from gptoss.engine.worker.batch import RequestState, RequestTable, ScoredTokens
 from gptoss.engine.worker.model_runner import sample_states, with_scores
-from gptoss.engine.worker.prompt_scores import score_prompts
+from gptoss.engine.worker.sampling.prompt_logprobs import score_prompts
 from gptoss.engine.worker.worker import GIB, choose_device, choose_dtype, set_threads
 
 logger = logging.getLogger(__name__)

@@ -12,19 +12,22 @@ from pathlib import Path
 import psutil
 import torch
 
-from gptoss.engine.config import FULL, SLIDING, ConfigError, EngineConfig
-from gptoss.engine.memory_plan import activation_bytes, stage_layers
+from gptoss.config.errors import ConfigError
+from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import PROBE_ID, ModelRunnerOutput, NewRequest, SchedulerOutput
 from gptoss.engine.model.checkpoint import Checkpoint
-from gptoss.engine.model.gpt_oss import GptOss, LayerCache
+from gptoss.engine.model.forward_batch import LayerCache
+from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.model.model_config import FULL, SLIDING
 from gptoss.engine.model.weights import ModelWeights, WeightLoader, dummy_weights, iterate_tensors
-from gptoss.engine.parallel import Communicator
+from gptoss.engine.parallel.communicator import Communicator
+from gptoss.engine.parallel.memory_plan import activation_bytes, stage_layers
+from gptoss.engine.parallel.shards import make_shard
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.shards import make_shard
-from gptoss.engine.worker.graph_runner import GraphRunner
+from gptoss.engine.worker.cuda_graphs import GraphRunner
 from gptoss.engine.worker.model_runner import ModelRunner
-from gptoss.kernels import native
-from gptoss.kernels.gpu import support
+from gptoss.kernels.cpu import native
+from gptoss.kernels.triton import support
 
 logger = logging.getLogger(__name__)
 

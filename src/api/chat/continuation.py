@@ -1,0 +1,66 @@
+"""Where in the conversation the answer begins: vLLM's `continue_final_message` and `add_generation_prompt`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from gptoss.api.chat.schema import ChatCompletionRequest
+from gptoss.api.http.errors import InvalidRequest
+from gptoss.harmony.bpe import UNLIMITED, Limits
+from gptoss.harmony.history import message_text
+from gptoss.harmony.parser import ResponseParser
+from gptoss.harmony.special_tokens import CHANNEL, END, MESSAGE, START
+from gptoss.harmony.vocabulary_files import Vocabulary
+from gptoss.prompt_builder import PromptTokens
+
+# after `<|start|>assistant`; before it; within the text of the final message
+Beginning = Literal["message", "turn", "final"]
+FIELD = "continue_final_message"
+
+
+def beginning(request: ChatCompletionRequest, *, constrained: bool) -> Beginning:
+    """`constrained`: the answer has to be a call, or of a given format. Raises InvalidRequest."""
+    if not request.continue_final_message:
+        return "turn" if request.add_generation_prompt is False else "message"
+    if request.add_generation_prompt:
+        raise InvalidRequest(f"'{FIELD}' cannot be combined with 'add_generation_prompt'.", FIELD)
+    last = request.messages[-1]
+    if last.role != "assistant" or not last.content:
+        raise InvalidRequest(f"'{FIELD}' needs a last message of the assistant with content.", FIELD)
+    if last.tool_calls or last.function_call:
+        raise InvalidRequest(f"'{FIELD}' cannot continue a message with calls.", FIELD)
+    if constrained:
+        raise InvalidRequest(f"'{FIELD}' cannot be combined with a response format or a forced call.", FIELD)
+    return "final"
+
+
+def begun(
+    prompt: PromptTokens, last: Mapping[str, Any], where: Beginning, vocabulary: Vocabulary, limits: Limits = UNLIMITED
+) -> PromptTokens:
+    """The prompt up to where the answer begins. `last`: the message to continue, which `prompt` does not have. Raises
+    as `Vocabulary.encode` does."""
+    opening = [START, *vocabulary.encode("assistant")]
+    ids = prompt.token_ids
+    if where == "turn":
+        assert ids[-len(opening) :] == opening
+        return replace(prompt, token_ids=ids[: -len(opening)])
+    if where == "message":
+        return prompt
+    reasoning = last.get("reasoning_content") or last.get("reasoning")
+    more: list[int] = []
+    if reasoning:
+        more += [CHANNEL, *vocabulary.encode("analysis"), MESSAGE]
+        more += [*vocabulary.encode(reasoning, limits), END, *opening]
+    more += [CHANNEL, *vocabulary.encode("final"), MESSAGE]
+    more += vocabulary.encode(message_text(last), limits.less(len(more)))
+    return replace(prompt, token_ids=ids + more)
+
+
+def start_parser(parser: ResponseParser, where: Beginning) -> ResponseParser:
+    if where == "final":
+        parser.open_final()
+    elif where == "turn":
+        parser.await_start()
+    return parser

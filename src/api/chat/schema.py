@@ -1,0 +1,219 @@
+"""The body of /v1/chat/completions."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
+
+from gptoss.api.http.fields import (
+    FIRST_PROBLEM,
+    Effort,
+    FunctionName,
+    Metadata,
+    Phase,
+    SamplingFields,
+    Strict,
+    check_parts,
+    fail,
+    json_type,
+)
+
+MAX_TOOLS = 128
+RESULT_ROLES = ("tool", "function")
+ROLES = ("developer", "system", "user", "assistant", *RESULT_ROLES)
+PARTS = {"text": "text"}  # types of content parts, and the field of each that has its text
+ASSISTANT_PARTS = PARTS | {"refusal": "refusal"}
+_USER_NAME = re.compile(r"[^\s<|\\/>]{0,64}")  # OpenAI's pattern
+
+
+class FunctionDefinition(Strict):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+def _check_num_tools(tools: list[Any], info: ValidationInfo) -> list[Any]:
+    limit = (info.context or {}).get("max_tools", MAX_TOOLS)
+    if len(tools) > limit:
+        raise PydanticKnownError("too_long", {"field_type": "List", "max_length": limit, "actual_length": len(tools)})
+    return tools
+
+
+Tools = Annotated[list[Tool], AfterValidator(_check_num_tools), Field(json_schema_extra={"maxItems": MAX_TOOLS})]
+
+
+class JsonSchemaFormat(Strict):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None  # llama.cpp's form
+
+    @model_validator(mode="after")
+    def _complete(self) -> ResponseFormat:
+        if self.schema_ is not None and (self.type == "text" or self.json_schema is not None):
+            raise fail(
+                "'response_format.schema' needs type 'json_object', or 'json_schema' without the field of that name.",
+                "response_format.schema",
+            )
+        if self.type == "json_schema" and self.json_schema is None and self.schema_ is None:
+            raise fail(
+                "Missing required parameter: 'response_format.json_schema'.",
+                "response_format.json_schema",
+                "missing_required_parameter",
+            )
+        return self
+
+
+class ChatTemplateKwargs(Strict):
+    """What would go to the model's chat template elsewhere."""
+
+    reasoning_effort: Effort | None = None
+
+
+class ReasoningOptions(Strict):
+    effort: Effort | None = None
+    exclude: bool | None = None
+    enabled: bool | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+
+
+class FunctionCall(Strict):
+    also_known = frozenset({"parsed_arguments"})
+
+    name: str
+    arguments: str = ""
+
+
+class CustomCall(Strict):
+    name: str
+    input: str = ""
+
+
+class ToolCall(Strict):
+    """`function` or `custom` is there, as `type` has it: see check_message."""
+
+    also_known = frozenset({"index"})
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
+
+
+class Message(Strict):
+    also_known = frozenset({"annotations", "audio", "parsed"})
+
+    role: str
+    content: Any = None
+    name: str | None = None
+    tool_calls: Annotated[list[ToolCall], FIRST_PROBLEM] | None = None
+    tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
+    refusal: str | None = None
+    # a list: each of them is a message, empty ones too
+    reasoning: str | list[str] | None = None
+    reasoning_content: str | list[str] | None = None
+    phase: Phase | None = None
+
+
+class ChatCompletionRequest(SamplingFields):
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[FunctionDefinition], Field(max_length=128)] | None = None
+    function_call: Any = None
+    reasoning_effort: Effort | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
+    prompt_cache_key: str | None = None
+    modalities: Annotated[list[str], FIRST_PROBLEM] | None = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    # extensions, named as elsewhere
+    reasoning: ReasoningOptions | None = None
+    include_reasoning: bool | None = None
+    reasoning_budget: Annotated[int, Field(ge=0)] | None = None
+    profile: str | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    include_relaxations: bool | None = None  # report what of the schemas is not enforced
+
+    @model_validator(mode="after")
+    def _check(self) -> ChatCompletionRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise fail("'top_logprobs' is only allowed when 'logprobs' is true.", "top_logprobs")
+        for field in ("audio", "prediction", "web_search_options"):
+            if getattr(self, field) is not None:
+                raise fail(f"'{field}' is not supported by this model.", field, "unsupported_parameter")
+        if self.modalities is not None and self.modalities != ["text"]:
+            raise fail("'modalities' may only be ['text'].", "modalities", "unsupported_value")
+        for index, message in enumerate(self.messages):
+            check_message(message, f"messages[{index}]")
+        return self
+
+
+def check_message(message: Message, where: str) -> None:
+    """Raises for what a role does not allow; `where` is the message's place, as in `messages[2]`."""
+    role = message.role
+    if role not in ROLES:
+        raise fail(f"Invalid value: {role!r}. Supported roles are {', '.join(ROLES)}.", f"{where}.role")
+    content = message.content
+    if content is None:
+        if role != "assistant":
+            raise fail(f"A message with role '{role}' needs content.", f"{where}.content", "missing_required_parameter")
+    elif isinstance(content, list):
+        if content or role not in RESULT_ROLES:  # a tool may return nothing
+            check_parts(content, PARTS if role != "assistant" else ASSISTANT_PARTS, f"{where}.content")
+    elif not isinstance(content, str):
+        raise fail(
+            f"content must be a string or an array of parts, not {json_type(content)}.",
+            f"{where}.content",
+            "invalid_type",
+        )
+    if role == "tool" and not message.tool_call_id:
+        raise fail(
+            "A message with role 'tool' needs tool_call_id.", f"{where}.tool_call_id", "missing_required_parameter"
+        )
+    if role == "function" and not message.name:
+        raise fail("A message with role 'function' needs name.", f"{where}.name", "missing_required_parameter")
+    if role == "user" and not _USER_NAME.fullmatch(message.name or ""):
+        raise fail(
+            f"{message.name!r} is not a valid name: up to 64 characters without spaces, '<', '|', '\\', '/' and '>' "
+            "are allowed.",
+            f"{where}.name",
+        )
+    for index, call in enumerate(message.tool_calls or ()):
+        if getattr(call, call.type) is None:
+            missing = f"{where}.tool_calls[{index}].{call.type}"
+            raise fail(f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter")

@@ -1,0 +1,41 @@
+"""The body of /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from gptoss.api.chat.schema import ResponseFormat
+from gptoss.api.http.fields import SamplingFields, fail
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+class CompletionRequest(SamplingFields):
+    prompt: Any = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    # extensions, named as elsewhere
+    response_format: ResponseFormat | None = None
+    include_relaxations: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> CompletionRequest:
+        if self.suffix:
+            raise fail("'suffix' is not supported by this model.", "suffix", "unsupported_parameter")
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise fail("'best_of' may only equal 'n'.", "best_of", "unsupported_value")
+        if self.max_tokens == 0 and not self.echo:
+            raise fail(
+                "'max_tokens' of 0 generates nothing: that needs 'echo'.", "max_tokens", "integer_below_min_value"
+            )
+        return self
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the logprobs of the prompt's own tokens are wanted."""
+        return bool(self.echo) and self.logprobs is not None

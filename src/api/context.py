@@ -1,0 +1,184 @@
+"""What every route may use, made once by the app factory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from gptoss import __version__
+from gptoss.api.access.api_keys import ANONYMOUS, Caller
+from gptoss.api.http.errors import ApiError, from_engine
+from gptoss.api.http.work_pool import Sender, Stopped, WorkPool
+from gptoss.api.middleware.auth import Access
+from gptoss.api.responses.store import ResponseStore
+from gptoss.api.telemetry.metrics import Metrics
+from gptoss.api.telemetry.request_record import RequestRecord
+from gptoss.api.telemetry.request_tracker import Ledger
+from gptoss.api.telemetry.unknown_fields import UnknownFields
+from gptoss.config.profiles import Profile
+from gptoss.config.schema import ServerConfig
+from gptoss.engine.client.client import EngineClient
+from gptoss.engine.client.errors import EngineError
+from gptoss.harmony.bpe import Limits
+from gptoss.harmony.render import ReasoningEffort
+from gptoss.harmony.vocabulary_files import Vocabulary
+from gptoss.prompt_builder import PromptBuilder, PromptTokens
+
+T = TypeVar("T")
+INLINE_BYTES = 20_000  # larger bodies are read in a thread, so that the event loop keeps answering
+NANO_REPEATS = 16  # what it is taught repeats nothing so often
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    config: ServerConfig
+    engine: EngineClient
+    prompt_builder: PromptBuilder
+    vocabulary: Vocabulary
+    metrics: Metrics
+    model_id: str
+    model_size: str
+    model_names: frozenset[str]  # the id and its aliases
+    profiles: Mapping[str, Profile]
+    access: Access
+    ledger: Ledger
+    responses: ResponseStore
+    unknown_fields: UnknownFields
+    pool: WorkPool = field(default_factory=WorkPool)
+    warm: asyncio.Event = field(default_factory=asyncio.Event)  # set once the warm-up is over
+
+    @property
+    def profile(self) -> Profile:
+        """The server's own; a request may name another."""
+        return self.profiles[self.config.profile]
+
+    @property
+    def repetition_guard(self) -> int:
+        """How often a run of tokens may come one behind the other; 0: as often as it likes."""
+        set_to = self.config.repetition_guard
+        return (NANO_REPEATS if self.model_size == "nano" else 0) if set_to is None else set_to
+
+    @property
+    def max_model_len(self) -> int:
+        ready = self.engine.ready
+        return ready.max_model_len if ready is not None else self.engine.config.max_model_len
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What is really loaded; labels of metrics, and part of every report."""
+        ready = self.engine.ready
+        return {
+            "model_id": self.model_id,
+            "model_size": self.model_size,
+            "dtype": ready.dtype if ready is not None else self.engine.config.dtype,
+            "gpu_mode": ready.gpu_mode if ready is not None else self.engine.config.gpu_mode,
+            "prompt_version": self.prompt_builder.version,
+            "profile": self.profile.name,
+        }
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Changes when the server could answer the same request otherwise."""
+        text = f"{__version__} {sorted(self.tags.items())}"
+        return "fp_" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+    async def build_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sender: Sender,
+        *,
+        tools: Sequence[Mapping[str, Any]],
+        response_format: Mapping[str, Any] | None,
+        effort: str,
+        cache_scope: str = "",
+        counts_all: bool = False,
+    ) -> PromptTokens:
+        """Raises PromptError, TooManyTokensError beyond max_model_len unless `counts_all`, or what `read` raises."""
+        chosen: ReasoningEffort = "low" if effort == "low" else "high" if effort == "high" else "medium"
+        most = sys.maxsize if counts_all else self.max_model_len
+        return await self.read(
+            sender,
+            lambda stopped: self.prompt_builder.build(
+                messages,
+                tools=tools,
+                response_format=response_format,
+                effort=chosen,
+                scope=cache_scope,
+                limits=Limits(most, stopped),
+            ),
+        )
+
+    async def read(self, sender: Sender, work: Callable[[Stopped], T]) -> T:
+        """The result of work on a request's body, without holding up other requests. Raises ClientGone, or RateLimited
+        where the caller has too much of it."""
+        if sender.body_bytes < INLINE_BYTES:
+            return work(_never)
+        return await self.pool.run(sender, work)
+
+    async def compile(self, sender: Sender, work: Callable[[], T]) -> T:
+        """The result of work on schemas, in a thread: for a large body in one of the sender's share, as `read`."""
+        if sender.body_bytes < INLINE_BYTES:
+            return await asyncio.to_thread(work)
+        return await self.pool.run(sender, lambda _: work())
+
+
+def _never() -> bool:
+    return False
+
+
+def sender_of(request: Request) -> Sender:
+    """To be called when the body has been read. Without keys senders differ by their address."""
+    state = request.state
+    caller = getattr(state, "caller", None)
+    owner = ANONYMOUS if caller is None else caller.name
+    if owner == ANONYMOUS and request.client is not None:
+        owner = f"{owner} {request.client.host}"
+    return Sender(owner, getattr(state, "body_bytes", 0), request.receive)
+
+
+def caller_of(request: Request) -> Caller | None:
+    """Who sends the request; None where no middleware has identified a caller."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return caller
+
+
+def new_record(request: Request) -> RequestRecord:
+    """The books of a request that arrives now."""
+    state = request.state
+    return RequestRecord(
+        endpoint=request.url.path,
+        request_id=getattr(state, "request_id", ""),
+        caller=caller_of(request),
+        allowance=getattr(state, "allowance", None),
+        trace_headers=tuple(
+            (name, request.headers[name]) for name in ("traceparent", "tracestate") if name in request.headers
+        ),
+    )
+
+
+@contextlib.contextmanager
+def counted_rejections(context: ServerContext) -> Iterator[None]:
+    """For what happens before a request runs: what ends it here is counted, and the engine's refusals become HTTP's."""
+    try:
+        yield
+    except (ApiError, ValueError):
+        context.metrics.reject()
+        raise
+    except EngineError as error:
+        context.metrics.reject()
+        raise from_engine(error) from error
+
+
+def get_context(request: Request) -> ServerContext:
+    context: ServerContext = request.app.state.context
+    return context
+
+
+Context = Annotated[ServerContext, Depends(get_context)]

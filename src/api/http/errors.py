@@ -1,0 +1,180 @@
+"""Errors as the OpenAI clients know them: one tree, one place that turns it into HTTP."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import FastAPI, Request
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullError
+
+
+class ApiError(Exception):
+    """Becomes `{"error": {message, type, param, code}}` with `status`."""
+
+    status = 500
+    type = "server_error"
+
+    def __init__(
+        self, message: str, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code = message, param, code
+        self.headers = headers or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ApiError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextTooLong(InvalidRequest):
+    num_tokens: int | None = None  # of the prompt, where it was counted
+
+
+class NotFound(InvalidRequest):
+    status = 404
+
+
+class BodyTooLarge(InvalidRequest):
+    status = 413
+
+
+class HeadersTooLarge(InvalidRequest):
+    status = 431
+
+
+class HeadersTooSlow(InvalidRequest):
+    status = 408
+
+
+class BodyTooSlow(InvalidRequest):
+    status = 408
+
+
+class UnsupportedMediaType(InvalidRequest):
+    status = 415
+
+
+class Unauthorized(InvalidRequest):
+    status = 401
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param, code, {"www-authenticate": "Bearer"})
+
+
+class Forbidden(InvalidRequest):
+    status = 403
+
+
+class Cancelled(InvalidRequest):
+    """POST /v1/cancel/{id} ended the request."""
+
+    status = 409
+
+    def __init__(self) -> None:
+        super().__init__("The request was cancelled.", None, "request_cancelled")
+
+
+class RateLimited(ApiError):
+    status = 429
+    type = "rate_limit_error"
+
+
+class Unavailable(ApiError):
+    status = 503
+
+
+class EngineFailure(ApiError):
+    """The engine ended this request with an error after it was accepted."""
+
+
+def from_engine(error: EngineError) -> ApiError:
+    if isinstance(error, QueueFullError):
+        wait = max(1, round(error.retry_after_s))
+        return RateLimited(str(error), code="rate_limit_exceeded", headers={"retry-after": str(wait)})
+    if isinstance(error, EngineDeadError):
+        return Unavailable(str(error), code="engine_dead", headers={"retry-after": "30"})
+    return Unavailable(str(error), code="overloaded", headers={"retry-after": "5"})
+
+
+def from_validation(error: ValidationError, within: tuple[int | str, ...] = ()) -> InvalidRequest:
+    """The first problem, in OpenAI's words and codes. `within`: where in the body the validated part stands."""
+    first = error.errors(include_url=False)[0]
+    param = _param((*within, *first["loc"]))
+    message, kind = first["msg"], first["type"]
+    context = first.get("ctx") or {}
+    code = context.get("code") or _CODES.get(kind)
+    if code is None:
+        code = "invalid_type" if kind.endswith("_type") or kind.startswith("is_instance") else "invalid_value"
+    if kind == "missing":
+        message = f"Missing required parameter: '{param}'."
+    elif not message.endswith("."):
+        message = f"Invalid value for '{param}': {message}." if param else f"{message}."
+    return InvalidRequest(message, context.get("param") or param, code)
+
+
+_CODES = {
+    "missing": "missing_required_parameter",
+    "too_short": "empty_array",
+    "too_long": "array_above_max_length",
+    "string_too_long": "string_above_max_length",
+    "string_too_short": "string_below_min_length",
+    "greater_than_equal": "integer_below_min_value",
+    "greater_than": "integer_below_min_value",
+    "less_than_equal": "integer_above_max_value",
+    "literal_error": "invalid_value",
+    "string_pattern_mismatch": "invalid_value",
+}
+
+
+def _param(location: tuple[int | str, ...]) -> str | None:
+    out = ""
+    for part in location:
+        if isinstance(part, int):
+            out += f"[{part}]"
+        elif not part.startswith("function-") and part not in ("str", "list", "dict", "int", "float", "bool"):
+            out += f".{part}" if out else part
+    return out or None
+
+
+def json_response(status: int, body: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(body, ensure_ascii=False), status, headers, "application/json")
+
+
+def install(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> Response:
+        return json_response(error.status, error.body, error.headers)
+
+    @app.exception_handler(EngineError)
+    async def engine_error(_: Request, error: EngineError) -> Response:
+        known = from_engine(error)
+        return json_response(known.status, known.body, known.headers)
+
+    @app.exception_handler(ValidationError)
+    async def validation_error(_: Request, error: ValidationError) -> Response:
+        known = from_validation(error)
+        return json_response(known.status, known.body)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        text = {
+            404: f"Unknown URL: {request.method} {request.url.path}",
+            405: f"{request.method} is not allowed on {request.url.path}",
+        }.get(error.status_code, str(error.detail))
+        body = InvalidRequest(text).body
+        return json_response(error.status_code, body, dict(error.headers or {}))
+
+
+def internal_error() -> Response:
+    """For bugs: nothing of the inside is shown."""
+    return json_response(500, ApiError("The server had an error while processing your request.").body)

@@ -1,0 +1,194 @@
+"""Fields that several endpoints share, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
+
+from gptoss.engine.sampling_params import LogitBias
+
+VOCAB_SIZE = 201_088
+EFFORTS = {
+    "none": "low",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+MAX_STOPS = 32  # OpenAI allows 4, evaluation harnesses send more
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+def fail(message: str, param: str | None = None, code: str = "invalid_value") -> PydanticCustomError:
+    return PydanticCustomError("contract", "{text}", {"text": message, "param": param, "code": code})
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise fail("a number must be finite")
+    return value
+
+
+def _function_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise fail(f"{value!r} is no function name: 1 to 64 letters, digits, '_' and '-' are allowed")
+    return value
+
+
+Number = Annotated[float, AfterValidator(_finite)]
+FunctionName = Annotated[str, AfterValidator(_function_name)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    # fields that are read over without a report: they come back from answers and ask for nothing
+    also_known: ClassVar[frozenset[str]] = frozenset()
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+Choices = Annotated[list[str], Field(min_length=1, max_length=1000, fail_fast=True)]
+
+
+class StructuredOutputs(Strict):
+    """vLLM's: exactly one of the first four."""
+
+    json_: Annotated[Any, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Choices | None = None
+    json_object: bool | None = None
+    grammar: Any = None
+    structural_tag: Any = None
+    whitespace_pattern: Any = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+
+
+# of a list without a limit the first problem is told; to note a million of them would hold up all other requests
+FIRST_PROBLEM = Field(fail_fast=True)
+
+
+def few(limit: int) -> BeforeValidator:
+    """Refuses an object of more entries before each of them is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > limit:
+            raise PydanticKnownError(
+                "too_long", {"field_type": "Dictionary", "max_length": limit, "actual_length": len(value)}
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
+Metadata = Annotated[dict[str, str], few(16)]
+# Whether an assistant's words introduce a call or are the answer; without it, the calls of the turn tell.
+Phase = Literal["commentary", "final_answer"]
+
+
+def stop_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class SamplingFields(Strict):
+    """What chat and raw completions have in common."""
+
+    model: str
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Annotated[Annotated[list[str], Field(max_length=MAX_STOPS)] | None, BeforeValidator(stop_list)] = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[str, Number], few(VOCAB_SIZE)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    # extensions, named as elsewhere
+    top_k: Annotated[int, Field(ge=-1, le=VOCAB_SIZE)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=2)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
+    cache_salt: Annotated[str, Field(max_length=64)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Any = None
+    guided_whitespace_pattern: Any = None
+    structural_tag: Any = None
+    json_schema: Any = None  # llama.cpp's, as `grammar`
+    grammar: Any = None
+
+    _bias: LogitBias | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise fail("The 'stream_options' parameter is only allowed when 'stream' is true.", "stream_options")
+        if self.stop is not None and any(not s for s in self.stop):
+            raise fail("A stop sequence must not be empty.", "stop")
+        for key, bias in (self.logit_bias or {}).items():
+            if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= VOCAB_SIZE:
+                raise fail(f"{key!r} is no token id below {VOCAB_SIZE}.", "logit_bias")
+            if not -100 <= bias <= 100:
+                raise fail(f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias")
+        self._bias = LogitBias.of({int(k): v for k, v in (self.logit_bias or {}).items()})
+        return self
+
+    @property
+    def bias(self) -> LogitBias | None:
+        """`logit_bias` for the engine, made when the request was validated."""
+        return self._bias
+
+
+def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> None:
+    """Raises for an array of content parts that is not one. `allowed`: each type, and the field that has its text."""
+    if not parts:
+        raise fail("An array of content parts must not be empty.", where, "empty_array")
+    for index, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(part, dict) or not isinstance(kind, str):
+            raise fail("A content part is an object with a type.", f"{where}[{index}]", "invalid_type")
+        if kind not in allowed:
+            reason = "are not supported: this model reads text only."
+            if kind in TEXT_PARTS:
+                reason = f"are not allowed here; use {' or '.join(map(repr, allowed))}."
+            raise fail(f"Content parts of type {kind!r} {reason}", f"{where}[{index}].type", "unsupported_value")
+        if not isinstance(part.get(allowed[kind]), str):
+            raise fail(
+                f"A part of type {kind!r} needs a string '{allowed[kind]}'.",
+                f"{where}[{index}].{allowed[kind]}",
+                "invalid_type",
+            )
+
+
+def json_type(value: Any) -> str:
+    if isinstance(value, bool):
+        return "a boolean"
+    names = {dict: "an object", int: "a number", float: "a number"}
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,134 @@
+"""Responses that end when the client does: nothing is generated for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gptoss.config.schema import ServerConfig
+from gptoss.engine.messages import TokenOutput
+
+logger = logging.getLogger(__name__)
+
+# Line breaks to Unicode, not to server-sent events: clients that split text by str.splitlines cut events in two there.
+_UNICODE_BREAKS = tuple((c.encode(), b"\\u%04x" % ord(c)) for c in "\x85\u2028\u2029")
+
+KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n")
+DONE = b"data: [DONE]\n\n"
+
+
+def encode_event(value: Any) -> bytes:
+    """JSON on one line by any reading of "line"."""
+    text: bytes = msgspec.json.encode(value)
+    for char, escape in _UNICODE_BREAKS:
+        if char in text:
+            text = text.replace(char, escape)
+    return text
+
+
+class EventStream(EventSourceResponse):
+    """Sends ready-made event bytes. The generator is closed as soon as the client goes away, or takes nothing."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None], config: ServerConfig) -> None:
+        """`on_end` is called however the response ends, even if not one event was asked for."""
+        super().__init__(
+            events,
+            headers={"cache-control": "no-cache"},
+            ping=config.keep_alive_s,
+            ping_message_factory=lambda: KEEP_ALIVE,
+            sep="\n",
+            send_timeout=config.send_timeout_s,
+        )
+        del self.headers["connection"]  # the protocol knows whether it stays open
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.warning("a client took nothing for %g s: its answer ends", self.send_timeout)
+        finally:
+            self._on_end()
+
+
+class JsonWhenDone(Response):
+    """A JSON body that takes its time. The work is cancelled as soon as the client goes away."""
+
+    media_type = "application/json"
+
+    def __init__(self, work: Callable[[], Awaitable[bytes]], on_end: Callable[[], None]) -> None:
+        """`on_end` is called however the response ends, even if the work never began."""
+        super().__init__(b"")
+        self._work = work
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def run() -> bytes:
+            return await self._work()
+
+        task = asyncio.create_task(run())
+        try:
+            await _until_disconnect(task, receive)
+        finally:
+            self._on_end()
+        if task.cancelled():
+            return
+        self.body = task.result()
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
+async def _until_disconnect(task: asyncio.Task[object], receive: Receive) -> None:
+    """Waits for the task, or cancels it when the client has gone."""
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    watcher = asyncio.create_task(disconnected())
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for other in (watcher, task):
+            if not other.done():
+                other.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await other
+
+
+async def interleave(streams: list[AsyncIterator[TokenOutput]]) -> AsyncGenerator[list[tuple[int, TokenOutput]], None]:
+    """Outputs of several requests in order of arrival, all that wait at once."""
+    queue: asyncio.Queue[tuple[int, TokenOutput | None]] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncIterator[TokenOutput]) -> None:
+        try:
+            async with contextlib.aclosing(stream):  # type: ignore[type-var]
+                async for output in stream:
+                    queue.put_nowait((index, output))
+        finally:
+            queue.put_nowait((index, None))
+
+    tasks = [asyncio.create_task(pump(i, s)) for i, s in enumerate(streams)]
+    try:
+        running = len(tasks)
+        while running:
+            items = [await queue.get()]
+            while not queue.empty():
+                items.append(queue.get_nowait())
+            running -= sum(output is None for _, output in items)
+            batch = [(index, output) for index, output in items if output is not None]
+            if batch:
+                yield batch
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,146 @@
+"""Threads for long text and large bodies, which would hold up the event loop. Callers share them equally."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.types import Receive
+
+from gptoss.api.http.errors import InvalidRequest, RateLimited
+
+T = TypeVar("T")
+Stopped = Callable[[], bool]
+
+NUM_THREADS = 4
+SHARE = 2  # threads that one owner may have at once
+MAX_WAITING = 64  # jobs of one owner
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who sent a request, how large its body is, and where its disconnect shows."""
+
+    owner: str
+    body_bytes: int = 0
+    receive: Receive | None = None
+
+    async def gone(self) -> None:
+        """Returns when the client has disconnected. To be awaited once the body has been read."""
+        if self.receive is None:
+            await asyncio.Future()
+        else:
+            while (await self.receive())["type"] != "http.disconnect":
+                pass
+
+
+LOCAL = Sender("")  # the server itself
+MANY_BYTES = sys.maxsize
+
+
+class ClientGone(InvalidRequest):
+    """Nobody reads the answer to this request."""
+
+    def __init__(self) -> None:
+        super().__init__("The client closed the connection before its request was read.")
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    owner: str
+    work: Callable[[Stopped], Any]
+    done: asyncio.Future[Any]
+    stopped: bool = False
+
+
+class WorkPool:
+    """Runs jobs in threads, those of different owners in turn. Belongs to one event loop."""
+
+    def __init__(self, num_threads: int = NUM_THREADS, share: int = SHARE) -> None:
+        self._threads = ThreadPoolExecutor(num_threads, "work")
+        self._free = num_threads
+        self._share = share
+        self._waiting: dict[str, deque[_Job]] = {}  # by owner; whose turn it is comes first
+        self._running: Counter[str] = Counter()
+
+    async def run(self, sender: Sender, work: Callable[[Stopped], T]) -> T:
+        """The result of `work`, which is told by its argument when nobody waits for it any more.
+
+        Raises:
+            RateLimited: too many jobs of this owner are waiting.
+            ClientGone: the client has disconnected.
+        """
+        if len(self._waiting.get(sender.owner, ())) >= MAX_WAITING:
+            raise RateLimited(
+                f"{MAX_WAITING} long inputs of this key are waiting to be read already.",
+                None,
+                "rate_limit_exceeded",
+                {"retry-after": "1"},
+            )
+        job = _Job(sender.owner, work, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(sender.owner, deque()).append(job)
+        self._start_jobs()
+        gone = asyncio.create_task(sender.gone())
+        try:
+            await asyncio.wait({job.done, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not job.done.done():
+                raise ClientGone
+            result: T = job.done.result()
+            return result
+        finally:
+            gone.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await gone
+            self._forget(job)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _forget(self, job: _Job) -> None:
+        """Takes back a job that still waits, and tells one that runs to end."""
+        job.stopped = True
+        queue = self._waiting.get(job.owner)
+        if queue is not None and job in queue:
+            queue.remove(job)
+            if not queue:
+                del self._waiting[job.owner]
+
+    def _start_jobs(self) -> None:
+        while self._free:
+            owner = next((o for o in self._waiting if self._running[o] < self._share), None)
+            if owner is None:
+                return
+            queue = self._waiting.pop(owner)
+            job = queue.popleft()
+            if queue:
+                self._waiting[owner] = queue  # behind the others
+            self._free -= 1
+            self._running[owner] += 1
+            self._threads.submit(self._run, job, asyncio.get_running_loop())
+
+    def _run(self, job: _Job, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread."""
+        result, error = None, None
+        try:
+            result = job.work(lambda: job.stopped)
+        except BaseException as raised:  # it belongs to whoever waits for the job
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop may be closed
+            loop.call_soon_threadsafe(self._finish, job, result, error)
+
+    def _finish(self, job: _Job, result: Any, error: BaseException | None) -> None:
+        self._free += 1
+        self._running[job.owner] -= 1
+        if not self._running[job.owner]:
+            del self._running[job.owner]
+        if not job.stopped and error is not None:
+            job.done.set_exception(error)
+        elif not job.stopped:
+            job.done.set_result(result)
+        self._start_jobs()

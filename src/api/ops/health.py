@@ -1,0 +1,63 @@
+"""Health and readiness."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from gptoss import __version__
+from gptoss.api.context import Context, ServerContext
+from gptoss.api.http.errors import json_response
+from gptoss.api.ops.stats import stall
+from gptoss.engine.client.supervisor import EngineState
+
+router = APIRouter()
+
+
+def health_report(context: ServerContext) -> dict[str, Any]:
+    engine = context.engine
+    reasons = []
+    if engine.state is EngineState.DEAD:
+        reasons.append(f"engine is dead: {engine.failure}")
+    elif not engine.is_ready:
+        reasons.append(f"engine is {engine.state}")
+    elif (stalled := stall(context)) is not None:
+        reasons.append(stalled)
+    waiting = engine.num_waiting
+    if waiting > context.engine.config.max_num_waiting * 0.9:
+        reasons.append(f"{waiting} requests are waiting")
+    if context.access.draining:
+        reasons.append("the server is shutting down")
+    dead = engine.state is EngineState.DEAD
+    status = "unhealthy" if dead else "degraded" if reasons else "ok"
+    return {
+        "status": status,
+        "reasons": reasons,
+        "version": __version__,
+        "engine": str(engine.state),
+        **context.tags,
+        "active_requests": context.metrics.active,
+        "waiting_requests": waiting,
+        "kv_usage": engine.stats.kv_usage,
+        "uptime_s": time.monotonic() - context.metrics.started,
+    }
+
+
+@router.get("/health")
+async def health(context: Context) -> Response:
+    """503 only when nothing will ever be answered: a liveness probe should then restart the process."""
+    report = health_report(context)
+    return json_response(503 if report["status"] == "unhealthy" else 200, report)
+
+
+@router.get("/ready")
+async def ready(context: Context) -> Response:
+    """200 only when a request sent now is served at once."""
+    engine = context.engine
+    draining, warm = context.access.draining, context.warm.is_set()
+    serving = engine.is_ready and warm and not draining and stall(context) is None
+    body = {"ready": serving, "engine": str(engine.state), "warm": warm, "draining": draining}
+    return json_response(200 if serving else 503, body, {} if serving else {"retry-after": "5"})

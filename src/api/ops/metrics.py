@@ -1,0 +1,80 @@
+"""Metrics in Prometheus' format."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from gptoss.api.context import Context, ServerContext
+from gptoss.api.ops.gpus import gpu_report
+from gptoss.api.telemetry.scrape import Live, LiveCollector
+
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def metrics(context: Context) -> Response:
+    names = context.config.vllm_metric_names
+    text = await asyncio.to_thread(  # milliseconds of work
+        lambda: context.metrics.render(context.tags, vllm_names=names)
+    )
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def register_live_metrics(context: ServerContext) -> None:
+    engine, prompts = context.engine, context.prompt_builder
+
+    def gpu_gauges() -> dict[str, list[tuple[dict[str, str], float]]]:
+        gpus = gpu_report()
+
+        def values(key: str) -> list[tuple[dict[str, str], float]]:
+            return [({"gpu": str(g["index"])}, float(g[key])) for g in gpus if g[key] is not None]
+
+        return {
+            "gpu_memory_used_bytes": values("used_bytes"),
+            "gpu_memory_total_bytes": values("total_bytes"),
+            "gpu_utilization_ratio": values("utilization"),
+            "gpu_temperature_celsius": values("temperature_c"),
+        }
+
+    values = [
+        Live("num_requests_running", "Requests in the engine's batch.", lambda: engine.stats.num_running),
+        Live("num_requests_waiting", "Requests waiting for the engine.", lambda: engine.num_waiting),
+        Live("requests_active", "Requests not answered yet.", lambda: context.metrics.active),
+        Live("kv_cache_usage_ratio", "Share of KV blocks in use.", lambda: engine.stats.kv_usage),
+        Live("engine_ready", "1 while the engine serves.", lambda: float(engine.is_ready)),
+        Live("engine_last_step_seconds", "Duration of the last step.", lambda: engine.stats.last_step_s),
+        Live("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
+        Live("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
+        Live("stored_responses_bytes", "Size of the stored responses.", lambda: context.responses.num_bytes),
+        Live("engine_restarts", "Restarts of the engine.", lambda: engine.num_restarts, counter=True),
+        Live("requests_resumed", "Requests that went on in the next engine.", lambda: engine.num_resumed, counter=True),
+        Live("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens, counter=True),
+        Live("generation_tokens", "Generated tokens.", lambda: context.metrics.num_output_tokens, counter=True),
+        Live("prompt_cache_hits", "Prompts with a cached prefix.", lambda: prompts.stats.hits, counter=True),
+        Live("prompt_cache_builds", "Prompts built.", lambda: prompts.stats.builds, counter=True),
+        Live("preemptions", "Requests preempted.", lambda: engine.stats.num_preemptions_total, counter=True),
+        Live(
+            "prefix_cache_queries",
+            "Prompt tokens looked up.",
+            lambda: engine.stats.num_prefix_queried_total,
+            counter=True,
+        ),
+        Live("prefix_cache_hits", "Prompt tokens found.", lambda: engine.stats.num_prefix_hit_total, counter=True),
+        Live("spec_decode_num_draft_tokens", "Tokens guessed.", lambda: engine.stats.num_draft_total, counter=True),
+        Live(
+            "spec_decode_num_accepted_tokens",
+            "Guessed tokens that were right.",
+            lambda: engine.stats.num_accepted_total,
+            counter=True,
+        ),
+        Live("engine_steps", "Steps of the engine.", lambda: engine.stats.num_steps_total, counter=True),
+        Live("engine_step_seconds", "Time in steps.", lambda: engine.stats.step_s_total, counter=True),
+        Live("engine_batch_size", "Requests in the last step.", lambda: engine.stats.last_step_seqs),
+        Live("requests_refused", "Refused at the door.", lambda: sum(context.access.refused.values()), counter=True),
+    ]
+    context.metrics.registry.register(LiveCollector(values, gpu_gauges, lambda: context.tags))

@@ -1,0 +1,37 @@
+"""GET /v1/models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from gptoss.api.context import Context, ServerContext
+from gptoss.api.http.errors import NotFound
+
+router = APIRouter()
+CREATED = 1_754_352_000  # 2025-08-05, the day the models were published: constant, so that lists compare equal
+
+
+def _model(name: str, context: ServerContext) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": CREATED,
+        "owned_by": "openai",
+        "root": context.model_id,
+        "max_model_len": context.max_model_len,
+    }
+
+
+@router.get("/v1/models")
+async def list_models(context: Context) -> dict[str, Any]:
+    """The served model once; its aliases are accepted and can be retrieved."""
+    return {"object": "list", "data": [_model(context.model_id, context)]}
+
+
+@router.get("/v1/models/{name:path}")
+async def get_model(name: str, context: Context) -> dict[str, Any]:
+    if name not in context.model_names:
+        raise NotFound(f"The model '{name}' does not exist.", "model", "model_not_found")
+    return _model(name, context)

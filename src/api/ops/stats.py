@@ -1,0 +1,116 @@
+"""Statistics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+
+from gptoss import __version__
+from gptoss.api.context import Context, ServerContext, caller_of
+from gptoss.api.ops.gpus import gpu_report
+from gptoss.engine.client.client import EngineClient
+
+router = APIRouter()
+MAX_LISTED = 1000  # running requests of the caller in /stats
+
+
+def stall(context: ServerContext) -> str | None:
+    """Why a request sent now is not served although the engine is ready; None if it is served."""
+    engine, config = context.engine, context.config
+    if engine.heartbeat_age_s > config.engine_heartbeat_timeout_s:
+        return f"no heartbeat of the engine for {engine.heartbeat_age_s:.0f} s"
+    if engine.num_active > 0 and engine.last_sign_age_s > config.engine_step_timeout_s / 2:
+        return f"no step for {engine.last_sign_age_s:.0f} s while work is waiting"
+    return None
+
+
+@router.get("/stats")
+async def stats(request: Request, context: Context) -> dict[str, Any]:
+    engine, metrics, prompts = context.engine, context.metrics, context.prompt_builder.stats
+    ended = {name: metrics.outcomes[name] for name in ("ok", "failed", "cancelled", "rejected")}
+    live = engine.stats
+    queried = live.num_prefix_queried_total
+    return {
+        **context.tags,
+        "version": __version__,
+        "uptime_s": time.monotonic() - metrics.started,
+        "requests": {
+            "total": sum(ended.values()) + metrics.active,
+            **ended,
+            "active": metrics.active,
+            "waiting": engine.num_waiting,
+        },
+        "running": context.ledger.running_ids(caller_of(request))[:MAX_LISTED],
+        "tokens": {
+            "prompt": metrics.num_prompt_tokens,
+            "output": metrics.num_output_tokens,
+            "cached": metrics.num_cached_tokens,
+        },
+        "latency": metrics.window(),
+        "prompt_cache": {
+            "builds": prompts.builds,
+            "hits": prompts.hits,
+            "misses": prompts.misses,
+            "evictions": prompts.evictions,
+            "entries": prompts.entries,
+            "size_bytes": prompts.size_bytes,
+            "hit_rate": prompts.hit_rate,
+        },
+        "stored_responses": {"entries": len(context.responses), "size_bytes": context.responses.num_bytes},
+        "prefix_cache": {
+            "queried_tokens": queried,
+            "hit_tokens": live.num_prefix_hit_total,
+            "hit_rate": live.num_prefix_hit_total / queried if queried else 0.0,
+        },
+        "speculation": {
+            "draft_tokens": live.num_draft_total,
+            "accepted_tokens": live.num_accepted_total,
+            "acceptance_rate": live.num_accepted_total / live.num_draft_total if live.num_draft_total else 0.0,
+        },
+        "harmony_recoveries": dict(metrics.recoveries),
+        "access": context.access.report(),
+        "gpus": await asyncio.to_thread(gpu_report),
+        "engine": _engine_report(engine),
+        "profile_settings": _profile_settings(context),
+    }
+
+
+def _engine_report(engine: EngineClient) -> dict[str, Any]:
+    return {
+        "state": str(engine.state),
+        "pid": engine.pid,
+        "restarts": engine.num_restarts,
+        "resumed_requests": engine.num_resumed,
+        "last_failure": engine.failure,
+        "heartbeat_age_s": engine.heartbeat_age_s,
+        **msgspec.to_builtins(engine.stats),
+        **(msgspec.to_builtins(engine.ready) if engine.ready is not None else {}),
+    }
+
+
+PROFILE_FIELDS = (
+    "effort",
+    "temperature",
+    "top_p",
+    "max_output_tokens",
+    "reasoning_budget",
+    "priority",
+    "deadline_s",
+    "expected_answer_s",
+    "ttft_p95_s",
+    "e2e_p95_s",
+    "max_error_ratio",
+)
+
+
+def _profile_settings(context: ServerContext) -> dict[str, Any]:
+    """What the profile and the operator's flags came to."""
+    limits = ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant")
+    return {
+        **{key: getattr(context.engine.config, key) for key in limits},
+        **{key: getattr(context.profile, key) for key in PROFILE_FIELDS},
+    }

@@ -1,0 +1,104 @@
+"""POST /tokenize and /detokenize, GET /tokenizer_info."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gptoss.api.chat.adapter import plan_chat
+from gptoss.api.context import Context, ServerContext, caller_of, sender_of
+from gptoss.api.http.body import read_json_object
+from gptoss.api.http.errors import InvalidRequest
+from gptoss.api.http.fields import FIRST_PROBLEM, VOCAB_SIZE, Strict
+from gptoss.api.http.work_pool import Stopped
+from gptoss.api.openapi import json_body
+from gptoss.api.telemetry.unknown_fields import client_of
+from gptoss.harmony.bpe import Limits, TooManyTokensError
+from gptoss.harmony.tokenizer_files import tokenizer_config
+
+router = APIRouter()
+
+
+class TokenizeRequest(Strict):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+
+    @property
+    def reads_special(self) -> bool:
+        """vLLM's clients, who name `add_special_tokens`, expect special tokens in the text to be read as such."""
+        if self.parse_special is None:
+            return self.add_special_tokens is not None
+        return self.parse_special
+
+
+class DetokenizeRequest(Strict):
+    model: str | None = None
+    tokens: Annotated[list[int], FIRST_PROBLEM]
+
+
+@router.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
+async def tokenize(request: Request, context: Context) -> Response:
+    """Text to ids, or, with `messages`, a chat request to the prompt that it would be answered from: any field of
+    POST /v1/chat/completions may be given. Special tokens in the text stay text unless `parse_special` is true, or
+    vLLM's `add_special_tokens` is there, whatever its value: the model adds none."""
+    raw = await read_json_object(request, context)
+    sender, client = sender_of(request), client_of(request)
+    more: dict[str, Any] = {}
+    if "messages" in raw:
+        chat = {"model": context.model_id} | raw
+        plan = await plan_chat(chat, context, caller_of(request), sender, client=client)
+        ids, more = plan.prompt.token_ids, {"prompt_version": plan.prompt.version}
+    else:
+        ids = await context.read(sender, lambda stopped: _encode(raw, client, context, stopped))
+    answer = {"tokens": ids, "count": len(ids), "max_model_len": context.max_model_len}
+    return Response(msgspec.json.encode(answer | more), media_type="application/json")
+
+
+def _encode(raw: dict[str, Any], client: str, context: ServerContext, stopped: Stopped) -> list[int]:
+    body = TokenizeRequest.model_validate(raw)
+    context.unknown_fields.check(raw, body, client)
+    vocabulary, most = context.vocabulary, context.max_model_len
+    encode = vocabulary.encode_with_special if body.reads_special else vocabulary.encode
+    try:
+        return encode(body.prompt, Limits(most, stopped))
+    except TooManyTokensError:
+        raise InvalidRequest(
+            f"This model's maximum context length is {most} tokens. However, 'prompt' has more than {most} tokens.",
+            "prompt",
+            "context_length_exceeded",
+        ) from None
+
+
+@router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
+async def detokenize(request: Request, context: Context) -> Response:
+    raw = await read_json_object(request, context)
+    client = client_of(request)
+    text = await context.read(sender_of(request), lambda _: _decode(raw, client, context))
+    return Response(msgspec.json.encode({"prompt": text}), media_type="application/json")
+
+
+def _decode(raw: dict[str, Any], client: str, context: ServerContext) -> str:
+    tokens, most = raw.get("tokens"), context.max_model_len
+    if isinstance(tokens, list) and len(tokens) > most:
+        raise InvalidRequest(
+            f"This model's maximum context length is {most} tokens. However, 'tokens' has {len(tokens)}.",
+            "tokens",
+            "context_length_exceeded",
+        )
+    body = DetokenizeRequest.model_validate(raw)
+    context.unknown_fields.check(raw, body, client)
+    if not all(0 <= token < VOCAB_SIZE for token in body.tokens):
+        raise InvalidRequest(f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value")
+    return context.vocabulary.decode(body.tokens)
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(context: Context) -> dict[str, Any]:
+    """The tokenizer's configuration as vLLM reports it: class, special tokens and the checkpoint's chat template."""
+    return await asyncio.to_thread(tokenizer_config, context.engine.config.model_path)

@@ -1,0 +1,97 @@
+"""POST /v1/responses, and what is kept of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from gptoss.api.chat.answer import start_answer
+from gptoss.api.context import Context, caller_of, counted_rejections, new_record, sender_of
+from gptoss.api.http.body import read_json_object
+from gptoss.api.http.errors import InvalidRequest, NotFound
+from gptoss.api.http.sse import EventStream, JsonWhenDone
+from gptoss.api.openapi import json_body
+from gptoss.api.responses.plan import caller_name, plan_response
+from gptoss.api.responses.schema import ResponsesRequest
+from gptoss.api.responses.writer import ResponseWriter
+from gptoss.api.telemetry.unknown_fields import client_of
+
+router = APIRouter()
+
+
+@router.post("/v1/responses", openapi_extra=json_body(ResponsesRequest))
+async def responses(request: Request, context: Context) -> Response:
+    record = new_record(request)
+    with counted_rejections(context):
+        body = await read_json_object(request, context)
+        plan = await plan_response(body, context, record.caller, sender_of(request), client_of(request))
+        answer = await start_answer(plan.chat, context, record, joins_messages=False)
+    writer = ResponseWriter(plan, answer)
+    if plan.chat.stream:
+        return EventStream(writer.stream(), answer.close, context.config)
+    return JsonWhenDone(writer.collect, answer.close)
+
+
+@router.post("/v1/responses/input_tokens", openapi_extra=json_body(ResponsesRequest))
+async def count_input_tokens(request: Request, context: Context) -> dict[str, Any]:
+    """How many tokens the model would read; what a response would refuse is refused here too."""
+    body = {"model": context.model_id} | await read_json_object(request, context)
+    plan = await plan_response(body, context, caller_of(request), sender_of(request), client_of(request))
+    return {"object": "response.input_tokens", "input_tokens": len(plan.chat.prompt.token_ids)}
+
+
+class Retrieval(BaseModel):
+    """What the URL may say."""
+
+    stream: bool = False
+
+
+class Page(BaseModel):
+    """What the URL may say."""
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = None
+
+
+@router.get("/v1/responses/{response_id}")
+async def get_response(response_id: str, request: Request, context: Context) -> Response:
+    if Retrieval.model_validate(dict(request.query_params)).stream:
+        raise InvalidRequest("A stored response is not streamed again.", "stream", "unsupported_value")
+    stored = context.responses.get(_caller(request), response_id)
+    return Response(stored.body, media_type="application/json")
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete_response(response_id: str, request: Request, context: Context) -> dict[str, Any]:
+    context.responses.delete(_caller(request), response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+async def list_input_items(response_id: str, request: Request, context: Context) -> dict[str, Any]:
+    """What the response was made from, earlier responses included; the newest first unless `order` says otherwise."""
+    page = Page.model_validate(dict(request.query_params))
+    items = context.responses.inputs(_caller(request), response_id)
+    if page.order == "desc":
+        items.reverse()
+    if page.after is not None:
+        ids = [item["id"] for item in items]
+        if page.after not in ids:
+            raise NotFound(f"Item with id '{page.after}' not found.", "after", "item_not_found")
+        items = items[ids.index(page.after) + 1 :]
+    shown = items[: page.limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(items) > page.limit,
+    }
+
+
+def _caller(request: Request) -> str:
+    return caller_name(caller_of(request))

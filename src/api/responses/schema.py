@@ -1,0 +1,115 @@
+"""The body of /v1/responses, and its items."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gptoss.api.chat.schema import ChatTemplateKwargs
+from gptoss.api.http.fields import FIRST_PROBLEM, Effort, Metadata, SamplingFields, Strict, fail
+from gptoss.api.responses.items import PlacedItem
+
+SEALED_REASONING = "reasoning.encrypted_content"
+ELSEWHERE = ("conversation", "prompt")  # what OpenAI keeps apart from responses
+# Chat's fields that would change the answer: the values that ask for nothing, and what to do instead.
+OF_CHAT = {
+    "response_format": (None, "Use 'text.format'."),
+    "continue_final_message": (False, "An answer is a new item."),
+    "add_generation_prompt": (True, "An answer is a new item."),
+}
+
+
+class TextFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> TextFormat:
+        if self.type == "json_schema":
+            for name, value in ("name", self.name), ("schema", self.schema_):
+                if value is None:
+                    where = f"text.format.{name}"
+                    raise fail(f"Missing required parameter: '{where}'.", where, "missing_required_parameter")
+        return self
+
+
+class TextOptions(Strict):
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class Reasoning(Strict):
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class ResponsesRequest(SamplingFields):
+    input: str | list[Any]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: Annotated[list[Any], Field(max_length=128)] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    reasoning: Reasoning | None = None
+    include: Annotated[list[str], FIRST_PROBLEM] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    metadata: Metadata | None = None
+    store: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
+    prompt_cache_key: str | None = None
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    background: bool | None = None
+    previous_response_id: Annotated[str, Field(min_length=1)] | None = None
+    conversation: Any = None
+    prompt: Any = None
+    response_format: Any = None
+    continue_final_message: Any = None
+    add_generation_prompt: Any = None
+    # extensions, named as elsewhere
+    profile: str | None = None
+    reasoning_budget: Annotated[int, Field(ge=0)] | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    include_relaxations: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ResponsesRequest:
+        for field in ELSEWHERE:
+            if getattr(self, field) is not None:
+                raise fail(
+                    f"'{field}' is not supported. Send the earlier items in 'input', or 'previous_response_id'.",
+                    field,
+                    "unsupported_parameter",
+                )
+        for field, (nothing, instead) in OF_CHAT.items():
+            if getattr(self, field) not in (None, nothing):
+                raise fail(f"'{field}' is not supported here. {instead}", field, "unsupported_parameter")
+        if self.background:
+            raise fail("'background' is not supported.", "background", "unsupported_parameter")
+        if (self.n or 1) != 1:
+            raise fail("A response has one answer: 'n' may only be 1.", "n", "unsupported_value")
+        if self.input == []:
+            raise fail("An array of input items must not be empty.", "input", "empty_array")
+        return self
+
+    @property
+    def seals_reasoning(self) -> bool:
+        """Whether reasoning items get `encrypted_content`: where they may have to come back, or it was asked for."""
+        return bool(self.tools) or SEALED_REASONING in (self.include or ())
+
+    def placed(self) -> list[PlacedItem]:
+        """The items of `input`; a string is a user's message."""
+        if isinstance(self.input, str):
+            return [PlacedItem({"type": "message", "role": "user", "content": self.input}, "input")]
+        return [PlacedItem(item, f"input[{index}]") for index, item in enumerate(self.input)]
+
+    @property
+    def effort(self) -> Effort | None:
+        return self.reasoning.effort if self.reasoning is not None else None

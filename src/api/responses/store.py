@@ -1,0 +1,221 @@
+"""Responses that a client may come back to by their ids: `previous_response_id`, item references, GET and DELETE.
+
+They are in this process's memory. A caller sees its own alone. Where there is no room left, the caller that holds the
+most loses what it has not used for longest, so that none can push out another that holds less.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from gptoss.api.http.errors import InvalidRequest, NotFound
+from gptoss.api.responses.items import PlacedItem
+from gptoss.api.responses.schema import ResponsesRequest
+
+Item = dict[str, Any]
+ID_PREFIX = {
+    "message": "msg_",
+    "function_call": "fc_",
+    "function_call_output": "fco_",
+    "reasoning": "rs_",
+    "custom_tool_call": "ctc_",
+    "custom_tool_call_output": "ctco_",
+}
+REFERENCE = "item_reference"
+RESPONSE_BYTES, ITEM_BYTES = 500, 130  # what one costs beside its JSON, measured by tracemalloc
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    previous: str | None  # the id of the response that it went on from
+    input: bytes  # JSON: the items of its own request
+    body: bytes  # JSON: the response as it was sent
+    item_ids: tuple[str, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return RESPONSE_BYTES + ITEM_BYTES * len(self.item_ids) + len(self.input) + len(self.body)
+
+    def items(self) -> list[Item]:
+        """Of its request, then those that the model wrote."""
+        return [*msgspec.json.decode(self.input), *msgspec.json.decode(self.body)["output"]]
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """What one caller has stored, the least recently used first."""
+
+    responses: OrderedDict[str, StoredResponse] = field(default_factory=OrderedDict)
+    holder_of: dict[str, str] = field(default_factory=dict)  # item id: response id
+    num_bytes: int = 0
+
+    def add(self, response_id: str, stored: StoredResponse) -> None:
+        self.responses[response_id] = stored
+        self.holder_of |= dict.fromkeys(stored.item_ids, response_id)
+        self.num_bytes += stored.num_bytes
+
+    def remove(self, response_id: str) -> None:
+        stored = self.responses.pop(response_id)
+        self.num_bytes -= stored.num_bytes
+        for item_id in stored.item_ids:
+            if self.holder_of.get(item_id) == response_id:
+                del self.holder_of[item_id]
+
+
+class ResponseStore:
+    def __init__(self, max_bytes: int) -> None:
+        """0: nothing is stored."""
+        self._max_bytes = max_bytes
+        self._shelves: dict[str, _Shelf] = {}  # by caller; none is empty
+
+    def __len__(self) -> int:
+        return sum(len(shelf.responses) for shelf in self._shelves.values())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shelf.num_bytes for shelf in self._shelves.values())
+
+    @property
+    def enabled(self) -> bool:
+        return self._max_bytes > 0
+
+    def add(self, caller: str, response: Item, inputs: Sequence[Item], *, previous: str | None) -> bool:
+        """Whether it is stored; False: it is larger than all that may be. `inputs`: the items of its own request."""
+        listed = [_listed(item) for item in inputs]
+        stored = StoredResponse(
+            previous,
+            msgspec.json.encode(listed),
+            msgspec.json.encode(response),
+            tuple(item["id"] for item in (*listed, *response["output"])),
+        )
+        if stored.num_bytes > self._max_bytes:
+            return False
+        while self.num_bytes + stored.num_bytes > self._max_bytes:
+            self._make_room(caller, stored.num_bytes)
+        self._shelves.setdefault(caller, _Shelf()).add(response["id"], stored)
+        return True
+
+    def get(self, caller: str, response_id: str) -> StoredResponse:
+        """Raises NotFound."""
+        shelf = self._shelves.get(caller)
+        if shelf is None or response_id not in shelf.responses:
+            raise NotFound(f"Response with id '{response_id}' not found.", "response_id", "response_not_found")
+        shelf.responses.move_to_end(response_id)
+        return shelf.responses[response_id]
+
+    def delete(self, caller: str, response_id: str) -> None:
+        """Raises NotFound. Responses that went on from it cannot be gone on from any more."""
+        self.get(caller, response_id)
+        self._remove(caller, response_id)
+
+    def conversation(self, caller: str, response_id: str) -> list[Item]:
+        """All items up to the end of this response, the oldest first. Raises NotFound."""
+        chain: list[StoredResponse] = []
+        before: str | None = response_id
+        while before is not None:
+            chain.append(self.get(caller, before))
+            before = chain[-1].previous
+        return [item for stored in reversed(chain) for item in stored.items()]
+
+    def inputs(self, caller: str, response_id: str) -> list[Item]:
+        """What a response was made from, the oldest first. Raises NotFound."""
+        stored = self.get(caller, response_id)
+        before = [] if stored.previous is None else self.conversation(caller, stored.previous)
+        return [*before, *msgspec.json.decode(stored.input)]
+
+    def item(self, caller: str, item_id: str, read: dict[str, dict[str, Item]] | None = None) -> Item | None:
+        """`read` keeps the items of the responses that have been decoded for this request already."""
+        shelf = self._shelves.get(caller)
+        holder = None if shelf is None else shelf.holder_of.get(item_id)
+        if holder is None:
+            return None
+        read = {} if read is None else read
+        if holder not in read:
+            read[holder] = {item["id"]: item for item in self.get(caller, holder).items()}
+        return read[holder][item_id]
+
+    def _make_room(self, caller: str, num_bytes: int) -> None:
+        """For so many more of this caller."""
+
+        def held(one: str) -> int:
+            return self._shelves[one].num_bytes + (num_bytes if one == caller else 0)
+
+        largest = max(self._shelves, key=held)
+        self._remove(largest, next(iter(self._shelves[largest].responses)))
+
+    def _remove(self, caller: str, response_id: str) -> None:
+        self._shelves[caller].remove(response_id)
+        if not self._shelves[caller].responses:
+            del self._shelves[caller]
+
+
+def _listed(item: Item) -> Item:
+    """An input item as OpenAI lists it: with an id, and the text of a message as parts."""
+    kind = item.get("type") or "message"
+    made = {name: value for name, value in item.items() if value is not None}
+    made |= {"type": kind, "status": made.get("status", "completed")}
+    if not isinstance(made.get("id"), str):
+        made["id"] = ID_PREFIX.get(kind, "item_") + secrets.token_hex(24)
+    if kind == "message" and isinstance(item["content"], str):
+        part = "output_text" if item["role"] == "assistant" else "input_text"
+        made["content"] = [{"type": part, "text": item["content"]}]
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedInput:
+    own: list[PlacedItem]  # of this request, none of them a reference
+    earlier: list[PlacedItem]  # of the responses that it goes on from
+    uses_store: bool  # whether anything here was not sent with the request
+
+    @property
+    def items(self) -> list[PlacedItem]:
+        return [*self.earlier, *self.own]
+
+
+def resolve(request: ResponsesRequest, store: ResponseStore, caller: str) -> ResolvedInput:
+    """Raises InvalidRequest for an id that is not stored, and NotFound for such a reference."""
+    earlier: list[PlacedItem] = []
+    if request.previous_response_id is not None:
+        field = "previous_response_id"
+        try:
+            before = store.conversation(caller, request.previous_response_id)
+        except NotFound as error:
+            raise InvalidRequest(
+                f"Previous response: {error.message} {_why(store)}", field, "previous_response_not_found"
+            ) from None
+        earlier = [PlacedItem(item, field) for item in before]
+    read: dict[str, dict[str, Item]] = {}
+    own = [PlacedItem(_referred(placed, store, caller, read), placed.where) for placed in request.placed()]
+    return ResolvedInput(own, earlier, uses_store=bool(earlier or read))
+
+
+def _referred(placed: PlacedItem, store: ResponseStore, caller: str, read: dict[str, dict[str, Item]]) -> Any:
+    """What an item reference stands for; any other item as it is. `{"id": ...}` alone is a reference too."""
+    given = placed.item
+    if not isinstance(given, dict):
+        return given
+    if given.get("type") != REFERENCE and given.keys() != {"id"}:
+        return given
+    item_id = given.get("id")
+    if not isinstance(item_id, str):
+        raise InvalidRequest("An item reference has the id of an item.", f"{placed.where}.id", "invalid_type")
+    item = store.item(caller, item_id, read)
+    if item is None:
+        raise NotFound(f"Item with id '{item_id}' not found. {_why(store)}", f"{placed.where}.id", "item_not_found")
+    return item
+
+
+def _why(store: ResponseStore) -> str:
+    if not store.enabled:
+        return "This server stores no responses (response_store_bytes is 0): send the earlier items in 'input'."
+    return (
+        "It was sent with 'store': false, was deleted, made room for newer ones, or went when the server restarted. "
+        "Send the earlier items in 'input'."
+    )

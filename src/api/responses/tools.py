@@ -1,0 +1,250 @@
+"""The tools of a Responses request. Functions inside a namespace are offered to the model under joined names.
+
+`{"type": "namespace", "name": "crm", "tools": [{"type": "function", "name": "find"}]}` becomes the function
+`crm__find`; a call of it is returned as `{"name": "find", "namespace": "crm"}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from gptoss.api.http.errors import InvalidRequest, from_validation
+from gptoss.api.http.fields import FunctionName, Strict
+from gptoss.api.telemetry.warn_once import WarnOnce
+
+MAX_FUNCTIONS = 1024  # with those inside namespaces
+_VALID_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HASH_CHARS = 8
+T = TypeVar("T", bound=Strict)
+logger = logging.getLogger(__name__)
+_warn_left_out = WarnOnce(logger, "tools of type %s are not offered to the model: only functions are", limit=100)
+
+
+class FunctionTool(Strict):
+    type: Literal["function"] = "function"
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamespaceTool(Strict):
+    type: Literal["namespace"]
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    description: str | None = None
+    tools: Annotated[list[Any], Field(max_length=MAX_FUNCTIONS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """One function that the model may see, and the field of the request that holds it."""
+
+    where: str
+    tool: FunctionTool
+    namespace: str | None = None
+    introduction: str | None = None  # the namespace's description, with its first function
+
+
+@dataclass(slots=True)
+class ToolTable:
+    """What a request offers, by the names that the model uses and by those that the client uses."""
+
+    offered: dict[str, Offered] = field(default_factory=dict)  # by the model's name
+    shown: list[dict[str, Any]] = field(default_factory=list)  # as the response repeats them
+    _names: dict[tuple[str | None, str], str] = field(default_factory=dict)  # the client's: model's
+
+    def add(self, one: Offered) -> None:
+        """Raises InvalidRequest for a function that is there already."""
+        key = (one.namespace, one.tool.name)
+        if key in self._names:
+            within = "" if one.namespace is None else f" in namespace {one.namespace!r}"
+            raise InvalidRequest(
+                f"Two tools are named {one.tool.name!r}{within}.", f"{one.where}.name", "invalid_value"
+            )
+        name = one.tool.name
+        if one.namespace is not None:
+            name = joined_name(one.namespace, name)
+            if name in self.offered:
+                name = _hashed_name(one.namespace, one.tool.name)
+        self._names[key] = name
+        self.offered[name] = one
+
+    def model_name(self, namespace: str | None, name: str) -> str:
+        """Without a namespace: of the function of that name, or of the only one in a namespace."""
+        known = self._names.get((namespace, name))
+        if known is not None:
+            return known
+        if namespace is not None:
+            return joined_name(namespace, name)
+        within = [flat for (_, child), flat in self._names.items() if child == name]
+        return within[0] if len(within) == 1 and name not in self.offered else name
+
+    def client_name(self, name: str) -> dict[str, str]:
+        """The fields of a function call that name what the model called."""
+        one = self.offered.get(name)
+        if one is None or one.namespace is None:
+            return {"name": name}
+        return {"name": one.tool.name, "namespace": one.namespace}
+
+    def in_namespace(self, namespace: Any) -> list[str]:
+        """The model's names of its functions."""
+        return [name for name, one in self.offered.items() if one.namespace == namespace]
+
+    def namespaces_of(self, name: str) -> list[str]:
+        """Those that have a function of this name."""
+        return [space for space, child in self._names if child == name and space is not None]
+
+    def as_chat(self) -> list[dict[str, Any]]:
+        return [_nested(name, one) for name, one in self.offered.items()]
+
+    def where(self, index: int) -> str:
+        """Where the request has the function that chat's `tools[index]` is."""
+        return list(self.offered.values())[index].where
+
+
+def joined_name(namespace: str, name: str) -> str:
+    """`<namespace>__<name>`; a hash stands for what does not fit in a function's name."""
+    joined = f"{namespace}__{name}"
+    return joined if _VALID_NAME.fullmatch(joined) else _hashed_name(namespace, name)
+
+
+def _hashed_name(namespace: str, name: str) -> str:
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", f"{namespace}__{name}")
+    digest = hashlib.sha256(f"{namespace}\0{name}".encode()).hexdigest()[:_HASH_CHARS]
+    return f"{readable[: 63 - _HASH_CHARS]}_{digest}"
+
+
+def read_tools(tools: Sequence[Any]) -> ToolTable:
+    """The functions among the tools. Raises InvalidRequest.
+
+    Clients offer tools that OpenAI runs with every request and can do without: these are left out with a warning.
+    """
+    table, namespaces = ToolTable(), []
+    for index, given in enumerate(tools):
+        where = f"tools[{index}]"
+        kind = _kind(given, where)
+        if kind == "function":
+            one = Offered(where, _validated(FunctionTool, given, ("tools", index)))
+            table.add(one)
+            table.shown.append(one.tool.model_dump())
+        elif kind == "namespace":
+            group = _validated(NamespaceTool, given, ("tools", index))
+            children = _children(group, index)
+            namespaces += children
+            inner = [child.tool.model_dump() for child in children]
+            table.shown.append(group.model_dump() | {"tools": inner})
+        else:
+            _warn_left_out([kind])
+    for child in namespaces:  # after the functions, whose names stay as they are
+        table.add(child)
+    return table
+
+
+def _children(group: NamespaceTool, index: int) -> list[Offered]:
+    children: list[Offered] = []
+    for place, given in enumerate(group.tools):
+        where = f"tools[{index}].tools[{place}]"
+        kind = _kind(given, where)
+        if kind != "function":
+            _warn_left_out([kind])
+            continue
+        tool = _validated(FunctionTool, given, ("tools", index, "tools", place))
+        introduction = None if children else group.description
+        children.append(Offered(where, tool, group.name, introduction))
+    return children
+
+
+def _kind(tool: Any, where: str) -> str:
+    kind = tool.get("type") if isinstance(tool, Mapping) else None
+    if not isinstance(kind, str):
+        raise InvalidRequest("A tool is an object with a type.", where, "invalid_type")
+    return kind
+
+
+def _validated(model: type[T], given: Any, within: tuple[int | str, ...]) -> T:
+    try:
+        return model.model_validate(dict(given))
+    except ValidationError as error:
+        raise from_validation(error, within) from None
+
+
+def _nested(name: str, one: Offered) -> dict[str, Any]:
+    texts = filter(None, (one.introduction, one.tool.description))
+    return {
+        "type": "function",
+        "function": one.tool.model_dump(exclude={"type"}) | {"name": name, "description": "\n\n".join(texts) or None},
+    }
+
+
+def read_choice(choice: Any, table: ToolTable) -> Any:
+    """`tool_choice` as chat has it, with the model's names; what is something else is left for chat to judge."""
+    if not isinstance(choice, Mapping):
+        return choice
+    if choice.get("type") == "namespace":
+        names = table.in_namespace(choice.get("name"))
+        if not names:
+            raise InvalidRequest(
+                f"'tool_choice' names the namespace {choice.get('name')!r}, which offers no function.",
+                "tool_choice",
+                "invalid_value",
+            )
+        return {"type": "allowed_tools", "mode": "required", "tools": [*map(_named, names)]}
+    if choice.get("type") == "function" and "function" not in choice:
+        name, namespace = choice.get("name"), choice.get("namespace")
+        if isinstance(name, str) and isinstance(namespace, str | None):
+            name = _chosen_name(namespace, name, table)
+        return _named(name)
+    return _read_allowed(choice, table) if choice.get("type") == "allowed_tools" else choice
+
+
+def _read_allowed(choice: Mapping[str, Any], table: ToolTable) -> Any:
+    """Tools that are not offered are left out."""
+    inner = choice.get("allowed_tools")  # chat's form
+    flat = {**choice, **inner} if isinstance(inner, Mapping) else {**choice}
+    flat.pop("allowed_tools", None)
+    tools = flat.get("tools")
+    if not isinstance(tools, list):
+        return choice
+    allowed: list[Any] = []
+    for tool in tools:
+        kind = tool.get("type") if isinstance(tool, Mapping) else None
+        if isinstance(kind, str) and kind not in ("function", "namespace"):
+            _warn_left_out([kind])
+            continue
+        read = read_choice(tool, table)
+        allowed += read["tools"] if kind == "namespace" else [read]
+    if tools and not allowed and flat.get("mode", "auto") == "auto":
+        return "none"
+    if tools and not allowed:
+        raise InvalidRequest(
+            "'tool_choice' allows no function, and no other tools are offered to the model.",
+            "tool_choice",
+            "invalid_value",
+        )
+    return flat | {"tools": allowed}
+
+
+def _chosen_name(namespace: str | None, name: str, table: ToolTable) -> str:
+    model_name = table.model_name(namespace, name)
+    if model_name in table.offered:
+        return model_name
+    within = table.namespaces_of(name) if namespace is None else []
+    if within:
+        raise InvalidRequest(
+            f"'tool_choice' names {name!r}, which the namespaces {', '.join(map(repr, within))} have: add 'namespace'.",
+            "tool_choice",
+            "invalid_value",
+        )
+    of = "" if namespace is None else f" of namespace {namespace!r}"
+    raise InvalidRequest(f"'tool_choice' names {name!r}{of}, which is not in 'tools'.", "tool_choice", "invalid_value")
+
+
+def _named(name: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}

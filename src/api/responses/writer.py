@@ -1,0 +1,147 @@
+"""A response as events, or as one JSON body."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from gptoss.api.chat.answer import Answer
+from gptoss.api.http.errors import ApiError, Cancelled
+from gptoss.api.http.sse import encode_event
+from gptoss.api.relaxations import relaxations
+from gptoss.api.responses.output import Event, ItemStatus, OutputItems
+from gptoss.api.responses.plan import ResponsePlan
+
+
+class ResponseWriter:
+    """The one choice of an answer, as a response."""
+
+    def __init__(self, plan: ResponsePlan, answer: Answer) -> None:
+        self._plan, self._answer = plan, answer
+        self._output = OutputItems(plan.tools.client_name, seals_reasoning=plan.request.seals_reasoning)
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events, numbered; tokens that arrived together leave together."""
+        number = 0
+
+        def encode(events: list[Event]) -> bytes:
+            nonlocal number
+            parts = []
+            for event in events:
+                name = event["type"].encode()
+                data = encode_event(event | {"sequence_number": number})
+                parts.append(b"event: %b\ndata: %b\n\n" % (name, data))
+                number += 1
+            return b"".join(parts)
+
+        begun = self._body("in_progress")
+        yield encode([{"type": f"response.{name}", "response": begun} for name in ("created", "in_progress")])
+        async with contextlib.aclosing(self._events()) as batches:
+            async for events in batches:
+                yield encode(events)
+
+    async def collect(self) -> bytes:
+        """The same as one body. Raises EngineFailure or Cancelled."""
+        async with contextlib.aclosing(self._events()) as batches:
+            async for events in batches:
+                last = events[-1]
+        if last["type"] == "response.failed":
+            raise self._failure
+        return encode_event(last["response"])
+
+    async def _events(self) -> AsyncGenerator[list[Event], None]:
+        """Batches of events, none of them empty; the last event of the last one holds the whole response."""
+        answer, output = self._answer, self._output
+        choice = answer.choices[0]
+        try:
+            async with contextlib.aclosing(answer.events()) as batches:
+                async for batch in batches:
+                    events = [e for _, deltas in batch for item in deltas for e in output.feed(item)]
+                    if choice.finish_reason is not None:
+                        yield events + self._end(choice.finish_reason)
+                        return
+                    if events:
+                        yield events
+        finally:
+            answer.close()
+
+    def _end(self, finish_reason: str) -> list[Event]:
+        whole: ItemStatus = "completed" if finish_reason in ("stop", "tool_calls") else "incomplete"
+        events = self._output.close(whole)
+        status = "failed" if finish_reason == "error" else whole
+        body = self._body(status)
+        if status != "failed":
+            self._keep(body)
+        return [*events, {"type": f"response.{status}", "response": body}]
+
+    def _keep(self, body: dict[str, Any]) -> None:
+        plan = self._plan
+        if plan.store is not None:
+            inputs = [placed.item for placed in plan.inputs]
+            previous = plan.request.previous_response_id
+            body["store"] = plan.store.add(plan.caller, body, inputs, previous=previous)
+
+    @property
+    def _failure(self) -> ApiError:
+        return self._answer.failure(self._answer.choices[0])
+
+    def _body(self, status: str) -> dict[str, Any]:
+        request, plan = self._plan.request, self._plan.chat
+        params = plan.requests[0].params
+        text = request.text.model_dump(by_alias=True, exclude_none=True) if request.text else {}
+        body: dict[str, Any] = {
+            "id": plan.completion_id,
+            "object": "response",
+            "created_at": plan.created,
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "max_tool_calls": request.max_tool_calls,
+            "metadata": request.metadata or {},
+            "model": plan.model,
+            "output": self._output.items,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "previous_response_id": request.previous_response_id,
+            "prompt_cache_key": request.prompt_cache_key,
+            "reasoning": {"effort": request.effort or plan.profile.effort, "summary": None},
+            "safety_identifier": request.safety_identifier,
+            "service_tier": plan.service_tier or "default",
+            "store": self._plan.store is not None,
+            "temperature": params.temperature,
+            "text": {"format": {"type": "text"}} | text,
+            "tool_choice": request.tool_choice or "auto",
+            "tools": self._plan.tools.shown,
+            "top_logprobs": request.top_logprobs or 0,
+            "top_p": params.top_p,
+            "truncation": request.truncation or "disabled",
+            "usage": None,
+            "user": request.user,
+            **relaxations(plan.relaxed),
+        }
+        if status == "incomplete":
+            body["incomplete_details"] = {"reason": "max_output_tokens"}
+        if status == "failed":
+            failure = self._failure
+            code = failure.code if isinstance(failure, Cancelled) else "server_error"
+            body["error"] = {"code": code, "message": failure.message}
+        if status != "in_progress":
+            body["usage"] = self._usage()
+        return body
+
+    def _usage(self) -> dict[str, Any]:
+        usage = self._answer.usage
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        reasoning = usage["completion_tokens_details"]["reasoning_tokens"]
+        return {
+            "input_tokens": usage["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+            "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": reasoning},
+            "total_tokens": usage["total_tokens"],
+        }

@@ -1,0 +1,173 @@
+"""What the server measures: Prometheus metrics, and the sliding window behind /stats."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+from gptoss.api.telemetry.request_record import RequestRecord
+from gptoss.api.telemetry.scrape import RelabelledRegistry
+from gptoss.engine.messages import EngineStats
+
+TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
+LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+TOKEN_BUCKETS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+WINDOW_S = 300.0
+# what the window holds at most: requests, and evenly chosen gaps of each
+WINDOW_REQUESTS, WINDOW_GAPS = 10_000, 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at: float
+    ttft_s: float | None
+    e2e_s: float
+    gaps: tuple[float, ...]
+    num_prompt_tokens: int
+    num_output_tokens: int
+
+
+class Metrics:
+    """One registry for each app: two servers in a process do not mix."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.started = time.monotonic()
+        self.active = 0
+        self.outcomes: Tally[str] = Tally()
+        self.recoveries: Tally[str] = Tally()
+        self.num_prompt_tokens = 0
+        self.num_output_tokens = 0
+        self.num_cached_tokens = 0
+        self._window: deque[_Sample] = deque(maxlen=WINDOW_REQUESTS)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"gptoss_{name}", text, buckets=buckets, registry=self.registry)
+
+        self._ttft = histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS)
+        self._ttf_reasoning = histogram(
+            "time_to_first_reasoning_token_seconds", "Arrival to first reasoning text.", TTFT_BUCKETS
+        )
+        self._ttf_content = histogram(
+            "time_to_first_content_token_seconds", "Arrival to first content text.", TTFT_BUCKETS
+        )
+        self._itl = histogram("inter_token_latency_seconds", "Time between tokens of a stream.", ITL_BUCKETS)
+        self._e2e = histogram("e2e_request_latency_seconds", "Arrival to last token.", LATENCY_BUCKETS)
+        self._queue = histogram("request_queue_time_seconds", "Arrival to first scheduled.", LATENCY_BUCKETS)
+        self._prefill = histogram("request_prefill_time_seconds", "First scheduled to first token.", LATENCY_BUCKETS)
+        self._prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", TOKEN_BUCKETS)
+        self._output = histogram("request_generation_tokens", "Generated tokens of a request.", TOKEN_BUCKETS)
+        self._step = histogram("engine_step_duration_seconds", "Time of an engine step.", STEP_BUCKETS)
+        self._step_requests = histogram("engine_step_requests", "Requests in an engine step.", BATCH_BUCKETS)
+        self._requests = Counter("gptoss_requests", "Requests by how they ended.", ["outcome"], registry=self.registry)
+        self._recovered = Counter(
+            "gptoss_harmony_recoveries", "Repairs of malformed model output, by kind.", ["kind"], registry=self.registry
+        )
+        for outcome in ("ok", "failed", "cancelled", "rejected"):
+            self._requests.labels(outcome)
+
+    def begin(self, record: RequestRecord) -> None:
+        self.active += 1
+        record.observe_gap = self._itl.observe
+
+    def finish(self, record: RequestRecord, finish_reasons: Sequence[str | None]) -> None:
+        """Counts a request that has ended, once; `finish_reasons` are those of its choices, None if cut off."""
+        if record.cancelled:
+            record.outcome = "cancelled"
+        elif "error" in finish_reasons:
+            record.outcome = "failed"
+        elif None not in finish_reasons:
+            record.outcome = "ok"
+        self.active -= 1
+        now = time.monotonic()
+        self.outcomes[record.outcome] += 1
+        self._requests.labels(record.outcome).inc()
+        self.num_prompt_tokens += record.num_prompt_tokens
+        self.num_output_tokens += record.num_output_tokens
+        self.num_cached_tokens += record.num_cached_tokens
+        self._prompt.observe(record.num_prompt_tokens)
+        self._output.observe(record.num_output_tokens)
+        for metric, moment in (
+            (self._ttft, record.first_token),
+            (self._ttf_reasoning, record.first_reasoning),
+            (self._ttf_content, record.first_content),
+        ):
+            if moment is not None:
+                metric.observe(moment - record.arrival)
+        if record.queue_s is not None:
+            self._queue.observe(record.queue_s)
+        if record.prefill_s is not None:
+            self._prefill.observe(record.prefill_s)
+        if record.outcome == "ok":
+            self._e2e.observe(now - record.arrival)
+        ttft = None if record.first_token is None else record.first_token - record.arrival
+        self._forget_before(now - WINDOW_S)
+        self._window.append(
+            _Sample(
+                now,
+                ttft,
+                now - record.arrival,
+                tuple(record.gaps[:: -(-len(record.gaps) // WINDOW_GAPS) or 1]),
+                record.num_prompt_tokens,
+                record.num_output_tokens,
+            )
+        )
+
+    def step(self, stats: EngineStats) -> None:
+        self._step.observe(stats.last_step_s)
+        self._step_requests.observe(stats.last_step_seqs)
+
+    def reject(self) -> None:
+        self.outcomes["rejected"] += 1
+        self._requests.labels("rejected").inc()
+
+    def recovered(self, kinds: Tally[str]) -> None:
+        self.recoveries.update(kinds)
+        for kind, count in kinds.items():
+            self._recovered.labels(kind).inc(count)
+
+    def window(self) -> dict[str, object]:
+        """Percentiles and rates over the last five minutes, or over the last 10,000 requests where these are fewer."""
+        now = time.monotonic()
+        self._forget_before(now - WINDOW_S)
+        samples = list(self._window)
+        since = samples[0].at if len(samples) == WINDOW_REQUESTS else self.started
+        span = min(WINDOW_S, max(now - since, 0.001))
+        return {
+            "window_s": WINDOW_S,
+            "requests": len(samples),
+            "ttft_s": percentiles([s.ttft_s for s in samples if s.ttft_s is not None]),
+            "e2e_s": percentiles([s.e2e_s for s in samples]),
+            "inter_token_s": percentiles([gap for s in samples for gap in s.gaps]),
+            "prompt_tokens_per_s": sum(s.num_prompt_tokens for s in samples) / span,
+            "output_tokens_per_s": sum(s.num_output_tokens for s in samples) / span,
+        }
+
+    def _forget_before(self, moment: float) -> None:
+        while self._window and self._window[0].at < moment:
+            self._window.popleft()
+
+    def render(self, tags: Mapping[str, str], *, vllm_names: bool) -> bytes:
+        """Prometheus's text form; every sample carries `tags`."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(RelabelledRegistry(self.registry, tags, vllm_names))
+        text: bytes = generate_latest(registry)
+        return text
+
+
+def percentiles(values: list[float]) -> dict[str, float | None]:
+    """Nearest-rank p50, p95 and p99; None where there is nothing."""
+    ordered = sorted(values)
+
+    def at(share: float) -> float | None:
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+    return {"p50": at(0.50), "p95": at(0.95), "p99": at(0.99)}

@@ -1,0 +1,100 @@
+"""The requests under way: their books are opened once and closed once, and anybody with the right may end them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gptoss.api.access.api_keys import ANONYMOUS, Caller
+from gptoss.api.middleware.auth import Access
+from gptoss.api.telemetry.metrics import Metrics
+from gptoss.api.telemetry.request_record import RequestRecord
+from gptoss.api.telemetry.tracing import Tracing
+from gptoss.engine.client.client import EngineClient
+
+logger = logging.getLogger("request")
+
+
+class Ledger:
+    def __init__(self, engine: EngineClient, metrics: Metrics, access: Access, tracing: Tracing | None = None) -> None:
+        self._engine, self._metrics, self._access = engine, metrics, access
+        self._tracing = tracing
+        self._running: dict[str, tuple[RequestRecord, list[str]]] = {}
+
+    def running_ids(self, caller: Caller | None) -> list[str]:
+        """Completion ids of a key's own requests, oldest first. Without a key there are none: whoever knows an id may
+        cancel the request and read what is stored of it."""
+        if caller is None or caller.name == ANONYMOUS:
+            return []
+        return [
+            name
+            for name, (record, _) in self._running.items()
+            if name == record.completion_id and record.caller is not None and record.caller.name == caller.name
+        ]
+
+    def begin(self, record: RequestRecord, engine_ids: Sequence[str]) -> None:
+        self._metrics.begin(record)
+        entry = (record, list(engine_ids))
+        self._running[record.completion_id] = entry
+        if record.request_id:
+            self._running[record.request_id] = entry
+
+    def end(
+        self, record: RequestRecord, finish_reasons: Sequence[str | None], tags: Mapping[str, str], error: str | None
+    ) -> None:
+        """`finish_reasons` of its choices, None where the client went away."""
+        self._running.pop(record.completion_id, None)
+        self._running.pop(record.request_id, None)
+        self._metrics.finish(record, finish_reasons)
+        if record.allowance is not None:
+            num_tokens = record.num_prompt_tokens + record.num_output_tokens
+            self._access.usage.settle(record.allowance, num_tokens)
+        fields = self._fields(record, finish_reasons, tags, error)
+        logger.info(record.outcome, extra=fields)
+        if self._tracing is not None:
+            self._tracing.finished(record, fields)
+
+    def cancel(self, request_id: str, caller: Caller | None) -> bool:
+        """Ends a request by its completion id or x-request-id. A key ends its own requests only. -> whether it ran."""
+        entry = self._running.get(request_id)
+        if entry is None:
+            return False
+        record, engine_ids = entry
+        owner = record.caller.name if record.caller is not None else None
+        if caller is not None and owner is not None and caller.name != owner:
+            return False
+        record.cancelled = True
+        for engine_id in engine_ids:
+            self._engine.abort(engine_id)
+        return True
+
+    @staticmethod
+    def _fields(
+        record: RequestRecord, finish_reasons: Sequence[str | None], tags: Mapping[str, str], error: str | None
+    ) -> dict[str, Any]:
+        def ms(moment: float | None) -> int | None:
+            return None if moment is None else round((moment - record.arrival) * 1000)
+
+        fields: dict[str, Any] = {
+            "id": record.completion_id,
+            "request_id": record.request_id,
+            "key": record.caller.name if record.caller is not None else None,
+            "endpoint": record.endpoint,
+            "stream": record.stream,
+            "prompt_tokens": record.num_prompt_tokens,
+            "cached_tokens": record.num_cached_tokens,
+            "output_tokens": record.num_output_tokens,
+            "reasoning_tokens": record.num_reasoning_tokens,
+            "queue_ms": None if record.queue_s is None else round(record.queue_s * 1000),
+            "ttft_ms": ms(record.first_token),
+            "e2e_ms": ms(time.monotonic()),
+            "finish": ",".join(reason or "gone" for reason in finish_reasons),
+            "error": error,
+            **tags,
+            "profile": record.profile or tags.get("profile"),
+            "prompt": record.shown_prompt,
+            "answer": record.shown_answer,
+        }
+        return {key: value for key, value in fields.items() if value is not None}

@@ -1,0 +1,81 @@
+"""One OpenTelemetry span for each request, sent over OTLP/HTTP, when an endpoint is configured. Else no object exists.
+
+The SDK and the exporter are an extra: pip install -r requirements-tracing.txt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from gptoss.api.telemetry.request_record import RequestRecord
+from gptoss.config.errors import ConfigError
+
+
+class Tracing:
+    """Spans carry the fields of the request's log line, in the names of the GenAI conventions where there are some
+    (OpenTelemetry semantic conventions 1.38, gen-ai), and continue the client's trace (W3C trace context)."""
+
+    def __init__(self, endpoint: str, processor: Any = None) -> None:
+        """`processor` replaces the exporter, for tests. Raises ConfigError if the extra is not installed."""
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ImportError as error:
+            raise ConfigError(
+                f"otlp_endpoint is set, but {error.name} is not installed: pip install -r requirements-tracing.txt"
+            ) from None
+        self._provider = TracerProvider(resource=Resource.create({"service.name": "gpt-oss-server"}))
+        self._provider.add_span_processor(
+            processor or BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces"))
+        )
+        self._tracer = self._provider.get_tracer("gpt-oss-server")
+
+    def finished(self, record: RequestRecord, fields: Mapping[str, Any]) -> None:
+        """Makes the whole span at the request's end, with its true start."""
+        from opentelemetry.propagate import extract
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+
+        now = time.time_ns()
+        start = now - int((time.monotonic() - record.arrival) * 1e9)
+        span = self._tracer.start_span(
+            f"{record.endpoint}",
+            context=extract(dict(record.trace_headers)),
+            kind=SpanKind.SERVER,
+            start_time=start,
+            attributes=_attributes(record.endpoint, fields),
+        )
+        if record.first_token is not None:
+            span.add_event("first token", timestamp=start + int((record.first_token - record.arrival) * 1e9))
+        if record.outcome == "failed":
+            span.set_status(Status(StatusCode.ERROR, str(fields.get("error", ""))))
+        span.end(now)
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._provider.shutdown()
+
+
+_GENAI = {
+    "model_id": "gen_ai.response.model",
+    "prompt_tokens": "gen_ai.usage.input_tokens",
+    "output_tokens": "gen_ai.usage.output_tokens",
+    "finish": "gen_ai.response.finish_reasons",
+    "id": "gen_ai.response.id",
+}
+_HIDDEN = ("prompt", "answer")
+
+
+_OPERATIONS = {"/v1/completions": "text_completion"}
+
+
+def _attributes(endpoint: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {_GENAI.get(k, f"gptoss.{k}"): v for k, v in fields.items() if k not in _HIDDEN}
+    reasons = _GENAI["finish"]
+    if reasons in shown:
+        shown[reasons] = shown[reasons].split(",")  # an array, one for each choice
+    operation = _OPERATIONS.get(endpoint, "chat")
+    return {"gen_ai.operation.name": operation, "gen_ai.provider.name": "openai"} | shown

@@ -1,0 +1,45 @@
+"""Unfolds the embedded model into a checkpoint that any gpt-oss loader reads.
+
+gptoss unfold --out models/gpt-oss-nano
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with_parent(pid: int) -> None:
+    """Has the kernel kill this process when its parent ends, however that ends (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != pid:
+        sys.exit("the parent process ended")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--asset", type=Path, help="the folded model (default: the embedded one)")
+    parser.add_argument("--parent", type=int, metavar="PID", help="end when this process ends")
+    args = parser.parse_args(argv)
+    if args.parent is not None:
+        end_with_parent(args.parent)
+    from gptoss.embedded.unfold import ASSET, unfold
+
+    started = time.perf_counter()
+    unfold(args.asset or ASSET, args.out)
+    sys.stdout.write(f"{args.out}: in {time.perf_counter() - started:.1f} s\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

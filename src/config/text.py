@@ -1,0 +1,108 @@
+"""Reads YAML, keys and flags, and shows settings, without a secret in any message."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from gptoss.config.errors import ConfigError
+
+# in a sentence it is not known where a password ends: too much is masked rather than too little
+_URL_SECRETS = (
+    (re.compile(r"(:[/\\]|[/\\]{2})([/\\]*)[^\n]*@"), r"\1\2***@"),  # one slash: a Path of a URL
+    (re.compile(r"[^\s:@/\\'\"]+:(?![/\\])\S*@(?=\S)"), "***@"),
+    (re.compile(r"([:/\\][/\\][^\s?#;]*[?#;])\S*[^\s'\"\].,]"), r"\1***"),
+    (re.compile(r"(?i)\b(\w*(?:token|key|secret|password|passwd|pwd|auth|sig)=)[^\s*]\S*"), r"\1***"),
+)
+_URL_BEGIN = re.compile(r"\s*(?:[A-Za-z][\w+.-]*:)?[/\\]+")
+_SETTING_NAME = re.compile(r"[a-z_]{1,40}")
+
+
+def check_key_text(key: str) -> str:
+    """Returns the key. Raises ValueError if no client could send it, or everybody could."""
+    if not key.strip():
+        raise ValueError("an empty or blank key lets everybody in; unset it to serve without keys")
+    if key != key.strip():
+        raise ValueError("the key begins or ends with white space, which clients cannot send")
+    if any(ord(char) < 32 or ord(char) == 127 for char in key):
+        raise ValueError("the key holds a control character, which clients cannot send")
+    if not key.isascii():
+        raise ValueError("the key holds a character that is not ASCII, which clients cannot send")
+    return key
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Returns what a YAML file holds.
+
+    Raises:
+        ConfigError: it cannot be read or parsed. PyYAML's own text is left out, as it quotes lines that may hold a key.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{what} does not exist") from None
+    except UnicodeError:
+        raise ConfigError(f"{what} is not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} is not valid YAML{yaml_problem(error)}") from None
+
+
+def yaml_problem(error: Exception) -> str:
+    """Returns place and kind of a YAML error, without the text that is there."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+    known, *quoted = re.split(r"['\"!*&]", str(problem or ""), maxsplit=1)
+    shown = known.strip() + (" ..." if quoted else "")
+    return f"{place}: {shown}" if shown else place
+
+
+def without_secrets(text: str) -> str:
+    """Returns the text with the user, password, query and fragment of each URL masked."""
+    for pattern, masked in _URL_SECRETS:
+        text = pattern.sub(masked, text)
+    return text
+
+
+def masked_value(value: Any) -> Any:
+    """Returns a setting's value with the same parts of each URL masked."""
+    if isinstance(value, dict):
+        return {key: masked_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [masked_value(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    begin = _URL_BEGIN.match(value)
+    if "@" in value and (":" in value or begin):
+        value = (begin.group() if begin else "") + "***@" + value.rpartition("@")[2]
+    if ":/" in value or "//" in value or "\\" in value or "***@" in value:
+        value = re.sub(r"(?s)([?#;]).+", r"\1***", value)
+    return without_secrets(value)
+
+
+def quoted_value(value: Any) -> str:
+    """Returns ", got VALUE" for an error about a number or a text without the marks of a secret, else nothing."""
+    is_shown = isinstance(value, (int, float)) or (
+        isinstance(value, str) and len(value) <= 200 and not re.search(r"[@?#;=\\]", value)
+    )
+    return f", got {value!r}" if is_shown else ""
+
+
+def shown_name(name: str) -> str:
+    """The name of an unknown setting, unless it may be a secret in the wrong place."""
+    return name if _SETTING_NAME.fullmatch(name) else "a name that is not shown"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Leaves out values, which argparse would quote: a misspelt --api-key is followed by a key."""
+        kind, _, rest = message.partition("unrecognized arguments: ")
+        if rest and not kind:
+            names = [word.partition("=")[0] for word in rest.split() if word.startswith("--")]
+            message = f"unknown flags: {', '.join(names)}" if names else "unknown arguments; every flag begins with --"
+        super().error(without_secrets(message))

@@ -1,0 +1,19 @@
+"""How the engine's client fails."""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """The engine cannot take the request now."""
+
+
+class EngineDeadError(EngineError):
+    """The engine process is gone, or could not be started."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests wait already."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,79 @@
+"""Guesses at the next tokens: what a grammar forces, and what followed the same tokens before.
+
+Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding) looks in the request's own text;
+answers of earlier requests are looked up as well (after SuffixDecoding, Oliaro et al. 2024, arXiv 2411.04975).
+A guess costs a little arithmetic where it is wrong, and never changes what is sampled.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from gptoss.engine.core.grammar_matcher import GuidedDecoding
+from gptoss.engine.core.request import Request
+
+MATCHED_TOKENS = 3
+LOOKBACK = 8192  # tokens of a prompt that are indexed, the last ones
+MAX_ANSWER_ENTRIES = 50_000
+Key = tuple[int, ...]
+
+
+class Drafter:
+    """Knows the text of the live requests, and of the answers before them for those with the same cache salt."""
+
+    def __init__(self, guided: GuidedDecoding | None, most: int) -> None:
+        """`most`: tokens of one guess."""
+        self._guided = guided
+        self.most = most
+        self._live: dict[str, _Index] = {}
+        self._answers: OrderedDict[tuple[str, Key], tuple[int, ...]] = OrderedDict()
+
+    def propose(self, request: Request, count: int) -> list[int]:
+        """-> up to `count` tokens that may follow, none of which ends the request or breaks its grammar."""
+        count = min(count, self.most)
+        guided, request_id = self._guided, request.request_id
+        drafts = guided.forced(request_id)[:count] if guided is not None else []
+        if len(drafts) < count:
+            drafts += self._remembered(request, drafts, count - len(drafts))
+        stops = request.params.stop_token_ids
+        end = next((n for n, token in enumerate(drafts) if token in stops), len(drafts))
+        return drafts[:end] if guided is None else guided.allowed(request_id, drafts[:end])
+
+    def _remembered(self, request: Request, drafts: list[int], count: int) -> list[int]:
+        """What followed the last tokens, `drafts` included, when they came before."""
+        tokens = request.token_ids
+        index = self._live.get(request.request_id)
+        if index is None:
+            index = self._live[request.request_id] = _Index(request.num_tokens)
+        index.update(tokens)
+        key = tuple([*tokens[-MATCHED_TOKENS:], *drafts][-MATCHED_TOKENS:])
+        place = index.places.get(key)
+        if place is not None:
+            return tokens[place : place + count]
+        return list(self._answers.get((request.cache_salt, key), ())[:count])
+
+    def finish(self, request: Request) -> None:
+        """Keeps the answer."""
+        self._live.pop(request.request_id, None)
+        tokens = request.token_ids
+        for end in range(max(request.num_prompt_tokens, MATCHED_TOKENS), len(tokens)):
+            key = (request.cache_salt, tuple(tokens[end - MATCHED_TOKENS : end]))
+            self._answers[key] = tuple(tokens[end : end + self.most])
+            self._answers.move_to_end(key)
+        while len(self._answers) > MAX_ANSWER_ENTRIES:
+            self._answers.popitem(last=False)
+
+
+class _Index:
+    """Where each run of MATCHED_TOKENS tokens was followed by another, the latest place."""
+
+    __slots__ = ("_done", "places")
+
+    def __init__(self, num_tokens: int) -> None:
+        self.places: dict[Key, int] = {}
+        self._done = max(MATCHED_TOKENS, num_tokens - LOOKBACK)
+
+    def update(self, token_ids: list[int]) -> None:
+        for end in range(self._done, len(token_ids)):
+            self.places[tuple(token_ids[end - MATCHED_TOKENS : end])] = end
+        self._done = max(self._done, len(token_ids))

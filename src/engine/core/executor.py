@@ -1,0 +1,167 @@
+"""The ranks as the engine core sees them: one step goes to all, one result comes back.
+
+Rank 0 lives in the engine process. Further ranks are processes of their own with a pipe each; the hidden states and
+partial sums go between them by torch.distributed. A rank that dies takes the engine process with it, and the
+engine's client starts all of them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gptoss.config.errors import ConfigError
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.messages import PROBE_ID, ModelRunnerOutput, RankReport, SchedulerOutput, Step
+from gptoss.engine.worker.rank import make_worker, report_of, run_rank
+from gptoss.engine.worker.worker import self_test_probe
+from gptoss.run_folder import RunFolder
+
+DEFAULT_DRAFTS = 3  # tokens; with the CPU's kernels a step of four costs little more than one of one
+OnDeath = Callable[[str, bool], None]  # (what happened, whether a restart would fail the same way)
+
+
+class SelfTestError(RuntimeError):
+    """The model runs but its numbers are wrong: it must not serve."""
+
+
+class Executor:
+    """Steps are submitted and collected in order. With pipeline stages several are under way."""
+
+    def __init__(
+        self, config: EngineConfig, on_death: OnDeath | None = None, log: dict[str, Any] | None = None
+    ) -> None:
+        """Loads the model on all ranks and proves it. `on_death` is called in a thread when another rank dies.
+
+        Raises:
+            SelfTestError, ConfigError, CheckpointError.
+        """
+        self.config = config
+        world = max(1, config.tensor_parallel_size) * max(1, config.pipeline_parallel_size)
+        self.max_in_flight = max(1, config.pipeline_parallel_size)
+        self._output_rank = (self.max_in_flight - 1) * max(1, config.tensor_parallel_size)
+        self._in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput | None]] = deque()
+        self._sampled: dict[str, int] = {}
+        self._pipes: dict[int, Connection] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ModelRunnerOutput)
+        self._folder = RunFolder() if world > 1 else None
+        rendezvous = self._folder.path / "rendezvous" if self._folder is not None else None
+        self._processes = [self._start(config, rank, rendezvous, log) for rank in range(1, world)]
+        if self._processes and on_death is not None:
+            threading.Thread(target=self._watch, args=(on_death,), daemon=True, name="watch-ranks").start()
+        self.worker = make_worker(config, 0, rendezvous)
+        self.worker.load()
+        self.num_blocks = self.worker.init_cache()
+        self.ranks = [report_of(self.worker, 0)]
+        for pipe in self._pipes.values():
+            self.ranks.append(msgspec.msgpack.decode(pipe.recv_bytes(), type=RankReport))
+        self._self_test(config)
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """Drafts of a step. Raises ConfigError if asked for what this engine cannot do."""
+        wanted = self.config.num_speculative_tokens
+        # rows must not depend on their neighbours, and decode steps of one token are what CUDA graphs hold
+        able = self.worker.kernel_path == "native" and not self._processes
+        if wanted > 0 and not able:
+            raise ConfigError(
+                f"num_speculative_tokens ({wanted}) works with the compiled CPU kernels on one rank only; this engine "
+                f"runs {self.worker.kernel_path} kernels on {1 + len(self._processes)}: set 0 or -1"
+            )
+        return (DEFAULT_DRAFTS if wanted < 0 else wanted) if able else 0
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def submit(self, out: SchedulerOutput) -> None:
+        """Starts a step on all ranks; rank 0's part is done when this returns."""
+        step = Step(out, self._sampled)
+        self._sampled = {}
+        if self._pipes:
+            message = self._encoder.encode(step)
+            for pipe in self._pipes.values():
+                pipe.send_bytes(message)
+        self._in_flight.append((out, self.worker.execute_model(step.out, step.sampled)))
+
+    def collect(self) -> tuple[SchedulerOutput, ModelRunnerOutput]:
+        """The result of the oldest step under way; waits for it."""
+        out, result = self._in_flight.popleft()
+        if self._output_rank != 0:
+            result = self._decoder.decode(self._pipes[self._output_rank].recv_bytes())
+        assert result is not None
+        if self._pipes:
+            self._sampled |= result.sampled
+        return out, result
+
+    def execute_model(self, out: SchedulerOutput) -> ModelRunnerOutput:
+        self.submit(out)
+        return self.collect()[1]
+
+    def _self_test(self, config: EngineConfig) -> None:
+        probe = self_test_probe(config.block_size)
+        first = SchedulerOutput([probe], {}, {PROBE_ID: len(probe.token_ids)}, [])
+        result = self.execute_model(first)
+        self.execute_model(SchedulerOutput([], {}, {}, [PROBE_ID]))
+        self._sampled = {}
+        if result.failed:
+            raise SelfTestError(
+                f"self-test failed in {self.worker.dtype} on {self.worker.device}: {result.failed[PROBE_ID]}"
+            )
+
+    def _start(self, config: EngineConfig, rank: int, rendezvous: Path | None, log: dict[str, Any] | None) -> Any:
+        ours, theirs = multiprocessing.Pipe()
+        errors, their_errors = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("spawn").Process(
+            target=run_rank,
+            args=(config, rank, rendezvous, theirs, their_errors, log),
+            name=f"gpt-oss-rank-{rank}",
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        their_errors.close()
+        self._pipes[rank] = ours
+        return process, errors
+
+    def _watch(self, on_death: OnDeath) -> None:
+        """Waits in a thread until a rank ends."""
+        gone = wait([process.sentinel for process, _ in self._processes])
+        for rank, (process, errors) in enumerate(self._processes, 1):
+            if process.sentinel not in gone:
+                continue
+            process.join(1)
+            message, fatal = f"exit code {process.exitcode}", False
+            if errors.poll(1):
+                with contextlib.suppress(EOFError):
+                    message, fatal = errors.recv()
+            on_death(f"rank {rank} died: {message}", fatal)
+            return
+
+    def shutdown(self) -> None:
+        for process, _ in self._processes:
+            process.kill()
+            process.join(5)
+        self.worker.close()
+        if self._folder is not None:
+            self._folder.remove()
+
+
+def die(report: Callable[[str, bool], None]) -> OnDeath:
+    """An OnDeath that reports and ends this process, whatever it waits for."""
+
+    def ended(message: str, fatal: bool) -> None:
+        report(message, fatal)
+        os._exit(1)
+
+    return ended

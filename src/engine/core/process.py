@@ -1,0 +1,140 @@
+"""The engine process: messages in, steps, outputs out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import traceback
+from typing import Any
+
+import msgspec
+import zmq
+
+from gptoss import logging_setup
+from gptoss.config.errors import ConfigError
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.core.core import EngineCore, heartbeats
+from gptoss.engine.core.executor import die
+from gptoss.engine.messages import (
+    AbortRequests,
+    AddRequest,
+    AddRequests,
+    Failed,
+    FromEngine,
+    Outputs,
+    Ready,
+    Shutdown,
+    ToEngine,
+    TokenOutput,
+)
+from gptoss.engine.model.checkpoint import CheckpointError
+from gptoss.engine.parallel.device_placement import place
+
+logger = logging.getLogger(__name__)
+IDLE_POLL_MS = 500
+RANK_DEATH_GRACE_S = 1.5
+
+
+class EngineProcess:
+    """EngineCore behind two ZeroMQ sockets. Ends when told to, or when the process that started it is gone."""
+
+    def __init__(self, core: EngineCore, receive: zmq.Socket[bytes], send: zmq.Socket[bytes], parent_pid: int) -> None:
+        self._core = core
+        self._receive_socket, self._send_socket = receive, send
+        self._parent_pid = parent_pid
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._stopping = False
+        self._was_busy = False
+
+    def run(self) -> None:
+        while not self._stopping and os.getppid() == self._parent_pid:
+            outputs = self._receive(idle=not self._core.has_work)
+            if self._core.has_work:
+                outputs += self._core.step()
+            elif outputs or self._was_busy:
+                self._core.kv.check_integrity()
+            self._was_busy = self._core.has_work
+            if outputs or self._was_busy:
+                self._send(Outputs(outputs, self._core.current_stats()))
+
+    def _receive(self, *, idle: bool) -> list[TokenOutput]:
+        """Everything that has arrived; waits for something only when there is nothing else to do."""
+        outputs: list[TokenOutput] = []
+        if idle and not self._receive_socket.poll(IDLE_POLL_MS):
+            return outputs
+        while self._receive_socket.poll(0):
+            message = self._decoder.decode(self._receive_socket.recv())
+            if isinstance(message, AddRequest):
+                outputs += self._add(message)
+            elif isinstance(message, AddRequests):
+                for request in message.requests:
+                    params = msgspec.structs.replace(request.params, logit_bias=message.logit_bias)
+                    outputs += self._add(msgspec.structs.replace(request, params=params))
+            elif isinstance(message, AbortRequests):
+                outputs += self._core.abort(message.request_ids)
+            elif isinstance(message, Shutdown):
+                self._stopping = True
+        return outputs
+
+    def _add(self, message: AddRequest) -> list[TokenOutput]:
+        refused = self._core.add_request(message)
+        return [] if refused is None else [refused]
+
+    def _send(self, message: FromEngine) -> None:
+        self._send_socket.send(self._encoder.encode(message))
+
+
+def run_engine(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: Any) -> None:
+    """The engine process's main function. Never raises: it reports Failed and leaves with exit code 1."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the API process decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging_setup.configure(**log)
+    context = zmq.Context()
+    send = context.socket(zmq.PUSH)
+    send.connect(output_address)
+    receive = context.socket(zmq.PULL)
+    receive.connect(input_address)
+
+    def report(message: str, fatal: bool) -> None:
+        socket = context.socket(zmq.PUSH)  # of its own: sockets belong to one thread
+        socket.connect(output_address)
+        socket.send(msgspec.msgpack.encode(Failed(message, fatal)))
+        socket.close(linger=1000)
+        time.sleep(0.2)  # for the message to leave before the process does
+
+    try:
+        core = EngineCore(place(config), die(report), log)
+        process = EngineProcess(core, receive, send, parent_pid)
+        process._send(_ready(core))
+        with heartbeats(context, output_address):
+            process.run()
+    except Exception as error:  # the last line of defence: whatever it was, the API process must hear of it
+        if max(config.tensor_parallel_size, config.pipeline_parallel_size) > 1:
+            time.sleep(RANK_DEATH_GRACE_S)  # if a rank's death caused this, its watcher says so and ends the process
+        fatal = isinstance(error, (ConfigError, CheckpointError))
+        logger.critical("engine died: %s", error if fatal else traceback.format_exc())
+        send.send(msgspec.msgpack.encode(Failed(f"{type(error).__name__}: {error}", fatal)))
+        context.destroy(linger=1000)
+        os._exit(1)
+    core.executor.shutdown()
+    context.destroy(linger=500)
+
+
+def _ready(core: EngineCore) -> Ready:
+    worker = core.executor.worker
+    return Ready(
+        dtype=str(worker.dtype).removeprefix("torch."),
+        device=str(worker.device),
+        num_blocks=core.kv.num_blocks - 1,
+        kv_cache_bytes=sum(rank.kv_cache_bytes for rank in core.executor.ranks),
+        weight_bytes=sum(rank.weight_bytes for rank in core.executor.ranks),
+        max_model_len=core.max_model_len,
+        kernel_path=worker.kernel_path,
+        load_s=worker.load_s,
+        pid=os.getpid(),
+        gpu_mode=core.gpu_mode,
+        ranks=core.executor.ranks,
+    )

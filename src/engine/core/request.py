@@ -1,0 +1,76 @@
+"""One request inside the engine."""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass, field
+
+from gptoss.engine.messages import FinishReason
+from gptoss.engine.sampling_params import SamplingParams
+
+
+class RequestStatus(enum.Enum):
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    PREEMPTED = enum.auto()
+    FINISHED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """`token_ids` are the prompt and everything sampled so far; `num_computed_tokens` of them are in the cache."""
+
+    request_id: str
+    token_ids: list[int]
+    params: SamplingParams
+    priority: int = 0  # lower runs sooner
+    arrival: float = field(default_factory=time.monotonic)
+    deadline: float | None = None  # monotonic seconds; past it the request ends with an error
+    cache_salt: str = ""
+    tenant: str = ""  # whose share of the engine it takes
+    num_prompt_tokens: int = field(init=False)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
+    num_scored_tokens: int = 0  # of the prompt: those behind them have had their logprobs
+    num_preemptions: int = 0
+    status: RequestStatus = RequestStatus.WAITING
+    first_scheduled: float | None = None  # monotonic seconds
+    block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks of token_ids
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def finish_reason_at(self, token_id: int, max_model_len: int) -> FinishReason | None:
+        """Whether it ends with this token, its last."""
+        params = self.params
+        if (
+            token_id in params.stop_token_ids
+            and not params.ignore_eos
+            # the sampler allows an earlier one where the grammar leaves nothing else
+            and (self.num_output_tokens >= params.min_tokens or params.grammar is not None)
+        ):
+            return FinishReason.STOP
+        if self.num_output_tokens >= params.max_tokens or self.num_tokens >= max_model_len:
+            return FinishReason.LENGTH
+        return None
+
+    @property
+    def num_unscored_tokens(self) -> int:
+        """Prompt tokens that are not computed yet and whose successor's logprob is wanted."""
+        if self.params.prompt_logprobs is None:
+            return 0
+        return max(0, self.num_prompt_tokens - 1 - self.num_computed_tokens)
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Known tokens that are not computed yet: one when decoding, more when catching up."""
+        return len(self.token_ids) - self.num_computed_tokens

@@ -1,0 +1,121 @@
+"""The shape of a gpt-oss model, from its config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptoss.config.errors import ConfigError
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a gpt-oss model, from its config.json."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_experts: int
+    experts_per_token: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    sliding_window: int
+    layer_types: tuple[str, ...]
+    max_position: int
+    rope_theta: float
+    rope_factor: float
+    rope_beta_fast: float
+    rope_beta_slow: float
+    rope_original_max_position: int
+    rms_norm_eps: float
+    swiglu_limit: float
+    quantized: bool  # experts in MXFP4
+
+    @classmethod
+    def from_json(cls, config: dict[str, Any]) -> ModelConfig:
+        """Reads the config.json of both layouts: Hugging Face's, and `original/`, which states fewer keys.
+
+        Raises:
+            ConfigError: a key is missing, or the model is not a gpt-oss.
+        """
+        if "experts_per_token" in config and "num_experts" in config and "model_type" not in config:
+            config = _from_original(config)
+        if config.get("model_type") != "gpt_oss":
+            raise ConfigError(f"model_type is {config.get('model_type')!r}, this server runs only 'gpt_oss'")
+        try:
+            return _from_hf(config)
+        except KeyError as error:
+            raise ConfigError(f"config.json lacks {error}") from error
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ModelConfig:
+        path = folder / "config.json"
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise ConfigError(f"{path} is missing") from None
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path} is no JSON: {error}") from error
+
+
+def _from_hf(c: dict[str, Any]) -> ModelConfig:
+    # transformers 5 writes rope_parameters, earlier releases rope_theta and rope_scaling
+    rope = c.get("rope_parameters") or {"rope_theta": c["rope_theta"], **(c.get("rope_scaling") or {})}
+    if rope.get("rope_type", "default") not in ("yarn", "default"):
+        raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; gpt-oss uses 'yarn'")
+    num_layers = c["num_hidden_layers"]
+    return ModelConfig(
+        num_layers=num_layers,
+        hidden_size=c["hidden_size"],
+        intermediate_size=c["intermediate_size"],
+        num_experts=c["num_local_experts"],
+        experts_per_token=c["num_experts_per_tok"],
+        num_attention_heads=c["num_attention_heads"],
+        num_key_value_heads=c["num_key_value_heads"],
+        head_dim=c["head_dim"],
+        vocab_size=c["vocab_size"],
+        sliding_window=c["sliding_window"],
+        layer_types=tuple(c.get("layer_types") or ((SLIDING, FULL) * num_layers)[:num_layers]),
+        max_position=c["max_position_embeddings"],
+        rope_theta=float(rope["rope_theta"]),
+        rope_factor=float(rope.get("factor", 1.0)),
+        rope_beta_fast=float(rope.get("beta_fast", 32.0)),
+        rope_beta_slow=float(rope.get("beta_slow", 1.0)),
+        rope_original_max_position=int(rope.get("original_max_position_embeddings", 4096)),
+        rms_norm_eps=float(c.get("rms_norm_eps", 1e-5)),
+        swiglu_limit=float(c.get("swiglu_limit", 7.0)),
+        quantized=bool(c.get("quantization_config")),
+    )
+
+
+def _from_original(c: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": c["num_hidden_layers"],
+        "hidden_size": c["hidden_size"],
+        "intermediate_size": c["intermediate_size"],
+        "num_local_experts": c["num_experts"],
+        "num_experts_per_tok": c["experts_per_token"],
+        "num_attention_heads": c["num_attention_heads"],
+        "num_key_value_heads": c["num_key_value_heads"],
+        "head_dim": c["head_dim"],
+        "vocab_size": c["vocab_size"],
+        "sliding_window": c["sliding_window"],
+        "max_position_embeddings": int(c["initial_context_length"] * c["rope_scaling_factor"]),
+        "swiglu_limit": c.get("swiglu_limit", 7.0),
+        "rope_theta": c["rope_theta"],
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": c["rope_scaling_factor"],
+            "beta_fast": c["rope_ntk_beta"],
+            "beta_slow": c["rope_ntk_alpha"],
+            "original_max_position_embeddings": c["initial_context_length"],
+        },
+        "quantization_config": {"quant_method": "mxfp4"},
+    }

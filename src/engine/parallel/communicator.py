@@ -1,0 +1,135 @@
+"""What ranks say to each other during a step: torch.distributed, NCCL between GPUs and gloo between CPU processes.
+
+One Communicator a rank. With one rank every method is the identity, so the model is written once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections import deque
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from gptoss.engine.parallel.shards import Shard
+
+LOOPBACK = Path("/sys/class/net/lo")
+START_TIMEOUT_S = 600  # ranks load at different speeds
+STEP_TIMEOUT_S = 1800  # a dead rank is noticed by its process, not by this
+MAX_SENDS = 4  # hidden states on their way to the next stage
+
+
+class Communicator:
+    """Shapes: R rows, T tokens, H hidden, V vocabulary."""
+
+    def __init__(
+        self, shard: Shard, device: torch.device, rendezvous: Path | None = None, *, ordered: bool = False
+    ) -> None:
+        """`rendezvous`: a file that does not exist yet, the same for all ranks; None with one rank. `ordered`: GPUs add
+        partial sums in the order of ranks too, as CPU ranks always do."""
+        self.shard = shard
+        self._device = device
+        self._ordered = ordered or device.type == "cpu"
+        self._sends: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        self._stage: dist.ProcessGroup | None = None
+        self.world_size = shard.tensor_size * shard.num_stages
+        if self.world_size == 1:
+            return
+        assert rendezvous is not None
+        if LOOPBACK.exists():  # ranks share a machine: its name need not resolve, nor its network be up
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.name)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=f"file://{rendezvous}",
+            rank=shard.rank,
+            world_size=self.world_size,
+            timeout=datetime.timedelta(seconds=START_TIMEOUT_S),
+        )
+        for stage in range(shard.num_stages):
+            first = stage * shard.tensor_size
+            group = dist.new_group(
+                list(range(first, first + shard.tensor_size)), timeout=datetime.timedelta(seconds=STEP_TIMEOUT_S)
+            )
+            if stage == shard.stage:
+                self._stage = group
+
+    def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
+        """The sum over the stage's ranks, added in float32 on the CPU; `partial` may be changed.
+
+        A ring or a tree adds three or more numbers in an order that depends on their place in the tensor, so a token's
+        sum would depend on what else is in the batch. Of two ranks any order gives the same bits.
+        """
+        if self.shard.tensor_size == 1:
+            return partial
+        if self._ordered and self.shard.tensor_size > 2:
+            return self._add_in_order(partial)
+        summed = partial.float() if partial.device.type == "cpu" else partial
+        dist.all_reduce(summed, group=self._stage)
+        return summed.to(partial.dtype)
+
+    def _add_in_order(self, partial: torch.Tensor) -> torch.Tensor:
+        """All ranks' partial sums, added in float32 in the order of ranks."""
+        parts = partial.new_empty(self.shard.tensor_size, *partial.shape)
+        dist.all_gather(list(parts.unbind()), partial.contiguous(), group=self._stage)
+        total = parts[0].float()
+        for part in parts[1:]:
+            total = total + part.float()
+        return total.to(partial.dtype)
+
+    def gather_logits(self, local: torch.Tensor, sizes: list[int]) -> torch.Tensor | None:
+        """Each rank's part of the vocabulary [R, V_r], V_r = sizes[rank] -> [R, V] on the stage's first rank."""
+        if self.shard.tensor_size == 1:
+            return local
+        width = max(sizes)
+        padded = torch.nn.functional.pad(local, (0, width - local.shape[1])).contiguous()
+        parts = [torch.empty_like(padded) for _ in sizes] if self.shard.leads else None
+        dist.gather(padded, parts, dst=self._first_of_stage, group=self._stage)
+        if parts is None:
+            return None
+        return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
+
+    def gather_best(self, local: torch.Tensor, first_id: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Each rank's logits [R, V_r], whose tokens begin at `first_id` -> (token ids int64 [R], their logits [R]) of
+        the whole vocabulary's best on the stage's first rank. Two numbers a row travel. The lowest id wins a tie."""
+        value, index = local.max(dim=-1)
+        best = torch.stack((value.double(), (index + first_id).double()))
+        parts = [torch.empty_like(best) for _ in range(self.shard.tensor_size)] if self.shard.leads else None
+        dist.gather(best, parts, dst=self._first_of_stage, group=self._stage)
+        if parts is None:
+            return None
+        values, ids = torch.stack(parts, dim=-1)
+        values = torch.where(values.isnan().any(dim=-1, keepdim=True), torch.nan, values)
+        winner = torch.where(values.isnan(), 0, values).argmax(dim=-1, keepdim=True)  # the first of equals
+        return ids.gather(-1, winner).squeeze(-1).long(), values.gather(-1, winner).squeeze(-1).to(local.dtype)
+
+    def send_hidden(self, hidden: torch.Tensor) -> None:
+        """[T, H] to the same position of the next stage, without waiting for it."""
+        work = dist.isend(hidden, self.shard.rank + self.shard.tensor_size)
+        assert work is not None
+        self._sends.append((work, hidden))
+        while len(self._sends) > MAX_SENDS or (self._sends and self._sends[0][0].is_completed()):
+            self._sends.popleft()[0].wait()
+
+    def receive_hidden(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> torch.Tensor:
+        """[T, H] from the stage before."""
+        hidden = torch.empty(num_tokens, hidden_size, dtype=dtype, device=self._device)
+        dist.recv(hidden, self.shard.rank - self.shard.tensor_size)
+        return hidden
+
+    def minimum(self, value: int) -> int:
+        """The least value of all ranks."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor([value], device=self._device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return int(tensor.item())
+
+    def close(self) -> None:
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+    @property
+    def _first_of_stage(self) -> int:
+        return self.shard.stage * self.shard.tensor_size

@@ -1,0 +1,286 @@
+"""How the model is laid over the devices, and whether it fits, in bytes, before anything is loaded. No torch.
+
+Sizes are of the parameters as stored: MXFP4 experts 17 bytes for 32 weights, their columns padded for the kernels in a
+plan, everything else two bytes (four in float32). GB are 10^9 bytes, as cards are sold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gptoss.config.errors import ConfigError
+from gptoss.engine.config import SCORED_ROWS, EngineConfig
+from gptoss.engine.model.model_config import FULL, SLIDING, ModelConfig
+from gptoss.engine.parallel.shards import SCALE_GROUP, Shard, check_tensor_size, make_shard, split_layers
+
+GB = 10**9
+KERNEL_COLUMNS = 128  # of a block of words (kernels/triton/mxfp4_layout.py)
+MXFP4_BYTES = (SCALE_GROUP // 2 + 1) / SCALE_GROUP
+RUNTIME_BYTES = 700 * 10**6  # CUDA context, libraries, communication buffers: what a bare process takes on a card
+USEFUL_KV_TOKENS = 65_536  # below this a card is full of weights and cannot batch
+# query heads of all sequences whose keys are shared out between programs, and the most parts of each
+# (kernels/triton/attention.py)
+ATTENTION_ROWS = 4096
+ATTENTION_SPLITS = 92
+MEMORY_SLA_BYTES = 15 * GB  # weights of 120b on each of four and more cards
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """One rank's bytes, and what its device had free."""
+
+    shard: Shard
+    weight_bytes: int
+    activation_bytes: int
+    kv_bytes_per_token: int  # of the full-attention cache; sliding layers keep only their window
+    free_bytes: int
+    usable_bytes: int  # of the free ones, after gpu_memory_utilization
+
+    @property
+    def kv_bytes(self) -> int:
+        return max(0, self.usable_bytes - RUNTIME_BYTES - self.weight_bytes - self.activation_bytes)
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.kv_bytes // self.kv_bytes_per_token
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    gpu_mode: str  # single, pipeline, tensor or tensor+pipeline
+    tensor_size: int
+    stage_layers: tuple[range, ...]
+    ranks: tuple[RankPlan, ...]
+    needed_kv_tokens: int
+
+    @property
+    def kv_tokens(self) -> int:
+        return min(rank.kv_tokens for rank in self.ranks)
+
+    @property
+    def fits(self) -> bool:
+        return self.kv_tokens >= self.needed_kv_tokens
+
+    def lines(self) -> list[str]:
+        """The plan for people, one line a rank."""
+        shown = [f"{self.gpu_mode}: {len(self.ranks)} rank(s), KV cache for {self.kv_tokens:,} tokens"]
+        for rank in self.ranks:
+            s = rank.shard
+            shown.append(
+                f"rank {s.rank}: layers {s.layers.start}-{s.layers.stop - 1}, {len(s.query_heads)} heads, "
+                f"{len(s.experts)} experts x {len(s.intermediate)} rows, weights {rank.weight_bytes / GB:.2f} GB, "
+                f"activations {rank.activation_bytes / GB:.2f} GB, KV {rank.kv_bytes / GB:.2f} GB, "
+                f"free {rank.free_bytes / GB:.2f} GB"
+            )
+        most = max(rank.weight_bytes for rank in self.ranks)
+        if len(self.ranks) >= 4 and most > MEMORY_SLA_BYTES:
+            shown.append(
+                f"weights take {most / GB:.1f} GB a card, above {MEMORY_SLA_BYTES / GB:.0f} GB: the model has "
+                f"{sum(r.weight_bytes for r in self.ranks) / GB:.1f} GB of weights, so it takes more cards"
+            )
+        return shown
+
+
+def weight_bytes(c: ModelConfig, shard: Shard, element: int) -> int:
+    """Bytes of the parameters that a shard holds. `element`: bytes of an unquantised one."""
+    hidden, inter = c.hidden_size, len(shard.intermediate)
+    q_dim, kv_dim = len(shard.query_heads) * c.head_dim, len(shard.kv_heads) * c.head_dim
+    attention = hidden * (2 * q_dim + 2 * kv_dim) + q_dim + 2 * kv_dim + hidden + len(shard.query_heads)
+    router = c.num_experts * (hidden + 1)
+    experts = len(shard.experts) * 3 * hidden * inter * (MXFP4_BYTES if c.quantized else element)
+    biases = len(shard.experts) * (2 * inter + hidden)
+    layer = (attention + router + biases + 2 * hidden) * element + experts
+    ends = (len(shard.vocab) * hidden if shard.is_first else 0) + (
+        len(shard.vocab) * hidden + hidden if shard.is_last else 0
+    )
+    return int(len(shard.layers) * layer) + ends * element
+
+
+def padding_bytes(c: ModelConfig, shard: Shard) -> int:
+    """What MXFP4 experts take beyond their own bytes in the layout of the GPU kernels, whose blocks have 128 columns:
+    2880 columns take the room of 2944."""
+    if not c.quantized:
+        return 0
+    hidden, inter = c.hidden_size, len(shard.intermediate)
+    columns = 2 * inter * (-hidden % KERNEL_COLUMNS) + hidden * (-inter % KERNEL_COLUMNS)
+    return int(len(shard.layers) * len(shard.experts) * columns * MXFP4_BYTES)
+
+
+def activation_bytes(c: ModelConfig, shard: Shard, element: int, max_tokens: int, max_seqs: int) -> int:
+    """An upper bound of a step's temporaries: the widest layer's, and the logits with the sampler's copies."""
+    q_dim = (len(shard.query_heads) + 2 * len(shard.kv_heads)) * c.head_dim
+    expert_rows = c.experts_per_token * (3 * len(shard.intermediate) + 2 * c.hidden_size)
+    step = max_tokens * (4 * c.hidden_size + 2 * q_dim + expert_rows) * element
+    # scored prompts have one copy of theirs, and are done before the sampler makes its own; decode graphs keep one too
+    rows = SCORED_ROWS + max(5 * max_seqs, 2 * max_seqs + SCORED_ROWS) if shard.is_last else 0
+    parts = min(max_seqs * len(shard.query_heads), ATTENTION_ROWS) * ATTENTION_SPLITS
+    return step + (rows * c.vocab_size + parts * (c.head_dim + 2)) * 4
+
+
+def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:
+    """Full and sliding layers share one pool, so a block is as wide as the more numerous kind."""
+    kinds = [c.layer_types[i] for i in shard.layers]
+    layers = max(kinds.count(FULL), kinds.count(SLIDING))
+    return layers * 2 * len(shard.kv_heads) * c.head_dim * element
+
+
+def stage_layers(c: ModelConfig, stages: int, tensor_size: int, element: int = 2) -> tuple[range, ...]:
+    """Layers of each stage, balanced by bytes, embedding and head included."""
+    one = make_shard(
+        c, 0, tensor_size=tensor_size, stage_layers=[range(1), range(1, 2), range(2, 3)], expert_parallel=False
+    )
+    layer = weight_bytes(c, _middle(one), element)
+    end = len(one.vocab) * c.hidden_size * element
+    return tuple(split_layers([layer] * c.num_layers, end, end, stages))
+
+
+def _middle(shard: Shard) -> Shard:
+    """The same part of a stage that is neither first nor last."""
+    return Shard(
+        shard.rank,
+        shard.tensor_rank,
+        shard.tensor_size,
+        1,
+        3,
+        shard.layers,
+        shard.query_heads,
+        shard.kv_heads,
+        shard.intermediate,
+        shard.experts,
+        shard.vocab,
+    )
+
+
+def make_plan(
+    config: EngineConfig, free: Sequence[int], total: Sequence[int], *, tensor_size: int, stages: int, element: int
+) -> MemoryPlan:
+    """`free` and `total` are bytes of each device that may be used, in order. Raises ConfigError if there are too few,
+    or the model cannot be cut that way."""
+    c = config.model
+    world = tensor_size * stages
+    if world > len(free):
+        raise ConfigError(
+            f"tensor_parallel_size ({tensor_size}) x pipeline_parallel_size ({stages}) needs {world} devices, "
+            f"there are {len(free)}"
+        )
+    layers = stage_layers(c, stages, tensor_size)
+    ranks = []
+    for rank in range(world):
+        shard = make_shard(
+            c, rank, tensor_size=tensor_size, stage_layers=layers, expert_parallel=config.enable_expert_parallel
+        )
+        ranks.append(
+            RankPlan(
+                shard,
+                weight_bytes(c, shard, element) + padding_bytes(c, shard),
+                activation_bytes(c, shard, element, config.max_num_batched_tokens, config.max_num_seqs),
+                kv_bytes_per_token(c, shard, element),
+                free[rank],
+                max(0, int(free[rank] - (1 - config.gpu_memory_utilization) * total[rank])),
+            )
+        )
+    mode = {(False, False): "single", (True, False): "tensor", (False, True): "pipeline"}
+    return MemoryPlan(
+        mode.get((tensor_size > 1, stages > 1), "tensor+pipeline"),
+        tensor_size,
+        layers,
+        tuple(ranks),
+        min(USEFUL_KV_TOKENS, config.max_model_len),
+    )
+
+
+def choose_plan(config: EngineConfig, free: Sequence[int], total: Sequence[int], *, element: int) -> MemoryPlan:
+    """The layout for these devices, by `gpu_mode` and the sizes that are set.
+
+    auto: one card if weights and a useful KV cache fit; else a pipeline for models up to 32 experts, tensor parallel
+    for larger ones, over as few cards as do.
+
+    Raises:
+        ConfigError: nothing fits; the message has the numbers and the nearest choice that would.
+    """
+    tensor_sizes, stage_counts = _wanted_sizes(config, len(free))
+    tried: list[MemoryPlan] = []
+    refused: list[str] = []
+    for tensor_size, stages in sorted(
+        ((t, s) for t in tensor_sizes for s in stage_counts), key=lambda pair: _preference(config, *pair)
+    ):
+        try:
+            plan = make_plan(config, free, total, tensor_size=tensor_size, stages=stages, element=element)
+        except ConfigError as error:
+            refused.append(str(error))
+            continue
+        if plan.fits:
+            return plan
+        tried.append(plan)
+    if not tried:
+        raise ConfigError(refused[0])
+    raise ConfigError(_does_not_fit(config, tried, element))
+
+
+def _wanted_sizes(config: EngineConfig, devices: int) -> tuple[list[int], list[int]]:
+    """Tensor and pipeline sizes that `gpu_mode` allows."""
+    tensor, stages = config.tensor_parallel_size, config.pipeline_parallel_size
+    everything = list(range(1, devices + 1)) or [1]
+    more = [n for n in everything if n > 1]
+    match config.gpu_mode:
+        case "single":
+            return [1], [1]
+        case "tensor":
+            return [tensor] if tensor else (_powers_of_two(more) or [2]), [stages or 1]
+        case "pipeline":
+            return [tensor or 1], [stages] if stages else (more or [2])
+        case _:
+            if tensor or stages:
+                return [tensor or 1], [stages or 1]
+            return [1, *_powers_of_two(more)], everything
+
+
+def _powers_of_two(sizes: list[int]) -> list[int]:
+    return [n for n in sizes if n & (n - 1) == 0]
+
+
+def _preference(config: EngineConfig, tensor_size: int, stages: int) -> tuple[int, int]:
+    world = tensor_size * stages
+    mixed = tensor_size > 1 and stages > 1
+    wrong_kind = stages > 1 if config.model.num_experts > 32 else tensor_size > 1
+    return world, 2 * mixed + wrong_kind
+
+
+def _does_not_fit(config: EngineConfig, tried: list[MemoryPlan], element: int) -> str:
+    plan = max(tried, key=lambda p: min(r.usable_bytes - r.weight_bytes for r in p.ranks))
+    tight = min(plan.ranks, key=lambda r: r.kv_tokens)
+    needed = RUNTIME_BYTES + tight.weight_bytes + tight.activation_bytes
+    kv = plan.needed_kv_tokens * tight.kv_bytes_per_token
+    text = (
+        f"the model does not fit: in mode {plan.gpu_mode} rank {tight.shard.rank} needs "
+        f"{tight.weight_bytes / GB:.1f} GB of weights, {tight.activation_bytes / GB:.1f} GB of activations, "
+        f"{RUNTIME_BYTES / GB:.1f} GB of runtime and {kv / GB:.1f} GB of KV cache for "
+        f"{plan.needed_kv_tokens:,} tokens; "
+        f"{tight.usable_bytes / GB:.1f} GB of {tight.free_bytes / GB:.1f} GB free may be used "
+        f"(gpu_memory_utilization {config.gpu_memory_utilization:g})"
+    )
+    smaller = "; --model 20b needs a fifth" if config.model.num_experts > 32 else ""
+    count = _cards_needed(config, tight, element)
+    more = f"; {count} such devices would do" if count else ""
+    if needed < tight.usable_bytes:
+        tokens = (tight.usable_bytes - needed) // tight.kv_bytes_per_token
+        return f"{text}; --max-model-len {max(64, tokens)} fits{more}{smaller}"
+    return f"{text}{more}{smaller}"
+
+
+def _cards_needed(config: EngineConfig, like: RankPlan, element: int) -> int | None:
+    """The least number of devices like this one that hold the model, up to 16."""
+    for count in (2, 4, 8, 16):
+        try:
+            check_tensor_size(config.model, count, expert_parallel=config.enable_expert_parallel)
+        except ConfigError:
+            continue
+        free = [like.free_bytes] * count
+        total = [
+            math.ceil((like.free_bytes - like.usable_bytes) / max(1e-9, 1 - config.gpu_memory_utilization))
+        ] * count
+        if make_plan(config, free, total, tensor_size=count, stages=1, element=element).fits:
+            return count
+    return None

@@ -1,0 +1,127 @@
+"""One choice of an answer: engine outputs in, deltas with their logprobs out. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss.engine.messages import FinishReason, TokenOutput
+from gptoss.generation.logprobs import ContentLogprobs
+from gptoss.generation.stop_strings import StopStrings
+from gptoss.harmony.deltas import Delta
+from gptoss.harmony.parser import ResponseParser
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    delta: Delta
+    logprobs: list[dict[str, Any]] | None = None  # of the content tokens that this text completes
+
+
+class Choice:
+    """Folds the outputs of one engine request. `finish_reason` is set with the last delta."""
+
+    def __init__(
+        self,
+        index: int,
+        parser: ResponseParser,
+        stops: Sequence[str],
+        bytes_of: Callable[[int], bytes] | None,
+        *,
+        stop_on_calls_after: int | None = None,
+        joins_messages: bool = True,
+    ) -> None:
+        """`bytes_of` token ids is given when logprobs are wanted.
+        `joins_messages`: messages of one kind are one text, with a line break between them."""
+        self.index = index
+        self.parser = parser
+        self.finish_reason: str | None = None
+        self.error: str | None = None
+        self.num_completion_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_calls = 0
+        self.token_ids: list[int] = []
+        self.messages: list[tuple[str, int]] = []  # channel and length of those before the first call
+        self._joins_messages = joins_messages
+        self._stops = StopStrings(stops)
+        self._logprobs = ContentLogprobs(bytes_of) if bytes_of is not None else None
+        self._max_calls = stop_on_calls_after
+
+    def feed(self, output: TokenOutput) -> list[ChoiceDelta]:
+        """Deltas of one output. After `finish_reason` is set, the rest of the output is dropped."""
+        out: list[ChoiceDelta] = []
+        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        for place, token_id in enumerate(output.token_ids):
+            self.num_completion_tokens += 1
+            self.token_ids.append(token_id)
+            if self._logprobs is not None and output.logprobs is not None:
+                position = self.num_completion_tokens - 1
+                self._logprobs.waiting[position] = (token_id, output.logprobs[place])
+            for delta in self.parser.push(token_id):
+                self._add(delta, out)
+                if self.finish_reason is not None:
+                    return out
+        if output.finish_reason is not None:
+            self._finish(output, out)
+        return out
+
+    def _finish(self, output: TokenOutput, out: list[ChoiceDelta]) -> None:
+        truncated = output.finish_reason is not FinishReason.STOP
+        for delta in self.parser.finish(truncated=truncated):
+            self._add(delta, out)
+        if self.finish_reason is not None:
+            return
+        self._flush(out)
+        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            self.error = output.error or "the request was cancelled"
+            self.finish_reason = "error"
+        elif output.finish_reason is FinishReason.LENGTH:
+            self.finish_reason = "length"
+        else:
+            self.finish_reason = "tool_calls" if self.num_calls else "stop"
+
+    def _flush(self, out: list[ChoiceDelta]) -> None:
+        """What was held back, as it could have become a stop string."""
+        rest = self._stops.flush()
+        if rest:
+            out.append(self._content(rest, (), last=True))
+
+    def _add(self, delta: Delta, out: list[ChoiceDelta]) -> None:
+        begins = delta.channel is not None or delta.tool_name is not None
+        if begins and not self._joins_messages:
+            self._flush(out)
+        if delta.is_separator and not self._joins_messages:
+            return
+        if delta.channel is not None:
+            self.messages.append((delta.channel, 0))
+            out.append(ChoiceDelta(delta))
+            return
+        if delta.kind != "tool_call" and not delta.is_separator and not self.num_calls:
+            channel, length = self.messages[-1]
+            self.messages[-1] = channel, length + len(delta.text)
+        if delta.kind == "tool_call":
+            if delta.tool_name is not None:
+                self.num_calls += 1
+            if self._max_calls is not None and delta.tool_index >= self._max_calls:
+                self.num_calls = self._max_calls
+                return
+            out.append(ChoiceDelta(delta))
+        elif delta.kind == "content":
+            if self._logprobs is not None and delta.is_separator:
+                self._logprobs.enqueue_separator()
+            text = self._stops.feed(delta.text)
+            piece = self._content(text, delta.tokens, last=self._stops.stopped)
+            if text or piece.logprobs:
+                out.append(piece)
+            if self._stops.stopped:
+                self.finish_reason = "stop"
+        else:
+            out.append(ChoiceDelta(delta))
+
+    def _content(self, text: str, tokens: Sequence[int], *, last: bool) -> ChoiceDelta:
+        entries = None
+        if self._logprobs is not None:
+            self._logprobs.enqueue([t for t in tokens if t in self._logprobs.waiting])
+            entries = self._logprobs.take(len(text.encode()), last=last)
+        return ChoiceDelta(Delta("content", text), entries)

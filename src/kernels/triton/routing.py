@@ -1,0 +1,426 @@
+"""The router: RMSNorm, logits, which experts a token goes to, and the list of tiles that the expert kernels walk.
+
+Top-k of the router's logits, softmax over the chosen k alone (gpt-oss model card, section 2.3). Equal logits: the lower
+expert first. RMSNorm as in dense.py: the products take x * scale and are multiplied by r.
+
+Up to FEW_TOKENS tokens one kernel does all of it: plain dot products, K split over the lanes of a program, so that the
+longest chain is short; the last program to finish chooses experts and lists tiles. For more tokens a program takes a
+block of them by matrix instructions and counts how many go to each expert; a second kernel places them by those counts.
+
+Shapes: T tokens, K hidden, E experts, k experts per token, A = T k assignments (assignment a = token * k + slot),
+B blocks of tokens. A tile is up to `block_m` assignments of one expert; what the kernels need of it:
+    tile_expert  int32 [P]  -1: no tile
+    tile_first   int32 [P]  where its assignments begin in `rows`
+    tile_count   int32 [P]
+    rows         int32 [A]  assignments sorted by expert, in their own order within an expert
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from gptoss.kernels.triton import support
+from gptoss.kernels.triton.configs import TileConfig
+
+FEW_TOKENS = 64
+BLOCK_K = 64
+PLACE_WARPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TileList:
+    tile_expert: torch.Tensor
+    tile_first: torch.Tensor
+    tile_count: torch.Tensor
+    rows: torch.Tensor
+    block_m: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """What the expert kernels read."""
+
+    scaled: torch.Tensor  # [T, K], x * scale
+    r: torch.Tensor  # float32 [T]
+    logits: torch.Tensor  # float32 [T, E]
+    weights: torch.Tensor | None = None  # float32 [T, k]
+    listed: TileList | None = None
+
+
+def max_tiles(assignments: int, num_experts: int, block_m: int) -> int:
+    """No routing needs more: each expert that is used adds at most one tile that is not full. A multiple of 4, so that
+    arrays of that length that share a buffer are all aligned alike, and take one compilation."""
+    needed = min(assignments, num_experts) + assignments // block_m
+    return -(-needed // 4) * 4
+
+
+@triton.jit
+def choose_experts(logits, expert, PER_TOKEN: tl.constexpr):
+    """logits [E'], expert = arange(E'); what is past the last expert holds -inf.
+    -> (int32 [PER_TOKEN] in falling order of their logits, float32 [PER_TOKEN] weights that sum to 1)."""
+    slot = tl.arange(0, PER_TOKEN)
+    chosen = tl.zeros((PER_TOKEN,), tl.int32)
+    values = tl.full((PER_TOKEN,), float("-inf"), tl.float32)
+    for j in tl.static_range(PER_TOKEN):
+        best = tl.argmax(logits, axis=0)
+        value = tl.max(logits, axis=0)
+        chosen = tl.where(slot == j, best, chosen)
+        values = tl.where(slot == j, value, values)
+        logits = tl.where(expert == best, float("-inf"), logits)
+    p = tl.exp(values - tl.max(values, axis=0))
+    return chosen, p / tl.sum(p, axis=0)
+
+
+@triton.jit
+def choose_for_all(logits, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PER_TOKEN: tl.constexpr):
+    """As choose_experts, for rows: logits [TOKENS, EXPERTS] -> ([TOKENS, PER_TOKEN], [TOKENS, PER_TOKEN])."""
+    expert = tl.arange(0, EXPERTS)
+    slot = tl.arange(0, PER_TOKEN)
+    chosen = tl.zeros((TOKENS, PER_TOKEN), tl.int32)
+    values = tl.full((TOKENS, PER_TOKEN), float("-inf"), tl.float32)
+    for j in tl.static_range(PER_TOKEN):
+        value, best = tl.max(logits, axis=1, return_indices=True)
+        chosen = tl.where((slot == j)[None, :], best[:, None], chosen)
+        values = tl.where((slot == j)[None, :], value[:, None], values)
+        logits = tl.where(expert[None, :] == best[:, None], float("-inf"), logits)
+    p = tl.exp(values - tl.max(values, axis=1)[:, None])
+    return chosen, p / tl.sum(p, axis=1)[:, None]
+
+
+@triton.jit
+def only_local(chosen, weights, PER_TOKEN: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """Experts of all ranks -> numbered from this rank's first. Those elsewhere become the token's first local one, or
+    expert 0, with weight 0, so that every token keeps k parts and no further expert is read."""
+    mine = (chosen >= FIRST) & (chosen < FIRST + COUNT)
+    local = chosen - FIRST
+    slot = tl.arange(0, PER_TOKEN)
+    earliest = tl.min(tl.where(mine, slot[None, :], PER_TOKEN), axis=1)
+    stand_in = tl.sum(tl.where(slot[None, :] == earliest[:, None], local, 0), axis=1)
+    return tl.where(mine, local, stand_in[:, None]), tl.where(mine, weights, 0.0)
+
+
+@triton.jit
+def sort_by_expert(chosen_ptr, num_real, EXPERTS: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT assignments, of which the first `num_real` are real -> (int32 [COUNT]: expert * COUNT + assignment in
+    rising order, those that are not real last; int32 [EXPERTS]: how many each expert has)."""
+    a = tl.arange(0, COUNT)
+    expert = tl.load(chosen_ptr + a, mask=a < num_real, other=EXPERTS)
+    counts = tl.histogram(expert, EXPERTS, mask=expert < EXPERTS)
+    return tl.sort(expert * COUNT + a), counts
+
+
+@triton.jit
+def write_tiles(
+    counts, offsets, first, step, tile_expert_ptr, tile_first_ptr, tile_count_ptr, max_tiles, EXPERTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Of each expert's tiles every `step`-th from `first` on, and as many of the unused ones."""
+    expert = tl.arange(0, EXPERTS)
+    tiles = (counts + BLOCK_M - 1) // BLOCK_M
+    begin = tl.cumsum(tiles, axis=0) - tiles
+    for i in range(first, tl.max(tiles, axis=0), step):
+        at = begin + i
+        mine = i < tiles
+        tl.store(tile_expert_ptr + at, expert, mask=mine)
+        tl.store(tile_first_ptr + at, offsets + i * BLOCK_M, mask=mine)
+        tl.store(tile_count_ptr + at, tl.minimum(counts - i * BLOCK_M, BLOCK_M), mask=mine)
+    for start in range(tl.sum(tiles, axis=0) + first * EXPERTS, max_tiles, step * EXPERTS):
+        tl.store(tile_expert_ptr + start + expert, -1, mask=start + expert < max_tiles)
+
+
+@triton.jit(do_not_specialize=["num_rows", "max_tiles"])
+def _route_few_kernel(
+    x_ptr, norm_ptr, w_ptr, bias_ptr, scaled_ptr, r_ptr, logits_ptr, eps, num_rows,
+    num_tokens_ptr, counter_ptr, weights_ptr, chosen_ptr, tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr,
+    max_tiles,
+    N: tl.constexpr, K: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    ALL_TOKENS: tl.constexpr, PADDED_EXPERTS: tl.constexpr, PER_TOKEN: tl.constexpr, LOCAL_FIRST: tl.constexpr,
+    LOCAL: tl.constexpr, PADDED_LOCAL: tl.constexpr, BLOCK_M: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid (E / ROWS, T / TOKENS): logits, and by the first column of programs x * scale and r. K is cut into LEFT and
+    RIGHT, powers of two. Weights and scale do not depend on the kernel before: they are asked for before the wait.
+
+    ALL_TOKENS > 0: the last program, by the counter int32 [1], chooses experts and lists tiles for all.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    known = n < N
+    left = tl.arange(0, LEFT)
+    w = w_ptr + tl.where(known, n, 0)[:, None] * K
+    w_left = tl.load(w + left[None, :])
+    scale_left = tl.load(norm_ptr + left).to(tl.float32)
+    if RIGHT > 0:
+        right = LEFT + tl.arange(0, RIGHT)
+        w_right = tl.load(w + right[None, :], mask=(right < K)[None, :], other=0.0)
+        scale_right = tl.load(norm_ptr + right, mask=right < K, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + n, mask=known, other=0.0).to(tl.float32)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    for i in tl.static_range(TOKENS):
+        token = tl.program_id(1) * TOKENS + i
+        there = token < num_rows
+        at = token.to(tl.int64) * K
+        x = tl.load(x_ptr + at + left, mask=there, other=0.0).to(tl.float32)
+        scaled = (x * scale_left).to(scaled_ptr.dtype.element_ty)
+        squares = tl.sum(x * x, axis=0)
+        acc = tl.sum(w_left.to(tl.float32) * scaled.to(tl.float32)[None, :], axis=1)
+        if RIGHT > 0:
+            x_right = tl.load(x_ptr + at + right, mask=there & (right < K), other=0.0).to(tl.float32)
+            scaled_right = (x_right * scale_right).to(scaled_ptr.dtype.element_ty)
+            squares += tl.sum(x_right * x_right, axis=0)
+            acc += tl.sum(w_right.to(tl.float32) * scaled_right.to(tl.float32)[None, :], axis=1)
+        r = tl.rsqrt(squares / K + eps)
+        tl.store(logits_ptr + token * N + n, acc * r + bias, mask=known & there, cache_modifier=".cg")
+        if tl.program_id(0) == 0:
+            tl.store(scaled_ptr + at + left, scaled, mask=there)
+            if RIGHT > 0:
+                tl.store(scaled_ptr + at + right, scaled_right, mask=there & (right < K))
+            tl.store(r_ptr + token, r, mask=there)
+    if ALL_TOKENS > 0:
+        tl.debug_barrier()  # every thread's logits are stored before one of them counts the program
+        programs = tl.num_programs(0) * tl.num_programs(1)
+        if tl.atomic_add(counter_ptr, 1, sem="acq_rel") != programs - 1:
+            return
+        tl.store(counter_ptr, 0)
+        t = tl.arange(0, ALL_TOKENS)
+        e = tl.arange(0, PADDED_EXPERTS)
+        row = tl.minimum(t, num_rows - 1)  # those past the end hold what is finite
+        logits = tl.load(
+            logits_ptr + row[:, None] * N + e[None, :], mask=(e < N)[None, :], other=float("-inf"),
+            cache_modifier=".cg",
+        )  # fmt: skip
+        chosen, weights = choose_for_all(logits, ALL_TOKENS, PADDED_EXPERTS, PER_TOKEN)
+        if LOCAL < N:
+            chosen, weights = only_local(chosen, weights, PER_TOKEN, LOCAL_FIRST, LOCAL)
+        at = t[:, None] * PER_TOKEN + tl.arange(0, PER_TOKEN)[None, :]
+        tl.store(weights_ptr + at, weights, mask=(t < num_rows)[:, None])
+        COUNT: tl.constexpr = ALL_TOKENS * PER_TOKEN
+        tl.store(chosen_ptr + at, chosen, mask=(t < num_rows)[:, None])
+        tl.debug_barrier()  # read again by other threads, in an order of which each holds a part once
+        num_real = tl.load(num_tokens_ptr) * PER_TOKEN
+        keys, counts = sort_by_expert(chosen_ptr, num_real, PADDED_LOCAL, COUNT)
+        tl.store(rows_ptr + tl.arange(0, COUNT), keys % COUNT, mask=keys < PADDED_LOCAL * COUNT)
+        offsets = tl.cumsum(counts, axis=0) - counts
+        write_tiles(
+            counts, offsets, 0, 1, tile_expert_ptr, tile_first_ptr, tile_count_ptr, max_tiles, PADDED_LOCAL, BLOCK_M
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _route_many_kernel(
+    x_ptr, norm_ptr, w_ptr, bias_ptr, scaled_ptr, r_ptr, logits_ptr, eps, num_rows, num_tokens_ptr, chosen_ptr,
+    weights_ptr, counts_ptr,
+    N: tl.constexpr, K: tl.constexpr, PER_TOKEN: tl.constexpr, LOCAL_FIRST: tl.constexpr, LOCAL: tl.constexpr,
+    PADDED_LOCAL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid (B,): for a block of BLOCK_M tokens all that follows from their hidden states, and counts int32 [B, E']."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    n = tl.arange(0, BLOCK_N)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = m < num_rows
+    k = tl.arange(0, BLOCK_K)
+    w_row = tl.where(n < N, n, 0)
+    at_x = m.to(tl.int64)[None, :] * K + k[:, None]
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    squares = tl.zeros((BLOCK_M,), tl.float32)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        inside = start + k < K
+        a = tl.load(w_ptr + w_row[:, None] * K + (start + k)[None, :], mask=inside[None, :], other=0.0)
+        b = tl.load(x_ptr + at_x + start, mask=valid[None, :] & inside[:, None], other=0.0).to(tl.float32)
+        squares += tl.sum(b * b, axis=0)
+        scale = tl.load(norm_ptr + start + k, mask=inside, other=0.0).to(tl.float32)
+        scaled = (b * scale[:, None]).to(scaled_ptr.dtype.element_ty)
+        tl.store(scaled_ptr + at_x + start, scaled, mask=valid[None, :] & inside[:, None])
+        acc = tl.dot(a.to(COMPUTE), scaled.to(COMPUTE), acc)
+    r = tl.rsqrt(squares / K + eps)
+    tl.store(r_ptr + m, r, mask=valid)
+    acc = acc * r[None, :] + tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+    tl.store(logits_ptr + m.to(tl.int64)[None, :] * N + n[:, None], acc, mask=(n < N)[:, None] & valid[None, :])
+    acc = tl.where((n < N)[:, None], acc, float("-inf"))
+    chosen, weights = choose_for_all(tl.trans(acc), BLOCK_M, BLOCK_N, PER_TOKEN)
+    if LOCAL < N:
+        chosen, weights = only_local(chosen, weights, PER_TOKEN, LOCAL_FIRST, LOCAL)
+    at = m[:, None] * PER_TOKEN + tl.arange(0, PER_TOKEN)[None, :]
+    tl.store(chosen_ptr + at, chosen, mask=valid[:, None])
+    tl.store(weights_ptr + at, weights, mask=valid[:, None])
+    tl.debug_barrier()  # read again by other threads, in an order of which each holds a part once
+    a = tl.arange(0, BLOCK_M * PER_TOKEN)
+    first = tl.program_id(0) * BLOCK_M * PER_TOKEN
+    real = first + a < tl.load(num_tokens_ptr) * PER_TOKEN
+    expert = tl.load(chosen_ptr + first + a, mask=real, other=0)
+    counts = tl.histogram(expert, PADDED_LOCAL, mask=real)
+    e = tl.arange(0, PADDED_LOCAL)
+    tl.store(counts_ptr + tl.program_id(0) * PADDED_LOCAL + e, counts)
+
+
+@triton.jit(do_not_specialize=["max_tiles"])
+def _place_kernel(
+    chosen_ptr, counts_ptr, num_tokens_ptr, tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr, max_tiles,
+    PER_TOKEN: tl.constexpr, PADDED_LOCAL: tl.constexpr, TOKENS: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid (B,): places the assignments of a block of TOKENS tokens, and writes its share of the tiles."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    block = tl.program_id(0)
+    blocks = tl.num_programs(0)
+    e = tl.arange(0, PADDED_LOCAL)
+    counts = tl.zeros((PADDED_LOCAL,), tl.int32)
+    earlier = tl.zeros((PADDED_LOCAL,), tl.int32)
+    for start in tl.range(0, blocks, CHUNK):
+        b = start + tl.arange(0, CHUNK)
+        some = tl.load(counts_ptr + b[:, None] * PADDED_LOCAL + e[None, :], mask=(b < blocks)[:, None], other=0)
+        counts += tl.sum(some, axis=0)
+        earlier += tl.sum(tl.where((b < block)[:, None], some, 0), axis=0)
+    offsets = tl.cumsum(counts, axis=0) - counts
+    COUNT: tl.constexpr = TOKENS * PER_TOKEN
+    num_real = tl.load(num_tokens_ptr) * PER_TOKEN - block * COUNT
+    keys, mine = sort_by_expert(chosen_ptr + block * COUNT, num_real, PADDED_LOCAL, COUNT)
+    known = keys < PADDED_LOCAL * COUNT
+    # the i-th of this block's sorted assignments goes this far from i
+    moved = offsets + earlier - (tl.cumsum(mine, axis=0) - mine)
+    i = tl.arange(0, COUNT)
+    place = i + tl.gather(moved, tl.where(known, keys // COUNT, 0), axis=0)
+    tl.store(rows_ptr + place, block * COUNT + keys % COUNT, mask=known)
+    write_tiles(
+        counts, offsets, block, blocks, tile_expert_ptr, tile_first_ptr, tile_count_ptr, max_tiles, PADDED_LOCAL,
+        BLOCK_M,
+    )  # fmt: skip
+
+
+def route_few(
+    x: torch.Tensor,
+    norm: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    config: TileConfig,
+    num_tokens: torch.Tensor,
+    per_token: int,
+    block_m: int | None,
+    local: range | None = None,
+) -> Routed:
+    """x [T, K], T <= FEW_TOKENS, weight [E, K], num_tokens int32 [1]: rows of the batch that are tokens, the rest is
+    padding. `block_m`: of the tiles that are listed; None: none are, and the expert kernels choose for themselves.
+    `local`: this rank's experts; None: all."""
+    made = _Made(x, len(weight), per_token, block_m, local)
+    left = 1 << (x.shape[1].bit_length() - 1)
+    right = x.shape[1] - left
+    grid = (triton.cdiv(len(weight), config.block_n), triton.cdiv(len(x), config.block_m))
+    listed = (made.weights, made.chosen, *made.arrays(), made.tiles) if block_m else (None,) * 6 + (0,)
+    _route_few_kernel[grid](
+        x, norm, weight, bias, made.scaled, made.r, made.logits, eps, len(x),
+        num_tokens, support.counters(x.device, 1) if block_m else None, *listed, len(weight), x.shape[1],
+        left, triton.next_power_of_2(right) if right else 0, config.block_n, config.block_m,
+        _padded_tokens(len(x)) if block_m else 0, triton.next_power_of_2(len(weight)), per_token, *made.local,
+        block_m or 0, num_warps=config.warps, **support.switches(x.device),
+    )  # fmt: skip
+    return made.routed()
+
+
+def route_many(
+    x: torch.Tensor,
+    norm: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    config: TileConfig,
+    num_tokens: torch.Tensor,
+    per_token: int,
+    block_m: int | None,
+    local: range | None = None,
+) -> Routed:
+    """As route_few, for any number of tokens, a row of the same bits in each."""
+    made = _Made(x, len(weight), per_token, block_m, local)
+    padded, padded_local = max(config.block_n, triton.next_power_of_2(len(weight))), made.local[2]
+    blocks = triton.cdiv(len(x), config.block_m)
+    counts = torch.empty(blocks, padded_local, dtype=torch.int32, device=x.device)
+    _route_many_kernel[(blocks,)](
+        x, norm, weight, bias, made.scaled, made.r, made.logits, eps, len(x), num_tokens, made.chosen, made.weights,
+        counts,
+        len(weight), x.shape[1], per_token, *made.local, padded, config.block_m, BLOCK_K, config.stages,
+        num_warps=config.warps, **support.switches(x.device, "COMPUTE"),
+    )  # fmt: skip
+    if block_m:
+        _place_kernel[(blocks,)](
+            made.chosen, counts, num_tokens, *made.arrays(), made.tiles, per_token, padded_local, config.block_m,
+            max(1, min(32, 4096 // padded_local)), block_m, num_warps=PLACE_WARPS, **support.switches(x.device),
+        )  # fmt: skip
+    return made.routed()
+
+
+def _padded_tokens(tokens: int) -> int:
+    return 32 if tokens <= 32 else FEW_TOKENS
+
+
+class _Made:
+    """Buffers for what the router writes."""
+
+    def __init__(
+        self, x: torch.Tensor, experts: int, per_token: int, block_m: int | None, local: range | None
+    ) -> None:  # fmt: skip
+        tokens, device = len(x), x.device
+        self.scaled = torch.empty_like(x)
+        self.r = torch.empty(tokens, dtype=torch.float32, device=device)
+        self.logits = torch.empty(tokens, experts, dtype=torch.float32, device=device)
+        self.weights = torch.empty(tokens, per_token, dtype=torch.float32, device=device)
+        self.chosen = torch.empty(tokens, per_token, dtype=torch.int32, device=device)
+        mine = range(experts) if local is None else local
+        # first, how many, and the power of two that holds them
+        self.local = (mine.start, len(mine), triton.next_power_of_2(len(mine)))
+        self.listed: TileList | None = None
+        if block_m:
+            assignments = tokens * per_token
+            self.tiles = max_tiles(assignments, len(mine), block_m)
+            buffer = torch.empty(3 * self.tiles + assignments, dtype=torch.int32, device=device)
+            expert, first, count, rows = buffer.split((self.tiles, self.tiles, self.tiles, assignments))
+            self.listed = TileList(expert, first, count, rows, block_m)
+
+    def arrays(self) -> tuple[torch.Tensor, ...]:
+        assert self.listed is not None
+        t = self.listed
+        return t.tile_expert, t.tile_first, t.tile_count, t.rows
+
+    def routed(self) -> Routed:
+        weights = None if self.listed is None else self.weights
+        return Routed(self.scaled, self.r, self.logits, weights, self.listed)
+
+
+def tile_list_ref(experts: torch.Tensor, num_tokens: torch.Tensor, num_experts: int, block_m: int) -> TileList:
+    """The list by torch: experts int32 [T, k]."""
+    assignments, per_token = experts.numel(), experts.shape[1]
+    index = torch.arange(assignments, device=experts.device)
+    owner = torch.where(index < num_tokens * per_token, experts.flatten().long(), num_experts)
+    rows = torch.argsort(owner, stable=True)
+    counts = owner.new_zeros(num_experts + 1).scatter_add_(0, owner, torch.ones_like(owner))[:-1]
+    tiles = (counts + block_m - 1) // block_m
+    tile_end, offsets = tiles.cumsum(0), counts.cumsum(0) - counts
+    p = torch.arange(max_tiles(assignments, num_experts, block_m), device=experts.device)
+    expert = torch.searchsorted(tile_end, p, right=True)
+    known = expert.clamp(max=num_experts - 1)
+    done = (p - (tile_end - tiles)[known]) * block_m
+    used = expert < num_experts
+    return TileList(
+        torch.where(used, expert, -1).int(),
+        torch.where(used, offsets[known] + done, 0).int(),
+        torch.where(used, (counts[known] - done).clamp(max=block_m), 0).int(),
+        rows.int(),
+        block_m,
+    )
+
+
+def only_local_ref(experts: torch.Tensor, weights: torch.Tensor, local: range) -> tuple[torch.Tensor, torch.Tensor]:
+    """only_local by torch: experts int32 [T, k] of all ranks, weights float32 [T, k]."""
+    mine = (experts >= local.start) & (experts < local.stop)
+    first = torch.gather(experts, 1, mine.int().argmax(dim=1, keepdim=True))
+    stand_in = torch.where(mine.any(dim=1, keepdim=True), first, local.start)
+    return (torch.where(mine, experts, stand_in) - local.start).int(), weights * mine

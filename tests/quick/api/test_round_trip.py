@@ -1,0 +1,270 @@
+"""What the model wrote comes back from clients: the next prompt goes on with the ids that were generated.
+
+Turns as the grammar lets the model write them, any reasoning and preambles before each call, through every form in
+which a client may send them back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLTokenizer
+
+from gptoss.api.chat.output import DeltaWriter, _fold
+from gptoss.api.chat.schema import ChatCompletionRequest
+from gptoss.api.responses.adapter import chat_body
+from gptoss.api.responses.output import OutputItems
+from gptoss.api.responses.schema import ResponsesRequest
+from gptoss.api.responses.store import ResponseStore, resolve
+from gptoss.engine.core.grammar_matcher import GuidedDecoding, load_tokenizer
+from gptoss.engine.messages import FinishReason, TokenOutput
+from gptoss.generation.chat_output import Choice
+from gptoss.harmony.grammar import ToolSpec, TurnSpec, turn_grammar
+from gptoss.harmony.layout import messages_before, new_call_id
+from gptoss.harmony.parser import ResponseParser
+from gptoss.harmony.render import HarmonyMessage, render_message, tool_result
+from gptoss.harmony.special_tokens import (
+    CALL,
+    CHANNEL,
+    CONSTRAIN,
+    END,
+    MESSAGE,
+    RETURN,
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    START,
+    STOP_TOKEN_IDS,
+    VOCAB_SIZE,
+)
+from gptoss.harmony.vocabulary_files import load_vocabulary
+from gptoss.prompt_builder import PromptBuilder
+
+VOCABULARY = load_vocabulary()
+SINGLE = {bytes([b]): VOCABULARY.token_bytes.index(bytes([b])) for b in range(256)}
+ASSISTANT = [START, *VOCABULARY.encode("assistant")]
+USER = {"role": "user", "content": "Hi"}
+SPEC = TurnSpec([ToolSpec("f", None, False)])
+
+
+@dataclass(frozen=True)
+class Message:
+    channel: str
+    text: str
+    canonical: bool  # else a token for each byte
+
+    def ids(self, *, canonical: bool | None = None, is_last: bool = False) -> list[int]:
+        """After `<|start|>assistant`, with its end."""
+        encode = VOCABULARY.encode
+        if self.channel == "call":
+            header = [*encode("commentary to=functions.f "), CONSTRAIN, *encode("json")]
+            end = CALL
+        else:
+            header, end = encode(self.channel), RETURN if is_last else END
+        as_usual = self.canonical if canonical is None else canonical
+        body = encode(self.text) if as_usual else [SINGLE[bytes([b])] for b in self.text.encode()]
+        return [CHANNEL, *header, MESSAGE, *body, end]
+
+
+def generated(step: Sequence[Message]) -> list[int]:
+    out: list[int] = []
+    for message in step:
+        out += (ASSISTANT if out else []) + message.ids(is_last=message is step[-1])
+    return out
+
+
+def choice_of(ids: list[int], *, joins: bool) -> tuple[Choice, list[Any]]:
+    choice = Choice(0, ResponseParser(VOCABULARY, ["f"]), [], None, joins_messages=joins)
+    return choice, choice.feed(TokenOutput("r", ids, finish_reason=FinishReason.STOP))
+
+
+class Chat:
+    """Messages of the chat endpoint, sent back whole."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = [USER]
+
+    def answered(self, ids: list[int]) -> None:
+        choice, deltas = choice_of(ids, joins=True)
+        plan: Any = SimpleNamespace(include_reasoning=True, tools=SimpleNamespace(legacy=False))
+        writer, message = DeltaWriter(plan, ("reasoning_content",)), {"role": "assistant"}
+        for item in deltas:
+            _fold(message, writer.write(choice, item.delta))
+        self.messages.append(message)
+
+    def told(self, text: str) -> None:
+        call_id = self.messages[-1]["tool_calls"][0]["id"]
+        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
+
+    def asked(self) -> None:
+        self.messages.append(USER)
+
+    def prompt_messages(self) -> list[dict[str, Any]]:
+        return read({"model": "m", "messages": self.messages})
+
+
+class Items:
+    """Items of the Responses endpoint, sent back whole."""
+
+    sealed = False
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, Any]] = [USER]
+
+    def answered(self, ids: list[int]) -> None:
+        self.items += self._output(ids)
+
+    def _output(self, ids: list[int]) -> list[dict[str, Any]]:
+        output = OutputItems(lambda name: {"name": name}, seals_reasoning=self.sealed)
+        for item in choice_of(ids, joins=False)[1]:
+            output.feed(item)
+        output.close("completed")
+        return output.items
+
+    def told(self, text: str) -> None:
+        call_id = self.items[-1]["call_id"]
+        self.items.append({"type": "function_call_output", "call_id": call_id, "output": text})
+
+    def asked(self) -> None:
+        self.items.append(USER)
+
+    def prompt_messages(self) -> list[dict[str, Any]]:
+        request = ResponsesRequest.model_validate({"model": "m", "input": self.items})
+        return read(chat_body(request, request.placed()).body)
+
+
+class Sealed(Items):
+    """As Codex: the content of reasoning is dropped."""
+
+    sealed = True
+
+    def answered(self, ids: list[int]) -> None:
+        for item in self._output(ids):
+            self.items.append(item | {"content": None} if item["type"] == "reasoning" else item)
+
+
+class Stored(Items):
+    """Only what is new is sent, with `previous_response_id`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store, self.previous = ResponseStore(10**6), None
+
+    def answered(self, ids: list[int]) -> None:
+        response: dict[str, Any] = {"id": f"resp_{len(self.store)}", "output": self._output(ids)}
+        assert self.store.add("me", response, self.items, previous=self.previous)
+        self.previous, self.call, self.items = response["id"], response["output"][-1], []
+
+    def told(self, text: str) -> None:
+        call_id = self.call["call_id"]
+        self.items = [{"type": "function_call_output", "call_id": call_id, "output": text}]
+
+    def prompt_messages(self) -> list[dict[str, Any]]:
+        body = {"model": "m", "input": self.items, "previous_response_id": self.previous}
+        request = ResponsesRequest.model_validate(body)
+        return read(chat_body(request, resolve(request, self.store, "me").items).body)
+
+
+def read(body: dict[str, Any]) -> list[dict[str, Any]]:
+    request = ChatCompletionRequest.model_validate(body)
+    return [message.model_dump(exclude_none=True) for message in request.messages]
+
+
+TEXTS = st.text(st.sampled_from('ab \né🌦{}"<|'), max_size=8)
+BEFORE = st.lists(st.builds(Message, st.sampled_from(["analysis", "commentary"]), TEXTS, st.booleans()), max_size=5)
+CALLS = st.builds(Message, st.just("call"), st.sampled_from(["{}", '{"a": 1}', " x", '{"é":"🌦"}']), st.booleans())
+FINALS = st.builds(Message, st.just("final"), TEXTS, st.booleans())
+STEPS = st.lists(st.tuples(BEFORE, CALLS).map(lambda pair: [*pair[0], pair[1]]), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("replays", [True, False])
+@pytest.mark.parametrize("client", [Chat, Items, Sealed, Stored])
+def test_a_turn_comes_back_as_it_was_written(client: Callable[[], Any], replays: bool) -> None:
+    builder = PromptBuilder(VOCABULARY, replay_generated_ids=replays)  # for all turns
+
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(STEPS, BEFORE, FINALS)
+    def check(steps: list[list[Message]], before: list[Message], final: Message) -> None:
+        history = client()
+        prompt = builder.build(history.prompt_messages())
+        wanted, kept = prompt.token_ids, prompt.token_ids[: -len(ASSISTANT)]
+        if client is Chat:  # joins preamble and final, and has no empty final
+            before = [message for message in before if message.channel == "analysis"]
+            final = Message("final", final.text + ".", final.canonical)
+        for step in (*steps, [*before, final]):
+            ids = generated(step)
+            history.answered(ids)
+            builder.remember(ids, after=prompt)
+            for message in step:
+                again = [*ASSISTANT, *message.ids(canonical=None if replays else True)]
+                wanted = wanted[: -len(ASSISTANT)] if message is step[0] else wanted
+                wanted += again
+                kept += again if message.channel != "analysis" else []
+            if message is final:
+                break
+            result = render_message(tool_result("f", "R"), VOCABULARY)
+            history.told("R")
+            prompt = builder.build(history.prompt_messages())
+            wanted += [*result, *ASSISTANT]
+            kept += result
+            assert prompt.token_ids == wanted
+        history.asked()
+        kept += [*render_message(HarmonyMessage("user", "Hi"), VOCABULARY), *ASSISTANT]
+        assert builder.build(history.prompt_messages()).token_ids == kept
+
+    if client is Stored:
+        Stored.asked = lambda self: setattr(self, "items", [USER])  # type: ignore[method-assign]
+    check()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> LLTokenizer:
+    return load_tokenizer(VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
+
+
+def test_the_grammar_lets_the_model_write_these_turns(tokenizer: LLTokenizer) -> None:
+    guided = GuidedDecoding(tokenizer)
+
+    @settings(max_examples=30, deadline=None, database=None)
+    @given(BEFORE, CALLS | FINALS)
+    def check(before: list[Message], last: Message) -> None:
+        guided.add("r", turn_grammar(SPEC, VOCABULARY))
+        for token in generated([*before, last]):
+            guided.advance("r", token)  # raises for what is not allowed
+        guided.remove("r")
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("before", "suffix"),
+    [
+        ([], ""),
+        ([("analysis", 5)], ""),
+        ([("commentary", 5)], ""),
+        ([("analysis", 5), ("commentary", 1)], ""),
+        ([("commentary", 1), ("analysis", 5)], "_P1A5"),
+        ([("analysis", 0)], "_A0"),
+        ([("analysis", 36), ("analysis", 35)], "_A10Az"),
+    ],
+)
+def test_the_id_of_a_call_tells_what_a_chat_message_does_not(before: list[tuple[str, int]], suffix: str) -> None:
+    call_id = new_call_id(before)
+    assert call_id[29:] == suffix and len({new_call_id(before) for _ in range(9)}) == 9
+    rng = random.Random(7)
+    texts = [(channel, "".join(rng.choices("a\n", k=size))) for channel, size in before]
+    reasoning, words = (
+        "\n".join(text for channel, text in texts if channel == wanted and text)
+        for wanted in ("analysis", "commentary")
+    )
+    parted = messages_before(call_id, reasoning, words)
+    assert parted == (texts if suffix else None)
+    if suffix:  # what the client changed is not parted
+        assert messages_before(call_id, reasoning + "x", words) is None
+        assert messages_before(call_id, reasoning, words + "\n") is None

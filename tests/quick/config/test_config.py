@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gptoss.config.errors import ConfigError
+from gptoss.config.profiles import PROFILES
+from gptoss.config.schema import ServerConfig
+from gptoss.config.sources import DEFAULT_CONFIG_FILE, OTHER_PROGRAMS_ENV, describe, load_config, service_variables
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config, original_config
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GPTOSS_PORT", "GPTOSS_CONFIG", "TORCH_DTYPE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_yaml_holds_every_key_with_its_default() -> None:
+    values = yaml.safe_load(DEFAULT_CONFIG_FILE.read_text())
+    assert list(values) == list(ServerConfig.model_fields)
+    assert values == {key: field.default for key, field in ServerConfig.model_fields.items()}
+    for line in DEFAULT_CONFIG_FILE.read_text().splitlines():
+        assert not line or line.startswith("#") or "  # " in line, f"no comment: {line}"
+
+
+def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("port: 1001\nhost: 0.0.0.0\n")
+    config, origin, _ = load_config(["--config", str(file)])
+    assert (config.port, origin["port"]) == (1001, str(file))
+    monkeypatch.setenv("GPTOSS_PORT", "1002")
+    config, origin, _ = load_config(["--config", str(file)])
+    assert (config.port, origin["port"]) == (1002, "environment GPTOSS_PORT")
+    config, origin, _ = load_config(["--config", str(file), "--port", "1003"])
+    assert (config.port, origin["port"], config.host) == (1003, "flag", "0.0.0.0")
+
+
+def test_torch_dtype_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_DTYPE", "float16")
+    assert load_config([])[0].dtype == "float16"
+    assert load_config(["--dtype", "float32"])[0].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot: 8000", "prot .*unknown key"),
+        ("port: 99999", "port .*less than or equal to 65535"),
+        ("- 1", "keys and values"),
+        ("port: [", "not valid YAML"),
+        ("dtype: int8", "dtype"),
+    ],
+)
+def test_bad_files_are_errors_that_name_the_key(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(["--config", str(file)])
+
+
+def test_a_misspelt_environment_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTOSS_PROT", "1")
+    with pytest.raises(ConfigError, match="GPTOSS_PROT"):
+        load_config([])
+
+
+def test_a_missing_file_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(["--config", "/nowhere.yaml"])
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_sets_what_is_not_set(name: str) -> None:
+    config = load_config(["--profile", name])[0]
+    assert config.resolved("max_num_seqs") == PROFILES[name].max_num_seqs
+    assert config.resolved("batch_invariant") == PROFILES[name].batch_invariant
+    explicit = load_config(["--profile", name, "--max-num-seqs", "3", "--no-batch-invariant"])[0]
+    assert (explicit.resolved("max_num_seqs"), explicit.resolved("batch_invariant")) == (3, False)
+
+
+def test_print_config_says_where_each_value_came_from() -> None:
+    config, origin, wanted = load_config(["--print-config", "--port", "9"])
+    assert wanted
+    text = describe(config, origin)
+    assert "port: 9  # flag" in text
+    assert "max_num_seqs: 32  # profile balanced" in text
+    assert yaml.safe_load(text)["block_size"] == 64
+
+
+def test_impossible_engine_limits_name_the_key_and_the_fix() -> None:
+    model = ModelConfig.from_json(hf_config(SIZES["nano"]))
+    for options, message in (
+        ({"max_num_seqs": 64, "max_num_batched_tokens": 32}, "max_num_batched_tokens .* raise it"),
+        ({"max_model_len": 200_000}, "max_model_len .* beyond the model's 131072"),
+        ({"block_size": 48}, "block_size .* power of two"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            EngineConfig(model, None, "dummy", **options)  # type: ignore[arg-type]
+
+
+def test_both_layouts_of_config_json_mean_the_same() -> None:
+    for size in SIZES.values():
+        assert ModelConfig.from_json(hf_config(size)) == ModelConfig.from_json(original_config(size))
+
+
+def test_rope_parameters_of_newer_transformers_are_read() -> None:
+    raw = hf_config(SIZES["20b"])
+    new = {k: v for k, v in raw.items() if k not in ("rope_theta", "rope_scaling")}
+    new["rope_parameters"] = {**raw["rope_scaling"], "rope_theta": raw["rope_theta"]}
+    assert ModelConfig.from_json(new) == ModelConfig.from_json(raw)
+
+
+def test_the_model_is_the_flags_then_the_profiles_then_the_embedded_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptoss import launcher
+    from gptoss.config.schema import ServerConfig
+
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: ["a GPU"])
+    assert launcher.choose_model(ServerConfig(model="120b", profile="latency_first")) == "120b"
+    assert launcher.choose_model(ServerConfig(profile="latency_first")) == "20b"
+    assert launcher.choose_model(ServerConfig(profile="quality_first")) == "120b"
+    changed = ServerConfig(profile="balanced", profiles={"balanced": {"model": "120b"}})
+    assert launcher.choose_model(changed) == "120b"
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: [])
+    assert launcher.choose_model(ServerConfig(profile="quality_first")) == "nano"
+
+
+def test_a_missing_checkpoint_or_gpu_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptoss.cli.preflight import MISSING, main, missing
+    from gptoss.engine.parallel.gpus import Gpu
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = missing("20b", None, [])
+    assert [text.split(":")[0] for text in found] == ["checkpoint", "GPU"]
+    small = Gpu(0, "NVIDIA T4", 16 * 10**9, 15 * 10**9, None, None)
+    assert "does not fit" in missing("120b", None, [small])[1] and "T4" in missing("120b", None, [small])[1]
+    assert missing("nano", None, []) == []
+    assert (main(["--model", "120b"]), main(["--model", "nano"])) == (MISSING, 0)
+
+
+SERVICES = {
+    "GPTOSS_SERVICE_HOST": "10.0.0.7",
+    "GPTOSS_SERVICE_PORT": "8000",
+    "GPTOSS_SERVICE_PORT_HTTP": "8000",
+    "GPTOSS_PORT": "tcp://10.0.0.7:8000",
+    "GPTOSS_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+    "GPTOSS_PORT_8000_TCP_PROTO": "tcp",
+    "GPTOSS_PORT_8000_TCP_PORT": "8000",
+    "GPTOSS_PORT_8000_TCP_ADDR": "10.0.0.7",
+    "GPTOSS_CACHE_SERVICE_HOST": "10.0.0.8",
+    "GPTOSS_CACHE_PORT": "udp://10.0.0.8:53",
+    "GPTOSS_AUTO_PORT": "tcp://10.0.0.9:80",
+    "GPTOSS_AUTO_PORT_53_UDP_ADDR": "10.0.0.9",
+    "GPTOSS_MY_CACHE_2_SERVICE_PORT_METRICS_2": "9090",
+}
+
+
+def test_kubernetes_service_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SERVICES.items():
+        monkeypatch.setenv(name, value)
+    config, origin, _ = load_config([])
+    assert (config.port, config.auto_port) == (8000, False)
+    assert not [source for source in origin.values() if source.startswith("environment")]
+    assert service_variables() == sorted(SERVICES)
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_PROGRAMS_ENV - {"GPTOSS_CONFIG"}))
+def test_variables_of_our_other_programs_are_not_the_servers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:8000")
+    load_config([])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GPTOSS_CACHE_PORT", "8000"),
+        ("GPTOSS_SERVICE_HOSTS", "x"),
+        ("GPTOSS_PORT_8000_ICMP", "x"),
+        ("GPTOSS_PORT_X_TCP", "x"),
+        ("GPTOSS_PORT_8000_TCP_NAME", "x"),
+        ("GPTOSS_URLS", "x"),
+    ],
+)
+def test_what_only_looks_like_a_service_variable_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name}: unknown key"):
+        load_config([])
+
+
+BOOLEANS = [k for k, f in ServerConfig.model_fields.items() if f.annotation in (bool, bool | None)]
+
+
+@pytest.mark.parametrize("key", BOOLEANS)
+def test_every_boolean_flag_takes_a_value(key: str) -> None:
+    flag = key.replace("_", "-")
+    for argv, wanted in (
+        ([f"--{flag}"], True),
+        ([f"--no-{flag}"], False),
+        ([f"--{flag}", "true"], True),
+        ([f"--{flag}", "false"], False),
+        ([f"--{flag}=False"], False),
+        ([f"--{flag}", "--port", "9"], True),
+    ):
+        assert getattr(load_config(argv)[0], key) is wanted, argv
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--warm-up", "maybe"], "--warm-up: must be true or false, got 'maybe'"),
+        (["--no-warm-up", "true"], "--no-warm-up: takes no value, got 'true'"),
+    ],
+)
+def test_a_boolean_flag_refuses_other_values(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    with pytest.raises(SystemExit):
+        load_config(argv)
+    assert message in capsys.readouterr().err

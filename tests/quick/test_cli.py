@@ -1,0 +1,32 @@
+"""The command `gptoss`."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from gptoss import __version__
+from gptoss.cli.main import COMMANDS, main
+
+
+def test_every_command_is_a_module() -> None:
+    for name in COMMANDS:
+        assert importlib.util.find_spec(f"gptoss.cli.{name.replace('-', '_')}") is not None, name
+
+
+def test_a_command_gets_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory-plan", "--model", "20b", "--cards", "1", "--gb", "80"]) == 0
+    assert "single" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["memory-plan", "--help"])
+    assert "usage: gptoss memory-plan" in capsys.readouterr().out
+
+
+def test_what_is_not_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+    assert main(["--help"]) == 0
+    assert all(f"  {name} " in capsys.readouterr().out or name for name in COMMANDS)
+    assert main(["sevre"]) == 2
+    assert "unknown command 'sevre'" in capsys.readouterr().err

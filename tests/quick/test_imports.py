@@ -1,0 +1,201 @@
+"""Who may import whom (ARCHITECTURE.md, "Import rules"). What is not listed is forbidden."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SRC = ROOT / "src"
+
+
+def rooms(prefix: str, names: str) -> str:
+    return " ".join(f"{prefix}.{name}" for name in names.split())
+
+
+WIRE = rooms("gptoss.engine", "messages sampling_params config")  # what crosses to the engine's process
+SHAPES = rooms("gptoss.engine.model", "model_config named_sizes")
+REQUEST = f"gptoss.generation gptoss.prompt_builder gptoss.harmony gptoss.config gptoss.engine.client {WIRE}"
+ENDPOINT = f"{rooms('gptoss.api', 'context http telemetry access.api_keys access.usage')} {REQUEST}"
+# The longest name that fits is a module's rule. Every module may import the version from `gptoss`.
+ALLOWED = {
+    "gptoss.__main__": "gptoss.cli.main",
+    "gptoss.server": "gptoss.launcher",
+    "gptoss.cli": "gptoss.cli gptoss.launcher gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
+    "gptoss.kernels gptoss.embedded gptoss.engine gptoss.config gptoss.cached_files gptoss.run_folder gptoss.resources",
+    "gptoss.launcher": "gptoss.api gptoss.config gptoss.model_locator gptoss.port_manager gptoss.logging_setup gptoss.harmony "
+    "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config gptoss.engine.parallel.gpus",
+    "gptoss.model_locator": f"gptoss.config.errors gptoss.engine.config {SHAPES} gptoss.cached_files gptoss.resources",
+    "gptoss.embedded": f"gptoss.embedded gptoss.harmony gptoss.kernels gptoss.resources {SHAPES}",
+    # the API process
+    "gptoss.api": f"gptoss.api {REQUEST} gptoss.engine.parallel.gpus",
+    "gptoss.api.context": f"{rooms('gptoss.api', 'http access telemetry')} {REQUEST}",
+    "gptoss.api.http": f"gptoss.api.http gptoss.harmony.bpe gptoss.config gptoss.engine.client {WIRE}",
+    "gptoss.api.access": "gptoss.api.access gptoss.api.http gptoss.config",
+    "gptoss.api.middleware": "gptoss.api.middleware gptoss.api.access gptoss.api.http",
+    "gptoss.api.telemetry": f"gptoss.api.telemetry gptoss.api.access gptoss.api.http gptoss.config gptoss.engine.client {WIRE}",
+    "gptoss.api.chat": f"gptoss.api.chat {ENDPOINT}",
+    "gptoss.api.completions": f"gptoss.api.completions {ENDPOINT}",
+    "gptoss.api.responses": f"gptoss.api.responses {ENDPOINT}",
+    "gptoss.api.ops": f"gptoss.api.ops {ENDPOINT} gptoss.resources gptoss.engine.parallel.gpus",
+    "gptoss.generation": REQUEST,
+    "gptoss.prompt_builder": "gptoss.harmony",
+    "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources",
+    # the engine's process
+    "gptoss.engine.config": "gptoss.config.errors gptoss.engine.model.model_config",
+    "gptoss.engine.messages": "gptoss.engine.sampling_params",
+    "gptoss.engine.sampling_params": "",
+    "gptoss.engine.client": f"gptoss.engine.client gptoss.engine.core.process gptoss.config.errors gptoss.run_folder {WIRE}",
+    "gptoss.engine.core": f"gptoss.engine.core gptoss.config.errors gptoss.logging_setup {WIRE} "
+    "gptoss.engine.parallel.device_placement gptoss.engine.model.checkpoint",
+    "gptoss.engine.core.executor": f"gptoss.engine.worker gptoss.config.errors gptoss.run_folder {WIRE}",
+    "gptoss.engine.worker": f"gptoss.engine.worker gptoss.engine.model gptoss.engine.parallel gptoss.kernels "
+    f"gptoss.config.errors gptoss.logging_setup {WIRE}",
+    "gptoss.engine.model": "gptoss.engine.model gptoss.engine.parallel gptoss.kernels gptoss.config.errors",
+    "gptoss.engine.model.model_config": "gptoss.config.errors",
+    "gptoss.engine.model.named_sizes": "gptoss.engine.model.model_config",
+    "gptoss.engine.parallel": f"gptoss.engine.parallel gptoss.engine.model.model_config gptoss.config.errors {WIRE}",
+    "gptoss.kernels": "gptoss.kernels",
+    # used by all
+    "gptoss.config": "gptoss.config gptoss.resources",
+    "gptoss.cached_files": "gptoss.run_folder",
+    "gptoss.run_folder": "",
+    "gptoss.logging_setup": "",
+    "gptoss.port_manager": "gptoss.run_folder",
+    "gptoss.resources": "",
+}
+# Until generation/ holds the one life cycle of a request: what completions, Responses and probes take from chat.
+FOR_NOW = {
+    "gptoss.api.completions": "gptoss.api.chat.adapter gptoss.api.chat.structured_outputs",
+    "gptoss.api.http.body": "gptoss.api.context",
+    "gptoss.api.responses": "gptoss.api.chat.adapter gptoss.api.chat.answer",
+    "gptoss.api.ops": "gptoss.api.chat.adapter",
+    "gptoss.api.context": "gptoss.api.responses.store",
+    # kernels are not behind one backend yet: the files that choose compile on a CPU without it
+    "gptoss.kernels.native": "gptoss.cached_files",
+    "gptoss.kernels.cpu": "gptoss.cached_files",
+}
+TORCH = "kernels engine.worker engine.model engine.parallel.communicator embedded cli.make_checkpoint"
+WITH_TORCH = rooms("gptoss", TORCH).split()
+NO_TORCH = [*SHAPES.split()]
+
+
+def module_name(path: Path) -> str:
+    name = ".".join(("gptoss", *path.relative_to(SRC).with_suffix("").parts))
+    return name.removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for path in sorted(SRC.rglob("*.py")) if path.name != "__init__.py"}
+
+
+def imports(path: Path) -> set[str]:
+    """What a module imports, by full name; of ours the module, and `gptoss` for the version."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: imports are absolute"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module for name in inner}
+    return found
+
+
+def below(name: str, prefixes: list[str]) -> bool:
+    return any(name == p or name.startswith(p + ".") for p in prefixes)
+
+
+def rule(name: str, rules: dict[str, str]) -> str | None:
+    return max((key for key in rules if below(name, [key])), key=len, default=None)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_module_imports_only_what_it_may(name: str) -> None:
+    found = imports(FILES[name])
+    key = rule(name, ALLOWED)
+    assert key is not None, f"{name} has no import rule"
+    allowed = ALLOWED[key].split() + FOR_NOW.get(rule(name, FOR_NOW) or "", "").split()
+    ours = {i for i in found if i.startswith("gptoss.")}
+    wrong = [i for i in ours if not below(i, allowed)]
+    assert not wrong, f"{name} may import only: {allowed}"
+    foreign = {i.split(".")[0] for i in found}
+    if not below(name, WITH_TORCH) or below(name, NO_TORCH):
+        assert not foreign & {"torch", "triton", "transformers"}
+    if not below(name, ["gptoss.api", "gptoss.launcher"]):
+        assert not foreign & {"fastapi", "starlette", "uvicorn"}
+
+
+def test_no_rule_is_left_over() -> None:
+    assert not [key for key in ALLOWED if not any(rule(name, ALLOWED) == key for name in FILES)]
+
+
+def test_the_import_graph_has_no_circle() -> None:
+    """Imports inside functions and for types alone count too."""
+    graph = {name: {i for i in imports(path) if i in FILES} for name, path in FILES.items()}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_nobody_imports_the_server_the_commands_or_the_course() -> None:
+    for name, path in FILES.items():
+        found = imports(path)
+        assert not [i for i in found if below(i, ["gptoss.server", "training", "tests", "src"])], name
+        if not below(name, ["gptoss.cli", "gptoss.__main__"]):
+            assert not [i for i in found if below(i, ["gptoss.cli"])], name
+
+
+def test_nothing_of_the_embedded_model_is_in_the_engine_or_the_api() -> None:
+    for room in ("engine", "kernels", "api", "generation"):
+        for path in (SRC / room).rglob("*.py"):
+            if module_name(path) != "gptoss.engine.model.named_sizes":
+                assert not re.search(r"nano(?!second)", path.read_text(), re.IGNORECASE), path
+
+
+def test_a_child_that_imports_the_main_module_loads_nothing_by_that() -> None:
+    """multiprocessing has the engine's process and each rank do so, at every start."""
+    for main in ("gptoss.server", "gptoss.__main__", "gptoss.cli.main"):
+        code = (
+            f"import sys, multiprocessing.spawn; before = set(sys.modules); import {main}; "
+            "loaded = {name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names; "
+            "sys.exit(loaded != {'gptoss'} or 'gptoss.launcher' in sys.modules)"
+        )
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, main
+
+
+def test_only_the_top_init_has_content() -> None:
+    assert not [p for p in SRC.rglob("__init__.py") if p.parent != SRC and p.read_text().strip()]
+
+
+def test_the_engine_knows_no_harmony() -> None:
+    guilty = [p for p in (SRC / "engine").rglob("*.py") if "harmony" in p.read_text().lower()]
+    assert not guilty
+
+
+def test_the_api_process_loads_no_torch() -> None:
+    code = "import sys, gptoss.api.app, gptoss.launcher; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_server_needs_neither_sklearn_nor_scipy_nor_a_numpy_patch() -> None:
+    code = "import sys, gptoss.launcher, gptoss.engine.core.process; sys.exit(any(m in sys.modules for m in ('sklearn', 'scipy')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_huggingfaces_kernels_is_not_shadowed() -> None:
+    """src/ has a folder `kernels` too; run as a script, Python puts src/ first."""
+    code = "import runpy, sys; sys.path.insert(0, 'src'); runpy.run_path('src/server.py', run_name='child'); print(sys.path[0])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == ROOT
+
+
+def test_version_is_the_top_changelog_entry() -> None:
+    from gptoss import __version__
+
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    first = next(line for line in changelog.splitlines() if line.startswith("## ["))
+    assert first.startswith(f"## [{__version__}]")

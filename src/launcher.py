@@ -245,15 +245,28 @@ async def serve(
 
 
 async def _app(
-    engine: EngineClient, config: ServerConfig, vocabulary: Vocabulary, callers: list[Caller], name: str, size: str
+    engine: EngineClient,
+    config: ServerConfig,
+    vocabulary: Vocabulary,
+    callers: list[Caller],
+    name: str,
+    located: LocatedModel,
 ) -> FastAPI:
     """Its lifespan stops the engine. Raises ConfigError."""
+    size = located.size
     await asyncio.to_thread(importlib.import_module, "gptoss.api.app")  # the engine's start goes on
     from gptoss.api.app import create_app
 
     aliases = {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"} if size != "custom" else set()
     return create_app(
-        engine, config, vocabulary, callers=callers, model_id=name, model_size=size, aliases=frozenset(aliases)
+        engine,
+        config,
+        vocabulary,
+        callers=callers,
+        model_id=name,
+        model_size=size,
+        repetition_guard=located.repetition_guard,
+        aliases=frozenset(aliases),
     )
 
 

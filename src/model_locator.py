@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import socket
@@ -16,15 +17,17 @@ from gptoss.cached_files import cached
 from gptoss.config.errors import ConfigError
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
+from gptoss.resources import resource
 
 logger = logging.getLogger(__name__)
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).parents[1]  # where gptoss is imported from: a checkout, or site-packages
 HUB_IDS = {"20b": "openai/gpt-oss-20b", "120b": "openai/gpt-oss-120b"}
 FILES = ["*.json", "*.safetensors"]
 SKIPPED = ["original/*", "metal/*"]
 NETWORK_TIMEOUT_S = 1.5
-NANO_ASSETS = PROJECT / "assets" / "nano"
+NANO_ASSETS = resource("assets", "nano")
+FOLD_VERSION = b"2"  # raise when unfolding writes other bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class LocatedModel:
     config: ModelConfig
     size: str  # "20b", "120b", "nano", "mini" or "custom"
     name: str  # default for served_model_name
+    repetition_guard: int = 0  # default for the configuration's
 
 
 def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dummy: bool = False) -> LocatedModel:
@@ -52,12 +56,28 @@ def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dumm
         ),
         "custom",
     )
-    return LocatedModel(folder, config, size, f"gpt-oss-{size}" if size != "custom" else folder.name)
+    return LocatedModel(
+        folder, config, size, f"gpt-oss-{size}" if size != "custom" else folder.name, _repetition_guard(folder)
+    )
 
 
 def is_embedded(name: str, model_path: Path | None) -> bool:
     """Whether the name means the model that the project carries, which is kept in the cache."""
     return _short_name(name) == "nano" and model_path is None
+
+
+def models_folder() -> Path:
+    """models/ of a checkout; of an installed package, of the working folder."""
+    return (PROJECT if (PROJECT / "pyproject.toml").is_file() else Path.cwd()) / "models"
+
+
+def _repetition_guard(folder: Path) -> int:
+    """What the checkpoint's generation_config.json says; 0 where it says nothing."""
+    try:
+        value = json.loads((folder / "generation_config.json").read_text()).get("repetition_guard", 0)
+    except (OSError, ValueError, AttributeError):
+        return 0
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _short_name(name: str) -> str:
@@ -70,7 +90,7 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
     candidates = [Path(name).expanduser()]
     if model_path is not None:
         candidates += [model_path / base, model_path / hub_id, model_path]
-    candidates += [PROJECT / "models" / base, PROJECT / "models" / hub_id]
+    candidates += [models_folder() / base, models_folder() / hub_id]
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate.resolve()
@@ -120,14 +140,14 @@ def _hub_reachable() -> bool:
 def _embedded_nano(cache_folder: Path) -> Path:
     """The embedded model, unfolded into the cache at first use."""
     parts = [path.read_bytes() for path in sorted(NANO_ASSETS.glob("*.safetensors"))]
-    version = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+    version = hashlib.sha256(b"".join((FOLD_VERSION, *parts))).hexdigest()[:12]
     return cached(cache_folder / f"gpt-oss-nano-{version}", _unfold_nano)
 
 
 def _unfold_nano(folder: Path) -> None:
     """In a process of its own, which may load torch. Raises OSError where the disk is full, else ConfigError."""
     logger.info("unfolding the embedded model nano into %s", folder)
-    command = [sys.executable, "-m", "gptoss.cli.unfold", "--out", str(folder)]
+    command = [sys.executable, "-m", "gptoss", "unfold", "--out", str(folder)]
     command += ["--parent", str(os.getpid())]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if done.returncode == 0:

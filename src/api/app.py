@@ -47,6 +47,7 @@ def create_app(
     callers: list[Caller] | None = None,
     model_id: str,
     model_size: str,
+    repetition_guard: int = 0,
     aliases: frozenset[str] = frozenset(),
 ) -> FastAPI:
     """`engine` is started and stopped by the app's lifespan. `callers`: where the keys were read already."""
@@ -77,6 +78,7 @@ def create_app(
         metrics=metrics,
         model_id=model_id,
         model_size=model_size,
+        model_repetition_guard=repetition_guard,
         model_names=aliases | {model_id},
         profiles=config.all_profiles(),
         access=access,

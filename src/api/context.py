@@ -33,7 +33,6 @@ from gptoss.prompt_builder import PromptBuilder, PromptTokens
 
 T = TypeVar("T")
 INLINE_BYTES = 20_000  # larger bodies are read in a thread, so that the event loop keeps answering
-NANO_REPEATS = 16  # what it is taught repeats nothing so often
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class ServerContext:
     metrics: Metrics
     model_id: str
     model_size: str
+    model_repetition_guard: int  # the model's own, where the configuration has none
     model_names: frozenset[str]  # the id and its aliases
     profiles: Mapping[str, Profile]
     access: Access
@@ -63,7 +63,7 @@ class ServerContext:
     def repetition_guard(self) -> int:
         """How often a run of tokens may come one behind the other; 0: as often as it likes."""
         set_to = self.config.repetition_guard
-        return (NANO_REPEATS if self.model_size == "nano" else 0) if set_to is None else set_to
+        return self.model_repetition_guard if set_to is None else set_to
 
     @property
     def max_model_len(self) -> int:

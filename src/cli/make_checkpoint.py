@@ -49,6 +49,7 @@ def make_checkpoint(
                 "do_sample": True,
                 "eos_token_id": [RETURN, ENDOFTEXT, CALL],
                 "pad_token_id": ENDOFTEXT,
+                **({"repetition_guard": 16} if size == "nano" else {}),  # random weights repeat themselves
             },
         )
     if tokenizer:

@@ -161,7 +161,7 @@ class ServerConfig(BaseSettings):
         None,
         ge=0,
         le=1000,
-        description="end a message, string or array that repeats itself this often; 0: off; unset: 16 for nano",
+        description="end a message, string or array that repeats itself this often; 0: off; unset: the model's",
     )
     current_date: str | None = Field(None, description="date in the system message; unset: none, so prompts never age")
     prompt_cache_bytes: int = Field(64 * 2**20, ge=0, description="rendered prompts kept, bytes")

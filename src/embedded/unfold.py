@@ -25,6 +25,7 @@ from gptoss.resources import resource
 
 ASSET = resource("assets", "nano", "gpt-oss-nano.safetensors")
 ROWS_AT_ONCE = 1 << 13
+MAX_REPEATS = 16  # what it is taught repeats nothing so often
 Tensors = dict[str, torch.Tensor]
 
 
@@ -43,6 +44,7 @@ def unfold(path: Path, out: Path) -> Path:
         "do_sample": True,
         "eos_token_id": [RETURN, ENDOFTEXT, CALL],
         "pad_token_id": ENDOFTEXT,
+        "repetition_guard": MAX_REPEATS,
     }
     for name, value in (("config.json", raw), ("generation_config.json", generation)):
         (out / name).write_text(json.dumps(value, indent=2) + "\n")

@@ -29,7 +29,7 @@ from gptoss.engine.worker.batch import RequestTable, build_batch
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
 
 CHECKPOINTS = Path(os.environ.get("GPTOSS_TEST_CACHE", Path(tempfile.gettempdir()) / "gpt-oss-server-tests"))
-VERSION = "3"  # raise when make_checkpoint writes other bytes
+VERSION = "4"  # raise when make_checkpoint writes other bytes
 
 
 def checkpoint(size: str = "nano", layout: str = "hf", experts: str = "mxfp4", seed: int = 0) -> Path:

@@ -198,7 +198,7 @@ async def serve(
     await engine.start()  # it loads while the app is imported and built
     name = config.served_model_name or located.name
     try:
-        app = await _app(engine, config, vocabulary, callers, name, located.size)
+        app = await _app(engine, config, vocabulary, callers, name, located)
     except BaseException as error:
         await engine.stop()
         if not isinstance(error, ConfigError):

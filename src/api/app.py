@@ -10,14 +10,15 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from gptoss import __version__
+from gptoss.api.access.access import Access
 from gptoss.api.access.api_keys import Caller
 from gptoss.api.chat.routes import router as chat_router
 from gptoss.api.completions.routes import router as completions_router
 from gptoss.api.context import ServerContext
 from gptoss.api.http import errors
-from gptoss.api.middleware.auth import Access, Door
+from gptoss.api.middleware.auth import AuthMiddleware
 from gptoss.api.middleware.head_as_get import HeadAsGet
-from gptoss.api.middleware.request_id import Frame
+from gptoss.api.middleware.request_id import RequestIdMiddleware
 from gptoss.api.ops.cancel import router as cancel_router
 from gptoss.api.ops.dashboard import router as dashboard_router
 from gptoss.api.ops.health import router as health_router
@@ -30,7 +31,7 @@ from gptoss.api.ops.warm_up import warm_up
 from gptoss.api.responses.routes import router as responses_router
 from gptoss.api.responses.store import ResponseStore
 from gptoss.api.telemetry.metrics import Metrics
-from gptoss.api.telemetry.request_tracker import Ledger
+from gptoss.api.telemetry.request_tracker import RequestTracker
 from gptoss.api.telemetry.tracing import Tracing
 from gptoss.api.telemetry.unknown_fields import UnknownFields
 from gptoss.config.schema import ServerConfig
@@ -82,7 +83,7 @@ def create_app(
         model_names=aliases | {model_id},
         profiles=config.all_profiles(),
         access=access,
-        ledger=Ledger(engine, metrics, access, tracing),
+        tracker=RequestTracker(engine, metrics, access, tracing),
         responses=ResponseStore(config.response_store_bytes),
         unknown_fields=UnknownFields(config.unknown_fields),
     )
@@ -104,7 +105,7 @@ def create_app(
     ):
         app.include_router(router)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(Door, access=access)
+    app.add_middleware(AuthMiddleware, access=access)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -113,7 +114,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(Frame)  # the last one added is the outermost
+    app.add_middleware(RequestIdMiddleware)  # the last one added is the outermost
     return app
 
 

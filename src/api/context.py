@@ -13,14 +13,14 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from gptoss import __version__
+from gptoss.api.access.access import Access
 from gptoss.api.access.api_keys import ANONYMOUS, Caller
 from gptoss.api.http.errors import ApiError, from_engine
 from gptoss.api.http.work_pool import Sender, Stopped, WorkPool
-from gptoss.api.middleware.auth import Access
 from gptoss.api.responses.store import ResponseStore
 from gptoss.api.telemetry.metrics import Metrics
 from gptoss.api.telemetry.request_record import RequestRecord
-from gptoss.api.telemetry.request_tracker import Ledger
+from gptoss.api.telemetry.request_tracker import RequestTracker
 from gptoss.api.telemetry.unknown_fields import UnknownFields
 from gptoss.config.profiles import Profile
 from gptoss.config.schema import ServerConfig
@@ -48,7 +48,7 @@ class ServerContext:
     model_names: frozenset[str]  # the id and its aliases
     profiles: Mapping[str, Profile]
     access: Access
-    ledger: Ledger
+    tracker: RequestTracker
     responses: ResponseStore
     unknown_fields: UnknownFields
     pool: WorkPool = field(default_factory=WorkPool)

@@ -72,9 +72,11 @@ ALLOWED = {
 }
 # Until generation/ holds the one life cycle of a request: what completions, Responses and probes take from chat.
 FOR_NOW = {
-    "gptoss.api.completions": "gptoss.api.chat.adapter gptoss.api.chat.structured_outputs",
+    "gptoss.api.completions": "gptoss.api.chat.adapter gptoss.api.chat.schema gptoss.api.chat.structured_outputs "
+    "gptoss.api.relaxations",
+    "gptoss.api.chat": "gptoss.api.relaxations",
     "gptoss.api.http.body": "gptoss.api.context",
-    "gptoss.api.responses": "gptoss.api.chat.adapter gptoss.api.chat.answer",
+    "gptoss.api.responses": "gptoss.api.chat.adapter gptoss.api.chat.answer gptoss.api.chat.schema gptoss.api.relaxations",
     "gptoss.api.ops": "gptoss.api.chat.adapter",
     "gptoss.api.context": "gptoss.api.responses.store",
     # kernels are not behind one backend yet: the files that choose compile on a CPU without it

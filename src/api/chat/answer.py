@@ -89,7 +89,7 @@ class Answer:
             record.shown_prompt = decode(self.plan.prompt.token_ids)
             record.shown_answer = "\n".join(decode(c.token_ids) for c in self.choices)
         error = next((c.error for c in self.choices if c.error is not None), None)
-        context.ledger.end(record, [c.finish_reason for c in self.choices], context.tags, error)
+        context.tracker.end(record, [c.finish_reason for c in self.choices], context.tags, error)
         for choice in self.choices:
             if record.outcome == "ok" and self.plan.begins == "message":
                 plan = self.plan
@@ -147,5 +147,5 @@ async def start_answer(
         for index in range(len(plan.requests))
     ]
     record.completion_id, record.profile, record.stream = (plan.completion_id, plan.profile.name, plan.stream)
-    context.ledger.begin(record, [request.request_id for request in plan.requests])
+    context.tracker.begin(record, [request.request_id for request in plan.requests])
     return Answer(plan, context, choices, streams, record)

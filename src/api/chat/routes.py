@@ -13,8 +13,8 @@ from gptoss.api.chat.output import collect, stream_events
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.context import Context, caller_of, counted_rejections, new_record, sender_of
 from gptoss.api.http.body import read_json_object
+from gptoss.api.http.openapi import json_body
 from gptoss.api.http.sse import EventStream, JsonWhenDone
-from gptoss.api.openapi import json_body
 from gptoss.api.telemetry.unknown_fields import client_of
 
 router = APIRouter()

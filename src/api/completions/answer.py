@@ -130,7 +130,7 @@ class TextAnswer:
         self.record.num_prompt_tokens = usage["prompt_tokens"]
         self.record.num_cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
         reasons = [c.finish_reason for c in self.choices]
-        self.context.ledger.end(self.record, reasons, self.context.tags, None)
+        self.context.tracker.end(self.record, reasons, self.context.tags, None)
 
     def choice_body(self, choice: TextChoice, text: str, numbers: Numbers, finish_reason: str | None) -> dict[str, Any]:
         return {
@@ -229,7 +229,7 @@ async def start_completion(
     request.logit_bias = None  # the parameters have it; as an object it may take 25 MB
     record.completion_id, record.profile = completion_id, profile.name
     record.stream = bool(request.stream)
-    context.ledger.begin(record, [r.request_id for r in requests])
+    context.tracker.begin(record, [r.request_id for r in requests])
     head = {
         "id": completion_id,
         "object": "text_completion",

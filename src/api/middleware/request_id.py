@@ -14,7 +14,7 @@ from gptoss.api.http import errors
 logger = logging.getLogger(__name__)
 
 
-class Frame:
+class RequestIdMiddleware:
     """Around every answer: x-request-id and openai-processing-ms, and a plain 500 for what nobody caught. Pure ASGI:
     Starlette's BaseHTTPMiddleware would hide a client's disconnect from the routes."""
 

@@ -17,6 +17,6 @@ router = APIRouter()
 async def cancel(request_id: str, request: Request, context: Context) -> dict[str, Any]:
     """`request_id`: the id of the completion, or the x-request-id header of its response. The request's own response
     ends with an error event (a stream) or 409 (JSON), code request_cancelled."""
-    if not context.ledger.cancel(request_id, caller_of(request)):
+    if not context.tracker.cancel(request_id, caller_of(request)):
         raise NotFound(f"No request '{request_id}' is running.", "request_id", "request_not_found")
     return {"id": request_id, "object": "request.cancelled", "cancelled": True}

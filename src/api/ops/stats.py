@@ -44,7 +44,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
             "active": metrics.active,
             "waiting": engine.num_waiting,
         },
-        "running": context.ledger.running_ids(caller_of(request))[:MAX_LISTED],
+        "running": context.tracker.running_ids(caller_of(request))[:MAX_LISTED],
         "tokens": {
             "prompt": metrics.num_prompt_tokens,
             "output": metrics.num_output_tokens,

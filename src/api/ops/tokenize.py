@@ -14,8 +14,8 @@ from gptoss.api.context import Context, ServerContext, caller_of, sender_of
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.http.fields import FIRST_PROBLEM, VOCAB_SIZE, Strict
+from gptoss.api.http.openapi import json_body
 from gptoss.api.http.work_pool import Stopped
-from gptoss.api.openapi import json_body
 from gptoss.api.telemetry.unknown_fields import client_of
 from gptoss.harmony.bpe import Limits, TooManyTokensError
 from gptoss.harmony.tokenizer_files import tokenizer_config

@@ -12,8 +12,8 @@ from gptoss.api.chat.answer import start_answer
 from gptoss.api.context import Context, caller_of, counted_rejections, new_record, sender_of
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import InvalidRequest, NotFound
+from gptoss.api.http.openapi import json_body
 from gptoss.api.http.sse import EventStream, JsonWhenDone
-from gptoss.api.openapi import json_body
 from gptoss.api.responses.plan import caller_name, plan_response
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.writer import ResponseWriter

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gptoss.api.access.access import Access
 from gptoss.api.access.api_keys import ANONYMOUS, Caller
-from gptoss.api.middleware.auth import Access
 from gptoss.api.telemetry.metrics import Metrics
 from gptoss.api.telemetry.request_record import RequestRecord
 from gptoss.api.telemetry.tracing import Tracing
@@ -17,7 +17,7 @@ from gptoss.engine.client.client import EngineClient
 logger = logging.getLogger("request")
 
 
-class Ledger:
+class RequestTracker:
     def __init__(self, engine: EngineClient, metrics: Metrics, access: Access, tracing: Tracing | None = None) -> None:
         self._engine, self._metrics, self._access = engine, metrics, access
         self._tracing = tracing

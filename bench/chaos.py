@@ -105,6 +105,8 @@ class ChaosClient(Client):
     def read_slowly(self, session: httpx.Client) -> str:
         body = self.body(stream=True)
         with session.stream("POST", CHAT, json=body) as response:
+            if response.status_code != 200:
+                return f"refused {response.status_code}"
             last = ""
             for number, line in enumerate(response.iter_lines()):
                 if number < 20:
@@ -112,8 +114,6 @@ class ChaosClient(Client):
                 if '"error"' in line[:20]:
                     return "failed"
                 last = line or last
-        if response.status_code != 200:
-            return f"refused {response.status_code}"
         return "ok" if last == "data: [DONE]" else "cut off"
 
     def write_slowly(self, session: httpx.Client) -> str:

@@ -174,6 +174,9 @@ def counted_rejections(context: ServerContext) -> Iterator[None]:
     except EngineError as error:
         context.metrics.reject()
         raise from_engine(error) from error
+    except Exception:  # a bug, which becomes a 500
+        context.metrics.fail()
+        raise
 
 
 def get_context(request: Request) -> ServerContext:

@@ -88,8 +88,7 @@ class Metrics:
             record.outcome = "ok"
         self.active -= 1
         now = time.monotonic()
-        self.outcomes[record.outcome] += 1
-        self._requests.labels(record.outcome).inc()
+        self._count(record.outcome)
         self.num_prompt_tokens += record.num_prompt_tokens
         self.num_output_tokens += record.num_output_tokens
         self.num_cached_tokens += record.num_cached_tokens
@@ -126,8 +125,15 @@ class Metrics:
         self._step_requests.observe(stats.last_step_seqs)
 
     def reject(self) -> None:
-        self.outcomes["rejected"] += 1
-        self._requests.labels("rejected").inc()
+        self._count("rejected")
+
+    def fail(self) -> None:
+        """Counts a request that a bug ended before it ran."""
+        self._count("failed")
+
+    def _count(self, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+        self._requests.labels(outcome).inc()
 
     def recovered(self, kinds: Tally[str]) -> None:
         self.recoveries.update(kinds)

@@ -240,8 +240,10 @@ class EngineClient:
     # --- the process line ---
 
     def _send(self, message: ToEngine) -> None:
+        """Does nothing where no engine takes it: what is open is sent to the next one, or ends, once its death shows."""
         if self._send_socket is not None:
-            self._send_socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+            with contextlib.suppress(zmq.Again):  # it has died a moment ago
+                self._send_socket.send(self._encoder.encode(message), zmq.NOBLOCK)
 
     def _send_requests(self, requests: Iterable[AddRequest]) -> None:
         """A logit_bias that several of them share goes over the wire once."""

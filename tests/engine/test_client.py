@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import zmq
 
 from gptoss.config.errors import ConfigError
 from gptoss.engine.client import client
@@ -95,6 +96,32 @@ def test_the_engine_gives_all_of_them_the_same_bias() -> None:
     assert [o.request_id for o in process._receive(idle=False)] == ["b"]
     first, second = added
     assert first.params.logit_bias is second.params.logit_bias == bias
+
+
+def test_requests_that_come_before_an_engines_death_shows_go_on_in_the_next() -> None:
+    """Its socket is gone at once, its process only a moment later."""
+
+    async def add() -> None:
+        client = EngineClient(engine_config(checkpoint()), RestartPolicy(max_resumes=1))
+        client._send_socket = dead = zmq.Context.shadow(client._context.underlying).socket(zmq.PUSH)
+        dead.bind("inproc://engine")  # nobody is connected
+        client.state = EngineState.READY
+        params = SamplingParams(max_tokens=5, seed=0, logit_bias=LogitBias.of({7: 1.0}))
+        plain = AddRequest("plain", [1], msgspec.structs.replace(params, logit_bias=None))
+        for request in (plain, AddRequest("biased", [1], params), AddRequest("cancelled", [1], params)):
+            await client.add_request(request)
+        assert client.abort("cancelled")
+        client._end_or_keep("the engine died")
+        dead.close()
+
+        sent = _sent(client)
+        client._handle(Ready("float32", "cpu", 1, 1, 1, 64, "reference", 0.1, 1))
+        client._context.destroy(linger=0)
+        first, second = sent
+        assert first == plain and isinstance(second, AddRequests)
+        assert [r.request_id for r in second.requests] == ["biased"]
+
+    asyncio.run(add())
 
 
 def test_all_requests_are_admitted_or_none() -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from gptoss.api.context import counted_rejections
+from gptoss.api.http.errors import InvalidRequest, Unavailable
 from gptoss.api.telemetry import metrics as m
 from gptoss.api.telemetry import request_record
+from gptoss.engine.client.errors import EngineError
 
 
 class Clock:
@@ -74,3 +80,22 @@ def test_gaps_are_told_while_the_answer_runs(clock: Clock) -> None:
     assert observed() == (2, 0.75)
     metrics.finish(record, ["stop"])
     assert observed() == (2, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "outcome"),
+    [
+        (InvalidRequest("no"), InvalidRequest, "rejected"),
+        (EngineError("no"), Unavailable, "rejected"),
+        (RuntimeError("a bug"), RuntimeError, "failed"),
+        (OSError("a socket"), OSError, "failed"),
+    ],
+)
+def test_each_request_that_ends_before_it_runs_is_counted_once(
+    error: Exception, raised: type[Exception], outcome: str
+) -> None:
+    context: Any = SimpleNamespace(metrics=m.Metrics())
+    with pytest.raises(raised), counted_rejections(context):
+        raise error
+    assert context.metrics.outcomes == {outcome: 1}
+    assert f'gptoss_requests_total{{outcome="{outcome}"}} 1.0' in context.metrics.render({}, vllm_names=False).decode()

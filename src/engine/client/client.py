@@ -240,7 +240,7 @@ class EngineClient:
     # --- the process line ---
 
     def _send(self, message: ToEngine) -> None:
-        """Does nothing where no engine takes it: what is open is sent to the next one, or ends, once its death shows."""
+        """Does nothing where no engine takes it: requests go on in the next one, or end, once its death shows."""
         if self._send_socket is not None:
             with contextlib.suppress(zmq.Again):  # it has died a moment ago
                 self._send_socket.send(self._encoder.encode(message), zmq.NOBLOCK)

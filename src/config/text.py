@@ -20,6 +20,7 @@ _URL_SECRETS = (
 )
 _URL_BEGIN = re.compile(r"\s*(?:[A-Za-z][\w+.-]*:)?[/\\]+")
 _SETTING_NAME = re.compile(r"[a-z_]{1,40}")
+_FLAG_NAME = re.compile(r"--[a-z_-]{1,40}")
 
 
 def check_key_text(key: str) -> str:
@@ -98,11 +99,16 @@ def shown_name(name: str) -> str:
     return name if _SETTING_NAME.fullmatch(name) else "a name that is not shown"
 
 
+def shown_flag(name: str) -> str:
+    """The name of an unknown flag, unless it may be a secret, or hold one behind something else than "="."""
+    return name if _FLAG_NAME.fullmatch(name) else "one that is not shown (names have lower-case letters and hyphens)"
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Leaves out values, which argparse would quote: a misspelt --api-key is followed by a key."""
         kind, _, rest = message.partition("unrecognized arguments: ")
         if rest and not kind:
-            names = [word.partition("=")[0] for word in rest.split() if word.startswith("--")]
+            names = [shown_flag(word.partition("=")[0]) for word in rest.split() if word.startswith("--")]
             message = f"unknown flags: {', '.join(names)}" if names else "unknown arguments; every flag begins with --"
         super().error(without_secrets(message))

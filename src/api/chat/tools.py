@@ -16,6 +16,7 @@ from gptoss.harmony.schema.enforce import Enforced, enforceable
 from gptoss.harmony.schema.rewrite import ALL, Relaxed
 
 MAX_GUIDED_SCHEMA = 20_000  # characters; of a larger one only the object is enforced unasked
+MAX_PROPERTIES = 20_000  # of all schemas
 TOO_LARGE = Relaxed("parameters", ALL, "too large to be enforced unasked")
 
 
@@ -47,11 +48,18 @@ def plan_tools(request: ChatCompletionRequest, *, guide_arguments: bool = False)
         if name not in names:
             raise InvalidRequest(f"'{parameter}' names {name!r}, which is not in 'tools'.", parameter, "invalid_value")
     forced = mode in ("required", "named")
-    specs, relaxed = [], []
+    specs, relaxed, num_properties = [], [], 0
     for index, function in enumerate(functions):
         place = f"{where}[{index}]" + ("" if legacy else ".function")
         callable_ = mode != "none" and (allowed is None or function.name in allowed)
         enforced = _enforced(function, place, strict=callable_ and bool(function.strict))
+        num_properties += enforced.num_properties if enforced is not None else 0
+        if num_properties > MAX_PROPERTIES:
+            raise InvalidRequest(
+                f"The schemas of '{where}' have more than {MAX_PROPERTIES} properties in all.",
+                where,
+                "invalid_function_parameters",
+            )
         if not callable_:
             continue
         spec, not_enforced = _spec(function, enforced, forced=forced, guide=guide_arguments)

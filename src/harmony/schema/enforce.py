@@ -15,6 +15,7 @@ from llguidance import LLMatcher
 
 from gptoss.harmony.digest_cache import DigestCache
 from gptoss.harmony.schema.checks import SchemaError, check_references, check_schema_shape
+from gptoss.harmony.schema.limits import check_size
 from gptoss.harmony.schema.plain import is_plain
 from gptoss.harmony.schema.rewrite import ALL, Relaxed, Rewriter
 
@@ -63,6 +64,7 @@ _RESTRICTIONS = frozenset(_SUSPECTS) - {"type", "properties", "required", "items
 class Enforced:
     schema: Mapping[str, Any]  # for the grammar: each of its values is right, but for what was relaxed
     relaxed: tuple[Relaxed, ...] = ()
+    num_properties: int = 0  # in all
 
 
 _found: DigestCache[Enforced] = DigestCache(MAX_CACHED, MAX_CACHED_CHARS)
@@ -104,6 +106,7 @@ def _enforce(schema: Any, strict: bool, arguments: bool, where: str, *, has_refe
     check_schema_shape(schema, where)
     if has_references:
         check_references(schema, where)
+    num_properties = check_size(schema, where)
     if arguments:
         _check_arguments(schema, where)
     blocked: dict[tuple[str, str], Relaxed] = {}
@@ -116,7 +119,7 @@ def _enforce(schema: Any, strict: bool, arguments: bool, where: str, *, has_refe
         if not found:
             if not arguments:
                 _check_possible(rewriter)
-            return Enforced(node, tuple(rewriter.relaxed.values()))
+            return Enforced(node, tuple(rewriter.relaxed.values()), num_properties)
         if attempt == MOST_ATTEMPTS - 1:
             found = Relaxed(where, ALL, found.reason, found.contradiction)
         blocked[found.place, found.keyword] = found

@@ -15,6 +15,7 @@ from typing import Any
 from gptoss.harmony.schema import closing
 from gptoss.harmony.schema.closing import Level
 from gptoss.harmony.schema.distinct import all_distinct, tag_of, value_key
+from gptoss.harmony.schema.limits import MAX_ONE_OF_PAIRS
 from gptoss.harmony.schema.numbers import bounds
 from gptoss.harmony.schema.patterns import KNOWN_FORMATS, NARROWED_FORMATS, PatternError, any_name_but, translate
 from gptoss.harmony.schema.reading import (
@@ -115,6 +116,7 @@ class Rewriter:
         self.name_patterns: set[str] = set()  # of names that are not declared
         self.demands_nothing = False  # somewhere what is required cannot be
         self._names: dict[tuple[str, bool, bool], str] = {}
+        self._num_pairs = 0  # of variants that were compared
 
     def rewrite_root(self) -> dict[str, Any]:
         arguments = self._close
@@ -481,6 +483,10 @@ class Rewriter:
 
     def _exclusive(self, variants: list[Node], schema: Mapping[str, Any], place: str) -> list[Node]:
         """The variants of a oneOf so that no value can match two of them; as they are where that cannot be had."""
+        self._num_pairs += len(variants) * (len(variants) - 1) // 2
+        if self._num_pairs > MAX_ONE_OF_PAIRS:
+            self._relax(place, "oneOf", "there are too many variants to compare: enforced as anyOf")
+            return variants
         names = [only_required(variant) for variant in schema["oneOf"]]
         if len(set(names)) == len(names) > 1 and None not in names:
             return [

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gptoss.api.chat import tools
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.chat.tools import MAX_GUIDED_SCHEMA, plan_tools
 from gptoss.api.http.errors import InvalidRequest
@@ -86,3 +87,19 @@ def test_parameters_that_no_one_declared_are_not_made_up() -> None:
     assert properties["either"]["additionalProperties"] is False
     assert properties["more"] == properties["free"] == {"type": "object"}
     assert "additionalProperties" not in nested, "the request is as it was"
+
+
+def test_the_schemas_of_all_tools_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "MAX_PROPERTIES", 100)
+    half = {"type": "object", "properties": {f"p{i}": {} for i in range(50)}}
+    plan_tools(request(half, half))
+    with pytest.raises(InvalidRequest, match="'tools' have more than 100 properties in all") as raised:
+        plan_tools(request(half, half, PLACE))
+    assert raised.value.param == "tools"
+
+
+def test_a_schema_that_is_too_large_names_its_tool() -> None:
+    huge = {"type": "object", "properties": {f"p{i}": {} for i in range(5_001)}}
+    with pytest.raises(InvalidRequest, match="function 't1': parameters has 5001 properties in all") as raised:
+        plan_tools(request(PLACE, huge))
+    assert raised.value.param == "tools[1].function.parameters"

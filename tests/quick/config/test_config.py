@@ -221,3 +221,23 @@ def test_a_boolean_flag_refuses_other_values(capsys: pytest.CaptureFixture[str],
     with pytest.raises(SystemExit):
         load_config(argv)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        (["--api-kye=S3CRET"], "unknown flags: --api-kye\n"),
+        (["--api-kye", "S3CRET"], "unknown flags: --api-kye\n"),
+        (["--api-kye:S3CRET"], "unknown flags: one that is not shown"),
+        (["--sk-proj-S3CRET"], "unknown flags: one that is not shown"),
+        (["--prot=1", "--sk-S3CRET+/=S3CRET"], "unknown flags: --prot, one that is not shown"),
+        (["S3CRET"], "every flag begins with --"),
+    ],
+)
+def test_unknown_flags_are_named_without_a_secret(
+    flags: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        load_config(flags)
+    told = capsys.readouterr().err
+    assert shown in told and "S3CRET" not in told

@@ -22,6 +22,7 @@ from gptoss.api.access.api_keys import Caller, load_callers
 from gptoss.api.access.hosts import is_loopback
 from gptoss.api.http.descriptors import allowed_connections
 from gptoss.cached_files import CacheError, default_cache_folder
+from gptoss.config.engine_keys import DeviceKeys, EngineKeys
 from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
 from gptoss.config.sources import describe, load_config, service_variables
@@ -80,38 +81,17 @@ def check_access(config: ServerConfig, origin: Mapping[str, str]) -> list[Caller
 
 
 def engine_config(config: ServerConfig, located: LocatedModel, vocabulary: Vocabulary) -> EngineConfig:
+    """Returns the engine's groups of keys, and what follows from the profile, the model and the vocabulary."""
+    keys = {key: config.resolved(key) for group in (DeviceKeys, EngineKeys) for key in group.__dataclass_fields__}
+    keys["max_model_len"] = config.max_model_len or located.config.max_position
     return EngineConfig(
-        model=located.config,
-        model_path=located.folder,
-        load_format=config.load_format,
-        dtype=config.dtype,
-        device=config.device,
-        gpu_dtypes=dict(config.gpu_dtypes),
-        backend=config.backend,
-        gpu_mode=config.gpu_mode,
-        tensor_parallel_size=config.tensor_parallel_size,
-        pipeline_parallel_size=config.pipeline_parallel_size,
-        enable_expert_parallel=config.enable_expert_parallel,
-        max_model_len=config.max_model_len or located.config.max_position,
-        max_num_seqs=config.resolved("max_num_seqs"),
-        max_num_batched_tokens=config.resolved("max_num_batched_tokens"),
-        max_num_waiting=config.resolved("max_num_waiting"),
-        max_num_waiting_tokens=config.max_num_waiting_tokens,
-        batch_invariant=config.resolved("batch_invariant"),
-        num_speculative_tokens=config.num_speculative_tokens,
-        enforce_eager=config.enforce_eager,
-        block_size=config.block_size,
-        enable_prefix_caching=config.enable_prefix_caching,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        cpu_kv_cache_gib=config.cpu_kv_cache_gib,
-        num_threads=config.num_threads,
-        cpu_isa=config.cpu_isa,
-        priority_ageing_s=config.priority_ageing_s,
-        seed=config.seed,
+        located.config,
+        located.folder,
         ranks_path=vocabulary.ranks_path,
         special_tokens=SPECIAL_TOKENS,
         split_pattern=SPLIT_PATTERN,
         eos_token_ids=STOP_TOKEN_IDS,
+        **keys,
     )
 
 

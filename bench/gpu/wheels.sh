@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 version="${1:-3.12}"
 packages=(
     msgspec pyzmq llguidance openai-harmony fastapi starlette uvicorn httptools sse-starlette pydantic pydantic-core
-    pydantic-settings python-dotenv typing-inspection annotated-types annotated-doc structlog limits deprecated wrapt
+    typing-inspection annotated-types annotated-doc structlog limits deprecated wrapt
     prometheus-client psutil pytest-asyncio opentelemetry-api
 )
 # what such a machine has already: a test compares both lists with what the packages require

@@ -20,7 +20,7 @@ TABLE = ((1, 24), (1, 80), (2, 24), (4, 24), (4, 80), (1, 141))
 
 def plan(model: str, cards: int, gigabytes: float) -> MemoryPlan:
     """Raises ConfigError if it does not fit."""
-    config = EngineConfig(ModelConfig.from_json(hf_config(SIZES[model])), None, "dummy")
+    config = EngineConfig(ModelConfig.from_json(hf_config(SIZES[model])), None, load_format="dummy")
     memory = [int(gigabytes * GB)] * cards
     return choose_plan(config, memory, memory, element=2)
 

@@ -31,7 +31,7 @@ def missing(model: str, model_path: Path | None, gpus: list[Gpu]) -> list[str]:
         located = locate_model(model, None, default_cache_folder(), dummy=True)
     if not gpus:
         return [*found, f"GPU: none is visible; {model} is tested on one with its weights in memory"]
-    config = EngineConfig(located.config, None, "dummy")
+    config = EngineConfig(located.config, None, load_format="dummy")
     try:
         choose_plan(config, [g.free_bytes for g in gpus], [g.total_bytes for g in gpus], element=2)
     except ConfigError as error:

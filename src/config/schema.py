@@ -1,185 +1,142 @@
-"""Every key of the server's configuration, with its type, default and description."""
+"""Every key of the server's configuration: one line with its type, default, description and bounds.
+
+The YAML file, the flags, the environment variables and docs/configuration.md are made from these groups. The unit is in
+a key's name (_s, _bytes, _gib); other counts are tokens unless the description says otherwise.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import ConfigDict, SecretStr, field_validator, model_validator
+from pydantic.dataclasses import dataclass as validated_dataclass
+from pydantic.fields import FieldInfo
 
+from gptoss.config.engine_keys import DeviceKeys, EngineKeys
+from gptoss.config.key import key
 from gptoss.config.profiles import PROFILES, Profile, ProfileName, overridden
-from gptoss.config.text import (
-    check_key_text,
-    yaml_problem,
-)
+from gptoss.config.text import check_key_text, yaml_problem
 
 ENV_PREFIX = "GPTOSS_"
-# Keys whose default is the profile's value.
-PROFILE_KEYS = ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*)|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 
 
-class ServerConfig(BaseSettings):
-    """Frozen once made. Counts are tokens unless the name says otherwise."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServingKeys:
+    """serving"""
 
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, protected_namespaces=(), populate_by_name=True
+    host: str = key("127.0.0.1", "address to listen on")
+    port: int = key(8000, "port to listen on; 0: any free port", ge=0, le=65535)
+    auto_port: bool = key(False, "use the next free port if this one is taken")
+    force_port: bool = key(False, "stop our own server if it holds the port; other programs are left alone")
+    max_body_bytes: int = key(16 * 2**20, "largest request body", ge=1024)
+    response_store_bytes: int = key(64 * 2**20, "memory for stored responses of /v1/responses; 0: none", ge=0)
+    unknown_fields: Literal["ignore", "warn", "reject"] = key(
+        "warn", "unknown request fields; warn: log each field once per client; reject: answer 400"
     )
+    keep_alive_s: float = key(15.0, "interval between keep-alive comments on a stream", gt=0)
+    send_timeout_s: float = key(60.0, "time for a client to accept the next part of an answer", gt=0)
+    body_timeout_s: float = key(30.0, "time for a request body to arrive", gt=0)
+    header_timeout_s: float = key(10.0, "time for request headers to arrive", gt=0)
+    max_header_bytes: int = key(32_768, "largest total size of a request's headers", ge=1024)
+    max_connections: int = key(
+        4096, "open connections, at most what the open-file limit allows; beyond: 503, except /health and /ready", ge=1
+    )
+    max_connections_per_address: int = key(
+        0, "open connections from one address, which is the proxy's if there is one; 0: no limit", ge=0
+    )
+    warm_up: bool = key(True, "send a warm-up request before reporting ready")
+    drain_timeout_s: float = key(30.0, "time for running requests to finish at shutdown", ge=0)
 
-    # serving
-    host: str = Field("127.0.0.1", description="address to bind")
-    port: int = Field(8000, ge=0, le=65535, description="port to bind")
-    auto_port: bool = Field(False, description="take the next free port if this one is taken")
-    force_port: bool = Field(False, description="end the server of ours that has the port; never anything else")
-    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, bytes")
-    response_store_bytes: int = Field(64 * 2**20, ge=0, description="stored responses of /v1/responses, bytes; 0: none")
-    unknown_fields: Literal["ignore", "warn", "reject"] = Field(
-        "warn", description="of requests: warn is one log line for each client and field, reject a 400"
-    )
-    keep_alive_s: float = Field(15.0, gt=0, description="a comment line on every stream this often, s")
-    send_timeout_s: float = Field(60.0, gt=0, description="time for a client to take the next part of an answer, s")
-    body_timeout_s: float = Field(30.0, gt=0, description="time for a request's body to arrive, s")
-    header_timeout_s: float = Field(10.0, gt=0, description="time for a request's headers to arrive, s")
-    max_header_bytes: int = Field(32_768, ge=1024, description="largest sum of a request's headers, bytes")
-    max_connections: int = Field(
-        4096,
-        ge=1,
-        description="open at once, as far as open files are allowed; more get a 503, but for /health and /ready",
-    )
-    max_connections_per_address: int = Field(
-        0, ge=0, description="open at once; a proxy in front is one address; 0: no limit"
-    )
-    warm_up: bool = Field(True, description="a first request of our own before /ready says so")
-    drain_timeout_s: float = Field(30.0, ge=0, description="time for running requests at shutdown, s")
 
-    # access
-    api_key: SecretStr | None = Field(None, description="the key that every request must carry; unset: open")
-    api_keys_file: Path | None = Field(
-        None, description="YAML list of keys: name, key or sha256, and limits; read again on SIGHUP"
-    )
-    requests_per_minute: int = Field(0, ge=0, description="of a key, or of all without keys; 0: no limit")
-    tokens_per_minute: int = Field(0, ge=0, description="prompt and answer, of a key; 0: no limit")
-    max_concurrent_requests: int = Field(0, ge=0, description="of a key; 0: no limit")
-    public_metrics: bool = Field(False, description="/metrics without a key")
-    public_page: bool = Field(True, description="the page at / without a key; what it asks for needs one")
-    debug_endpoints: bool = Field(False, description="/docs, /redoc, /openapi.json and /v1/chat/completions/render")
-    require_api_key: bool = Field(False, description="do not start without a key")
-    allowed_hosts: list[str] | None = Field(
-        None,
-        description="names in the Host header beside localhost; unset: none on a loopback host, else any; ['*']: any",
-    )
-    require_json_content_type: bool = Field(True, description="a body must come with Content-Type: application/json")
-    shared_prefix_cache: bool = Field(False, description="reuse the cache of equal prompt beginnings across keys too")
-    cors_origins: list[str] = Field([], description="origins of browsers that may ask; empty: none")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AccessKeys:
+    """access"""
 
-    # model
-    profile: ProfileName = Field("balanced", description="latency_first, balanced or quality_first")
-    profiles: dict[ProfileName, dict[str, Any]] = Field(
-        {}, description="changes to profiles, as in {latency_first: {max_num_seqs: 4}}"
+    api_key: SecretStr | None = key(None, "key that every request must carry; unset: none is required", secret=True)
+    api_keys_file: Path | None = key(
+        None, "YAML list of keys (name, key or sha256, limits), read again on SIGHUP", secret=True
     )
-    model: str | None = Field(None, description="20b, 120b, nano, a folder, or a Hub id; unset: the profile's, or nano")
-    model_path: Path | None = Field(None, description="folder of the checkpoint, or a folder that holds it by name")
-    served_model_name: str | None = Field(None, description="name in /v1/models; unset: gpt-oss-<size>")
-    load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights, no file")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="type of weights and cache")
-    gpu_dtypes: dict[str, Literal["bfloat16", "float16", "float32"]] = Field(
-        {
-            "V100": "float16",
-            "RTX 3090": "float16",
-            "RTX 4090": "bfloat16",
-            "A100": "bfloat16",
-            "H100": "bfloat16",
-            "H200": "bfloat16",
-        },
-        description="type that dtype auto takes on a GPU whose name holds the key; others by capability",
+    requests_per_minute: int = key(0, "limit per key, or for all clients together without keys; 0: no limit", ge=0)
+    tokens_per_minute: int = key(0, "limit of prompt and output per key; 0: no limit", ge=0)
+    max_concurrent_requests: int = key(0, "limit per key; 0: no limit", ge=0)
+    public_metrics: bool = key(False, "serve /metrics without a key")
+    public_page: bool = key(True, "serve the page at / without a key; its requests still need one")
+    debug_endpoints: bool = key(False, "serve /docs, /redoc, /openapi.json and /v1/chat/completions/render")
+    require_api_key: bool = key(False, "refuse to start without a key")
+    allowed_hosts: list[str] | None = key(
+        None, "Host headers accepted besides localhost; unset: none if host is a loopback address, else any; ['*']: any"
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    backend: Literal["native", "transformers"] = Field(
-        "native", description="transformers: the reference, slower, for hardware that native does not know"
-    )
-    gpu_mode: Literal["auto", "single", "pipeline", "tensor"] = Field(
-        "auto", description="how the model is laid over GPUs; auto: by free memory"
-    )
-    tensor_parallel_size: int = Field(0, ge=0, le=64, description="ranks that share each layer; 0: as gpu_mode needs")
-    pipeline_parallel_size: int = Field(
-        0, ge=0, le=64, description="stages of consecutive layers; 0: as gpu_mode needs"
-    )
-    enable_expert_parallel: bool = Field(
-        False, description="tensor-parallel ranks hold whole experts instead of a part of each"
-    )
+    require_json_content_type: bool = key(True, "require Content-Type: application/json on request bodies")
+    shared_prefix_cache: bool = key(False, "share cached prompt prefixes between keys")
+    cors_origins: list[str] = key([], "browser origins that may call the API; empty: none")
 
-    # engine
-    max_model_len: int | None = Field(None, ge=64, description="prompt and answer together; unset: the model's")
-    max_num_seqs: int | None = Field(None, ge=1, le=1024, description="requests in one step; unset: the profile's")
-    max_num_batched_tokens: int | None = Field(None, ge=1, description="tokens in one step; unset: the profile's")
-    max_num_waiting: int | None = Field(None, ge=0, description="requests that may wait; unset: the profile's")
-    max_num_waiting_tokens: int = Field(1_000_000, ge=1, description="prompt tokens that may wait")
-    batch_invariant: bool | None = Field(None, description="same tokens alone and under load; unset: the profile's")
-    num_speculative_tokens: int = Field(
-        -1, ge=-1, le=16, description="guesses checked in one step; 0: none; -1: 3 on a CPU, none on GPUs"
-    )
-    enforce_eager: bool = Field(False, description="GPU: run decode steps kernel by kernel instead of from CUDA graphs")
-    block_size: int = Field(64, ge=1, description="tokens in a KV block, a power of two")
-    enable_prefix_caching: bool = Field(True, description="reuse the cache of equal prompt beginnings")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory, 0..1")
-    cpu_kv_cache_gib: float = Field(1.0, gt=0, description="size of the KV cache on the CPU, GiB")
-    num_threads: int = Field(0, ge=0, description="compute threads on the CPU; 0: one for each physical core")
-    cpu_isa: Literal["auto", "avx2", "avx512"] = Field(
-        "auto", description="instruction set of the CPU kernels: auto (the best), avx2, avx512"
-    )
-    priority_ageing_s: float = Field(5.0, gt=0, description="waiting time worth one priority step, s")
-    engine_step_timeout_s: float = Field(
-        300.0, gt=0, description="no step, or no heartbeat, for this long: the engine is dead, s"
-    )
-    engine_heartbeat_timeout_s: float = Field(
-        10.0, gt=1, description="no heartbeat of the engine for this long: /ready is 503, s"
-    )
-    max_engine_restarts: int = Field(5, ge=0, description="restarts in a row before giving up")
-    max_request_resumes: int = Field(
-        0,
-        ge=0,
-        description="how often a request goes on in the next engine when its engine dies; 0: it ends with an error",
-    )
-    seed: int = Field(0, description="seed of random weights")
 
-    # prompts and answers
-    guided_harmony: bool = Field(True, description="only well-formed Harmony can be sampled")
-    guided_tool_arguments: bool = Field(
-        True, description="with guided_harmony: tools' arguments follow their schema without strict too"
-    )
-    reasoning_fields: Literal["both", "reasoning_content", "reasoning"] = Field(
-        "both", description="name of the reasoning in answers"
-    )
-    replay_generated_ids: bool | None = Field(
-        None, description="write history with the ids that were generated; unset: unless batch_invariant"
-    )
-    repetition_guard: int | None = Field(
-        None,
-        ge=0,
-        le=1000,
-        description="end a message, string or array that repeats itself this often; 0: off; unset: the model's",
-    )
-    current_date: str | None = Field(None, description="date in the system message; unset: none, so prompts never age")
-    prompt_cache_bytes: int = Field(64 * 2**20, ge=0, description="rendered prompts kept, bytes")
-    prompt_cache_ttl_s: float = Field(3600.0, gt=0, description="and for how long after their last use, s")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelKeys:
+    """model"""
 
-    # logs and metrics
-    log_format: Literal["text", "json"] = Field("text", description="lines for people, or JSON")
-    log_content: bool = Field(False, description="prompts and answers in the log of requests")
-    otlp_endpoint: str | None = Field(
-        None, description="OTLP/HTTP collector for a span of each request; unset: no tracing"
-    )
-    vllm_metric_names: bool = Field(True, description="metrics also under vLLM's names, for dashboards made for it")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
+    profile: ProfileName = key("balanced", "named limits, effort and sampling defaults")
+    profiles: dict[ProfileName, dict[str, Any]] = key({}, "changes to profiles: {latency_first: {max_num_seqs: 4}}")
+    model: str | None = key(None, "20b, 120b, nano, a folder or a Hub id; unset: the profile's on a GPU, else nano")
+    model_path: Path | None = key(None, "folder of the checkpoint, or a folder that contains it by name")
+    served_model_name: str | None = key(None, "name in /v1/models; unset: gpt-oss-<size>")
 
-    @field_validator("gpu_dtypes", "profiles", "cors_origins", "allowed_hosts", mode="before")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptKeys:
+    """prompts and answers"""
+
+    guided_harmony: bool = key(True, "allow only well-formed Harmony to be sampled")
+    guided_tool_arguments: bool = key(
+        True, "make tool arguments follow their schema even without strict; requires guided_harmony"
+    )
+    reasoning_fields: Literal["both", "reasoning_content", "reasoning"] = key("both", "names of the reasoning field")
+    replay_generated_ids: bool | None = key(
+        None, "render history with the token ids that were generated; unset: unless batch_invariant"
+    )
+    repetition_guard: int | None = key(
+        None, "end a message, string or array that repeats itself this often; 0: off; unset: the model's", ge=0, le=1000
+    )
+    current_date: str | None = key(None, "YYYY-MM-DD for the system message; unset: none, so prompts stay cacheable")
+    prompt_cache_bytes: int = key(64 * 2**20, "memory for rendered prompts", ge=0)
+    prompt_cache_ttl_s: float = key(3600.0, "time that a rendered prompt is kept after its last use", gt=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogKeys:
+    """logs and metrics"""
+
+    log_format: Literal["text", "json"] = key("text", "lines of text, or of JSON")
+    log_content: bool = key(False, "include prompts and answers in the request log")
+    otlp_endpoint: str | None = key(
+        None, "OTLP/HTTP collector that receives a span per request; unset: no tracing", secret=True
+    )
+    vllm_metric_names: bool = key(True, "also export metrics under vLLM's names, for dashboards made for vLLM")
+    log_level: Literal["debug", "info", "warning", "error"] = key("info", "lowest severity that is logged")
+
+
+GROUPS = (ServingKeys, AccessKeys, ModelKeys, DeviceKeys, EngineKeys, PromptKeys, LogKeys)
+FIELDS = [item for group in GROUPS for item in dataclasses.fields(group)]
+PROFILE_KEYS = tuple(item.name for item in FIELDS if item.metadata["from_profile"])
+SECRET_KEYS = tuple(item.name for item in FIELDS if item.metadata["secret"])
+TABLE_KEYS = tuple(item.name for item in FIELDS if str(item.type).startswith(("list[", "dict[")))
+
+
+# dataclasses collect the fields of their bases from the last to the first
+@validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ServerConfig(LogKeys, PromptKeys, EngineKeys, DeviceKeys, ModelKeys, AccessKeys, ServingKeys):
+    """The validated configuration of a server."""
+
+    @field_validator(*TABLE_KEYS, mode="before")
     @classmethod
     def _table(cls, value: Any) -> Any:
-        """In a flag or the environment the table is written as in YAML."""
+        """Parses the YAML of a table that came from a flag or the environment."""
         if not isinstance(value, str):
             return value
         try:
@@ -197,7 +154,7 @@ class ServerConfig(BaseSettings):
     @field_validator("host")
     @classmethod
     def _without_brackets(cls, value: str) -> str:
-        """An IPv6 address may be written as in a URL."""
+        """Accepts an IPv6 address in the brackets of a URL."""
         return value[1:-1] if value.startswith("[") and value.endswith("]") else value
 
     @field_validator("allowed_hosts")
@@ -217,19 +174,8 @@ class ServerConfig(BaseSettings):
             datetime.date.fromisoformat(value)
         return value
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)  # load_config merges the sources itself, to know where each value came from
-
     @model_validator(mode="after")
-    def _no_contradictions(self) -> ServerConfig:
+    def _no_contradictions(self) -> Self:
         if self.auto_port and self.force_port:
             raise ValueError("auto_port and force_port contradict each other: drop one of them")
         if self.backend == "transformers" and self.load_format == "dummy":
@@ -239,14 +185,18 @@ class ServerConfig(BaseSettings):
 
     @property
     def active_profile(self) -> Profile:
+        """The selected profile with the operator's changes."""
         return self.all_profiles()[self.profile]
 
     def all_profiles(self) -> dict[str, Profile]:
-        """The profiles with the operator's changes. Raises ValueError for a change that cannot be."""
+        """Returns the profiles with the operator's changes. Raises ValueError for an unknown key or a bad value."""
         changes: Mapping[str, dict[str, Any]] = {str(k): v for k, v in self.profiles.items()}
         return {name: overridden(PROFILES[name], changes.get(name, {})) for name in PROFILES}
 
     def resolved(self, key: str) -> Any:
-        """A key's value, the profile's where the operator said nothing."""
+        """Returns a key's value, or the active profile's if the key is one of its and is not set."""
         value = getattr(self, key)
         return getattr(self.active_profile, key) if value is None and key in PROFILE_KEYS else value
+
+
+KEYS: dict[str, FieldInfo] = vars(ServerConfig)["__pydantic_fields__"]

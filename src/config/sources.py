@@ -1,7 +1,7 @@
-"""Where configuration comes from: one YAML file, the environment over it, flags over both.
+"""Merges the sources of the configuration: flags beat the environment, which beats one YAML file.
 
-Every key of ServerConfig is a YAML key, an environment variable GPTOSS_<KEY> and a flag --<key-with-dashes>. What is
-not set takes the profile's value where the profile has one, else the default.
+Every key of ServerConfig is a YAML key, an environment variable GPTOSS_<KEY> and a flag --<key-with-dashes>. A key that
+is not set takes the profile's value if the profile has one, else its default.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from gptoss.config.errors import ConfigError
-from gptoss.config.schema import ENV_PREFIX, PROFILE_KEYS, ServerConfig
+from gptoss.config.schema import ENV_PREFIX, GROUPS, KEYS, PROFILE_KEYS, SECRET_KEYS, ServerConfig
 from gptoss.config.text import (
     Parser,
     masked_value,
@@ -25,32 +25,30 @@ from gptoss.config.text import (
     read_yaml,
     shown_name,
     without_secrets,
+    yaml_value,
 )
 from gptoss.resources import resource
 
 DEFAULT_CONFIG_FILE = resource("configs", "server_config.yaml")
-# Names that operators know from elsewhere, below our own.
+# Other tools' names for our keys. GPTOSS_<KEY> beats them.
 FOREIGN_ENV = {"TORCH_DTYPE": "dtype"}
-# Read by our other programs (the command-line client, the tests), not by the server.
+# Read by other programs of the project (the command-line client, the tests), not by the server.
 OTHER_PROGRAMS_ENV = frozenset({"GPTOSS_CONFIG", "GPTOSS_URL", "GPTOSS_TEST_CACHE"})
-# Kubernetes describes every Service of a namespace to its pods, here those named gptoss or gptoss-<something>.
+# Kubernetes sets variables in every pod for each Service of the namespace: here for one named gptoss or gptoss-<name>.
 _KUBERNETES_ENV = re.compile(
     r"GPTOSS(_[A-Z0-9_]+)?"
     r"(_SERVICE_HOST|_SERVICE_PORT(_[A-Z0-9_]+)?|_PORT_\d+_(TCP|UDP|SCTP)(_PORT|_PROTO|_ADDR)?)"
 )
 _KUBERNETES_PORT = re.compile(r"GPTOSS(_[A-Z0-9_]+)?_PORT")
-# Keys whose value is never quoted in an error.
-SECRET_KEYS = ("api_key", "api_keys_file", "otlp_endpoint")
 
 
 def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, str], bool]:
-    """-> (configuration, where each set key came from, whether --print-config was given).
+    """Returns the configuration, the source of each key that is set, and whether --print-config was given.
 
     Raises:
-        ConfigError: an unknown key or a value that cannot be; the message names the key and its source.
+        ConfigError: an unknown key or an invalid value; the message names the key and its source.
     """
-    parser = _parser()
-    flags = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    flags = {k: v for k, v in vars(_parser().parse_args(argv)).items() if v is not None}
     print_config = flags.pop("print_config", False)
     path = Path(flags.pop("config", None) or os.environ.get(f"{ENV_PREFIX}CONFIG") or DEFAULT_CONFIG_FILE)
     environment = _from_environment()
@@ -66,22 +64,26 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
     try:
         return ServerConfig(**merged), origin, print_config
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else "configuration"
-        hint = f"known keys: {', '.join(ServerConfig.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        message = "unknown key" if hint else first["msg"].removeprefix("Value error, ")
+        raise _config_error(error, origin) from None
+
+
+def _config_error(error: ValidationError, origin: Mapping[str, str]) -> ConfigError:
+    """Returns pydantic's first error with the key's source, without quoting a secret."""
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else "configuration"
+    if first["type"] == "unexpected_keyword_argument":
+        name, message, hint = shown_name(key), "unknown key", f" known keys: {', '.join(KEYS)}"
+    else:
+        name, message, hint = key, first["msg"].removeprefix("Value error, "), ""
         if key == "api_key" and first["type"] == "string_type":
             message += ": put the key in quotes"
-        if len(first["loc"]) == 1 and not hint and key not in SECRET_KEYS:
+        if len(first["loc"]) == 1 and key not in SECRET_KEYS:
             message += quoted_value(first["input"])
-        name = shown_name(key) if hint else key
-        raise ConfigError(
-            f"{name} (from {origin.get(key, 'defaults')}): {without_secrets(message)}. {hint}".rstrip()
-        ) from None
+    return ConfigError(f"{name} (from {origin.get(key, 'defaults')}): {without_secrets(message)}.{hint}")
 
 
 def _check_text(values: Mapping[str, Any], origin: Mapping[str, str]) -> None:
-    """Raises ConfigError for bytes in the environment or a flag that are not UTF-8, and for a name of no file."""
+    """Raises ConfigError for a value of the environment or a flag that is not UTF-8, and for an empty file name."""
     for key, value in values.items():
         if isinstance(value, str):
             try:
@@ -93,44 +95,63 @@ def _check_text(values: Mapping[str, Any], origin: Mapping[str, str]) -> None:
         raise ConfigError(f"api_keys_file (from {origin['api_keys_file']}) is empty: name a file, or unset it")
 
 
-def describe(config: ServerConfig, origin: dict[str, str]) -> str:
-    """The result and where each value came from, as YAML."""
+def describe(config: ServerConfig, origin: Mapping[str, str]) -> str:
+    """Returns every key with its value and the source of that value, as YAML."""
     lines = []
-    for key in ServerConfig.model_fields:
+    for key in KEYS:
         value = config.resolved(key)
         if key in PROFILE_KEYS and getattr(config, key) is None:
             source = f"profile {config.profile}"
         else:
             source = origin.get(key, "default")
-        text = (
-            yaml.safe_dump(
-                masked_value(str(value) if isinstance(value, (Path, SecretStr)) else value),
-                default_flow_style=True,
-                width=10_000,
-            )
-            .removesuffix("...\n")
-            .strip()
-        )
-        lines.append(f"{key}: {text}  # {source}")
+        shown = masked_value(str(value) if isinstance(value, (Path, SecretStr)) else value)
+        lines.append(f"{key}: {yaml_value(shown)}  # {source}")
     return "\n".join(lines) + "\n"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description="Serves gpt-oss-20b and gpt-oss-120b to OpenAI clients.", allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file (default: configs/server_config.yaml)")
-    parser.add_argument("--print-config", action="store_const", const=True, help="show the result and leave")
-    for name, info in ServerConfig.model_fields.items():
-        flag = "--" + name.replace("_", "-")
-        text = (info.description or "").replace("%", "%%")
-        if info.annotation in (bool, bool | None):
-            parser.add_argument(flag, dest=name, action=_BooleanFlag, help=text)
-        else:
-            parser.add_argument(flag, dest=name, default=None, help=text)
+    """Returns a parser with one flag per key, in the groups of the schema."""
+    parser = Parser(
+        usage="%(prog)s [flags]",
+        description="Serves gpt-oss-20b and gpt-oss-120b to OpenAI clients.",
+        epilog="Every flag is also a key of the YAML file and an environment variable: --max-num-seqs, max_num_seqs, "
+        "GPTOSS_MAX_NUM_SEQS. docs/configuration.md lists them all.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file (default: configs/server_config.yaml)")
+    parser.add_argument(
+        "--print-config", action="store_const", const=True, help="print every key with its value and source, and exit"
+    )
+    for group in GROUPS:
+        section = parser.add_argument_group(group.__doc__)
+        for name in group.__dataclass_fields__:
+            _add_flag(section, name, KEYS[name])
     return parser
 
 
+def _add_flag(section: argparse._ArgumentGroup, name: str, info: FieldInfo) -> None:
+    flag = "--" + name.replace("_", "-")
+    default = info.get_default(call_default_factory=True)
+    text = (info.description or "") + ("" if default is None else f" (default: {yaml_value(default)})")
+    text = text.replace("%", "%%")
+    if info.annotation in (bool, bool | None):
+        section.add_argument(flag, dest=name, action=_BooleanFlag, help=text)
+    else:
+        section.add_argument(flag, dest=name, metavar=_metavar(info.annotation), help=text)
+
+
+def _metavar(annotation: Any) -> str:
+    """Returns what `--help` shows for a value: its alternatives or its type."""
+    kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not type(None)]
+    if get_origin(annotation) is Literal:
+        return f"{{{','.join(kinds)}}}"
+    if get_origin(annotation) in (dict, list) or get_origin(kinds[0]) in (dict, list):
+        return "YAML"
+    return {int: "N", float: "X", Path: "PATH"}.get(kinds[0], "TEXT")
+
+
 class _BooleanFlag(argparse.BooleanOptionalAction):
-    """`--flag`, `--no-flag`, and `--flag VALUE` with a value as in YAML."""
+    """Accepts `--flag`, `--no-flag`, and `--flag VALUE` with a boolean of YAML."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest, default=None, help=help)
@@ -158,6 +179,7 @@ _BOOLEANS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(
 
 
 def _from_yaml(path: Path) -> dict[str, Any]:
+    """Returns the file's keys that are not null."""
     values = read_yaml(path, str(path))
     if values is None:
         return {}
@@ -170,7 +192,7 @@ def _from_yaml(path: Path) -> dict[str, Any]:
 
 
 def _from_environment() -> dict[str, tuple[str, str]]:
-    """Key -> (the variable's name, its text)."""
+    """Returns the name and the text of the variable that sets each key."""
     values = {key: (name, os.environ[name]) for name, key in FOREIGN_ENV.items() if name in os.environ}
     for name, value in os.environ.items():
         if not name.startswith(ENV_PREFIX) or name in OTHER_PROGRAMS_ENV:
@@ -178,19 +200,19 @@ def _from_environment() -> dict[str, tuple[str, str]]:
         if _describes_a_service(name, value):
             continue
         key = name.removeprefix(ENV_PREFIX).lower()
-        if key not in ServerConfig.model_fields:
+        if key not in KEYS:
             raise ConfigError(f"environment variable {name}: unknown key {key!r}")
         values[key] = name, value
     return values
 
 
 def service_variables() -> list[str]:
-    """Names of the variables that Kubernetes set for Services and that the configuration ignores."""
+    """Returns the names of the variables that Kubernetes set for Services; the configuration ignores them."""
     return sorted(name for name, value in os.environ.items() if _describes_a_service(name, value))
 
 
 def _describes_a_service(name: str, value: str) -> bool:
-    """Whether Kubernetes set the variable. Our port is a number, a Service's is an address."""
+    """Returns whether Kubernetes set the variable. Our port is a number; a Service's is an address."""
     if _KUBERNETES_ENV.fullmatch(name):
         return True
     is_address = value.startswith(("tcp://", "udp://", "sctp://"))

@@ -63,6 +63,11 @@ def yaml_problem(error: Exception) -> str:
     return f"{place}: {shown}" if shown else place
 
 
+def yaml_value(value: Any) -> str:
+    """Returns the value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+
+
 def without_secrets(text: str) -> str:
     """Returns the text with the user, password, query and fragment of each URL masked."""
     for pattern, masked in _URL_SECRETS:

@@ -29,7 +29,7 @@ from tests.support.helpers import checkpoint, load_model
 
 
 def config(size: str, **options: Any) -> EngineConfig:
-    return EngineConfig(ModelConfig.from_json(hf_config(SIZES[size])), None, "dummy", **options)
+    return EngineConfig(ModelConfig.from_json(hf_config(SIZES[size])), None, load_format="dummy", **options)
 
 
 def plan(size: str, cards: int, gigabytes: int, **options: Any) -> MemoryPlan:

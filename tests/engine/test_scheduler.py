@@ -34,7 +34,7 @@ def make_scheduler(
         "max_num_batched_tokens": 64,
         "block_size": 16,
     } | changes
-    config = EngineConfig(ModelConfig.from_json(hf_config(SIZES["nano"])), None, "dummy", **options)
+    config = EngineConfig(ModelConfig.from_json(hf_config(SIZES["nano"])), None, load_format="dummy", **options)
     kv = KVCacheManager(num_blocks, config.block_size, WINDOW, enable_prefix_caching=config.enable_prefix_caching)
     return Scheduler(config, kv, drafter=drafter, lookahead=lookahead)
 

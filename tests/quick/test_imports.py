@@ -48,7 +48,7 @@ ALLOWED = {
     "gptoss.prompt_builder": "gptoss.harmony",
     "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources",
     # the engine's process
-    "gptoss.engine.config": "gptoss.config.errors gptoss.engine.model.model_config",
+    "gptoss.engine.config": "gptoss.config.errors gptoss.config.engine_keys gptoss.engine.model.model_config",
     "gptoss.engine.messages": "gptoss.engine.sampling_params",
     "gptoss.engine.sampling_params": "",
     "gptoss.engine.client": f"gptoss.engine.client gptoss.engine.core.process gptoss.config.errors gptoss.run_folder {WIRE}",
@@ -64,6 +64,8 @@ ALLOWED = {
     "gptoss.kernels": "gptoss.kernels",
     # used by all
     "gptoss.config": "gptoss.config gptoss.resources",
+    "gptoss.config.engine_keys": "gptoss.config.key",
+    "gptoss.config.key": "",
     "gptoss.cached_files": "gptoss.run_folder",
     "gptoss.run_folder": "",
     "gptoss.logging_setup": "",
@@ -141,6 +143,12 @@ def test_the_import_graph_has_no_circle() -> None:
     """Imports inside functions and for types alone count too."""
     graph = {name: {i for i in imports(path) if i in FILES} for name, path in FILES.items()}
     tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_engines_process_does_not_load_pydantic() -> None:
+    for name, path in FILES.items():
+        if below(name, ["gptoss.engine", *rooms("gptoss.config", "key engine_keys errors").split()]):
+            assert not [i for i in imports(path) if below(i, ["pydantic"])], name
 
 
 def test_nobody_imports_the_server_the_commands_or_the_course() -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -232,7 +233,7 @@ def choose_device(name: str, rank: int = 0, world: int = 1) -> torch.device:
     return torch.device("cuda", rank)
 
 
-def choose_dtype(name: str, device: torch.device, gpu_dtypes: dict[str, str]) -> torch.dtype:
+def choose_dtype(name: str, device: torch.device, gpu_dtypes: Mapping[str, str]) -> torch.dtype:
     """auto: what the table says for the GPU; else bfloat16 where the hardware multiplies it, else float16 on a GPU
     and float32 on a CPU."""
     if name == "auto" and device.type == "cuda":
@@ -246,7 +247,7 @@ def choose_dtype(name: str, device: torch.device, gpu_dtypes: dict[str, str]) ->
     return torch.bfloat16 if fast else torch.float32
 
 
-def listed_dtype(gpu_name: str, gpu_dtypes: dict[str, str]) -> str | None:
+def listed_dtype(gpu_name: str, gpu_dtypes: Mapping[str, str]) -> str | None:
     """The entry of the longest key that is part of the GPU's name, whatever the case."""
     found = [key for key in gpu_dtypes if key.lower() in gpu_name.lower()]
     return gpu_dtypes[max(found, key=len)] if found else None

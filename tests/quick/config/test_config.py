@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import itertools
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
+from gptoss.config.engine_keys import DeviceKeys, EngineKeys
 from gptoss.config.errors import ConfigError
-from gptoss.config.profiles import PROFILES
-from gptoss.config.schema import ServerConfig
+from gptoss.config.profiles import PROFILES, Profile
+from gptoss.config.schema import GROUPS, KEYS, ServerConfig
 from gptoss.config.sources import DEFAULT_CONFIG_FILE, OTHER_PROGRAMS_ENV, describe, load_config, service_variables
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config, original_config
+from scripts.write_config import outputs
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +28,59 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_yaml_holds_every_key_with_its_default() -> None:
     values = yaml.safe_load(DEFAULT_CONFIG_FILE.read_text())
-    assert list(values) == list(ServerConfig.model_fields)
-    assert values == {key: field.default for key, field in ServerConfig.model_fields.items()}
+    assert list(values) == list(KEYS)
+    assert values == {key: field.get_default(call_default_factory=True) for key, field in KEYS.items()}
     for line in DEFAULT_CONFIG_FILE.read_text().splitlines():
         assert not line or line.startswith("#") or "  # " in line, f"no comment: {line}"
+
+
+@pytest.mark.parametrize("path", outputs(), ids=lambda path: path.name)
+def test_a_file_that_is_made_from_the_keys_is_up_to_date(path: Path) -> None:
+    assert path.read_text() == outputs()[path], "run scripts/write_config.py"
+
+
+def test_the_page_lists_every_key_and_every_profile_setting() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "configuration.md").read_text()
+    for key in [*KEYS, *(name for name in Profile.__dataclass_fields__ if name != "name")]:
+        assert f"| `{key}` |" in page, key
+
+
+def test_the_help_has_every_flag_in_the_group_of_its_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        load_config(["--help"])
+    text = capsys.readouterr().out
+    for group, after in itertools.pairwise([*GROUPS, None]):
+        part = text.partition(f"\n{group.__doc__}:\n")[2]
+        part = part.partition(f"\n{after.__doc__}:\n")[0] if after else part
+        for key in group.__dataclass_fields__:
+            assert f"  --{key.replace('_', '-')} " in part, key
+
+
+def test_a_key_stands_in_one_group_and_says_what_it_does() -> None:
+    assert list(KEYS) == [key for group in GROUPS for key in group.__dataclass_fields__]
+    assert all(field.description for field in KEYS.values())
+    assert not [key for key, field in KEYS.items() if str(field.description).endswith((", s", ", bytes", ", GiB"))]
+
+
+def test_the_engine_gets_its_groups_of_the_configuration() -> None:
+    from gptoss import launcher
+
+    model = ModelConfig.from_json(hf_config(SIZES["nano"]))
+    located: Any = SimpleNamespace(config=model, folder=None)
+    config = load_config(
+        ["--profile", "quality_first", "--load-format", "dummy", "--block-size", "16", "--max-num-seqs", "3"]
+    )[0]
+    engine = launcher.engine_config(config, located, SimpleNamespace(ranks_path=Path("ranks")))  # type: ignore[arg-type]
+    left = {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant"}
+    for group in (DeviceKeys, EngineKeys):
+        for key in group.__dataclass_fields__:
+            if key not in left:
+                assert getattr(engine, key) == getattr(config, key), key
+    quality = PROFILES["quality_first"]
+    assert (engine.block_size, engine.max_num_seqs, engine.max_model_len) == (16, 3, model.max_position)
+    assert engine.max_num_batched_tokens == quality.max_num_batched_tokens
+    assert (engine.max_num_waiting, engine.batch_invariant) == (quality.max_num_waiting, True)
+    assert pickle.loads(pickle.dumps(engine)) == engine
 
 
 def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +155,7 @@ def test_impossible_engine_limits_name_the_key_and_the_fix() -> None:
         ({"block_size": 48}, "block_size .* power of two"),
     ):
         with pytest.raises(ConfigError, match=message):
-            EngineConfig(model, None, "dummy", **options)  # type: ignore[arg-type]
+            EngineConfig(model, None, load_format="dummy", **options)  # type: ignore[arg-type]
 
 
 def test_both_layouts_of_config_json_mean_the_same() -> None:
@@ -117,7 +172,6 @@ def test_rope_parameters_of_newer_transformers_are_read() -> None:
 
 def test_the_model_is_the_flags_then_the_profiles_then_the_embedded_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from gptoss import launcher
-    from gptoss.config.schema import ServerConfig
 
     monkeypatch.setattr(launcher, "visible_gpus", lambda: ["a GPU"])
     assert launcher.choose_model(ServerConfig(model="120b", profile="latency_first")) == "120b"
@@ -193,7 +247,7 @@ def test_what_only_looks_like_a_service_variable_is_an_error(
         load_config([])
 
 
-BOOLEANS = [k for k, f in ServerConfig.model_fields.items() if f.annotation in (bool, bool | None)]
+BOOLEANS = [k for k, f in KEYS.items() if f.annotation in (bool, bool | None)]
 
 
 @pytest.mark.parametrize("key", BOOLEANS)

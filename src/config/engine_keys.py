@@ -1,0 +1,70 @@
+"""The groups of keys that the engine takes as they are: EngineConfig inherits them, ServerConfig too.
+
+One line a key, as in schema.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gptoss.config.key import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceKeys:
+    """weights and devices"""
+
+    load_format: Literal["auto", "dummy"] = key("auto", "dummy: random weights, no files")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = key("auto", "type of the weights and the KV cache")
+    gpu_dtypes: dict[str, Literal["bfloat16", "float16", "float32"]] = key(
+        {
+            "V100": "float16",
+            "RTX 3090": "float16",
+            "RTX 4090": "bfloat16",
+            "A100": "bfloat16",
+            "H100": "bfloat16",
+            "H200": "bfloat16",
+        },
+        "what dtype 'auto' means on a GPU whose name contains the key; on other GPUs the compute capability decides",
+    )
+    device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    backend: Literal["native", "transformers"] = key(
+        "native", "transformers: the slower reference, for hardware that native does not support"
+    )
+    gpu_mode: Literal["auto", "single", "pipeline", "tensor"] = key(
+        "auto", "how the model is split over GPUs; auto: by free memory"
+    )
+    tensor_parallel_size: int = key(0, "ranks that share each layer; 0: what gpu_mode needs", ge=0, le=64)
+    pipeline_parallel_size: int = key(0, "stages of consecutive layers; 0: what gpu_mode needs", ge=0, le=64)
+    enable_expert_parallel: bool = key(False, "tensor-parallel ranks hold whole experts instead of a slice of each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKeys:
+    """engine"""
+
+    max_model_len: int | None = key(None, "prompt and output of one request; unset: the model's maximum", ge=64)
+    max_num_seqs: int | None = key(None, "requests in one step", ge=1, le=1024, from_profile=True)
+    max_num_batched_tokens: int | None = key(None, "tokens in one step", ge=1, from_profile=True)
+    max_num_waiting: int | None = key(None, "requests that may wait", ge=0, from_profile=True)
+    max_num_waiting_tokens: int = key(1_000_000, "prompt tokens that may wait", ge=1)
+    batch_invariant: bool | None = key(None, "produce the same tokens alone and under load", from_profile=True)
+    num_speculative_tokens: int = key(
+        -1, "draft tokens checked in one step; 0: none; -1: 3 on a CPU, none on GPUs", ge=-1, le=16
+    )
+    enforce_eager: bool = key(False, "GPU: run decode steps without CUDA graphs")
+    block_size: int = key(64, "tokens in a KV block, a power of two", ge=1)
+    enable_prefix_caching: bool = key(True, "reuse the KV cache of equal prompt prefixes")
+    gpu_memory_utilization: float = key(0.9, "fraction of each GPU's memory to use", gt=0, le=1)
+    cpu_kv_cache_gib: float = key(1.0, "size of the KV cache on a CPU", gt=0)
+    num_threads: int = key(0, "compute threads on a CPU; 0: one per physical core", ge=0)
+    cpu_isa: Literal["auto", "avx2", "avx512"] = key("auto", "instruction set of the CPU kernels; auto: the best")
+    priority_ageing_s: float = key(5.0, "waiting time worth one priority step", gt=0)
+    engine_step_timeout_s: float = key(300.0, "restart the engine after this long without a step or a heartbeat", gt=0)
+    engine_heartbeat_timeout_s: float = key(10.0, "answer /ready with 503 after this long without a heartbeat", gt=1)
+    max_engine_restarts: int = key(5, "consecutive restarts before the server gives up", ge=0)
+    max_request_resumes: int = key(
+        0, "times that a request continues in a restarted engine; 0: it ends with an error", ge=0
+    )
+    seed: int = key(0, "seed of random weights")

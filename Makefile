@@ -7,8 +7,14 @@ help: ## show this list
 serve: ## set up and serve (flags: make serve ARGS="--port 9000")
 	./run_server.sh $(ARGS)
 
+quick: ## what starts no process and loads no torch: under 30 s
+	./run_tests.sh quick -q
+
 test: ## set up and run every check
 	./run_tests.sh
+
+nightly: ## all checks in their long forms: every target of the kernels, fuzzing, soak, other projects' clients (hours)
+	./run_tests.sh nightly
 
 test-training: ## the embedded model's course: its lessons and its trainer
 	$(PYTHON) -m pytest training/nano/tests
@@ -41,4 +47,4 @@ clean: ## remove what was made here, the environment included
 	rm -rf .venv reports logs .mypy_cache .ruff_cache .hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-training lint type format bench kernel-report gpu health lock clean
+.PHONY: help serve quick test nightly test-training lint type format bench kernel-report gpu health lock clean

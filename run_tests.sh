@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
 # Sets up what is missing and runs the checks:
 #
-#   ./run_tests.sh [nano|20b|120b] [all|lint|quick|engine|kernels|integration|e2e|p0|performance] [pytest options]
+#   ./run_tests.sh [nano|20b|120b] [SUITE] [pytest options]
 #
-# Without arguments everything, on the embedded model. With 20b or 120b only what a live server shows: all, p0 or
-# performance; without the checkpoint or the GPU for it that ends at once with exit code 3 and says what is missing.
-# A report (results.txt, results.json, servers' logs) is left in reports/<time>-<model>-<suite>; all of them leave four.
+#   all          the default: lint and every suite below, on the embedded model
+#   lint         format, ruff, mypy
+#   quick        no process, no server, no torch: under 30 s (also: unit, its former name)
+#   engine, kernels, e2e, p0   the folders of tests/ with these names
+#   integration  several processes or a server: tests/integration, tests/engine and tests/e2e
+#   performance  the measurements of p0
+#   nightly      all with the long forms, then soak, chaos and other projects' clients (hours)
+#
+# With 20b or 120b only what a live server shows: all, p0 or performance; without the checkpoint or the GPU for it that
+# ends at once with exit code 3 and a message that names what is missing.
+# Each part leaves a report (results.txt, results.json, servers' logs) in reports/<time>-<model>-<part>.
 set -uo pipefail
 cd "$(dirname "$0")"
 source scripts/env.sh
@@ -14,11 +22,11 @@ model=nano
 case "${1:-}" in nano | 20b | 120b) model="$1"; shift ;; esac
 suite="${1:-all}"
 [ $# -gt 0 ] && shift
-[ "$suite" = unit ] && suite=quick # its name before
+[ "$suite" = unit ] && suite=quick
 case "$suite" in
-    all | lint | quick | unit | engine | kernels | integration | e2e | p0 | performance) ;;
+    all | lint | quick | engine | kernels | integration | e2e | p0 | performance | nightly) ;;
     *)
-        echo "unknown suite '$suite': all, lint, quick, engine, kernels, integration, e2e, p0 or performance" >&2
+        echo "unknown suite '$suite': all, lint, quick, engine, kernels, integration, e2e, p0, performance or nightly" >&2
         exit 2
         ;;
 esac
@@ -32,72 +40,63 @@ ensure_environment requirements-dev.txt || exit 1
 export PYTHONDONTWRITEBYTECODE= TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 .venv/bin/python -m gptoss.cli.preflight --model "$model" || exit
 status=0
+reports=()   # folders
+outcomes=()  # lines "name: passed" of what leaves no report
+started=$SECONDS
+# whole files go to a worker for each core, at most four; a GPU would be wanted by each
+workers="$(.venv/bin/python -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 1)"
+if [ -e /dev/nvidia0 ] || [ "$workers" = 1 ]; then workers=0; fi
+side_by_side=(-n "$workers" --dist loadfile --no-loadscope-reorder)
+
+step() { # name, command: runs it and notes how it ended
+    local name="$1"
+    shift
+    if "$@"; then outcomes+=("$name: passed"); else outcomes+=("$name: FAILED") status=1; fi
+}
 
 lint() {
-    .venv/bin/ruff format --check -q . || { echo "ruff format: run 'make format'"; status=1; }
-    .venv/bin/ruff check -q . || status=1
-    .venv/bin/mypy --no-error-summary || status=1
+    local good=0
+    .venv/bin/ruff format --check -q . || { echo "ruff format: run 'make format'"; good=1; }
+    .venv/bin/ruff check -q . || good=1
+    .venv/bin/mypy --no-error-summary || good=1
+    return $good
 }
 
-report() { # name -> its folder
-    echo "reports/$(date -u +%Y%m%d-%H%M%S)-$model-$1"
+run() { # name of the report, pytest arguments
+    local folder
+    folder="reports/$(date -u +%Y%m%d-%H%M%S)-$model-$1"
+    .venv/bin/python -m pytest "${@:2}" --model "$model" --report "$folder" || status=1
+    reports+=("$folder")
 }
 
-cores=() # to run on, as a command's prefix
-
-run() { # folder of the report, pytest arguments
-    "${cores[@]}" .venv/bin/python -m pytest "${@:2}" --model "$model" --report "$1" || status=1
-    echo "report: $1/results.txt"
+everything() { # pytest options. The longest files come first, so that no worker is left with one at the end
+    run suite "${side_by_side[@]}" tests/e2e tests/engine tests/kernels tests/integration tests/quick "$@"
+    run p0 tests/p0 "$@" # alone, as it measures
 }
 
-halves() { # of the cores: prefixes that keep a command on each
-    first_half=() second_half=()
-    command -v taskset >/dev/null || return 0
-    read -r one other < <(.venv/bin/python -c "
-import os
-cores = sorted(os.sched_getaffinity(0))
-half = (len(cores) + 1) // 2
-print(*(','.join(map(str, part)) for part in (cores[:half], cores[half:] or cores)))")
-    first_half=(taskset -c "$one") second_half=(taskset -c "$other")
-}
-
-all() { # pytest options. Servers take long to start and wait much, so that the engine's tests can run beside them
-    local rest=(tests/engine tests/kernels) folder
-    folder="$(report engine)"
-    if [ -e /dev/nvidia0 ]; then # which each would want for itself
-        run "$folder" "${rest[@]}" "$@"
-        run "$(report e2e)" tests/e2e "$@"
-        run "$(report quick)" tests/quick "$@"
-    else
-        output="$(mktemp)"
-        halves # threads of both on all cores would wait for one another
-        cores=("${first_half[@]}")
-        "${second_half[@]}" .venv/bin/python -m pytest "${rest[@]}" "$@" --model "$model" --report "$folder" >"$output" 2>&1 &
-        beside=$!
-        trap 'kill $beside 2>/dev/null; rm -f "$output"' EXIT
-        run "$(report e2e)" tests/e2e "$@"
-        run "$(report quick)" tests/quick "$@"
-        wait $beside || status=1
-        beside=
-        cores=()
-        cat "$output"
-        echo "report: $folder/results.txt"
-    fi
-    run "$(report p0)" tests/p0 "$@" # alone, as it measures
+nightly() {
+    step lint lint
+    everything --nightly --any-requests 10000 --timeout 3600 "$@"
+    step soak .venv/bin/python bench/soak.py --minutes 20
+    step chaos .venv/bin/python bench/chaos.py
+    step "other projects' clients" compat/run.sh nightly
 }
 
 case "$suite" in
-    lint) lint ;;
+    lint) step lint lint ;;
     all)
         if [ "$model" = nano ]; then
-            lint
-            all "$@"
+            step lint lint
+            everything "$@"
         else
-            run "$(report p0)" tests/p0 "$@"
+            run p0 tests/p0 "$@"
         fi
         ;;
-    integration) run "$(report "$suite")" tests/engine tests/e2e "$@" ;;
-    performance) run "$(report "$suite")" tests/p0/test_4_performance.py "$@" ;;
-    *) run "$(report "$suite")" "tests/$suite" "$@" ;;
+    nightly) nightly "$@" ;;
+    integration) run "$suite" "${side_by_side[@]}" tests/e2e tests/engine tests/integration "$@" ;;
+    performance) run "$suite" tests/p0/test_4_performance.py "$@" ;;
+    p0) run "$suite" tests/p0 "$@" ;;
+    *) run "$suite" "${side_by_side[@]}" "tests/$suite" "$@" ;;
 esac
+.venv/bin/python -m tests.support.summary "$((SECONDS - started))" "${outcomes[@]/#/outcome=}" "${reports[@]}" || status=1
 exit $status

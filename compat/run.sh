@@ -2,9 +2,10 @@
 # Other projects' suites against a running server:  compat/run.sh langchain|schemathesis [URL]
 # Their clients, in Python and JavaScript (node must be on PATH), against a running server of nano:  compat/run.sh clients [URL]
 # The page in a browser (chromium must be on PATH; starts a server of its own):  compat/run.sh page
+# All of them, long, against a server that this starts:  compat/run.sh nightly
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suite="${1:?langchain, schemathesis, clients or page}"
+suite="${1:?langchain, schemathesis, clients, page or nightly}"
 export TEST_SERVER_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
 if [ ! -f "$venv/.installed" ]; then
@@ -32,6 +33,22 @@ case "$suite" in
         mkdir -p reports
         TEST_SERVER_PYTHON="$PWD/.venv/bin/python" \
             "$venv/bin/python" -m pytest -c /dev/null --rootdir compat -p no:asyncio compat/test_page.py -q
+        ;;
+    nightly)
+        url=http://127.0.0.1:18917 log="$(mktemp)" failed=0
+        .venv/bin/python src/server.py --model nano --port 18917 --cpu-kv-cache-gib 0.2 --max-model-len 2048 >"$log" 2>&1 &
+        server=$!
+        trap 'kill $server 2>/dev/null; wait $server || true; rm -f "$log"' EXIT
+        for _ in $(seq 120); do
+            curl -fsS -o /dev/null "$url/ready" 2>/dev/null && break
+            kill -0 $server 2>/dev/null || break
+            sleep 1
+        done
+        curl -fsS -o /dev/null "$url/ready" || { cat "$log"; exit 1; }
+        for part in langchain schemathesis clients page; do
+            EXAMPLES=10000 compat/run.sh $part "$url" || { echo "compat $part: FAILED"; failed=1; }
+        done
+        exit $failed
         ;;
     *) echo "unknown suite '$suite'" >&2; exit 2 ;;
 esac

@@ -1,30 +1,27 @@
-"""Reports: with --report FOLDER a run leaves results.json and results.txt there, and the logs of its servers."""
+"""Options, the two tiers (suite and nightly), and the report of a run."""
 
 from __future__ import annotations
 
-import json
+import importlib.metadata
 import os
-import platform
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
+from gptoss.engine.parallel.gpus import visible_gpus
+from tests.support import tiers
+from tests.support.report import Report
 from tests.support.server_process import LOG_FOLDER
 
 # Triton kernels run on a GPU where there is one, else in triton's interpreter, which must be chosen before anything
 # imports triton
-if not torch.cuda.is_available():
+if not visible_gpus() or importlib.metadata.version("torch").endswith("+cpu"):
     os.environ["TRITON_INTERPRET"] = "1"
-
-_started = time.time()
-_results: dict[str, dict[str, Any]] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report", help="folder for results.json, results.txt and the servers' logs")
+    parser.addoption("--nightly", action="store_true", help="the long forms too")
     parser.addoption("--url", help="p0: the server to test; without it one is started")
     parser.addoption("--model", default="nano", help="p0: the model of the server that is started")
     parser.addoption("--any-requests", type=int, help="e2e: requests made from /openapi.json")
@@ -32,38 +29,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--nightly"):
+        os.environ[tiers.VARIABLE] = "1"
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        _keep_to_own_cores(int(worker["workerid"].removeprefix("gw")), worker["workercount"])
+        return
     folder = config.getoption("--report")
     if folder:
         Path(folder, "logs").mkdir(parents=True, exist_ok=True)
         os.environ[LOG_FOLDER] = str(Path(folder, "logs").resolve())
+        config.pluginmanager.register(Report(config, Path(folder)), "report")
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    entry = _results.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0, "measured": {}})
-    entry["seconds"] += report.duration
-    entry["measured"] |= dict(report.user_properties)
-    if report.outcome != "passed":
-        entry["outcome"] = report.outcome
-        entry["message"] = str(report.longrepr)[-4000:]
+def _keep_to_own_cores(index: int, count: int) -> None:
+    """Threads of two workers' servers on the same cores would wait for one another."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        mine = cores[index * len(cores) // count : (index + 1) * len(cores) // count]
+        os.sched_setaffinity(0, mine or [cores[index % len(cores)]])
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    folder = session.config.getoption("--report")
-    if not folder or hasattr(session.config, "workerinput"):  # one of several processes
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--nightly"):
         return
-    outcomes = [entry["outcome"] for entry in _results.values()]
-    summary = {
-        "exit_code": int(exitstatus),
-        "model": session.config.getoption("--model"),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(_started)),
-        "seconds": round(time.time() - _started, 1),
-        "python": platform.python_version(),
-        **{name: outcomes.count(name) for name in ("passed", "failed", "skipped")},
-    }
-    Path(folder, "results.json").write_text(json.dumps({"summary": summary, "tests": _results}, indent=1) + "\n")
-    lines = [f"{key}: {value}" for key, value in summary.items()] + [""]
-    for name, entry in _results.items():
-        lines.append(f"{entry['outcome']:8} {entry['seconds']:7.2f} s  {name}")
-        lines += [f"{'':21}{key} = {value}" for key, value in entry["measured"].items()]
-        lines += [f"{'':21}{line}" for line in entry.get("message", "").splitlines()]
-    Path(folder, "results.txt").write_text("\n".join(lines) + "\n")
+    later = [item for item in items if item.get_closest_marker("nightly")]
+    if later:
+        config.hook.pytest_deselected(items=later)
+        if hasattr(config, "workeroutput"):
+            config.workeroutput["not_selected"] = len(later)
+        items[:] = [item for item in items if item not in set(later)]

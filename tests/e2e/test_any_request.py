@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 
-from tests.instant_engine import served
 from tests.support.helpers import checkpoint
+from tests.support.instant_engine import served
 from tests.support.server_process import running_server
 
 SUITE_REQUESTS = 500

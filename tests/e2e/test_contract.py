@@ -14,12 +14,12 @@ import openai
 import pydantic
 import pytest
 
-from gptoss.harmony.vocabulary_files import load_vocabulary
 from tests.e2e.test_chat import MODEL, USER, ask, error_of, fold
 from tests.support.helpers import checkpoint
 from tests.support.server_process import ServerProcess, running_server
+from tests.support.vocabulary import public_vocabulary
 
-VOCABULARY = load_vocabulary()
+VOCABULARY = public_vocabulary()
 # A random model always prefers the same channel; these biases make it take another where the grammar lets it choose.
 ANALYSIS, COMMENTARY, FINAL = (str(VOCABULARY.encode(c)[0]) for c in ("analysis", "commentary", "final"))
 THINK, CALL_TOOL, ANSWER = ({ANALYSIS: 30}, {COMMENTARY: 30}, {FINAL: 30})

@@ -10,8 +10,8 @@ import httpx
 import openai
 import pytest
 
-from gptoss.harmony.vocabulary_files import load_vocabulary
 from tests.support.server_process import ServerProcess, running_server
+from tests.support.vocabulary import public_vocabulary
 
 WEATHER: Any = {
     "type": "function",
@@ -223,6 +223,6 @@ def test_an_answer_given_before_is_guessed_and_stays_the_same(nano: openai.OpenA
 
 
 def test_what_repeats_itself_without_end_is_ended(nano: openai.OpenAI) -> None:
-    word = load_vocabulary().rank_of[b" so"]
+    word = public_vocabulary().rank_of[b" so"]
     choice = ask(nano, "Hello!", logit_bias={str(word): 100})
     assert (choice.finish_reason, choice.message.content) == ("stop", " so" * 16)

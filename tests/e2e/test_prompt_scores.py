@@ -9,11 +9,11 @@ import httpx
 import openai
 import pytest
 
-from gptoss.harmony.vocabulary_files import load_vocabulary
 from tests.support.server_process import ServerProcess
+from tests.support.vocabulary import public_vocabulary
 
 MODEL = "gpt-oss-nano"
-VOCABULARY = load_vocabulary()
+VOCABULARY = public_vocabulary()
 TEXT = "Zwölf Boxkämpfer jagen <|start|> Viktor 🦊 über den großen Sylter Deich. " * 12
 
 

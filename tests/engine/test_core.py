@@ -15,8 +15,8 @@ from gptoss.engine.core.draft_proposer import Drafter
 from gptoss.engine.messages import AddRequest, FinishReason, TokenOutput
 from gptoss.engine.sampling_params import LogitBias, SamplingParams
 from gptoss.harmony.special_tokens import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS
-from gptoss.harmony.vocabulary_files import load_vocabulary
 from tests.support.helpers import checkpoint, engine_config
+from tests.support.vocabulary import public_vocabulary
 
 POISON = 77_777
 
@@ -122,7 +122,7 @@ def test_what_cannot_run_is_refused_with_a_reason() -> None:
 
 def make_guided_core() -> EngineCore:
     return make_core(
-        ranks_path=load_vocabulary().ranks_path,
+        ranks_path=public_vocabulary().ranks_path,
         special_tokens=SPECIAL_TOKENS,
         split_pattern=SPLIT_PATTERN,
         eos_token_ids=STOP_TOKEN_IDS,

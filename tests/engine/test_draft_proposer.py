@@ -15,10 +15,11 @@ from gptoss.engine.core.request import Request
 from gptoss.engine.messages import AddRequest
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.harmony.special_tokens import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS
-from gptoss.harmony.vocabulary_files import load_vocabulary
 from gptoss.kernels.cpu import native
 from tests.engine.test_scheduler import STOP, FakeRunner, make_request, make_scheduler
 from tests.support.helpers import checkpoint, engine_config
+from tests.support.tokenizer import public_tokenizer
+from tests.support.vocabulary import public_vocabulary
 
 needs_native = pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
 
@@ -38,7 +39,7 @@ class Oracle(Drafter):
 
 
 def make_core(**changes: Any) -> EngineCore:
-    vocabulary = load_vocabulary()
+    vocabulary = public_vocabulary()
     return EngineCore(
         engine_config(
             checkpoint(),
@@ -111,7 +112,7 @@ def test_what_a_grammar_forces_is_drafted_and_right() -> None:
         steps += 1
         if len(tokens) >= 6:
             core.abort(["r"])
-    vocabulary = load_vocabulary()
+    vocabulary = public_vocabulary()
     assert vocabulary.decode(tokens).startswith("<|channel|>one and only text")
     assert core.current_stats().num_accepted_total >= 3
     assert steps < len(tokens)
@@ -210,11 +211,9 @@ def test_no_drafts_for_logprobs_nor_in_a_crowd() -> None:
 
 
 def test_masks_behind_drafts_are_what_they_would_be_there() -> None:
-    from gptoss.engine.core.grammar_matcher import load_tokenizer
-    from gptoss.harmony.special_tokens import VOCAB_SIZE
 
-    vocabulary = load_vocabulary()
-    tokenizer = load_tokenizer(vocabulary.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
+    vocabulary = public_vocabulary()
+    tokenizer = public_tokenizer()
     text = vocabulary.encode("red or green")
     guided, plain = GuidedDecoding(tokenizer), GuidedDecoding(tokenizer)
     for one in (guided, plain):

@@ -1,22 +1,17 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import openai_harmony as oh
 import pytest
-from transformers import AutoTokenizer
 
-from gptoss.harmony.special_tokens import CALL, END, FIRST_SPECIAL, RETURN
-from gptoss.harmony.vocabulary_files import load_vocabulary
+from gptoss.harmony.special_tokens import END, FIRST_SPECIAL, RETURN
 from gptoss.prompt_builder import PromptBuilder, PromptError
-from tests.support.helpers import checkpoint
+from tests.support.vocabulary import public_vocabulary
 
-VOCABULARY = load_vocabulary()
+VOCABULARY = public_vocabulary()
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = {
     "name": "get_weather",
@@ -66,13 +61,6 @@ def test_plain_conversations_equal_openai_harmony(effort: str, system: str | Non
         oh.Conversation.from_messages(theirs), oh.Role.ASSISTANT
     )
     assert builder(current_date="2026-01-02").build(messages, effort=effort).token_ids == wanted
-
-
-def test_our_tokenizer_files_give_transformers_the_same_ids() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint())
-    sample = "Hello wörld, it's 12345 o'clock!\n\n\tdef f(x):\n    return x**2  # 日本語 🤖  "
-    assert tokenizer.encode(sample, add_special_tokens=False) == VOCABULARY.encode(sample)
-    assert tokenizer.convert_tokens_to_ids("<|call|>") == CALL
 
 
 def test_tool_call_history_is_written_channel_first() -> None:
@@ -148,25 +136,6 @@ def test_response_format_is_shown_in_the_developer_message() -> None:
     assert '# Response Formats\n\n## answer\n\n// The answer\n{"type":"object"}<|end|>' in text(
         [USER], response_format=schema
     )
-
-
-def test_the_same_input_gives_the_same_ids_in_another_process() -> None:
-    code = (
-        "from gptoss.harmony.vocabulary_files import load_vocabulary; from gptoss.prompt_builder import PromptBuilder;"
-        f"print(PromptBuilder(load_vocabulary()).build({[USER, CALLING, RESULT]!r}, tools={[TOOL]!r}).token_ids)"
-    )
-    runs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed, "TZ": zone, "LANG": "C"},
-        ).stdout
-        for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo"))
-    }
-    assert runs == {f"{builder().build([USER, CALLING, RESULT], tools=[TOOL]).token_ids}\n"}
 
 
 def test_a_new_turn_renders_only_the_new_messages() -> None:

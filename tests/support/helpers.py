@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +26,8 @@ from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.batch import RequestTable, build_batch
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
+from tests.support.caches import CHECKPOINTS
 
-CHECKPOINTS = Path(os.environ.get("GPTOSS_TEST_CACHE", Path(tempfile.gettempdir()) / "gpt-oss-server-tests"))
 VERSION = "4"  # raise when make_checkpoint writes other bytes
 
 

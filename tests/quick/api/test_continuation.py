@@ -11,7 +11,6 @@ from llguidance import LLMatcher, LLTokenizer
 from gptoss.api.chat.continuation import beginning, begun, start_parser
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.http.errors import InvalidRequest
-from gptoss.engine.core.grammar_matcher import load_tokenizer
 from gptoss.harmony.deltas import ParsedMessage
 from gptoss.harmony.grammar import ToolSpec, TurnSpec, choice_rule, pattern_rule, turn_grammar
 from gptoss.harmony.parser import ResponseParser
@@ -20,16 +19,13 @@ from gptoss.harmony.special_tokens import (
     END,
     MESSAGE,
     RETURN,
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
     START,
-    STOP_TOKEN_IDS,
-    VOCAB_SIZE,
 )
-from gptoss.harmony.vocabulary_files import load_vocabulary
 from gptoss.prompt_builder import PromptBuilder
+from tests.support.tokenizer import public_tokenizer
+from tests.support.vocabulary import public_vocabulary
 
-VOCABULARY = load_vocabulary()
+VOCABULARY = public_vocabulary()
 encode = VOCABULARY.encode
 USER = {"role": "user", "content": "Tell me."}
 BEGUN: dict[str, Any] = {"role": "assistant", "content": "The answer is"}
@@ -37,7 +33,7 @@ BEGUN: dict[str, Any] = {"role": "assistant", "content": "The answer is"}
 
 @pytest.fixture(scope="module")
 def tokenizer() -> LLTokenizer:
-    return load_tokenizer(VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
+    return public_tokenizer()
 
 
 def request(*messages: dict[str, Any], **more: Any) -> ChatCompletionRequest:

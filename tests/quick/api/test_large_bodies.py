@@ -14,7 +14,7 @@ from gptoss.api.http.fields import VOCAB_SIZE
 from gptoss.api.ops.tokenize import DetokenizeRequest
 from gptoss.api.responses.items import num_rendered
 from gptoss.api.responses.schema import ResponsesRequest
-from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.vocabulary import public_vocabulary
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -52,7 +52,7 @@ def test_items_that_are_none_count_like_messages() -> None:
 
 
 def test_too_many_prompts_are_refused_before_they_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    vocabulary = load_vocabulary()
+    vocabulary = public_vocabulary()
     assert len(read_prompts(["a"] * 128, vocabulary)) == 128
     monkeypatch.setattr(type(vocabulary), "encode_with_special", lambda *_: pytest.fail("it was encoded"))
     for many in (["a"] * 129, [[1]] * 129):

@@ -23,7 +23,7 @@ from gptoss.api.responses.adapter import chat_body
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve
-from gptoss.engine.core.grammar_matcher import GuidedDecoding, load_tokenizer
+from gptoss.engine.core.grammar_matcher import GuidedDecoding
 from gptoss.engine.messages import FinishReason, TokenOutput
 from gptoss.generation.chat_output import Choice
 from gptoss.harmony.grammar import ToolSpec, TurnSpec, turn_grammar
@@ -37,16 +37,13 @@ from gptoss.harmony.special_tokens import (
     END,
     MESSAGE,
     RETURN,
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
     START,
-    STOP_TOKEN_IDS,
-    VOCAB_SIZE,
 )
-from gptoss.harmony.vocabulary_files import load_vocabulary
 from gptoss.prompt_builder import PromptBuilder
+from tests.support.tokenizer import public_tokenizer
+from tests.support.vocabulary import public_vocabulary
 
-VOCABULARY = load_vocabulary()
+VOCABULARY = public_vocabulary()
 SINGLE = {bytes([b]): VOCABULARY.token_bytes.index(bytes([b])) for b in range(256)}
 ASSISTANT = [START, *VOCABULARY.encode("assistant")]
 USER = {"role": "user", "content": "Hi"}
@@ -225,7 +222,7 @@ def test_a_turn_comes_back_as_it_was_written(client: Callable[[], Any], replays:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> LLTokenizer:
-    return load_tokenizer(VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
+    return public_tokenizer()
 
 
 def test_the_grammar_lets_the_model_write_these_turns(tokenizer: LLTokenizer) -> None:
@@ -235,8 +232,11 @@ def test_the_grammar_lets_the_model_write_these_turns(tokenizer: LLTokenizer) ->
     @given(BEFORE, CALLS | FINALS)
     def check(before: list[Message], last: Message) -> None:
         guided.add("r", turn_grammar(SPEC, VOCABULARY))
-        for token in generated([*before, last]):
+        ids = generated([*before, last])
+        assert guided.allowed("r", ids)[: len(ids) - 1] == ids[:-1]  # a token that ends the turn is not counted
+        for token in ids:
             guided.advance("r", token)  # raises for what is not allowed
+        assert guided.error_of("r") is None
         guided.remove("r")
 
     check()

@@ -15,19 +15,19 @@ from gptoss.api.completions.schema import CompletionRequest
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.responses.adapter import chat_body
 from gptoss.api.responses.schema import ResponsesRequest
-from gptoss.engine.core.grammar_matcher import load_tokenizer
 from gptoss.harmony.grammar import choice_rule, grammar_error, pattern_rule, text_grammar
-from gptoss.harmony.special_tokens import RETURN, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS, VOCAB_SIZE
-from gptoss.harmony.vocabulary_files import load_vocabulary
+from gptoss.harmony.special_tokens import RETURN
+from tests.support.tokenizer import public_tokenizer
+from tests.support.vocabulary import public_vocabulary
 
-VOCABULARY = load_vocabulary()
+VOCABULARY = public_vocabulary()
 SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
 USER = {"role": "user", "content": "x"}
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> LLTokenizer:
-    return load_tokenizer(VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
+    return public_tokenizer()
 
 
 def accepts(tokenizer: LLTokenizer, rule: str, text: str) -> bool:

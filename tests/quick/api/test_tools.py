@@ -11,7 +11,7 @@ from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.chat.tools import MAX_GUIDED_SCHEMA, plan_tools
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.harmony.grammar import TurnSpec, fitted_grammar
-from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.vocabulary import public_vocabulary
 
 PLACE = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
 FREE = {"type": "object"}
@@ -44,7 +44,7 @@ def test_arguments_are_an_object_where_no_more_can_be_said(schema: dict[str, Any
     assert enforced(asked, guide=True) == [(True, False)]
     assert enforced(asked, guide=False) == [(False, False)]
     plan = plan_tools(asked, guide_arguments=True)
-    grammar, left_out = fitted_grammar(TurnSpec(plan.callable), load_vocabulary())
+    grammar, left_out = fitted_grammar(TurnSpec(plan.callable), public_vocabulary())
     assert '"type": "object"' in grammar and not left_out
     assert [r.relaxed.reason for r in plan.relaxed] == (["too large to be enforced unasked"] if schema is HUGE else [])
 

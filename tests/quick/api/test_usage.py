@@ -109,5 +109,9 @@ def test_counting_tokens_needs_none_but_is_a_request() -> None:
 
 def test_keys_do_not_share_limits() -> None:
     usage = Usage()
-    admitted(usage, caller(1, 20, 1))
-    admitted(usage, Caller("b", b"", 1, 20, 1))
+    a, b = caller(1, 20, 1), Caller("b", b"", 1, 20, 1)
+    admitted(usage, a)
+    assert (remaining(usage, b, "requests"), remaining(usage, b, "tokens")) == (1, 20)
+    assert admitted(usage, b).num_concurrent == 1
+    refused(usage, a)
+    refused(usage, b)

@@ -224,8 +224,9 @@ def test_kubernetes_service_variables_are_ignored(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", sorted(OTHER_PROGRAMS_ENV - {"GPTOSS_CONFIG"}))
 def test_variables_of_our_other_programs_are_not_the_servers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before = load_config([])[:2]
     monkeypatch.setenv(name, "http://127.0.0.1:8000")
-    load_config([])
+    assert load_config([])[:2] == before
 
 
 @pytest.mark.parametrize(

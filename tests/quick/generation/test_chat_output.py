@@ -8,9 +8,9 @@ from gptoss.engine.messages import FinishReason, TokenLogprobs, TokenOutput
 from gptoss.generation.chat_output import Choice, ChoiceDelta
 from gptoss.harmony.parser import ResponseParser
 from gptoss.harmony.special_tokens import CALL, CHANNEL, END, MESSAGE, RETURN, START
-from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.vocabulary import public_vocabulary
 
-VOCABULARY = load_vocabulary()
+VOCABULARY = public_vocabulary()
 
 
 def message(channel: str, text: str, end: int) -> list[int]:

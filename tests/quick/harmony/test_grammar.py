@@ -14,7 +14,7 @@ import pytest
 from llguidance import LLTokenizer
 
 from gptoss.engine.core import grammar_matcher as guided_module
-from gptoss.engine.core.grammar_matcher import GrammarError, GuidedDecoding, compile_grammar, load_tokenizer
+from gptoss.engine.core.grammar_matcher import GrammarError, GuidedDecoding, compile_grammar
 from gptoss.engine.sampling_params import LoopGuard
 from gptoss.harmony import grammar as grammar_module
 from gptoss.harmony.deltas import ParsedMessage
@@ -29,13 +29,13 @@ from gptoss.harmony.special_tokens import (
     FIRST_SPECIAL,
     RETURN,
     SPECIAL_TOKENS,
-    SPLIT_PATTERN,
     STOP_TOKEN_IDS,
-    VOCAB_SIZE,
 )
-from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.tiers import sized
+from tests.support.tokenizer import public_tokenizer
+from tests.support.vocabulary import public_vocabulary
 
-VOCABULARY = load_vocabulary()
+VOCABULARY = public_vocabulary()
 QUOTE, BRACKET = VOCABULARY.rank_of[b'"'], VOCABULARY.rank_of[b"]"]
 ORDER = {
     "type": "object",
@@ -62,11 +62,12 @@ WEATHER = ToolSpec(
     True,
 )
 FREE = ToolSpec("free-form", None, False)
+SEEDS = sized(4, nightly=12)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> LLTokenizer:
-    return load_tokenizer(VOCABULARY.ranks_path, SPECIAL_TOKENS, SPLIT_PATTERN, VOCAB_SIZE, list(STOP_TOKEN_IDS))
+    return public_tokenizer()
 
 
 def walk(
@@ -110,7 +111,7 @@ SPECS = {
 def test_random_walks_are_wellformed(tokenizer: LLTokenizer, name: str) -> None:
     spec = SPECS[name]
     finished = 0
-    for seed in range(12):
+    for seed in range(SEEDS):
         out, parser, message = walk(tokenizer, spec, seed)
         assert not parser.recoveries - Counter(empty_arguments=1), (dict(parser.recoveries), VOCABULARY.decode(out))
         if out[-1] not in STOP_TOKEN_IDS:
@@ -125,7 +126,10 @@ def test_random_walks_are_wellformed(tokenizer: LLTokenizer, name: str) -> None:
             assert out[-1] == RETURN and not spec.must_call
             if spec.final_schema is not None:
                 jsonschema.validate(json.loads(message.content or ""), spec.final_schema)
-    assert finished >= (1 if name == "object" else 6)  # any object at all rarely ends by chance
+    if name == "object":  # rarely ends by chance
+        assert finished >= sized(0, nightly=1)
+    else:
+        assert finished >= SEEDS // 2
 
 
 def test_the_budget_closes_the_analysis(tokenizer: LLTokenizer) -> None:

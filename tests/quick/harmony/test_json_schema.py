@@ -4,7 +4,6 @@ validator."""
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import jsonschema
@@ -16,13 +15,12 @@ from gptoss.harmony.grammar import ToolSpec, TurnSpec, grammar_error, turn_gramm
 from gptoss.harmony.schema.checks import SchemaError
 from gptoss.harmony.schema.enforce import Enforced, enforceable
 from gptoss.harmony.tool_schema import render_tools
-from gptoss.harmony.vocabulary_files import load_vocabulary
-from tests.schemas import MCP_TOOLS, allows, errors_of, random_value, tool_schemas
+from tests.support.schemas import MCP_TOOLS, allows, errors_of, random_value, tool_schemas
+from tests.support.tiers import sized
+from tests.support.vocabulary import public_vocabulary
 
-# how many schemas are generated; 500 for a nightly run: SCHEMA_EXAMPLES=500 pytest
-# tests/quick/harmony/test_json_schema.py
-EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "40"))
-VOCABULARY = load_vocabulary()
+EXAMPLES = sized(40, nightly=500)  # how many schemas are generated
+VOCABULARY = public_vocabulary()
 S, N = {"type": "string"}, {"type": "integer"}
 
 

@@ -14,9 +14,10 @@ from gptoss.harmony.deltas import ParsedMessage, ToolCall
 from gptoss.harmony.parser import ResponseParser, parse_tokens
 from gptoss.harmony.render import assistant_text, render_message, tool_call
 from gptoss.harmony.special_tokens import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, SPECIAL_TOKENS, START
-from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.tiers import sized
+from tests.support.vocabulary import public_vocabulary
 
-VOCABULARY = load_vocabulary()
+VOCABULARY = public_vocabulary()
 TOOLS = ("get_weather", "f", "bash")
 C, M, E, S, K, R, X = ["<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|call|>", "<|return|>", "<|constrain|>"]
 CALL_F = f"{C}commentary to=functions.f {X}json{M}"
@@ -216,9 +217,9 @@ def check_random_sequence(token_ids: list[int]) -> None:
         assert everything.count(text) == token_ids.count(word), (text, VOCABULARY.decode(token_ids))
 
 
-def test_20_000_random_sequences_lose_no_text() -> None:
+def test_random_sequences_lose_no_text() -> None:
     rng = random.Random(0)
-    for _ in range(20_000):
+    for _ in range(sized(2_000, nightly=20_000)):
         token_ids: list[int] = []
         for _ in range(rng.randrange(1, 30)):
             kind = rng.random()
@@ -232,7 +233,7 @@ def test_20_000_random_sequences_lose_no_text() -> None:
 
 
 @given(st.lists(st.one_of(st.sampled_from(SPECIALS), st.integers(0, 201_087)), max_size=60), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sized(300, nightly=3_000), deadline=None)
 def test_any_tokens_at_all_are_parsed(token_ids: list[int], truncated: bool) -> None:
     message, _ = streamed(token_ids, truncated=truncated)
     assert message == parse_tokens(VOCABULARY, token_ids, TOOLS, truncated=truncated)

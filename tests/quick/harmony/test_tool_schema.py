@@ -10,7 +10,7 @@ import pytest
 
 from gptoss.harmony.render import developer_message, render_message
 from gptoss.harmony.tool_schema import render_tools
-from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.vocabulary import public_vocabulary
 
 PLAIN: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -117,7 +117,7 @@ PLAIN: dict[str, dict[str, Any] | None] = {
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("description", ["Does it.", "", "two\nlines\n"])
 def test_plain_schemas_equal_openai_harmony(name: str, description: str) -> None:
-    vocabulary = load_vocabulary()
+    vocabulary = public_vocabulary()
     tool = {"name": "f", "description": description, "parameters": PLAIN[name]}
     theirs = (
         oh.DeveloperContent.new()

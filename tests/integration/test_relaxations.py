@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.instant_engine import served
+from tests.support.instant_engine import served
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
 

@@ -31,7 +31,7 @@ from gptoss.api.http.uvicorn_server import (
 from gptoss.api.middleware.head_as_get import HeadAsGet
 from gptoss.config.schema import ServerConfig
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 LARGE = 16 * 2**20
 LEFT = threading.Event()
 EVENTS = [b"data: 1\n\n", b"data: \xc3\xa9\n\n", b"data: [DONE]\n\n"]
@@ -72,7 +72,7 @@ def served(protocol: Any) -> Iterator[int]:
     ]
     app = Starlette(routes=routes)
     app.add_middleware(HeadAsGet)
-    config = uvicorn.Config(app, http=protocol, ws="none", log_config=None)
+    config = uvicorn.Config(app, http=protocol, ws="none", log_config=None, timeout_keep_alive=1)
     server = uvicorn.Server(config)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

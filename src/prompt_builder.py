@@ -1,4 +1,4 @@
-"""Chat messages to the token ids of a Harmony prompt: deterministic, and cached by message prefix.
+"""Conversations to the token ids of a Harmony prompt: deterministic, and cached by message prefix.
 
 The same input gives the same ids, on any machine, at any time: no clock, no environment, no dict order plays a part
 (tools and schema keys keep the order they came in). The text that the model sees is never normalised or shortened.
@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
 import msgspec
 
 from gptoss.harmony.bpe import UNLIMITED, Limits
+from gptoss.harmony.conversation import Conversation, DeveloperMessage, Message, ResponseSchema, ToolDefinition
 from gptoss.harmony.generated_ids import GeneratedIds
-from gptoss.harmony.history import Message, message_text, render_history
-from gptoss.harmony.history import PromptError as PromptError
+from gptoss.harmony.history import render_history
 from gptoss.harmony.ids_cache import IdsCache
 from gptoss.harmony.render import (
     HarmonyMessage,
@@ -95,23 +94,23 @@ class PromptBuilder:
 
     def build(
         self,
-        messages: Sequence[Message],
+        conversation: Conversation,
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
-        response_format: Mapping[str, Any] | None = None,
+        tools: Sequence[ToolDefinition] = (),
+        schema: ResponseSchema | None = None,
         effort: ReasoningEffort = "medium",
         scope: str = "",
         limits: Limits = UNLIMITED,
     ) -> PromptTokens:
-        """OpenAI chat messages and function definitions -> prompt ids, ending where the assistant begins.
+        """The prompt's ids, ending where the assistant begins.
 
-        `scope`: what is cached and replayed comes from prompts of the same scope alone.
+        `schema`: of the final message. `scope`: what is cached and replayed comes from prompts of the same scope alone.
 
         Raises:
             PromptError: a message cannot be rendered; nothing was cached.
             TooManyTokensError, EncodingStoppedError: see `limits`; the whole prompt was not cached.
         """
-        rendered = list(self._conversation(messages, tools, response_format, effort))
+        rendered = list(self._rendered(conversation, tools, schema, effort))
         known: list[array[int] | None] = [None] * len(rendered)
         context = b""
         if self._generated is not None:
@@ -139,16 +138,16 @@ class PromptBuilder:
         return PromptTokens((ids + self._generation_prefix).tolist(), self.version, hit, reused, len(rendered), context)
 
     def measure(
-        self, messages: Sequence[Message], lengths: dict[HarmonyMessage, int], limits: Limits = UNLIMITED
+        self, conversation: Conversation, lengths: dict[HarmonyMessage, int], limits: Limits = UNLIMITED
     ) -> int:
-        """Tokens of the messages without tools and formats. Keeps each message's in `lengths`.
+        """Tokens of the messages without tools and schema. Keeps each message's in `lengths`.
 
         Raises:
             PromptError: a message cannot be rendered.
             TooManyTokensError, EncodingStoppedError: see `limits`, which are those of each message.
         """
         total = 0
-        for message in self._conversation(messages, (), None, "medium"):
+        for message in self._rendered(conversation, (), None, "medium"):
             if message not in lengths:
                 lengths[message] = len(render_message(message, self._vocabulary, limits))
             total += lengths[message]
@@ -159,23 +158,31 @@ class PromptBuilder:
         if self._generated is not None:
             self._generated.add(token_ids, b"" if after is None else after.context, scope)
 
-    def _conversation(
+    def _rendered(
         self,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]],
-        response_format: Mapping[str, Any] | None,
+        conversation: Conversation,
+        tools: Sequence[ToolDefinition],
+        schema: ResponseSchema | None,
         effort: ReasoningEffort,
     ) -> Iterator[HarmonyMessage]:
+        """The prompt's messages. Instructions at the beginning share one developer message with tools and schema."""
         yield system_message(effort, has_tools=bool(tools), current_date=self._current_date)
-        first = 0
-        instructions = []
-        while first < len(messages) and messages[first]["role"] in ("system", "developer"):
-            instructions.append(message_text(messages[first]))
-            first += 1
-        developer = developer_message("\n\n".join(filter(None, instructions)), tools, response_format)
+        messages = conversation.messages
+        instructions = _opening_instructions(messages)
+        developer = developer_message("\n\n".join(filter(None, instructions)), tools, schema)
         if developer is not None:
             yield developer
-        yield from render_history(messages, first)
+        yield from render_history(messages[len(instructions) :])
+
+
+def _opening_instructions(messages: Sequence[Message]) -> list[str]:
+    """The texts of the developer messages at the beginning."""
+    texts: list[str] = []
+    for message in messages:
+        if not isinstance(message, DeveloperMessage):
+            break
+        texts.append(message.text)
+    return texts
 
 
 def _head_length(rendered: Sequence[HarmonyMessage]) -> int:

@@ -8,7 +8,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
@@ -27,6 +27,7 @@ from gptoss.config.schema import ServerConfig
 from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import EngineError
 from gptoss.harmony.bpe import Limits
+from gptoss.harmony.conversation import Conversation, ResponseSchema, ToolDefinition
 from gptoss.harmony.render import ReasoningEffort
 from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.prompt_builder import PromptBuilder, PromptTokens
@@ -91,11 +92,11 @@ class ServerContext:
 
     async def build_prompt(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        conversation: Conversation,
         sender: Sender,
         *,
-        tools: Sequence[Mapping[str, Any]],
-        response_format: Mapping[str, Any] | None,
+        tools: Sequence[ToolDefinition],
+        schema: ResponseSchema | None,
         effort: str,
         cache_scope: str = "",
         counts_all: bool = False,
@@ -106,9 +107,9 @@ class ServerContext:
         return await self.read(
             sender,
             lambda stopped: self.prompt_builder.build(
-                messages,
+                conversation,
                 tools=tools,
-                response_format=response_format,
+                schema=schema,
                 effort=chosen,
                 scope=cache_scope,
                 limits=Limits(most, stopped),

@@ -1,175 +1,131 @@
-"""Chat messages as Harmony messages: the assistant's turns in the form in which the model wrote them.
+"""A conversation as Harmony messages: the assistant's turns in the form in which the model wrote them.
 
-A turn is what the assistant writes between two user messages. It may arrive in several messages; which of its words are
-a preamble and which the final answer follows from the whole turn.
+A turn is what the assistant writes between two user messages. Whether a text of the assistant is a preamble or the
+final answer follows from the whole turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from gptoss.harmony.layout import messages_before
+from gptoss.harmony.conversation import (
+    AssistantMessage,
+    DeveloperMessage,
+    Message,
+    PromptError,
+    ToolCall,
+    ToolResult,
+    UserMessage,
+)
 from gptoss.harmony.render import HarmonyMessage, assistant_text, developer_message, tool_call, tool_result
-
-Message = Mapping[str, Any]
-
-
-class PromptError(ValueError):
-    """Messages that cannot be rendered. `param` names the field, as in `messages[2].tool_call_id`."""
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 @dataclass(slots=True)
 class _Piece:
-    kind: Literal["user", "developer", "analysis", "words", "call", "result"]
-    text: str
-    name: str | None = None  # of the user, or of the function
-    phase: str | None = None  # of words: "commentary" or "final_answer"
-    number: int = -1  # of the call, counted over the conversation; a result has its call's
-    is_json: bool = True  # of calls
+    message: Message
+    call: int = -1  # number of the call, counted over the conversation; a result has its call's
 
 
-def render_history(messages: Sequence[Message], first: int = 0) -> Iterator[HarmonyMessage]:
-    """The messages from index `first` on. Analysis before the last final answer is left out.
+def render_history(messages: Sequence[Message]) -> Iterator[HarmonyMessage]:
+    """The messages without those of the system. Analysis before the last final answer is left out.
 
     Raises:
-        PromptError: names the message that cannot be rendered.
+        PromptError: names the call or the result that cannot be rendered.
     """
-    pieces = _calls_before_results(_results_at_their_calls(_Reader().read(messages, first)))
+    calls = _Calls()
+    pieces = [_Piece(message, calls.number(message)) for message in messages if not _is_empty(message)]
+    pieces = _calls_before_results(_results_at_their_calls(pieces))
     _order_results(pieces)
-    _set_phases(pieces)
-    finals = (i for i, p in enumerate(pieces) if p.phase == "final_answer")
+    _set_channels(pieces)
+    finals = (i for i, piece in enumerate(pieces) if _channel(piece) == "final")
     last_final = max(finals, default=-1)
     for index, piece in enumerate(pieces):
-        if piece.kind != "analysis" or index > last_final:
-            rendered = _render(piece)
+        if index > last_final or _channel(piece) != "analysis":
+            rendered = _render(piece, calls.names)
             if rendered is not None:
                 yield rendered
 
 
-class _Reader:
-    """Messages to pieces. Keeps the calls made so far, which results refer to."""
+def _is_empty(message: Message) -> bool:
+    return isinstance(message, AssistantMessage) and not message.text and message.channel is None
+
+
+def _channel(piece: _Piece) -> str | None:
+    return piece.message.channel if isinstance(piece.message, AssistantMessage) else None
+
+
+class _Calls:
+    """Numbers the calls of a conversation, and finds the call that a result belongs to."""
 
     def __init__(self) -> None:
+        self.names: list[str] = []  # by number of the call
         self._numbers: dict[str, int] = {}  # by id of the call
-        self._names: list[str] = []  # by number of the call
-        self._answered: dict[int, int] = {}  # by number of the call: the message with its result
-        # of the calls since anyone else wrote: their places
-        self._open_ids: dict[str, tuple[int, int]] = {}
+        self._answered: dict[int, ToolResult] = {}  # by number of the call
+        self._open: dict[str, ToolCall] = {}  # by id: calls since the last message that the assistant did not write
 
-    def read(self, messages: Sequence[Message], first: int) -> list[_Piece]:
-        pieces: list[_Piece] = []
-        for index in range(first, len(messages)):
-            message = messages[index]
-            if message["role"] == "assistant":
-                pieces += self._assistant(message, index)
-            else:
-                self._open_ids.clear()
-                pieces.append(self._other(message, index))
-        return pieces
+    def number(self, message: Message) -> int:
+        """The number of a call, or of a result's call; -1 for other messages."""
+        if isinstance(message, ToolCall):
+            return self._add(message)
+        if isinstance(message, AssistantMessage):
+            return -1
+        self._open.clear()
+        if not isinstance(message, ToolResult):
+            return -1
+        return self._called_by_name(message) if message.call_id is None else self._called(message, message.call_id)
 
-    def _other(self, message: Message, index: int) -> _Piece:
-        role, text = message["role"], message_text(message)
-        if role == "user":
-            return _Piece("user", text, name=message.get("name"))
-        if role in ("system", "developer"):
-            return _Piece("developer", text)
-        if role == "tool":
-            call_id = message.get("tool_call_id")
-            if call_id not in self._numbers:
+    def _add(self, call: ToolCall) -> int:
+        number = len(self.names)
+        if call.id is not None:
+            if call.id in self._open:
                 raise PromptError(
-                    f"no earlier assistant message made a tool call with id {call_id!r}",
-                    f"messages[{index}].tool_call_id",
+                    f"'{self._open[call.id].origin}' and '{call.origin}' have the same id {call.id!r}",
+                    call.origin,
+                    "id",
                 )
-            number = self._numbers[call_id]
-            if number in self._answered:
-                earlier = f"messages[{self._answered[number]}]"
-                raise PromptError(
-                    f"'{earlier}' and 'messages[{index}]' are results of one call, of id {call_id!r}",
-                    f"messages[{index}].tool_call_id",
-                )
-            self._answered[number] = index
-            return _Piece("result", text, name=self._names[number], number=number)
-        if role == "function":
-            name = message.get("name")
-            if name not in self._names:
-                raise PromptError(f"no earlier assistant message called {name!r}", f"messages[{index}].name")
-            number = len(self._names) - 1 - self._names[::-1].index(name)
-            return _Piece("result", text, name=name, number=number)
-        raise PromptError(f"unknown role {role!r}", f"messages[{index}].role")
+            self._open[call.id] = call
+            self._numbers[call.id] = number
+        self.names.append(clean_name(call.name))
+        return number
 
-    def _assistant(self, message: Message, index: int) -> Iterator[_Piece]:
-        """Reasoning, then words, then calls, unless the first call's id tells of another order."""
-        reasoning = message.get("reasoning_content") or message.get("reasoning") or ()
-        calls = message.get("tool_calls") or ()
-        legacy = message.get("function_call")
-        text, phase = message_text(message), message.get("phase")
-        known = None
-        if calls and isinstance(reasoning, str | tuple) and phase is None:
-            known = messages_before(calls[0]["id"], str(reasoning or ""), text)
-        if known is not None:
-            for channel, part in known:
-                is_analysis = channel == "analysis"
-                yield _Piece("analysis", part) if is_analysis else _words(part, "commentary")
-        else:
-            for thought in [reasoning] if isinstance(reasoning, str) else reasoning:
-                yield _Piece("analysis", thought)
-            if text or (phase and message.get("content") is not None):
-                yield _words(text, phase or ("commentary" if calls or legacy else None))
-        for number, call in enumerate(calls):
-            yield self._call(call, (index, number))
-        if legacy:
-            yield self._numbered(legacy["name"], legacy.get("arguments") or "")
-
-    def _call(self, call: Mapping[str, Any], place: tuple[int, int]) -> _Piece:
-        call_id = call["id"]
-        if call_id in self._open_ids:
+    def _called(self, result: ToolResult, call_id: str) -> int:
+        number = self._numbers.get(call_id)
+        if number is None:
             raise PromptError(
-                f"'{_field(self._open_ids[call_id])}' and '{_field(place)}' have the same id {call_id!r}",
-                f"{_field(place)}.id",
+                f"no earlier assistant message made a tool call with id {call_id!r}", result.origin, "call_id"
             )
-        self._open_ids[call_id] = place
-        self._numbers[call_id] = len(self._names)
-        if call.get("type") == "custom":
-            custom = call["custom"]
-            return self._numbered(custom["name"], custom.get("input") or "", is_json=False)
-        function = call["function"]
-        return self._numbered(function["name"], function.get("arguments") or "")
+        if number in self._answered:
+            raise PromptError(
+                f"'{self._answered[number].origin}' and '{result.origin}' are results of one call, of id {call_id!r}",
+                result.origin,
+                "call_id",
+            )
+        self._answered[number] = result
+        return number
 
-    def _numbered(self, name: str, text: str, *, is_json: bool = True) -> _Piece:
-        name = clean_name(name)
-        self._names.append(name)
-        return _Piece("call", text, name=name, number=len(self._names) - 1, is_json=is_json)
-
-
-def _field(place: tuple[int, int]) -> str:
-    return "messages[{}].tool_calls[{}]".format(*place)
-
-
-def _words(text: str, phase: str | None) -> _Piece:
-    return _Piece("words", text, phase=phase)
+    def _called_by_name(self, result: ToolResult) -> int:
+        """The number of the last call of a function, for results without the id of a call."""
+        if result.name not in self.names:
+            raise PromptError(f"no earlier assistant message called {result.name!r}", result.origin, "name")
+        return len(self.names) - 1 - self.names[::-1].index(result.name)
 
 
 def _results_at_their_calls(pieces: Sequence[_Piece]) -> list[_Piece]:
     """Moves a result that came after the calls of a later step to those of its own."""
     step, is_open = -1, False
     step_of: dict[int, int] = {}  # by number of the call
-    last_call: dict[int, int] = {}  # by step: its place
-    late: dict[int, list[_Piece]] = {}  # by place of the call that they go behind
+    last_call: dict[int, int] = {}  # by step: its index
+    late: dict[int, list[_Piece]] = {}  # by index of the call that they follow
     kept: list[tuple[int, _Piece]] = []
     for index, piece in enumerate(pieces):
-        if piece.kind == "call":
+        if isinstance(piece.message, ToolCall):
             step, is_open = (step, True) if is_open else (step + 1, True)
-            step_of[piece.number], last_call[step] = step, index
-        elif piece.kind not in ("analysis", "words"):
+            step_of[piece.call], last_call[step] = step, index
+        elif not isinstance(piece.message, AssistantMessage):
             is_open = False
-        if piece.kind == "result" and step_of.get(piece.number, step) != step:
-            late.setdefault(last_call[step_of[piece.number]], []).append(piece)
+        if isinstance(piece.message, ToolResult) and step_of.get(piece.call, step) != step:
+            late.setdefault(last_call[step_of[piece.call]], []).append(piece)
         else:
             kept.append((index, piece))
     return [one for index, piece in kept for one in (piece, *late.get(index, ()))]
@@ -179,73 +135,62 @@ def _calls_before_results(pieces: Sequence[_Piece]) -> list[_Piece]:
     """Moves what stands between calls and their results before the calls: the model ends its message with a call."""
     ordered: list[_Piece] = []
     for piece in pieces:
-        if piece.kind == "result":
-            after = _run_end(ordered, len(ordered), ("analysis", "words"))
-            calls = _run_end(ordered, after, ("call",))
+        if isinstance(piece.message, ToolResult):
+            after = _start_of_run(ordered, len(ordered), AssistantMessage)
+            calls = _start_of_run(ordered, after, ToolCall)
             ordered[calls:] = ordered[after:] + ordered[calls:after]
         ordered.append(piece)
     return ordered
 
 
-def _run_end(pieces: Sequence[_Piece], end: int, kinds: tuple[str, ...]) -> int:
-    """Where the run of these kinds that ends at `end` begins."""
-    while end and pieces[end - 1].kind in kinds:
+def _start_of_run(pieces: Sequence[_Piece], end: int, kind: type[Message]) -> int:
+    """Where the run of messages of this kind that ends at `end` begins."""
+    while end and isinstance(pieces[end - 1].message, kind):
         end -= 1
     return end
 
 
 def _order_results(pieces: list[_Piece]) -> None:
     """Puts the results between two calls in the order of their calls: Harmony has no ids to tell them apart."""
-    places: list[int] = []
+    indices: list[int] = []
     for index in range(len(pieces) + 1):
-        if index == len(pieces) or pieces[index].kind == "call":
-            results = sorted((pieces[i] for i in places), key=lambda piece: piece.number)
-            for place, result in zip(places, results, strict=True):
-                pieces[place] = result
-            places = []
-        elif pieces[index].kind == "result":
-            places.append(index)
+        if index == len(pieces) or isinstance(pieces[index].message, ToolCall):
+            results = sorted((pieces[i] for i in indices), key=lambda piece: piece.call)
+            for i, result in zip(indices, results, strict=True):
+                pieces[i] = result
+            indices = []
+        elif isinstance(pieces[index].message, ToolResult):
+            indices.append(index)
 
 
-def _set_phases(pieces: Sequence[_Piece]) -> None:
-    """Words that a call or a result of the same turn follows are commentary, others are the final answer."""
-    turn_goes_on = False
+def _set_channels(pieces: Sequence[_Piece]) -> None:
+    """Text that a call or a result of the same turn follows is commentary, other text is the final answer."""
+    turn_continues = False
     for piece in reversed(pieces):
-        if piece.kind in ("call", "result"):
-            turn_goes_on = True
-        elif piece.kind == "user":
-            turn_goes_on = False
-        elif piece.kind == "words" and piece.phase is None:
-            piece.phase = "commentary" if turn_goes_on else "final_answer"
+        message = piece.message
+        if isinstance(message, ToolCall | ToolResult):
+            turn_continues = True
+        elif isinstance(message, UserMessage):
+            turn_continues = False
+        elif isinstance(message, AssistantMessage) and message.channel is None:
+            piece.message = replace(message, channel="commentary" if turn_continues else "final")
 
 
-def _render(piece: _Piece) -> HarmonyMessage | None:
-    text = piece.text
-    match piece.kind:
-        case "user":
-            return HarmonyMessage(f"user:{piece.name}" if piece.name else "user", text)
-        case "developer":
-            return developer_message(text)
-        case "analysis":
-            return assistant_text("analysis", text)
-        case "words":
-            return assistant_text("commentary" if piece.phase == "commentary" else "final", text)
-        case "call":
-            return tool_call(piece.name or "", text, is_json=piece.is_json)
-        case "result":
-            return tool_result(piece.name or "", text)
+def _render(piece: _Piece, names: Sequence[str]) -> HarmonyMessage | None:
+    message = piece.message
+    match message:
+        case UserMessage():
+            return HarmonyMessage(f"user:{message.name}" if message.name else "user", message.text)
+        case DeveloperMessage():
+            return developer_message(message.text)
+        case AssistantMessage():
+            return assistant_text(message.channel or "final", message.text)
+        case ToolCall():
+            return tool_call(names[piece.call], message.arguments, is_json=message.is_json)
+        case ToolResult():
+            return tool_result(names[piece.call], message.text)
 
 
 def clean_name(name: str) -> str:
     """Clients replay names that a broken server leaked markers into: `f<|channel|>analysis` is `f`."""
     return name.split("<|", 1)[0].strip().removeprefix("functions.")
-
-
-def message_text(message: Message) -> str:
-    """A string, or the parts of an array joined in order."""
-    content = message.get("content")
-    if content is None:
-        return str(message.get("refusal") or "") if message["role"] == "assistant" else ""
-    if isinstance(content, str):
-        return content
-    return "".join(str(part.get("text") or part.get("refusal") or "") for part in content)

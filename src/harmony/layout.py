@@ -11,10 +11,11 @@ import re
 import secrets
 from collections.abc import Sequence
 
+from gptoss.harmony.conversation import AssistantMessage, Channel
 from gptoss.harmony.deltas import SEPARATOR
 
-_LETTERS = {"analysis": "A", "commentary": "P"}
-_CHANNELS = {letter: channel for channel, letter in _LETTERS.items()}
+_CHANNELS: dict[str, Channel] = {"A": "analysis", "P": "commentary"}
+_LETTERS: dict[str, str] = {channel: letter for letter, channel in _CHANNELS.items()}
 _ID = re.compile(r"call_[0-9a-f]{24}_((?:[AP][0-9a-z]{1,6})+)")
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -34,14 +35,14 @@ def _is_usual(before: Sequence[tuple[str, int]]) -> bool:
     return ordered and all(size for _, size in before)
 
 
-def messages_before(call_id: str, reasoning: str, words: str) -> list[tuple[str, str]] | None:
-    """(channel, text) of each message; None: the id does not tell, or the texts were changed since."""
+def messages_before(call_id: str, reasoning: str, words: str) -> list[AssistantMessage] | None:
+    """The messages that these texts were joined from; None: the id does not say, or the texts have changed since."""
     found = _ID.fullmatch(call_id)
     if found is None:
         return None
-    rest = {"analysis": reasoning, "commentary": words}
-    begun: set[str] = set()
-    messages = []
+    rest: dict[Channel, str] = {"analysis": reasoning, "commentary": words}
+    begun: set[Channel] = set()
+    messages: list[AssistantMessage] = []
     for letter, size in re.findall(r"([AP])([0-9a-z]+)", found[1]):
         channel, length = _CHANNELS[letter], int(size, 36)
         if length and channel in begun:
@@ -50,8 +51,8 @@ def messages_before(call_id: str, reasoning: str, words: str) -> list[tuple[str,
             rest[channel] = rest[channel].removeprefix(SEPARATOR)
         if length:
             begun.add(channel)
-        messages.append((channel, rest[channel][:length]))
-        if len(messages[-1][1]) < length:
+        messages.append(AssistantMessage(rest[channel][:length], channel))
+        if len(messages[-1].text) < length:
             return None
         rest[channel] = rest[channel][length:]
     return None if any(rest.values()) else messages

@@ -8,11 +8,12 @@ Message text never becomes a special token.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from gptoss.harmony.bpe import UNLIMITED, Limits
+from gptoss.harmony.conversation import Channel, ResponseSchema, ToolDefinition
 from gptoss.harmony.special_tokens import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START
 from gptoss.harmony.tool_schema import render_tools
 from gptoss.harmony.vocabulary_files import Vocabulary
@@ -114,19 +115,19 @@ def system_message(
 
 
 def developer_message(
-    instructions: str | None, tools: Sequence[Mapping[str, Any]] = (), response_format: Mapping[str, Any] | None = None
+    instructions: str | None, tools: Sequence[ToolDefinition] = (), schema: ResponseSchema | None = None
 ) -> HarmonyMessage | None:
-    """`response_format` is {name, description, schema}. None if there is nothing to say."""
+    """None if there is nothing to say. `schema`: of the final message."""
     sections = []
     if instructions:
         sections.append(f"# Instructions\n\n{instructions}")
     if tools:
         sections.append(render_tools(tools))
-    if response_format is not None:
-        lines = [f"## {response_format['name']}\n"]
-        if response_format.get("description"):
-            lines.append(f"// {response_format['description']}")
-        lines.append(json.dumps(response_format["schema"], ensure_ascii=False, separators=(",", ":")))
+    if schema is not None:
+        lines = [f"## {schema.name}\n"]
+        if schema.description:
+            lines.append(f"// {schema.description}")
+        lines.append(json.dumps(schema.schema, ensure_ascii=False, separators=(",", ":")))
         sections.append("# Response Formats\n\n" + "\n".join(lines))
     return HarmonyMessage("developer", "\n\n".join(sections)) if sections else None
 
@@ -147,5 +148,5 @@ def tool_result(name: str, text: str) -> HarmonyMessage:
     return HarmonyMessage(f"functions.{name} to=assistant", text, "commentary")
 
 
-def assistant_text(channel: Literal["analysis", "commentary", "final"], text: str) -> HarmonyMessage:
+def assistant_text(channel: Channel, text: str) -> HarmonyMessage:
     return HarmonyMessage("assistant", text, channel)

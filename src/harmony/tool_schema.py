@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+from gptoss.harmony.conversation import ToolDefinition
 from gptoss.harmony.schema.references import References, Target
 
 Schema = Mapping[str, Any]
@@ -78,16 +79,15 @@ _MAX_DEPTH = 32
 _MOST_REPEATED = 8000
 
 
-def render_tools(tools: Sequence[Mapping[str, Any]]) -> str:
-    """OpenAI function definitions ({name, description, parameters}) -> the `# Tools` section."""
+def render_tools(tools: Sequence[ToolDefinition]) -> str:
+    """The `# Tools` section of the developer message."""
     lines = ["## functions\n", "namespace functions {\n"]
     for tool in tools:
-        lines += [f"// {line}" for line in _lines(tool.get("description") or "")]
-        parameters = tool.get("parameters")
-        if parameters:
-            lines.append(f"type {tool['name']} = {_Renderer(parameters).signature()}\n")
+        lines += [f"// {line}" for line in _lines(tool.description or "")]
+        if tool.parameters:
+            lines.append(f"type {tool.name} = {_Renderer(tool.parameters).signature()}\n")
         else:
-            lines.append(f"type {tool['name']} = () => any;\n")
+            lines.append(f"type {tool.name} = () => any;\n")
     lines.append("} // namespace functions")
     return "# Tools\n\n" + "\n".join(lines)
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from gptoss.harmony.special_tokens import CALL
 from tests.quick.test_prompt_builder import CALLING, RESULT, TOOL, USER, VOCABULARY, builder
+from tests.support.conversations import conversation
 from tests.support.vocabulary import tokenizer_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,8 +26,10 @@ def test_our_tokenizer_files_give_transformers_the_same_ids() -> None:
 
 def test_the_same_input_gives_the_same_ids_in_another_process() -> None:
     code = (
-        "from gptoss.harmony.vocabulary_files import load_vocabulary; from gptoss.prompt_builder import PromptBuilder;"
-        f"print(PromptBuilder(load_vocabulary()).build({[USER, CALLING, RESULT]!r}, tools={[TOOL]!r}).token_ids)"
+        "from gptoss.harmony.conversation import *; from gptoss.harmony.vocabulary_files import load_vocabulary;"
+        "from gptoss.prompt_builder import PromptBuilder;"
+        f"said = {conversation([USER, CALLING, RESULT])!r};"
+        f"print(PromptBuilder(load_vocabulary()).build(said, tools={[TOOL]!r}).token_ids)"
     )
     runs = {
         subprocess.run(

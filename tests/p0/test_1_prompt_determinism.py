@@ -74,10 +74,12 @@ def test_another_process_builds_the_same_prompt(http: httpx.Client) -> None:
 import json, sys
 from gptoss.harmony.vocabulary_files import load_vocabulary
 from gptoss.prompt_builder import PromptBuilder
+from tests.support.conversations import conversation, definitions
 builder = PromptBuilder(load_vocabulary())
 for body in json.load(sys.stdin):
-    tools = [t["function"] for t in body.get("tools", ())]
-    print(json.dumps(builder.build(body["messages"], tools=tools, effort=body.get("reasoning_effort", "medium")).token_ids))
+    said = conversation(body["messages"])
+    tools = definitions([t["function"] for t in body.get("tools", ())])
+    print(json.dumps(builder.build(said, tools=tools, effort=body.get("reasoning_effort", "medium")).token_ids))
 """
     for seed in ("0", "12345"):
         done = subprocess.run(

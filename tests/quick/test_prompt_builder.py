@@ -7,21 +7,25 @@ from typing import Any
 import openai_harmony as oh
 import pytest
 
+from gptoss.harmony.conversation import PromptError, ResponseSchema, ToolDefinition
 from gptoss.harmony.special_tokens import END, FIRST_SPECIAL, RETURN
-from gptoss.prompt_builder import PromptBuilder, PromptError
+from gptoss.prompt_builder import PromptBuilder, PromptTokens
+from tests.support.conversations import conversation
 from tests.support.vocabulary import public_vocabulary
 
 VOCABULARY = public_vocabulary()
 ROOT = Path(__file__).resolve().parents[2]
-TOOL = {
-    "name": "get_weather",
-    "description": "Weather",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-}
+TOOL = ToolDefinition("get_weather", "Weather", {"type": "object", "properties": {"city": {"type": "string"}}})
 
 
-def builder(**options: Any) -> PromptBuilder:
-    return PromptBuilder(VOCABULARY, **options)
+class Builder(PromptBuilder):
+    def build(self, messages: Any, **options: Any) -> PromptTokens:
+        """Of messages as chat clients write them."""
+        return super().build(conversation(messages), **options)
+
+
+def builder(**options: Any) -> Builder:
+    return Builder(VOCABULARY, **options)
 
 
 def text(messages: list[dict[str, Any]], **options: Any) -> str:
@@ -128,14 +132,13 @@ def test_content_parts_join_like_one_string() -> None:
 def test_an_unknown_call_id_is_an_error_that_names_the_field() -> None:
     with pytest.raises(PromptError) as error:
         builder().build([USER, CALLING, {**RESULT, "tool_call_id": "nope"}])
-    assert error.value.param == "messages[2].tool_call_id"
+    assert (error.value.origin, error.value.field) == ("messages[2]", "call_id")
 
 
 def test_response_format_is_shown_in_the_developer_message() -> None:
-    schema = {"name": "answer", "description": "The answer", "schema": {"type": "object"}}
-    assert '# Response Formats\n\n## answer\n\n// The answer\n{"type":"object"}<|end|>' in text(
-        [USER], response_format=schema
-    )
+    schema = ResponseSchema("answer", {"type": "object"}, "The answer")
+    shown = text([USER], schema=schema)
+    assert '# Response Formats\n\n## answer\n\n// The answer\n{"type":"object"}<|end|>' in shown
 
 
 def test_a_new_turn_renders_only_the_new_messages() -> None:

@@ -16,7 +16,7 @@ import torch
 from gptoss.harmony.render import render_message, system_message
 from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.prompt_builder import PromptBuilder
-from training.nano.examples import EFFORTS, Example, Source, completion_ids
+from training.nano.examples import EFFORTS, Example, Source, completion_ids, prompt_of
 from training.nano.lessons import ALL_KINDS, NATURAL_SHARE, PLAIN_SHARE, Curriculum, lesson
 from training.nano.network import GROUP
 
@@ -81,9 +81,7 @@ class BatchMaker:
         return group
 
     def encode(self, made: Example) -> tuple[list[int], list[int]]:
-        prompt = self._builder.build(
-            made.messages, tools=made.tools, response_format=made.response_format, effort=made.effort
-        )
+        prompt = prompt_of(made, self._builder)
         return prompt.token_ids, completion_ids(made, self._vocabulary, prompt.token_ids)
 
 

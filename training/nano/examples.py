@@ -15,9 +15,13 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
+from gptoss.api.chat.messages import read_messages
+from gptoss.api.chat.schema import FunctionDefinition, Message
+from gptoss.harmony.conversation import ResponseSchema, ToolDefinition
 from gptoss.harmony.render import HarmonyMessage, ReasoningEffort, assistant_text, render_message, tool_call
 from gptoss.harmony.special_tokens import CHANNEL, CONSTRAIN, RETURN, START
 from gptoss.harmony.vocabulary_files import Vocabulary
+from gptoss.prompt_builder import PromptBuilder, PromptTokens
 
 EFFORTS: tuple[ReasoningEffort, ...] = ("low", "medium", "high")
 HELD_OUT_SHARE = 10  # one in this many
@@ -54,6 +58,19 @@ class Example:
     @property
     def answer_text(self) -> str:
         return "".join(p.text if isinstance(p, Letters) else p for p in self.answer)
+
+
+def prompt_of(example: Example, builder: PromptBuilder) -> PromptTokens:
+    """The prompt that a server would build from the example's messages and tools."""
+    messages = [Message.model_validate(message) for message in example.messages]
+    functions = [FunctionDefinition.model_validate(tool) for tool in example.tools]
+    wanted = example.response_format
+    return builder.build(
+        read_messages(messages),
+        tools=[ToolDefinition(one.name, one.description, one.parameters) for one in functions],
+        schema=ResponseSchema(**wanted) if wanted is not None else None,
+        effort=example.effort,
+    )
 
 
 def completion_ids(example: Example, vocabulary: Vocabulary, prompt_ids: Sequence[int]) -> list[int]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from gptoss.api.access.api_keys import Caller, tenant_of
 from gptoss.api.chat.continuation import Beginning, beginning, begun
-from gptoss.api.chat.schema import MAX_TOOLS, ChatCompletionRequest
+from gptoss.api.chat.messages import FIELDS, read_messages
+from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.chat.structured_outputs import FinalFormat, asks_for_format, final_format
 from gptoss.api.chat.tools import ToolPlan, plan_tools
 from gptoss.api.context import ServerContext
@@ -26,17 +27,19 @@ from gptoss.config.profiles import Profile
 from gptoss.engine.messages import AddRequest
 from gptoss.engine.sampling_params import LoopGuard, SamplingParams
 from gptoss.harmony.bpe import Limits, TooManyTokensError
+from gptoss.harmony.conversation import Conversation, PromptError
 from gptoss.harmony.grammar import TurnSpec, fitted_grammar, text_grammar, turn_grammar
 from gptoss.harmony.schema.checks import SchemaError
 from gptoss.harmony.schema.rewrite import ALL, Relaxed
 from gptoss.harmony.special_tokens import CALL, END, RETURN, STOP_TOKEN_IDS
-from gptoss.prompt_builder import PromptError, PromptTokens
+from gptoss.prompt_builder import PromptTokens
 
 logger = logging.getLogger(__name__)
 GREEDY_BELOW = 1e-5  # a lower temperature would overflow float32 logits
 MIN_ANSWER_TOKENS = 16
 MESSAGE_TOKENS = 4  # of one that says nothing: start, role, message, end
 TOO_COMPLEX = Relaxed("parameters", ALL, "all schemas together are too complex")
+EMPTY = Conversation()
 NAMED_ROLES = ("user", "function")  # whose `name` the model reads
 _warn_names = WarnOnce(logger, "names of messages are not shown to the model for roles: %s")
 
@@ -142,16 +145,17 @@ def _num_rendered(messages: list[Any]) -> int:
 
 
 def _read(
-    body: Mapping[str, Any], context: ServerContext, max_tools: int, client: str | None
-) -> tuple[ChatCompletionRequest, list[dict[str, Any]]]:
-    """-> (the request, its messages). Raises InvalidRequest or pydantic's ValidationError."""
+    body: Mapping[str, Any], context: ServerContext, client: str | None
+) -> tuple[ChatCompletionRequest, Conversation, Conversation]:
+    """The request, its conversation, the message to continue. Raises InvalidRequest or pydantic's ValidationError."""
     sent = body.get("messages")
     check_count(_num_rendered(sent if isinstance(sent, list) else []), "messages", context)
-    request = ChatCompletionRequest.model_validate(dict(body), context={"max_tools": max_tools})
+    request = ChatCompletionRequest.model_validate(dict(body))
     _warn_names({m.role for m in request.messages if m.name and m.role not in NAMED_ROLES})
     if client is not None:
         context.unknown_fields.check(body, request, client)
-    return request, [m.model_dump(exclude_none=True) for m in request.messages]
+    end = len(request.messages) - bool(request.continue_final_message)
+    return request, read_messages(request.messages[:end]), read_messages(request.messages[end:])
 
 
 async def plan_chat(
@@ -160,14 +164,30 @@ async def plan_chat(
     caller: Caller | None,
     sender: Sender = LOCAL,
     *,
-    id_prefix: str = "chatcmpl-",
-    max_tools: int = MAX_TOOLS,
     client: str | None = None,
+) -> ChatPlan:
+    """`client`: whose unknown fields are reported; None where the body is our own. Raises ApiError or pydantic's
+    ValidationError; nothing has gone to the engine then."""
+    request, conversation, last = await context.read(sender, lambda _: _read(body, context, client))
+    try:
+        return await plan_conversation(request, conversation, context, caller, sender, last=last)
+    except PromptError as error:
+        raise InvalidRequest(str(error), f"{error.origin}.{FIELDS[error.field]}", "invalid_value") from None
+
+
+async def plan_conversation(
+    request: ChatCompletionRequest,
+    conversation: Conversation,
+    context: ServerContext,
+    caller: Caller | None,
+    sender: Sender,
+    *,
+    last: Conversation = EMPTY,
+    id_prefix: str = "chatcmpl-",
     counts_all: bool = False,
 ) -> ChatPlan:
-    """`client`: whose unknown fields are reported; None where the body is our own. `counts_all`: also the tokens of
-    a prompt that is too long. Raises ApiError or pydantic's ValidationError; nothing has gone to the engine then."""
-    request, messages = await context.read(sender, lambda _: _read(body, context, max_tools, client))
+    """`last`: the message to continue. `counts_all`: also the tokens of a prompt that is too long. Raises ApiError or
+    PromptError; nothing has gone to the engine then."""
     profile = _profile(request, context)
     wanted = request.response_format
     if request.tools or request.functions or wanted or asks_for_format(request):
@@ -183,21 +203,19 @@ async def plan_chat(
     scope = context.access.cache_scope(caller)
     try:
         prompt = await context.build_prompt(
-            messages[:-1] if begins == "final" else messages,
+            conversation,
             sender,
             tools=tools.shown,
-            response_format=final.shown if final is not None else None,
+            schema=final.shown if final is not None else None,
             effort=effort,
             cache_scope=scope,
             counts_all=counts_all,
         )
         if begins != "message":
-            last, most = messages[-1], sys.maxsize if counts_all else context.max_model_len
+            most = sys.maxsize if counts_all else context.max_model_len
             prompt = await context.read(
                 sender, lambda stopped: begun(prompt, last, begins, context.vocabulary, Limits(most, stopped))
             )
-    except PromptError as error:
-        raise InvalidRequest(str(error), error.param, "invalid_value") from None
     except TooManyTokensError:
         raise _too_long(None, context) from None
     except RecursionError:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.harmony.bpe import UNLIMITED, Limits
-from gptoss.harmony.history import message_text
+from gptoss.harmony.conversation import AssistantMessage, Conversation
 from gptoss.harmony.parser import ResponseParser
 from gptoss.harmony.special_tokens import CHANNEL, END, MESSAGE, START
 from gptoss.harmony.vocabulary_files import Vocabulary
@@ -37,10 +36,10 @@ def beginning(request: ChatCompletionRequest, *, constrained: bool) -> Beginning
 
 
 def begun(
-    prompt: PromptTokens, last: Mapping[str, Any], where: Beginning, vocabulary: Vocabulary, limits: Limits = UNLIMITED
+    prompt: PromptTokens, last: Conversation, where: Beginning, vocabulary: Vocabulary, limits: Limits = UNLIMITED
 ) -> PromptTokens:
-    """The prompt up to where the answer begins. `last`: the message to continue, which `prompt` does not have. Raises
-    as `Vocabulary.encode` does."""
+    """The prompt up to where the answer begins. `last`: the message to continue, which `prompt` does not have, and its
+    reasoning. Raises as `Vocabulary.encode` does."""
     opening = [START, *vocabulary.encode("assistant")]
     ids = prompt.token_ids
     if where == "turn":
@@ -48,13 +47,14 @@ def begun(
         return replace(prompt, token_ids=ids[: -len(opening)])
     if where == "message":
         return prompt
-    reasoning = last.get("reasoning_content") or last.get("reasoning")
+    texts = [message for message in last.messages if isinstance(message, AssistantMessage)]
     more: list[int] = []
-    if reasoning:
+    for thought in (message.text for message in texts if message.channel == "analysis"):
         more += [CHANNEL, *vocabulary.encode("analysis"), MESSAGE]
-        more += [*vocabulary.encode(reasoning, limits), END, *opening]
+        more += [*vocabulary.encode(thought, limits.less(len(more))), END, *opening]
+    words = "".join(message.text for message in texts if message.channel != "analysis")
     more += [CHANNEL, *vocabulary.encode("final"), MESSAGE]
-    more += vocabulary.encode(message_text(last), limits.less(len(more)))
+    more += vocabulary.encode(words, limits.less(len(more)))
     return replace(prompt, token_ids=ids + more)
 
 

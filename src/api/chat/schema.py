@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,6 +21,7 @@ from gptoss.api.http.fields import (
     SamplingFields,
     Strict,
     check_parts,
+    check_user_name,
     fail,
     json_type,
 )
@@ -31,7 +31,6 @@ RESULT_ROLES = ("tool", "function")
 ROLES = ("developer", "system", "user", "assistant", *RESULT_ROLES)
 PARTS = {"text": "text"}  # types of content parts, and the field of each that has its text
 ASSISTANT_PARTS = PARTS | {"refusal": "refusal"}
-_USER_NAME = re.compile(r"[^\s<|\\/>]{0,64}")  # OpenAI's pattern
 
 
 class FunctionDefinition(Strict):
@@ -207,12 +206,8 @@ def check_message(message: Message, where: str) -> None:
         )
     if role == "function" and not message.name:
         raise fail("A message with role 'function' needs name.", f"{where}.name", "missing_required_parameter")
-    if role == "user" and not _USER_NAME.fullmatch(message.name or ""):
-        raise fail(
-            f"{message.name!r} is not a valid name: up to 64 characters without spaces, '<', '|', '\\', '/' and '>' "
-            "are allowed.",
-            f"{where}.name",
-        )
+    if role == "user":
+        check_user_name(message.name or "", f"{where}.name")
     for index, call in enumerate(message.tool_calls or ()):
         if getattr(call, call.type) is None:
             missing = f"{where}.tool_calls[{index}].{call.type}"

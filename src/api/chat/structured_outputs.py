@@ -10,6 +10,7 @@ from typing import Any
 from gptoss.api.chat.schema import JsonSchemaFormat, ResponseFormat
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.http.fields import SamplingFields
+from gptoss.harmony.conversation import ResponseSchema
 from gptoss.harmony.grammar import choice_rule, grammar_error, json_rule, pattern_rule, text_grammar
 from gptoss.harmony.schema.checks import SchemaError
 from gptoss.harmony.schema.enforce import Enforced, enforceable
@@ -25,7 +26,7 @@ class FinalFormat:
 
     field: str  # of the request
     name: str
-    shown: Mapping[str, Any] | None = None  # in the developer message
+    shown: ResponseSchema | None = None  # in the developer message
     enforced: Enforced | None = None
     text_rule: str | None = None
 
@@ -116,8 +117,7 @@ def _of_schema(
     except SchemaError as error:
         place = f"response_format '{name}'" if field.startswith("response_format") else f"'{field}'"
         raise InvalidRequest(f"Invalid schema for {place}: {error}", field, "invalid_json_schema") from None
-    shown = {"name": name, "description": description, "schema": schema}
-    return FinalFormat(field, name, shown, enforced)
+    return FinalFormat(field, name, ResponseSchema(name, schema, description), enforced)
 
 
 def _read_schema(field: str, value: Any) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from gptoss.api.chat.schema import ChatCompletionRequest, FunctionDefinition
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.relaxations import RelaxedSchema
+from gptoss.harmony.conversation import ToolDefinition
 from gptoss.harmony.grammar import ToolSpec
 from gptoss.harmony.schema.checks import SchemaError
 from gptoss.harmony.schema.enforce import Enforced, enforceable
@@ -22,7 +23,7 @@ TOO_LARGE = Relaxed("parameters", ALL, "too large to be enforced unasked")
 
 @dataclass(frozen=True, slots=True)
 class ToolPlan:
-    shown: list[dict[str, Any]]  # in the prompt
+    shown: list[ToolDefinition]  # in the prompt
     callable: list[ToolSpec]  # may be called
     must_call: bool
     legacy: bool  # asked for with `functions`: answered with `function_call`
@@ -65,7 +66,7 @@ def plan_tools(request: ChatCompletionRequest, *, guide_arguments: bool = False)
         spec, not_enforced = _spec(function, enforced, forced=forced, guide=guide_arguments)
         specs.append(spec)
         relaxed += [RelaxedSchema("function", function.name, r) for r in not_enforced]
-    shown = [] if mode == "none" else [_shown(f) for f in functions]
+    shown = [] if mode == "none" else [ToolDefinition(f.name, f.description, f.parameters) for f in functions]
     return ToolPlan(shown, specs, forced, legacy, relaxed)
 
 
@@ -96,10 +97,6 @@ def _spec(
     if not asked and len(json.dumps(enforced.schema)) > MAX_GUIDED_SCHEMA:
         return ToolSpec(function.name, None, True, False, strict), (TOO_LARGE,)
     return ToolSpec(function.name, enforced.schema, True, asked, strict), enforced.relaxed
-
-
-def _shown(function: FunctionDefinition) -> dict[str, Any]:
-    return {"name": function.name, "description": function.description, "parameters": function.parameters}
 
 
 def _choice(choice: Any) -> tuple[str, list[str] | None]:

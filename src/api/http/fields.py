@@ -32,6 +32,7 @@ EFFORTS = {
 }
 MAX_STOPS = 32  # OpenAI allows 4, evaluation harnesses send more
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_USER_NAME = re.compile(r"[^\s<|\\/>]{0,64}")  # OpenAI's pattern
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -105,6 +106,7 @@ def few(limit: int) -> BeforeValidator:
 Metadata = Annotated[dict[str, str], few(16)]
 # Whether an assistant's words introduce a call or are the answer; without it, the calls of the turn tell.
 Phase = Literal["commentary", "final_answer"]
+CHANNELS: dict[Phase, Literal["commentary", "final"]] = {"commentary": "commentary", "final_answer": "final"}
 
 
 def stop_list(value: Any) -> Any:
@@ -185,6 +187,23 @@ def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> Non
                 f"{where}[{index}].{allowed[kind]}",
                 "invalid_type",
             )
+
+
+def joined_parts(content: str | list[Any], allowed: Mapping[str, str], between: str = "") -> str:
+    """A text, or the texts of an array's parts in order. `allowed`: as `check_parts` has checked them."""
+    if isinstance(content, str):
+        return content
+    return between.join(part[allowed[part["type"]]] for part in content)
+
+
+def check_user_name(name: str, where: str) -> None:
+    """Raises for a user's name that the header of a Harmony message cannot have."""
+    if not _USER_NAME.fullmatch(name):
+        raise fail(
+            f"{name!r} is not a valid name: up to 64 characters without spaces, '<', '|', '\\', '/' and '>' "
+            "are allowed.",
+            where,
+        )
 
 
 def json_type(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a Responses request may contain, and the chat request that it and the items before it stand for."""
+"""A Responses request and the items before it as a conversation and the options of a chat request."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.http.fields import SamplingFields
-from gptoss.api.responses.items import Conversation, PlacedItem, read_items
+from gptoss.api.responses.items import PlacedItem, conversation_of, read_items
 from gptoss.api.responses.schema import ResponsesRequest, TextFormat, TextOptions
 from gptoss.api.responses.tools import ToolTable, read_choice, read_tools
+from gptoss.harmony.conversation import Conversation, Message
 
 LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
 # Where the chat request says what this one says elsewhere.
@@ -28,9 +29,15 @@ _QUOTED = re.compile(r"'([^'\s]+)'")
 
 @dataclass(frozen=True, slots=True)
 class ChatBody:
-    body: dict[str, Any]
-    places: list[str]  # the field by which each of its messages came
+    options: dict[str, Any]  # a chat request but its messages
+    instructions: str | None
+    messages: list[Message | None]  # of each item
     tools: ToolTable
+
+    def conversation(self, kept: Sequence[int] | None = None) -> Conversation:
+        """Of the items of these indices, in order; None: of all. Raises InvalidRequest where the model reads none."""
+        messages = self.messages if kept is None else [self.messages[index] for index in kept]
+        return conversation_of(self.instructions, messages)
 
     def in_words_of_responses(self, error: InvalidRequest) -> InvalidRequest:
         """The same error, naming fields and functions as they are called here."""
@@ -40,7 +47,7 @@ class ChatBody:
 
     def _quoted(self, found: re.Match[str], param: str | None) -> str:
         name = found[1]
-        if name == param or name.startswith(("messages[", "tools[")):
+        if name == param or name.startswith("tools["):
             return f"'{self._field(name)}'"
         named = self.tools.client_name(name)
         return f"'{named['name']}'" + (f" of namespace '{named['namespace']}'" if "namespace" in named else "")
@@ -49,24 +56,15 @@ class ChatBody:
         tool = re.match(r"^tools\[(\d+)\](\.function)?", param)
         if tool is not None and int(tool[1]) < len(self.tools.offered):
             return self.tools.where(int(tool[1])) + param[tool.end() :]
-        found = re.match(r"^messages\[(\d+)\](.*)$", param)
-        if found is not None and int(found[1]) < len(self.places):
-            place = self.places[int(found[1])]
-            rest = found[2].replace(".tool_call_id", ".call_id")
-            param = place + (rest if place.endswith("]") else "")
         for pattern, name in PLACES:
             param = pattern.sub(name, param)
         return param
 
 
 def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBody:
-    """`items`: the whole conversation. Raises InvalidRequest for one that cannot be read."""
-    tools, conversation = read_tools(request.tools or ()), Conversation()
-    if request.instructions:
-        conversation.append({"role": "developer", "content": request.instructions}, "instructions")
-    read_items(items, conversation, tools.model_name)
-    if not conversation.messages:
-        raise InvalidRequest("'input' has no item that the model can read.", "input", "empty_array")
+    """The request as chat has it. `items`: the whole conversation. Raises InvalidRequest for one that is not valid."""
+    tools = read_tools(request.tools or ())
+    messages = read_items(items, tools.model_name)
     shared = SamplingFields.model_fields.keys() & request.model_fields_set
     body: dict[str, Any] = {name: getattr(request, name) for name in sorted(shared - {"stream_options", "n"})}
     text = request.text or TextOptions()
@@ -87,7 +85,7 @@ def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBod
     if LOGPROBS in (request.include or ()):
         optional |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     given = {name: value for name, value in optional.items() if value is not None}
-    return ChatBody(body | {"messages": conversation.messages} | given, conversation.places, tools)
+    return ChatBody(body | given, request.instructions, messages, tools)
 
 
 def _response_format(wanted: TextFormat | None) -> dict[str, Any] | None:

@@ -1,23 +1,35 @@
-"""Items of a Responses conversation, and the chat messages that they stand for."""
+"""The items of a Responses request as a conversation."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from gptoss.api.http.errors import InvalidRequest, from_validation
-from gptoss.api.http.fields import Phase, Strict, check_parts
+from gptoss.api.http.fields import CHANNELS, Phase, Strict, check_parts, check_user_name, joined_parts
 from gptoss.api.responses.encrypted_content import ForeignSeal, unseal
 from gptoss.api.telemetry.warn_once import WarnOnce
+from gptoss.harmony.conversation import (
+    AssistantMessage,
+    Conversation,
+    DeveloperMessage,
+    Message,
+    ToolCall,
+    ToolResult,
+    UserMessage,
+)
+from gptoss.harmony.layout import messages_before
 
 logger = logging.getLogger(__name__)
 _warn_left_out = WarnOnce(logger, "input items of type %s are left out: the model cannot read them", limit=100)
+_warn_names = WarnOnce(logger, "names of messages are not shown to the model for roles: %s")
 # What OpenAI's own tools and services leave in a history: https://platform.openai.com/docs/api-reference/responses
 _FOREIGN = re.compile(
     r"\w+_call|\w+_call_output|mcp_\w+|\w*compaction\w*|tool_search_output|program|program_output"
@@ -98,54 +110,38 @@ def num_rendered(items: Sequence[Any]) -> int:
     )
 
 
-@dataclass(slots=True)
-class Conversation:
-    """Chat messages. What the assistant did in a row, reasoning, words and calls, is one message."""
+def read_items(items: Sequence[PlacedItem], name: Callable[[str | None, str], str]) -> list[Message | None]:
+    """The message of each item; None for an item that the model cannot read or that says nothing.
 
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)  # the field by which each message came
-
-    def append(self, message: dict[str, Any], where: str) -> None:
-        self.messages.append(message)
-        self.places.append(where)
-
-
-def read_items(items: Sequence[PlacedItem], conversation: Conversation, name: Callable[[str | None, str], str]) -> None:
-    """Appends the items' messages. `name`: the model's name for a function, of its namespace and name.
-
-    Raises:
-        InvalidRequest: an item that cannot be read.
+    `name`: the model's name for a function, of its namespace and name. Raises InvalidRequest for what is no item.
     """
-    turn: dict[str, Any] | None = None  # the assistant's message that may go on
-    open_calls: dict[str, str] = {}  # their ids and places, until someone else writes
     left_out: set[Any] = set()  # ids of calls that the model cannot read
+    messages: list[Message | None] = []
     for placed in items:
-        item, where = _item(placed), placed.where
+        item = _item(placed)
         if item is None:
             left_out.add(_id_of_call(placed.item))
-            continue
-        if isinstance(item, FunctionCallItem | CustomCallItem):
-            _check_unused(item.call_id, where, open_calls)
+        elif isinstance(item, FunctionCallItem | CustomCallItem):
             left_out.discard(item.call_id)
-        if isinstance(item, CallOutputItem) and item.call_id in left_out:
+        elif isinstance(item, CallOutputItem) and item.call_id in left_out:
             _warn_left_out([item.type])
-            continue
-        part = _part_of_turn(item, where, name)
-        if part is None:
-            turn = None
-            open_calls.clear()
-            conversation.append(_other(item, where), where)
-            continue
-        if not part:
-            continue
-        if turn is None or not _goes_on(turn, part):
-            turn = {"role": "assistant"}
-            conversation.append(turn, where)
-        calls = turn.get("tool_calls", []) + part.pop("tool_calls", [])
-        turn |= part
-        if calls:
-            turn["tool_calls"] = calls
-    _mark_preambles(conversation.messages)
+            item = None
+        messages.append(None if item is None else _message(item, placed.where, name))
+    return messages
+
+
+def conversation_of(instructions: str | None, messages: Iterable[Message | None]) -> Conversation:
+    """The conversation of messages that `read_items` returned, or of some of them.
+
+    Raises:
+        InvalidRequest: there are none.
+    """
+    read: list[Message] = [DeveloperMessage(instructions)] if instructions else []
+    read += [message for message in messages if message is not None]
+    if not read:
+        raise InvalidRequest("'input' has no item that the model can read.", "input", "empty_array")
+    _mark_preambles(read)
+    return Conversation(tuple(_as_written(read)))
 
 
 def _id_of_call(item: Mapping[str, Any]) -> str | None:
@@ -154,37 +150,50 @@ def _id_of_call(item: Mapping[str, Any]) -> str | None:
     return next((name for name in ids if isinstance(name, str) and name), None)
 
 
-def _check_unused(call_id: str, where: str, open_calls: dict[str, str]) -> None:
-    if call_id in open_calls:
-        raise InvalidRequest(
-            f"'{open_calls[call_id]}' and '{where}' have the same call_id {call_id!r}.",
-            f"{where}.call_id",
-            "invalid_value",
-        )
-    open_calls[call_id] = where
-
-
-def _goes_on(turn: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
-    """Reasoning, then words, then calls: what would go back in that order begins another message."""
-    if "tool_calls" in part:
-        return turn.get("phase") != "final_answer"
-    return not turn.keys() & ({"content", "tool_calls"} | part.keys())
-
-
-def _mark_preambles(messages: Sequence[dict[str, Any]]) -> None:
+def _mark_preambles(messages: list[Message]) -> None:
     """Words before more reasoning and more words of the same turn are a preamble: an answer ends the turn."""
     words_follow = reasoning_follows = False
-    for message in reversed(messages):
-        if message["role"] == "user":
+    for index, message in reversed(list(enumerate(messages))):
+        if isinstance(message, UserMessage):
             words_follow = reasoning_follows = False
-        if message["role"] != "assistant":
-            continue
-        if "content" in message:
-            if reasoning_follows:
-                message.setdefault("phase", "commentary")
-            words_follow = True
-        if "reasoning_content" in message:
+        elif isinstance(message, AssistantMessage) and message.channel == "analysis":
             reasoning_follows = words_follow
+        elif isinstance(message, AssistantMessage):
+            if reasoning_follows and message.channel is None:
+                messages[index] = replace(message, channel="commentary")
+            words_follow = True
+
+
+def _as_written(messages: Sequence[Message]) -> Iterator[Message]:
+    """The messages. Where a client has joined texts before a call, its id parts them again."""
+    texts: list[AssistantMessage] = []  # before a call, as a chat message has them: reasoning, then words
+    previous: Message | None = None
+    for message in messages:
+        if isinstance(message, AssistantMessage):
+            if texts and (message.channel == "analysis" or texts[-1].channel != "analysis"):
+                yield from texts
+                texts = []
+            texts.append(message)
+        else:
+            if isinstance(message, ToolCall) and not isinstance(previous, ToolCall):
+                texts = _parted(texts, message.id or "")
+            yield from texts
+            yield message
+            texts = []
+        previous = message
+    yield from texts
+
+
+def _parted(texts: list[AssistantMessage], call_id: str) -> list[AssistantMessage]:
+    """The texts as the model wrote them before the call of this id. A final answer is no part of them."""
+    if texts and texts[-1].channel == "final":
+        return [*texts, *(messages_before(call_id, "", "") or ())]
+    reasoning = [text.text for text in texts if text.channel == "analysis"]
+    words = [text for text in texts if text.channel != "analysis"]
+    if reasoning == [""] or any(text.channel is not None for text in words):
+        return texts
+    parted = messages_before(call_id, "".join(reasoning), "".join(text.text for text in words))
+    return texts if parted is None else parted
 
 
 def _item(placed: PlacedItem) -> Item | None:
@@ -209,21 +218,42 @@ def _item(placed: PlacedItem) -> Item | None:
         raise from_validation(error, (where,)) from None
 
 
-def _part_of_turn(item: Item, where: str, name: Callable[[str | None, str], str]) -> dict[str, Any] | None:
-    """What this item adds to the assistant's message, {} for nothing; None: it is no part of one."""
-    if isinstance(item, ReasoningItem):
-        text = _reasoning(item, where)
-        return {} if text is None else {"reasoning_content": text or [text]}
-    if isinstance(item, FunctionCallItem):
-        function = {"name": name(item.namespace, item.name), "arguments": item.arguments}
-        return {"tool_calls": [{"id": item.call_id, "type": "function", "function": function}]}
-    if isinstance(item, CustomCallItem):
-        custom = {"name": name(item.namespace, item.name), "input": item.input}
-        return {"tool_calls": [{"id": item.call_id, "type": "custom", "custom": custom}]}
-    if isinstance(item, InputMessage) and item.role == "assistant":
-        text = _text(item.content, ASSISTANT_PARTS, f"{where}.content")
-        return {"content": text} | ({"phase": item.phase} if item.phase else {})
-    return None
+def _message(item: Item, where: str, name: Callable[[str | None, str], str]) -> Message | None:
+    """The item as the model reads it; None: there is nothing to read."""
+    match item:
+        case ReasoningItem():
+            text = _reasoning(item, where)
+            return None if text is None else AssistantMessage(text, "analysis")
+        case FunctionCallItem():
+            return ToolCall(name(item.namespace, item.name), item.arguments, item.call_id, origin=where)
+        case CustomCallItem():
+            called = name(item.namespace, item.name)
+            return ToolCall(called, item.input, item.call_id, is_json=False, origin=where)
+        case CallOutputItem():
+            return _result(item, where)
+        case InputMessage(role="assistant"):
+            text = _text(item.content, ASSISTANT_PARTS, f"{where}.content")
+            return AssistantMessage(text, CHANNELS[item.phase] if item.phase else None)
+        case InputMessage():
+            return _input_message(item, where)
+
+
+def _result(item: CallOutputItem, where: str) -> ToolResult:
+    text = "" if item.output == [] else _text(item.output, OUTPUT_PARTS, f"{where}.output")
+    if not item.call_id:
+        raise InvalidRequest("A result needs call_id.", f"{where}.call_id", "missing_required_parameter")
+    return ToolResult(text, item.call_id, origin=where)
+
+
+def _input_message(item: InputMessage, where: str) -> UserMessage | DeveloperMessage:
+    text = _text(item.content, INPUT_PARTS, f"{where}.content")
+    if item.role == "user":
+        with contract_errors():
+            check_user_name(item.name or "", f"{where}.name")
+        return UserMessage(text, item.name)
+    if item.name:
+        _warn_names([item.role])
+    return DeveloperMessage(text)
 
 
 def _reasoning(item: ReasoningItem, where: str) -> str | None:
@@ -246,22 +276,19 @@ def _reasoning(item: ReasoningItem, where: str) -> str | None:
     return None
 
 
-def _other(item: Item, where: str) -> dict[str, Any]:
-    if isinstance(item, CallOutputItem):
-        text = "" if item.output == [] else _text(item.output, OUTPUT_PARTS, f"{where}.output")
-        return {"role": "tool", "tool_call_id": item.call_id, "content": text}
-    assert isinstance(item, InputMessage)
-    text = _text(item.content, INPUT_PARTS, f"{where}.content")
-    return {"role": item.role, "content": text} | ({"name": item.name} if item.name else {})
-
-
 def _text(content: str | list[Any], allowed: Mapping[str, str], where: str, *, between: str = "") -> str:
     """A string, or the texts of an array's parts in order."""
-    if isinstance(content, str):
-        return content
+    if not isinstance(content, str):
+        with contract_errors():
+            check_parts(content, allowed, where)
+    return joined_parts(content, allowed, between)
+
+
+@contextmanager
+def contract_errors() -> Iterator[None]:
+    """Raises what a check of pydantic's kind has found as InvalidRequest."""
     try:
-        check_parts(content, allowed, where)
+        yield
     except PydanticCustomError as error:
         problem = error.context or {}
         raise InvalidRequest(problem["text"], problem["param"], problem["code"]) from None
-    return between.join(part[allowed[part["type"]]] for part in content)

@@ -24,7 +24,7 @@ class Cuts:
     """The ways of cutting a conversation; cut 0 leaves all items."""
 
     def __init__(self, items: Sequence[PlacedItem]) -> None:
-        self._items = items
+        self._num_items = len(items)
         fixed = _fixed(items)
         self._cuttable = [index for index in range(len(items)) if index not in fixed]
         self._sizes = _allowed_sizes(items, self._cuttable)
@@ -35,11 +35,12 @@ class Cuts:
     def num_cut(self, cut: int) -> int:
         return self._sizes[cut]
 
-    def kept(self, cut: int) -> list[PlacedItem]:
+    def kept(self, cut: int) -> list[int]:
+        """The indices of the items that a cut leaves."""
         gone = set(self._cuttable[: self._sizes[cut]])
-        return [item for index, item in enumerate(self._items) if index not in gone]
+        return [index for index in range(self._num_items) if index not in gone]
 
-    def smallest(self, fits: Callable[[list[PlacedItem]], bool], first: int = 0) -> int | None:
+    def smallest(self, fits: Callable[[list[int]], bool], first: int = 0) -> int | None:
         """The first cut, from `first` on, whose items fit; None: not even the largest leaves few enough."""
         cut = bisect_left(range(len(self)), True, lo=first, key=lambda cut: fits(self.kept(cut)))
         return cut if cut < len(self) else None

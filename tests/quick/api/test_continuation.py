@@ -9,6 +9,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from gptoss.api.chat.continuation import beginning, begun, start_parser
+from gptoss.api.chat.messages import read_messages
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.harmony.deltas import ParsedMessage
@@ -43,9 +44,9 @@ def request(*messages: dict[str, Any], **more: Any) -> ChatCompletionRequest:
 def prompt(*messages: dict[str, Any], **more: Any) -> str:
     asked = request(*messages, **more)
     where = beginning(asked, constrained=False)
-    sent = [m.model_dump(exclude_none=True) for m in asked.messages]
-    built = PromptBuilder(VOCABULARY).build(sent[:-1] if where == "final" else sent)
-    return VOCABULARY.decode(begun(built, sent[-1], where, VOCABULARY).token_ids)
+    end = len(asked.messages) - (where == "final")
+    built = PromptBuilder(VOCABULARY).build(read_messages(asked.messages[:end]))
+    return VOCABULARY.decode(begun(built, read_messages(asked.messages[end:]), where, VOCABULARY).token_ids)
 
 
 def test_a_final_message_is_continued_where_it_ends() -> None:
@@ -58,6 +59,7 @@ def test_a_final_message_is_continued_where_it_ends() -> None:
     assert prompt(parts, **more).endswith(asked + final)
     thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
     assert prompt(BEGUN | {"reasoning_content": "Hm."}, **more).endswith(asked + thought + final)
+    assert prompt(BEGUN | {"reasoning_content": ["Hm.", "Hm."]}, **more).endswith(asked + 2 * thought + final)
     assert prompt(BEGUN | {"content": "<|end|>"}, **more).endswith("<|message|><|end|>")
     assert prompt(BEGUN).endswith("<|end|><|start|>assistant")
 

@@ -1,4 +1,4 @@
-"""Items of a Responses request as chat messages: what the assistant did in a row is one message."""
+"""Items of a Responses request as a conversation, and its options as those of a chat request."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from pydantic import ValidationError
 
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.responses import items as responses_items
-from gptoss.api.responses.adapter import chat_body
+from gptoss.api.responses.adapter import ChatBody, chat_body
 from gptoss.api.responses.encrypted_content import seal
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.telemetry.warn_once import WarnOnce
+from gptoss.harmony.conversation import (
+    AssistantMessage,
+    DeveloperMessage,
+    Message,
+    PromptError,
+    ToolCall,
+    ToolResult,
+    UserMessage,
+)
+from gptoss.harmony.history import render_history
+from gptoss.harmony.render import HarmonyMessage
 
 ASK = {"role": "user", "content": "Weather?"}
 THOUGHT = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
@@ -28,72 +39,87 @@ def output(number: int) -> dict[str, Any]:
     return {"type": "function_call_output", "call_id": f"c{number}", "output": "sun"}
 
 
-def made(number: int) -> dict[str, Any]:
-    return {"id": f"c{number}", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+def made(number: int, origin: int) -> ToolCall:
+    return ToolCall("f", "{}", f"c{number}", origin=f"input[{origin}]")
 
 
-def told(number: int) -> dict[str, Any]:
-    return {"role": "tool", "tool_call_id": f"c{number}", "content": "sun"}
+def told(number: int, origin: int) -> ToolResult:
+    return ToolResult("sun", f"c{number}", origin=f"input[{origin}]")
 
 
-def body_of(*items: Any, **more: Any) -> Any:
+def body_of(*items: Any, **more: Any) -> ChatBody:
     request = ResponsesRequest.model_validate({"model": "m", "input": list(items)} | more)
     return chat_body(request, request.placed())
 
 
+def messages_of(*items: Any, **more: Any) -> list[Message]:
+    return list(body_of(*items, **more).conversation().messages)
+
+
+def texts_of(*items: Any) -> list[HarmonyMessage]:
+    """As the prompt has them: without the items that they came by."""
+    return list(render_history(messages_of(*items)))
+
+
+ASKED = UserMessage("Weather?")
+THINKING = AssistantMessage("Hm.", "analysis")
+LOOKING = AssistantMessage("Looking.")
+
+
 @pytest.mark.parametrize(
-    ("items", "messages", "begun_by"),
+    ("items", "messages"),
     [
-        ([ASK, SAID], [ASK, {"role": "assistant", "content": "Looking."}], [0, 1]),
+        ([ASK, SAID], [ASKED, LOOKING]),
         (
             [ASK, THOUGHT, SAID, call(1), call(2), output(1), output(2)],
-            [
-                ASK,
-                {
-                    "role": "assistant",
-                    "reasoning_content": "Hm.",
-                    "content": "Looking.",
-                    "tool_calls": [made(1), made(2)],
-                },
-                told(1),
-                told(2),
-            ],
-            [0, 1, 5, 6],
+            [ASKED, THINKING, LOOKING, made(1, 3), made(2, 4), told(1, 5), told(2, 6)],
         ),
         (
             [ASK, call(1), output(1), THOUGHT, call(2), output(2)],
-            [
-                ASK,
-                {"role": "assistant", "tool_calls": [made(1)]},
-                told(1),
-                {"role": "assistant", "reasoning_content": "Hm.", "tool_calls": [made(2)]},
-                told(2),
-            ],
-            [0, 1, 2, 3, 5],
+            [ASKED, made(1, 1), told(1, 2), THINKING, made(2, 4), told(2, 5)],
         ),
-        (
-            [call(1), SAID, THOUGHT, THOUGHT],
-            [
-                {"role": "assistant", "tool_calls": [made(1)]},
-                {"role": "assistant", "content": "Looking."},
-                {"role": "assistant", "reasoning_content": "Hm."},
-                {"role": "assistant", "reasoning_content": "Hm."},
-            ],
-            [0, 1, 2, 3],
-        ),
+        ([call(1), SAID, THOUGHT, THOUGHT], [made(1, 0), LOOKING, THINKING, THINKING]),
+        ([ASK, SAID | {"content": ""}, call(1)], [ASKED, AssistantMessage(""), made(1, 2)]),
+        ([ASK, SAID | {"content": "", "phase": "commentary"}], [ASKED, AssistantMessage("", "commentary")]),
     ],
 )
-def test_items_become_messages(items: list[Any], messages: list[Any], begun_by: list[int]) -> None:
-    chat = body_of(*items)
-    assert chat.body["messages"] == messages
-    assert chat.places == [f"input[{index}]" for index in begun_by]
+def test_items_become_messages(items: list[Any], messages: list[Any]) -> None:
+    assert messages_of(*items) == messages
+
+
+PARTED = [AssistantMessage("Look", "commentary"), AssistantMessage("Hm.", "analysis")]
+PARTED_ID = "call_" + "0" * 24 + "_P4A3"
+
+
+@pytest.mark.parametrize(
+    ("before", "parted"),
+    [
+        ([THOUGHT, SAID | {"content": "Look"}], PARTED),
+        ([SAID, THOUGHT, SAID | {"content": "Look"}], [AssistantMessage("Looking.", "commentary"), *PARTED]),
+        ([THOUGHT, SAID], [THINKING, LOOKING]),  # other texts than the id speaks of
+        ([THOUGHT, SAID | {"content": "Look", "phase": "commentary"}], [THINKING, PARTED[0]]),
+        ([THOUGHT, call(1)], [THINKING, made(1, 1)]),  # not the first call after the texts
+    ],
+)
+def test_texts_that_a_client_joined_are_parted_by_the_id_of_the_call(before: list[Any], parted: list[Any]) -> None:
+    last = ToolCall("f", "{}", PARTED_ID, origin=f"input[{len(before)}]")
+    assert messages_of(*before, call(1) | {"call_id": PARTED_ID}) == [*parted, last]
+
+
+def test_an_id_of_empty_messages_adds_them() -> None:
+    empty = "call_" + "0" * 24 + "_A0"
+    answer = SAID | {"phase": "final_answer"}
+    for before, read in ([], []), ([answer], [AssistantMessage("Looking.", "final")]):
+        assert messages_of(*before, call(1) | {"call_id": empty})[:-1] == [*read, AssistantMessage("", "analysis")]
+    nothing = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": ""}]}
+    assert messages_of(nothing, call(1) | {"call_id": empty})[:-1] == [AssistantMessage("", "analysis")]
 
 
 def test_sealed_reasoning_is_read_where_there_is_no_content() -> None:
     sealed = {"type": "reasoning", "summary": [], "encrypted_content": seal("Hm, ü 🌦")}
-    assert body_of(ASK, sealed).body["messages"][1]["reasoning_content"] == "Hm, ü 🌦"
-    assert body_of(sealed | {"content": None}).body == body_of(sealed | {"content": []}).body
-    assert body_of(THOUGHT | {"encrypted_content": "?"}).body == body_of(THOUGHT).body
+    assert messages_of(ASK, sealed)[1] == AssistantMessage("Hm, ü 🌦", "analysis")
+    assert messages_of(sealed | {"content": None}) == messages_of(sealed | {"content": []})
+    assert messages_of(THOUGHT | {"encrypted_content": "?"}) == messages_of(THOUGHT)
 
 
 @pytest.mark.parametrize("sealed", ["plain.v1.####", "plain.v1._w==", "plain.v1.YQ"])
@@ -107,16 +133,16 @@ def test_damaged_reasoning_is_refused(sealed: str) -> None:
 @pytest.mark.parametrize("sealed", ["", "gAAAAABo", "PLAIN.v1.SG0u"])
 def test_what_another_server_sealed_is_left_out(sealed: str) -> None:
     item = {"type": "reasoning", "summary": [], "encrypted_content": sealed}
-    assert body_of(ASK, item, SAID).body == body_of(ASK, SAID).body
+    assert messages_of(ASK, item, SAID) == messages_of(ASK, SAID)
     summary = [{"type": "summary_text", "text": "Hm."}]
-    assert body_of(ASK, item | {"summary": summary}).body == body_of(ASK, THOUGHT).body
+    assert messages_of(ASK, item | {"summary": summary}) == messages_of(ASK, THOUGHT)
 
 
 def test_a_summary_alone_is_the_reasoning() -> None:
     summary = [{"type": "summary_text", "text": text} for text in ("One.", "Two.")]
-    chat = body_of(ASK, {"type": "reasoning", "summary": summary})
-    assert chat.body["messages"][1] == {"role": "assistant", "reasoning_content": "One.\n\nTwo."}
-    assert body_of(ASK, THOUGHT | {"summary": summary}).body == body_of(ASK, THOUGHT).body
+    read = messages_of(ASK, {"type": "reasoning", "summary": summary})
+    assert read[1] == AssistantMessage("One.\n\nTwo.", "analysis")
+    assert messages_of(ASK, THOUGHT | {"summary": summary}) == messages_of(ASK, THOUGHT)
 
 
 FOREIGN = (
@@ -139,8 +165,8 @@ def test_items_of_other_servers_are_left_out(kind: str, caplog: pytest.LogCaptur
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(responses_items, "_warn_left_out", monkeypatched)
         chat = body_of(ASK, {"type": kind, "id": "x", "action": {}, "tools": 1}, THOUGHT, call(1))
-    assert chat.body == body_of(ASK, THOUGHT, call(1)).body
-    assert chat.places == ["input[0]", "input[2]"]
+    assert list(chat.conversation().messages) == [ASKED, THINKING, made(1, 3)]
+    assert chat.options == body_of(ASK, THOUGHT, call(1)).options
     assert repr(kind) in caplog.text
 
 
@@ -155,17 +181,17 @@ def test_items_of_other_servers_are_left_out(kind: str, caplog: pytest.LogCaptur
 def test_results_of_calls_that_are_left_out_are_left_out_too(made: Any, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(responses_items, "_warn_left_out", WarnOnce(logging.getLogger("test"), "%s"))
-        chat = body_of(ASK, made, call(2), output(1), output(2), SAID)
-    assert chat.body == body_of(ASK, call(2), output(2), SAID).body
+        read = texts_of(ASK, made, call(2), output(1), output(2), SAID)
+    assert read == texts_of(ASK, call(2), output(2), SAID)
     assert "function_call_output" in caplog.text
-    assert body_of(made, call(1), output(1)).body == body_of(call(1), output(1)).body
-    assert told(3) in body_of(ASK, made, call(2), output(3)).body["messages"]  # an error of the client
+    assert texts_of(made, call(1), output(1)) == texts_of(call(1), output(1))
+    assert told(3, 3) in messages_of(ASK, made, call(2), output(3))  # an error of the client
 
 
 @pytest.mark.parametrize("kind", ["banana", "function_cal", "messages", "", 5])
 def test_items_of_no_known_kind_are_refused(kind: Any) -> None:
     if kind == "":  # as if there were none
-        assert body_of(ASK | {"type": ""}).body == body_of(ASK).body
+        assert messages_of(ASK | {"type": ""}) == messages_of(ASK)
         return
     with pytest.raises(InvalidRequest) as caught:
         body_of(ASK, {"type": kind})
@@ -177,21 +203,37 @@ def test_calls_of_custom_tools_are_read() -> None:
         {"type": "custom_tool_call", "id": "ctc_1", "call_id": "c1", "name": "patch", "input": "*** Begin"},
         {"type": "custom_tool_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "sun"}]},
     ]
-    custom = {"id": "c1", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
-    assert body_of(ASK, *items).body["messages"] == [ASK, {"role": "assistant", "tool_calls": [custom]}, told(1)]
+    custom = ToolCall("patch", "*** Begin", "c1", is_json=False, origin="input[1]")
+    assert messages_of(ASK, *items) == [ASKED, custom, told(1, 2)]
 
 
 def test_an_empty_array_is_an_empty_result() -> None:
-    messages = body_of(call(1), output(1) | {"output": []}).body["messages"]
-    assert messages[1] == told(1) | {"content": ""}
+    messages = messages_of(call(1), output(1) | {"output": []})
+    assert messages[1] == ToolResult("", "c1", origin="input[1]")
 
 
 @pytest.mark.parametrize("between", [[], [SAID], [THOUGHT, call(2)], [SAID, THOUGHT, SAID]])
 def test_two_calls_with_one_id_are_refused(between: list[Any]) -> None:
-    with pytest.raises(InvalidRequest, match=r"'input\[0\]' and .* call_id 'c1'") as caught:
-        body_of(call(1), *between, call(1), output(1))
-    assert caught.value.param == f"input[{len(between) + 1}].call_id"
-    body_of(call(1), output(1), *between, call(1), output(1))  # the id is free again
+    with pytest.raises(PromptError, match=r"'input\[0\]' and .* id 'c1'") as caught:
+        texts_of(call(1), *between, call(1), output(1))
+    assert (caught.value.origin, caught.value.field) == (f"input[{len(between) + 1}]", "id")
+    texts_of(call(1), output(1), *between, call(1), output(1))  # the id is free again
+
+
+def test_a_result_names_a_call() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        body_of(ASK, call(1), output(1) | {"call_id": ""})
+    assert (caught.value.param, caught.value.code) == ("input[2].call_id", "missing_required_parameter")
+    with pytest.raises(PromptError) as unknown:
+        texts_of(call(1), output(2))
+    assert (unknown.value.origin, unknown.value.field) == ("input[1]", "call_id")
+
+
+def test_a_name_that_a_header_cannot_have_is_refused() -> None:
+    assert messages_of(ASK | {"name": "Zoë"}) == [UserMessage("Weather?", "Zoë")]
+    with pytest.raises(InvalidRequest) as caught:
+        body_of(SAID, ASK | {"name": "a b"})
+    assert (caught.value.param, caught.value.code) == ("input[1].name", "invalid_value")
 
 
 def test_a_part_that_is_not_allowed_here_gets_the_true_reason() -> None:
@@ -202,26 +244,25 @@ def test_a_part_that_is_not_allowed_here_gets_the_true_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("items", "phases"),
+    ("items", "channels"),
     [
         ([THOUGHT, SAID, THOUGHT, SAID], ["commentary", None]),
+        ([SAID, THOUGHT, SAID | {"content": ""}], ["commentary"]),
         ([SAID, THOUGHT, SAID, THOUGHT, SAID], ["commentary", "commentary", None]),
         ([SAID, SAID], [None, None]),
         ([SAID, ASK, THOUGHT, SAID], [None, None]),
         ([SAID, THOUGHT], [None]),
-        ([SAID | {"phase": "final_answer"}, THOUGHT, SAID], ["final_answer", None]),
+        ([SAID | {"phase": "final_answer"}, THOUGHT, SAID], ["final", None]),
         ([SAID | {"phase": "commentary"}, SAID], ["commentary", None]),
     ],
 )
-def test_words_before_more_reasoning_and_words_are_a_preamble(items: list[Any], phases: list[str | None]) -> None:
-    words = [m for m in body_of(ASK, *items).body["messages"] if m.get("content") == "Looking."]
-    assert [message.get("phase") for message in words] == phases
+def test_words_before_more_reasoning_and_words_are_a_preamble(items: list[Any], channels: list[Any]) -> None:
+    words = [message for message in messages_of(ASK, *items) if message.text == "Looking."]  # type: ignore[union-attr]
+    assert words == [AssistantMessage("Looking.", channel) for channel in channels]
 
 
 def test_instructions_come_first_and_are_no_item() -> None:
-    chat = body_of(ASK, instructions="Be kind.")
-    assert chat.body["messages"] == [{"role": "developer", "content": "Be kind."}, ASK]
-    assert chat.places == ["instructions", "input[0]"]
+    assert messages_of(ASK, instructions="Be kind.") == [DeveloperMessage("Be kind."), ASKED]
 
 
 def test_tools_and_formats_are_nested_as_chat_has_them() -> None:
@@ -237,9 +278,8 @@ def test_tools_and_formats_are_nested_as_chat_has_them() -> None:
         temperature=0.5,
         store=True,
     )
-    assert chat.body == {
+    assert chat.options == {
         "model": "m",
-        "messages": [ASK],
         "tools": [{"type": "function", "function": function}],
         "tool_choice": {
             "type": "allowed_tools",
@@ -257,8 +297,7 @@ def test_tools_and_formats_are_nested_as_chat_has_them() -> None:
 @pytest.mark.parametrize(
     ("chats", "ours"),
     [
-        ("messages[0].content", "instructions"),
-        ("messages[2].tool_call_id", "input[3].call_id"),
+        ("messages", "input"),
         ("tools[0].function.parameters", "tools[1].parameters"),
         ("response_format.json_schema.schema", "text.format.schema"),
         ("max_completion_tokens", "max_output_tokens"),
@@ -277,7 +316,6 @@ def test_errors_name_the_field_that_was_sent(chats: str, ours: str) -> None:
     [
         ("Invalid schema for function 'n__g': 'n__h'", "Invalid schema for function 'g' of namespace 'n': 'n__h'"),
         ("Missing 'tools[1].function.parameters'.", "Missing 'tools[1].tools[0].parameters'."),
-        ("'messages[0]' and 'messages[2].name'", "'instructions' and 'messages[2].name'"),
         ("'tools[7]' is 'x y'", "'tools[7]' is 'x y'"),
         ("'max_tokens' is odd", "'max_output_tokens' is odd"),
     ],

@@ -13,6 +13,7 @@ from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.tools import joined_name, read_choice, read_tools
 from gptoss.generation.chat_output import ChoiceDelta
+from gptoss.harmony.conversation import ToolCall
 from gptoss.harmony.deltas import Delta
 
 
@@ -86,8 +87,9 @@ def test_history_keeps_the_namespace_of_tools_that_are_gone() -> None:
     call = {"type": "function_call", "call_id": "c", "name": "f", "namespace": "a", "arguments": "{}"}
     for tools in [], [namespace("a", function("f"))], [namespace("b", function("f"))]:
         request = ResponsesRequest.model_validate({"model": "m", "input": [call], "tools": tools})
-        (message,) = chat_body(request, request.placed()).body["messages"]
-        assert message["tool_calls"][0]["function"]["name"] == joined_name("a", "f") == "a__f"
+        (message,) = chat_body(request, request.placed()).conversation().messages
+        assert isinstance(message, ToolCall)
+        assert message.name == joined_name("a", "f") == "a__f"
 
 
 def test_two_functions_of_one_name_in_a_namespace_are_refused() -> None:

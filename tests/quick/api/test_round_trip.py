@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLTokenizer
 
+from gptoss.api.chat.messages import read_messages
 from gptoss.api.chat.output import DeltaWriter, _fold
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.responses.adapter import chat_body
@@ -26,6 +27,7 @@ from gptoss.api.responses.store import ResponseStore, resolve
 from gptoss.engine.core.grammar_matcher import GuidedDecoding
 from gptoss.engine.messages import FinishReason, TokenOutput
 from gptoss.generation.chat_output import Choice
+from gptoss.harmony.conversation import Conversation
 from gptoss.harmony.grammar import ToolSpec, TurnSpec, turn_grammar
 from gptoss.harmony.layout import messages_before, new_call_id
 from gptoss.harmony.parser import ResponseParser
@@ -102,8 +104,8 @@ class Chat:
     def asked(self) -> None:
         self.messages.append(USER)
 
-    def prompt_messages(self) -> list[dict[str, Any]]:
-        return read({"model": "m", "messages": self.messages})
+    def conversation(self) -> Conversation:
+        return read_messages(ChatCompletionRequest.model_validate({"model": "m", "messages": self.messages}).messages)
 
 
 class Items:
@@ -131,9 +133,9 @@ class Items:
     def asked(self) -> None:
         self.items.append(USER)
 
-    def prompt_messages(self) -> list[dict[str, Any]]:
+    def conversation(self) -> Conversation:
         request = ResponsesRequest.model_validate({"model": "m", "input": self.items})
-        return read(chat_body(request, request.placed()).body)
+        return chat_body(request, request.placed()).conversation()
 
 
 class Sealed(Items):
@@ -162,15 +164,10 @@ class Stored(Items):
         call_id = self.call["call_id"]
         self.items = [{"type": "function_call_output", "call_id": call_id, "output": text}]
 
-    def prompt_messages(self) -> list[dict[str, Any]]:
+    def conversation(self) -> Conversation:
         body = {"model": "m", "input": self.items, "previous_response_id": self.previous}
         request = ResponsesRequest.model_validate(body)
-        return read(chat_body(request, resolve(request, self.store, "me").items).body)
-
-
-def read(body: dict[str, Any]) -> list[dict[str, Any]]:
-    request = ChatCompletionRequest.model_validate(body)
-    return [message.model_dump(exclude_none=True) for message in request.messages]
+        return chat_body(request, resolve(request, self.store, "me").items).conversation()
 
 
 TEXTS = st.text(st.sampled_from('ab \né🌦{}"<|'), max_size=8)
@@ -189,7 +186,7 @@ def test_a_turn_comes_back_as_it_was_written(client: Callable[[], Any], replays:
     @given(STEPS, BEFORE, FINALS)
     def check(steps: list[list[Message]], before: list[Message], final: Message) -> None:
         history = client()
-        prompt = builder.build(history.prompt_messages())
+        prompt = builder.build(history.conversation())
         wanted, kept = prompt.token_ids, prompt.token_ids[: -len(ASSISTANT)]
         if client is Chat:  # joins preamble and final, and has no empty final
             before = [message for message in before if message.channel == "analysis"]
@@ -207,13 +204,13 @@ def test_a_turn_comes_back_as_it_was_written(client: Callable[[], Any], replays:
                 break
             result = render_message(tool_result("f", "R"), VOCABULARY)
             history.told("R")
-            prompt = builder.build(history.prompt_messages())
+            prompt = builder.build(history.conversation())
             wanted += [*result, *ASSISTANT]
             kept += result
             assert prompt.token_ids == wanted
         history.asked()
         kept += [*render_message(HarmonyMessage("user", "Hi"), VOCABULARY), *ASSISTANT]
-        assert builder.build(history.prompt_messages()).token_ids == kept
+        assert builder.build(history.conversation()).token_ids == kept
 
     if client is Stored:
         Stored.asked = lambda self: setattr(self, "items", [USER])  # type: ignore[method-assign]
@@ -264,7 +261,7 @@ def test_the_id_of_a_call_tells_what_a_chat_message_does_not(before: list[tuple[
         for wanted in ("analysis", "commentary")
     )
     parted = messages_before(call_id, reasoning, words)
-    assert parted == (texts if suffix else None)
+    assert (parted and [(message.channel, message.text) for message in parted]) == (texts if suffix else None)
     if suffix:  # what the client changed is not parted
         assert messages_before(call_id, reasoning + "x", words) is None
         assert messages_before(call_id, reasoning, words + "\n") is None

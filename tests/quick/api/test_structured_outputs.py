@@ -79,7 +79,8 @@ def chat(**more: Any) -> FinalFormat | None:
 
 def responses(**more: Any) -> FinalFormat | None:
     request = ResponsesRequest.model_validate({"model": "m", "input": "x"} | more)
-    inner = ChatCompletionRequest.model_validate(chat_body(request, request.placed()).body)
+    options = chat_body(request, request.placed()).options
+    inner = ChatCompletionRequest.model_validate(options | {"messages": [USER]})
     return final_format(inner, inner.response_format)
 
 
@@ -101,7 +102,7 @@ def test_a_schema_is_enforced_and_shown(read: Any, wanted: Any) -> None:
     ):
         found = read(**body)
         assert found.enforced.schema["properties"] == SCHEMA["properties"]
-        assert found.shown["schema"] == SCHEMA
+        assert found.shown.schema == SCHEMA
 
 
 @ENDPOINTS
@@ -122,7 +123,7 @@ def test_a_schema_of_llama_cpps_form_is_enforced(kind: str) -> None:
         assert found is not None and found.enforced is not None
         assert found.enforced.schema["properties"] == SCHEMA["properties"]
     found = responses(text={"format": {"type": "json_object", "schema": SCHEMA}})
-    assert found is not None and found.shown is not None and found.shown["schema"] == SCHEMA
+    assert found is not None and found.shown is not None and found.shown.schema == SCHEMA
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

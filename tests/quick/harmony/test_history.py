@@ -9,8 +9,10 @@ import pytest
 
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.http.errors import from_validation
-from gptoss.harmony.history import PromptError, render_history
+from gptoss.harmony.conversation import PromptError
+from gptoss.harmony.history import render_history
 from gptoss.harmony.render import HarmonyMessage
+from tests.support.conversations import conversation
 
 USER = {"role": "user", "content": "U"}
 NOTE = {"role": "developer", "content": "N"}
@@ -44,7 +46,11 @@ def shape(messages: list[dict[str, Any]]) -> str:
             return f"{SHORT[message.channel or '']}:{message.text}"
         return message.text
 
-    return " ".join(word(message) for message in render_history(messages))
+    return " ".join(word(message) for message in rendered(*messages))
+
+
+def rendered(*messages: dict[str, Any]) -> list[HarmonyMessage]:
+    return list(render_history(conversation(messages).messages))
 
 
 @pytest.mark.parametrize(
@@ -114,27 +120,30 @@ def test_two_results_of_one_call_are_refused(between: list[Any]) -> None:
     messages = [calls("x", "y"), result("x"), *between, result("x", "again")]
     with pytest.raises(PromptError, match="of id 'x'") as caught:
         shape(messages)
-    assert caught.value.param == f"messages[{len(messages) - 1}].tool_call_id"
+    assert (caught.value.origin, caught.value.field) == (f"messages[{len(messages) - 1}]", "call_id")
 
 
 @pytest.mark.parametrize("phase", ["commentary", "final_answer"])
 def test_a_phase_without_words_is_no_message(phase: str) -> None:
     assert shape([thought("R"), calls("1", phase=phase), result("1")]) == "a:R c:1 r1"
     assert shape([calls("1", content="", phase="commentary")]) == "p: c:1"
+    assert shape([thought("R"), said("W"), USER, said("")]) == "f:W U"
+    assert shape([thought("R"), calls("1"), said(""), result("1")]) == "a:R c:1 r1"
 
 
 def test_two_calls_with_one_id_are_refused() -> None:
     for messages in [calls("x", "y", "x")], [calls("x", "y"), said("W"), calls("x")]:
         with pytest.raises(PromptError, match="have the same id 'x'") as caught:
             shape([USER, *messages, result("x")])
-        assert caught.value.param in ("messages[1].tool_calls[2].id", "messages[3].tool_calls[0].id")
+        assert caught.value.origin in ("messages[1].tool_calls[2]", "messages[3].tool_calls[0]")
+        assert caught.value.field == "id"
         assert "'messages[1].tool_calls[0]'" in str(caught.value)
     assert shape([calls("x"), USER, calls("x"), result("x")]) == "c:x U c:x rx"
 
 
 def test_a_custom_call_is_text() -> None:
     call = {"id": "1", "type": "custom", "custom": {"name": "patch", "input": "***"}}
-    message, told = render_history([{"role": "assistant", "tool_calls": [call]}, result("1")])
+    message, told = rendered({"role": "assistant", "tool_calls": [call]}, result("1"))
     assert (message.recipient, message.content_type, message.text) == ("functions.patch", None, "***")
     assert told.header == "functions.patch to=assistant"
 
@@ -150,7 +159,7 @@ def problem(*messages: Any) -> Any:
 
 
 def test_the_name_of_a_user_reaches_the_model_as_openai_harmony_writes_it() -> None:
-    (message,) = render_history([USER | {"name": "alice"}])
+    (message,) = rendered(USER | {"name": "alice"})
     assert (message.header, message.text) == ("user:alice", "U")
     assert problem(USER | {"name": "Zoë-1.x"}) is None
     assert problem(USER | {"name": ""}) is None

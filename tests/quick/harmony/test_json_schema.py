@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gptoss.harmony.conversation import ToolDefinition
 from gptoss.harmony.grammar import ToolSpec, TurnSpec, grammar_error, turn_grammar
 from gptoss.harmony.schema.checks import SchemaError
 from gptoss.harmony.schema.enforce import Enforced, enforceable
@@ -349,7 +350,7 @@ def test_public_mcp_servers_are_enforced_in_full(schema: dict[str, Any]) -> None
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(tool_schemas(), st.booleans())
 def test_generated_schemas(schema: dict[str, Any], arguments: bool) -> None:
-    text = render_tools([{"name": "odd", "description": "A tool.", "parameters": schema}])
+    text = render_tools([ToolDefinition("odd", "A tool.", schema)])
     assert "type odd = (" in text
     try:
         enforced = enforceable(schema, False, arguments=arguments)

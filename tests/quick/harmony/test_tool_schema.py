@@ -8,6 +8,7 @@ from typing import Any
 import openai_harmony as oh
 import pytest
 
+from gptoss.harmony.conversation import ToolDefinition
 from gptoss.harmony.render import developer_message, render_message
 from gptoss.harmony.tool_schema import render_tools
 from tests.support.vocabulary import public_vocabulary
@@ -118,7 +119,7 @@ PLAIN: dict[str, dict[str, Any] | None] = {
 @pytest.mark.parametrize("description", ["Does it.", "", "two\nlines\n"])
 def test_plain_schemas_equal_openai_harmony(name: str, description: str) -> None:
     vocabulary = public_vocabulary()
-    tool = {"name": "f", "description": description, "parameters": PLAIN[name]}
+    tool = ToolDefinition("f", description, PLAIN[name])
     theirs = (
         oh.DeveloperContent.new()
         .with_instructions("Be kind.")
@@ -223,7 +224,7 @@ def test_nothing_is_lost(schema: dict[str, Any], expected: str) -> None:
             "Either": {"anyOf": [{"type": "string", "description": "a name"}, {"type": "number"}]},
         },
     }
-    assert expected in render_tools([{"name": "f", "parameters": parameters}])
+    assert expected in render_tools([ToolDefinition("f", parameters=parameters)])
 
 
 STRING = {"type": "string"}
@@ -250,7 +251,7 @@ BOTH_TEXT = "{ id?: string, title?: string, } & ({ id: any, } | { title: any, })
     ],
 )
 def test_what_stands_beside_a_combinator_is_written(combinator: str, wrap: Callable[[Any], Any], expected: str) -> None:
-    text = render_tools([{"name": "f", "parameters": wrap(BOTH | {combinator: ONE_OF_BOTH})}])
+    text = render_tools([ToolDefinition("f", parameters=wrap(BOTH | {combinator: ONE_OF_BOTH}))])
     assert expected in " ".join(text.split())
 
 
@@ -298,17 +299,17 @@ def test_what_stands_beside_a_combinator_is_written(combinator: str, wrap: Calla
 def test_neighbours_of_combinators_are_written(schema: dict[str, Any], expected: str) -> None:
     b = {"type": "object", "properties": {"kind": {"const": "b"}}}
     parameters = {"type": "object", "properties": {"p": schema}, "$defs": {"B": b}}
-    text = render_tools([{"name": "f", "parameters": parameters}])
+    text = render_tools([ToolDefinition("f", parameters=parameters)])
     assert expected in " ".join(text.split())
 
 
 def test_the_whole_functions_comments_follow_its_type() -> None:
     union = {"description": "D", "anyOf": [{"type": "object", "description": "O"}, STRING]}
     parameters = union | {"minProperties": 2}
-    text = render_tools([{"name": "f", "parameters": parameters}])
+    text = render_tools([ToolDefinition("f", parameters=parameters)])
     assert "// O\n" in text and text.count("// O") == 1
     assert " | string) => any; // D, minProperties: 2\n" in text
-    text = render_tools([{"name": "f", "parameters": {"anyOf": [STRING | {"description": "last"}]}}])
+    text = render_tools([ToolDefinition("f", parameters={"anyOf": [STRING | {"description": "last"}]})])
     assert " | string // last\n) => any;" in text
 
 
@@ -318,7 +319,7 @@ def test_recursive_references_end() -> None:
         "type": "object",
         "properties": {"root": {"$ref": "#/$defs/Node"}},
     }
-    assert "next?: Node /* recursive, as above */," in render_tools([{"name": "f", "parameters": tree}])
+    assert "next?: Node /* recursive, as above */," in render_tools([ToolDefinition("f", parameters=tree)])
 
 
 def _referring(names: list[str], to: Callable[[int], range]) -> dict[str, Any]:
@@ -340,7 +341,7 @@ def _referring(names: list[str], to: Callable[[int], range]) -> dict[str, Any]:
 def test_types_that_refer_to_one_another_do_not_explode(count: int, kind: str) -> None:
     names = [f"T{i}" for i in range(count)]
     parameters = _referring(names, lambda i: range(count) if kind == "mutual" else range(i + 1, min(i + 3, count)))
-    text = render_tools([{"name": "f", "parameters": parameters}])
+    text = render_tools([ToolDefinition("f", parameters=parameters)])
     assert len(text) < 100_000
     assert all(f"own_{name}: string" in text for name in names), "each is written once at least"
     assert (kind, count) == ("chain", 8) or " as above */" in text
@@ -348,10 +349,10 @@ def test_types_that_refer_to_one_another_do_not_explode(count: int, kind: str) -
 
 def test_references_are_written_out_where_that_is_short() -> None:
     parameters = _referring(["Order", "Item", "Price"], lambda i: range(i + 1, 3))
-    text = render_tools([{"name": "f", "parameters": parameters}])
+    text = render_tools([ToolDefinition("f", parameters=parameters)])
     assert text.count("own_Price: string") == 2 and "as above" not in text
 
 
 def test_tools_keep_their_order() -> None:
-    text = render_tools([{"name": n, "parameters": None} for n in ("zeta", "alpha", "mid")])
+    text = render_tools([ToolDefinition(n) for n in ("zeta", "alpha", "mid")])
     assert text.index("zeta") < text.index("alpha") < text.index("mid")

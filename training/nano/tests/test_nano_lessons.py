@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import torch
 
+from gptoss.harmony.conversation import Conversation, ToolDefinition, UserMessage
 from gptoss.harmony.parser import ResponseParser
 from gptoss.harmony.special_tokens import CONSTRAIN
 from gptoss.harmony.vocabulary_files import Vocabulary, load_vocabulary
@@ -19,7 +20,7 @@ from training.nano.batches import GROUP_TOKENS, IGNORED, BatchMaker
 from training.nano.described import described, said, value_for
 from training.nano.evaluate import BY_HAND
 from training.nano.everyday import RENAMED, archetypes, everyday, renamed, task_of
-from training.nano.examples import Copier, Example, Source, completion_ids, held_out
+from training.nano.examples import Copier, Example, Source, completion_ids, held_out, prompt_of
 from training.nano.lessons import ALL_KINDS, MIXTURE, Curriculum, lesson
 from training.nano.near_words import near_words
 from training.nano.network import GROUP
@@ -68,9 +69,7 @@ def test_every_lesson_is_valid_harmony_that_says_what_it_should(vocabulary: Voca
     seen = set()
     for made in (made for _ in range(300) for made in lesson(source)):
         seen.add(made.skill)
-        prompt = builder.build(
-            made.messages, tools=made.tools, response_format=made.response_format, effort=made.effort
-        ).token_ids
+        prompt = prompt_of(made, builder).token_ids
         ids = completion_ids(made, vocabulary, prompt)
         parser = ResponseParser(vocabulary, [t["name"] for t in made.tools])
         deltas = [d for token in ids for d in parser.push(token)] + list(parser.finish(truncated=False))
@@ -301,7 +300,8 @@ def test_a_call_names_its_tool_in_tokens_of_the_prompt(vocabulary: Vocabulary) -
     """As one text ".get" is a token, which no prompt has."""
     tools = [{"name": "get_horoscope"}]
     made = Example("tool_call", [], "low", ["get_horoscope"], call=("get_horoscope", {}), tools=tools)
-    prompt = PromptBuilder(vocabulary).build([{"role": "user", "content": "Hi"}], tools=tools, effort="low")
+    said = Conversation((UserMessage("Hi"),))
+    prompt = PromptBuilder(vocabulary).build(said, tools=[ToolDefinition("get_horoscope")], effort="low")
     ids = completion_ids(made, vocabulary, prompt.token_ids)
     header = ids[: ids.index(CONSTRAIN)]
     assert vocabulary.decode(header).endswith("commentary to=functions.get_horoscope ")

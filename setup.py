@@ -6,9 +6,30 @@ from setuptools import find_packages, setup
 
 DATA = [folder for top in ("configs", "assets") for folder in (Path(top), *Path(top).rglob("*")) if folder.is_dir()]
 data = {f"gptoss.{'.'.join(folder.parts)}": str(folder) for folder in DATA}
+HEADING = "# --- extra "
+
+
+def read_requirements(name: str) -> dict[str, list[str]]:
+    """Returns a requirements file's lines by the extra that they stand under; those before any heading under ""."""
+    found: dict[str, list[str]] = {"": []}
+    extra = ""
+    for line in Path(name).read_text().splitlines():
+        if line.startswith(HEADING):
+            extra = line.removeprefix(HEADING).partition(":")[0]
+            found[extra] = []
+        elif line and not line.startswith(("#", "-r ")):
+            found[extra].append(line)
+    return found
+
+
+runtime = read_requirements("requirements.txt")
+tracing = read_requirements("requirements-tracing.txt")[""]
+dev = [*runtime["transformers"], *tracing, *runtime["dev"], *read_requirements("requirements-dev.txt")[""]]
 
 setup(
     packages=["gptoss", *(f"gptoss.{name}" for name in find_packages("src")), *data],
     package_dir={"gptoss": "src", **data},
     include_package_data=True,  # MANIFEST.in
+    install_requires=runtime[""],
+    extras_require={"transformers": runtime["transformers"], "tracing": tracing, "dev": dev},
 )

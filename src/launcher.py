@@ -1,4 +1,4 @@
-"""Start-up order, the app on uvicorn, draining and the end."""
+"""Starts a server: configuration, port, model, engine, app; then serves, drains and ends."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -43,11 +45,66 @@ if TYPE_CHECKING:
     from gptoss.api.context import ServerContext
 
 logger = logging.getLogger("server")
-FINISH_S = 2  # for connections to close after the last answer
+FINISH_S = 2  # time for connections to close after the last answer
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """What is known before the engine starts."""
+
+    config: ServerConfig
+    engine_config: EngineConfig
+    model: str  # a size, a folder or a Hub id
+    located: LocatedModel
+    vocabulary: Vocabulary
+    callers: list[Caller]
+    bound: socket.socket
+    max_connections: int
+
+    @property
+    def model_id(self) -> str:
+        """The name in /v1/models."""
+        return self.config.served_model_name or self.located.name
+
+    def renewed_engine_config(self) -> EngineConfig:
+        """Returns the configuration of an engine that is started again, with files of the cache that are intact."""
+        folder, cache = self.located.folder, default_cache_folder()
+        if is_embedded(self.model, self.config.model_path) and folder is not None:
+            folder = locate_model(self.model, None, cache).folder
+        ranks_path = find_ranks(folder, cache) or self.vocabulary.ranks_path
+        return dataclasses.replace(self.engine_config, model_path=folder, ranks_path=ranks_path)
+
+
+def prepare(config: ServerConfig, origin: Mapping[str, str]) -> Startup:
+    """Returns all that a server needs to start its engine, with the port reserved.
+
+    Raises:
+        ConfigError, CacheError, VocabularyError, PortError: the server cannot start.
+    """
+    check_backend(config)
+    callers = check_access(config, origin)
+    max_connections = allowed_connections(config.max_connections)
+    bound = port_manager.reserve(config.host, config.port, auto=config.auto_port, force=config.force_port)
+    cache, model = default_cache_folder(), choose_model(config)
+    located = locate_model(model, config.model_path, cache, dummy=config.load_format == "dummy")
+    vocabulary = load_vocabulary(located.folder, cache)
+    settings = engine_config(config, located, vocabulary)
+    return Startup(config, settings, model, located, vocabulary, callers, bound, max_connections)
+
+
+def check_backend(config: ServerConfig) -> None:
+    """Raises ConfigError if a package that the backend needs is not installed."""
+    packages = ("transformers", "accelerate") if config.backend == "transformers" else ()
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"backend 'transformers' requires {' and '.join(missing)}; install the package's extra 'transformers', or "
+            f"run: pip install {' '.join(packages)}"
+        )
 
 
 def choose_model(config: ServerConfig) -> str:
-    """The model asked for; else the profile's on a machine with a GPU, else the embedded one."""
+    """Returns the configured model, or else the profile's on a machine with a GPU and the embedded one without."""
     if config.model is not None:
         return config.model
     if config.model_path is not None:
@@ -59,11 +116,10 @@ def choose_model(config: ServerConfig) -> str:
 
 
 def check_access(config: ServerConfig, origin: Mapping[str, str]) -> list[Caller]:
-    """Returns the callers that have a key. Warns of a server that is open to the network, and of a key that other
-    users of this machine can see.
+    """Returns the callers that have a key. Warns if the network or other users of this machine have access.
 
     Raises:
-        ConfigError: the keys are wrong, or there are none although require_api_key is set.
+        ConfigError: a key is invalid, or require_api_key is set and there is none.
     """
     callers = load_callers(config)
     if not callers:
@@ -71,7 +127,7 @@ def check_access(config: ServerConfig, origin: Mapping[str, str]) -> list[Caller
             raise ConfigError("require_api_key is set, but there is no key: set GPTOSS_API_KEY or api_keys_file")
         if not is_loopback(config.host):
             logger.warning(
-                "no API key is set and host %s is not loopback: whoever reaches this port can use the server; "
+                "no API key is set and host %s is not loopback: anyone who reaches this port can use the server; "
                 "set GPTOSS_API_KEY or api_keys_file (docs/security.md)",
                 config.host,
             )
@@ -96,8 +152,11 @@ def engine_config(config: ServerConfig, located: LocatedModel, vocabulary: Vocab
 
 
 class Server(uvicorn.Server):
-    """uvicorn that drains: the first SIGTERM or SIGINT closes the door for new requests and lets the running ones
-    finish, the second ends at once. The exit code is 0 either way. SIGHUP reads the keys again."""
+    """uvicorn that drains.
+
+    The first SIGTERM or SIGINT refuses new requests and lets the running ones finish, the second ends at once; the exit
+    code is 0 either way. SIGHUP reads the keys again.
+    """
 
     def __init__(self, config: uvicorn.Config, context: ServerContext) -> None:
         super().__init__(config)
@@ -108,7 +167,7 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._asked_to_end)
+            loop.add_signal_handler(number, self._on_end_signal)
         loop.add_signal_handler(signal.SIGHUP, self._context.access.reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
@@ -118,7 +177,7 @@ class Server(uvicorn.Server):
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
-    def _asked_to_end(self) -> None:
+    def _on_end_signal(self) -> None:
         if self._draining is None:
             self._draining = asyncio.create_task(self._drain())
             return
@@ -126,94 +185,48 @@ class Server(uvicorn.Server):
         self.should_exit = self.force_exit = True
 
     async def _drain(self) -> None:
-        """Requests that do not finish in time end with an error event."""
+        """Stops the server; requests that do not finish in time end with an error event."""
         context = self._context
         context.access.draining = True
         timeout_s = context.config.drain_timeout_s
         logger.info("draining: %d requests are running, up to %g s", context.metrics.active, timeout_s)
-        if not await self._wait_for_the_last(timeout_s):
+        if not await self._wait_until_idle(timeout_s):
             logger.warning("%d requests are cut off after %g s", context.metrics.active, timeout_s)
             context.engine.fail_requests("the server is shutting down")
-            await self._wait_for_the_last(FINISH_S)
+            await self._wait_until_idle(FINISH_S)
         self.should_exit = True
 
-    async def _wait_for_the_last(self, timeout_s: float) -> bool:
-        """-> whether nothing is running any more."""
+    async def _wait_until_idle(self, timeout_s: float) -> bool:
+        """Returns whether the last request ended in time."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         while self._context.metrics.active and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
         return self._context.metrics.active == 0
 
 
-async def serve(
-    config: ServerConfig,
-    engine_settings: EngineConfig,
-    bound: socket.socket,
-    located: LocatedModel,
-    vocabulary: Vocabulary,
-    callers: list[Caller],
-) -> int:
-    try:
-        max_connections = allowed_connections(config.max_connections)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {without_secrets(str(error))}\n")
-        return 2
-    policy = RestartPolicy(
-        max_restarts=config.max_engine_restarts,
-        max_resumes=config.max_request_resumes,
-        step_timeout_s=config.engine_step_timeout_s,
-        heartbeat_timeout_s=config.engine_heartbeat_timeout_s,
+async def serve(start: Startup) -> int:
+    """Runs the engine and the HTTP server until a signal or the engine ends them. Returns the exit code."""
+    engine = EngineClient(
+        start.engine_config, _restart_policy(start.config), _log_settings(start.config), start.renewed_engine_config
     )
-    log = {"level": config.log_level, "log_format": config.log_format}
-    model, cache = choose_model(config), default_cache_folder()
-
-    def renewed() -> EngineConfig:
-        folder = located.folder
-        if is_embedded(model, config.model_path) and folder is not None:
-            folder = locate_model(model, None, cache).folder
-        ranks_path = find_ranks(folder, cache) or vocabulary.ranks_path
-        return dataclasses.replace(engine_settings, model_path=folder, ranks_path=ranks_path)
-
-    engine = EngineClient(engine_settings, policy, log, renewed)
     await engine.start()  # it loads while the app is imported and built
-    name = config.served_model_name or located.name
     try:
-        app = await _app(engine, config, vocabulary, callers, name, located)
+        app = await _app(engine, start)
     except BaseException as error:
         await engine.stop()
         if not isinstance(error, ConfigError):
             raise
-        sys.stderr.write(f"error: {without_secrets(str(error))}\n")
-        return 2
-    from gptoss.api.http.uvicorn_server import ConnectionLimits, limited_protocol
+        return _refuse(error)
+    server = Server(_uvicorn_config(app, start), app.state.context)
+    return await _serve_until_the_end(server, engine, start)
 
-    server = Server(
-        uvicorn.Config(
-            app,
-            loop="uvloop",
-            http=limited_protocol(
-                ConnectionLimits(
-                    header_timeout_s=config.header_timeout_s,
-                    max_header_bytes=config.max_header_bytes,
-                    send_timeout_s=config.send_timeout_s,
-                    max_connections=max_connections,
-                    max_connections_per_address=config.max_connections_per_address,
-                )
-            ),
-            ws="none",  # else an upgrade leaves this protocol and its limits
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=FINISH_S,
-            lifespan="on",
-            server_header=False,
-            proxy_headers=False,  # who connects is who connects
-        ),
-        app.state.context,
-    )
-    serving = asyncio.create_task(server.serve(sockets=[bound]))
+
+async def _serve_until_the_end(server: Server, engine: EngineClient, start: Startup) -> int:
+    """Returns 1 if the engine never became ready, else 0."""
+    serving = asyncio.create_task(server.serve(sockets=[start.bound]))
     failed = False
     try:
-        announce = asyncio.create_task(_announce(engine, name, bound))
+        announce = asyncio.create_task(_announce(engine, start))
         await asyncio.wait({serving, announce}, return_when=asyncio.FIRST_COMPLETED)
         if announce.done() and not announce.result():
             failed = server.should_exit = True
@@ -224,44 +237,75 @@ async def serve(
     return 1 if failed else 0
 
 
-async def _app(
-    engine: EngineClient,
-    config: ServerConfig,
-    vocabulary: Vocabulary,
-    callers: list[Caller],
-    name: str,
-    located: LocatedModel,
-) -> FastAPI:
-    """Its lifespan stops the engine. Raises ConfigError."""
-    size = located.size
-    await asyncio.to_thread(importlib.import_module, "gptoss.api.app")  # the engine's start goes on
+def _restart_policy(config: ServerConfig) -> RestartPolicy:
+    return RestartPolicy(
+        max_restarts=config.max_engine_restarts,
+        max_resumes=config.max_request_resumes,
+        step_timeout_s=config.engine_step_timeout_s,
+        heartbeat_timeout_s=config.engine_heartbeat_timeout_s,
+    )
+
+
+def _log_settings(config: ServerConfig) -> dict[str, str]:
+    return {"level": config.log_level, "log_format": config.log_format}
+
+
+async def _app(engine: EngineClient, start: Startup) -> FastAPI:
+    """Returns the app, whose lifespan stops the engine. Raises ConfigError."""
+    await asyncio.to_thread(importlib.import_module, "gptoss.api.app")  # not on the loop, which is starting the engine
     from gptoss.api.app import create_app
 
+    size = start.located.size
     aliases = {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"} if size != "custom" else set()
     return create_app(
         engine,
-        config,
-        vocabulary,
-        callers=callers,
-        model_id=name,
+        start.config,
+        start.vocabulary,
+        callers=start.callers,
+        model_id=start.model_id,
         model_size=size,
-        repetition_guard=located.repetition_guard,
+        repetition_guard=start.located.repetition_guard,
         aliases=frozenset(aliases),
     )
 
 
-async def _announce(engine: EngineClient, name: str, bound: socket.socket) -> bool:
-    """Says so when the engine is ready. -> whether it ever was."""
+def _uvicorn_config(app: FastAPI, start: Startup) -> uvicorn.Config:
+    from gptoss.api.http.uvicorn_server import ConnectionLimits, limited_protocol
+
+    config = start.config
+    limits = ConnectionLimits(
+        header_timeout_s=config.header_timeout_s,
+        max_header_bytes=config.max_header_bytes,
+        send_timeout_s=config.send_timeout_s,
+        max_connections=start.max_connections,
+        max_connections_per_address=config.max_connections_per_address,
+    )
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=limited_protocol(limits),
+        ws="none",  # an upgrade would leave this protocol and its limits
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=FINISH_S,
+        lifespan="on",
+        server_header=False,
+        proxy_headers=False,  # a client cannot choose its address by a header
+    )
+
+
+async def _announce(engine: EngineClient, start: Startup) -> bool:
+    """Logs the address once the engine is ready. Returns False if the engine gave up before."""
     try:
         ready = await engine.wait_ready()
     except EngineError as error:
         logger.critical("cannot serve: %s", error)
         return False
-    host, port = bound.getsockname()[:2]
+    host, port = start.bound.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     logger.info(
         "ready: %s in %s on %s (%s kernels), %d KV blocks, up to %d tokens, at %s",
-        name,
+        start.model_id,
         ready.dtype,
         ready.device,
         ready.kernel_path,
@@ -272,9 +316,15 @@ async def _announce(engine: EngineClient, name: str, bound: socket.socket) -> bo
     return True
 
 
+def _refuse(error: Exception) -> int:
+    """Writes the error without secrets. Returns the exit code of a server that does not start."""
+    sys.stderr.write(f"error: {without_secrets(str(error))}\n")
+    return 2
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Loads the configuration, holds the port, finds model and vocabulary, serves. -> exit code"""
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's numbers are then the driver's
+    """Loads the configuration, reserves the port, finds model and vocabulary, and serves. Returns the exit code."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA numbers the GPUs as the driver does
     try:
         config, origin, print_config = load_config(argv)
         if print_config:
@@ -284,14 +334,8 @@ def main(argv: list[str] | None = None) -> int:
         logger.info("gpt-oss server %s", __version__)
         if ignored := service_variables():
             logger.info("ignoring Kubernetes service variables: %s", ", ".join(ignored))
-        callers = check_access(config, origin)
-        bound = port_manager.reserve(config.host, config.port, auto=config.auto_port, force=config.force_port)
-        cache = default_cache_folder()
-        located = locate_model(choose_model(config), config.model_path, cache, dummy=config.load_format == "dummy")
-        vocabulary = load_vocabulary(located.folder, cache)
-        engine_settings = engine_config(config, located, vocabulary)
+        start = prepare(config, origin)
     except (CacheError, ConfigError, VocabularyError, port_manager.PortError) as error:
-        sys.stderr.write(f"error: {without_secrets(str(error))}\n")
-        return 2
-    with port_manager.recorded(bound):
-        return uvloop.run(serve(config, engine_settings, bound, located, vocabulary, callers))
+        return _refuse(error)
+    with port_manager.recorded(start.bound):
+        return uvloop.run(serve(start))

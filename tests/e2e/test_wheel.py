@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import email
+import email.message
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
 
 from tests.support.server_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def metadata_of(wheel: Path) -> email.message.Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        assert name.replace("METADATA", "licenses/LICENSE") in archive.namelist()
+        return email.message_from_bytes(archive.read(name))
+
+
+def files_of_requirements(wheel: Path) -> set[Path]:
+    """What lies in site-packages of the distributions that the wheel requires, directly or through others."""
+    queue = [Requirement(line) for line in metadata_of(wheel).get_all("Requires-Dist", []) if "extra ==" not in line]
+    seen: set[tuple[str, str]] = set()
+    found: set[Path] = set()
+    while queue:
+        requirement = queue.pop()
+        for extra in ("", *requirement.extras):
+            if (requirement.name, extra) in seen:
+                continue
+            seen.add((requirement.name, extra))
+            distribution = metadata.distribution(requirement.name)
+            tops = {file.parts[0] for file in distribution.files or () if file.parts[0] != ".."}
+            found |= {Path(str(distribution.locate_file(top))) for top in tops if not top.endswith(".pth")}
+            needed = map(Requirement, distribution.requires or ())
+            queue += [item for item in needed if item.marker is None or item.marker.evaluate({"extra": extra})]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +98,24 @@ def test_the_wheel_has_the_package_and_its_data_and_nothing_else(wheel: Path) ->
     ]
 
 
+def test_the_wheel_requires_what_every_server_needs_and_offers_the_rest(wheel: Path) -> None:
+    found = metadata_of(wheel)
+    assert found["License-Expression"] == "Apache-2.0"
+    assert set(found.get_all("Provides-Extra", [])) == {"transformers", "tracing", "dev"}
+    needs: dict[str, set[str]] = {}
+    for line in found.get_all("Requires-Dist", []):
+        requirement = Requirement(line)
+        extra = str(requirement.marker).partition("extra == ")[2].strip('"')
+        needs.setdefault(extra, set()).add(requirement.name)
+    assert {"torch", "fastapi", "openai-harmony", "pydantic"} <= needs[""]
+    assert not needs[""] & {"transformers", "accelerate", "httpx", "pytest"}
+    assert needs["transformers"] == {"transformers", "accelerate"}
+    assert needs["tracing"] == {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"}
+    assert {"pytest", "httpx", "openai", "mypy"} | needs["transformers"] | needs["tracing"] <= needs["dev"]
+
+
 def test_a_server_starts_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
-    """In a venv of its own, which borrows this one's libraries but not the checkout."""
+    """In a venv of its own, which borrows from this one what the wheel requires, without extras and the checkout."""
     place, home, empty = tmp_path / "venv", tmp_path / "home", tmp_path / "empty"
     for folder in (home, empty):
         folder.mkdir()
@@ -97,19 +142,24 @@ def test_a_server_starts_from_an_empty_folder(wheel: Path, tmp_path: Path) -> No
             check=True,
         ).stdout.strip()
     )
-    # a plain folder of links: .pth files of this environment, the checkout's among them, are not read
+    # a plain folder of links: no .pth file of this environment is read
     borrowed = tmp_path / "borrowed"
     borrowed.mkdir()
-    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        if entry.suffix != ".pth" and not entry.name.startswith(("__editable__", "gpt_oss_server", "gptoss")):
+    for entry in files_of_requirements(wheel):
+        if not (borrowed / entry.name).exists():
             (borrowed / entry.name).symlink_to(entry)
+    assert not [name for name in ("transformers", "accelerate", "pytest") if (borrowed / name).exists()]
     before = {path: path.stat().st_mtime_ns for path in (site / "gptoss").rglob("*") if path.is_file()}
     for path in (site, *site.rglob("*")):
         path.chmod(path.stat().st_mode & ~0o222)
     environment = {"HOME": str(home), "PYTHONPATH": str(borrowed), "XDG_CACHE_HOME": "", "PYTHONDONTWRITEBYTECODE": "1"}
-    server = ServerProcess(
-        "--cpu-kv-cache-gib", "0.1", env=environment, command=[str(place / "bin" / "gptoss"), "serve"], cwd=empty
+    command = [str(place / "bin" / "gptoss"), "serve"]
+    refused = subprocess.run(
+        [*command, "--backend", "transformers"], cwd=empty, env=environment, capture_output=True, text=True
     )
+    assert refused.returncode == 2
+    assert "requires transformers and accelerate" in refused.stderr and "pip install" in refused.stderr
+    server = ServerProcess("--cpu-kv-cache-gib", "0.1", env=environment, command=command, cwd=empty)
     try:
         server.wait_ready(120)
         page = httpx.get(server.url)

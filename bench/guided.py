@@ -16,7 +16,8 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gptoss.harmony.grammar import TurnSpec, check_grammar, check_schema, turn_grammar
+from gptoss.harmony.grammar import TurnSpec, grammar_error, turn_grammar
+from gptoss.harmony.schema.enforce import compile_error
 from gptoss.harmony.vocabulary_files import load_vocabulary
 
 TEXT: dict[str, Any] = {"type": "string"}
@@ -103,8 +104,8 @@ def main() -> None:
         times = []
         for _ in range(5):
             started = time.perf_counter()
-            check_schema(schema)
-            check_grammar(turn_grammar(TurnSpec(final_schema=schema), vocabulary))
+            problem = compile_error(schema) or grammar_error(turn_grammar(TurnSpec(final_schema=schema), vocabulary))
+            assert problem is None, problem
             times.append(1e3 * (time.perf_counter() - started))
         print(f"compile {name:16} {statistics.median(times):6.2f} ms")
 

@@ -84,6 +84,9 @@ def test_the_wheel_has_the_package_and_its_data_and_nothing_else(wheel: Path) ->
         "kernels/triton/launch_configs.json",
         "configs/server_config.yaml",
         "assets/page/index.html",
+        "assets/page/vendor/README.md",
+        "assets/page/vendor/uplot/uPlot.iife.min.js",
+        "assets/page/vendor/uplot/LICENSE",
         "assets/nano/gpt-oss-nano.safetensors",
         "assets/vocabulary/o200k_base.tiktoken.gz",
     ):

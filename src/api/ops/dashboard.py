@@ -1,17 +1,19 @@
-"""The page at /: live figures and a chat. Plain files, no outside host, nothing inline."""
+"""The page at /: chat and live figures. Plain files: no other host, nothing inline."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from starlette.responses import FileResponse, Response
+from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from gptoss.api.http.errors import NotFound
 from gptoss.resources import resource
 
 router = APIRouter()
 
-FOLDER = resource("assets", "page")
-TYPES = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
+FILES = StaticFiles(directory=resource("assets", "page"))
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -22,16 +24,20 @@ HEADERS = {
 
 
 @router.get("/", include_in_schema=False)
-async def index() -> Response:
-    return _file("index.html")
+async def index(request: Request) -> Response:
+    return await _file("index.html", request.scope)
 
 
-@router.get("/page/{name}", include_in_schema=False)
-async def part(name: str) -> Response:
-    return _file(name)
+@router.get("/page/{path:path}", include_in_schema=False)
+async def part(path: str, request: Request) -> Response:
+    return await _file(path, request.scope)
 
 
-def _file(name: str) -> Response:
-    if name not in TYPES:
-        raise NotFound(f"The page has no file {name!r}.")
-    return FileResponse(FOLDER / name, media_type=TYPES[name], headers=HEADERS)
+async def _file(path: str, scope: Scope) -> Response:
+    """Returns a file of assets/page, or 304 where the client's copy is current. Raises NotFound."""
+    try:
+        response = await FILES.get_response(path, scope)
+    except HTTPException:
+        raise NotFound(f"The page has no file {path!r}.") from None
+    response.headers.update(HEADERS)
+    return response

@@ -8,7 +8,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
@@ -19,6 +19,7 @@ from gptoss.api.http.errors import ApiError, from_engine
 from gptoss.api.http.work_pool import Sender, Stopped, WorkPool
 from gptoss.api.responses.store import ResponseStore
 from gptoss.api.telemetry.metrics import Metrics
+from gptoss.api.telemetry.request_accounting import RequestAccounting
 from gptoss.api.telemetry.request_record import RequestRecord
 from gptoss.api.telemetry.request_tracker import RequestTracker
 from gptoss.api.telemetry.unknown_fields import UnknownFields
@@ -26,6 +27,9 @@ from gptoss.config.profiles import Profile
 from gptoss.config.schema import ServerConfig
 from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import EngineError
+from gptoss.generation import session
+from gptoss.generation.plan import Plan
+from gptoss.generation.session import Choice, Generation, VisibleDelta
 from gptoss.harmony.bpe import Limits
 from gptoss.harmony.conversation import Conversation, ResponseSchema, ToolDefinition
 from gptoss.harmony.render import ReasoningEffort
@@ -33,6 +37,7 @@ from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.prompt_builder import PromptBuilder, PromptTokens
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Choice[VisibleDelta])
 INLINE_BYTES = 20_000  # larger bodies are read in a thread, so that the event loop keeps answering
 
 
@@ -89,6 +94,20 @@ class ServerContext:
         """Changes when the server could answer the same request otherwise."""
         text = f"{__version__} {sorted(self.tags.items())}"
         return "fp_" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+    async def start(
+        self, plan: Plan, choices: Sequence[C], record: RequestRecord, *, streams: bool
+    ) -> Generation[C, Any]:
+        """Admits every choice, or none. Raises EngineError or RateLimited."""
+        record.stream = streams
+        shown_text = self.vocabulary.decode if self.config.log_content else None
+        accounting = RequestAccounting(
+            record, self.access.usage, self.tracker, self.metrics, lambda: self.tags, shown_text
+        )
+        return await session.start(plan, choices, self.engine, accounting, self._remember)
+
+    def _remember(self, token_ids: Sequence[int], scope: str, prompt: PromptTokens) -> None:
+        self.prompt_builder.remember(token_ids, scope, after=prompt)
 
     async def build_prompt(
         self,

@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gptoss.api.chat.structured_outputs import FinalFormat
 from gptoss.api.telemetry.warn_once import WarnOnce
-from gptoss.harmony.schema.rewrite import Relaxed
+from gptoss.generation.relaxed_schema import RelaxedSchema
 
 logger = logging.getLogger(__name__)
 _warn = WarnOnce(logger, "not enforced by the grammar: %s", max_chars=400)
-
-
-@dataclass(frozen=True, slots=True)
-class RelaxedSchema:
-    """A part of a request's schemas that the grammar does not enforce."""
-
-    kind: str  # "function", or the field that the schema came in
-    name: str
-    relaxed: Relaxed
-
-    def __str__(self) -> str:
-        named = self.name if self.name.partition(".")[0] == self.kind else f"{self.kind} {self.name}"
-        return f"{named}: {self.relaxed}"
-
-    def as_json(self) -> dict[str, str]:
-        return {"kind": self.kind, "name": self.name, "path": self.relaxed.path, "reason": self.relaxed.reason}
 
 
 def relaxed_format(final: FinalFormat | None) -> list[RelaxedSchema]:
@@ -45,6 +28,6 @@ def warn_relaxed(relaxed: Sequence[RelaxedSchema]) -> None:
         _warn(str(r) for r in relaxed)
 
 
-def relaxations(relaxed: Sequence[RelaxedSchema] | None) -> dict[str, Any]:
-    """The answer's field; `None`: the client has not asked for it."""
-    return {} if relaxed is None else {"relaxations": [r.as_json() for r in relaxed]}
+def relaxations(relaxed: Sequence[RelaxedSchema], asked: bool | None) -> dict[str, Any]:
+    """The answer's field, where the client asked for it."""
+    return {"relaxations": [r.as_json() for r in relaxed]} if asked else {}

@@ -1,25 +1,33 @@
-"""One choice of an answer: engine outputs in, deltas with their logprobs out. No I/O."""
+"""One choice of a conversation's answer: engine outputs in, deltas with their logprobs out. No I/O."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gptoss.engine.messages import FinishReason, TokenOutput
 from gptoss.generation.logprobs import ContentLogprobs
+from gptoss.generation.plan import Plan
+from gptoss.generation.request import Beginning
 from gptoss.generation.stop_strings import StopStrings
-from gptoss.harmony.deltas import Delta
+from gptoss.harmony.deltas import Delta, Kind
 from gptoss.harmony.parser import ResponseParser
+from gptoss.harmony.vocabulary_files import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceDelta:
+class ChatDelta:
     delta: Delta
     logprobs: list[dict[str, Any]] | None = None  # of the content tokens that this text completes
 
+    @property
+    def visible_kind(self) -> Kind | None:
+        return self.delta.kind if self.delta.text or self.delta.tool_name is not None else None
 
-class Choice:
+
+class ChatChoice:
     """Folds the outputs of one engine request. `finish_reason` is set with the last delta."""
 
     def __init__(
@@ -38,7 +46,7 @@ class Choice:
         self.parser = parser
         self.finish_reason: str | None = None
         self.error: str | None = None
-        self.num_completion_tokens = 0
+        self.num_tokens = 0
         self.num_cached_tokens = 0
         self.num_calls = 0
         self.token_ids: list[int] = []
@@ -48,16 +56,24 @@ class Choice:
         self._logprobs = ContentLogprobs(bytes_of) if bytes_of is not None else None
         self._max_calls = stop_on_calls_after
 
-    def feed(self, output: TokenOutput) -> list[ChoiceDelta]:
+    @property
+    def num_reasoning_tokens(self) -> int:
+        return self.parser.num_reasoning_tokens
+
+    @property
+    def recoveries(self) -> Counter[str]:
+        return self.parser.recoveries
+
+    def feed(self, output: TokenOutput) -> list[ChatDelta]:
         """Deltas of one output. After `finish_reason` is set, the rest of the output is dropped."""
-        out: list[ChoiceDelta] = []
+        out: list[ChatDelta] = []
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
-        for place, token_id in enumerate(output.token_ids):
-            self.num_completion_tokens += 1
+        for index, token_id in enumerate(output.token_ids):
+            self.num_tokens += 1
             self.token_ids.append(token_id)
             if self._logprobs is not None and output.logprobs is not None:
-                position = self.num_completion_tokens - 1
-                self._logprobs.waiting[position] = (token_id, output.logprobs[place])
+                position = self.num_tokens - 1
+                self._logprobs.waiting[position] = (token_id, output.logprobs[index])
             for delta in self.parser.push(token_id):
                 self._add(delta, out)
                 if self.finish_reason is not None:
@@ -66,7 +82,7 @@ class Choice:
             self._finish(output, out)
         return out
 
-    def _finish(self, output: TokenOutput, out: list[ChoiceDelta]) -> None:
+    def _finish(self, output: TokenOutput, out: list[ChatDelta]) -> None:
         truncated = output.finish_reason is not FinishReason.STOP
         for delta in self.parser.finish(truncated=truncated):
             self._add(delta, out)
@@ -81,13 +97,13 @@ class Choice:
         else:
             self.finish_reason = "tool_calls" if self.num_calls else "stop"
 
-    def _flush(self, out: list[ChoiceDelta]) -> None:
+    def _flush(self, out: list[ChatDelta]) -> None:
         """What was held back, as it could have become a stop string."""
         rest = self._stops.flush()
         if rest:
             out.append(self._content(rest, (), last=True))
 
-    def _add(self, delta: Delta, out: list[ChoiceDelta]) -> None:
+    def _add(self, delta: Delta, out: list[ChatDelta]) -> None:
         begins = delta.channel is not None or delta.tool_name is not None
         if begins and not self._joins_messages:
             self._flush(out)
@@ -95,7 +111,7 @@ class Choice:
             return
         if delta.channel is not None:
             self.messages.append((delta.channel, 0))
-            out.append(ChoiceDelta(delta))
+            out.append(ChatDelta(delta))
             return
         if delta.kind != "tool_call" and not delta.is_separator and not self.num_calls:
             channel, length = self.messages[-1]
@@ -106,7 +122,7 @@ class Choice:
             if self._max_calls is not None and delta.tool_index >= self._max_calls:
                 self.num_calls = self._max_calls
                 return
-            out.append(ChoiceDelta(delta))
+            out.append(ChatDelta(delta))
         elif delta.kind == "content":
             if self._logprobs is not None and delta.is_separator:
                 self._logprobs.enqueue_separator()
@@ -117,11 +133,36 @@ class Choice:
             if self._stops.stopped:
                 self.finish_reason = "stop"
         else:
-            out.append(ChoiceDelta(delta))
+            out.append(ChatDelta(delta))
 
-    def _content(self, text: str, tokens: Sequence[int], *, last: bool) -> ChoiceDelta:
+    def _content(self, text: str, tokens: Sequence[int], *, last: bool) -> ChatDelta:
         entries = None
         if self._logprobs is not None:
             self._logprobs.enqueue([t for t in tokens if t in self._logprobs.waiting])
             entries = self._logprobs.take(len(text.encode()), last=last)
-        return ChoiceDelta(Delta("content", text), entries)
+        return ChatDelta(Delta("content", text), entries)
+
+
+def chat_choices(plan: Plan, vocabulary: Vocabulary, *, joins_messages: bool = True) -> Sequence[ChatChoice]:
+    """One for each request of a conversation's plan. `joins_messages`: see ChatChoice."""
+    bytes_of = vocabulary.bytes_of if plan.params.logprobs is not None else None
+    return [
+        ChatChoice(
+            index,
+            start_parser(ResponseParser(vocabulary, plan.tool_names), plan.begins),
+            plan.stop,
+            bytes_of,
+            stop_on_calls_after=plan.max_calls,
+            joins_messages=joins_messages,
+        )
+        for index in range(len(plan.requests))
+    ]
+
+
+def start_parser(parser: ResponseParser, begins: Beginning) -> ResponseParser:
+    """The parser, in the state in which the prompt leaves it."""
+    if begins == "final":
+        parser.open_final()
+    elif begins == "turn":
+        parser.await_start()
+    return parser

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-# Where in a GenerationRequest: ("tools", 2, "parameters"), ("messages", 0, "content")
+# Where in a GenerationRequest: ("tools", 2, "parameters"), ("tool_choice",), ("output_format", "value"), ("prompt",),
+# ("prompt", origin, field) of a harmony PromptError, ("sampling", "min_tokens")
 Path = tuple[str | int, ...]
 
 
 class GenerationError(ValueError):
     """A request that cannot be run. Nothing has been sent to the engine."""
 
-    def __init__(self, message: str, path: Path = (), code: str = "invalid_value") -> None:
+    def __init__(self, message: str, path: Path = (), code: str | None = None) -> None:
         super().__init__(message)
         self.message, self.path, self.code = message, path, code
 

@@ -16,18 +16,18 @@ class ContentLogprobs:
     """Entries of content tokens, handed out when the bytes before them have been sent."""
 
     bytes_of: Callable[[int], bytes]
-    waiting: dict[int, tuple[int, TokenLogprobs]] = field(default_factory=dict)  # place -> token id, numbers
+    waiting: dict[int, tuple[int, TokenLogprobs]] = field(default_factory=dict)  # by position in the output
     queue: deque[tuple[bytes, dict[str, Any] | None]] = field(default_factory=deque)
     queued_bytes: int = 0
 
-    def enqueue(self, places: Sequence[int]) -> None:
-        for place in places:
-            token_id, numbers = self.waiting.pop(place)
+    def enqueue(self, positions: Sequence[int]) -> None:
+        for position in positions:
+            token_id, logprobs = self.waiting.pop(position)
             data = self.bytes_of(token_id)
-            self.queue.append((data, self._entry(data, numbers)))
+            self.queue.append((data, self._entry(data, logprobs)))
 
     def enqueue_separator(self) -> None:
-        """Text that no token stands for: it takes its bytes and brings no entry."""
+        """Adds the bytes of a separator, which has no token and so no entry."""
         self.queue.append((SEPARATOR.encode(), None))
 
     def take(self, num_bytes: int, *, last: bool = False) -> list[dict[str, Any]]:
@@ -43,10 +43,10 @@ class ContentLogprobs:
                 out.append(entry)
         return out
 
-    def _entry(self, data: bytes, numbers: TokenLogprobs) -> dict[str, Any]:
+    def _entry(self, data: bytes, logprobs: TokenLogprobs) -> dict[str, Any]:
         return {
-            **_token(data, numbers.logprob),
-            "top_logprobs": [_token(self.bytes_of(t), logprob) for t, logprob in numbers.alternatives],
+            **_token(data, logprobs.logprob),
+            "top_logprobs": [_token(self.bytes_of(t), logprob) for t, logprob in logprobs.alternatives],
         }
 
 

@@ -6,33 +6,25 @@ engine's limits is checked by the planner, which raises a GenerationError with t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gptoss.config.profiles import Profile
 from gptoss.engine.sampling_params import LogitBias
+from gptoss.harmony.conversation import Conversation, ToolDefinition
 from gptoss.harmony.render import ReasoningEffort
 
 # Where the answer begins: after `<|start|>assistant`; before it; within the text of the final message
 Beginning = Literal["message", "turn", "final"]
-Conversation = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class FunctionTool:
+class FunctionTool(ToolDefinition):
     """A function that the model may call."""
 
-    name: str
-    description: str | None = None
-    parameters: Mapping[str, Any] | None = None  # JSON schema; None: any object
     strict: bool = False  # arguments follow all of the schema
     label: str = ""  # how errors name it, where the client knows it by another name
-
-    @property
-    def shown(self) -> dict[str, Any]:
-        """As the prompt builder takes it."""
-        return {"name": self.name, "description": self.description, "parameters": self.parameters}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +51,7 @@ class OutputFormat:
     kind: Literal["json", "regex", "choice"]
     value: Any  # the schema, the pattern, or the texts
     field: str  # of the client's request, for errors
-    source: str  # the top-level field, for reports on what is not enforced
+    reported_as: tuple[str, str]  # kind and name in reports on what is not enforced
     name: str = ""
     description: str | None = None
     strict: bool = False
@@ -96,7 +88,7 @@ class Prefill:
     """A final message that has been begun, and the reasoning before it: the answer continues its text."""
 
     text: str
-    reasoning: str = ""
+    reasoning: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import codecs
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 from gptoss.engine.messages import FinishReason, TokenLogprobs, TokenOutput
+from gptoss.generation.plan import Plan
 from gptoss.generation.stop_strings import StopStrings
+from gptoss.harmony.deltas import Kind
 from gptoss.harmony.special_tokens import STOP_TOKEN_IDS
 from gptoss.harmony.vocabulary_files import Vocabulary
 
-# OpenAI's `logprobs` of completions: lists with an entry for each token
-Numbers = dict[str, list[Any]]
+
+class TextLogprob(NamedTuple):
+    """Of one token of the prompt or of the answer; the prompt's first token has none."""
+
+    token: str
+    logprob: float | None
+    alternatives: dict[str, float] | None
+    offset: int  # where its text begins, in characters
 
 
-def no_numbers() -> Numbers:
-    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    text: str
+    logprobs: list[TextLogprob]
 
-
-def joined(first: Numbers, second: Numbers) -> Numbers:
-    return {name: first[name] + second[name] for name in first}
+    @property
+    def visible_kind(self) -> Kind | None:
+        return "content" if self.text else None
 
 
 def _decoder() -> codecs.IncrementalDecoder:
@@ -42,11 +54,12 @@ class TextChoice:
     error: str | None = None
     num_tokens: int = 0
     num_cached_tokens: int = 0
-    text: str = ""
-    num_chars: int = 0  # of the text of all tokens, also of what a stop string holds back
-    numbers: Numbers = field(default_factory=no_numbers)
+    num_reasoning_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    recoveries: Counter[str] = field(default_factory=Counter)
     # of the prompt's tokens but the first
-    scores: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    _num_chars: int = 0  # of the text of all tokens, also of what a stop string holds back
     _decoder: codecs.IncrementalDecoder = field(default_factory=_decoder)
 
     @cached_property
@@ -56,42 +69,40 @@ class TextChoice:
     @property
     def is_scored(self) -> bool:
         """Whether all logprobs of the prompt are there."""
-        return len(self.scores) == len(self.prompt_ids) - 1
+        return len(self.prompt_logprobs) == len(self.prompt_ids) - 1
 
-    def echo_numbers(self) -> Numbers:
-        """Of the prompt's tokens; the first has no logprob, as nothing stands before it."""
-        numbers, decoder, num_chars = no_numbers(), _decoder(), 0
-        for token_id, score in zip(self.prompt_ids, [None, *self.scores], strict=True):
-            self._add_numbers(token_id, score, num_chars, numbers)
+    def echo_logprobs(self) -> list[TextLogprob]:
+        """Of the prompt's tokens."""
+        out, decoder, num_chars = [], _decoder(), 0
+        for token_id, logprobs in zip(self.prompt_ids, [None, *self.prompt_logprobs], strict=True):
+            out.append(self._logprob(token_id, logprobs, num_chars))
             num_chars += len(decoder.decode(self.vocabulary.bytes_of(token_id)))
-        return numbers
+        return out
 
-    def feed(self, output: TokenOutput) -> tuple[str, Numbers]:
-        """-> (new text, logprobs of the new tokens)."""
-        new, numbers = "", no_numbers()
+    def feed(self, output: TokenOutput) -> list[TextDelta]:
+        """The text and logprobs of one output, or nothing. After `finish_reason` is set, the rest is dropped."""
+        text, logprobs = "", []
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
-        self.scores += output.prompt_logprobs or ()
-        for place, token_id in enumerate(() if self.is_silent else output.token_ids):
+        self.prompt_logprobs += output.prompt_logprobs or ()
+        for index, token_id in enumerate(() if self.is_silent else output.token_ids):
             self.num_tokens += 1
+            self.token_ids.append(token_id)
             if output.logprobs is not None:
-                offset = len(self.echo) + self.num_chars
-                self._add_numbers(token_id, output.logprobs[place], offset, numbers)
+                offset = len(self.echo) + self._num_chars
+                logprobs.append(self._logprob(token_id, output.logprobs[index], offset))
             if token_id in STOP_TOKEN_IDS or token_id >= self.vocabulary.num_ordinary:
                 continue
             decoded = self._decoder.decode(self.vocabulary.bytes_of(token_id))
-            self.num_chars += len(decoded)
-            new += self.stops.feed(decoded)
+            self._num_chars += len(decoded)
+            text += self.stops.feed(decoded)
             if self.stops.stopped:
                 self.finish_reason = "stop"
                 break
         if self.finish_reason is None and output.finish_reason is not None:
-            new += self.stops.feed(self._decoder.decode(b"", final=True))
-            new += self.stops.flush()
+            text += self.stops.feed(self._decoder.decode(b"", final=True))
+            text += self.stops.flush()
             self._finish(output.finish_reason, output.error)
-        self.text += new
-        for name, entries in numbers.items():
-            self.numbers[name] += entries
-        return new, numbers
+        return [TextDelta(text, logprobs)] if text or logprobs else []
 
     def _finish(self, reason: FinishReason, error: str | None) -> None:
         if reason in (FinishReason.ERROR, FinishReason.ABORT):
@@ -99,13 +110,12 @@ class TextChoice:
         else:
             self.finish_reason = "length" if self.is_silent else str(reason)
 
-    def _add_numbers(self, token_id: int, score: TokenLogprobs | None, offset: int, out: Numbers) -> None:
-        out["tokens"].append(self._name(token_id))
-        out["token_logprobs"].append(None if score is None else min(score.logprob, 0.0))
-        out["top_logprobs"].append(
-            None if score is None else {self._name(t): min(p, 0.0) for t, p in score.alternatives}
-        )
-        out["text_offset"].append(offset)
+    def _logprob(self, token_id: int, logprobs: TokenLogprobs | None, offset: int) -> TextLogprob:
+        name = self._name(token_id)
+        if logprobs is None:
+            return TextLogprob(name, None, None, offset)
+        alternatives = {self._name(t): min(p, 0.0) for t, p in logprobs.alternatives}
+        return TextLogprob(name, min(logprobs.logprob, 0.0), alternatives, offset)
 
     def _name(self, token_id: int) -> str:
         data = self.vocabulary.bytes_of(token_id)
@@ -113,3 +123,13 @@ class TextChoice:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def text_choices(plan: Plan, vocabulary: Vocabulary) -> Sequence[TextChoice]:
+    """One for each request of a plan of raw prompts."""
+    return [
+        TextChoice(
+            index, vocabulary, request.token_ids, StopStrings(plan.stop), echoes=plan.echo, is_silent=plan.is_silent
+        )
+        for index, request in enumerate(plan.requests)
+    ]

@@ -34,10 +34,10 @@ ALLOWED = {
     # the API process
     "gptoss.api": f"gptoss.api {REQUEST} gptoss.engine.parallel.gpus",
     "gptoss.api.context": f"{rooms('gptoss.api', 'http access telemetry')} {REQUEST}",
-    "gptoss.api.http": f"gptoss.api.http gptoss.harmony.bpe gptoss.config gptoss.engine.client {WIRE}",
+    "gptoss.api.http": f"gptoss.api.http gptoss.generation.errors gptoss.harmony.bpe gptoss.config gptoss.engine.client {WIRE}",
     "gptoss.api.access": "gptoss.api.access gptoss.api.http gptoss.config",
     "gptoss.api.middleware": "gptoss.api.middleware gptoss.api.access gptoss.api.http",
-    "gptoss.api.telemetry": f"gptoss.api.telemetry gptoss.api.access gptoss.api.http gptoss.config gptoss.engine.client {WIRE}",
+    "gptoss.api.telemetry": f"gptoss.api.telemetry gptoss.api.access gptoss.api.http {REQUEST}",
     "gptoss.api.chat": f"gptoss.api.chat {ENDPOINT}",
     "gptoss.api.completions": f"gptoss.api.completions {ENDPOINT}",
     "gptoss.api.responses": f"gptoss.api.responses {ENDPOINT}",
@@ -76,7 +76,7 @@ FOR_NOW = {
     "gptoss.api.relaxations",
     "gptoss.api.chat": "gptoss.api.relaxations",
     "gptoss.api.http.body": "gptoss.api.context",
-    "gptoss.api.responses": "gptoss.api.chat.adapter gptoss.api.chat.answer gptoss.api.chat.schema gptoss.api.relaxations",
+    "gptoss.api.responses": "gptoss.api.chat.adapter gptoss.api.chat.schema gptoss.api.relaxations",
     "gptoss.api.ops": "gptoss.api.chat.adapter",
     "gptoss.api.context": "gptoss.api.responses.store",
     # kernels are not behind one backend yet: the files that choose compile on a CPU without it

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss.api.access.api_keys import Caller, tenant_of
-from gptoss.api.chat.continuation import Beginning, beginning, begun
+from gptoss.api.chat.continuation import beginning, begun
 from gptoss.api.chat.messages import FIELDS, read_messages
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.chat.structured_outputs import FinalFormat, asks_for_format, final_format
@@ -21,11 +21,13 @@ from gptoss.api.context import ServerContext
 from gptoss.api.http.errors import ContextTooLong, InvalidRequest, NotFound
 from gptoss.api.http.fields import EFFORTS, SamplingFields
 from gptoss.api.http.work_pool import LOCAL, Sender
-from gptoss.api.relaxations import RelaxedSchema, relaxed_format, warn_relaxed
+from gptoss.api.relaxations import relaxed_format, warn_relaxed
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.config.profiles import Profile
 from gptoss.engine.messages import AddRequest
 from gptoss.engine.sampling_params import LoopGuard, SamplingParams
+from gptoss.generation.plan import Plan
+from gptoss.generation.relaxed_schema import RelaxedSchema
 from gptoss.harmony.bpe import Limits, TooManyTokensError
 from gptoss.harmony.conversation import Conversation, PromptError
 from gptoss.harmony.grammar import TurnSpec, fitted_grammar, text_grammar, turn_grammar
@@ -46,28 +48,18 @@ _warn_names = WarnOnce(logger, "names of messages are not shown to the model for
 
 @dataclass(frozen=True, slots=True)
 class ChatPlan:
-    completion_id: str
+    """A request's plan, and how its answer is to be written."""
+
+    plan: Plan
     created: int
     model: str  # as the client wrote it
-    profile: Profile
-    prompt: PromptTokens
-    cache_scope: str  # Access.cache_scope
-    requests: list[AddRequest]  # one for each choice
-    tools: ToolPlan
-    stop: list[str]
     stream: bool
     include_usage: bool
     include_reasoning: bool
-    logprobs: bool
-    names_max_tokens: bool  # whether the client did
-    max_calls: int | None
+    include_relaxations: bool
+    has_logprobs: bool
+    is_legacy: bool  # asked for with `functions`: answered with `function_call`
     service_tier: str | None
-    relaxed: list[RelaxedSchema] | None  # what the grammar does not enforce, where the client asked
-    begins: Beginning
-
-    @property
-    def tool_names(self) -> list[str]:
-        return [tool.name for tool in self.tools.callable]
 
 
 def resolve_model(name: str, context: ServerContext) -> Profile:
@@ -231,25 +223,31 @@ async def plan_conversation(
     completion_id = id_prefix + secrets.token_hex(12)
     requests = _engine_requests(completion_id, request, profile, prompt, params, scope, tenant_of(caller))
     reasoning = request.reasoning
+    plan = Plan(
+        request_id=completion_id,
+        profile=profile,
+        requests=requests,
+        num_choices=len(requests),
+        has_max_tokens=(request.max_completion_tokens or request.max_tokens) is not None,
+        stop=request.stop or [],
+        relaxed=relaxed,
+        cache_scope=scope,
+        prompt=prompt,
+        begins=begins,
+        tool_names=[tool.name for tool in tools.callable],
+        max_calls=1 if request.parallel_tool_calls is False or tools.legacy else None,
+    )
     return ChatPlan(
-        completion_id=completion_id,
+        plan,
         created=int(time.time()),
         model=request.model,
-        profile=profile,
-        prompt=prompt,
-        cache_scope=scope,
-        requests=requests,
-        tools=tools,
-        stop=request.stop or [],
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         include_reasoning=request.include_reasoning is not False and not (reasoning and reasoning.exclude),
-        logprobs=bool(request.logprobs),
-        names_max_tokens=(request.max_completion_tokens or request.max_tokens) is not None,
-        max_calls=1 if request.parallel_tool_calls is False or tools.legacy else None,
+        include_relaxations=bool(request.include_relaxations),
+        has_logprobs=bool(request.logprobs),
+        is_legacy=tools.legacy,
         service_tier="default" if request.service_tier is not None else None,
-        relaxed=relaxed if request.include_relaxations else None,
-        begins=begins,
     )
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.http.errors import InvalidRequest
+from gptoss.generation.request import Beginning
 from gptoss.harmony.bpe import UNLIMITED, Limits
 from gptoss.harmony.conversation import AssistantMessage, Conversation
-from gptoss.harmony.parser import ResponseParser
 from gptoss.harmony.special_tokens import CHANNEL, END, MESSAGE, START
 from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.prompt_builder import PromptTokens
 
-# after `<|start|>assistant`; before it; within the text of the final message
-Beginning = Literal["message", "turn", "final"]
 FIELD = "continue_final_message"
 
 
@@ -56,11 +53,3 @@ def begun(
     more += [CHANNEL, *vocabulary.encode("final"), MESSAGE]
     more += vocabulary.encode(words, limits.less(len(more)))
     return replace(prompt, token_ids=ids + more)
-
-
-def start_parser(parser: ResponseParser, where: Beginning) -> ResponseParser:
-    if where == "final":
-        parser.open_final()
-    elif where == "turn":
-        parser.await_start()
-    return parser

@@ -1,187 +1,162 @@
-"""Deltas as server-sent events, or as one JSON body."""
+"""An answer as chat completions: server-sent events, or one JSON body."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from gptoss.api.chat.adapter import ChatPlan
-from gptoss.api.chat.answer import Answer
 from gptoss.api.context import ServerContext
-from gptoss.api.http.errors import ApiError
+from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import DONE, encode_event
 from gptoss.api.relaxations import relaxations
-from gptoss.generation.chat_output import Choice
+from gptoss.generation.chat_output import ChatChoice, ChatDelta
+from gptoss.generation.errors import GenerationFailedError
+from gptoss.generation.session import Generation
 from gptoss.harmony.deltas import Delta
 from gptoss.harmony.layout import new_call_id
 
 
-class DeltaWriter:
-    """Deltas of one answer as the wire's objects: shared by the stream's chunks and the JSON body."""
+class ChatRenderer:
+    """Writes one answer. `delta` and `finish_reason` are shared by the stream's chunks and the JSON body."""
 
-    def __init__(self, plan: ChatPlan, reasoning_fields: tuple[str, ...]) -> None:
-        self._plan = plan
-        self._reasoning_fields = reasoning_fields
+    def __init__(self, chat: ChatPlan, generation: Generation[ChatChoice, ChatDelta], context: ServerContext) -> None:
+        self._chat, self._generation, self._context = chat, generation, context
+        self._reasoning_fields = reasoning_fields(context.config.reasoning_fields)
 
-    def write(self, choice: Choice, delta: Delta) -> dict[str, Any] | None:
-        """-> the `delta` object, None if there is nothing that the client wants."""
-        if delta.channel is not None:
-            return None
-        if delta.kind == "content":
-            return {"content": delta.text}
-        if delta.kind == "reasoning":
-            if not self._plan.include_reasoning:
-                return None
-            return dict.fromkeys(self._reasoning_fields, delta.text)
-        if self._plan.tools.legacy:
-            name = {"name": delta.tool_name} if delta.tool_name is not None else {}
-            return {"function_call": {**name, "arguments": delta.text}}
-        call: dict[str, Any] = {"index": delta.tool_index}
-        if delta.tool_name is not None:
-            before = choice.messages if delta.tool_index == 0 else ()
-            call |= {"id": new_call_id(before), "type": "function"}
-            call["function"] = {"name": delta.tool_name, "arguments": delta.text}
-        else:
-            call["function"] = {"arguments": delta.text}
-        return {"tool_calls": [call]}
-
-    def finish_reason(self, choice: Choice) -> str:
-        reason = choice.finish_reason or "error"
-        return "function_call" if reason == "tool_calls" and self._plan.tools.legacy else reason
-
-
-def reasoning_fields(context: ServerContext) -> tuple[str, ...]:
-    wanted = context.config.reasoning_fields
-    return ("reasoning_content", "reasoning") if wanted == "both" else (wanted,)
-
-
-# --- the stream ---
-
-
-async def stream_events(answer: Answer) -> AsyncGenerator[bytes, None]:
-    """Server-sent events, ready to send; tokens that arrived together leave together."""
-    plan, context = answer.plan, answer.context
-    writer = DeltaWriter(plan, reasoning_fields(context))
-    head, tail = _chunk_frame(plan, context)
-    finished: set[int] = set()
-    try:
-        yield b"".join(
-            _chunk(head, tail, choice.index, {"role": "assistant", "content": ""}) for choice in answer.choices
-        )
-        async with contextlib.aclosing(answer.events()) as events:
-            async for batch in events:
-                parts = []
-                for choice, deltas in batch:
-                    for item in deltas:
-                        written = writer.write(choice, item.delta)
-                        if written is not None:
-                            parts.append(_chunk(head, tail, choice.index, written, item.logprobs))
-                    if choice.finish_reason == "error":
-                        yield (b"".join(parts) + _error_event(answer.failure(choice)) + DONE)
-                        return
-                    if choice.finish_reason is not None and choice.index not in finished:
-                        finished.add(choice.index)
-                        reason = writer.finish_reason(choice)
-                        if len(finished) == len(answer.choices):  # the answer's last chunk
-                            closing = {"metadata": _metadata(plan, context), **relaxations(plan.relaxed)}
-                            tail = b"," + encode_event(closing)[1:-1] + tail
-                        parts.append(_chunk(head, tail, choice.index, {}, finish_reason=reason))
-                if parts:
-                    yield b"".join(parts)
-        if plan.include_usage:
-            yield head + b'],"usage":' + encode_event(answer.usage) + b"}\n\n"
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events, ready to send; tokens that arrived together leave together."""
+        chat, generation = self._chat, self._generation
+        head, tail = self._chunk_frame()
+        unfinished = {choice.index for choice in generation.choices}
+        opening: dict[str, Any] = {"role": "assistant", "content": ""}
+        try:
+            yield b"".join(_chunk(head, tail, choice.index, opening) for choice in generation.choices)
+            async with contextlib.aclosing(generation.events()) as events:
+                async for batch in events:
+                    parts = []
+                    for choice, deltas in batch:
+                        parts += self._chunks(choice, deltas, head, tail)
+                        if choice.finish_reason is not None and choice.error is None:
+                            unfinished.discard(choice.index)
+                            if not unfinished:  # the answer's last chunk
+                                tail = b"," + encode_event(self._closing())[1:-1] + tail
+                            parts.append(_chunk(head, tail, choice.index, {}, finish_reason=self._reason(choice)))
+                    if parts:
+                        yield b"".join(parts)
+            if chat.include_usage:
+                yield head + b'],"usage":' + encode_event(self._usage()) + b"}\n\n"
+        except GenerationFailedError as error:
+            yield b"data: " + encode_event(from_generation(error).body) + b"\n\n"
+        finally:
+            generation.close()
         yield DONE
-    finally:
-        answer.close()
 
-
-def _chunk_frame(plan: ChatPlan, context: ServerContext) -> tuple[bytes, bytes]:
-    head: dict[str, Any] = {
-        "id": plan.completion_id,
-        "object": "chat.completion.chunk",
-        "created": plan.created,
-        "model": plan.model,
-        "system_fingerprint": context.system_fingerprint,
-    }
-    if plan.service_tier is not None:
-        head["service_tier"] = plan.service_tier
-    tail = b',"usage":null}\n\n' if plan.include_usage else b"}\n\n"
-    return b"data: " + encode_event(head)[:-1] + b',"choices":[', tail
-
-
-def _chunk(
-    head: bytes,
-    tail: bytes,
-    index: int,
-    delta: dict[str, Any],
-    logprobs: list[dict[str, Any]] | None = None,
-    finish_reason: str | None = None,
-) -> bytes:
-    numbers = b"null" if not logprobs else encode_event({"content": logprobs, "refusal": None})
-    reason = b"null" if finish_reason is None else b'"' + finish_reason.encode() + b'"'
-    middle = b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}]' % (
-        index,
-        encode_event(delta),
-        numbers,
-        reason,
-    )
-    return head + middle + tail
-
-
-def _error_event(error: ApiError) -> bytes:
-    return b"data: " + encode_event(error.body) + b"\n\n"
-
-
-# --- the JSON body ---
-
-
-async def collect(answer: Answer) -> bytes:
-    """The same deltas, folded into one body. Raises EngineFailure."""
-    plan, context = answer.plan, answer.context
-    writer = DeltaWriter(plan, reasoning_fields(context))
-    messages: list[dict[str, Any]] = [{"role": "assistant", "content": None, "refusal": None} for _ in answer.choices]
-    logprobs: list[list[dict[str, Any]]] = [[] for _ in answer.choices]
-    try:
-        async with contextlib.aclosing(answer.events()) as events:
+    async def collect(self) -> bytes:
+        """The same deltas, folded into one body. Raises GenerationFailedError."""
+        generation, has_logprobs = self._generation, self._chat.has_logprobs
+        messages: list[dict[str, Any]] = [
+            {"role": "assistant", "content": None, "refusal": None} for _ in generation.choices
+        ]
+        logprobs: list[list[dict[str, Any]]] = [[] for _ in generation.choices]
+        async with contextlib.aclosing(generation.events()) as events:
             async for batch in events:
                 for choice, deltas in batch:
                     for item in deltas:
-                        _fold(messages[choice.index], writer.write(choice, item.delta))
+                        fold(messages[choice.index], self._delta(choice, item.delta))
                         logprobs[choice.index] += item.logprobs or []
-                    if choice.finish_reason == "error":
-                        raise answer.failure(choice)
-    finally:
-        answer.close()
-    body = {
-        "id": plan.completion_id,
-        "object": "chat.completion",
-        "created": plan.created,
-        "model": plan.model,
-        "system_fingerprint": context.system_fingerprint,
-        **({"service_tier": plan.service_tier} if plan.service_tier is not None else {}),
-        "choices": [
+        choices = [
             {
                 "index": choice.index,
                 "message": messages[choice.index],
-                "logprobs": {"content": logprobs[choice.index], "refusal": None} if plan.logprobs else None,
-                "finish_reason": writer.finish_reason(choice),
+                "logprobs": {"content": logprobs[choice.index], "refusal": None} if has_logprobs else None,
+                "finish_reason": self._reason(choice),
             }
-            for choice in answer.choices
-        ],
-        "usage": answer.usage,
-        "metadata": _metadata(plan, context),
-        **relaxations(plan.relaxed),
-    }
-    return encode_event(body)
+            for choice in generation.choices
+        ]
+        head = self._head("chat.completion")
+        return encode_event(head | {"choices": choices, "usage": self._usage()} | self._closing())
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        chat = self._chat
+        head = {
+            "id": chat.plan.request_id,
+            "object": kind,
+            "created": chat.created,
+            "model": chat.model,
+            "system_fingerprint": self._context.system_fingerprint,
+        }
+        return head if chat.service_tier is None else head | {"service_tier": chat.service_tier}
+
+    def _closing(self) -> dict[str, Any]:
+        """What is loaded, the profile that the request ran under, and what of its schemas was not enforced."""
+        plan = self._chat.plan
+        metadata = self._context.tags | {"profile": plan.profile.name}
+        return {"metadata": metadata, **relaxations(plan.relaxed, self._chat.include_relaxations)}
+
+    def _chunk_frame(self) -> tuple[bytes, bytes]:
+        tail = b',"usage":null}\n\n' if self._chat.include_usage else b"}\n\n"
+        return b"data: " + encode_event(self._head("chat.completion.chunk"))[:-1] + b',"choices":[', tail
+
+    def _chunks(self, choice: ChatChoice, deltas: Sequence[ChatDelta], head: bytes, tail: bytes) -> list[bytes]:
+        written = [(self._delta(choice, item.delta), item.logprobs) for item in deltas]
+        return [_chunk(head, tail, choice.index, delta, logprobs) for delta, logprobs in written if delta is not None]
+
+    def _delta(self, choice: ChatChoice, delta: Delta) -> dict[str, Any] | None:
+        return write_delta(
+            choice, delta, self._reasoning_fields if self._chat.include_reasoning else (), self._chat.is_legacy
+        )
+
+    def _reason(self, choice: ChatChoice) -> str | None:
+        reason = choice.finish_reason
+        return "function_call" if reason == "tool_calls" and self._chat.is_legacy else reason
+
+    def _usage(self) -> dict[str, Any]:
+        usage = self._generation.usage
+        return {
+            "prompt_tokens": usage.num_prompt_tokens,
+            "completion_tokens": usage.num_completion_tokens,
+            "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens, "audio_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": usage.num_reasoning_tokens,
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        }
 
 
-def _metadata(plan: ChatPlan, context: ServerContext) -> dict[str, str]:
-    """What is loaded, and the profile that this request ran under."""
-    return context.tags | {"profile": plan.profile.name}
+def reasoning_fields(setting: str) -> tuple[str, ...]:
+    return ("reasoning_content", "reasoning") if setting == "both" else (setting,)
 
 
-def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
+def write_delta(
+    choice: ChatChoice, delta: Delta, reasoning_fields: Sequence[str], is_legacy: bool = False
+) -> dict[str, Any] | None:
+    """-> the `delta` object, None if there is nothing that the client wants."""
+    if delta.channel is not None:
+        return None
+    if delta.kind == "content":
+        return {"content": delta.text}
+    if delta.kind == "reasoning":
+        return dict.fromkeys(reasoning_fields, delta.text) or None
+    if is_legacy:
+        name = {"name": delta.tool_name} if delta.tool_name is not None else {}
+        return {"function_call": {**name, "arguments": delta.text}}
+    call: dict[str, Any] = {"index": delta.tool_index}
+    if delta.tool_name is not None:
+        before = choice.messages if delta.tool_index == 0 else ()
+        call |= {"id": new_call_id(before), "type": "function"}
+        call["function"] = {"name": delta.tool_name, "arguments": delta.text}
+    else:
+        call["function"] = {"arguments": delta.text}
+    return {"tool_calls": [call]}
+
+
+def fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
+    """Adds a `delta` object to the message."""
     for key, value in (delta or {}).items():
         if key == "tool_calls":
             for call in value:
@@ -195,3 +170,17 @@ def _fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
                 known[name] += text
         else:
             message[key] = (message.get(key) or "") + value
+
+
+def _chunk(
+    head: bytes,
+    tail: bytes,
+    index: int,
+    delta: dict[str, Any],
+    logprobs: list[dict[str, Any]] | None = None,
+    finish_reason: str | None = None,
+) -> bytes:
+    entries = encode_event({"content": logprobs, "refusal": None}) if logprobs else b"null"
+    reason = b'"%b"' % finish_reason.encode() if finish_reason is not None else b"null"
+    middle = (index, encode_event(delta), entries, reason)
+    return head + b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}]' % middle + tail

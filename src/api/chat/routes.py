@@ -8,14 +8,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gptoss.api.chat.adapter import plan_chat
-from gptoss.api.chat.answer import start_answer
-from gptoss.api.chat.output import collect, stream_events
+from gptoss.api.chat.output import ChatRenderer
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.context import Context, caller_of, counted_rejections, new_record, sender_of
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.openapi import json_body
-from gptoss.api.http.sse import EventStream, JsonWhenDone
+from gptoss.api.http.sse import respond
 from gptoss.api.telemetry.unknown_fields import client_of
+from gptoss.generation.chat_output import chat_choices
 
 router = APIRouter()
 
@@ -25,11 +25,11 @@ async def chat_completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
         body = await read_json_object(request, context)
-        plan = await plan_chat(body, context, record.caller, sender_of(request), client=client_of(request))
-        answer = await start_answer(plan, context, record)
-    if plan.stream:
-        return EventStream(stream_events(answer), answer.close, context.config)
-    return JsonWhenDone(lambda: collect(answer), answer.close)
+        chat = await plan_chat(body, context, record.caller, sender_of(request), client=client_of(request))
+        choices = chat_choices(chat.plan, context.vocabulary)
+        generation = await context.start(chat.plan, choices, record, streams=chat.stream)
+    renderer = ChatRenderer(chat, generation, context)
+    return respond(renderer, generation.close, context.config, streams=chat.stream)
 
 
 @router.post(
@@ -38,12 +38,14 @@ async def chat_completions(request: Request, context: Context) -> Response:
 async def render(request: Request, context: Context) -> dict[str, Any]:
     """The prompt that a chat request becomes, for debugging: ids and text."""
     body = await read_json_object(request, context)
-    plan = await plan_chat(body, context, caller_of(request), sender_of(request), client=client_of(request))
-    ids = plan.prompt.token_ids
+    chat = await plan_chat(body, context, caller_of(request), sender_of(request), client=client_of(request))
+    prompt = chat.plan.prompt
+    assert prompt is not None
+    ids = prompt.token_ids
     return {
         "prompt": context.vocabulary.decode(ids),
         "prompt_token_ids": ids,
         "num_tokens": len(ids),
-        "prompt_version": plan.prompt.version,
-        "grammar": plan.requests[0].params.grammar,
+        "prompt_version": prompt.version,
+        "grammar": chat.plan.params.grammar,
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptoss.api.chat.schema import ChatCompletionRequest, FunctionDefinition
 from gptoss.api.http.errors import InvalidRequest
-from gptoss.api.relaxations import RelaxedSchema
+from gptoss.generation.relaxed_schema import RelaxedSchema
 from gptoss.harmony.conversation import ToolDefinition
 from gptoss.harmony.grammar import ToolSpec
 from gptoss.harmony.schema.checks import SchemaError

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullError
+from gptoss.generation.errors import GenerationCancelledError, GenerationFailedError
 
 
 class ApiError(Exception):
@@ -106,6 +107,10 @@ def from_engine(error: EngineError) -> ApiError:
     return Unavailable(str(error), code="overloaded", headers={"retry-after": "5"})
 
 
+def from_generation(error: GenerationFailedError) -> ApiError:
+    return Cancelled() if isinstance(error, GenerationCancelledError) else EngineFailure(str(error))
+
+
 def from_validation(error: ValidationError, within: tuple[int | str, ...] = ()) -> InvalidRequest:
     """The first problem, in OpenAI's words and codes. `within`: where in the body the validated part stands."""
     first = error.errors(include_url=False)[0]
@@ -159,6 +164,11 @@ def install(app: FastAPI) -> None:
     async def engine_error(_: Request, error: EngineError) -> Response:
         known = from_engine(error)
         return json_response(known.status, known.body, known.headers)
+
+    @app.exception_handler(GenerationFailedError)
+    async def generation_failed(_: Request, error: GenerationFailedError) -> Response:
+        known = from_generation(error)
+        return json_response(known.status, known.body)
 
     @app.exception_handler(ValidationError)
     async def validation_error(_: Request, error: ValidationError) -> Response:

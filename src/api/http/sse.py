@@ -1,12 +1,12 @@
-"""Responses that end when the client does: nothing is generated for nobody."""
+"""Responses whose generation stops when the client disconnects."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Protocol
 
 import msgspec
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -15,12 +15,22 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gptoss.config.schema import ServerConfig
-from gptoss.engine.messages import TokenOutput
 
 logger = logging.getLogger(__name__)
 
 # Line breaks to Unicode, not to server-sent events: clients that split text by str.splitlines cut events in two there.
 _UNICODE_BREAKS = tuple((c.encode(), b"\\u%04x" % ord(c)) for c in "\x85\u2028\u2029")
+
+
+class Renderer(Protocol):
+    """An answer in an endpoint's wire format."""
+
+    def stream(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events, ready to send."""
+
+    async def collect(self) -> bytes:
+        """The whole answer as one JSON body."""
+
 
 KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n")
 DONE = b"data: [DONE]\n\n"
@@ -33,6 +43,13 @@ def encode_event(value: Any) -> bytes:
         if char in text:
             text = text.replace(char, escape)
     return text
+
+
+def respond(renderer: Renderer, on_end: Callable[[], None], config: ServerConfig, *, streams: bool) -> Response:
+    """The answer as a stream or as one body. `on_end` is called however the response ends."""
+    if streams:
+        return EventStream(renderer.stream(), on_end, config)
+    return JsonWhenDone(renderer.collect, on_end)
 
 
 class EventStream(EventSourceResponse):
@@ -103,32 +120,3 @@ async def _until_disconnect(task: asyncio.Task[object], receive: Receive) -> Non
                 other.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await other
-
-
-async def interleave(streams: list[AsyncIterator[TokenOutput]]) -> AsyncGenerator[list[tuple[int, TokenOutput]], None]:
-    """Outputs of several requests in order of arrival, all that wait at once."""
-    queue: asyncio.Queue[tuple[int, TokenOutput | None]] = asyncio.Queue()
-
-    async def pump(index: int, stream: AsyncIterator[TokenOutput]) -> None:
-        try:
-            async with contextlib.aclosing(stream):  # type: ignore[type-var]
-                async for output in stream:
-                    queue.put_nowait((index, output))
-        finally:
-            queue.put_nowait((index, None))
-
-    tasks = [asyncio.create_task(pump(i, s)) for i, s in enumerate(streams)]
-    try:
-        running = len(tasks)
-        while running:
-            items = [await queue.get()]
-            while not queue.empty():
-                items.append(queue.get_nowait())
-            running -= sum(output is None for _, output in items)
-            batch = [(index, output) for index, output in items if output is not None]
-            if batch:
-                yield batch
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -51,9 +51,9 @@ async def tokenize(request: Request, context: Context) -> Response:
     sender, client = sender_of(request), client_of(request)
     more: dict[str, Any] = {}
     if "messages" in raw:
-        chat = {"model": context.model_id} | raw
-        plan = await plan_chat(chat, context, caller_of(request), sender, client=client)
-        ids, more = plan.prompt.token_ids, {"prompt_version": plan.prompt.version}
+        body = {"model": context.model_id} | raw
+        chat = await plan_chat(body, context, caller_of(request), sender, client=client)
+        ids, more = chat.plan.prompts[0], {"prompt_version": context.prompt_builder.version}
     else:
         ids = await context.read(sender, lambda stopped: _encode(raw, client, context, stopped))
     answer = {"tokens": ids, "count": len(ids), "max_model_len": context.max_model_len}

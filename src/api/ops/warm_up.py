@@ -32,8 +32,8 @@ async def warm_up(context: ServerContext) -> None:
                     "max_tokens": 4,
                     **more,
                 }
-                plan = await plan_chat(body, context, None)
-                async for _ in await context.engine.add_request(plan.requests[0]):
+                chat = await plan_chat(body, context, None)
+                async for _ in await context.engine.add_request(chat.plan.requests[0]):
                     pass
             logger.info("warmed up in %.2f s", time.monotonic() - started)
     except asyncio.CancelledError:

@@ -8,7 +8,7 @@ from copy import deepcopy
 from typing import Any, Literal
 
 from gptoss.api.responses.encrypted_content import seal
-from gptoss.generation.chat_output import ChoiceDelta
+from gptoss.generation.chat_output import ChatDelta
 from gptoss.harmony.deltas import Delta
 from gptoss.harmony.layout import new_call_id
 
@@ -33,7 +33,7 @@ class OutputItems:
         self._seals_reasoning = seals_reasoning
         self._kind: str | None = None  # of the item that is open
 
-    def feed(self, item: ChoiceDelta) -> list[Event]:
+    def feed(self, item: ChatDelta) -> list[Event]:
         delta, events = item.delta, []
         begins = delta.channel is not None or delta.tool_name is not None
         if begins or delta.kind != self._kind:

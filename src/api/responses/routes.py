@@ -8,16 +8,16 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from gptoss.api.chat.answer import start_answer
 from gptoss.api.context import Context, caller_of, counted_rejections, new_record, sender_of
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import InvalidRequest, NotFound
 from gptoss.api.http.openapi import json_body
-from gptoss.api.http.sse import EventStream, JsonWhenDone
+from gptoss.api.http.sse import respond
 from gptoss.api.responses.plan import caller_name, plan_response
 from gptoss.api.responses.schema import ResponsesRequest
-from gptoss.api.responses.writer import ResponseWriter
+from gptoss.api.responses.writer import ResponsesRenderer
 from gptoss.api.telemetry.unknown_fields import client_of
+from gptoss.generation.chat_output import chat_choices
 
 router = APIRouter()
 
@@ -28,11 +28,10 @@ async def responses(request: Request, context: Context) -> Response:
     with counted_rejections(context):
         body = await read_json_object(request, context)
         plan = await plan_response(body, context, record.caller, sender_of(request), client_of(request))
-        answer = await start_answer(plan.chat, context, record, joins_messages=False)
-    writer = ResponseWriter(plan, answer)
-    if plan.chat.stream:
-        return EventStream(writer.stream(), answer.close, context.config)
-    return JsonWhenDone(writer.collect, answer.close)
+        choices = chat_choices(plan.chat.plan, context.vocabulary, joins_messages=False)
+        generation = await context.start(plan.chat.plan, choices, record, streams=plan.chat.stream)
+    renderer = ResponsesRenderer(plan, generation)
+    return respond(renderer, generation.close, context.config, streams=plan.chat.stream)
 
 
 @router.post("/v1/responses/input_tokens", openapi_extra=json_body(ResponsesRequest))
@@ -40,7 +39,7 @@ async def count_input_tokens(request: Request, context: Context) -> dict[str, An
     """How many tokens the model would read; what a response would refuse is refused here too."""
     body = {"model": context.model_id} | await read_json_object(request, context)
     plan = await plan_response(body, context, caller_of(request), sender_of(request), client_of(request))
-    return {"object": "response.input_tokens", "input_tokens": len(plan.chat.prompt.token_ids)}
+    return {"object": "response.input_tokens", "input_tokens": len(plan.chat.plan.prompts[0])}
 
 
 class Retrieval(BaseModel):

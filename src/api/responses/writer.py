@@ -7,19 +7,22 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from gptoss.api.chat.answer import Answer
-from gptoss.api.http.errors import ApiError, Cancelled
+from gptoss.api.http.errors import Cancelled, from_generation
 from gptoss.api.http.sse import encode_event
 from gptoss.api.relaxations import relaxations
 from gptoss.api.responses.output import Event, ItemStatus, OutputItems
 from gptoss.api.responses.plan import ResponsePlan
+from gptoss.generation.chat_output import ChatChoice, ChatDelta
+from gptoss.generation.errors import GenerationFailedError
+from gptoss.generation.session import Generation
 
 
-class ResponseWriter:
-    """The one choice of an answer, as a response."""
+class ResponsesRenderer:
+    """Writes the one choice of an answer as a response."""
 
-    def __init__(self, plan: ResponsePlan, answer: Answer) -> None:
-        self._plan, self._answer = plan, answer
+    def __init__(self, plan: ResponsePlan, generation: Generation[ChatChoice, ChatDelta]) -> None:
+        self._plan, self._generation = plan, generation
+        self._failure: GenerationFailedError | None = None
         self._output = OutputItems(plan.tools.client_name, seals_reasoning=plan.request.seals_reasoning)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -43,37 +46,36 @@ class ResponseWriter:
                 yield encode(events)
 
     async def collect(self) -> bytes:
-        """The same as one body. Raises EngineFailure or Cancelled."""
+        """The same as one body. Raises GenerationFailedError."""
         async with contextlib.aclosing(self._events()) as batches:
             async for events in batches:
                 last = events[-1]
-        if last["type"] == "response.failed":
+        if self._failure is not None:
             raise self._failure
         return encode_event(last["response"])
 
     async def _events(self) -> AsyncGenerator[list[Event], None]:
         """Batches of events, none of them empty; the last event of the last one holds the whole response."""
-        answer, output = self._answer, self._output
-        choice = answer.choices[0]
+        output = self._output
+        choice = self._generation.choices[0]
         try:
-            async with contextlib.aclosing(answer.events()) as batches:
+            async with contextlib.aclosing(self._generation.events()) as batches:
                 async for batch in batches:
                     events = [e for _, deltas in batch for item in deltas for e in output.feed(item)]
-                    if choice.finish_reason is not None:
+                    if choice.finish_reason is not None and choice.error is None:
                         yield events + self._end(choice.finish_reason)
-                        return
-                    if events:
+                    elif events:
                         yield events
-        finally:
-            answer.close()
+        except GenerationFailedError as error:
+            self._failure = error
+            events = output.close("incomplete")
+            yield [*events, {"type": "response.failed", "response": self._body("failed")}]
 
     def _end(self, finish_reason: str) -> list[Event]:
-        whole: ItemStatus = "completed" if finish_reason in ("stop", "tool_calls") else "incomplete"
-        events = self._output.close(whole)
-        status = "failed" if finish_reason == "error" else whole
+        status: ItemStatus = "completed" if finish_reason in ("stop", "tool_calls") else "incomplete"
+        events = self._output.close(status)
         body = self._body(status)
-        if status != "failed":
-            self._keep(body)
+        self._keep(body)
         return [*events, {"type": f"response.{status}", "response": body}]
 
     def _keep(self, body: dict[str, Any]) -> None:
@@ -83,18 +85,14 @@ class ResponseWriter:
             previous = plan.request.previous_response_id
             body["store"] = plan.store.add(plan.caller, body, inputs, previous=previous)
 
-    @property
-    def _failure(self) -> ApiError:
-        return self._answer.failure(self._answer.choices[0])
-
     def _body(self, status: str) -> dict[str, Any]:
-        request, plan = self._plan.request, self._plan.chat
-        params = plan.requests[0].params
+        request, chat = self._plan.request, self._plan.chat
+        plan, params = chat.plan, chat.plan.params
         text = request.text.model_dump(by_alias=True, exclude_none=True) if request.text else {}
         body: dict[str, Any] = {
-            "id": plan.completion_id,
+            "id": plan.request_id,
             "object": "response",
-            "created_at": plan.created,
+            "created_at": chat.created,
             "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
             "background": False,
@@ -104,14 +102,14 @@ class ResponseWriter:
             "max_output_tokens": request.max_output_tokens,
             "max_tool_calls": request.max_tool_calls,
             "metadata": request.metadata or {},
-            "model": plan.model,
+            "model": chat.model,
             "output": self._output.items,
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": request.previous_response_id,
             "prompt_cache_key": request.prompt_cache_key,
             "reasoning": {"effort": request.effort or plan.profile.effort, "summary": None},
             "safety_identifier": request.safety_identifier,
-            "service_tier": plan.service_tier or "default",
+            "service_tier": chat.service_tier or "default",
             "store": self._plan.store is not None,
             "temperature": params.temperature,
             "text": {"format": {"type": "text"}} | text,
@@ -122,12 +120,12 @@ class ResponseWriter:
             "truncation": request.truncation or "disabled",
             "usage": None,
             "user": request.user,
-            **relaxations(plan.relaxed),
+            **relaxations(plan.relaxed, chat.include_relaxations),
         }
         if status == "incomplete":
             body["incomplete_details"] = {"reason": "max_output_tokens"}
-        if status == "failed":
-            failure = self._failure
+        if self._failure is not None:
+            failure = from_generation(self._failure)
             code = failure.code if isinstance(failure, Cancelled) else "server_error"
             body["error"] = {"code": code, "message": failure.message}
         if status != "in_progress":
@@ -135,13 +133,11 @@ class ResponseWriter:
         return body
 
     def _usage(self) -> dict[str, Any]:
-        usage = self._answer.usage
-        cached = usage["prompt_tokens_details"]["cached_tokens"]
-        reasoning = usage["completion_tokens_details"]["reasoning_tokens"]
+        usage = self._generation.usage
         return {
-            "input_tokens": usage["prompt_tokens"],
-            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-            "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": reasoning},
-            "total_tokens": usage["total_tokens"],
+            "input_tokens": usage.num_prompt_tokens,
+            "input_tokens_details": {"cached_tokens": usage.num_cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": usage.num_completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": usage.num_reasoning_tokens},
+            "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
         }

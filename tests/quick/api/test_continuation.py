@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from gptoss.api.chat.continuation import beginning, begun, start_parser
+from gptoss.api.chat.continuation import beginning, begun
 from gptoss.api.chat.messages import read_messages
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.http.errors import InvalidRequest
+from gptoss.generation.chat_output import start_parser
 from gptoss.harmony.deltas import ParsedMessage
 from gptoss.harmony.grammar import ToolSpec, TurnSpec, choice_rule, pattern_rule, turn_grammar
 from gptoss.harmony.parser import ResponseParser

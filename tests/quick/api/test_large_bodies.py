@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from gptoss.api.chat.schema import ChatCompletionRequest
-from gptoss.api.completions.answer import read_prompts
+from gptoss.api.completions.adapter import read_prompts
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.http.fields import VOCAB_SIZE
 from gptoss.api.ops.tokenize import DetokenizeRequest

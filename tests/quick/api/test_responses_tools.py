@@ -12,7 +12,7 @@ from gptoss.api.responses.adapter import chat_body
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.tools import joined_name, read_choice, read_tools
-from gptoss.generation.chat_output import ChoiceDelta
+from gptoss.generation.chat_output import ChatDelta
 from gptoss.harmony.conversation import ToolCall
 from gptoss.harmony.deltas import Delta
 
@@ -70,8 +70,8 @@ def test_a_call_comes_back_under_the_names_that_the_client_uses(tools: list[Any]
     assert model_name == offered[-1]
     assert table.client_name(model_name) == {"name": "f", "namespace": namespace_of_f}
     items = OutputItems(table.client_name, seals_reasoning=False)
-    events = items.feed(ChoiceDelta(Delta("tool_call", "", 0, model_name)))
-    events += items.feed(ChoiceDelta(Delta("tool_call", "{}", 0))) + items.close("completed")
+    events = items.feed(ChatDelta(Delta("tool_call", "", 0, model_name)))
+    events += items.feed(ChatDelta(Delta("tool_call", "{}", 0))) + items.close("completed")
     assert events[0]["item"]["namespace"] == namespace_of_f
     assert events[2]["name"] == "f"  # function_call_arguments.done
     assert events[-1]["item"] == items.items[0] | {"name": "f", "namespace": namespace_of_f}

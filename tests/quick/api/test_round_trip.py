@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from llguidance import LLTokenizer
 
 from gptoss.api.chat.messages import read_messages
-from gptoss.api.chat.output import DeltaWriter, _fold
+from gptoss.api.chat.output import fold, write_delta
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.responses.adapter import chat_body
 from gptoss.api.responses.output import OutputItems
@@ -26,7 +25,7 @@ from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve
 from gptoss.engine.core.grammar_matcher import GuidedDecoding
 from gptoss.engine.messages import FinishReason, TokenOutput
-from gptoss.generation.chat_output import Choice
+from gptoss.generation.chat_output import ChatChoice
 from gptoss.harmony.conversation import Conversation
 from gptoss.harmony.grammar import ToolSpec, TurnSpec, turn_grammar
 from gptoss.harmony.layout import messages_before, new_call_id
@@ -78,8 +77,8 @@ def generated(step: Sequence[Message]) -> list[int]:
     return out
 
 
-def choice_of(ids: list[int], *, joins: bool) -> tuple[Choice, list[Any]]:
-    choice = Choice(0, ResponseParser(VOCABULARY, ["f"]), [], None, joins_messages=joins)
+def choice_of(ids: list[int], *, joins: bool) -> tuple[ChatChoice, list[Any]]:
+    choice = ChatChoice(0, ResponseParser(VOCABULARY, ["f"]), [], None, joins_messages=joins)
     return choice, choice.feed(TokenOutput("r", ids, finish_reason=FinishReason.STOP))
 
 
@@ -91,10 +90,9 @@ class Chat:
 
     def answered(self, ids: list[int]) -> None:
         choice, deltas = choice_of(ids, joins=True)
-        plan: Any = SimpleNamespace(include_reasoning=True, tools=SimpleNamespace(legacy=False))
-        writer, message = DeltaWriter(plan, ("reasoning_content",)), {"role": "assistant"}
+        message: dict[str, Any] = {"role": "assistant"}
         for item in deltas:
-            _fold(message, writer.write(choice, item.delta))
+            fold(message, write_delta(choice, item.delta, ("reasoning_content",)))
         self.messages.append(message)
 
     def told(self, text: str) -> None:

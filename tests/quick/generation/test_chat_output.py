@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptoss.engine.messages import FinishReason, TokenLogprobs, TokenOutput
-from gptoss.generation.chat_output import Choice, ChoiceDelta
+from gptoss.generation.chat_output import ChatChoice, ChatDelta
 from gptoss.harmony.parser import ResponseParser
 from gptoss.harmony.special_tokens import CALL, CHANNEL, END, MESSAGE, RETURN, START
 from tests.support.vocabulary import public_vocabulary
@@ -25,10 +25,10 @@ def turn(*messages: list[int]) -> list[int]:
     return out
 
 
-def answer(ids: list[int], stops: list[str], batch: int) -> tuple[str, bytes, Choice]:
+def answer(ids: list[int], stops: list[str], batch: int) -> tuple[str, bytes, ChatChoice]:
     """-> (content, bytes of the entries of logprobs, the choice)."""
-    choice = Choice(0, ResponseParser(VOCABULARY, ["f"]), stops, VOCABULARY.bytes_of)
-    deltas: list[ChoiceDelta] = []
+    choice = ChatChoice(0, ResponseParser(VOCABULARY, ["f"]), stops, VOCABULARY.bytes_of)
+    deltas: list[ChatDelta] = []
     for first in range(0, len(ids), batch):
         part = ids[first : first + batch]
         last = first + batch >= len(ids)
@@ -83,7 +83,7 @@ def test_a_final_that_the_prompt_has_begun_goes_on(
 ) -> None:
     parser = ResponseParser(VOCABULARY, ["f"])
     parser.open_final()
-    choice = Choice(0, parser, [" degrees"], VOCABULARY.bytes_of, joins_messages=joins)
+    choice = ChatChoice(0, parser, [" degrees"], VOCABULARY.bytes_of, joins_messages=joins)
     numbers = [TokenLogprobs(-0.5, []) for _ in ids]
     deltas = choice.feed(TokenOutput("r", ids, logprobs=numbers, finish_reason=reason))
     assert "".join(item.delta.text for item in deltas) == content

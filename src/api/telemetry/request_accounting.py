@@ -1,0 +1,79 @@
+"""Rate limits, metrics, log line and trace of one generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from gptoss.api.access import usage as limits
+from gptoss.api.telemetry.metrics import Metrics
+from gptoss.api.telemetry.request_record import RequestRecord
+from gptoss.api.telemetry.request_tracker import RequestTracker
+from gptoss.engine.messages import TokenOutput
+from gptoss.generation.plan import Plan
+from gptoss.generation.session import Choice, Usage, VisibleDelta
+from gptoss.harmony.deltas import Kind
+
+
+class RequestAccounting:
+    """What generation/session.py reports to."""
+
+    def __init__(
+        self,
+        record: RequestRecord,
+        usage: limits.Usage,
+        tracker: RequestTracker,
+        metrics: Metrics,
+        tags: Callable[[], Mapping[str, str]],
+        shown_text: Callable[[list[int]], str] | None,
+    ) -> None:
+        """`shown_text` decodes what the log shows of prompts and answers; None: nothing is shown."""
+        self._record, self._usage, self._tracker, self._metrics = record, usage, tracker, metrics
+        self._tags, self._shown_text = tags, shown_text
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._record.cancelled
+
+    def admit(self, plan: Plan) -> None:
+        """Raises RateLimited."""
+        if self._record.allowance is None:
+            return
+        work = limits.Work(
+            num_choices=len(plan.requests),
+            num_prompt_tokens=sum(map(len, plan.prompts)),
+            max_tokens=sum(request.params.max_tokens for request in plan.requests),
+            names_max_tokens=plan.has_max_tokens,
+        )
+        self._usage.admit(self._record.allowance, work)
+
+    def begin(self, plan: Plan) -> None:
+        record = self._record
+        record.completion_id, record.profile = plan.request_id, plan.profile.name
+        self._tracker.begin(record, [request.request_id for request in plan.requests])
+
+    def arrived(self, output: TokenOutput, num_tokens: int) -> None:
+        record = self._record
+        if num_tokens:
+            record.tokens_arrived(num_tokens)
+        if output.queue_s is not None and record.queue_s is None:
+            record.queue_s, record.prefill_s = output.queue_s, output.prefill_s
+
+    def shown(self, kind: Kind) -> None:
+        record = self._record
+        if kind == "reasoning":
+            record.first_reasoning = record.first_reasoning or record.last_token
+        else:
+            record.first_content = record.first_content or record.last_token
+
+    def end(self, usage: Usage, choices: Sequence[Choice[VisibleDelta]], prompts: Sequence[list[int]]) -> None:
+        record, show = self._record, self._shown_text
+        record.num_prompt_tokens = usage.num_prompt_tokens
+        record.num_cached_tokens = usage.num_cached_tokens
+        record.num_reasoning_tokens = usage.num_reasoning_tokens
+        if show is not None:
+            record.shown_prompt = "\n".join(map(show, prompts))
+            record.shown_answer = "\n".join(show(choice.token_ids) for choice in choices)
+        error = next((choice.error for choice in choices if choice.error is not None), None)
+        self._tracker.end(record, [choice.finish_reason for choice in choices], self._tags(), error)
+        for choice in choices:
+            self._metrics.recovered(choice.recoveries)

@@ -1,0 +1,42 @@
+"""What the engine is asked to do for one request, and what reading its outputs takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gptoss.config.profiles import Profile
+from gptoss.engine.messages import AddRequest
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.generation.relaxed_schema import RelaxedSchema
+from gptoss.generation.request import Beginning
+from gptoss.prompt_builder import PromptTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    request_id: str
+    profile: Profile
+    requests: Sequence[AddRequest]  # one for each choice, those of the first prompt first
+    num_choices: int  # for each prompt
+    has_max_tokens: bool  # whether the request limits the answer
+    stop: Sequence[str]
+    relaxed: Sequence[RelaxedSchema] = ()
+    cache_scope: str = ""
+    # of a conversation
+    prompt: PromptTokens | None = None
+    begins: Beginning = "message"
+    tool_names: Sequence[str] = ()
+    max_calls: int | None = None
+    # of raw prompts
+    echo: bool = False
+    is_silent: bool = False  # the prompt is scored, and nothing is generated
+
+    @property
+    def params(self) -> SamplingParams:
+        """Those of the first choice; the others differ by their seeds."""
+        return self.requests[0].params
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        return [request.token_ids for request in self.requests[:: self.num_choices]]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from tests.support.documents import Example, events, examples, without_ids
 from tests.support.server_process import ServerProcess, running_server
 from tests.support.vocabulary import public_vocabulary
 
@@ -47,7 +51,7 @@ PERSON: Any = {
 @pytest.fixture(scope="module")
 def nano() -> Iterator[openai.OpenAI]:
     with (
-        running_server("--model", "nano", "--cpu-kv-cache-gib", "0.2") as server,
+        running_server("--model", "nano", "--cpu-kv-cache-gib", "0.2", "--debug-endpoints") as server,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client,
     ):
         client.server = server  # type: ignore[attr-defined]
@@ -226,3 +230,23 @@ def test_what_repeats_itself_without_end_is_ended(nano: openai.OpenAI) -> None:
     word = public_vocabulary().rank_of[b" so"]
     choice = ask(nano, "Hello!", logit_bias={str(word): 100})
     assert (choice.finish_reason, choice.message.content) == ("stop", " so" * 16)
+
+
+@pytest.mark.parametrize("example", [*examples()], ids=lambda example: example.page)
+def test_the_documents_commands_give_the_answers_shown(nano: openai.OpenAI, example: Example) -> None:
+    url = nano.server.url  # type: ignore[attr-defined]
+    command = [sys.executable, "-c"] if example.language == "python" else ["bash", "-euc"]
+    code = example.code.replace("http://127.0.0.1:8000", url)
+    done = subprocess.run([*command, code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    if example.answer is None:
+        assert not re.search(r'"error": ?{', done.stdout)
+    elif example.answer_language == "json":
+        assert without_ids(json.loads(done.stdout)) == without_ids(json.loads(example.answer))
+    elif example.answer.startswith("data: "):
+        assert all(event in events(done.stdout) for event in events(example.answer))
+    elif example.language == "python":
+        assert done.stdout == example.answer
+    else:
+        assert json.loads(done.stdout)["prompt"] == example.answer.rstrip("\n")

@@ -18,7 +18,7 @@ from gptoss.harmony.bpe import UNLIMITED, Limits
 from gptoss.harmony.conversation import Conversation, DeveloperMessage, Message, ResponseSchema, ToolDefinition
 from gptoss.harmony.generated_ids import GeneratedIds
 from gptoss.harmony.history import render_history
-from gptoss.harmony.ids_cache import IdsCache
+from gptoss.harmony.ids_cache import ids_cache
 from gptoss.harmony.render import (
     HarmonyMessage,
     ReasoningEffort,
@@ -72,7 +72,7 @@ class PromptBuilder:
         generated, which may not be the canonical ones. The prompt then depends on what was generated before."""
         self._vocabulary = vocabulary
         self._current_date = current_date
-        self._cache = IdsCache(cache_bytes, cache_ttl_s)
+        self._cache = ids_cache(cache_bytes, cache_ttl_s)
         self._generated = GeneratedIds(vocabulary, cache_bytes // 4, cache_ttl_s) if replay_generated_ids else None
         self._lock = Lock()
         self._builds = self._hits = 0
@@ -89,7 +89,7 @@ class PromptBuilder:
                 self._builds - self._hits,
                 self._cache.evictions,
                 len(self._cache),
-                self._cache.size_bytes,
+                self._cache.weight,
             )
 
     def build(

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 from typing import Generic, TypeVar
+
+from gptoss.lru_cache import LruCache
 
 T = TypeVar("T")
 
 
 class DigestCache(Generic[T]):
-    """The latest results. For several threads."""
+    """The most recently used results. Thread-safe."""
 
     def __init__(self, max_entries: int, max_chars: int) -> None:
-        """`max_chars`: of the texts together, for results that take about as much memory."""
-        self._max_entries, self._max_chars = max_entries, max_chars
-        self._found: OrderedDict[bytes, tuple[T, int]] = OrderedDict()
-        self._chars = 0
+        """`max_chars`: of the texts together; a result takes about as much memory as its text."""
+        self._max_entries = max_entries
+        self._results: LruCache[bytes, tuple[T, int]] = LruCache(max_chars, lambda _, result: result[1])
         self._lock = Lock()
 
     def get(self, text: str, compute: Callable[[], T]) -> T:
-        """Computed once for each text; what `compute` raises is raised and not remembered."""
+        """The text's result, computed once. What `compute` raises is raised and not kept."""
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         with self._lock:
-            known = self._found.get(digest)
-            if known is not None:
-                self._found.move_to_end(digest)
-                return known[0]
+            known = self._results.get(digest)
+        if known is not None:
+            return known[0]
         value = compute()
         with self._lock:
-            if digest not in self._found:
-                self._found[digest] = value, len(text)
-                self._chars += len(text)
-            while len(self._found) > self._max_entries or self._chars > self._max_chars:
-                self._chars -= self._found.popitem(last=False)[1][1]
+            self._results.put(digest, (value, len(text)))
+            while len(self._results) > self._max_entries:
+                self._results.pop(self._results.oldest())
         return value

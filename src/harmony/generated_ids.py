@@ -15,7 +15,7 @@ from threading import Lock
 
 import msgspec
 
-from gptoss.harmony.ids_cache import IdsCache
+from gptoss.harmony.ids_cache import ids_cache
 from gptoss.harmony.render import HarmonyMessage, render_message, split_generated
 from gptoss.harmony.vocabulary_files import Vocabulary
 
@@ -53,7 +53,7 @@ class GeneratedIds:
 
     def __init__(self, vocabulary: Vocabulary, max_bytes: int, ttl_s: float) -> None:
         self._vocabulary = vocabulary
-        self._cache = IdsCache(max_bytes, ttl_s)
+        self._cache = ids_cache(max_bytes, ttl_s)
         self._lock = Lock()
 
     def find(self, messages: Sequence[HarmonyMessage], scope: str) -> tuple[list[array[int] | None], bytes]:

@@ -7,10 +7,9 @@ A guess costs a little arithmetic where it is wrong, and never changes what is s
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from gptoss.engine.core.grammar_matcher import GuidedDecoding
 from gptoss.engine.core.request import Request
+from gptoss.lru_cache import LruCache
 
 MATCHED_TOKENS = 3
 LOOKBACK = 8192  # tokens of a prompt that are indexed, the last ones
@@ -26,7 +25,7 @@ class Drafter:
         self._guided = guided
         self.most = most
         self._live: dict[str, _Index] = {}
-        self._answers: OrderedDict[tuple[str, Key], tuple[int, ...]] = OrderedDict()
+        self._answers: LruCache[tuple[str, Key], tuple[int, ...]] = LruCache(MAX_ANSWER_ENTRIES)
 
     def propose(self, request: Request, count: int) -> list[int]:
         """-> up to `count` tokens that may follow, none of which ends the request or breaks its grammar."""
@@ -50,7 +49,7 @@ class Drafter:
         place = index.places.get(key)
         if place is not None:
             return tokens[place : place + count]
-        return list(self._answers.get((request.cache_salt, key), ())[:count])
+        return list((self._answers.get((request.cache_salt, key)) or ())[:count])
 
     def finish(self, request: Request) -> None:
         """Keeps the answer."""
@@ -58,10 +57,7 @@ class Drafter:
         tokens = request.token_ids
         for end in range(max(request.num_prompt_tokens, MATCHED_TOKENS), len(tokens)):
             key = (request.cache_salt, tuple(tokens[end - MATCHED_TOKENS : end]))
-            self._answers[key] = tuple(tokens[end : end + self.most])
-            self._answers.move_to_end(key)
-        while len(self._answers) > MAX_ANSWER_ENTRIES:
-            self._answers.popitem(last=False)
+            self._answers.put(key, tuple(tokens[end : end + self.most]))
 
 
 class _Index:

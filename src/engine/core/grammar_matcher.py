@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import os
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -18,6 +17,7 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
 from gptoss.engine.core.loop_guard import LoopWatch
 from gptoss.engine.sampling_params import LoopGuard
+from gptoss.lru_cache import LruCache
 
 MAX_COMPILED_BYTES = 256 * 2**20
 # of a compiled grammar, measured: 70 to 220 kB for one of 500 characters, 0.7 MB for 7,500, 15 MB for 320,000
@@ -57,8 +57,7 @@ class GuidedDecoding:
         self._tokenizer = tokenizer
         self._executor = LLExecutor(min(MASK_THREADS, len(os.sched_getaffinity(0))))
         self._words = -(-tokenizer.vocab_size // 32)
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._compiled_bytes = 0
+        self._compiled: LruCache[str, LLMatcher] = LruCache(MAX_COMPILED_BYTES, _num_bytes)
         self._compilers = ThreadPoolExecutor(COMPILE_THREADS, "compile-grammar")
         self._compiling: dict[str, Future[LLMatcher]] = {}
         self._live: dict[str, LLMatcher] = {}
@@ -195,17 +194,13 @@ class GuidedDecoding:
         if matcher is None:
             begun = self._compiling.pop(grammar, None)
             matcher = compile_grammar(self._tokenizer, grammar) if begun is None else begun.result()
-            self._compiled[grammar] = matcher
-            self._compiled_bytes += _num_bytes(grammar)
-            while self._compiled_bytes > MAX_COMPILED_BYTES and len(self._compiled) > 1:
-                self._compiled_bytes -= _num_bytes(self._compiled.popitem(last=False)[0])
-        self._compiled.move_to_end(grammar)
+            self._compiled.put(grammar, matcher)
         return matcher
 
 
-def _num_bytes(grammar: str) -> int:
-    """What it takes compiled."""
-    return GRAMMAR_BYTES + GRAMMAR_BYTES_PER_CHAR * len(grammar)
+def _num_bytes(grammar: str, _matcher: object = None) -> int:
+    """Size of the compiled grammar; a single grammar always fits into the cache."""
+    return min(MAX_COMPILED_BYTES, GRAMMAR_BYTES + GRAMMAR_BYTES_PER_CHAR * len(grammar))
 
 
 def _is_over(matcher: LLMatcher) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -30,6 +30,10 @@ class LruCache(Generic[K, V]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __iter__(self) -> Iterator[K]:
+        """The keys, the least recently used first."""
+        return iter(self._entries)
 
     def __contains__(self, key: K) -> bool:
         return key in self._entries
@@ -68,10 +72,6 @@ class LruCache(Generic[K, V]):
         value, weight, _ = self._entries.pop(key)
         self.weight -= weight
         return value
-
-    def oldest(self) -> K:
-        """The key of the least recently used value. Raises StopIteration if the cache is empty."""
-        return next(iter(self._entries))
 
     def expire(self) -> None:
         """Drops values older than `ttl_s`; they are in order of last use, so of expiry."""

@@ -32,5 +32,5 @@ class DigestCache(Generic[T]):
         with self._lock:
             self._results.put(digest, (value, len(text)))
             while len(self._results) > self._max_entries:
-                self._results.pop(self._results.oldest())
+                self._results.pop(next(iter(self._results)))
         return value

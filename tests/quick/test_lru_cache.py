@@ -15,7 +15,7 @@ def test_the_least_recently_used_value_goes_first() -> None:
     assert cache.get("a") == 1
     cache.put("c", 3)
     assert ("a" in cache, "b" in cache, "c" in cache) == (True, False, True)
-    assert (len(cache), cache.weight, cache.evictions, cache.oldest()) == (2, 2, 1, "a")
+    assert (len(cache), cache.weight, cache.evictions, list(cache)) == (2, 2, 1, ["a", "c"])
 
 
 def test_weights_bound_the_cache() -> None:

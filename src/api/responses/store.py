@@ -6,8 +6,8 @@ most loses what it has not used for longest, so that none can push out another t
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ import msgspec
 from gptoss.api.http.errors import InvalidRequest, NotFound
 from gptoss.api.responses.items import PlacedItem
 from gptoss.api.responses.schema import ResponsesRequest
+from gptoss.lru_cache import LruCache
 
 Item = dict[str, Any]
 ID_PREFIX = {
@@ -47,22 +48,28 @@ class StoredResponse:
         return [*msgspec.json.decode(self.input), *msgspec.json.decode(self.body)["output"]]
 
 
-@dataclass(slots=True)
-class _Shelf:
-    """What one caller has stored, the least recently used first."""
+def _unbounded() -> LruCache[str, StoredResponse]:
+    """The store bounds all callers together."""
+    return LruCache(math.inf, lambda _, stored: stored.num_bytes)
 
-    responses: OrderedDict[str, StoredResponse] = field(default_factory=OrderedDict)
+
+@dataclass(slots=True)
+class _CallerResponses:
+    """What one caller has stored."""
+
+    responses: LruCache[str, StoredResponse] = field(default_factory=_unbounded)
     holder_of: dict[str, str] = field(default_factory=dict)  # item id: response id
-    num_bytes: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self.responses.weight
 
     def add(self, response_id: str, stored: StoredResponse) -> None:
-        self.responses[response_id] = stored
+        self.responses.put(response_id, stored)
         self.holder_of |= dict.fromkeys(stored.item_ids, response_id)
-        self.num_bytes += stored.num_bytes
 
     def remove(self, response_id: str) -> None:
         stored = self.responses.pop(response_id)
-        self.num_bytes -= stored.num_bytes
         for item_id in stored.item_ids:
             if self.holder_of.get(item_id) == response_id:
                 del self.holder_of[item_id]
@@ -72,14 +79,14 @@ class ResponseStore:
     def __init__(self, max_bytes: int) -> None:
         """0: nothing is stored."""
         self._max_bytes = max_bytes
-        self._shelves: dict[str, _Shelf] = {}  # by caller; none is empty
+        self._of_caller: dict[str, _CallerResponses] = {}  # by caller; none is empty
 
     def __len__(self) -> int:
-        return sum(len(shelf.responses) for shelf in self._shelves.values())
+        return sum(len(own.responses) for own in self._of_caller.values())
 
     @property
     def num_bytes(self) -> int:
-        return sum(shelf.num_bytes for shelf in self._shelves.values())
+        return sum(own.num_bytes for own in self._of_caller.values())
 
     @property
     def enabled(self) -> bool:
@@ -87,7 +94,7 @@ class ResponseStore:
 
     def add(self, caller: str, response: Item, inputs: Sequence[Item], *, previous: str | None) -> bool:
         """Whether it is stored; False: it is larger than all that may be. `inputs`: the items of its own request."""
-        listed = [_listed(item) for item in inputs]
+        listed = [_as_input_item(item) for item in inputs]
         stored = StoredResponse(
             previous,
             msgspec.json.encode(listed),
@@ -97,20 +104,20 @@ class ResponseStore:
         if stored.num_bytes > self._max_bytes:
             return False
         while self.num_bytes + stored.num_bytes > self._max_bytes:
-            self._make_room(caller, stored.num_bytes)
-        self._shelves.setdefault(caller, _Shelf()).add(response["id"], stored)
+            self._evict(caller, stored.num_bytes)
+        self._of_caller.setdefault(caller, _CallerResponses()).add(response["id"], stored)
         return True
 
     def get(self, caller: str, response_id: str) -> StoredResponse:
         """Raises NotFound."""
-        shelf = self._shelves.get(caller)
-        if shelf is None or response_id not in shelf.responses:
+        own = self._of_caller.get(caller)
+        stored = None if own is None else own.responses.get(response_id)
+        if stored is None:
             raise NotFound(f"Response with id '{response_id}' not found.", "response_id", "response_not_found")
-        shelf.responses.move_to_end(response_id)
-        return shelf.responses[response_id]
+        return stored
 
     def delete(self, caller: str, response_id: str) -> None:
-        """Raises NotFound. Responses that went on from it cannot be gone on from any more."""
+        """Raises NotFound. Later responses of its conversation cannot be continued any more."""
         self.get(caller, response_id)
         self._remove(caller, response_id)
 
@@ -131,8 +138,8 @@ class ResponseStore:
 
     def item(self, caller: str, item_id: str, read: dict[str, dict[str, Item]] | None = None) -> Item | None:
         """`read` keeps the items of the responses that have been decoded for this request already."""
-        shelf = self._shelves.get(caller)
-        holder = None if shelf is None else shelf.holder_of.get(item_id)
+        own = self._of_caller.get(caller)
+        holder = None if own is None else own.holder_of.get(item_id)
         if holder is None:
             return None
         read = {} if read is None else read
@@ -140,22 +147,22 @@ class ResponseStore:
             read[holder] = {item["id"]: item for item in self.get(caller, holder).items()}
         return read[holder][item_id]
 
-    def _make_room(self, caller: str, num_bytes: int) -> None:
-        """For so many more of this caller."""
+    def _evict(self, caller: str, num_bytes: int) -> None:
+        """Frees the oldest response of the caller that holds the most, with `num_bytes` more for this one."""
 
         def held(one: str) -> int:
-            return self._shelves[one].num_bytes + (num_bytes if one == caller else 0)
+            return self._of_caller[one].num_bytes + (num_bytes if one == caller else 0)
 
-        largest = max(self._shelves, key=held)
-        self._remove(largest, next(iter(self._shelves[largest].responses)))
+        largest = max(self._of_caller, key=held)
+        self._remove(largest, next(iter(self._of_caller[largest].responses)))
 
     def _remove(self, caller: str, response_id: str) -> None:
-        self._shelves[caller].remove(response_id)
-        if not self._shelves[caller].responses:
-            del self._shelves[caller]
+        self._of_caller[caller].remove(response_id)
+        if not self._of_caller[caller].responses:
+            del self._of_caller[caller]
 
 
-def _listed(item: Item) -> Item:
+def _as_input_item(item: Item) -> Item:
     """An input item as OpenAI lists it: with an id, and the text of a message as parts."""
     kind = item.get("type") or "message"
     made = {name: value for name, value in item.items() if value is not None}
@@ -188,15 +195,15 @@ def resolve(request: ResponsesRequest, store: ResponseStore, caller: str) -> Res
             before = store.conversation(caller, request.previous_response_id)
         except NotFound as error:
             raise InvalidRequest(
-                f"Previous response: {error.message} {_why(store)}", field, "previous_response_not_found"
+                f"Previous response: {error.message} {_missing_reason(store)}", field, "previous_response_not_found"
             ) from None
         earlier = [PlacedItem(item, field) for item in before]
     read: dict[str, dict[str, Item]] = {}
-    own = [PlacedItem(_referred(placed, store, caller, read), placed.where) for placed in request.placed()]
+    own = [PlacedItem(_resolve_reference(placed, store, caller, read), placed.where) for placed in request.placed()]
     return ResolvedInput(own, earlier, uses_store=bool(earlier or read))
 
 
-def _referred(placed: PlacedItem, store: ResponseStore, caller: str, read: dict[str, dict[str, Item]]) -> Any:
+def _resolve_reference(placed: PlacedItem, store: ResponseStore, caller: str, read: dict[str, dict[str, Item]]) -> Any:
     """What an item reference stands for; any other item as it is. `{"id": ...}` alone is a reference too."""
     given = placed.item
     if not isinstance(given, dict):
@@ -208,11 +215,13 @@ def _referred(placed: PlacedItem, store: ResponseStore, caller: str, read: dict[
         raise InvalidRequest("An item reference has the id of an item.", f"{placed.where}.id", "invalid_type")
     item = store.item(caller, item_id, read)
     if item is None:
-        raise NotFound(f"Item with id '{item_id}' not found. {_why(store)}", f"{placed.where}.id", "item_not_found")
+        raise NotFound(
+            f"Item with id '{item_id}' not found. {_missing_reason(store)}", f"{placed.where}.id", "item_not_found"
+        )
     return item
 
 
-def _why(store: ResponseStore) -> str:
+def _missing_reason(store: ResponseStore) -> str:
     if not store.enabled:
         return "This server stores no responses (response_store_bytes is 0): send the earlier items in 'input'."
     return (

@@ -35,6 +35,11 @@ def texts(items: list[dict[str, Any]]) -> list[str]:
     return [item["content"][0]["text"] for item in items]
 
 
+def stored(store: ResponseStore, caller: str) -> list[str]:
+    """The ids, the least recently used first."""
+    return list(store._of_caller[caller].responses)
+
+
 @pytest.fixture
 def store() -> ResponseStore:
     """a, then b that goes on from it, of one caller."""
@@ -83,7 +88,7 @@ def test_the_least_recently_used_goes_first() -> None:
         assert store.add("me", response(name, "text"), [ASK], previous=None)
     store.get("me", "a")
     assert store.add("me", response("d", "text"), [ASK], previous=None)
-    assert list(store._shelves["me"].responses) == ["c", "a", "d"]
+    assert stored(store, "me") == ["c", "a", "d"]
     assert store.num_bytes == 3 * one.num_bytes
     assert store.item("me", "msg_b_0") is None
 
@@ -96,10 +101,10 @@ def test_a_caller_that_stores_much_pushes_out_no_other() -> None:
     for name in "pqrstu":
         assert store.add("you", response(name, "text"), [ASK], previous=None)
     assert store.get("me", "a") and len(store) == 4
-    assert list(store._shelves["you"].responses) == ["s", "t", "u"]
+    assert stored(store, "you") == ["s", "t", "u"]
     assert store.add("me", response("b", "text"), [ASK], previous="a")
     assert texts(store.conversation("me", "b")) == ["Weather?", "text", "Weather?", "text"]
-    assert list(store._shelves["you"].responses) == ["t", "u"]
+    assert stored(store, "you") == ["t", "u"]
 
 
 def test_what_is_stored_is_not_what_makes_room_for_it() -> None:

@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.helpers import checkpoint
 from tests.support.server_process import ServerProcess, running_server
+from tests.support.waiting import wait_until
 
 FLAGS = ("--model", str(checkpoint()), "--cpu-kv-cache-gib", "0.1", "--max-model-len", "8192")
 BODY: dict[str, Any] = {
@@ -41,10 +43,7 @@ def post(
 
 
 def wait_running(server: ServerProcess, count: int = 1, **headers: str) -> None:
-    deadline = time.monotonic() + 15
-    while httpx.get(f"{server.url}/stats", headers=headers).json()["engine"]["num_running"] < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: httpx.get(f"{server.url}/stats", headers=headers).json()["engine"]["num_running"] >= count)
 
 
 # --- keys ---
@@ -147,10 +146,7 @@ def test_requests_at_once(keyed: ServerProcess) -> None:
         next(lines)
         refused = post(keyed, "key-of-bob")
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "concurrency_exceeded")
-    deadline = time.monotonic() + 10
-    while post(keyed, "key-of-bob").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: post(keyed, "key-of-bob").status_code == 200)
 
 
 def test_keys_are_read_again_on_sighup(keyed: ServerProcess) -> None:
@@ -176,10 +172,7 @@ def test_one_line_in_the_log_for_each_request_and_no_secret(keyed: ServerProcess
     secret = "my cat is called Minou"
     answer = post(keyed, "key-of-alice", messages=[{"role": "user", "content": secret}])
     request_id, completion_id = answer.headers["x-request-id"], answer.json()["id"]
-    deadline = time.monotonic() + 5
-    while completion_id not in keyed.log:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: completion_id in keyed.log)
     lines = [json.loads(line) for line in keyed.log.splitlines()]
     (line,) = [entry for entry in lines if entry.get("id") == completion_id]
     usage = answer.json()["usage"]
@@ -317,53 +310,67 @@ def test_cors_only_for_the_origins_that_are_named_and_connections_up_to_a_number
         assert httpx.get(f"{server.url}/health").status_code == 200, "those that ended count no more"
 
 
-def test_the_figures_are_what_a_client_measures() -> None:
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[tuple[ServerProcess, dict[str, Any]]]:
+    """A server to which no other test sends requests, and its /stats before any."""
     with running_server(*FLAGS) as server:
-        before = _samples(server)
-        ttft, e2e, tokens = [], [], 0
-        for number in range(12):
-            started, first = time.monotonic(), None
-            body = BODY | {"stream": True, "max_tokens": 30, "seed": number, "stream_options": {"include_usage": True}}
-            with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
-                for line in response.iter_lines():
-                    if line.startswith("data: {"):
-                        chunk = json.loads(line[6:])
-                        delta = chunk["choices"][0]["delta"] if chunk["choices"] else {}
-                        if first is None and (delta.get("content") or delta.get("reasoning_content")):
-                            first = time.monotonic() - started
-                        tokens += (chunk.get("usage") or {}).get("completion_tokens", 0)
-            e2e.append(time.monotonic() - started)
-            ttft.append(first or e2e[-1])
-        stats, after = server.wait_idle(), _samples(server)
+        yield server, server.stats()
 
-        def grown(name: str) -> float:
-            return after[name] - before.get(name, 0.0)
 
-        assert grown("gptoss_requests_total ok") == stats["requests"]["ok"] == 12
-        assert grown("gptoss_generation_tokens_total") == stats["tokens"]["output"] == tokens
-        assert grown("gptoss_e2e_request_latency_seconds_count") == 12
-        assert grown("gptoss_e2e_request_latency_seconds_sum") <= sum(e2e)
-        assert grown("gptoss_e2e_request_latency_seconds_sum") > 0.5 * sum(e2e)
-        assert 0 < grown("gptoss_time_to_first_token_seconds_sum") <= sum(ttft)
-        assert stats["latency"]["e2e_s"]["p50"] <= sorted(e2e)[6]
-        steps = grown("gptoss_engine_steps_total")
-        accepted = grown("gptoss_spec_decode_num_accepted_tokens_total")
-        assert tokens - 12 <= steps + accepted <= tokens + 60
-        assert grown("gptoss_engine_step_seconds_total") <= sum(e2e)
-        assert grown("gptoss_engine_step_duration_seconds_count") == steps
-        assert grown("gptoss_engine_step_duration_seconds_sum") == pytest.approx(
-            grown("gptoss_engine_step_seconds_total")
-        )
-        for name in (
-            "num_requests_running",
-            "prompt_tokens_total",
-            "time_to_first_token_seconds_count",
-            "kv_cache_usage_perc",
-        ):
-            assert f"vllm:{name}" in after, name
-        assert after["vllm:generation_tokens_total"] == after["gptoss_generation_tokens_total"]
-    with running_server(*FLAGS, "--no-vllm-metric-names") as server:
-        assert not [name for name in _samples(server) if name.startswith("vllm")]
+@pytest.fixture(scope="module")
+def plain() -> Iterator[ServerProcess]:
+    """A server without what can be turned off."""
+    with running_server(*FLAGS, "--no-vllm-metric-names", "--no-warm-up") as server:
+        yield server
+
+
+def test_the_figures_are_what_a_client_measures(fresh: tuple[ServerProcess, dict[str, Any]]) -> None:
+    server, _ = fresh
+    before = _samples(server)
+    ttft, e2e, tokens = [], [], 0
+    for number in range(12):
+        started, first = time.monotonic(), None
+        body = BODY | {"stream": True, "max_tokens": 30, "seed": number, "stream_options": {"include_usage": True}}
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    chunk = json.loads(line[6:])
+                    delta = chunk["choices"][0]["delta"] if chunk["choices"] else {}
+                    if first is None and (delta.get("content") or delta.get("reasoning_content")):
+                        first = time.monotonic() - started
+                    tokens += (chunk.get("usage") or {}).get("completion_tokens", 0)
+        e2e.append(time.monotonic() - started)
+        ttft.append(first or e2e[-1])
+    stats, after = server.wait_idle(), _samples(server)
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    assert grown("gptoss_requests_total ok") == stats["requests"]["ok"] == 12
+    assert grown("gptoss_generation_tokens_total") == stats["tokens"]["output"] == tokens
+    assert grown("gptoss_e2e_request_latency_seconds_count") == 12
+    assert grown("gptoss_e2e_request_latency_seconds_sum") <= sum(e2e)
+    assert grown("gptoss_e2e_request_latency_seconds_sum") > 0.5 * sum(e2e)
+    assert 0 < grown("gptoss_time_to_first_token_seconds_sum") <= sum(ttft)
+    assert stats["latency"]["e2e_s"]["p50"] <= sorted(e2e)[6]
+    steps = grown("gptoss_engine_steps_total")
+    accepted = grown("gptoss_spec_decode_num_accepted_tokens_total")
+    assert tokens - 12 <= steps + accepted <= tokens + 60
+    assert grown("gptoss_engine_step_seconds_total") <= sum(e2e)
+    assert grown("gptoss_engine_step_duration_seconds_count") == steps
+    assert grown("gptoss_engine_step_duration_seconds_sum") == pytest.approx(grown("gptoss_engine_step_seconds_total"))
+    for name in (
+        "num_requests_running",
+        "prompt_tokens_total",
+        "time_to_first_token_seconds_count",
+        "kv_cache_usage_perc",
+    ):
+        assert f"vllm:{name}" in after, name
+    assert after["vllm:generation_tokens_total"] == after["gptoss_generation_tokens_total"]
+
+
+def test_the_names_of_vllms_metrics_can_be_left_out(plain: ServerProcess) -> None:
+    assert not [name for name in _samples(plain) if name.startswith("vllm")]
 
 
 def _samples(server: ServerProcess) -> dict[str, float]:
@@ -379,7 +386,7 @@ def _samples(server: ServerProcess) -> dict[str, float]:
 
 
 def test_draining_lets_running_requests_finish_and_takes_no_new_ones() -> None:
-    with running_server(*FLAGS, "--drain-timeout-s", "60") as server:
+    with running_server(*FLAGS, "--drain-timeout-s", "60", "--no-warm-up") as server:
         results: dict[str, Any] = {}
 
         def run() -> None:
@@ -403,7 +410,7 @@ def test_draining_lets_running_requests_finish_and_takes_no_new_ones() -> None:
 
 
 def test_what_does_not_finish_in_time_ends_with_an_error_event() -> None:
-    with running_server(*FLAGS, "--drain-timeout-s", "0.5") as server:
+    with running_server(*FLAGS, "--drain-timeout-s", "0.5", "--no-warm-up") as server:
         with httpx.stream(
             "POST", f"{server.url}/v1/chat/completions", json=ENDLESS | {"stream": True}, timeout=60
         ) as response:
@@ -417,7 +424,7 @@ def test_what_does_not_finish_in_time_ends_with_an_error_event() -> None:
 
 
 def test_the_second_signal_ends_at_once() -> None:
-    with running_server(*FLAGS, "--drain-timeout-s", "60") as server:
+    with running_server(*FLAGS, "--drain-timeout-s", "60", "--no-warm-up") as server:
         with (
             pytest.raises(httpx.HTTPError),
             httpx.stream("POST", f"{server.url}/v1/chat/completions", json=ENDLESS | {"stream": True}, timeout=60) as r,
@@ -432,18 +439,17 @@ def test_the_second_signal_ends_at_once() -> None:
         assert server.process.wait(10) == 0
 
 
-def test_ready_waits_for_the_warm_up() -> None:
-    with running_server(*FLAGS) as server:
-        assert "warmed up in" in server.log
-        assert httpx.get(f"{server.url}/ready").json() == {
-            "ready": True,
-            "engine": "ready",
-            "warm": True,
-            "draining": False,
-        }
-        assert server.stats()["requests"]["total"] == 0, "the warm-up is nobody's request"
-    with running_server(*FLAGS, "--no-warm-up") as server:
-        assert "warmed up" not in server.log
+def test_ready_waits_for_the_warm_up(fresh: tuple[ServerProcess, dict[str, Any]], plain: ServerProcess) -> None:
+    server, first_stats = fresh
+    assert "warmed up in" in server.log
+    assert httpx.get(f"{server.url}/ready").json() == {
+        "ready": True,
+        "engine": "ready",
+        "warm": True,
+        "draining": False,
+    }
+    assert first_stats["requests"]["total"] == 0, "the warm-up is not a request"
+    assert "warmed up" not in plain.log
 
 
 # --- traces ---

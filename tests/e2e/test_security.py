@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from gptoss.cached_files import default_cache_folder
 from gptoss.harmony.vocabulary_files import RANKS_NAME
 from tests.support.helpers import checkpoint
 from tests.support.server_process import PYTHON, ROOT, ServerProcess, running_server
+from tests.support.waiting import wait_until
 
 FLAGS = ("--model", str(checkpoint()), "--cpu-kv-cache-gib", "0.1", "--max-model-len", "8192")
 BODY: dict[str, Any] = {
@@ -66,13 +67,6 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     file.write_text(KEYS)
     with running_server(*FLAGS, "--api-keys-file", str(file)) as server:
         yield Keyed(server, file)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def said(server: ServerProcess, *head: bytes) -> bytes:

@@ -32,6 +32,7 @@ def test_the_transformers_backend_gives_the_same_tokens() -> None:
             assert logprobs == pytest.approx(scored[name][1], abs=2e-4)
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 def test_the_transformers_backend_survives_chunks_and_preemption() -> None:
     with running(checkpoint()) as core:

@@ -186,7 +186,7 @@ def test_a_request_may_be_aborted_while_its_grammar_compiles(monkeypatch: pytest
     assert finish(core)["a"].finish_reason is FinishReason.LENGTH
 
 
-@pytest.mark.parametrize("drafts", [0, 3])
+@pytest.mark.parametrize("drafts", [0, pytest.param(3, marks=pytest.mark.nightly)])
 def test_a_mask_that_takes_too_much_work_ends_its_request_alone(drafts: int) -> None:
     core = make_guided_core()
     if drafts:

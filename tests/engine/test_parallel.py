@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -31,6 +32,10 @@ LAYOUTS = {
     "pipeline 4": {"pipeline_parallel_size": 4},
     "tensor 2 x pipeline 2": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
 }
+SUITE = {  # the other combinations run nightly
+    "nano": ("tensor 2", "experts 2", "pipeline 2"),
+    "120b's shape, few layers": ("tensor 2 x pipeline 2",),
+}
 PROMPTS = {f"r{i}": [(7 * i + 3 * j) % 900 + 5 for j in range(n)] for i, n in enumerate((1, 17, 150, 33, 80))}
 
 
@@ -59,14 +64,13 @@ def generate(core: EngineCore, params: dict[str, Any] | None = None) -> dict[str
     return found
 
 
-@pytest.fixture(scope="module", params=["nano", "120b's shape, few layers"])
-def folder(request: pytest.FixtureRequest) -> Path:
-    return checkpoint() if request.param == "nano" else sized_checkpoint("wide", WIDE)
+def folder_of(shape: str) -> Path:
+    return checkpoint() if shape == "nano" else sized_checkpoint("wide", WIDE)
 
 
-@pytest.fixture(scope="module")
-def alone(folder: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
-    with running(folder) as core:
+@functools.cache
+def alone(shape: str) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    with running(folder_of(shape)) as core:
         return {
             "greedy": generate(core),
             "logprobs": generate(core, {"logprobs": 0}),
@@ -75,18 +79,26 @@ def alone(folder: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
         }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_ranks_agree_with_one(folder: Path, alone: dict[str, Any], layout: str) -> None:
-    with running(folder, **LAYOUTS[layout]) as core:
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        pytest.param(shape, layout, marks=() if layout in SUITE[shape] else pytest.mark.nightly)
+        for shape in SUITE
+        for layout in LAYOUTS
+    ],
+)
+def test_ranks_agree_with_one(shape: str, layout: str) -> None:
+    wanted = alone(shape)
+    with running(folder_of(shape), **LAYOUTS[layout]) as core:
         assert len(core.executor.ranks) == core.executor.worker.comm.world_size > 1
-        assert {n: t for n, (t, _) in generate(core).items()} == {n: t for n, (t, _) in alone["greedy"].items()}
+        assert {n: t for n, (t, _) in generate(core).items()} == {n: t for n, (t, _) in wanted["greedy"].items()}
         for kind, params in (
             ("logprobs", {"logprobs": 0}),
             ("prompt", {"logprobs": 0, "prompt_logprobs": 2}),
             ("drawn", {"temperature": 0.8, "top_p": 0.9, "logprobs": 0}),
         ):
             for name, (tokens, logprobs) in generate(core, params).items():
-                expected_tokens, expected = alone[kind][name]
+                expected_tokens, expected = wanted[kind][name]
                 assert tokens == expected_tokens
                 assert logprobs == pytest.approx(expected, abs=2e-4)
 

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from gptoss.port_manager import PortError, recorded, reserve, running_servers
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,10 +37,7 @@ def other_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_serve_forever, args=(str(tmp_path / "port"),))
     process.start()
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "port").is_file() or not (tmp_path / "port").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: (tmp_path / "port").is_file() and (tmp_path / "port").read_text(), 20)
     yield int((tmp_path / "port").read_text()), process  # type: ignore[misc]
     process.kill()
     process.join()
@@ -144,7 +141,4 @@ def test_unfolding_ends_with_a_server_that_is_killed() -> None:
         assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
         parent.kill()
     with contextlib.suppress(psutil.NoSuchProcess):
-        deadline = time.monotonic() + 5
-        while child.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: child.status() == psutil.STATUS_ZOMBIE)

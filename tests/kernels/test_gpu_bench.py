@@ -34,7 +34,7 @@ def on_a_cpu() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("tokens", [2, 66])
+@pytest.mark.parametrize("tokens", [2, pytest.param(66, marks=pytest.mark.nightly)])
 def test_kernel_rows(tokens: int) -> None:
     rows = [bench.row("kernels") for bench in kernels.Layer("20b").benches(tokens, context=80)]
     names = " ".join(row.name for row in rows)
@@ -44,6 +44,7 @@ def test_kernel_rows(tokens: int) -> None:
         assert row.as_dict(CEILINGS)["us"] == 1.0
 
 
+@pytest.mark.nightly
 def test_the_steps_of_a_run_leave_their_rows(tmp_path: Path) -> None:
     for step in ("smoke", "decode"):
         assert steps.run(step, "20b", tmp_path, []) == 0
@@ -82,6 +83,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "no NVIDIA GPU" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_the_benchmarks_own_flags_start_a_server(tmp_path: Path) -> None:
     flags = [flag for flag in steps.SERVER_FLAGS if flag not in ("--load-format", "dummy")]
     with steps.server("nano", tmp_path, flags) as (url, _):

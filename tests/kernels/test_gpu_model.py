@@ -110,8 +110,9 @@ def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch)
         first += 3
     rows = table.apply(SchedulerOutput(new, {}, {"a": 18, "b": 3, "c": 33}, []))
     batch = build_batch(rows, BLOCK_SIZE, CONFIG.sliding_window, TYPE, DEVICE)
-    for cache in (eager, graphed):
-        model.forward(batch, cache)
+    model.forward(batch, eager)
+    for mine, theirs in zip(graphed, eager, strict=True):
+        mine.key[1:], mine.value[1:] = theirs.key[1:], theirs.value[1:]
     table.finish_step(rows, {})
     buffers = set()
     for names in (("a", "b", "c"), ("c",), ("b", "a")):

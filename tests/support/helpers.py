@@ -93,10 +93,10 @@ def make_cache(model: GptOss, num_blocks: int, block_size: int, dtype: torch.dty
 
 
 def model_logits(
-    model: GptOss, token_ids: Sequence[int], chunk: int = 1 << 30, block_size: int = 64, every: int = 1
+    model: GptOss, token_ids: Sequence[int], chunk: int = 1 << 30, block_size: int = 64, every: int = 1, last: int = 0
 ) -> torch.Tensor:
-    """-> float32 [T, V], of each `every`th token of a chunk: the engine's own batch and attention code, fed in
-    chunks."""
+    """-> float32 [T, V], of each `every`th token of a chunk, or of its `last` ones: the engine's own batch and
+    attention code, fed in chunks."""
     dtype = model.weights.embedding.dtype
     num_blocks = -(-len(token_ids) // block_size) + 1
     cache = make_cache(model, num_blocks, block_size, dtype)
@@ -110,7 +110,7 @@ def model_logits(
         step = table.apply(SchedulerOutput(new, {}, {"r": count}, []))
         new = []
         batch = build_batch(step, block_size, model.config.sliding_window, dtype, torch.device("cpu"))
-        wanted = torch.arange(0, count, every)
+        wanted = torch.arange(max(0, count - last), count) if last else torch.arange(0, count, every)
         batch = dataclasses.replace(batch, sample_rows=wanted)
         rows.append(model.forward(batch, cache))
         table.finish_step(step, {})

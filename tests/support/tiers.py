@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import TypeVar
 
 import pytest
@@ -20,6 +21,6 @@ def sized(suite: T, nightly: T) -> T:
     return nightly if is_nightly() else suite
 
 
-def nightly_except(*in_suite: object, of: tuple[object, ...] | list[object]) -> list[object]:
+def nightly_except(*in_suite: object, of: Iterable[object]) -> list[object]:
     """All values of a parameter; only those `in_suite` run in the suite."""
     return [value if value in in_suite else pytest.param(value, marks=pytest.mark.nightly) for value in of]

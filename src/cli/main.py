@@ -1,7 +1,8 @@
-"""The command `gptoss`: one table of commands, each a module beside this one with a `main(argv)`.
+"""The command `gptoss`, and the registry of its commands.
 
-The engine's process imports its parent's main module, and with it this file: a command's module is imported when it
-runs.
+A new command is one line in COMMANDS and one file: `some-name` is the module `some_name` of this folder, whose
+`main(argv)` returns the exit code. Modules are imported when their command runs, because the engine's process imports
+this file too.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import sys
 
 COMMANDS = {
     "serve": "start the server",
-    "memory-plan": "what a model needs of a number of equal cards",
-    "make-checkpoint": "write a checkpoint of random weights",
+    "memory-plan": "print how a model fits on a number of equal GPUs",
+    "make-checkpoint": "write a small checkpoint with random weights",
     "unfold": "write the embedded model as a checkpoint",
-    "preflight": "say whether a model can be tested on this machine",
+    "preflight": "check whether a model can be tested on this machine",
 }
 
 
 def usage() -> str:
+    """Returns the text of `gptoss --help`."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
@@ -27,6 +29,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command that the first argument names and returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
@@ -40,6 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         sys.stderr.write(f"gptoss: unknown command {name!r}\n{usage()}")
         return 2
-    sys.argv[0] = f"gptoss {name}"  # what argparse calls the program
+    sys.argv[0] = f"gptoss {name}"  # the program's name in argparse's messages
     result: int = importlib.import_module(f"gptoss.cli.{name.replace('-', '_')}").main(arguments[1:])
     return result

@@ -1,8 +1,8 @@
-"""Makes a small gpt-oss checkpoint with random weights and every quirk of the real ones.
+"""Writes a small gpt-oss checkpoint with random weights, in the exact format of the real ones.
 
     gptoss make-checkpoint --size mini --layout hf --seed 0 --out models/gpt-oss-mini
 
-transformers loads the `hf` layout as it is. With --experts bf16 the experts are left unquantised.
+transformers loads the `hf` layout. --experts bf16 leaves the experts unquantised.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def make_checkpoint(
 def _random_tensors(
     config: ModelConfig, *, original: bool, packed: bool, seed: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Variances are chosen so that activations stay near 1 and logits differ clearly from token to token."""
+    """Yields name and value of each tensor.
+
+    The variances keep activations near 1 and make the logits of different tokens differ clearly.
+    """
     generator = torch.Generator().manual_seed(seed)
     expected = expected_tensors(config, original=original, packed=packed)
     for name, (shape, types) in expected.items():

@@ -1,4 +1,4 @@
-"""Prints the memory plan of a model for a number of equal cards, without having them.
+"""Prints the memory plan of a model for a number of equal GPUs, on a machine that needs to have none.
 
 gptoss memory-plan --model 120b --cards 4 --gb 24
 gptoss memory-plan --table
@@ -19,14 +19,14 @@ TABLE = ((1, 24), (1, 80), (2, 24), (4, 24), (4, 80), (1, 141))
 
 
 def plan(model: str, cards: int, gigabytes: float) -> MemoryPlan:
-    """Raises ConfigError if it does not fit."""
+    """Returns the plan. Raises ConfigError if the model does not fit."""
     config = EngineConfig(ModelConfig.from_json(hf_config(SIZES[model])), None, load_format="dummy")
     memory = [int(gigabytes * GB)] * cards
     return choose_plan(config, memory, memory, element=2)
 
 
 def table() -> str:
-    """Markdown: both models on common machines."""
+    """Returns a Markdown table of both models on common machines."""
     lines = [
         "| model | cards | mode | weights a card, GB | KV cache a card, GB | KV tokens |",
         "|---|---|---|---|---|---|",
@@ -53,15 +53,15 @@ def table() -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(SIZES))
-    parser.add_argument("--cards", type=int, default=1)
-    parser.add_argument("--gb", type=float, help="memory of one card, 10^9 bytes")
-    parser.add_argument("--table", action="store_true", help="both models on common machines")
+    parser.add_argument("--cards", type=int, default=1, help="number of GPUs")
+    parser.add_argument("--gb", type=float, help="memory of one GPU, in units of 10^9 bytes")
+    parser.add_argument("--table", action="store_true", help="print both models on common machines")
     args = parser.parse_args(argv)
     if args.table:
         sys.stdout.write(table())
         return 0
     if args.model is None or args.gb is None:
-        parser.error("--model and --gb are needed unless --table is given")
+        parser.error("--model and --gb are required without --table")
     try:
         lines = plan(args.model, args.cards, args.gb).lines()
     except ConfigError as error:

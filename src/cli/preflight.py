@@ -1,4 +1,4 @@
-"""Says whether a model can be tested here, before anything is started.
+"""Checks whether a model can be tested on this machine, before anything is started.
 
 gptoss preflight --model 20b      # exit code 0, or 3 and what is missing
 """
@@ -20,7 +20,7 @@ MISSING = 3
 
 
 def missing(model: str, model_path: Path | None, gpus: list[Gpu]) -> list[str]:
-    """What stands in the way, one sentence each. The embedded model needs nothing."""
+    """Returns what is missing, one sentence each. The embedded model needs nothing."""
     if model == "nano":
         return []
     found = []
@@ -30,7 +30,7 @@ def missing(model: str, model_path: Path | None, gpus: list[Gpu]) -> list[str]:
         found.append(f"checkpoint: {error}")
         located = locate_model(model, None, default_cache_folder(), dummy=True)
     if not gpus:
-        return [*found, f"GPU: none is visible; {model} is tested on one with its weights in memory"]
+        return [*found, f"GPU: none is visible; the tests of {model} need one that holds its weights"]
     config = EngineConfig(located.config, None, load_format="dummy")
     try:
         choose_plan(config, [g.free_bytes for g in gpus], [g.total_bytes for g in gpus], element=2)

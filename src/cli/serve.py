@@ -6,7 +6,7 @@ from __future__ import annotations
 def main(argv: list[str] | None = None) -> int:
     import signal
 
-    # held back until the server handles it; by default it would end a server that is still loading
+    # blocked until the server handles it: by default it would end a server that is still loading
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
     from gptoss.launcher import main as launch

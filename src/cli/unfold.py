@@ -1,4 +1,4 @@
-"""Unfolds the embedded model into a checkpoint that any gpt-oss loader reads.
+"""Writes the embedded model as a checkpoint that any gpt-oss loader reads.
 
 gptoss unfold --out models/gpt-oss-nano
 """
@@ -18,7 +18,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_parent(pid: int) -> None:
-    """Has the kernel kill this process when its parent ends, however that ends (Linux)."""
+    """Makes Linux kill this process when its parent ends, for whatever reason."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != pid:
@@ -27,7 +27,7 @@ def end_with_parent(pid: int) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--asset", type=Path, help="the folded model (default: the embedded one)")
     parser.add_argument("--parent", type=int, metavar="PID", help="end when this process ends")
     args = parser.parse_args(argv)

@@ -1,7 +1,7 @@
-"""The error of every configuration that cannot work."""
+"""The error for every invalid configuration."""
 
 from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot work. The message names the key and the fix."""
+    """An invalid configuration. The message names the key and the fix."""

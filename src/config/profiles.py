@@ -1,4 +1,4 @@
-"""The three ways to run: what each sets for the engine, for a request, and as its service level."""
+"""The three profiles: limits of the engine, defaults of a request and a service level."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Effort = Literal["low", "medium", "high"]
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Explicit flags and request fields beat every value here. Times in seconds."""
+    """The settings of a profile. Explicit keys and request fields beat every value here."""
 
     name: ProfileName
-    model: str  # served when --model is not given and a GPU is there
+    model: str  # served on a GPU when no model is configured
     max_num_seqs: int
     max_num_batched_tokens: int
     max_num_waiting: int
@@ -27,7 +27,7 @@ class Profile:
     top_p: float
     max_output_tokens: int
     reasoning_budget: int | None
-    priority: int  # lower runs sooner
+    priority: int  # lower values run sooner
     deadline_s: float
     expected_answer_s: tuple[float, float]
     ttft_p95_s: float = 7.0  # service level, to the first reasoning or content token
@@ -36,7 +36,7 @@ class Profile:
 
 
 def overridden(profile: Profile, changes: Mapping[str, Any]) -> Profile:
-    """Raises ValueError naming the profile and the key: unknown, or a value of another type or range."""
+    """Returns the profile with changes. Raises ValueError, which names the key, if one is unknown or invalid."""
     checked: dict[str, Any] = {}
     for key, value in changes.items():
         where = f"profiles.{profile.name}.{key}"

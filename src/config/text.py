@@ -11,7 +11,7 @@ import yaml
 
 from gptoss.config.errors import ConfigError
 
-# in a sentence it is not known where a password ends: too much is masked rather than too little
+# a sentence does not show where a password ends: mask too much rather than too little
 _URL_SECRETS = (
     (re.compile(r"(:[/\\]|[/\\]{2})([/\\]*)[^\n]*@"), r"\1\2***@"),  # one slash: a Path of a URL
     (re.compile(r"[^\s:@/\\'\"]+:(?![/\\])\S*@(?=\S)"), "***@"),
@@ -24,9 +24,9 @@ _FLAG_NAME = re.compile(r"--[a-z_-]{1,40}")
 
 
 def check_key_text(key: str) -> str:
-    """Returns the key. Raises ValueError if no client could send it, or everybody could."""
+    """Returns the API key. Raises ValueError if clients could not send it, or if it lets everyone in."""
     if not key.strip():
-        raise ValueError("an empty or blank key lets everybody in; unset it to serve without keys")
+        raise ValueError("an empty or blank key lets everyone in; unset it to serve without keys")
     if key != key.strip():
         raise ValueError("the key begins or ends with white space, which clients cannot send")
     if any(ord(char) < 32 or ord(char) == 127 for char in key):
@@ -37,10 +37,10 @@ def check_key_text(key: str) -> str:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Returns what a YAML file holds.
+    """Returns the parsed content of a YAML file.
 
     Raises:
-        ConfigError: it cannot be read or parsed. PyYAML's own text is left out, as it quotes lines that may hold a key.
+        ConfigError: it cannot be read or parsed. PyYAML's own text is left out: it quotes lines that may contain a key.
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def yaml_problem(error: Exception) -> str:
-    """Returns place and kind of a YAML error, without the text that is there."""
+    """Returns the position and kind of a YAML error, without quoting the file."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
     known, *quoted = re.split(r"['\"!*&]", str(problem or ""), maxsplit=1)
@@ -100,18 +100,18 @@ def quoted_value(value: Any) -> str:
 
 
 def shown_name(name: str) -> str:
-    """The name of an unknown setting, unless it may be a secret in the wrong place."""
+    """Returns the name of an unknown key, unless it may be a secret written in the place of a key."""
     return name if _SETTING_NAME.fullmatch(name) else "a name that is not shown"
 
 
 def shown_flag(name: str) -> str:
-    """The name of an unknown flag, unless it may be a secret, or hold one behind something else than "="."""
+    """Returns the name of an unknown flag, unless it may be a secret, or contain one after another sign than "="."""
     return name if _FLAG_NAME.fullmatch(name) else "one that is not shown (names have lower-case letters and hyphens)"
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Leaves out values, which argparse would quote: a misspelt --api-key is followed by a key."""
+        """Exits with a message that quotes no values, unlike argparse's: a misspelt --api-key is followed by a key."""
         kind, _, rest = message.partition("unrecognized arguments: ")
         if rest and not kind:
             names = [shown_flag(word.partition("=")[0]) for word in rest.split() if word.startswith("--")]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 from gptoss import __version__
+from gptoss.cli import main as cli
 from gptoss.cli.main import COMMANDS, main
 
 
-def test_every_command_is_a_module() -> None:
+def test_every_command_is_a_module_and_every_module_a_command() -> None:
     for name in COMMANDS:
         assert importlib.util.find_spec(f"gptoss.cli.{name.replace('-', '_')}") is not None, name
+    modules = {path.stem.replace("_", "-") for path in Path(cli.__file__).parent.glob("*.py")}
+    assert modules - {"--init--", "main"} == set(COMMANDS)
 
 
 def test_a_command_gets_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +31,7 @@ def test_what_is_not_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
     assert main(["--help"]) == 0
-    assert all(f"  {name} " in capsys.readouterr().out or name for name in COMMANDS)
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
     assert main(["sevre"]) == 2
     assert "unknown command 'sevre'" in capsys.readouterr().err

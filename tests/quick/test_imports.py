@@ -17,7 +17,7 @@ def rooms(prefix: str, names: str) -> str:
     return " ".join(f"{prefix}.{name}" for name in names.split())
 
 
-WIRE = rooms("gptoss.engine", "messages sampling_params config")  # what crosses to the engine's process
+WIRE = rooms("gptoss.engine", "messages sampling_params config block_hash")  # what crosses to the engine's process
 SHAPES = rooms("gptoss.engine.model", "model_config named_sizes")
 REQUEST = f"gptoss.generation gptoss.prompt_builder gptoss.harmony gptoss.config gptoss.engine.client {WIRE}"
 ENDPOINT = f"{rooms('gptoss.api', 'context http telemetry access.api_keys access.usage')} {REQUEST}"
@@ -48,6 +48,7 @@ ALLOWED = {
     "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources",
     # the engine's process
     "gptoss.engine.config": "gptoss.config.errors gptoss.config.engine_keys gptoss.engine.model.model_config",
+    "gptoss.engine.block_hash": "",
     "gptoss.engine.messages": "gptoss.engine.sampling_params",
     "gptoss.engine.sampling_params": "",
     "gptoss.engine.client": f"gptoss.engine.client gptoss.engine.core.process gptoss.config.errors gptoss.run_folder {WIRE}",

@@ -4,18 +4,16 @@ Layers form two groups. Full layers keep a request's whole history; sliding laye
 reaches. Both groups take blocks from one pool: block b of the pool is row b of every layer's cache tensor, and the
 i-th full layer and the i-th sliding layer share a tensor, so a block costs the same bytes in either group.
 
-A block that holds `block_size` computed tokens gets a hash chained over all tokens before it. Freed blocks keep their
-hash until they are reused, oldest first: they are the prefix cache.
+A block that holds `block_size` computed tokens gets a hash chained over all tokens before it (block_hash.py). Freed
+blocks keep their hash until they are reused, oldest first: they are the prefix cache.
 """
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gptoss.engine.block_hash import extend_hashes
 from gptoss.engine.core.request import Request
 
 NULL_BLOCK = 0  # never allocated; fills the places of sliding blocks that the window has left behind
@@ -217,13 +215,5 @@ class KVCacheManager:
                 self._free.move_to_end(block_id, last=False)
 
     def _hashes(self, request: Request, count: int) -> list[bytes]:
-        known = request.block_hashes
-        while len(known) < count:
-            start = len(known) * self.block_size
-            parent = known[-1] if known else request.cache_salt.encode()
-            known.append(_block_hash(parent, request.token_ids[start : start + self.block_size]))
-        return known[:count]
-
-
-def _block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    return hashlib.blake2b(array("I", token_ids).tobytes(), digest_size=16, key=parent[:64]).digest()
+        extend_hashes(request.block_hashes, request.token_ids, count, self.block_size, request.cache_salt)
+        return request.block_hashes[:count]

@@ -61,6 +61,11 @@ class ChatChoice:
         return self.parser.num_reasoning_tokens
 
     @property
+    def stop_string(self) -> str | None:
+        """The one that ended the answer."""
+        return self._stops.found
+
+    @property
     def recoveries(self) -> Counter[str]:
         return self.parser.recoveries
 

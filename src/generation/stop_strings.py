@@ -11,19 +11,24 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None  # the string that ended the text
 
     def feed(self, text: str) -> str:
         if not self._stops:
             return text
         held = self._held + text
-        found = [at for stop in self._stops if (at := held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return held[: min(found)]
+            at, self.found = min(found, key=lambda one: one[0])
+            self._held = ""
+            return held[:at]
         keep = max(_overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
+
+    @property
+    def stopped(self) -> bool:
+        return self.found is not None
 
     def flush(self) -> str:
         held, self._held = self._held, ""

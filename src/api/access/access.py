@@ -18,7 +18,7 @@ from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
 
 logger = logging.getLogger(__name__)
-GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
 
 
 class Access:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
+from gptoss.api.http.anthropic_errors import OVERLOADED, anthropic_error, speaks_anthropic
 from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullError
 from gptoss.generation.errors import GenerationCancelledError, GenerationFailedError
 
@@ -111,10 +114,26 @@ def from_generation(error: GenerationFailedError) -> ApiError:
     return Cancelled() if isinstance(error, GenerationCancelledError) else EngineFailure(str(error))
 
 
-def from_validation(error: ValidationError, within: tuple[int | str, ...] = ()) -> InvalidRequest:
+Location = tuple[int | str, ...]
+
+
+def openai_param(location: Location) -> str | None:
+    """A field as OpenAI writes it: `messages[0].content`."""
+    out = ""
+    for part in location:
+        if isinstance(part, int):
+            out += f"[{part}]"
+        elif not part.startswith("function-") and part not in ("str", "list", "dict", "int", "float", "bool"):
+            out += f".{part}" if out else part
+    return out or None
+
+
+def from_validation(
+    error: ValidationError, within: Location = (), name_of: Callable[[Location], str | None] = openai_param
+) -> InvalidRequest:
     """The first problem, in OpenAI's words and codes. `within`: where in the body the validated part stands."""
     first = error.errors(include_url=False)[0]
-    param = _param((*within, *first["loc"]))
+    param = name_of((*within, *first["loc"]))
     message, kind = first["msg"], first["type"]
     context = first.get("ctx") or {}
     code = context.get("code") or _CODES.get(kind)
@@ -141,39 +160,37 @@ _CODES = {
 }
 
 
-def _param(location: tuple[int | str, ...]) -> str | None:
-    out = ""
-    for part in location:
-        if isinstance(part, int):
-            out += f"[{part}]"
-        elif not part.startswith("function-") and part not in ("str", "list", "dict", "int", "float", "bool"):
-            out += f".{part}" if out else part
-    return out or None
-
-
 def json_response(status: int, body: Any, headers: dict[str, str] | None = None) -> Response:
     return Response(json.dumps(body, ensure_ascii=False), status, headers, "application/json")
 
 
+def error_response(scope: Scope, error: ApiError, status: int | None = None) -> Response:
+    """In the words of the path's endpoint. `status`: where it is not the error's own."""
+    status = error.status if status is None else status
+    if not speaks_anthropic(scope["path"]):
+        return json_response(status, error.body, error.headers)
+    if error.code == "overloaded":
+        status = OVERLOADED
+    body = anthropic_error(status, error.message, error.param, scope.get("state", {}).get("request_id"))
+    return json_response(status, body, error.headers)
+
+
 def install(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> Response:
-        return json_response(error.status, error.body, error.headers)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return error_response(request.scope, error)
 
     @app.exception_handler(EngineError)
-    async def engine_error(_: Request, error: EngineError) -> Response:
-        known = from_engine(error)
-        return json_response(known.status, known.body, known.headers)
+    async def engine_error(request: Request, error: EngineError) -> Response:
+        return error_response(request.scope, from_engine(error))
 
     @app.exception_handler(GenerationFailedError)
-    async def generation_failed(_: Request, error: GenerationFailedError) -> Response:
-        known = from_generation(error)
-        return json_response(known.status, known.body)
+    async def generation_failed(request: Request, error: GenerationFailedError) -> Response:
+        return error_response(request.scope, from_generation(error))
 
     @app.exception_handler(ValidationError)
-    async def validation_error(_: Request, error: ValidationError) -> Response:
-        known = from_validation(error)
-        return json_response(known.status, known.body)
+    async def validation_error(request: Request, error: ValidationError) -> Response:
+        return error_response(request.scope, from_validation(error))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -181,10 +198,10 @@ def install(app: FastAPI) -> None:
             404: f"Unknown URL: {request.method} {request.url.path}",
             405: f"{request.method} is not allowed on {request.url.path}",
         }.get(error.status_code, str(error.detail))
-        body = InvalidRequest(text).body
-        return json_response(error.status_code, body, dict(error.headers or {}))
+        known = InvalidRequest(text, headers=dict(error.headers or {}))
+        return error_response(request.scope, known, error.status_code)
 
 
-def internal_error() -> Response:
+def internal_error(scope: Scope) -> Response:
     """For bugs: nothing of the inside is shown."""
-    return json_response(500, ApiError("The server had an error while processing your request.").body)
+    return error_response(scope, ApiError("The server had an error while processing your request."))

@@ -62,6 +62,10 @@ class Strict(BaseModel):
 
     # fields that are read over without a report: they come back from answers and ask for nothing
     also_known: ClassVar[frozenset[str]] = frozenset()
+    # fields whose objects are the client's own
+    opaque: ClassVar[frozenset[str]] = frozenset()
+    # whether other fields are read over without a report
+    is_open: ClassVar[bool] = False
 
 
 class StreamOptions(Strict):

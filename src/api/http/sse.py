@@ -45,23 +45,36 @@ def encode_event(value: Any) -> bytes:
     return text
 
 
-def respond(renderer: Renderer, on_end: Callable[[], None], config: ServerConfig, *, streams: bool) -> Response:
+def respond(
+    renderer: Renderer,
+    on_end: Callable[[], None],
+    config: ServerConfig,
+    *,
+    streams: bool,
+    keep_alive: ServerSentEvent = KEEP_ALIVE,
+) -> Response:
     """The answer as a stream or as one body. `on_end` is called however the response ends."""
     if streams:
-        return EventStream(renderer.stream(), on_end, config)
+        return EventStream(renderer.stream(), on_end, config, keep_alive)
     return JsonWhenDone(renderer.collect, on_end)
 
 
 class EventStream(EventSourceResponse):
     """Sends ready-made event bytes. The generator is closed as soon as the client goes away, or takes nothing."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None], config: ServerConfig) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        on_end: Callable[[], None],
+        config: ServerConfig,
+        keep_alive: ServerSentEvent = KEEP_ALIVE,
+    ) -> None:
         """`on_end` is called however the response ends, even if not one event was asked for."""
         super().__init__(
             events,
             headers={"cache-control": "no-cache"},
             ping=config.keep_alive_s,
-            ping_message_factory=lambda: KEEP_ALIVE,
+            ping_message_factory=lambda: keep_alive,
             sep="\n",
             send_timeout=config.send_timeout_s,
         )

@@ -23,7 +23,7 @@ from gptoss.api.http.errors import (
     InvalidRequest,
     RateLimited,
     Unavailable,
-    json_response,
+    error_response,
 )
 from gptoss.api.http.paths import ALWAYS_OPEN
 
@@ -291,7 +291,7 @@ def _health_only(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send_and_close)
             return
         error = _too_many_connections()
-        await json_response(error.status, error.body, error.headers)(scope, receive, send_and_close)
+        await error_response(scope, error)(scope, receive, send_and_close)
 
     return reserved
 

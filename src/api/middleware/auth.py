@@ -5,10 +5,16 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptoss.api.access.access import GENERATES, Access
-from gptoss.api.http.errors import ApiError, HeadersTooLarge, json_response
+from gptoss.api.http.errors import ApiError, HeadersTooLarge, error_response
 from gptoss.api.http.paths import ALWAYS_OPEN
 
-WORKS = GENERATES | {"/v1/chat/completions/render", "/v1/responses/input_tokens", "/tokenize", "/detokenize"}
+WORKS = GENERATES | {
+    "/v1/chat/completions/render",
+    "/v1/messages/count_tokens",
+    "/v1/responses/input_tokens",
+    "/tokenize",
+    "/detokenize",
+}
 
 
 class AuthMiddleware:
@@ -39,7 +45,7 @@ class AuthMiddleware:
             allowance = self._access.enter(caller, path) if works else None
         except ApiError as error:
             self._access.refused[error.code or error.type] += 1
-            await json_response(error.status, error.body, error.headers)(scope, receive, send)
+            await error_response(scope, error)(scope, receive, send)
             return
         state = scope.setdefault("state", {})
         state["caller"], state["allowance"] = caller, allowance

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptoss.api.http import errors
+from gptoss.api.http.anthropic_errors import speaks_anthropic
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class RequestIdMiddleware:
                     (b"openai-processing-ms", str(elapsed_ms).encode()),
                     (b"openai-version", b"2020-10-01"),
                 ]
+                if speaks_anthropic(scope["path"]):
+                    message["headers"].append((b"request-id", request_id.encode()))
             await send(message)
 
         try:
@@ -54,7 +57,7 @@ class RequestIdMiddleware:
             logger.exception("unhandled error in %s (%s)", scope["path"], request_id)
             if begun:
                 raise
-            await errors.internal_error()(scope, receive, send_with_headers)
+            await errors.internal_error(scope)(scope, receive, send_with_headers)
 
 
 def _redirect_path(scope: Scope) -> bytes:

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from gptoss.api.http.encrypted_content import ForeignSeal, unseal
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import CHANNELS, Phase, Strict, check_parts, check_user_name, joined_parts
-from gptoss.api.responses.encrypted_content import ForeignSeal, unseal
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.harmony.conversation import (
     AssistantMessage,

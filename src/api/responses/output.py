@@ -7,7 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
 
-from gptoss.api.responses.encrypted_content import seal
+from gptoss.api.http.encrypted_content import seal
 from gptoss.generation.chat_output import ChatDelta
 from gptoss.harmony.deltas import Delta
 from gptoss.harmony.layout import new_call_id

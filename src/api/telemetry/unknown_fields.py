@@ -73,6 +73,8 @@ class UnknownFields:
 
 def find_unknown(sent: Mapping[str, Any], read: BaseModel, where: str = "") -> Iterator[str]:
     """Places of fields in `sent`, and in the objects within it, that the model `read` has no field for."""
+    if isinstance(read, Strict) and read.is_open:
+        return
     known, nested = _fields(type(read))
     for key, value in sent.items():
         if key not in known and value is not None:
@@ -176,7 +178,8 @@ def _fields(model: type[BaseModel]) -> tuple[frozenset[str], dict[str, str]]:
 def _free(model: type[BaseModel]) -> tuple[str, ...]:
     """Fields whose objects no model describes."""
     _, nested = _fields(model)
-    return tuple(name for name in model.model_fields if name in _FREE and name not in nested)
+    opaque = model.opaque if issubclass(model, Strict) else frozenset()
+    return tuple(name for name in model.model_fields if name in _FREE - opaque and name not in nested)
 
 
 def _holds_models(annotation: Any) -> bool:

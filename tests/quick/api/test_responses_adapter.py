@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from gptoss.api.http.encrypted_content import seal
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.responses import items as responses_items
 from gptoss.api.responses.adapter import ChatBody, chat_body
-from gptoss.api.responses.encrypted_content import seal
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.harmony.conversation import (

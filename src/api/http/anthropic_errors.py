@@ -1,0 +1,33 @@
+"""Errors as Anthropic's clients know them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PATH = "/v1/messages"
+OVERLOADED = 529
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    OVERLOADED: "overloaded_error",
+}
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Whether clients of this path read Anthropic's errors."""
+    return path == PATH or path.startswith(f"{PATH}/")
+
+
+def anthropic_error(status: int, message: str, param: str | None, request_id: str | None) -> dict[str, Any]:
+    """The body. It has no place for the field's name but the message."""
+    if param is not None and param not in message:
+        message = f"{param}: {message}"
+    kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}

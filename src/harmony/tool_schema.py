@@ -7,72 +7,27 @@ a combinator), the meaning is written out instead: as a type where TypeScript ha
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
 from gptoss.harmony.conversation import ToolDefinition
+from gptoss.harmony.schema.combinators import (
+    ANNOTATIONS,
+    COMBINATORS,
+    REFERENCE_KEYS,
+    Schema,
+    has_structure,
+    merged,
+    only_union,
+    reference_of,
+    split,
+)
 from gptoss.harmony.schema.references import References, Target
-
-Schema = Mapping[str, Any]
+from gptoss.harmony.schema.text import bounds, comment_of, default_note, literal, notes_on, quoted, variant_notes
 
 _PRIMITIVES = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean", "null": "null"}
-_BOUNDS = (
-    "format",
-    "pattern",
-    "minLength",
-    "maxLength",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "multipleOf",
-    "minItems",
-    "maxItems",
-    "uniqueItems",
-    "minProperties",
-    "maxProperties",
-    "not",
-    "contains",
-    "propertyNames",
-    "dependentRequired",
-    "if",
-    "then",
-    "else",
-)
-_BOUND_KEYS = frozenset(_BOUNDS)
-_ANNOTATIONS = frozenset(
-    (
-        "title",
-        "description",
-        "default",
-        "example",
-        "examples",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "nullable",
-        "discriminator",
-        "$schema",
-        "$id",
-        "$anchor",
-        "$dynamicAnchor",
-        "$recursiveAnchor",
-        "$comment",
-        "$defs",
-        "definitions",
-    )
-)
-_COMBINATORS = frozenset(("allOf", "anyOf", "oneOf"))
-_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
-_REFERENCE_KEYS = frozenset(_REFERENCES)
-_NOT_PLAIN = _COMBINATORS | _REFERENCE_KEYS
-# keywords that say which type a schema has, so that it needs none from outside
-_TYPED = frozenset(
-    ("type", "properties", "patternProperties", "required", "items", "prefixItems", "const", "enum")
-).union(_COMBINATORS, _REFERENCES)
+_NOT_PLAIN = COMBINATORS | REFERENCE_KEYS
 _MAX_DEPTH = 32
 # characters that references may write again and again before they only name what stands above: eight types that refer
 # to one another would be seven million
@@ -114,10 +69,10 @@ class _Renderer:
         """The function's type, without its name."""
         kind = self.type_of(self._root, "")
         description = self._root.get("description")
-        notes = [_bounds(self._root), *self._notes]
+        notes = [bounds(self._root), *self._notes]
         if isinstance(description, str) and f"// {description}\n" not in kind:
             notes.insert(0, description)
-        return f"(_: {kind}{_newline_after_comment(kind)}) => any;{_comment(notes)}"
+        return f"(_: {kind}{_newline_after_comment(kind)}) => any;{comment_of(notes)}"
 
     def type_of(self, schema: Any, indent: str, *, inline: bool = False) -> str:
         """`inline`: on one line where it can be, with the comments of a union's variants left for the line's end."""
@@ -126,10 +81,10 @@ class _Renderer:
         if schema is False:
             return "never"
         if len(indent) > 4 * _MAX_DEPTH:
-            return f"any /* {_literal(schema)} */"
+            return f"any /* {literal(schema)} */"
         if schema.keys().isdisjoint(_NOT_PLAIN):
             kind = self._plain(schema, indent)
-        elif not schema.keys().isdisjoint(_REFERENCE_KEYS):
+        elif not schema.keys().isdisjoint(REFERENCE_KEYS):
             return self._reference(schema, indent, inline)
         else:
             kind = self._combined(schema, indent, inline)
@@ -137,13 +92,13 @@ class _Renderer:
 
     def _combined(self, schema: Schema, indent: str, inline: bool) -> str:
         """An intersection of what the schema says itself and of its combinators."""
-        base, parts, unions = _split(schema, self._target)
+        base, parts, unions = split(schema, self._target)
         if not inline and len(unions) == 1 and not parts and base is None:
             return self._union_on_lines(unions[0], indent, None)
         operands = [] if base is None else [self._plain(base, indent)]
         for part in parts:
             operands.append(self.type_of(part, indent, inline=True))
-            self._notes += _notes(part, operands[-1])
+            self._notes += notes_on(part, operands[-1])
         operands += [self._union_inline(variants, indent) for variants in unions]
         said = list(dict.fromkeys(o for o in operands if o != "any"))
         if len(said) < 2:
@@ -154,7 +109,7 @@ class _Renderer:
         kinds = []
         for variant in variants:
             kinds.append(self.type_of(variant, indent, inline=True))
-            notes = ", ".join(_notes(variant, kinds[-1]))
+            notes = ", ".join(notes_on(variant, kinds[-1]))
             if notes:
                 label = kinds[-1] if len(kinds[-1]) <= 40 and "\n" not in kinds[-1] else "object"
                 self._notes.append(f"{label}: {notes}")
@@ -166,7 +121,7 @@ class _Renderer:
         for variant in variants:
             outer, self._notes = self._notes, []
             kind = self.type_of(variant, indent + "   ")
-            notes = _variant_notes(variant, kind, written) + self._notes
+            notes = variant_notes(variant, kind, written) + self._notes
             lines.append(f"\n{indent} | {kind}{' // ' if notes else ''}{' '.join(notes)}")
             self._notes = outer
         return _Compound("".join(lines))
@@ -176,7 +131,7 @@ class _Renderer:
         literals = _literals(schema) if "enum" in schema or "const" in schema else None
         if literals is None:
             return self._by_type(schema, indent)
-        if not _has_structure(schema):
+        if not has_structure(schema):
             return literals
         return _Compound(f"{_parenthesized(self._by_type(schema, indent))} & ({literals})")
 
@@ -227,7 +182,7 @@ class _Renderer:
     def _more_properties(self, value: Any, indent: str, notes: Sequence[str] = ()) -> str:
         outer, self._notes = self._notes, []
         kind = self.type_of(value, indent + "    ", inline=True)
-        comment = _comment([*notes, *_notes(value, kind), *self._notes])
+        comment = comment_of([*notes, *notes_on(value, kind), *self._notes])
         self._notes = outer
         return f"{indent}[key: string]: {kind},{comment}\n"
 
@@ -236,8 +191,8 @@ class _Renderer:
         if not isinstance(value, Mapping):
             return f"{indent}{key}{mark}: {self.type_of(value, indent)},\n"
         keys = value.keys()
-        plain = keys.isdisjoint(_COMBINATORS) or not keys.isdisjoint(_REFERENCE_KEYS)
-        alone = [] if plain else _only_union(value, self._target)
+        plain = keys.isdisjoint(COMBINATORS) or not keys.isdisjoint(REFERENCE_KEYS)
+        alone = [] if plain else only_union(value, self._target)
         out = []
         if isinstance(value.get("title"), str):
             out.append(f"{indent}// {value['title']}\n{indent}//\n")
@@ -247,25 +202,25 @@ class _Renderer:
             out.append(above)
         if value.get("examples"):
             out.append(f"{indent}// Examples:\n")
-            out += [f"{indent}// - {_shown(example)}\n" for example in value["examples"]]
+            out += [f"{indent}// - {quoted(example)}\n" for example in value["examples"]]
         outer, self._notes = self._notes, []
         if alone:
             out.append(above)
             if "default" in value:
-                out.append(f"{indent}// {_default(value)}\n")
+                out.append(f"{indent}// {default_note(value)}\n")
             kind = self._union_on_lines(alone, indent, description)
             kind = f"{_with_null(value, kind, indent)}\n{indent}"
-            notes = [_bounds(value), *self._notes]
+            notes = [bounds(value), *self._notes]
         else:
             kind = self.type_of(value, indent + "    ")
             kind = f"{kind}\n{indent}" if kind.startswith("\n") else f" {kind}"
-            notes = [_default(value), _bounds(value), *self._notes]
+            notes = [default_note(value), bounds(value), *self._notes]
         self._notes = outer
-        out.append(f"{indent}{key}{mark}:{kind},{_comment(notes)}\n")
+        out.append(f"{indent}{key}{mark}:{kind},{comment_of(notes)}\n")
         return "".join(out)
 
     def _reference(self, schema: Schema, indent: str, inline: bool) -> str:
-        reference = _reference_of(schema)
+        reference = reference_of(schema)
         name = unquote(reference.rsplit("/", 1)[-1])
         name = name.removeprefix("#") or name
         found = self._references.find(reference)
@@ -280,25 +235,21 @@ class _Renderer:
     def _written_out(self, schema: Schema, found: Target, indent: str, inline: bool) -> str:
         before = self._ref_chars
         self._open_refs.append(found.pointer)
-        text = self.type_of(_merged(found.schema, schema), indent, inline=inline)
+        text = self.type_of(merged(found.schema, schema), indent, inline=inline)
         if isinstance(found.schema, Mapping):
-            known = [_bounds(schema), *self._notes]
-            self._notes += [note for note in [_bounds(found.schema)] if note and note not in known]
+            known = [bounds(schema), *self._notes]
+            self._notes += [note for note in [bounds(found.schema)] if note and note not in known]
         self._open_refs.pop()
         self._written_refs.add(found.pointer)
         self._ref_chars = before + len(text)
         return text
 
     def _target(self, schema: Any) -> Any:
-        """What a schema refers to, or the schema itself."""
-        if not isinstance(schema, Mapping) or schema.keys().isdisjoint(_REFERENCE_KEYS):
+        """The schema that a reference refers to, or the schema itself."""
+        if not isinstance(schema, Mapping) or schema.keys().isdisjoint(REFERENCE_KEYS):
             return schema
-        found = self._references.find(_reference_of(schema))
+        found = self._references.find(reference_of(schema))
         return found.schema if found is not None else None
-
-
-def _reference_of(schema: Schema) -> str:
-    return str(next(schema[key] for key in _REFERENCES if key in schema))
 
 
 def _tuple(schema: Schema) -> tuple[Sequence[Any], Any]:
@@ -311,102 +262,25 @@ def _tuple(schema: Schema) -> tuple[Sequence[Any], Any]:
 
 def _is_string_enum(schema: Any) -> bool:
     """As items openai-harmony knows it, and writes it without parentheses."""
-    if not isinstance(schema, Mapping) or schema.keys() - _ANNOTATIONS != {"type", "enum"}:
+    if not isinstance(schema, Mapping) or schema.keys() - ANNOTATIONS != {"type", "enum"}:
         return False
     values = schema["enum"]
     return schema["type"] == "string" and "nullable" not in schema and all(isinstance(v, str) for v in values)
-
-
-def _merged(target: Any, schema: Schema) -> Any:
-    """A reference's target with what stands beside `$ref`; as an intersection where both say different things."""
-    siblings = {k: v for k, v in schema.items() if k not in _REFERENCE_KEYS}
-    if not isinstance(target, Mapping):
-        return target
-    both = siblings.keys() & target.keys() - _ANNOTATIONS
-    if all(siblings[key] == target[key] for key in both):
-        return {**target, **siblings}
-    if both == {"required"}:
-        required = dict.fromkeys([*target["required"], *siblings["required"]])
-        return {**target, **siblings, "required": list(required)}
-    shown = {k: v for k, v in siblings.items() if k in _ANNOTATIONS}
-    own = {k: v for k, v in siblings.items() if k not in _ANNOTATIONS}
-    return {"allOf": [target, own], **shown}
-
-
-def _split(schema: Schema, target: Any) -> tuple[Schema | None, list[Any], list[list[Any]]]:
-    """-> (what a schema says beside its combinators, None for nothing; schemas of `allOf`; variants of each union).
-
-    What says nothing by itself is handed down: the type to variants that have none, and required names to the variants
-    that declare them. `target` resolves a reference.
-    """
-    parts = list(schema.get("allOf") or ())
-    unions = [list(schema[key]) for key in ("oneOf", "anyOf") if schema.get(key)]
-    if not parts and not unions:
-        return schema, [], []
-    base = {k: v for k, v in schema.items() if k not in _COMBINATORS}
-    kind = base.get("type")
-    missing = [n for n in base.get("required") or () if n not in (base.get("properties") or {})]
-    if kind is not None or missing:
-        declared = _declared(missing, parts, unions, target)
-        if declared:
-            base["required"] = [n for n in base["required"] if n not in declared]
-        parts = [_handed_down(v, kind, missing, target) for v in parts]
-        unions = [[_handed_down(v, kind, missing, target) for v in group] for group in unions]
-    says = _has_structure(base) or _literals(base) is not None or bool(base.get("required"))
-    return (base if says else None), parts, unions
-
-
-def _declared(names: Sequence[str], parts: Sequence[Any], unions: Sequence[Sequence[Any]], target: Any) -> set[str]:
-    """The names that a schema of `allOf` declares, or every variant of a union."""
-    return {
-        name
-        for name in names
-        if any(_declares(target(part), name) for part in parts)
-        or any(all(_declares(target(v), name) for v in variants) for variants in unions)
-    }
-
-
-def _only_union(schema: Schema, target: Any) -> list[Any]:
-    """The variants of a schema that is a union and nothing else."""
-    base, parts, unions = _split(schema, target)
-    return unions[0] if base is None and not parts and len(unions) == 1 else []
-
-
-def _handed_down(schema: Any, kind: Any, missing: Sequence[str], target: Any) -> Any:
-    if not isinstance(schema, Mapping):
-        return schema
-    more: dict[str, Any] = {}
-    if kind is not None and not schema.keys() & _TYPED:
-        more["type"] = kind
-    names = [name for name in missing if _declares(target(schema), name)]
-    if names:
-        more["required"] = list(dict.fromkeys([*(schema.get("required") or ()), *names]))
-    return {**schema, **more} if more else schema
-
-
-def _declares(schema: Any, name: str) -> bool:
-    return isinstance(schema, Mapping) and name in (schema.get("properties") or {})
 
 
 def _is_object(schema: Schema) -> bool:
     return any(schema.get(key) for key in ("patternProperties", "required")) or "properties" in schema
 
 
-def _has_structure(schema: Schema) -> bool:
-    """Whether a schema says what an object or an array holds."""
-    keys = ("properties", "patternProperties", "prefixItems", "items", "additionalProperties")
-    return any(schema.get(key) for key in keys)
-
-
 def _literals(schema: Schema) -> str | None:
     """The values that a schema allows, if it names them."""
     if "const" in schema:
-        return _literal(schema["const"])
+        return literal(schema["const"])
     values = schema.get("enum")
     if not values:
         return None
     only_strings = all(isinstance(value, str) for value in values)
-    return _union([_shown(value) if only_strings else _literal(value) for value in values])
+    return _union([quoted(value) if only_strings else literal(value) for value in values])
 
 
 def _union(kinds: Sequence[str]) -> str:
@@ -437,95 +311,6 @@ def _allows_null(schema: Any) -> bool:
     return any(_allows_null(variant) for variant in variants)
 
 
-# --- comments ---
-
-
-def _notes(schema: Any, kind: str) -> list[str]:
-    """What the comment on a schema says that was written as `kind`."""
-    if not isinstance(schema, Mapping):
-        return []
-    description = schema.get("description")
-    shown = not isinstance(description, str) or f"// {description}\n" in kind
-    return [n for n in ("" if shown else str(description), _default(schema), _bounds(schema)) if n]
-
-
-def _variant_notes(variant: Any, kind: str, written: Any) -> list[str]:
-    if written is not None and _description(variant) == written:
-        variant = {key: value for key, value in variant.items() if key != "description"}
-    return _notes(variant, kind)
-
-
-def _description(schema: Any) -> Any:
-    return schema.get("description") if isinstance(schema, Mapping) else None
-
-
-def _comment(notes: Iterable[str]) -> str:
-    text = ", ".join(filter(None, notes))
-    return f" // {text}" if text else ""
-
-
 def _newline_after_comment(kind: str) -> str:
     """What must follow a type whose last line ends in a comment."""
     return "\n" if kind.startswith("\n") and "//" in kind.rsplit("\n", 1)[-1] else ""
-
-
-def _bounds(schema: Schema) -> str:
-    notes: list[str] = []
-    if not schema.keys().isdisjoint(_BOUND_KEYS):
-        notes = [f"{key}: {_literal(schema[key])}" for key in _BOUNDS if key in schema]
-    items = schema.get("items")
-    if items is not None and isinstance(items, Mapping) and not items.keys().isdisjoint(_BOUND_KEYS):
-        notes += [f"items {key}: {_literal(items[key])}" for key in _BOUNDS if key in items]
-    return ", ".join(notes)
-
-
-def _default(schema: Schema) -> str:
-    if "default" not in schema:
-        return ""
-    value = schema["default"]
-    if isinstance(value, str) and schema.get("enum"):
-        return f"default: {value}"
-    return f"default: {_shown(value)}"
-
-
-# --- values ---
-
-
-def _shown(value: Any) -> str:
-    """A value as openai-harmony writes it: strings between quotes, without escapes."""
-    return f'"{value}"' if isinstance(value, str) else _literal(value)
-
-
-def _literal(value: Any) -> str:
-    """JSON as Rust's serde_json writes it."""
-    if value.__class__ is str:
-        return _encode(value)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_literal(str(k))}:{_literal(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_literal, value)) + "]"
-    if isinstance(value, float) or _is_beyond_64_bits(value):
-        return _float(float(value))
-    return _encode(value)
-
-
-_encode = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def _is_beyond_64_bits(value: Any) -> bool:
-    """An integer that serde_json reads as a float, where that changes nothing."""
-    if type(value) is not int or -(2**63) <= value < 2**64:
-        return False
-    try:
-        return int(float(value)) == value
-    except OverflowError:
-        return False
-
-
-def _float(value: float) -> str:
-    """The shortest text, from 1e-5 to 1e16 without an exponent."""
-    if 1e-5 <= abs(value) < 1e-4:
-        digits, exponent = f"{value!r}".split("e-")
-        sign, digits = ("-", digits[1:]) if value < 0 else ("", digits)
-        return f"{sign}0.{'0' * (int(exponent) - 1)}{digits.replace('.', '')}"
-    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].strip("+"), repr(value))

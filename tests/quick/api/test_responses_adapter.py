@@ -112,7 +112,8 @@ def test_an_id_of_empty_messages_adds_them() -> None:
     for before, read in ([], []), ([answer], [AssistantMessage("Looking.", "final")]):
         assert messages_of(*before, call(1) | {"call_id": empty})[:-1] == [*read, AssistantMessage("", "analysis")]
     nothing = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": ""}]}
-    assert messages_of(nothing, call(1) | {"call_id": empty})[:-1] == [AssistantMessage("", "analysis")]
+    assert messages_of(nothing, call(1) | {"call_id": f"{empty}A0"})[:-1] == [AssistantMessage("", "analysis")]
+    assert len(messages_of(call(1), call(1) | {"call_id": empty})) == 2  # the id of the first call counts
 
 
 def test_sealed_reasoning_is_read_where_there_is_no_content() -> None:

@@ -1,7 +1,7 @@
 """Conversations to the token ids of a Harmony prompt: deterministic, and cached by message prefix.
 
-The same input gives the same ids, on any machine, at any time: no clock, no environment, no dict order plays a part
-(tools and schema keys keep the order they came in). The text that the model sees is never normalised or shortened.
+The same input gives the same ids, on any machine, at any time: no clock and no environment is read, and tools and
+schema keys keep the order of the request. The text that the model sees is never normalised or shortened.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PromptTokens:
     cache_hit: bool  # a prefix beyond the system and developer messages was found
     num_reused_messages: int
     num_messages: int
-    context: bytes = b""  # what it says, for PromptBuilder.remember
+    context: bytes = b""  # a hash of its messages, for PromptBuilder.remember
 
 
 @dataclass(slots=True)
@@ -68,8 +68,8 @@ class PromptBuilder:
         cache_ttl_s: float = 3600.0,
         replay_generated_ids: bool = False,
     ) -> None:
-        """`replay_generated_ids`: assistant history that this server generated is written with the ids that it
-        generated, which may not be the canonical ones. The prompt then depends on what was generated before."""
+        """`replay_generated_ids`: assistant history that this server generated is rendered with the generated ids,
+        which may not be the canonical ones. The prompt then depends on earlier answers."""
         self._vocabulary = vocabulary
         self._current_date = current_date
         self._cache = ids_cache(cache_bytes, cache_ttl_s)
@@ -104,7 +104,7 @@ class PromptBuilder:
     ) -> PromptTokens:
         """The prompt's ids, ending where the assistant begins.
 
-        `schema`: of the final message. `scope`: what is cached and replayed comes from prompts of the same scope alone.
+        `schema`: of the final message. `scope`: only prompts of the same scope share cached prefixes and replayed ids.
 
         Raises:
             PromptError: a message cannot be rendered; nothing was cached.
@@ -140,7 +140,7 @@ class PromptBuilder:
     def measure(
         self, conversation: Conversation, lengths: dict[HarmonyMessage, int], limits: Limits = UNLIMITED
     ) -> int:
-        """Tokens of the messages without tools and schema. Keeps each message's in `lengths`.
+        """The number of tokens of the messages without tools and schema. `lengths` caches the number of each message.
 
         Raises:
             PromptError: a message cannot be rendered.
@@ -154,7 +154,7 @@ class PromptBuilder:
         return total
 
     def remember(self, token_ids: Sequence[int], scope: str = "", *, after: PromptTokens | None = None) -> None:
-        """Keeps what the model generated after a prompt of this scope, for when the client sends it back as history."""
+        """Keeps the ids generated after a prompt of this scope, for when the client sends them back as history."""
         if self._generated is not None:
             self._generated.add(token_ids, b"" if after is None else after.context, scope)
 
@@ -186,12 +186,12 @@ def _opening_instructions(messages: Sequence[Message]) -> list[str]:
 
 
 def _head_length(rendered: Sequence[HarmonyMessage]) -> int:
-    """Messages that every conversation with the same settings shares: system and the first developer message."""
+    """The number of messages that conversations with the same settings share: system and first developer message."""
     return 2 if len(rendered) > 1 and rendered[1].header == "developer" else 1
 
 
 def _chain(rendered: Sequence[HarmonyMessage], known: Sequence[array[int] | None], scope: str) -> list[bytes]:
-    """A key for each prefix; `known` ids of a message are a part of it."""
+    """A key for each prefix. The `known` ids of a message are part of its key."""
     keys, parent = [], scope.encode()
     encoder = msgspec.msgpack.Encoder()
     for message, ids in zip(rendered, known, strict=True):

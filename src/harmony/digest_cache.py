@@ -1,4 +1,4 @@
-"""Results by the digest of a text: texts may have megabytes, and the same ones come again with each request."""
+"""Results cached by the digest of a text: texts may have megabytes, and clients repeat them with each request."""
 
 from __future__ import annotations
 

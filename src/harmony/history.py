@@ -112,7 +112,7 @@ class _Calls:
 
 
 def _results_at_their_calls(pieces: Sequence[_Piece]) -> list[_Piece]:
-    """Moves a result that came after the calls of a later step to those of its own."""
+    """Moves a result that came after the calls of a later step to the calls of its own step."""
     step, is_open = -1, False
     step_of: dict[int, int] = {}  # by number of the call
     last_call: dict[int, int] = {}  # by step: its index
@@ -132,7 +132,7 @@ def _results_at_their_calls(pieces: Sequence[_Piece]) -> list[_Piece]:
 
 
 def _calls_before_results(pieces: Sequence[_Piece]) -> list[_Piece]:
-    """Moves what stands between calls and their results before the calls: the model ends its message with a call."""
+    """Moves texts between calls and their results before the calls: the model ends its message with a call."""
     ordered: list[_Piece] = []
     for piece in pieces:
         if isinstance(piece.message, ToolResult):
@@ -151,7 +151,7 @@ def _start_of_run(pieces: Sequence[_Piece], end: int, kind: type[Message]) -> in
 
 
 def _order_results(pieces: list[_Piece]) -> None:
-    """Puts the results between two calls in the order of their calls: Harmony has no ids to tell them apart."""
+    """Sorts the results between two calls in the order of their calls: Harmony has no ids to match them by."""
     indices: list[int] = []
     for index in range(len(pieces) + 1):
         if index == len(pieces) or isinstance(pieces[index].message, ToolCall):
@@ -192,5 +192,5 @@ def _render(piece: _Piece, names: Sequence[str]) -> HarmonyMessage | None:
 
 
 def clean_name(name: str) -> str:
-    """Clients replay names that a broken server leaked markers into: `f<|channel|>analysis` is `f`."""
+    """The name without markers that a broken server leaked into it: `f` of `f<|channel|>analysis`."""
     return name.split("<|", 1)[0].strip().removeprefix("functions.")

@@ -1,7 +1,7 @@
-"""Which messages the assistant wrote before a call, as a part of the call's id.
+"""The messages that the assistant wrote before a call, encoded in the id of the call.
 
 A chat message has one text of reasoning and one of words. Where the model wrote other messages than one of each in this
-order, the id that comes back with the call tells how to part the texts again: `call_<hex>_A5P0A12` is analysis of five
+order, the id of the call says how to split the texts when they come back: `call_<hex>_A5P0A12` is analysis of five
 characters, an empty preamble and analysis of twelve. Lengths are in base 36.
 """
 
@@ -21,7 +21,7 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def new_call_id(before: Sequence[tuple[str, int]] = ()) -> str:
-    """`before`: channel and length of the messages between the last call, or the prompt, and this call."""
+    """A new id. `before`: channel and length of the messages between the last call, or the prompt, and this call."""
     call_id = f"call_{secrets.token_hex(12)}"
     if _is_usual(before) or any(channel not in _LETTERS for channel, _ in before):
         return call_id
@@ -29,7 +29,7 @@ def new_call_id(before: Sequence[tuple[str, int]] = ()) -> str:
 
 
 def _is_usual(before: Sequence[tuple[str, int]]) -> bool:
-    """What a chat message stands for by itself: analysis with text, then a preamble with text, each at most once."""
+    """Whether a chat message has this form by itself: analysis, then a preamble, each at most once and not empty."""
     channels = [channel for channel, _ in before]
     ordered = channels in ([], ["analysis"], ["commentary"], ["analysis", "commentary"])
     return ordered and all(size for _, size in before)

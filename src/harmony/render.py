@@ -1,4 +1,4 @@
-"""One Harmony message to token ids.
+"""Harmony messages as token ids.
 
 Assistant history is written channel-first, `<|channel|>commentary to=functions.f <|constrain|>json<|message|>`, as the
 model itself writes it; openai-harmony puts the recipient first, which the model has not seen and copies with errors.
@@ -37,7 +37,7 @@ class HarmonyMessage:
 
 
 def render_message(message: HarmonyMessage, vocabulary: Vocabulary, limits: Limits = UNLIMITED) -> list[int]:
-    """Raises TooManyTokensError or EncodingStoppedError."""
+    """The ids of a message. Raises TooManyTokensError or EncodingStoppedError."""
 
     def encode(text: str) -> list[int]:
         return vocabulary.encode(text, limits)
@@ -57,9 +57,9 @@ def render_message(message: HarmonyMessage, vocabulary: Vocabulary, limits: Limi
 
 
 def split_generated(token_ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[HarmonyMessage, list[int]]]:
-    """What the model wrote after `<|start|>assistant`, message by message: (its content, its ids as history).
+    """The messages that the model wrote after `<|start|>assistant`, each with its ids as history.
 
-    Only messages with a well-formed header and an end are returned; `<|return|>` becomes `<|end|>`.
+    Only messages with a well-formed header and an end token are returned; `<|return|>` becomes `<|end|>`.
     """
     prefix = generation_prefix(vocabulary)
     found, current = [], list(prefix)
@@ -93,12 +93,12 @@ def _read_message(ids: list[int], prefix: list[int], vocabulary: Vocabulary) -> 
     channel, _, recipient = vocabulary.decode(header).strip().partition(" to=")
     message = HarmonyMessage("assistant", decoded, channel, recipient or None, content_type, ids[-1] == CALL)
     well_formed = channel in ("analysis", "commentary", "final") and message.ends_with_call == bool(recipient)
-    # nothing may be lost between what was generated and what is replayed
+    # a replayed message must equal the generated one
     return message if well_formed and max(body, default=0) < START else None
 
 
 def generation_prefix(vocabulary: Vocabulary) -> list[int]:
-    """What every prompt ends with: the model goes on from here."""
+    """The ids that every prompt ends with: the model continues from here."""
     return [START, *vocabulary.encode("assistant")]
 
 
@@ -117,7 +117,7 @@ def system_message(
 def developer_message(
     instructions: str | None, tools: Sequence[ToolDefinition] = (), schema: ResponseSchema | None = None
 ) -> HarmonyMessage | None:
-    """None if there is nothing to say. `schema`: of the final message."""
+    """The message of instructions, tools and the schema of the final message; None without any of them."""
     sections = []
     if instructions:
         sections.append(f"# Instructions\n\n{instructions}")
@@ -133,7 +133,7 @@ def developer_message(
 
 
 def tool_call(name: str, text: str, *, is_json: bool = True) -> HarmonyMessage:
-    """`is_json` is false for the free text of a custom tool."""
+    """The message of a call. `is_json` is false for the free text of a custom tool."""
     return HarmonyMessage(
         "assistant",
         text,

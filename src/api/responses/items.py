@@ -113,7 +113,7 @@ def num_rendered(items: Sequence[Any]) -> int:
 def read_items(items: Sequence[PlacedItem], name: Callable[[str | None, str], str]) -> list[Message | None]:
     """The message of each item; None for an item that the model cannot read or that says nothing.
 
-    `name`: the model's name for a function, of its namespace and name. Raises InvalidRequest for what is no item.
+    `name`: the model's name for a function, of its namespace and name. Raises InvalidRequest for an invalid item.
     """
     left_out: set[Any] = set()  # ids of calls that the model cannot read
     messages: list[Message | None] = []
@@ -145,7 +145,7 @@ def conversation_of(instructions: str | None, messages: Iterable[Message | None]
 
 
 def _id_of_call(item: Mapping[str, Any]) -> str | None:
-    """By which a result refers to an item of another server."""
+    """The id by which a result refers to a call of another server's tool."""
     ids = (item.get("call_id"), item.get("id"))
     return next((name for name in ids if isinstance(name, str) and name), None)
 
@@ -197,7 +197,7 @@ def _parted(texts: list[AssistantMessage], call_id: str) -> list[AssistantMessag
 
 
 def _item(placed: PlacedItem) -> Item | None:
-    """None: an item of a known kind that only another server can read."""
+    """The validated item; None for a known kind that only another server can read."""
     given, where = placed.item, placed.where
     if not isinstance(given, Mapping):
         raise InvalidRequest("An input item is an object.", where, "invalid_type")
@@ -257,7 +257,7 @@ def _input_message(item: InputMessage, where: str) -> UserMessage | DeveloperMes
 
 
 def _reasoning(item: ReasoningItem, where: str) -> str | None:
-    """The text, or else what this server sealed, or else the summary; None: there is nothing to read."""
+    """The content, else the encrypted content of this server, else the summary; None without any of them."""
     if item.content:
         return _text(item.content, REASONING_PARTS, f"{where}.content")
     if item.encrypted_content is not None:
@@ -286,7 +286,7 @@ def _text(content: str | list[Any], allowed: Mapping[str, str], where: str, *, b
 
 @contextmanager
 def contract_errors() -> Iterator[None]:
-    """Raises what a check of pydantic's kind has found as InvalidRequest."""
+    """Turns the error of a check written for pydantic into InvalidRequest."""
     try:
         yield
     except PydanticCustomError as error:

@@ -1,4 +1,4 @@
-"""`truncation: "auto"`: what is cut from the beginning of a conversation that is too long for the model.
+"""`truncation: "auto"`: the items that are cut from the beginning of a conversation that is too long for the model.
 
 Whole items are cut, the oldest first, never a call without its results. Never cut are the instructions (the field, and
 the system and developer messages at the beginning), the last user message and the last item.
@@ -47,7 +47,7 @@ class Cuts:
 
 
 def answer_tokens(asked: int | None, max_model_len: int) -> int:
-    """Tokens that a cut leaves for the answer: those that the request asks for, at most a quarter of the context."""
+    """The tokens that a cut leaves for the answer: as many as requested, at most a quarter of the context."""
     return max(1, min(asked or ANSWER_TOKENS, max_model_len // 4))
 
 
@@ -66,7 +66,7 @@ def _fixed(items: Sequence[PlacedItem]) -> set[int]:
 
 
 def _allowed_sizes(items: Sequence[PlacedItem], cuttable: Sequence[int]) -> list[int]:
-    """How many of the cuttable items may go: numbers that part no call from its results."""
+    """The numbers of cuttable items that can be cut without separating a call from its results."""
     place = {index: number for number, index in enumerate(cuttable)}
     called: dict[Any, int] = {}  # by call id: the last call's place among the cuttable items
     needed = [number + 1 for number in range(len(cuttable))]  # to cut this one, so many must go

@@ -335,9 +335,9 @@ def test_conversations_survive_a_reload_and_can_be_renamed_and_deleted(page: Pag
     expect(page.locator("#conversations .open")).to_have_count(2)
     page.click("#conversations button[title='Delete What is 12 + 30?']")
     page.click("#delete-dialog .danger")
-    assert page.locator("#conversations .open").all_inner_texts() == ["About Ada"]
+    expect(page.locator("#conversations .open")).to_have_text(["About Ada"])
     page.reload()
-    assert page.locator("#conversations .open").all_inner_texts() == ["About Ada"]
+    expect(page.locator("#conversations .open")).to_have_text(["About Ada"])
 
 
 def test_closing_the_page_keeps_what_was_answered(page: Page) -> None:
@@ -429,6 +429,28 @@ def test_plots_have_axes_values_and_a_cursor(page: Page) -> None:
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#moment")).to_contain_text("at ")
     assert "at " in (page.locator(".canvas").last.get_attribute("aria-label") or ""), "all plots follow"
+
+
+@pytest.mark.parametrize("options", [{"viewport": PHONE, "has_touch": True, "is_mobile": True}])
+def test_a_tap_moves_the_cursor(page: Page) -> None:
+    page.click("#tabs [data-view=figures]")
+    page.wait_for_timeout(2500)
+    box = page.locator(".plot .u-over").first.bounding_box()
+    assert box
+    page.touchscreen.tap(box["x"] + box["width"] - 3, box["y"] + 20)
+    page.wait_for_timeout(1500)
+    assert "at " in (page.locator(".canvas").last.get_attribute("aria-label") or "")
+
+
+def test_a_reload_keeps_the_plots(page: Page) -> None:
+    page.wait_for_timeout(3000)
+    stored = "JSON.parse(sessionStorage.figures).times.length"
+    page.reload()
+    before = page.evaluate(stored)
+    expect(page.locator("#status")).to_have_text("Ready", timeout=10_000)
+    page.wait_for_timeout(2000)
+    page.reload()
+    assert before >= 3 and page.evaluate(stored) > before
 
 
 @pytest.mark.parametrize("options", [{"viewport": LAPTOP}, {"viewport": PHONE}])

@@ -52,7 +52,7 @@ function apply(message, delta) {
 export class Chat {
   /** `onChange`: the list of conversations changed; `onUnauthorized`: the server asked for a key. */
   constructor(conversations, { onChange, onUnauthorized }) {
-    Object.assign(this, { conversations, onChange, onUnauthorized, model: null, running: new Map(), views: new Map(), due: new Set() });
+    Object.assign(this, { conversations, onChange, onUnauthorized, model: null, running: new Map(), views: new Map(), due: new Set(), pause: 0 });
     $("form").addEventListener("submit", (event) => this.#submit(event));
     $("input").addEventListener("input", () => this.#grow());
     $("input").addEventListener("keydown", (event) => this.#key(event));
@@ -112,16 +112,18 @@ export class Chat {
 
   /** Redraws a message in the next frame, if its conversation is open. Keeps the end in view unless the user scrolled up. */
   #redraw(message) {
-    if (!this.due.size) {
-      requestAnimationFrame(() => {
-        const log = $("log");
-        const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
-        for (const changed of this.due) this.views.get(changed)?.update();
-        this.due.clear();
-        if (atEnd) log.scrollTop = log.scrollHeight;
-      });
-    }
+    if (!this.due.size) setTimeout(() => requestAnimationFrame(() => this.#draw()), this.pause);
     this.due.add(message);
+  }
+
+  #draw() {
+    const started = performance.now();
+    const log = $("log");
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
+    for (const changed of this.due) this.views.get(changed)?.update();
+    this.due.clear();
+    if (atEnd) log.scrollTop = log.scrollHeight;
+    this.pause = 3 * (performance.now() - started); // a very long answer is drawn less often
   }
 
   #refresh() {

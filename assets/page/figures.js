@@ -1,21 +1,24 @@
 /** Plots of the last minutes, one point a poll, and the totals above them. */
 
 import { $, element } from "./elements.js";
+import { read } from "./server.js";
 
 const HISTORY_S = 900;
+const STORED = "figures"; // in sessionStorage: a reload keeps the plots
+const RATE_S = 5; // rates are means over this time
 const GAP_S = 20; // a longer silence is a gap in the line
 
 const whole = (x) => (x >= 1000 ? `${+(x / 1000).toFixed(x < 10000 ? 1 : 0)}k` : `${Math.round(x)}`);
-const percent = (x) => `${Math.round(x * 100)} %`;
+const percent = (x) => `${+(x * 100).toFixed(x < 0.1 ? 1 : 0)} %`;
 const ms = (x) => `${+(x * 1000).toFixed(x < 0.01 ? 1 : 0)} ms`;
 const duration = (x) => (x === 0 ? "0" : x < 1 ? ms(x) : `${+x.toFixed(x < 10 ? 2 : 1)} s`);
 const COUNTS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000];
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const clockSeconds = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
 
-/** Tokens per second between two polls; null after a restart of the server. */
+/** Tokens per second since the statistics `before`, which are some seconds old: tokens are counted when a request ends. */
 function rate(stats, before, key) {
-  const seconds = before ? stats.uptime_s - before.uptime_s : 0;
+  const seconds = before ? stats.uptime_s - before.uptime_s : 0; // 0: the first poll, or after a restart
   return seconds > 0 ? Math.max(0, stats.tokens[key] - before.tokens[key]) / seconds : null;
 }
 
@@ -73,7 +76,8 @@ class Plot {
     this.chart = new window.uPlot(this.#options(), [figures.times, ...this.columns], this.canvas);
     new ResizeObserver(() => this.#fit()).observe(this.canvas);
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
-    this.canvas.addEventListener("blur", () => this.chart.setCursor({ left: -10, top: -10 }, true, true));
+    this.canvas.addEventListener("blur", () => this.#cursorAt(-10, -10));
+    for (const name of ["pointerdown", "pointermove"]) this.canvas.addEventListener(name, (event) => this.#touch(event));
   }
 
   #options() {
@@ -113,6 +117,16 @@ class Plot {
     if (width > 0 && height > 0) this.chart.setSize({ width, height });
   }
 
+  /** Moves the cursor of all plots. */
+  #cursorAt(left, top = this.canvas.clientHeight / 3) {
+    this.chart.setCursor({ left, top }, true, true);
+  }
+
+  /** A finger moves the cursor; a mouse is followed by the library itself. */
+  #touch(event) {
+    if (event.pointerType !== "mouse") this.#cursorAt(event.clientX - this.chart.over.getBoundingClientRect().left);
+  }
+
   /** Arrow keys move the cursor from point to point; with Shift by ten. */
   #key(event) {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -122,7 +136,7 @@ class Plot {
     const from = this.chart.cursor.idx ?? times.length - 1;
     const to = Math.min(times.length - 1, Math.max(0, from + step * (event.shiftKey ? 10 : 1)));
     const left = Math.max(0, this.chart.valToPos(times[to], "x"));
-    this.chart.setCursor({ left, top: this.canvas.clientHeight / 3 }, true, true);
+    this.#cursorAt(left);
   }
 
   draw() {
@@ -147,10 +161,11 @@ class Plot {
 export class Figures {
   constructor() {
     this.times = []; // s since 1970
-    this.before = null; // the statistics of the previous poll
+    this.recent = []; // statistics of the last RATE_S
     this.window = Number($("window").value); // s
     this.restyle();
     this.plots = PLOTS.map((spec) => new Plot(this, spec));
+    this.#load();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.restyle());
     $("window").addEventListener("change", () => {
       this.window = Number($("window").value);
@@ -165,7 +180,7 @@ export class Figures {
 
   /** A label of the time axis; none at its start, where it would touch the other axis. */
   timeLabel(time) {
-    return time - this.range[0] < this.window * 0.12 ? "" : clock.format(time * 1000);
+    return time - this.range[0] < this.window * 0.08 ? "" : clock.format(time * 1000);
   }
 
   restyle() {
@@ -178,9 +193,10 @@ export class Figures {
     if (stats.gpus.length && this.plots.length === PLOTS.length) this.#withGpus(stats.gpus);
     const now = Date.now() / 1000;
     if (this.times.length && now - this.times.at(-1) > GAP_S) this.#push(now - 1, () => null);
-    const before = this.before && this.before.uptime_s < stats.uptime_s ? this.before : null;
-    this.#push(now, (read) => read(stats, before));
-    this.before = stats;
+    const age = (old) => stats.uptime_s - old.uptime_s; // negative after a restart of the server
+    this.recent = this.recent.filter((old) => age(old) > 0 && age(old) <= RATE_S + 0.5);
+    this.#push(now, (value) => value(stats, this.recent[0]));
+    this.recent.push(stats);
     this.#totals(stats);
     this.#gpuTable(stats.gpus);
     this.draw();
@@ -189,6 +205,24 @@ export class Figures {
   draw() {
     if (document.hidden) return;
     for (const plot of this.plots) plot.draw();
+  }
+
+  /** Keeps the points for the page's next load in this tab. */
+  save() {
+    const columns = this.plots.slice(0, PLOTS.length).map((plot) => plot.columns);
+    try {
+      sessionStorage.setItem(STORED, JSON.stringify({ times: this.times, columns }));
+    } catch {
+      // storage is blocked or full: the plots start anew
+    }
+  }
+
+  #load() {
+    const { times = [], columns = [] } = JSON.parse(read(sessionStorage, STORED) || "{}");
+    const fits = this.plots.every((plot, i) => plot.columns.length === columns[i]?.length);
+    if (!fits || columns.flat().some((column) => column.length !== times.length)) return;
+    this.times = times;
+    this.plots.forEach((plot, i) => (plot.columns = columns[i]));
   }
 
   #push(time, value) {

@@ -107,6 +107,7 @@ if (last) chat.open(last);
 sidebar.draw();
 addEventListener("pagehide", () => {
   chat.close();
+  figures.save();
   try {
     sessionStorage.setItem("conversation", chat.current.id);
   } catch {

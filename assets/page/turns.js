@@ -27,6 +27,7 @@ function meta({ tokens, first_s: first, total_s: total }) {
 class AssistantTurn {
   constructor(message) {
     this.message = message;
+    message.page ||= {};
     this.summary = element("summary");
     this.reasoning = element("div");
     this.details = element("details", { hidden: true }, this.summary, this.reasoning);

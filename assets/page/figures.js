@@ -76,8 +76,9 @@ class Plot {
     this.chart = new window.uPlot(this.#options(), [figures.times, ...this.columns], this.canvas);
     new ResizeObserver(() => this.#fit()).observe(this.canvas);
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
-    this.canvas.addEventListener("blur", () => this.#cursorAt(-10, -10));
+    this.canvas.addEventListener("blur", () => this.hideCursor());
     for (const name of ["pointerdown", "pointermove"]) this.canvas.addEventListener(name, (event) => this.#touch(event));
+    this.canvas.addEventListener("touchend", (event) => event.preventDefault()); // no mouse events, whose end hides the cursor
   }
 
   #options() {
@@ -122,6 +123,10 @@ class Plot {
     this.chart.setCursor({ left, top }, true, true);
   }
 
+  hideCursor() {
+    this.#cursorAt(-10, -10);
+  }
+
   /** A finger moves the cursor; a mouse is followed by the library itself. */
   #touch(event) {
     if (event.pointerType !== "mouse") this.#cursorAt(event.clientX - this.chart.over.getBoundingClientRect().left);
@@ -151,9 +156,9 @@ class Plot {
     const at = hovered ?? times.length - 1;
     const texts = this.columns.map((column) => (column[at] == null ? "–" : this.spec.format(column[at])));
     texts.forEach((text, i) => (this.values[i].textContent = text));
-    const named = texts.map((text, i) => [this.spec.lines[i][0], text, this.spec.unit || ""].join(" ").trim());
+    const named = texts.map((text, i) => [this.spec.lines[i][0], text === "–" ? "no value" : `${text} ${this.spec.unit || ""}`].join(" ").trim());
     const when = hovered == null ? "now" : `at ${clockSeconds.format(times[at] * 1000)}`;
-    this.canvas.setAttribute("aria-label", `${this.spec.title} ${when}: ${named.join(", ").replaceAll("–", "no value")}`);
+    this.canvas.setAttribute("aria-label", `${this.spec.title} ${when}: ${named.join(", ")}`);
     $("moment").textContent = hovered == null ? "" : when;
   }
 }
@@ -167,6 +172,9 @@ export class Figures {
     this.plots = PLOTS.map((spec) => new Plot(this, spec));
     this.#load();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.restyle());
+    document.addEventListener("pointerdown", ({ target }) => {
+      if (!target.closest(".canvas")) this.plots[0].hideCursor();
+    });
     $("window").addEventListener("change", () => {
       this.window = Number($("window").value);
       this.draw();

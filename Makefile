@@ -40,6 +40,9 @@ gpu: ## on a machine with an NVIDIA GPU: test and measure all of it (under ten m
 health: ## ask a running server how it is
 	@curl -fsS $(URL)/health && echo
 
+config: ## write configs/server_config.yaml and docs/configuration.md from the keys in src/config
+	$(PYTHON) scripts/write_config.py
+
 lock: ## write the lock files from what is installed
 	./scripts/lock.sh
 
@@ -47,4 +50,4 @@ clean: ## remove what was made here, the environment included
 	rm -rf .venv reports logs .mypy_cache .ruff_cache .hypothesis
 
 .DEFAULT_GOAL := help
-.PHONY: help serve quick test nightly test-training lint type format bench kernel-report gpu health lock clean
+.PHONY: help serve quick test nightly test-training lint type format bench kernel-report gpu health config lock clean

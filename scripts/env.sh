@@ -1,4 +1,5 @@
-# Sourced by run_server.sh and run_tests.sh: makes .venv with the standard library's venv and pip. Quick the second time.
+# Sourced by run_server.sh and run_tests.sh: makes .venv with the standard library's venv and pip, and returns at once if
+# nothing has changed since.
 
 ensure_environment() { # $1: requirements file
     local requirements="$1" stamp python
@@ -14,11 +15,11 @@ ensure_environment() { # $1: requirements file
     install_package
 }
 
-# The command `gptoss` of this checkout. A linked .venv belongs to another checkout, and without a network nothing is lost
-# but the command: scripts and tests find the package through the link gptoss -> src.
+# Installs the command `gptoss` for this checkout, unless .venv is a link and so belongs to another one. If it fails, for
+# example without a network, only the command is missing: scripts and tests find the package through the link gptoss.
 install_package() {
     [ -f pyproject.toml ] || return 0
-    [ -e gptoss ] || ln -s src gptoss # where links were not copied
+    [ -e gptoss ] || ln -s src gptoss # a copy without links
     [ ! -L .venv ] || return 0
     local stamp
     stamp=".venv/.package-$(cat pyproject.toml setup.py | cksum | tr ' ' '-')"
@@ -43,8 +44,8 @@ find_python() {
     return 1
 }
 
-# Without an NVIDIA GPU the CPU build: from a wheel that pip finds locally, else from PyTorch's CPU index.
-# PyPI's build brings gigabytes of CUDA and is the last resort there.
+# Without an NVIDIA GPU, installs the CPU build: from a local wheel, else from PyTorch's CPU index. PyPI's build comes with
+# gigabytes of CUDA and is the last resort.
 install_torch() {
     local version pip=".venv/bin/pip install -qq --disable-pip-version-check"
     version="$(grep -o '^torch==[0-9.]*' requirements.txt)"

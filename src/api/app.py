@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from gptoss import __version__
 from gptoss.api.access.access import Access
 from gptoss.api.access.api_keys import Caller
-from gptoss.api.chat.routes import router as chat_router
-from gptoss.api.completions.routes import router as completions_router
 from gptoss.api.context import ServerContext
 from gptoss.api.http import errors
+from gptoss.api.http.limited_paths import LimitedPaths
 from gptoss.api.middleware.auth import AuthMiddleware
 from gptoss.api.middleware.head_as_get import HeadAsGet
 from gptoss.api.middleware.request_id import RequestIdMiddleware
-from gptoss.api.ops.cancel import router as cancel_router
-from gptoss.api.ops.dashboard import router as dashboard_router
-from gptoss.api.ops.health import router as health_router
 from gptoss.api.ops.metrics import register_live_metrics
-from gptoss.api.ops.metrics import router as metrics_router
-from gptoss.api.ops.models import router as models_router
-from gptoss.api.ops.stats import router as stats_router
-from gptoss.api.ops.tokenize import router as tokenize_router
 from gptoss.api.ops.warm_up import warm_up
-from gptoss.api.responses.routes import router as responses_router
 from gptoss.api.responses.store import ResponseStore
 from gptoss.api.telemetry.metrics import Metrics
 from gptoss.api.telemetry.request_tracker import RequestTracker
@@ -38,6 +30,22 @@ from gptoss.config.schema import ServerConfig
 from gptoss.engine.client.client import EngineClient
 from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.prompt_builder import PromptBuilder
+
+# Modules of gptoss.api that have routes, each with a `router`
+ENDPOINTS = (
+    "chat.routes",
+    "completions.routes",
+    "responses.routes",
+    "ops.cancel",
+    "ops.dashboard",
+    "ops.health",
+    "ops.metrics",
+    "ops.models",
+    "ops.stats",
+    "ops.tokenize",
+)
+ROUTERS: list[APIRouter] = [importlib.import_module(f"gptoss.api.{name}").router for name in ENDPOINTS]
+LIMITED_PATHS = LimitedPaths.of(route for router in ROUTERS for route in router.routes)
 
 
 def create_app(
@@ -91,21 +99,10 @@ def create_app(
     app.state.context = context
     register_live_metrics(context)
     errors.install(app)
-    for router in (
-        cancel_router,
-        chat_router,
-        completions_router,
-        models_router,
-        dashboard_router,
-        responses_router,
-        health_router,
-        stats_router,
-        metrics_router,
-        tokenize_router,
-    ):
+    for router in ROUTERS:
         app.include_router(router)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(AuthMiddleware, access=access)
+    app.add_middleware(AuthMiddleware, access=access, limited=LIMITED_PATHS)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

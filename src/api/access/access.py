@@ -18,7 +18,6 @@ from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
 
 logger = logging.getLogger(__name__)
-GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
 
 
 class Access:
@@ -99,11 +98,11 @@ class Access:
         identity = caller.digest + caller.name.encode()
         return hmac.digest(self._cache_secret, identity, "sha256")[:16].hex()
 
-    def enter(self, caller: Caller, path: str) -> Allowance:
+    def enter(self, caller: Caller, *, generates: bool) -> Allowance:
         """Takes one request from the caller's limits. Raises RateLimited, or Unavailable while draining."""
         if self.draining:
             raise Unavailable("The server is shutting down.", code="draining", headers={"retry-after": "5"})
-        return self.usage.enter(caller, generates=path in GENERATES)
+        return self.usage.enter(caller, generates=generates)
 
     def report(self) -> dict[str, Any]:
         """For /stats: counts, no names of keys."""

@@ -12,6 +12,7 @@ from gptoss.api.chat.output import ChatRenderer
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.context import Context, caller_of, counted_rejections, new_record, sender_of
 from gptoss.api.http.body import read_json_object
+from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import json_body
 from gptoss.api.http.sse import respond
 from gptoss.api.telemetry.unknown_fields import client_of
@@ -21,6 +22,7 @@ router = APIRouter()
 
 
 @router.post("/v1/chat/completions", openapi_extra=json_body(ChatCompletionRequest))
+@generates
 async def chat_completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):

@@ -10,6 +10,7 @@ from gptoss.api.completions.output import CompletionRenderer
 from gptoss.api.completions.schema import CompletionRequest
 from gptoss.api.context import Context, counted_rejections, new_record, sender_of
 from gptoss.api.http.body import read_json_object
+from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import json_body
 from gptoss.api.http.sse import respond
 from gptoss.api.telemetry.unknown_fields import client_of
@@ -19,6 +20,7 @@ router = APIRouter()
 
 
 @router.post("/v1/completions", openapi_extra=json_body(CompletionRequest))
+@generates
 async def completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gptoss.api.access.access import GENERATES, Access
+from gptoss.api.access.access import Access
 from gptoss.api.http.errors import ApiError, HeadersTooLarge, error_response
+from gptoss.api.http.limited_paths import LimitedPaths
 from gptoss.api.http.paths import ALWAYS_OPEN
-
-WORKS = GENERATES | {
-    "/v1/chat/completions/render",
-    "/v1/messages/count_tokens",
-    "/v1/responses/input_tokens",
-    "/tokenize",
-    "/detokenize",
-}
 
 
 class AuthMiddleware:
     """The ASGI layer: identifies the caller, applies limits to what takes work, and adds their headers."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access, limited: LimitedPaths) -> None:
         self._app = app
         self._access = access
+        self._limited = limited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # no route is one, and nothing below checks keys for it
@@ -41,8 +35,8 @@ class AuthMiddleware:
             caller = self._access.identify(
                 {} if preflight else dict(scope["headers"]), "/health" if preflight else path
             )
-            works = path in WORKS and scope["method"] == "POST"
-            allowance = self._access.enter(caller, path) if works else None
+            works = path in self._limited.works and scope["method"] == "POST"
+            allowance = self._access.enter(caller, generates=path in self._limited.generates) if works else None
         except ApiError as error:
             self._access.refused[error.code or error.type] += 1
             await error_response(scope, error)(scope, receive, send)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from gptoss.api.context import Context, caller_of, counted_rejections, new_record, sender_of
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import InvalidRequest, NotFound
+from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import json_body
 from gptoss.api.http.sse import respond
 from gptoss.api.responses.plan import caller_name, plan_response
@@ -23,6 +24,7 @@ router = APIRouter()
 
 
 @router.post("/v1/responses", openapi_extra=json_body(ResponsesRequest))
+@generates
 async def responses(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):

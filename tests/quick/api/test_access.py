@@ -20,6 +20,7 @@ from gptoss.api.access.api_keys import anonymous, digest_of, load_callers
 from gptoss.api.access.hosts import HostCheck, is_loopback
 from gptoss.api.http.body import check_content_type, read_json_object
 from gptoss.api.http.errors import Unauthorized, UnsupportedMediaType
+from gptoss.api.http.limited_paths import LimitedPaths
 from gptoss.api.middleware.auth import AuthMiddleware
 from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
@@ -259,7 +260,7 @@ def test_a_websocket_is_refused() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    door = AuthMiddleware(app, Access(ServerConfig(api_key="secret-key")))  # type: ignore[arg-type]
+    door = AuthMiddleware(app, Access(ServerConfig(api_key="secret-key")), LimitedPaths())  # type: ignore[arg-type]
     asyncio.run(door({"type": "websocket", "path": "/", "headers": []}, connect, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
@@ -337,7 +338,7 @@ def test_probes_may_send_any_host() -> None:
             sent.append(message)
 
         scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"host", b"10.0.0.1")]}
-        await AuthMiddleware(app, access)(scope, receive, send)
+        await AuthMiddleware(app, access, LimitedPaths())(scope, receive, send)
         return int(sent[0]["status"])
 
     paths = ("/health", "/ready", "/stats")

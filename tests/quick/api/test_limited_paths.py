@@ -1,0 +1,39 @@
+"""What counts against a key's limits."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from gptoss.api.app import LIMITED_PATHS
+from gptoss.api.http.limited_paths import LimitedPaths, generates
+from gptoss.api.http.openapi import json_body
+
+
+class Body(BaseModel):
+    text: str
+
+
+def test_routes_say_what_they_take() -> None:
+    router = APIRouter()
+
+    @router.post("/answer", openapi_extra=json_body(Body))
+    @generates
+    async def answer() -> None: ...
+
+    @router.post("/count", openapi_extra=json_body(Body))
+    async def count() -> None: ...
+
+    @router.get("/look")
+    async def look() -> None: ...
+
+    found = LimitedPaths.of(router.routes)
+    assert found.works == {"/answer", "/count"}
+    assert found.generates == {"/answer"}
+
+
+def test_the_paths_of_this_server() -> None:
+    generating = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
+    reading = {"/v1/chat/completions/render", "/v1/responses/input_tokens", "/tokenize", "/detokenize"}
+    assert LIMITED_PATHS.generates == generating
+    assert LIMITED_PATHS.works == generating | reading

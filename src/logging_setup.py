@@ -36,12 +36,13 @@ def configure(level: str, log_format: LogFormat) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the Hub's client logs addresses with their signatures
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     logging.getLogger("sse_starlette").setLevel(logging.WARNING)  # at debug it logs what is sent
 
 
 def _without_colors(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """uvicorn says its lines a second time for terminals."""
+    """Drops the coloured copy of the message that uvicorn adds for terminals."""
     event.pop("color_message", None)
     return event
 

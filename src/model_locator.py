@@ -109,7 +109,7 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
     if not _hub_reachable():
         raise ConfigError(
             f"no model {name!r}: looked in {', '.join(looked)}, and the Hugging Face Hub cannot be reached. Fetch it "
-            f"where there is a network with: hf download {hub_id} --exclude 'original/*' 'metal/*' "
+            f"where there is a network with: hf download {hub_id} --exclude 'original/*' --exclude 'metal/*' "
             f"--local-dir models/{base}"
         )
     logger.info("downloading %s", hub_id)

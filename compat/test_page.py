@@ -380,7 +380,7 @@ def fulfil(answer: dict[str, Any], route: Route) -> None:
     route.fulfill(**answer)
 
 
-def test_errors_are_said_in_plain_words(page: Page) -> None:
+def test_errors_are_reported_in_plain_words(page: Page) -> None:
     for status, error, expected in ERRORS:
         page.unroute_all()
         body = json.dumps({"error": error}) if error else "<html>"

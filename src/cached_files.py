@@ -1,8 +1,9 @@
-"""Files that are made once and kept in the cache folder. Size and SHA-256 of each are recorded next to it and compared
-at each use: a damaged file is made again.
+"""Derived files, created once and kept in the cache folder.
 
-A file or folder is written next to its place, flushed to the disk and renamed. Where the cache cannot be written, it is
-made in a temporary folder for this process alone.
+Their size and SHA-256 are recorded next to them and checked at each use; a damaged file is created again.
+
+A file or folder is written to a temporary folder of the same file system, flushed and renamed. If the cache is not
+writable, the file is created in a temporary folder for this process only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gptoss.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 MAKING = ".making-"  # prefix of the temporary folders
-FORMER_MAKING = "tmp????????"  # those of earlier versions, which held no lock
+FORMER_MAKING = "tmp????????"  # temporary folders of earlier versions, which held no lock
 FORMER_AGE_S = 3600
 LOCK_TIMEOUT_S = 120.0
 REMEDY = "set XDG_CACHE_HOME to a writable folder with free space"
@@ -46,22 +47,22 @@ _decoder = msgspec.json.Decoder(dict[str, FileSum])
 
 
 def default_cache_folder() -> Path:
-    """Where derived files are kept: $XDG_CACHE_HOME or ~/.cache, below gpt-oss-server."""
+    """The folder of derived files: gpt-oss-server in $XDG_CACHE_HOME or ~/.cache."""
     root = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))
-    if os.path.isabs(root):  # others are to be ignored (XDG Base Directory Specification)
+    if os.path.isabs(root):  # the XDG Base Directory Specification requires relative paths to be ignored
         return Path(root) / "gpt-oss-server"
     try:
         home = Path.home()
-    except RuntimeError:  # no HOME, and this user has no entry in the list of users
+    except RuntimeError:  # no HOME, and this user has no passwd entry
         home = Path("/")
     return home / ".cache" / "gpt-oss-server"
 
 
 def cached(path: Path, make: Callable[[Path], None], sha256: str | None = None) -> Path:
-    """The file or folder at `path`, made by `make(temporary path)` where it is missing or damaged.
+    """Returns the file or folder at `path`, created by `make(temporary path)` if it is missing or damaged.
 
-    Without a writable cache the result is elsewhere and lasts as long as this process. `sha256`: of a file whose
-    content is known in advance. Raises CacheError, and what `make` raises other than OSError.
+    Without a writable cache the result is in a temporary folder and lasts as long as this process. `sha256`: of a file
+    whose content is known in advance. Raises CacheError, and what `make` raises other than OSError.
     """
     if damage(path, sha256) is None:
         with contextlib.suppress(OSError), _locked(path.parent, timeout_s=0) as locked:
@@ -74,7 +75,7 @@ def cached(path: Path, make: Callable[[Path], None], sha256: str | None = None) 
             if found is None:
                 return path
             if os.path.lexists(path):
-                logger.warning("damaged cache: %s; it is made again", found)
+                logger.warning("damaged cache: %s; creating it again", found)
             _remove_abandoned(path.parent, locked)
             _write(path, make)
             return path
@@ -83,7 +84,7 @@ def cached(path: Path, make: Callable[[Path], None], sha256: str | None = None) 
 
 
 def damage(path: Path, sha256: str | None = None) -> str | None:
-    """What is wrong with a cached file or folder, None if nothing is. The text names the file."""
+    """What is wrong with a cached file or folder, naming the file; None if it is intact."""
     try:
         if sha256 is not None:
             return None if _hash(path) == sha256 else f"{path} has the wrong SHA-256"
@@ -105,7 +106,7 @@ def damage(path: Path, sha256: str | None = None) -> str | None:
         for file, expected in files.items():
             if _hash(file) != expected.sha256:
                 return f"{file} has the wrong SHA-256"
-    except (msgspec.DecodeError, ValueError, RecursionError):  # bytes that are not UTF-8, a NUL
+    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: invalid UTF-8, or a NUL in a file name
         return f"{_record(path)} cannot be read"
     except OSError as error:
         return f"{error.filename or path}: {error.strerror or error}"
@@ -131,32 +132,32 @@ def _write(path: Path, make: Callable[[Path], None]) -> None:
         record.write_bytes(msgspec.json.format(msgspec.json.encode(sums)) + b"\n")
         for written in (*files, *({p.parent for p in files} - {folder}), record, folder):
             _flush(written)
-        for new, place in ((made, path), (record, _record(path))):
-            if os.path.lexists(place) and (new.is_dir() or place.is_dir()):
-                place.rename(folder / f"replaced {place.name}")
-            new.replace(place)
+        for new, target in ((made, path), (record, _record(path))):
+            if os.path.lexists(target) and (new.is_dir() or target.is_dir()):
+                target.rename(folder / f"replaced {target.name}")
+            new.replace(target)
     _flush(path.parent)
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The files in a folder, or the one file that `path` is."""
+    """The files below a folder; `path` itself if it is a file."""
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes a folder of the cache, in place of a file or a dangling link of its name."""
+    """Creates a folder of the cache, replacing a file or a dangling link of that name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         if not folder.is_symlink() and not folder.is_file():
             raise
-        logger.warning("damaged cache: %s is not a folder; it is made again", folder)
+        logger.warning("damaged cache: %s is not a folder; creating it again", folder)
         folder.unlink()
         folder.mkdir()
 
 
 def _flush(path: Path) -> None:
-    """A power failure after this leaves the file, or the folder's names, as they are."""
+    """Flushes a file, or the entries of a folder, to the disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -185,7 +186,7 @@ def _reason(error: OSError) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path, timeout_s: float) -> Iterator[bool]:
-    """Yields whether this process alone writes into the folder; waits for others up to `timeout_s`."""
+    """Locks the folder against other processes, waiting up to `timeout_s`; yields whether it succeeded."""
     deadline = time.monotonic() + timeout_s
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -205,14 +206,14 @@ def _lock(descriptor: int) -> bool:
 
 
 def _remove_abandoned(folder: Path, locked: bool) -> None:
-    """Removes what a killed process was making. Its lock is gone, so whoever holds the lock knows that it ended."""
+    """Removes the temporary folders of killed processes: with the lock held, no other process is writing."""
     abandoned = [*folder.glob(f"{MAKING}*")] if locked else []
     for path in folder.glob(FORMER_MAKING):
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime > FORMER_AGE_S:
                 abandoned.append(path)
     for path in abandoned:
-        logger.info("removing %s, left by a process that was killed", path)
+        logger.info("removing %s, left by a killed process", path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -1,4 +1,4 @@
-"""Log lines for people or as JSON, the same fields in both; of the server's process and of the engine's."""
+"""Logging of the server's and the engine's process: lines of text or JSON, with the same fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LogFormat = Literal["text", "json"]
 
 
 def configure(level: str, log_format: LogFormat) -> None:
-    """Everything that logs, libraries too, goes to stderr through one formatter. May be called again."""
+    """Sends all logging, including libraries', to stderr through one formatter. May be called again."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -38,7 +38,7 @@ def configure(level: str, log_format: LogFormat) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the Hub's client logs addresses with their signatures
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
-    logging.getLogger("sse_starlette").setLevel(logging.WARNING)  # at debug it logs what is sent
+    logging.getLogger("sse_starlette").setLevel(logging.WARNING)  # at debug level it logs the content of events
 
 
 def _without_colors(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -48,7 +48,7 @@ def _without_colors(_: object, __: str, event: structlog.typing.EventDict) -> st
 
 
 def _line(_: object, __: str, event: structlog.typing.EventDict) -> str:
-    """time LEVEL logger: message key=value ..."""
+    """Formats an event as `time LEVEL logger: message key=value ...`."""
     time, level, name, text = (event.pop(key, "") for key in ("time", "level", "logger", "event"))
     trace = event.pop("exception", None)
     fields = "".join(f" {key}={_shown(value)}" for key, value in event.items())

@@ -1,4 +1,4 @@
-"""From a model's name to the folder that holds it. No torch: the API process imports this."""
+"""Finds the folder of a model by its name. No torch: the API process imports this."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ class LocatedModel:
 
 
 def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dummy: bool = False) -> LocatedModel:
-    """Raises ConfigError naming the places that were looked at and the command that fetches the model."""
+    """Finds a model on disk, in the Hugging Face cache or on the Hub.
+
+    Raises ConfigError with the paths that were searched and the command that fetches the model.
+    """
     short = _short_name(name)
     if dummy:
         if short not in SIZES:
@@ -62,17 +65,17 @@ def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dumm
 
 
 def is_embedded(name: str, model_path: Path | None) -> bool:
-    """Whether the name means the model that the project carries, which is kept in the cache."""
+    """Whether the name selects the embedded model, which is unfolded into the cache."""
     return _short_name(name) == "nano" and model_path is None
 
 
 def models_folder() -> Path:
-    """models/ of a checkout; of an installed package, of the working folder."""
+    """models/ in the checkout, or in the working folder for an installed package."""
     return (PROJECT if (PROJECT / "pyproject.toml").is_file() else Path.cwd()) / "models"
 
 
 def _repetition_guard(folder: Path) -> int:
-    """What the checkpoint's generation_config.json says; 0 where it says nothing."""
+    """`repetition_guard` of the checkpoint's generation_config.json; 0 if it has none."""
     try:
         value = json.loads((folder / "generation_config.json").read_text()).get("repetition_guard", 0)
     except (OSError, ValueError, AttributeError):
@@ -97,7 +100,7 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
     looked = [str(c) for c in candidates]
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         raise ConfigError(f"no model {name!r}: no config.json in {', '.join(looked)}")
-    # a quarter of a second, for those who need it
+    # imported here: it takes a quarter of a second
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -138,23 +141,23 @@ def _hub_reachable() -> bool:
 
 
 def _embedded_nano(cache_folder: Path) -> Path:
-    """The embedded model, unfolded into the cache at first use."""
+    """Returns the folder of the embedded model, unfolded into the cache at first use."""
     parts = [path.read_bytes() for path in sorted(NANO_ASSETS.glob("*.safetensors"))]
     version = hashlib.sha256(b"".join((FOLD_VERSION, *parts))).hexdigest()[:12]
     return cached(cache_folder / f"gpt-oss-nano-{version}", _unfold_nano)
 
 
 def _unfold_nano(folder: Path) -> None:
-    """In a process of its own, which may load torch. Raises OSError where the disk is full, else ConfigError."""
+    """Unfolds in a child process, which may load torch. Raises OSError if the disk is full, else ConfigError."""
     logger.info("unfolding the embedded model nano into %s", folder)
     command = [sys.executable, "-m", "gptoss", "unfold", "--out", str(folder)]
     command += ["--parent", str(os.getpid())]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if done.returncode == 0:
-        for line in done.stderr.splitlines():  # of the vocabulary's cache, say
+        for line in done.stderr.splitlines():  # such as warnings about the vocabulary's cache
             logger.warning("%s", line)
         return
     reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    if "os error" in reason or "[Errno" in reason:  # as safetensors and Python report them
+    if "os error" in reason or "[Errno" in reason:  # the forms of safetensors and of Python
         raise OSError(reason)
     raise ConfigError(f"could not unfold the embedded model: {reason}")

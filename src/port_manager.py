@@ -1,13 +1,13 @@
-"""Choosing, holding and freeing a port. The socket that was tested is the socket that serves, so nobody can slip in
-between.
+"""Reserves, checks and frees ports. The socket that was tested is the socket that serves, so no other process can take
+the port in between.
 
-    python src/port_manager.py --check 8000    # 0: free, 1: taken
-    python src/port_manager.py --list          # the servers of ours that run, one a line
-    python src/port_manager.py --free 8000     # 0: free now, 1: it is not, because the owner is no server of ours
+    python src/port_manager.py --check 8000    # exit code 0: free, 1: in use
+    python src/port_manager.py --list          # our running servers, one per line
+    python src/port_manager.py --free 8000     # exit code 0: now free, 1: still in use, because it is not our server
 
-A running server leaves a record (port, process, when that process began), so that only a server of ours is ever ended,
-never a process that was given the same number later. As records decide which process is ended, they are believed only
-from a folder that no other user can write.
+A running server keeps a record (port, process id, start time of the process), so that only our own servers are ever
+stopped, never a process that got the same id later. Because records decide which process is stopped, they are trusted
+only if no other user can write to their folder.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ import psutil
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 100
-END_TIMEOUT_S = 45.0  # a server of ours drains first
+END_TIMEOUT_S = 45.0  # servers drain first
 START_TOLERANCE_S = 0.05  # the kernel counts a process's start in hundredths of a second
 
 
 class PortError(OSError):
-    """The port cannot be had. The message names who has it."""
+    """The port cannot be reserved. The message names its owner."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRecord:
-    """A running server of ours. `started`: when its process began, seconds since the epoch."""
+    """One of our running servers. `started`: start time of its process, seconds since the epoch."""
 
     port: int
     host: str
@@ -63,11 +63,14 @@ class ServerRecord:
 
 
 def reserve(host: str, port: int, *, auto: bool = False, force: bool = False) -> socket.socket:
-    """-> a bound socket on `port`. With `auto` on the next free port after it; with `force` a server of ours that has
-    it is ended first.
+    """Returns a socket bound to `port`.
+
+    Args:
+        auto: use the next free port if `port` is in use.
+        force: stop our own server if it holds the port.
 
     Raises:
-        PortError: taken, not allowed, or `host` is no address of this machine.
+        PortError: in use, not permitted, or `host` is not an address of this machine.
     """
     tries = MAX_TRIES if auto and port else 1
     for candidate in range(port, min(port + tries, 65_536)):
@@ -83,24 +86,24 @@ def reserve(host: str, port: int, *, auto: bool = False, force: bool = False) ->
         try:
             return _bind(host, port)
         except OSError as error:
-            raise PortError(f"port {port} was freed, and is taken again{_owner_text(port)}: {error}") from error
+            raise PortError(f"port {port} was freed, but is in use again{_owner_text(port)}: {error}") from error
     raise PortError(
         f"port {port} is in use{_owner_text(port)}; choose another with --port, or use --auto-port"
-        + (", or --force-port to end that server" if _record_of(port) is not None else "")
+        + (", or --force-port to stop that server" if _record_of(port) is not None else "")
     )
 
 
 def end_server(port: int, timeout_s: float = END_TIMEOUT_S) -> None:
-    """Ends the server of ours that listens on `port`: asks it to drain, and kills it if it does not end in time.
+    """Stops our server that listens on `port`: asks it to drain, and kills it after `timeout_s`.
 
     Raises:
-        PortError: the port is taken by anything else.
+        PortError: the port is held by any other process.
     """
     record = _record_of(port)
     process = record.process if record is not None else None
     if process is None or not _is_owner(process, port):
-        raise PortError(f"port {port} is in use{_owner_text(port)}, which is no server of ours: it is left alone")
-    logger.warning("ending the server on port %d (pid %d)", port, process.pid)
+        raise PortError(f"port {port} is in use{_owner_text(port)}, which is not one of our servers; leaving it alone")
+    logger.warning("stopping the server on port %d (pid %d)", port, process.pid)
     assert record is not None
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGTERM)
@@ -110,7 +113,7 @@ def end_server(port: int, timeout_s: float = END_TIMEOUT_S) -> None:
 
 
 def _gone(record: ServerRecord, timeout_s: float) -> bool:
-    """Waits for the process to end. One that nobody collects (a zombie) has ended."""
+    """Waits for the process to end. A zombie counts as ended."""
     deadline = time.monotonic() + timeout_s
     while record.process is not None:
         if time.monotonic() > deadline:
@@ -121,7 +124,7 @@ def _gone(record: ServerRecord, timeout_s: float) -> bool:
 
 @contextlib.contextmanager
 def recorded(bound: socket.socket) -> Iterator[None]:
-    """While inside, this process is known as the server of the bound port."""
+    """Keeps the record of this process as the server of the bound port while the context is open."""
     host, port = bound.getsockname()[:2]
     record = ServerRecord(port, host, os.getpid(), psutil.Process().create_time())
     path = _folder() / f"{port}.json"
@@ -131,7 +134,7 @@ def recorded(bound: socket.socket) -> Iterator[None]:
         _write(path, json.dumps(asdict(record)))
         written = True
     except OSError as error:
-        logger.warning("no record of this server: %s; --force-port will not know it", error)
+        logger.warning("cannot write the record of this server: %s; --force-port will not find it", error)
     try:
         yield
     finally:
@@ -140,7 +143,7 @@ def recorded(bound: socket.socket) -> Iterator[None]:
 
 
 def running_servers() -> list[ServerRecord]:
-    """The servers of ours that run, by port. Records of dead ones are removed.
+    """Our running servers, by port. Removes the records of dead ones.
 
     Raises:
         PortError: other users can write to the folder of records.
@@ -156,13 +159,13 @@ def running_servers() -> list[ServerRecord]:
         if record is not None and record.process is not None:
             found.append(record)
         else:
-            with contextlib.suppress(OSError):  # a folder
+            with contextlib.suppress(OSError):  # it may be a folder
                 path.unlink()
     return sorted(found, key=lambda record: record.port)
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether `port` could be bound at this moment. Raises PortError if `host` is no address of this machine."""
+    """Whether `port` can be bound now. Raises PortError if `host` is not an address of this machine."""
     try:
         _bind(host, port).close()
     except OSError as error:
@@ -173,7 +176,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def owner(port: int) -> psutil.Process | None:
-    """The process that listens on `port`, None if there is none or it cannot be seen."""
+    """The process that listens on `port`; None if there is none or it is not visible to this user."""
     try:
         connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:
@@ -217,20 +220,20 @@ def _folder() -> Path:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes the folder and the one that holds it. Raises OSError, or PortError if other users can write there."""
+    """Creates the folder and its parent. Raises OSError, or PortError if other users can write there."""
     for path in (folder.parent, folder):
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
         _check_folder(path)
         if path.name.startswith("gpt-oss-server"):  # not XDG_RUNTIME_DIR
-            path.chmod(0o700)  # earlier versions let others read it
+            path.chmod(0o700)  # earlier versions made it readable by others
 
 
 def _check_folder(path: Path) -> None:
-    """Any user can make a folder of this name below the temporary folder first.
+    """Checks that only this user can write to `path`: any user can create a folder of this name in /tmp first.
 
     Raises:
-        PortError: `path` is not a real folder that this user alone can write.
+        PortError: `path` is not a folder, or another user owns it or can write to it.
         FileNotFoundError: it is missing.
     """
     status = path.lstat()
@@ -239,18 +242,17 @@ def _check_folder(path: Path) -> None:
     elif status.st_uid != os.getuid():
         problem = f"belongs to user {status.st_uid}"
     elif status.st_mode & 0o022:
-        problem = f"can be written by others (mode {stat.S_IMODE(status.st_mode):03o})"
+        problem = f"is writable by others (mode {stat.S_IMODE(status.st_mode):03o})"
     else:
         return
     remedy = "remove it, or " if path.name.startswith("gpt-oss-server") else ""  # not /tmp
     raise PortError(
-        f"records of servers are not kept in {path}, which {problem}: "
-        f"{remedy}set XDG_RUNTIME_DIR to a folder of your own"
+        f"server records are not kept in {path}, which {problem}: {remedy}set XDG_RUNTIME_DIR to a folder of your own"
     )
 
 
 def _write(path: Path, text: str) -> None:
-    """Replaces the file as a whole, whatever is there. Raises OSError."""
+    """Replaces the file atomically, whatever is there. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -267,10 +269,10 @@ def _read(path: Path) -> ServerRecord | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        logger.warning("damaged record of a server: %s: %s", path, error)
+        logger.warning("damaged server record %s: %s", path, error)
         return None
     if not 0 < record.port < 65_536 or not 0 < record.pid < 2**31:
-        logger.warning("damaged record of a server: %s: no such port or process", path)
+        logger.warning("damaged server record %s: port or pid out of range", path)
         return None
     return record
 
@@ -281,7 +283,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-        bound.listen(2048)  # a port counts as taken only once somebody listens
+        bound.listen(2048)  # a port is in use only once a socket listens on it
     except OSError:
         bound.close()
         raise
@@ -303,11 +305,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="port_manager", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to look at")
+    parser.add_argument("--host", default="127.0.0.1", help="address to check")
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--check", type=_port, metavar="PORT", help="is it free? exit code 0 or 1")
-    action.add_argument("--list", action="store_true", help="the servers of ours that run")
-    action.add_argument("--free", type=_port, metavar="PORT", help="end the server of ours that has it")
+    action.add_argument("--check", type=_port, metavar="PORT", help="exit code 0 if free, 1 if in use")
+    action.add_argument("--list", action="store_true", help="list our running servers")
+    action.add_argument("--free", type=_port, metavar="PORT", help="stop our server that holds it")
     args = parser.parse_args(argv)
     try:
         if args.list:
@@ -331,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
 def _port(text: str) -> int:
     port = int(text)
     if not 1 <= port <= 65_535:
-        raise argparse.ArgumentTypeError(f"{text} is no port (1 to 65535)")
+        raise argparse.ArgumentTypeError(f"{text} is not a port (1 to 65535)")
     return port
 
 

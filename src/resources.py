@@ -1,4 +1,4 @@
-"""The files of configs/ and assets/: inside an installed package, beside src/ in a checkout."""
+"""Paths of the files in configs/ and assets/: inside an installed package, next to src/ in a checkout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def resource(*parts: str) -> Path:
-    """Path of a file or folder below configs/ or assets/: `resource("assets", "page")`."""
+    """Returns the path of a file or folder: `resource("assets", "page")`."""
     package = Path(str(files("gptoss")))
     folder = package if (package / "assets").is_dir() else package.parent
     return folder.joinpath(*parts)

@@ -1,4 +1,4 @@
-"""A temporary folder of a running process. What a killed process left is removed by the next one that needs a folder.
+"""A temporary folder for the lifetime of a process. The next process that needs one removes what killed ones left.
 
 The owner holds a lock (flock) on its folder, which the kernel releases however the process ends.
 """
@@ -21,7 +21,7 @@ MAX_TRIES = 100
 
 
 class RunFolder:
-    """Also a context manager, which removes the folder at its end."""
+    """A locked temporary folder; as a context manager it is removed at the end."""
 
     def __init__(self) -> None:
         """Raises OSError if no folder can be created."""
@@ -44,7 +44,7 @@ class RunFolder:
 
 
 def remove_abandoned() -> None:
-    """Removes the folders of this user's processes that no longer run."""
+    """Removes the folders of this user's processes that have ended."""
     try:
         candidates = [p for p in Path(tempfile.gettempdir()).iterdir() if _NAME.fullmatch(p.name)]
     except OSError:
@@ -67,18 +67,18 @@ def _remove_if_unlocked(path: Path) -> None:
 
 
 def _create() -> tuple[Path, int]:
-    """-> a new folder and the descriptor that holds its lock."""
+    """Creates a folder; returns it and the descriptor that holds its lock."""
     for _ in range(MAX_TRIES):
         path = Path(tempfile.mkdtemp(prefix=PREFIX))
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         if _lock(descriptor) and path.is_dir():
             return path, descriptor
-        os.close(descriptor)  # another process took it for abandoned before it was locked
-    raise OSError(f"no temporary folder can be kept in {tempfile.gettempdir()}")
+        os.close(descriptor)  # another process removed it as abandoned before it was locked
+    raise OSError(f"cannot keep a temporary folder in {tempfile.gettempdir()}")
 
 
 def _lock(descriptor: int) -> bool:
-    """-> whether no other process holds the lock. A file system without locks counts as that."""
+    """Takes the lock; returns False if another process holds it. Always True on file systems without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,16 +1,15 @@
-"""Rows of embedding and head, made from what a token is.
+"""Computes the rows of embedding and head from the text of the tokens.
 
-They are not free tables of 201,088 rows: a row is a sum of what the token is made of, so that a word that was never in
-a lesson can still be read, copied and spelled:
+A table of 201,088 free rows would leave words untrained that are not in the training set. A row is a sum of traits
+instead, so that such a word can still be read, copied and spelled:
 
-    row(token) = code(token) @ A + meaning(token) @ M + sum over its features f of F[f] + own row, if the token is
-    common
+    row(token) = code(token) @ A + meaning(token) @ M + sum of F[f] over its features f + its own row, if it is common
 
 `code` is a fixed random sign vector of the token's text without a leading space or sign, so that " Paris", "Paris" and
-".Paris" are nearly the same; `meaning` is its word's vector (word_vectors.py), in the embedding alone; the features are
-its first letters by position, its length, and what leads it; in the embedding also some letters more, and whether its
-word is a token without the space too. Tokens with letters of another script than Latin are never written: in the head
-they have one row together.
+".Paris" are nearly equal; `meaning` is its word's vector (word_vectors.py), in the embedding only. The features are the
+first letters by position, the length and the leading character; in the embedding also a few more letters, and whether
+the word without the space is a token too. Tokens with letters of a script other than Latin are never written: they
+share one row of the head.
 
 Shapes: H hidden, V vocabulary.
 """
@@ -35,7 +34,7 @@ CODE_SIZE = 96
 LETTERS = 10
 NO_LETTER = 256
 LENGTHS = 16
-LATER_LETTERS = 4  # behind these, of small Latin letters alone, in the embedding alone
+LATER_LETTERS = 4  # after the first LETTERS; lower-case Latin letters only, in the embedding only
 _LATER_ROWS = 1 + len(string.ascii_lowercase)
 _SPELLED_AT = LETTERS * (NO_LETTER + 1) + LENGTHS + 256
 NUM_FEATURES = _SPELLED_AT + 2 + LATER_LETTERS * _LATER_ROWS
@@ -44,28 +43,28 @@ HEAD_COLUMNS = LETTERS + 2
 
 @dataclass(frozen=True, slots=True)
 class TokenTraits:
-    """What each token of the vocabulary is made of."""
+    """The traits of each token of the vocabulary."""
 
     codes: torch.Tensor  # float32 [V, CODE_SIZE], +-1 / sqrt(CODE_SIZE)
     # int64 [V, HEAD_COLUMNS + 1 + LATER_LETTERS], rows of the feature table; the head has HEAD_COLUMNS of them
     features: torch.Tensor
     meanings: torch.Tensor  # float32 [V, VECTOR_SIZE] of length 1, or 0
-    written: torch.Tensor  # bool [V]: false for those with letters of another script than Latin
+    written: torch.Tensor  # bool [V]: false for tokens with letters of a script other than Latin
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> TokenTraits:
         texts = [*vocabulary.token_bytes, *map(vocabulary.bytes_of, range(vocabulary.num_ordinary, VOCAB_SIZE))]
-        # one byte that is no letter or digit may lead a word; 0 where none does
+        # a word may have one leading byte that is not a letter or digit; 0 if it has none
         leads = [text[0] if text[1:2].isalpha() and text[0] < 128 and not text[:1].isalnum() else 0 for text in texts]
         stripped = [text[1:] if lead else text for text, lead in zip(texts, leads, strict=True)]
         digests = b"".join(hashlib.blake2b(text, digest_size=CODE_SIZE // 8).digest() for text in stripped)
         codes = np.frombuffer(digests, np.uint8).reshape(VOCAB_SIZE, -1)
         lengths = np.fromiter(map(len, stripped), np.int64, VOCAB_SIZE)
         lengths[vocabulary.num_ordinary :] = 0  # special tokens have no letters
-        room = LETTERS + LATER_LETTERS
-        padded = b"".join(text[:room].ljust(room, b"\0") for text in stripped)
-        letters = np.frombuffer(padded, np.uint8).reshape(VOCAB_SIZE, room).astype(np.int64)
-        letters[np.arange(room) >= lengths[:, None]] = NO_LETTER
+        width = LETTERS + LATER_LETTERS
+        padded = b"".join(text[:width].ljust(width, b"\0") for text in stripped)
+        letters = np.frombuffer(padded, np.uint8).reshape(VOCAB_SIZE, width).astype(np.int64)
+        letters[np.arange(width) >= lengths[:, None]] = NO_LETTER
         letters, later = letters[:, :LETTERS], letters[:, LETTERS:] - ord("a") + 1
         later[(later < 1) | (later >= _LATER_ROWS)] = 0
         spelled = [
@@ -91,7 +90,7 @@ class TokenTraits:
         )
 
     def features_of(self, table: TokenTable) -> torch.Tensor:
-        """int64, ascending: the rows of a table's features that any of its rows is made of."""
+        """int64, ascending: the rows of a table's features that at least one token uses."""
         features = self.features[:, : table.columns]
         if table.unwritten is not None:
             features = features[self.written]
@@ -99,14 +98,14 @@ class TokenTraits:
 
 
 def _is_latin(text: bytes) -> bool:
-    """Whether all letters are, as far as the bytes are characters: parts of some are tokens too."""
+    """Whether all letters are Latin. Bytes that are only part of a character are ignored."""
     return text.isascii() or all(
         unicodedata.name(char, "").startswith("LATIN") or not char.isalpha() for char in text.decode(errors="ignore")
     )
 
 
 class TokenTable(nn.Module):
-    """Rows of the embedding, or of the head, made from traits."""
+    """The rows of the embedding or of the head, computed from traits."""
 
     def __init__(
         self,
@@ -119,7 +118,7 @@ class TokenTable(nn.Module):
     ) -> None:
         """code [CODE_SIZE, H], feature [NUM_FEATURES, H], meaning [VECTOR_SIZE, H].
 
-        `shares_unwritten`: one row for all that are not written.
+        `shares_unwritten`: tokens that are never written share one row.
         """
         super().__init__()
         hidden = code.shape[1]
@@ -127,7 +126,7 @@ class TokenTable(nn.Module):
         self.feature = nn.Parameter(feature)
         self.meaning = None if meaning is None else nn.Parameter(meaning)
         self.own = nn.Parameter(torch.zeros(len(common), hidden))
-        self.other = nn.Parameter(torch.zeros(hidden))  # added to all that are not common
+        self.other = nn.Parameter(torch.zeros(hidden))  # added to all tokens that are not common
         self.unwritten = nn.Parameter(torch.zeros(hidden)) if shares_unwritten else None
         self.columns = HEAD_COLUMNS if shares_unwritten else None  # of a token's features
         self.common = common

@@ -1,8 +1,8 @@
-"""The embedded model as a small file, and the checkpoint that unfolds from it.
+"""Unfolds the embedded model's small file into a checkpoint.
 
-The file keeps what the rows of embedding and head are made of (token_rows.py) instead of the rows, in eight bits where
-that costs nothing, and experts in MXFP4; what words mean lies beside it (word_vectors.py). Unfolding gives a checkpoint
-in Hugging Face's layout, the same bytes everywhere.
+The file holds the traits of the embedding's and head's rows (token_rows.py) instead of the rows, in eight bits where
+that loses nothing, and experts in MXFP4; word vectors are in a second file (word_vectors.py). The checkpoint has the
+layout of Hugging Face and the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from gptoss.resources import resource
 
 ASSET = resource("assets", "nano", "gpt-oss-nano.safetensors")
 ROWS_AT_ONCE = 1 << 13
-MAX_REPEATS = 16  # what it is taught repeats nothing so often
+MAX_REPEATS = 16  # more than anything repeats in its training set
 Tensors = dict[str, torch.Tensor]
 
 
 def read_folded(path: Path) -> Tensors:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a handle is no mapping
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the handle is not iterable
 
 
 def unfold(path: Path, out: Path) -> Path:
-    """Writes the whole checkpoint, which transformers loads too, and returns its folder."""
+    """Writes the checkpoint, which transformers can load too, and returns its folder."""
     raw = hf_config(SIZES["nano"])
     vocabulary = load_vocabulary()
     out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def unfold(path: Path, out: Path) -> Path:
 
 
 def _tensors(folded: Mapping[str, torch.Tensor], config: ModelConfig, vocabulary: Vocabulary) -> Tensors:
-    """The checkpoint's, by their names there."""
+    """The tensors of the checkpoint, by name."""
     traits = TokenTraits.of(vocabulary)
     tensors: Tensors = {
         "model.embed_tokens.weight": _rows(folded, "embedding", traits),
@@ -135,6 +135,6 @@ def _unfold_layer(part: Mapping[str, torch.Tensor], c: ModelConfig) -> Tensors:
 
 
 def _interleave(rows: torch.Tensor) -> torch.Tensor:
-    """[E, 2 I, ...], gate half first -> gate and up rows in turn, as checkpoints have them."""
+    """[E, 2 I, ...], gate half first -> alternating gate and up rows, the order of checkpoints."""
     gate, up = rows.chunk(2, dim=1)
     return torch.stack((gate, up), dim=2).flatten(1, 2)

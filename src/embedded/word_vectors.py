@@ -1,8 +1,8 @@
-"""What words mean, as far as a vector of 40 numbers says it: words that stand near one another in text lie close.
+"""Word vectors of 40 numbers: words used in similar contexts have similar vectors.
 
-The file is made by training/nano/make_word_vectors.py of GloVe's vectors (Pennington, Socher and Manning 2014, "GloVe:
-Global Vectors for Word Representation"; public domain). Without it a model of this size would have to learn from its
-lessons alone that a scooter is rented and a lawyer is not.
+training/nano/make_word_vectors.py makes the file from GloVe's vectors (Pennington, Socher and Manning 2014, "GloVe:
+Global Vectors for Word Representation"; public domain). Without them a model of this size would have to learn from its
+training set alone that a scooter is rented and a lawyer is not.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ VECTOR_SIZE = 40
 
 
 def word_of(text: bytes) -> str | None:
-    """The word in lower case that a token with or without a leading space or sign is, if it is one."""
+    """The word of a token in lower case, without a leading space or sign; None if it is not a word."""
     word = text if text[:1].isalpha() else text[1:]
-    if len(word) < 2 or not word.isalpha():  # bytes.isalpha knows ASCII alone
+    if len(word) < 2 or not word.isalpha():  # bytes.isalpha is ASCII only
         return None
     return word.decode().lower()
 
 
 def word_vectors(token_bytes: Sequence[bytes]) -> torch.Tensor:
-    """-> float32 [tokens, VECTOR_SIZE] of length 1, or 0 where a token is no word of the file.
+    """Returns float32 [tokens, VECTOR_SIZE] of length 1, or 0 for tokens whose word is not in the file.
 
-    A word's tokens, in any case and with or without a space or sign in front, have the same vector.
+    Tokens of one word, in any case and with or without a leading space or sign, have the same vector.
     """
     file = load_file(FILE)
     packed = file["steps"]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _serve_forever(port_file: str) -> None:
-    """In a process of its own: a server of ours as the port manager sees it."""
+    """In a process of its own: one of our servers as the port manager sees it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     with reserve("127.0.0.1", 0) as held, recorded(held):
         Path(port_file).write_text(str(held.getsockname()[1]))
@@ -62,20 +62,20 @@ def test_force_never_ends_a_foreign_process(tmp_path: Path, monkeypatch: pytest.
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as foreign:
         assert foreign.stdout is not None
         port = int(foreign.stdout.readline())
-        with pytest.raises(PortError, match="no server of ours"):
+        with pytest.raises(PortError, match="not one of our servers"):
             reserve("127.0.0.1", port, force=True)
         # a record with its number, of a process that began at another time: the number was given again
         record = tmp_path / "gpt-oss-server" / f"{port}.json"
         record.parent.mkdir(exist_ok=True)
         record.write_text(json.dumps({"port": port, "host": "127.0.0.1", "pid": foreign.pid, "started": 1.0}))
-        with pytest.raises(PortError, match="no server of ours"):
+        with pytest.raises(PortError, match="not one of our servers"):
             reserve("127.0.0.1", port, force=True)
         assert not record.exists() and foreign.poll() is None
-        # a server of ours that is alive, but the port is the foreign one's
+        # one of our servers that is alive, but the port is the foreign one's
         started = psutil.Process().create_time()
         ours = {"port": port, "host": "127.0.0.1", "pid": os.getpid(), "started": started}
         record.write_text(json.dumps(ours))
-        with pytest.raises(PortError, match="no server of ours"):
+        with pytest.raises(PortError, match="not one of our servers"):
             reserve("127.0.0.1", port, force=True)
         record.unlink()
         assert port_manager("--free", str(port)).returncode == 1

@@ -149,10 +149,10 @@ def test_a_folder_of_records_that_others_can_write_is_refused(
             if (place / "gpt-oss-server").is_dir():
                 (place / "gpt-oss-server" / f"{port}.json").write_text(planted)
         with recorded(held):
-            assert "no record of this server" in caplog.text
-        with pytest.raises(PortError, match="no server of ours"):
+            assert "cannot write the record of this server" in caplog.text
+        with pytest.raises(PortError, match="not one of our servers"):
             reserve("127.0.0.1", port, force=True)
-        with pytest.raises(PortError, match="records of servers are not kept in"):
+        with pytest.raises(PortError, match="server records are not kept in"):
             running_servers()
         assert not (tmp_path / "nothing").exists()
         for place in (elsewhere, temporary):

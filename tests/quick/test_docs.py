@@ -239,3 +239,20 @@ def test_contributing_finds_each_behaviour() -> None:
     assert len(rows) == 10
     for file, name in rows:
         assert re.search(rf"\b(class|def) {name}\b", (ROOT / file).read_text()), (file, name)
+
+
+@docs
+def test_commands_and_scripts_take_the_options_shown(doc: Path) -> None:
+    """Those of the server have a test of their own."""
+    found = [
+        (ROOT / "src" / "cli" / f"{name.replace('-', '_')}.py", rest)
+        for name, rest in re.findall(r"^(?:\$ )?gptoss ([a-z][a-z-]+)(.*)", commands(doc), re.M)
+    ]
+    found += [
+        (ROOT / name, rest) for name, rest in re.findall(r"^(?:\$ )?python (bench/[\w/]+\.py)(.*)", commands(doc), re.M)
+    ]
+    for path, rest in found:
+        assert path.is_file(), path
+        if path.name != "serve.py" or "bench" in path.parts:
+            text = path.read_text()
+            assert all(f'"{option}"' in text for option in re.findall(r"--[a-z][\w-]*", rest)), (path, rest)

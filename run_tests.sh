@@ -43,9 +43,10 @@ status=0
 reports=()   # folders
 outcomes=()  # lines "name: passed" of what leaves no report
 started=$SECONDS
-# whole files go to a worker for each core, at most four; a GPU would be wanted by each
-workers="$(.venv/bin/python -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 1)"
-if [ -e /dev/nvidia0 ] || [ "$workers" = 1 ]; then workers=0; fi
+# Whole files go to one worker more than there are cores, as tests of servers wait much; at most to four. With a GPU there
+# is one worker, as each would want all of its memory.
+workers="$(.venv/bin/python -c 'import os; print(min(4, 1 + len(os.sched_getaffinity(0))))' 2>/dev/null || echo 2)"
+[ -e /dev/nvidia0 ] && workers=0
 side_by_side=(-n "$workers" --dist loadfile --no-loadscope-reorder)
 
 step() { # name, command: runs it and notes how it ended

@@ -46,8 +46,11 @@ def _keep_to_own_cores(index: int, count: int) -> None:
     """Threads of two workers' servers on the same cores would wait for one another."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        mine = cores[index * len(cores) // count : (index + 1) * len(cores) // count]
-        os.sched_setaffinity(0, mine or [cores[index % len(cores)]])
+        if count > len(cores):
+            mine = [cores[index % len(cores)]]
+        else:
+            mine = cores[index * len(cores) // count : (index + 1) * len(cores) // count]
+        os.sched_setaffinity(0, mine)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -644,7 +644,7 @@ def test_a_full_queue_is_a_429_at_once() -> None:
     flags = ("--model", str(checkpoint()), "--max-num-seqs", "1", "--max-num-waiting", "2", "--cpu-kv-cache-gib", "0.1")
     with running_server(*flags) as small:
         url = f"{small.url}/v1/chat/completions"
-        body = {"model": MODEL, "messages": [USER], "max_tokens": 150, "ignore_eos": True}
+        body = {"model": MODEL, "messages": [USER], "max_tokens": 100, "ignore_eos": True}
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             many = list(pool.map(lambda _: httpx.post(url, json=body, timeout=120), range(8)))
         assert sorted(r.status_code for r in many) == [200] * 3 + [429] * 5

@@ -5,16 +5,25 @@ In the suite gpt-oss-20b's for sm_90; the others take minutes and run nightly.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import json
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.kernels.report import TARGETS, compile_all
+from tests.support.caches import CHECKPOINTS
 
 # what the card can issue for each weight while its memory delivers it (bench/kernels/report.py); sm_100's 2.33 is below
 # what bfloat16 operands can reach, and above sm_89's and sm_120's the memory is the limit by far
 BUDGET = {80: 5.18, 89: 5.18, 90: 3.66, 100: 3.66, 120: 5.18}
+ROOT = Path(__file__).resolve().parents[2]
 OTHERS = [*(("20b", target) for target in TARGETS if target != 90), ("120b", 90)]
 every_job = pytest.mark.parametrize(
     ("model", "target"), [("20b", 90), *(pytest.param(*job, marks=pytest.mark.nightly) for job in OTHERS)]
@@ -24,7 +33,28 @@ pytestmark = pytest.mark.timeout(900)
 
 @functools.cache
 def compiled(model: str, target: int) -> list[dict[str, Any]]:
-    return compile_all([(model, target)])
+    """A row for each kernel; kept between runs for as long as neither the sources nor triton change."""
+    kept = CHECKPOINTS / f"compiled-{model}-{target}-{sources_digest()}.json"
+    with contextlib.suppress(OSError, ValueError):
+        found: list[dict[str, Any]] = json.loads(kept.read_text())
+        return found
+    rows = compile_all([(model, target)])
+    if not any("error" in row for row in rows):
+        CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+        made = kept.with_suffix(f".{os.getpid()}")
+        made.write_text(json.dumps(rows))
+        made.replace(kept)
+    return rows
+
+
+@functools.cache
+def sources_digest() -> str:
+    digest = hashlib.sha256(f"{sys.version} {metadata.version('triton')}".encode())
+    for folder in ("src/kernels", "bench/kernels", "src/engine/model"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".json"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @every_job

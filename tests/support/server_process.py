@@ -77,6 +77,13 @@ class ServerProcess:
             time.sleep(0.05)
         raise AssertionError(f"still busy: {stats['requests']} {stats['engine']}")
 
+    def end(self) -> None:
+        """Ends it without the time that an orderly end leaves to connections: the second signal does not wait."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        self.stop()
+
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -98,6 +105,6 @@ def running_server(
         server.wait_ready(ready_timeout_s)
         yield server
     finally:
-        server.stop()
+        server.end()
         if not server._keeps_log:
             Path(server._log.name).unlink(missing_ok=True)

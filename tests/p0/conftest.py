@@ -17,7 +17,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
         yield given.rstrip("/")
         return
     model, profile = request.config.getoption("--model"), request.config.getoption("--profile")
-    timeout_s = 60.0 if model == "nano" else 1800.0
+    timeout_s = 180.0 if model == "nano" else 1800.0
     with running_server("--model", model, "--profile", profile, ready_timeout_s=timeout_s) as server:
         yield server.url
 

@@ -51,7 +51,7 @@ class ServerProcess:
     def log(self) -> str:
         return Path(self._log.name).read_text()
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_ready(self, timeout_s: float = 180.0) -> None:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log
@@ -98,7 +98,7 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def running_server(
-    *flags: str, env: dict[str, str] | None = None, ready_timeout_s: float = 60.0
+    *flags: str, env: dict[str, str] | None = None, ready_timeout_s: float = 180.0
 ) -> Iterator[ServerProcess]:
     server = ServerProcess(*flags, env=env)
     try:

@@ -12,31 +12,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.e2e.contract import MODEL, USER, ask, error_of, fold
 from tests.support.server_process import ServerProcess
-
-MODEL = "gpt-oss-nano"
-USER: Any = {"role": "user", "content": "Hello there"}
-
-
-def ask(client: openai.OpenAI, **options: Any) -> Any:
-    return client.chat.completions.create(**{"model": MODEL, "messages": [USER], "max_tokens": 40, "seed": 7} | options)
-
-
-def fold(chunks: list[Any]) -> dict[int, dict[str, Any]]:
-    out: dict[int, dict[str, Any]] = {}
-    for chunk in chunks:
-        for choice in chunk.choices:
-            known = out.setdefault(choice.index, {"content": "", "reasoning": "", "calls": [], "finish": None})
-            assert known["finish"] is None, "nothing comes after the finish chunk"
-            known["content"] += choice.delta.content or ""
-            known["reasoning"] += getattr(choice.delta, "reasoning_content", None) or ""
-            for call in choice.delta.tool_calls or []:
-                if call.id is not None:
-                    assert call.index == len(known["calls"])
-                    known["calls"].append([call.id, call.function.name, ""])
-                known["calls"][call.index][2] += call.function.arguments
-            known["finish"] = choice.finish_reason
-    return out
 
 
 def test_json_answer_has_openais_shape(client: openai.OpenAI) -> None:
@@ -174,15 +151,6 @@ def test_health_stats_and_metrics(server: ServerProcess, client: openai.OpenAI) 
     }
     assert values["gptoss_requests_total", "ok"] == after["requests"]["ok"]
     assert values["gptoss_generation_tokens_total", None] == after["tokens"]["output"]
-
-
-def error_of(server: ServerProcess, body: Any, **options: Any) -> tuple[int, dict[str, Any]]:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"content-type": "application/json"} | options.pop("headers", {})
-    response = httpx.post(f"{server.url}/v1/chat/completions", content=content, headers=headers, timeout=60, **options)
-    parsed = response.json()
-    assert set(parsed) == {"error"} and set(parsed["error"]) == {"message", "type", "param", "code"}, parsed
-    return response.status_code, parsed["error"]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ import jsonschema
 import openai
 import pytest
 
-from tests.e2e.test_chat import MODEL
-from tests.e2e.test_contract import ANSWER, CALL_TOOL, CITY, THINK, Plan
+from tests.e2e.contract import ANSWER, CALL_TOOL, CITY, MODEL, THINK, Plan
 from tests.support.server_process import ServerProcess
 
 TOOLS: Any = [

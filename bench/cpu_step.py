@@ -22,7 +22,7 @@ from gptoss.embedded.unfold import ASSET, unfold
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
 from gptoss.engine.model.gpt_oss import GptOss
-from gptoss.engine.model.model_config import FULL, SLIDING, ModelConfig
+from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.batch import RequestTable, build_batch
 from gptoss.engine.worker.sampling.sampler import _pick, _pick_natively
@@ -74,19 +74,18 @@ def layers(folder: Path) -> None:
     worker.load()
     worker.init_cache()
     model, cache = worker.model, worker.runner._cache
-    assert isinstance(model, GptOss) and model._native is not None
-    at_once = model._native
+    assert isinstance(model, GptOss) and model._stack is not None
+    at_once = model._stack
     table = RequestTable()
-    size, window = 64, config.sliding_window
+    size = 64
     params = SamplingParams(max_tokens=9, seed=0)
     new = NewRequest("r", list(range(CONTEXT + 1)), CONTEXT + 1, params, ([1, 2], [3, 4]), CONTEXT)
     rows = table.apply(SchedulerOutput([new], {}, {"r": 1}, []))
-    batch = build_batch(rows, size, window, torch.bfloat16, torch.device("cpu"))
+    batch = build_batch(rows, worker.kernels, size)
     batch = dataclasses.replace(batch, sample_rows=batch.sample_rows[:0])
-    assert set(batch.plans) == {FULL, SLIDING}
 
     def run(one_call: bool) -> None:
-        model._native = at_once if one_call else None
+        model._stack = at_once if one_call else None
         model.forward(batch, cache)
 
     compare("nano's layers, one token", lambda: run(True), lambda: run(False))

@@ -30,20 +30,21 @@ from gptoss.engine.core.kv_cache_manager import KVCacheManager
 from gptoss.engine.core.request import Request
 from gptoss.engine.core.scheduler import Scheduler
 from gptoss.engine.messages import EngineStats, Outputs
+from gptoss.engine.model.gpt_oss import layer_shape
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import LoopGuard, SamplingParams
 from gptoss.engine.worker.cuda_graphs import GraphRunner
-from gptoss.engine.worker.device_copy import to_device
 from gptoss.engine.worker.model_runner import ModelRunner
 from gptoss.engine.worker.sampling import sampler
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
 from gptoss.harmony.grammar import TurnSpec, turn_grammar
 from gptoss.harmony.special_tokens import END, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS
 from gptoss.harmony.vocabulary_files import load_vocabulary
-from gptoss.kernels.triton import support
+from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.triton.backend import TritonBackend
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig.from_json(hf_config(SIZES["20b"]))
@@ -91,7 +92,9 @@ class Host:
         graphs = GraphRunner(CONFIG, model, [], CPU, capture=lambda _: device.forward)
         graphs.capture_all()
         comm = Communicator(whole(MODEL), CPU)
-        self.runner = ModelRunner(CONFIG, model, [], torch.bfloat16, CPU, comm, graphs)
+        shape = layer_shape(MODEL, whole(MODEL), CONFIG.max_model_len)
+        kernels = TritonBackend(shape, torch.bfloat16, CPU)  # lays the steps out
+        self.runner = ModelRunner(CONFIG, model, [], kernels, comm, graphs)
         self.parts: dict[str, list[float]] = defaultdict(list)
         for number in range(count):
             params = SamplingParams(max_tokens=1 << 16, seed=number, temperature=1.0)
@@ -138,7 +141,6 @@ def main() -> None:
     grammar = turn_grammar(TurnSpec(), vocabulary)
     start = vocabulary.encode_with_special("<|channel|>analysis<|message|>")
     script = start + vocabulary.encode(TEXT.read_text())
-    support.runs_triton = lambda _: True  # batches in the form that the GPU's kernels take
     out = sys.stdout.write
     out(f"| requests | grammar | {' | '.join(PARTS)} | all, ms | passes |\n|---|---{'|---' * len(PARTS)}|---|---|\n")
     for count in (1, 4, 16, 64, 256):

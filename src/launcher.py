@@ -34,7 +34,7 @@ from gptoss.engine.client.errors import EngineError
 from gptoss.engine.client.supervisor import RestartPolicy
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.parallel.gpus import visible_gpus
-from gptoss.harmony.special_tokens import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS
+from gptoss.harmony.special_tokens import PROBE_TOKEN_IDS, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS
 from gptoss.harmony.vocabulary import find_ranks
 from gptoss.harmony.vocabulary_files import Vocabulary, VocabularyError, load_vocabulary
 from gptoss.model_locator import LocatedModel, is_embedded, locate_model
@@ -147,6 +147,7 @@ def engine_config(config: ServerConfig, located: LocatedModel, vocabulary: Vocab
         special_tokens=SPECIAL_TOKENS,
         split_pattern=SPLIT_PATTERN,
         eos_token_ids=STOP_TOKEN_IDS,
+        probe_token_ids=PROBE_TOKEN_IDS,
         **keys,
     )
 

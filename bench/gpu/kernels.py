@@ -10,13 +10,17 @@ from functools import partial
 import torch
 
 from bench.gpu.timing import Row, time_us
+from gptoss.engine.model.gpt_oss import layer_shape
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
-from gptoss.engine.model.weights import LayerWeights, dummy_weights
-from gptoss.engine.worker.batch import ragged_batch
+from gptoss.engine.model.weights import dummy_weights
+from gptoss.engine.parallel.shards import whole
+from gptoss.kernels.layers import LayerWeights, PackedExperts
+from gptoss.kernels.step_layout import StepLayout
 from gptoss.kernels.triton import attention, dense, experts, fused_layers, routing, support
+from gptoss.kernels.triton.backend import TritonBackend
 from gptoss.kernels.triton.configs import TileConfig, config_for
-from gptoss.kernels.triton.mxfp4_layout import PackedExperts
+from gptoss.kernels.triton.metadata import attention_metadata
 
 EPS = 1e-5
 BLOCK_SIZE = 64
@@ -55,7 +59,8 @@ class Layer:
             layer_types=("sliding_attention", "full_attention"),
         )
         small = dataclasses.replace(self.c, num_layers=1, layer_types=("full_attention",))
-        weights = dummy_weights(small, torch.bfloat16, DEVICE, 0)
+        backend = TritonBackend(layer_shape(small, whole(small), 1), torch.bfloat16, DEVICE)
+        weights = dummy_weights(small, torch.bfloat16, DEVICE, 0, prepare_layer=backend.prepare_layer)
         self.model = model
         self.weights: LayerWeights = weights.layers[0]
         self.head = weights.lm_head
@@ -174,7 +179,8 @@ class Layer:
         key = torch.randn(blocks_needed, BLOCK_SIZE, groups, dim, device=DEVICE, dtype=torch.bfloat16)
         value = torch.randn_like(key)
         order = torch.randperm(blocks_needed).view(seqs, width).numpy()
-        ragged = ragged_batch([before] * seqs, counts, list(order), 0 if prefill else seqs, DEVICE)
+        layout = StepLayout.of([before] * seqs, counts, (list(order),) * 2, BLOCK_SIZE)
+        metadata = attention_metadata(layout, 0, DEVICE)
         query = torch.randn(tokens, heads, dim, device=DEVICE, dtype=torch.bfloat16)
         sinks = torch.randn(heads, device=DEVICE, dtype=torch.bfloat16)
         for window in (None, c.sliding_window):
@@ -185,7 +191,7 @@ class Layer:
                 f"{self.model} attention {'sliding' if window else 'full'}, {tokens} tokens, context {length}",
                 1 << 16 if prefill else 1,
                 lambda config, window=window: attention.paged_attention(
-                    query, key, value, sinks, ragged, window, dim**-0.5, config, config, fixed=False
+                    query, key, value, sinks, metadata, window, dim**-0.5, config, config, fixed=False
                 ),
                 0 if prefill else seqs * reach * groups * dim * 4,
                 4 * seen * heads * dim if prefill else 0,

@@ -13,10 +13,9 @@ import torch
 from bench.gpu.timing import Row, graph_us
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
-from gptoss.engine.model.forward_batch import LayerCache
+from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import FULL, SLIDING, ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
-from gptoss.engine.model.triton_gpt_oss import TritonGptOss
 from gptoss.engine.model.weights import dummy_weights, iterate_tensors
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import whole
@@ -24,6 +23,8 @@ from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker import kernel_check
 from gptoss.engine.worker.batch import RequestTable, StepRows, build_batch
 from gptoss.engine.worker.cuda_graphs import GraphRunner
+from gptoss.kernels.layers import LayerCache
+from gptoss.kernels.triton.backend import TritonBackend
 
 BLOCK_SIZE = 64
 REPEATS = 20
@@ -39,10 +40,12 @@ class Loaded:
         if layers:
             kinds = self.c.layer_types[:layers]
             self.c = dataclasses.replace(self.c, num_layers=layers, layer_types=kinds)
-        weights = dummy_weights(self.c, torch.bfloat16, DEVICE, 0)
+        shape = layer_shape(self.c, whole(self.c), 131_072)
+        kernels = TritonBackend(shape, torch.bfloat16, DEVICE, batch_invariant=invariant)
+        weights = dummy_weights(self.c, torch.bfloat16, DEVICE, 0, prepare_layer=kernels.prepare_layer)
         self.bytes = sum(t.nbytes for t in iterate_tensors(weights))
         self.comm = Communicator(whole(self.c), DEVICE)
-        self.model = TritonGptOss(self.c, weights, self.comm, max_positions=131_072, invariant=invariant)
+        self.model = GptOss(self.c, weights, self.comm, kernels)
         self.num_blocks = max_tokens // BLOCK_SIZE + 2
         shape = (self.num_blocks, BLOCK_SIZE, self.c.num_key_value_heads, self.c.head_dim)
         pairs = [
@@ -86,7 +89,7 @@ class Loaded:
 
     def eager(self, rows: StepRows) -> torch.Tensor:
         """The same step without a graph -> its logits."""
-        batch = build_batch(rows, BLOCK_SIZE, self.c.sliding_window, torch.bfloat16, DEVICE)
+        batch = build_batch(rows, self.model.kernels, BLOCK_SIZE)
         return self.model.forward(batch, self.cache)
 
     def decode(self, batch: int, context: int) -> Row:
@@ -115,7 +118,7 @@ class Loaded:
         table = RequestTable()
         new = [NewRequest("p", ids, tokens, SamplingParams(max_tokens=9, seed=0), (blocks, blocks), 0)]
         rows = table.apply(SchedulerOutput(new, {}, {"p": tokens}, []))
-        batch = build_batch(rows, BLOCK_SIZE, self.c.sliding_window, torch.bfloat16, DEVICE)
+        batch = build_batch(rows, self.model.kernels, BLOCK_SIZE)
         self.model.forward(batch, self.cache)
         torch.cuda.synchronize()
         started = time.perf_counter()
@@ -145,20 +148,15 @@ class Loaded:
             for step in (299, 1):
                 rows = table.apply(SchedulerOutput(new, {}, dict.fromkeys(map(str, range(count)), step), []))
                 new = []
-                batch = build_batch(rows, BLOCK_SIZE, self.c.sliding_window, torch.bfloat16, DEVICE)
+                batch = build_batch(rows, self.model.kernels, BLOCK_SIZE)
                 logits = self.model.forward(batch, self.cache)
                 table.finish_step(rows, {})
             outputs.append(logits[0])
         table = RequestTable()
         blocks = list(range(1, 6))
         new = [NewRequest("p", ids, 300, SamplingParams(max_tokens=9, seed=0), (blocks, blocks), 0)]
-        batch = build_batch(
-            table.apply(SchedulerOutput(new, {}, {"p": 300}, [])),
-            BLOCK_SIZE,
-            self.c.sliding_window,
-            torch.bfloat16,
-            DEVICE,
-        )
+        rows = table.apply(SchedulerOutput(new, {}, {"p": 300}, []))
+        batch = build_batch(rows, self.model.kernels, BLOCK_SIZE)
         outputs.append(self.model.forward(batch, self.cache)[0])
         same = [bool(torch.equal(outputs[0], other)) for other in outputs[1:]]
         note = f"alone = among 32: {same[0]}; decode = prefill: {same[1]}"

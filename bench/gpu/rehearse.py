@@ -31,7 +31,6 @@ def on_a_cpu() -> Iterator[None]:
     from bench.gpu import kernels, model, steps
     from gptoss.engine.model.named_sizes import hf_config
     from gptoss.engine.worker import cuda_graphs
-    from gptoss.kernels.cpu import native
     from gptoss.kernels.triton import support
 
     if not support.interpreted():
@@ -52,8 +51,6 @@ def on_a_cpu() -> Iterator[None]:
         stack.enter_context(patch(model, "graph_us", once))
         stack.enter_context(patch(model, "graph_time", lambda graphs, batch: 1.0))
         stack.enter_context(patch(cuda_graphs, "CudaGraphs", lambda: lambda forward: forward))
-        stack.enter_context(patch(support, "runs_triton", lambda _: True))
-        stack.enter_context(patch(native, "supports", lambda _: False))
         stack.enter_context(patch(torch.cuda, "synchronize", lambda *_: None))
         stack.enter_context(patch(steps, "REPLAYS", 1))
         stack.enter_context(patch(steps, "CONTEXT", 20))

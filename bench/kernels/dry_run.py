@@ -21,7 +21,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,19 +37,21 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
-from gptoss.engine.model.forward_batch import ForwardBatch, LayerCache
+from gptoss.engine.model.forward_batch import ForwardBatch
+from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
-from gptoss.engine.model.triton_gpt_oss import TritonGptOss
-from gptoss.engine.model.weights import LayerWeights, ModelWeights
+from gptoss.engine.model.weights import ModelWeights
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker import kernel_check
 from gptoss.engine.worker.batch import RequestTable, build_batch
 from gptoss.engine.worker.cuda_graphs import GraphRunner
+from gptoss.kernels.layers import LayerCache, LayerWeights, PackedExperts, PackedMxfp4
 from gptoss.kernels.triton import support
-from gptoss.kernels.triton.mxfp4_layout import BLOCK_COLUMNS, PackedExperts, PackedMxfp4
+from gptoss.kernels.triton.backend import TritonBackend
+from gptoss.kernels.triton.mxfp4_layout import BLOCK_COLUMNS
 
 META = torch.device("meta")
 BLOCK_SIZE = 64
@@ -112,7 +114,6 @@ def recording(capability: int = 90) -> Iterator[Record]:
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(support, "_capability", lambda _: divmod(capability, 10)),
-        mock.patch.object(support, "runs_triton", lambda _: True),
         mock.patch.object(support, "samples", lambda _: True),
         mock.patch.object(torch.cuda, "synchronize", lambda *_: None),
     ):
@@ -144,7 +145,9 @@ class DryEngine:
             batch_invariant=invariant,
         )
         self.comm = Communicator(whole(c), META)
-        self.model = TritonGptOss(c, _weights(c), self.comm, max_positions=max_model_len, invariant=invariant)
+        shape = layer_shape(c, whole(c), max_model_len)
+        kernels = TritonBackend(shape, torch.bfloat16, META, batch_invariant=invariant)
+        self.model = GptOss(c, _weights(c), self.comm, kernels)
         pair = LayerCache(*(_empty(NUM_BLOCKS, BLOCK_SIZE, c.num_key_value_heads, c.head_dim) for _ in "kv"))
         self.cache = [pair] * LAYERS
 
@@ -167,8 +170,7 @@ class DryEngine:
         ]
         scheduled = {r.request_id: n for r, n in zip(new, counts, strict=True)}
         rows = RequestTable().apply(SchedulerOutput(new, {}, scheduled, []))
-        window = self.config.model.sliding_window
-        return build_batch(rows, BLOCK_SIZE, window, torch.bfloat16, META)
+        return build_batch(rows, self.model.kernels, BLOCK_SIZE)
 
     def _request(self, index: int, length: int, computed: int) -> NewRequest:
         blocks = [1 + i % (NUM_BLOCKS - 1) for i in range(-(-(length + 1) // BLOCK_SIZE))]
@@ -207,6 +209,7 @@ def _weights(c: ModelConfig) -> ModelWeights:
         return PackedMxfp4(words, scales, columns)
 
     layer = LayerWeights(
+        0,
         _empty(hidden),
         _empty(q + 2 * kv, hidden),
         _empty(q + 2 * kv),
@@ -221,7 +224,12 @@ def _weights(c: ModelConfig) -> ModelWeights:
         ),
     )
     vocab = c.vocab_size
-    return ModelWeights(_empty(vocab, hidden), [layer] * c.num_layers, _empty(hidden), _empty(vocab, hidden))
+    return ModelWeights(
+        _empty(vocab, hidden),
+        [replace(layer, group=n % 2) for n in range(c.num_layers)],
+        _empty(hidden),
+        _empty(vocab, hidden),
+    )
 
 
 def compile_all(record: Record, capability: int, folder: Path, workers: int) -> None:
@@ -277,10 +285,10 @@ def layer_launches(engine: DryEngine, record: Record, contexts: list[int], count
     """The kernels of one layer in an eager step, in their order; of the two kinds of layer the one that has more."""
     batch, found = engine.batch(contexts, counts), []
     x = _empty(sum(counts), engine.config.model.hidden_size)
-    for index in range(LAYERS):
+    for layer, cache in zip(engine.model.weights.layers, engine.cache, strict=True):
         record.launches.clear()
         with _Launches(record):
-            engine.model.run_layer(x, index, batch, engine.cache[index])
+            engine.model.layer(x, layer, cache, batch.step)
         found.append(list(record.launches))
     return max(found, key=len)
 

@@ -29,6 +29,7 @@ class EngineConfig(EngineKeys, DeviceKeys):
     special_tokens: dict[str, int] = field(default_factory=dict)
     split_pattern: str = ""
     eos_token_ids: tuple[int, ...] = ()
+    probe_token_ids: tuple[int, ...] = tuple(range(1, 29))  # the prompt of the self-test at start
 
     def __post_init__(self) -> None:
         self._check_limits()

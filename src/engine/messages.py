@@ -161,7 +161,7 @@ class SchedulerOutput(msgspec.Struct):
     new_requests: list[NewRequest]
     new_block_ids: dict[str, tuple[list[int], list[int]]]  # known request -> blocks added, by group
     num_scheduled_tokens: dict[str, int]  # request -> tokens to compute now; sampled when that catches up
-    gone_request_ids: list[str]  # finished, aborted or preempted since the last step
+    finished_or_preempted_ids: list[str]  # finished, aborted or preempted since the last step
     # request -> guesses at its next tokens, computed and sampled with the step; counted in num_scheduled_tokens
     draft_tokens: dict[str, list[int]] = {}
     # the requests of the rows of `grammar_bitmask`; one with drafts has a row for each place, in order

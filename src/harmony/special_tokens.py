@@ -8,6 +8,8 @@ START, END, MESSAGE, CALL = 200_006, 200_007, 200_008, 200_012
 FIRST_SPECIAL = STARTOFTEXT
 # The assistant's turn ends at these whatever generation_config.json says: early downloads of the model list no CALL.
 STOP_TOKEN_IDS = (RETURN, CALL, ENDOFTEXT)
+# The engine's self-test computes these: special tokens first, which have the largest activations.
+PROBE_TOKEN_IDS = (*range(STARTOFTEXT, 200_019), *range(1, 8))
 _NAMES = {
     STARTOFTEXT: "startoftext",
     ENDOFTEXT: "endoftext",

@@ -16,22 +16,26 @@ import torch
 
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
-from gptoss.engine.model.forward_batch import ForwardBatch, LayerCache
-from gptoss.engine.model.model_config import FULL, SLIDING, ModelConfig
+from gptoss.engine.model.forward_batch import ForwardBatch
+from gptoss.engine.model.gpt_oss import layer_shape
+from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.cuda_graphs import Forward, GraphRunner, graph_sizes
-from gptoss.engine.worker.device_copy import Reading
 from gptoss.engine.worker.model_runner import ModelRunner
 from gptoss.engine.worker.sampling import sampler
-from gptoss.kernels.triton import support
+from gptoss.kernels.device_copy import PendingReadback
+from gptoss.kernels.layers import LayerCache
+from gptoss.kernels.triton.backend import TritonBackend
+from gptoss.kernels.triton.metadata import TritonStep
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig.from_json(hf_config(SIZES["nano"]) | {"vocab_size": 96})
 BLOCK = 4
 ENGINE = EngineConfig(MODEL, None, load_format="dummy", max_model_len=64, max_num_seqs=4, block_size=BLOCK)
+KERNELS = TritonBackend(layer_shape(MODEL, whole(MODEL), 64), torch.float32, CPU)  # lays the steps out
 
 
 class StandIn:
@@ -42,22 +46,23 @@ class StandIn:
 
     def forward(self, batch: ForwardBatch, cache: list[LayerCache], hidden: None = None) -> torch.Tensor:
         self.passes += 1
+        step = batch.step
+        assert isinstance(step, TritonStep)
         rows = []
-        for kind, layer in zip((FULL, SLIDING), cache, strict=True):
-            layer.key.view(-1)[batch.plans[kind].slot_mapping] = batch.token_ids.float() + 1
-        ragged = {kind: batch.plans[kind].ragged for kind in (FULL, SLIDING)}
-        assert batch.num_tokens is not None
-        tokens = sum(int(n) > 0 for n in ragged[FULL].length) if ragged[FULL].num_decodes else len(batch.token_ids)
-        if ragged[FULL].num_decodes in (0, len(ragged[FULL].length)):  # no rows of prefill among them
-            assert int(batch.num_tokens) == tokens
-        for seq, length in enumerate(ragged[FULL].length.tolist()):
-            first, end = ragged[FULL].query_start[seq : seq + 2].tolist()
+        for group, layer in zip(step.attention, cache, strict=True):
+            layer.key.view(-1)[group.slot_mapping] = batch.token_ids.float() + 1
+        full = step.attention[0]
+        tokens = sum(int(n) > 0 for n in full.length) if full.num_decodes else len(batch.token_ids)
+        if full.num_decodes in (0, len(full.length)):  # no rows of prefill among them
+            assert int(step.num_tokens) == tokens
+        for seq, length in enumerate(full.length.tolist()):
+            first, end = full.query_start[seq : seq + 2].tolist()
             for row in range(first, end):
-                seen = int(batch.positions[row]) + 1 if length else 0
+                seen = int(step.positions[row]) + 1 if length else 0
                 assert seen <= length or not length
                 state = 0.0
-                for kind, layer in zip((FULL, SLIDING), cache, strict=True):
-                    table = ragged[kind].block_table[seq].tolist()
+                for group, layer in zip(step.attention, cache, strict=True):
+                    table = group.block_table[seq].tolist()
                     for p in range(seen):
                         state += float(layer.key.view(-1)[table[p // BLOCK] * BLOCK + p % BLOCK]) * (p + 1)
                 rows.append(torch.sin(torch.arange(MODEL.vocab_size) * (state % 97 + 1)))
@@ -88,7 +93,7 @@ def side(*, graphed: bool) -> Side:
         graphs.capture_all()
         model.passes = 0
     comm = Communicator(whole(MODEL), CPU)
-    return Side(ModelRunner(ENGINE, model, cache, torch.float32, CPU, comm, graphs), model)
+    return Side(ModelRunner(ENGINE, model, cache, KERNELS, comm, graphs), model)
 
 
 class Script:
@@ -150,11 +155,6 @@ class Script:
             self.tokens[name] += name in sampled
 
 
-@pytest.fixture(autouse=True)
-def ragged_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support, "runs_triton", lambda _: True)
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_replayed_steps_give_the_tokens_of_plain_ones(seed: int) -> None:
     plain, graphed = side(graphed=False), side(graphed=True)
@@ -211,13 +211,13 @@ def test_nothing_is_started_for_a_request_at_its_end_or_without_room() -> None:
 def test_tokens_are_not_waited_for_before_the_next_step_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     one = side(graphed=True)
-    ahead = GraphRunner.run_ahead
+    ahead = GraphRunner.prelaunch
 
-    def run_ahead(self: GraphRunner, *args: Any) -> Any:
+    def prelaunch(self: GraphRunner, *args: Any) -> Any:
         events.append("next step")
         return ahead(self, *args)
 
-    class Watched(Reading):
+    class Watched(PendingReadback):
         def __init__(self, tensors: list[torch.Tensor]) -> None:
             events.append(f"{len(tensors)} copied")
             super().__init__(tensors)
@@ -226,8 +226,8 @@ def test_tokens_are_not_waited_for_before_the_next_step_starts(monkeypatch: pyte
             events.append("read")
             return super().values()
 
-    monkeypatch.setattr(GraphRunner, "run_ahead", run_ahead)
-    monkeypatch.setattr(sampler, "Reading", Watched)
+    monkeypatch.setattr(GraphRunner, "prelaunch", prelaunch)
+    monkeypatch.setattr(sampler, "PendingReadback", Watched)
     new = request("1", 3)
     new.params = msgspec.structs.replace(new.params, logprobs=2)
     found = one.runner.execute_model(SchedulerOutput([new], {}, {"1": 3}, []), {})

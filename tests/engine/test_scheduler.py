@@ -63,7 +63,7 @@ class FakeRunner:
         out = scheduler.schedule()
         assert out.total_tokens <= scheduler._config.max_num_batched_tokens
         assert len(out.num_scheduled_tokens) <= scheduler._config.max_num_seqs
-        for name in out.gone_request_ids:
+        for name in out.finished_or_preempted_ids:
             del self.tables[name]
         for new in out.new_requests:
             assert new.request_id not in self.tables

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gptoss.kernels.attention import TILE_TOKENS, Ragged
 from gptoss.kernels.triton import attention
 from gptoss.kernels.triton.configs import TileConfig
+from gptoss.kernels.triton.metadata import TILE_TOKENS, TritonAttentionMetadata
 from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
 
 DIM = 16 if DEVICE.type == "cpu" else 64
@@ -59,7 +59,8 @@ class Case:
         def ints(values: object) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int32, device=DEVICE)
 
-        self.ragged = Ragged(
+        self.metadata = TritonAttentionMetadata(
+            torch.empty(0),  # new keys are in the cache already
             ints(starts.tolist()),
             ints(lengths),
             table.to(DEVICE),
@@ -72,7 +73,7 @@ class Case:
         self, window: int | None, decode: TileConfig = CONFIG, prefill: TileConfig = CONFIG, *, fixed: bool = True
     ) -> torch.Tensor:
         tensors = [on_device(t) for t in (self.query, self.key, self.value, self.sinks)]
-        return attention.paged_attention(*tensors, self.ragged, window, DIM**-0.5, decode, prefill, fixed=fixed).cpu()
+        return attention.paged_attention(*tensors, self.metadata, window, DIM**-0.5, decode, prefill, fixed=fixed).cpu()
 
     def expected(self, window: int | None) -> torch.Tensor:
         out, at = [], 0
@@ -142,7 +143,7 @@ def test_counters_are_zero_again() -> None:
 
 def test_padding_sequences_are_passed_over() -> None:
     case = Case([20, 30], [1, 1], 4, 2)
-    case.ragged.length[1] = 0
+    case.metadata.length[1] = 0
     assert_close("the other", case.expected(None)[:1], case.run(None)[:1])
 
 

@@ -9,19 +9,20 @@ import torch
 
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
-from gptoss.engine.model.forward_batch import LayerCache
-from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
-from gptoss.engine.model.triton_gpt_oss import TritonGptOss
-from gptoss.engine.model.weights import dummy_weights, for_kernels
+from gptoss.engine.model.weights import dummy_weights
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker import kernel_check
 from gptoss.engine.worker.batch import RequestTable, build_batch
 from gptoss.engine.worker.cuda_graphs import GraphRunner
-from gptoss.kernels.triton import experts, support
+from gptoss.kernels.layers import LayerCache
+from gptoss.kernels.reference.backend import ReferenceBackend
+from gptoss.kernels.triton import experts
+from gptoss.kernels.triton.backend import TritonBackend
 from tests.kernels.gpu_helpers import DEVICE, TYPE, assert_close
 
 pytestmark = [  # numpy's, in the interpreter: a sigmoid far below zero, and rows that are padding
@@ -45,6 +46,12 @@ PROMPTS = {"a": 37, "b": 5, "c": 21}
 ROUNDS = ({"a": 37, "b": 5, "c": 9}, {"b": 1, "a": 1, "c": 12}, {"a": 1, "b": 1, "c": 1})
 
 
+def triton_model(*, invariant: bool = False, max_positions: int = 128) -> GptOss:
+    kernels = TritonBackend(layer_shape(CONFIG, whole(CONFIG), max_positions), TYPE, DEVICE, batch_invariant=invariant)
+    weights = dummy_weights(CONFIG, TYPE, DEVICE, 1, prepare_layer=kernels.prepare_layer)
+    return GptOss(CONFIG, weights, Communicator(whole(CONFIG), DEVICE), kernels)
+
+
 def run(model: GptOss) -> list[torch.Tensor]:
     """-> the logits of every round, a row a token."""
     shape = (NUM_BLOCKS, BLOCK_SIZE, CONFIG.num_key_value_heads, CONFIG.head_dim)
@@ -59,7 +66,7 @@ def run(model: GptOss) -> list[torch.Tensor]:
     for counts in ROUNDS:
         rows = table.apply(SchedulerOutput(new, {}, dict(counts), []))
         new = []
-        batch = build_batch(rows, BLOCK_SIZE, CONFIG.sliding_window, TYPE, DEVICE)
+        batch = build_batch(rows, model.kernels, BLOCK_SIZE)
         batch = dataclasses.replace(batch, sample_rows=torch.arange(len(batch.token_ids), device=DEVICE))
         out.append(model.forward(batch, cache).cpu())
         table.finish_step(rows, {})
@@ -67,16 +74,14 @@ def run(model: GptOss) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("invariant", [False, True])
-def test_logits_equal_plain_torch(monkeypatch: pytest.MonkeyPatch, invariant: bool) -> None:
+def test_logits_equal_plain_torch(invariant: bool) -> None:
     plain = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
-    comm = Communicator(whole(CONFIG), DEVICE)
-    monkeypatch.setattr(support, "runs_triton", lambda _: False)
-    weights = dummy_weights(CONFIG, plain, DEVICE, 1)
-    expected = run(GptOss(CONFIG, weights, comm))
-    monkeypatch.setattr(support, "runs_triton", lambda _: True)
-    layers = [dataclasses.replace(one, experts=for_kernels(one.experts, TYPE)) for one in weights.layers]
-    weights = dataclasses.replace(weights, layers=layers)
-    found = run(TritonGptOss(CONFIG, weights, comm, max_positions=64, invariant=invariant))
+    shape = layer_shape(CONFIG, whole(CONFIG), 64)
+    weights, comm = dummy_weights(CONFIG, plain, DEVICE, 1), Communicator(whole(CONFIG), DEVICE)
+    expected = run(GptOss(CONFIG, weights, comm, ReferenceBackend(shape, plain, DEVICE)))
+    kernels = TritonBackend(shape, TYPE, DEVICE, batch_invariant=invariant)
+    weights = dataclasses.replace(weights, layers=[kernels.prepare_layer(layer) for layer in weights.layers])
+    found = run(GptOss(CONFIG, weights, comm, kernels))
     for step, (one, two) in enumerate(zip(expected, found, strict=True)):
         if DEVICE.type == "cpu":
             assert_close(f"round {step}", one, two, 1e-5)
@@ -85,11 +90,9 @@ def test_logits_equal_plain_torch(monkeypatch: pytest.MonkeyPatch, invariant: bo
             assert error < 3e-2, f"round {step}: {error}"
 
 
-def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_replay_what_eager_steps_compute() -> None:
     """The graphs' static buffers, sizes and padding, on a capture that simply repeats the forward pass."""
-    monkeypatch.setattr(support, "runs_triton", lambda _: True)
-    comm = Communicator(whole(CONFIG), DEVICE)
-    model = TritonGptOss(CONFIG, dummy_weights(CONFIG, TYPE, DEVICE, 1), comm, max_positions=128, invariant=False)
+    model = triton_model()
     engine = EngineConfig(CONFIG, None, load_format="dummy", max_model_len=128, max_num_seqs=3, block_size=BLOCK_SIZE)
     shape = (NUM_BLOCKS, BLOCK_SIZE, CONFIG.num_key_value_heads, CONFIG.head_dim)
     eager, graphed = (
@@ -109,7 +112,7 @@ def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch)
         )
         first += 3
     rows = table.apply(SchedulerOutput(new, {}, {"a": 18, "b": 3, "c": 33}, []))
-    batch = build_batch(rows, BLOCK_SIZE, CONFIG.sliding_window, TYPE, DEVICE)
+    batch = build_batch(rows, model.kernels, BLOCK_SIZE)
     model.forward(batch, eager)
     for mine, theirs in zip(graphed, eager, strict=True):
         mine.key[1:], mine.value[1:] = theirs.key[1:], theirs.value[1:]
@@ -117,7 +120,7 @@ def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch)
     buffers = set()
     for names in (("a", "b", "c"), ("c",), ("b", "a")):
         rows = table.apply(SchedulerOutput([], {}, dict.fromkeys(names, 1), []))
-        batch = build_batch(rows, BLOCK_SIZE, CONFIG.sliding_window, TYPE, DEVICE)
+        batch = build_batch(rows, model.kernels, BLOCK_SIZE)
         batch = dataclasses.replace(batch, sample_rows=torch.arange(len(names), device=DEVICE))
         expected = model.forward(batch, eager)
         found = graphs.run(rows.states)
@@ -128,9 +131,8 @@ def test_graphs_replay_what_eager_steps_compute(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_check_at_start_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support, "runs_triton", lambda _: True)
     comm = Communicator(whole(CONFIG), DEVICE)
-    model = TritonGptOss(CONFIG, dummy_weights(CONFIG, TYPE, DEVICE, 1), comm, max_positions=128, invariant=False)
+    model = triton_model()
     shape = (2, BLOCK_SIZE, CONFIG.num_key_value_heads, CONFIG.head_dim)
     cache = [LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv")) for _ in range(2)]
     assert kernel_check.check_layers(model, cache, comm, BLOCK_SIZE) < 0.01

@@ -69,14 +69,14 @@ def test_router(way: str, tokens: int, num_tokens: int, experts: int) -> None:
     assert_close("scaled", router.x.double() * router.scale.double(), found.scaled)
     assert_close("r", torch.rsqrt(router.x.double().square().mean(-1) + EPS), found.r)
     chosen, weights = route_ref(found.logits, PER_TOKEN)
-    assert found.weights is not None and found.listed is not None
+    assert found.weights is not None and found.tile_list is not None
     assert_close("weights", weights, found.weights)
     count = torch.tensor([num_tokens], dtype=torch.int32, device=DEVICE)
     lowest_first = torch.where(chosen == 1, 0, chosen)  # torch may take either of equals
     both = (found.logits.topk(PER_TOKEN + 1).indices < 2).sum(dim=1) == 2
     chosen = torch.where(both[:, None], _lower_of_equals(found.logits), lowest_first)
     expected = routing.tile_list_ref(chosen, count, experts, 8)
-    assert_same_tiles(found.listed, expected, num_tokens * PER_TOKEN)
+    assert_same_tiles(found.tile_list, expected, num_tokens * PER_TOKEN)
 
 
 def _lower_of_equals(logits: torch.Tensor) -> torch.Tensor:
@@ -87,10 +87,10 @@ def _lower_of_equals(logits: torch.Tensor) -> torch.Tensor:
 def test_equal_logits_choose_the_lower_experts(way: str) -> None:
     router = Router(5, 20)
     router.w[:], router.bias[:] = 0.0, 1.0
-    listed = router.run(way, 5).listed
-    assert listed is not None
-    assert listed.tile_expert[:5].tolist() == [0, 1, 2, 3, -1]
-    assert listed.rows.tolist() == [PER_TOKEN * t + j for j in range(PER_TOKEN) for t in range(5)]
+    tile_list = router.run(way, 5).tile_list
+    assert tile_list is not None
+    assert tile_list.tile_expert[:5].tolist() == [0, 1, 2, 3, -1]
+    assert tile_list.rows.tolist() == [PER_TOKEN * t + j for j in range(PER_TOKEN) for t in range(5)]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -99,18 +99,18 @@ def test_experts_of_other_ranks_are_stood_in_for(way: str, local: range) -> None
     router = Router(21, 20)
     everything, mine = router.run(way, 21), router.run(way, 21, local=local)
     chosen = _lower_of_equals(everything.logits).int()
-    assert everything.weights is not None and mine.weights is not None and mine.listed is not None
+    assert everything.weights is not None and mine.weights is not None and mine.tile_list is not None
     experts, weights = routing.only_local_ref(chosen, everything.weights, local)
     assert torch.equal(mine.weights, weights)
     count = torch.tensor([21], dtype=torch.int32, device=DEVICE)
     expected = routing.tile_list_ref(experts, count, len(local), 8)
-    assert_same_tiles(mine.listed, expected, 21 * PER_TOKEN)
+    assert_same_tiles(mine.tile_list, expected, 21 * PER_TOKEN)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_is_listed_unless_asked_for(way: str) -> None:
     found = Router(3, 8).run(way, 3, block_m=None)
-    assert found.listed is None and found.weights is None
+    assert found.tile_list is None and found.weights is None
     assert_close("logits", Router(3, 8).logits(), found.logits)
 
 
@@ -120,8 +120,8 @@ def test_a_router_twice_gives_the_same(way: str) -> None:
     router = Router(20, 32)
     first, second = router.run(way, 20), router.run(way, 20)
     assert torch.equal(first.logits, second.logits)
-    assert first.listed is not None and second.listed is not None
-    assert torch.equal(first.listed.rows, second.listed.rows)
+    assert first.tile_list is not None and second.tile_list is not None
+    assert torch.equal(first.tile_list.rows, second.tile_list.rows)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:

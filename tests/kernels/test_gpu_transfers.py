@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gptoss.engine.sampling_params import LogitBias, SamplingParams
-from gptoss.engine.worker.device_copy import Reading, to_device
 from gptoss.engine.worker.sampling.sampler import sample
+from gptoss.kernels.device_copy import PendingReadback, to_device
 from tests.support.helpers import sampling_row
 
 BUSY_CYCLES = 500_000_000  # some tenths of a second
@@ -26,7 +26,7 @@ def busy() -> torch.cuda.Event:
 @needs_gpu
 def test_reading_does_not_wait_for_what_came_after() -> None:
     tokens, peaks = torch.arange(3, device="cuda"), torch.ones(2, device="cuda")
-    reading = Reading([tokens, peaks])
+    reading = PendingReadback([tokens, peaks])
     later = busy()
     assert reading.values() == [[0, 1, 2], [1.0, 1.0]]
     assert not later.query()
@@ -74,4 +74,4 @@ def test_the_next_step_is_started_before_the_tokens_are_there() -> None:
 def test_on_a_cpu_values_are_what_they_are() -> None:
     made = to_device(np.array([1.5, 2.5]), torch.float32, torch.device("cpu"))
     assert made.dtype == torch.float32
-    assert Reading([made, torch.tensor([7])]).values() == [[1.5, 2.5], [7]]
+    assert PendingReadback([made, torch.tensor([7])]).values() == [[1.5, 2.5], [7]]

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from gptoss.kernels.cpu import native
+from gptoss.kernels.cpu.metadata import CpuAttentionMetadata
+from gptoss.kernels.layers import ExpertWeights
 from gptoss.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
 from gptoss.kernels.reference.attention import PrefillPlan, prefill_attention_ref
-from gptoss.kernels.reference.moe import ExpertWeights, clamped_swiglu_ref, moe_forward_ref, route_ref
+from gptoss.kernels.reference.moe import clamped_swiglu_ref, moe_forward_ref, route_ref
 from gptoss.kernels.reference.rms_norm import rms_norm_ref
 from gptoss.kernels.reference.rope import apply_rope_ref, rope_tables
 from tests.support.helpers import assert_close
@@ -118,22 +120,24 @@ def test_attention(window: int | None, length: int) -> None:
     qkv, sinks = bf16(length, heads + 2 * groups, 64, seed=3), bf16(heads, seed=4)
     last = torch.arange(length)
     first = torch.zeros_like(last) if window is None else (last - window + 1).clamp(min=0)
-    spans = (order, torch.zeros_like(last), first, last)
-    out = native.attention(qkv, key_cache, value_cache, sinks, spans, 0.125)
+    metadata = CpuAttentionMetadata(last, order, torch.zeros_like(last), first, last)
+    out = native.attention(qkv, key_cache, value_cache, sinks, metadata, 0.125)
     plan = PrefillPlan(0, length, 0, 0, order)
     wanted = prefill_attention_ref(
         qkv[:, :heads].float(), key_cache.float(), value_cache.float(), sinks.float(), plan, window, 0.125
     )
     assert_close("attention", wanted.flatten(1), out, 4e-3)
     for t in {0, length // 2, length - 1}:
-        one = tuple(s[t : t + 1] if s is not order else s for s in spans)
-        assert torch.equal(native.attention(qkv[t : t + 1], key_cache, value_cache, sinks, one, 0.125)[0], out[t])  # type: ignore[arg-type]
+        at = slice(t, t + 1)
+        one = CpuAttentionMetadata(last[at], order, metadata.base[at], first[at], last[at])
+        assert torch.equal(native.attention(qkv[at], key_cache, value_cache, sinks, one, 0.125)[0], out[t])
 
 
 def test_large_scores_do_not_overflow() -> None:
     qkv, cache = bf16(1, 4, 64, std=30), bf16(3, 1, 1, 64, seed=1, std=30)
-    spans = (torch.tensor([0, 1, 2]), torch.tensor([0]), torch.tensor([0]), torch.tensor([2]))
-    assert torch.isfinite(native.attention(qkv, cache, cache, bf16(2), spans, 1.0)).all()
+    zero, two = torch.tensor([0]), torch.tensor([2])
+    metadata = CpuAttentionMetadata(two, torch.tensor([0, 1, 2]), zero, zero, two)
+    assert torch.isfinite(native.attention(qkv, cache, cache, bf16(2), metadata, 1.0)).all()
 
 
 @pytest.mark.parametrize("num_experts", [4, 32, 128])

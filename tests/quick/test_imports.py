@@ -62,6 +62,8 @@ ALLOWED = {
     "gptoss.engine.model.named_sizes": "gptoss.engine.model.model_config",
     "gptoss.engine.parallel": f"gptoss.engine.parallel gptoss.engine.model.model_config gptoss.config.errors {WIRE}",
     "gptoss.kernels": "gptoss.kernels",
+    # the compiled library is a derived file: locked, checksummed and kept where all of them are
+    "gptoss.kernels.cpu.native": "gptoss.kernels gptoss.cached_files",
     # used by all
     "gptoss.config": "gptoss.config gptoss.resources",
     "gptoss.config.engine_keys": "gptoss.config.key",
@@ -82,9 +84,6 @@ FOR_NOW = {
     "gptoss.api.responses": "gptoss.api.chat.adapter gptoss.api.chat.schema gptoss.api.relaxations",
     "gptoss.api.ops": "gptoss.api.chat.adapter",
     "gptoss.api.context": "gptoss.api.responses.store",
-    # kernels are not behind one backend yet: the files that choose compile on a CPU without it
-    "gptoss.kernels.native": "gptoss.cached_files",
-    "gptoss.kernels.cpu": "gptoss.cached_files",
 }
 TORCH = "kernels engine.worker engine.model engine.parallel.communicator embedded cli.make_checkpoint"
 WITH_TORCH = rooms("gptoss", TORCH).split()

@@ -8,6 +8,7 @@ import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,7 @@ from gptoss.cli.make_checkpoint import make_checkpoint
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
 from gptoss.engine.model.checkpoint import Checkpoint
-from gptoss.engine.model.forward_batch import LayerCache
-from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import Size
 from gptoss.engine.model.weights import ModelWeights, WeightLoader
@@ -26,6 +26,9 @@ from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.batch import RequestTable, build_batch
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
+from gptoss.kernels.backend import KernelBackend, choose_backend
+from gptoss.kernels.layers import LayerCache
+from gptoss.kernels.reference.backend import ReferenceBackend
 from tests.support.caches import CHECKPOINTS
 
 VERSION = "4"  # raise when make_checkpoint writes other bytes
@@ -56,15 +59,22 @@ def sized_checkpoint(name: str, size: Size) -> Path:
 
 
 @functools.cache
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = True) -> GptOss:
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = True, kernels: str = "auto"
+) -> GptOss:
+    """`kernels`: "torch" for the reference backend."""
     config = ModelConfig.from_folder(folder)
     loader = WeightLoader(Checkpoint(folder, config), config, dtype, dequantize=dequantize)
-    return one_rank(config, loader.load())
+    return one_rank(config, loader.load(), kernels)
 
 
-def one_rank(config: ModelConfig, weights: ModelWeights) -> GptOss:
+def one_rank(config: ModelConfig, weights: ModelWeights, kernels: str = "auto") -> GptOss:
     """The whole model on one rank."""
-    return GptOss(config, weights, Communicator(whole(config), torch.device("cpu")))
+    cpu, dtype, shape = torch.device("cpu"), weights.layers[0].qkv.dtype, layer_shape(config, whole(config), 1 << 17)
+    backend: KernelBackend[Any] = choose_backend(cpu, dtype, shape)
+    if kernels == "torch":
+        backend = ReferenceBackend(shape, dtype, cpu)
+    return GptOss(config, weights, Communicator(whole(config), cpu), backend)
 
 
 def engine_config(folder: Path, **changes: object) -> EngineConfig:
@@ -109,7 +119,7 @@ def model_logits(
         count = min(chunk, len(ids) - start)
         step = table.apply(SchedulerOutput(new, {}, {"r": count}, []))
         new = []
-        batch = build_batch(step, block_size, model.config.sliding_window, dtype, torch.device("cpu"))
+        batch = build_batch(step, model.kernels, block_size)
         wanted = torch.arange(max(0, count - last), count) if last else torch.arange(0, count, every)
         batch = dataclasses.replace(batch, sample_rows=wanted)
         rows.append(model.forward(batch, cache))

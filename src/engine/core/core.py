@@ -57,7 +57,7 @@ class EngineCore:
             kv,
             max_in_flight=self.executor.max_in_flight,
             drafter=Drafter(self.guided, most) if most else None,
-            lookahead=int(self.executor.worker.starts_ahead),
+            lookahead=int(self.executor.report().prelaunches_steps),
         )
         self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
         # requests whose grammar is being compiled, and when they came
@@ -166,7 +166,7 @@ class EngineCore:
         config = self.executor.config
         tensor, stages = config.tensor_parallel_size > 1, config.pipeline_parallel_size > 1
         if not tensor and not stages:
-            return "single" if self.executor.worker.device.type == "cuda" else "cpu"
+            return "single" if self.executor.report().on_gpu else "cpu"
         return "tensor+pipeline" if tensor and stages else "tensor" if tensor else "pipeline"
 
     @property

@@ -13,6 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ import msgspec
 
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
-from gptoss.engine.messages import PROBE_ID, ModelRunnerOutput, RankReport, SchedulerOutput, Step
+from gptoss.engine.messages import PROBE_ID, ModelRunnerOutput, NewRequest, RankReport, SchedulerOutput, Step
+from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.rank import make_worker, report_of, run_rank
-from gptoss.engine.worker.worker import self_test_probe
 from gptoss.run_folder import RunFolder
 
 DEFAULT_DRAFTS = 3  # tokens; with the CPU's kernels a step of four costs little more than one of one
@@ -32,6 +33,24 @@ OnDeath = Callable[[str, bool], None]  # (what happened, whether a restart would
 
 class SelfTestError(RuntimeError):
     """The model runs but its numbers are wrong: it must not serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorReport:
+    """What the ranks really run, once they have loaded. Bytes are of all ranks."""
+
+    device: str
+    dtype: str
+    kernel_path: str
+    prelaunches_steps: bool  # whether a request's next token is computed before it is asked for
+    load_s: float
+    weight_bytes: int
+    kv_cache_bytes: int
+    ranks: list[RankReport]
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
 
 
 class Executor:
@@ -66,6 +85,19 @@ class Executor:
         for pipe in self._pipes.values():
             self.ranks.append(msgspec.msgpack.decode(pipe.recv_bytes(), type=RankReport))
         self._self_test(config)
+
+    def report(self) -> ExecutorReport:
+        worker = self.worker
+        return ExecutorReport(
+            device=str(worker.device),
+            dtype=str(worker.dtype).removeprefix("torch."),
+            kernel_path=worker.kernel_path,
+            prelaunches_steps=worker.prelaunches_steps,
+            load_s=worker.load_s,
+            weight_bytes=sum(rank.weight_bytes for rank in self.ranks),
+            kv_cache_bytes=sum(rank.kv_cache_bytes for rank in self.ranks),
+            ranks=self.ranks,
+        )
 
     @property
     def num_speculative_tokens(self) -> int:
@@ -109,7 +141,7 @@ class Executor:
         return self.collect()[1]
 
     def _self_test(self, config: EngineConfig) -> None:
-        probe = self_test_probe(config.block_size)
+        probe = self_test_probe(config)
         first = SchedulerOutput([probe], {}, {PROBE_ID: len(probe.token_ids)}, [])
         result = self.execute_model(first)
         self.execute_model(SchedulerOutput([], {}, {}, [PROBE_ID]))
@@ -157,7 +189,14 @@ class Executor:
             self._folder.remove()
 
 
-def die(report: Callable[[str, bool], None]) -> OnDeath:
+def self_test_probe(config: EngineConfig) -> NewRequest:
+    """A prompt of at most one block, for a step through the whole model."""
+    tokens = list(config.probe_token_ids[: config.block_size])
+    params = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
+    return NewRequest(PROBE_ID, tokens, len(tokens), params, ([1], [2]), 0)
+
+
+def exit_on_rank_death(report: Callable[[str, bool], None]) -> OnDeath:
     """An OnDeath that reports and ends this process, whatever it waits for."""
 
     def ended(message: str, fatal: bool) -> None:

@@ -16,7 +16,7 @@ from gptoss import logging_setup
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.core.core import EngineCore, heartbeats
-from gptoss.engine.core.executor import die
+from gptoss.engine.core.executor import exit_on_rank_death
 from gptoss.engine.messages import (
     AbortRequests,
     AddRequest,
@@ -106,7 +106,7 @@ def run_engine(config: EngineConfig, input_address: str, output_address: str, pa
         time.sleep(0.2)  # for the message to leave before the process does
 
     try:
-        core = EngineCore(place(config), die(report), log)
+        core = EngineCore(place(config), exit_on_rank_death(report), log)
         process = EngineProcess(core, receive, send, parent_pid)
         process._send(_ready(core))
         with heartbeats(context, output_address):
@@ -124,17 +124,17 @@ def run_engine(config: EngineConfig, input_address: str, output_address: str, pa
 
 
 def _ready(core: EngineCore) -> Ready:
-    worker = core.executor.worker
+    report = core.executor.report()
     return Ready(
-        dtype=str(worker.dtype).removeprefix("torch."),
-        device=str(worker.device),
+        dtype=report.dtype,
+        device=report.device,
         num_blocks=core.kv.num_blocks - 1,
-        kv_cache_bytes=sum(rank.kv_cache_bytes for rank in core.executor.ranks),
-        weight_bytes=sum(rank.weight_bytes for rank in core.executor.ranks),
+        kv_cache_bytes=report.kv_cache_bytes,
+        weight_bytes=report.weight_bytes,
         max_model_len=core.max_model_len,
-        kernel_path=worker.kernel_path,
-        load_s=worker.load_s,
+        kernel_path=report.kernel_path,
+        load_s=report.load_s,
         pid=os.getpid(),
         gpu_mode=core.gpu_mode,
-        ranks=core.executor.ranks,
+        ranks=report.ranks,
     )

@@ -132,7 +132,7 @@ class Scheduler:
             self._admit(budget, out, room)
         if self._drafter is not None:
             self._add_drafts(self._drafter, out)
-        out.gone_request_ids, self._gone = self._gone, []
+        out.finished_or_preempted_ids, self._gone = self._gone, []
         if self._max_in_flight > 1:
             self._in_flight |= out.num_scheduled_tokens.keys()
         return out
@@ -174,7 +174,7 @@ class Scheduler:
     def give_back(self, out: SchedulerOutput) -> None:
         """An empty step that is not executed: what it should have told the workers waits for the next."""
         assert not out.num_scheduled_tokens
-        self._gone = out.gone_request_ids + self._gone
+        self._gone = out.finished_or_preempted_ids + self._gone
 
     def _rows_for_one_step(self) -> int:
         """Requests for one of the steps under way, so that every stage of a pipeline has its share."""

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
 from gptoss.engine.model.checkpoint import Checkpoint
-from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.model_config import SLIDING, ModelConfig
 from gptoss.engine.parallel.shards import Shard, whole
+from gptoss.kernels.layers import (
+    FULL_GROUP,
+    SLIDING_GROUP,
+    ExpertWeights,
+    HeadWeight,
+    LayerWeights,
+    PackedMxfp4,
+    SharedRows,
+)
 from gptoss.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4
-from gptoss.kernels.reference.moe import ExpertWeights
-from gptoss.kernels.triton import support
-from gptoss.kernels.triton.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, pack_experts
 
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """Shapes: see model/gpt_oss.py and kernels/moe.py. Q rows first, then K, then V."""
-
-    attention_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor
-    sinks: torch.Tensor
-    out: torch.Tensor
-    out_bias: torch.Tensor
-    mlp_norm: torch.Tensor
-    router: torch.Tensor
-    router_bias: torch.Tensor
-    experts: ExpertWeights | PackedExperts
+PrepareLayer = Callable[[LayerWeights], LayerWeights]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +32,15 @@ class ModelWeights:
     embedding: torch.Tensor | None  # [V, H]
     layers: list[LayerWeights]
     final_norm: torch.Tensor | None  # [H]
-    lm_head: torch.Tensor | None  # [V, H]
+    lm_head: HeadWeight | None  # [V, H]
 
 
 class WeightLoader:
-    """Checkpoint tensors -> one rank's ModelWeights in the compute type, one tensor in flight at a time.
+    """Reads one rank's ModelWeights from a checkpoint, in the compute type, one tensor in flight at a time.
 
-    `dequantize` unpacks MXFP4 experts once, at load, into the compute type: four times the memory, the fastest form
-    on a CPU. Otherwise they stay packed, on a GPU in the order of its kernels. Of tensors that are cut between ranks
-    only this rank's part is read; biases that must be added once are zero on all but the stage's first rank.
+    `dequantize` unpacks MXFP4 experts once, at load: four times the memory, the fastest form for plain torch. Each
+    layer goes through `prepare_layer`, the kernel backend's. Of tensors that are cut between ranks only this rank's
+    part is read; biases that must be added once are zero on all but the stage's first rank.
     """
 
     def __init__(
@@ -60,7 +52,9 @@ class WeightLoader:
         dequantize: bool,
         device: torch.device | None = None,
         shard: Shard | None = None,
+        prepare_layer: PrepareLayer | None = None,
     ) -> None:
+        self._prepare_layer = prepare_layer or _as_loaded
         self._device = device or torch.device("cpu")
         self._checkpoint = checkpoint
         self._config = config
@@ -81,7 +75,7 @@ class WeightLoader:
         read_layer = self._original_layer if original else self._hf_layer
         s = self._shard
         steps = tqdm(s.layers, desc="loading weights", unit="layer", disable=None if s.rank == 0 else True)
-        layers = [read_layer(n) for n in steps]
+        layers = [self._prepare_layer(read_layer(n)) for n in steps]
         return ModelWeights(
             self._read(embedding, _cut(s.vocab)) if s.is_first else None,
             layers,
@@ -92,21 +86,22 @@ class WeightLoader:
     def _read(self, name: str, *cut: slice) -> torch.Tensor:
         return self._checkpoint.part(name, cut or (slice(None),)).to(self._device, self._dtype, copy=True)
 
-    def _once(self, bias: torch.Tensor) -> torch.Tensor:
-        """A bias that only one rank may add."""
-        return bias if self._shard.leads else torch.zeros_like(bias)
+    def _on_leader_only(self, bias: torch.Tensor) -> torch.Tensor:
+        """A bias on the one rank that adds it, zeros on the others."""
+        return bias if self._shard.is_tensor_leader else torch.zeros_like(bias)
 
     def _hf_layer(self, n: int) -> LayerWeights:
         layer = f"model.layers.{n}."
         a, m = layer + "self_attn.", layer + "mlp."
         heads = self._head_rows()
         return LayerWeights(
+            group=_group(self._config, n),
             attention_norm=self._read(layer + "input_layernorm.weight"),
             qkv=torch.cat([self._read(f"{a}{x}_proj.weight", rows) for x, rows in zip("qkv", heads, strict=True)]),
             qkv_bias=torch.cat([self._read(f"{a}{x}_proj.bias", rows) for x, rows in zip("qkv", heads, strict=True)]),
             sinks=self._read(a + "sinks", _cut(self._shard.query_heads)),
             out=self._read(a + "o_proj.weight", slice(None), heads[0]).contiguous(),
-            out_bias=self._once(self._read(a + "o_proj.bias")),
+            out_bias=self._on_leader_only(self._read(a + "o_proj.bias")),
             mlp_norm=self._read(layer + "post_attention_layernorm.weight"),
             router=self._read(m + "router.weight"),
             router_bias=self._read(m + "router.bias"),
@@ -127,12 +122,13 @@ class WeightLoader:
             for base, part in zip((0, q_dim, q_dim + kv_dim), heads, strict=True)
         ]
         return LayerWeights(
+            group=_group(self._config, n),
             attention_norm=self._read(a + "norm.scale"),
             qkv=torch.cat([self._read(a + "qkv.weight", part) for part in rows]),
             qkv_bias=torch.cat([self._read(a + "qkv.bias", part) for part in rows]),
             sinks=self._read(a + "sinks", _cut(self._shard.query_heads)),
             out=self._read(a + "out.weight", slice(None), heads[0]).contiguous(),
-            out_bias=self._once(self._read(a + "out.bias")),
+            out_bias=self._on_leader_only(self._read(a + "out.bias")),
             mlp_norm=self._read(m + "norm.scale"),
             router=self._read(m + "gate.weight"),
             router_bias=self._read(m + "gate.bias"),
@@ -145,19 +141,18 @@ class WeightLoader:
         q, kv = (slice(h.start * size, h.stop * size) for h in (s.query_heads, s.kv_heads))
         return q, kv, kv
 
-    def _experts(self, w1: str, b1: str, w2: str, b2: str) -> ExpertWeights | PackedExperts:
+    def _experts(self, w1: str, b1: str, w2: str, b2: str) -> ExpertWeights:
         s = self._shard
         experts, inter = _cut(s.experts), s.intermediate
         gate_up = slice(2 * inter.start, 2 * inter.stop)
         everywhere = len(inter) == self._config.intermediate_size  # then no other rank adds the same bias
         bias2 = self._read(b2, experts)
-        made = ExpertWeights(
+        return ExpertWeights(
             w1=self._expert_matrix(w1, experts, gate_up, slice(None), self._gate_then_up),
             b1=self._read(b1, experts, gate_up)[:, self._gate_then_up.to(self._device)],
             w2=self._expert_matrix(w2, experts, slice(None), _cut(inter), None),
-            b2=bias2 if everywhere else self._once(bias2),
+            b2=bias2 if everywhere else self._on_leader_only(bias2),
         )
-        return for_kernels(made, self._dtype)
 
     def _expert_matrix(
         self, name: str, experts: slice, rows: slice, columns: slice, row_order: torch.Tensor | None
@@ -183,15 +178,12 @@ class WeightLoader:
         return out
 
 
-def for_kernels(experts: ExpertWeights, dtype: torch.dtype) -> ExpertWeights | PackedExperts:
-    """MXFP4 experts in the order of the kernels that will read them."""
-    w1, w2 = experts.w1, experts.w2
-    if not isinstance(w1, Mxfp4Tensor) or not isinstance(w2, Mxfp4Tensor):
-        return experts
-    if not support.runs_triton(torch.empty(0, dtype=dtype, device=w1.blocks.device)):
-        return experts
-    order = gate_up_order(w1.blocks.shape[1] // 2, w1.blocks.device)
-    return PackedExperts(pack_experts(w1, order), experts.b1, pack_experts(w2), experts.b2)
+def _group(config: ModelConfig, layer: int) -> int:
+    return SLIDING_GROUP if config.layer_types[layer] == SLIDING else FULL_GROUP
+
+
+def _as_loaded(layer: LayerWeights) -> LayerWeights:
+    return layer
 
 
 def _cut(part: range) -> slice:
@@ -199,9 +191,14 @@ def _cut(part: range) -> slice:
 
 
 def dummy_weights(
-    c: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int, shard: Shard | None = None
+    c: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    shard: Shard | None = None,
+    prepare_layer: PrepareLayer = _as_loaded,
 ) -> ModelWeights:
-    """Random weights of one rank's true shapes and types, with no file: for benchmarks. Experts stay MXFP4."""
+    """Random weights of one rank's true shapes and types, without a file: for benchmarks. Experts are MXFP4."""
     s = shard or whole(c)
     generator = torch.Generator(device=device).manual_seed(seed)
 
@@ -216,8 +213,10 @@ def dummy_weights(
     hidden, inter = c.hidden_size, len(s.intermediate)
     q_dim, kv_dim = len(s.query_heads) * c.head_dim, len(s.kv_heads) * c.head_dim
     ones = torch.ones(hidden, dtype=dtype, device=device)
-    layers = [
-        LayerWeights(
+
+    def random_layer(n: int) -> LayerWeights:
+        return LayerWeights(
+            group=_group(c, n),
             attention_norm=ones,
             qkv=normal(q_dim + 2 * kv_dim, hidden),
             qkv_bias=normal(q_dim + 2 * kv_dim),
@@ -227,18 +226,16 @@ def dummy_weights(
             mlp_norm=ones,
             router=normal(c.num_experts, hidden),
             router_bias=normal(c.num_experts),
-            experts=for_kernels(
-                ExpertWeights(
-                    packed(2 * inter, hidden),
-                    normal(len(s.experts), 2 * inter),
-                    packed(hidden, inter),
-                    normal(len(s.experts), hidden),
-                ),
-                dtype,
+            experts=ExpertWeights(
+                packed(2 * inter, hidden),
+                normal(len(s.experts), 2 * inter),
+                packed(hidden, inter),
+                normal(len(s.experts), hidden),
             ),
         )
-        for _ in tqdm(s.layers, desc="random weights", unit="layer", disable=None if s.rank == 0 else True)
-    ]
+
+    steps = tqdm(s.layers, desc="random weights", unit="layer", disable=None if s.rank == 0 else True)
+    layers = [prepare_layer(random_layer(n)) for n in steps]
     return ModelWeights(
         normal(len(s.vocab), hidden) if s.is_first else None,
         layers,
@@ -249,7 +246,9 @@ def dummy_weights(
 
 def iterate_tensors(weights: ModelWeights) -> Iterator[torch.Tensor]:
     """Every stored tensor, packed ones included: for byte counts."""
-    yield from (t for t in (weights.embedding, weights.final_norm, weights.lm_head) if t is not None)
+    head = weights.lm_head
+    heads = (head.rows, head.row_of) if isinstance(head, SharedRows) else (head,)
+    yield from (t for t in (weights.embedding, weights.final_norm, *heads) if t is not None)
     for layer in weights.layers:
         yield from (layer.attention_norm, layer.qkv, layer.qkv_bias, layer.sinks, layer.out, layer.out_bias)
         yield from (layer.mlp_norm, layer.router, layer.router_bias, layer.experts.b1, layer.experts.b2)

@@ -84,7 +84,7 @@ class Communicator:
             return local
         width = max(sizes)
         padded = torch.nn.functional.pad(local, (0, width - local.shape[1])).contiguous()
-        parts = [torch.empty_like(padded) for _ in sizes] if self.shard.leads else None
+        parts = [torch.empty_like(padded) for _ in sizes] if self.shard.is_tensor_leader else None
         dist.gather(padded, parts, dst=self._first_of_stage, group=self._stage)
         if parts is None:
             return None
@@ -95,7 +95,7 @@ class Communicator:
         the whole vocabulary's best on the stage's first rank. Two numbers a row travel. The lowest id wins a tie."""
         value, index = local.max(dim=-1)
         best = torch.stack((value.double(), (index + first_id).double()))
-        parts = [torch.empty_like(best) for _ in range(self.shard.tensor_size)] if self.shard.leads else None
+        parts = [torch.empty_like(best) for _ in range(self.shard.tensor_size)] if self.shard.is_tensor_leader else None
         dist.gather(best, parts, dst=self._first_of_stage, group=self._stage)
         if parts is None:
             return None

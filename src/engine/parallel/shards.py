@@ -39,8 +39,8 @@ class Shard:
         return self.stage == self.num_stages - 1
 
     @property
-    def leads(self) -> bool:
-        """Adds what must be added once among the ranks of a stage: biases and the residual."""
+    def is_tensor_leader(self) -> bool:
+        """Whether this rank adds what the ranks of a stage must add once: biases and the residual."""
         return self.tensor_rank == 0
 
 

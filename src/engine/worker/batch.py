@@ -1,29 +1,24 @@
-"""The worker's memory of its requests, and one step's input made from it.
-
-Shapes: T tokens of the step, S requests of the step, L block-table columns.
-"""
+"""The worker's record of its requests, and one step's input made from it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
 from gptoss.engine.messages import NewRequest, SchedulerOutput
 from gptoss.engine.model.forward_batch import ForwardBatch
-from gptoss.engine.model.model_config import FULL, SLIDING
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.worker.device_copy import to_device
-from gptoss.kernels.attention import TILE_TOKENS, AttentionPlan, Ragged
-from gptoss.kernels.cpu import native
-from gptoss.kernels.reference.attention import DecodePlan, PrefillPlan
-from gptoss.kernels.triton import support
+from gptoss.kernels.backend import KernelBackend
+from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.step_layout import StepLayout
 
 
-class _Growing:
+class GrowableArray:
     """An int array that grows by doubling: appending a token must not copy a long prompt."""
 
     __slots__ = ("_data", "size")
@@ -56,8 +51,8 @@ class RequestState:
     params: SamplingParams
     num_prompt_tokens: int
     num_computed_tokens: int
-    tokens: _Growing
-    blocks: tuple[_Growing, _Growing]  # by group: full, sliding
+    tokens: GrowableArray
+    blocks: tuple[GrowableArray, GrowableArray]  # by group: full, sliding
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +98,7 @@ class RequestTable:
         return len(self._states)
 
     def apply(self, out: SchedulerOutput) -> StepRows:
-        for request_id in out.gone_request_ids:
+        for request_id in out.finished_or_preempted_ids:
             del self._states[request_id]
         for new in out.new_requests:
             self._states[new.request_id] = _state(new)
@@ -140,138 +135,41 @@ def _state(new: NewRequest) -> RequestState:
         new.params,
         new.num_prompt_tokens,
         new.num_computed_tokens,
-        _Growing(new.token_ids),
-        (_Growing(new.block_ids[0]), _Growing(new.block_ids[1])),
+        GrowableArray(new.token_ids),
+        (GrowableArray(new.block_ids[0]), GrowableArray(new.block_ids[1])),
     )
 
 
-def build_batch(
-    rows: StepRows, block_size: int, sliding_window: int, dtype: torch.dtype, device: torch.device
-) -> ForwardBatch:
-    """Fills `rows.sampled` on the way: the requests whose known tokens are all computed by this step. One with drafts
-    is sampled behind its last known token and behind each draft. And `rows.scored`, whose rows come after those."""
-    num_decodes = sum(count == 1 for count in rows.counts)
+def build_batch(rows: StepRows, kernels: KernelBackend[Any], block_size: int) -> ForwardBatch:
+    """The model's input for a step; fills `rows.sampled` and `rows.scored`.
+
+    Sampled are the requests whose known tokens are all computed by this step: after the last of them, and after each
+    draft. The rows of scored tokens follow those to sample from.
+    """
     starts = [state.num_computed_tokens for state in rows.states]
+    full, sliding = ([state.blocks[group].view for state in rows.states] for group in range(2))
+    layout = StepLayout.of(starts, rows.counts, (full, sliding), block_size)
     token_ids = np.concatenate(
         [s.tokens.view[start : start + n] for s, start, n in zip(rows.states, starts, rows.counts, strict=True)]
     )
-    positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, rows.counts, strict=True)])
-    ends = np.cumsum(rows.counts)
-    sample_rows: list[int] = []
-    scored_rows: list[int] = []
-    for state, start, count, end in zip(rows.states, starts, rows.counts, ends, strict=True):
-        if start + count == state.tokens.size:
-            drafts = len(rows.drafts.get(state.request_id, ()))
-            sample_rows.extend(range(int(end) - 1 - drafts, int(end)))
-            rows.sampled.append(state)
-        scored = ScoredTokens.among(state, count)
-        if scored is not None:
-            scored_rows.extend(range(int(end) - count, int(end) - count + scored.count))
-            rows.scored.append(scored)
-    plans = {
-        layer_type: _plan(rows, starts, ends, positions, group, window, num_decodes, block_size, dtype, device)
-        for group, (layer_type, window) in enumerate(((FULL, None), (SLIDING, sliding_window)))
-    }
     return ForwardBatch(
-        to_device(token_ids, torch.int64, device),
-        to_device(positions, torch.int64, device),
-        plans,
-        to_device(sample_rows + scored_rows, torch.int64, device),
-        to_device([len(token_ids)], torch.int32, device),
+        to_device(token_ids, torch.int64, kernels.device),
+        to_device(_rows_with_logits(rows, layout.ends), torch.int64, kernels.device),
+        kernels.prepare_step(layout),
     )
 
 
-def _plan(
-    rows: StepRows,
-    starts: list[int],
-    ends: np.ndarray,
-    positions: np.ndarray,
-    group: int,
-    window: int | None,
-    num_decodes: int,
-    block_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> AttentionPlan:
-    tables = [state.blocks[group].view for state in rows.states]
-
-    def slots(table: np.ndarray, span: np.ndarray) -> np.ndarray:
-        return table[span // block_size] * block_size + span % block_size
-
-    def first_key(start: int) -> int:
-        return 0 if window is None else max(0, start - window + 1)
-
-    offsets = [0, *ends]
-    slot_mapping = np.concatenate(
-        [slots(table, positions[offsets[i] : offsets[i + 1]]) for i, table in enumerate(tables)]
-    )
-    mapping = to_device(slot_mapping, torch.int64, device)
-    if native.supports(torch.empty(0, dtype=dtype, device=device)):
-        return AttentionPlan(mapping, num_decodes, spans=_spans(rows, starts, positions, tables, window, block_size))
-    if support.runs_triton(torch.empty(0, dtype=dtype, device=device)):
-        ragged = ragged_batch(starts, rows.counts, tables, num_decodes, device)
-        return AttentionPlan(mapping, num_decodes, ragged=ragged)
-    decode = None
-    if num_decodes:
-        spans = [np.arange(first_key(start), start + 1) for start in starts[:num_decodes]]
-        width = max(map(len, spans))
-        gathered = np.zeros((num_decodes, width), np.int64)
-        hidden = np.ones((num_decodes, width), bool)
-        for i, span in enumerate(spans):
-            gathered[i, : len(span)] = slots(tables[i], span)
-            hidden[i, : len(span)] = False
-        bias = torch.zeros(hidden.shape, dtype=dtype)
-        bias.masked_fill_(torch.from_numpy(hidden), float("-inf"))
-        decode = DecodePlan(torch.from_numpy(gathered.ravel()).to(device), bias[:, None, None].to(device))
-    prefills = []
-    for i in range(num_decodes, len(rows.states)):
-        first, end = first_key(starts[i]), starts[i] + rows.counts[i]
-        span_slots = torch.from_numpy(slots(tables[i], np.arange(first, end))).to(device)
-        prefills.append(PrefillPlan(int(offsets[i]), rows.counts[i], starts[i], first, span_slots))
-    return AttentionPlan(mapping, num_decodes, decode, tuple(prefills))
-
-
-def ragged_batch(
-    starts: list[int], counts: list[int], tables: list[np.ndarray], num_decodes: int, device: torch.device
-) -> Ragged:
-    """`starts`: cached tokens of each sequence, `counts`: new ones."""
-    first_rows = np.concatenate(([0], np.cumsum(counts)))
-    table = np.zeros((len(tables), max(map(len, tables))), np.int32)
-    for row, blocks in zip(table, tables, strict=True):
-        row[: len(blocks)] = blocks
-    tiles = [
-        (seq, row)
-        for seq in range(num_decodes, len(counts))
-        for row in range(first_rows[seq], first_rows[seq + 1], TILE_TOKENS)
-    ]
-    tile_seq, tile_first = np.array(tiles, np.int32).reshape(-1, 2).T
-
-    def ints(values: np.ndarray) -> torch.Tensor:
-        return to_device(np.ascontiguousarray(values, np.int32), torch.int32, device)
-
-    lengths = np.add(starts, counts)
-    return Ragged(ints(first_rows), ints(lengths), ints(table), num_decodes, ints(tile_seq), ints(tile_first))
-
-
-def _spans(
-    rows: StepRows,
-    starts: list[int],
-    positions: np.ndarray,
-    tables: list[np.ndarray],
-    window: int | None,
-    block_size: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """-> (slots of all sequences' visible tokens, and for each new token base, first and last), as native.attention
-    wants them: position p of the token's sequence lies in slots[base + p]."""
-    parts, bases, total = [], [], 0
-    for start, count, table in zip(starts, rows.counts, tables, strict=True):
-        first = 0 if window is None else max(0, start - window + 1)
-        span = np.arange(first, start + count)
-        parts.append(table[span // block_size] * block_size + span % block_size)
-        bases.append(total - first)
-        total += len(span)
-    base = np.repeat(np.array(bases, np.int64), rows.counts)
-    first_seen = np.zeros_like(positions) if window is None else np.maximum(0, positions - window + 1)
-    arrays = (np.concatenate(parts), base, first_seen, positions)
-    slots, base_of, first_of, last_of = (torch.from_numpy(np.ascontiguousarray(a, np.int64)) for a in arrays)
-    return slots, base_of, first_of, last_of
+def _rows_with_logits(rows: StepRows, ends: np.ndarray) -> list[int]:
+    """Fills `rows.sampled` and `rows.scored`, and returns the rows of the batch that they need, in this order."""
+    sampled: list[int] = []
+    scored: list[int] = []
+    for state, count, end in zip(rows.states, rows.counts, ends.tolist(), strict=True):
+        if state.num_computed_tokens + count == state.tokens.size:
+            drafts = len(rows.drafts.get(state.request_id, ()))
+            sampled.extend(range(end - 1 - drafts, end))
+            rows.sampled.append(state)
+        tokens = ScoredTokens.among(state, count)
+        if tokens is not None:
+            scored.extend(range(end - count, end - count + tokens.count))
+            rows.scored.append(tokens)
+    return sampled + scored

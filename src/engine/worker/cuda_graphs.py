@@ -26,17 +26,16 @@ import numpy as np
 import torch
 
 from gptoss.engine.config import EngineConfig
-from gptoss.engine.model.forward_batch import ForwardBatch, LayerCache
+from gptoss.engine.model.forward_batch import ForwardBatch
 from gptoss.engine.model.gpt_oss import GptOss
-from gptoss.engine.model.model_config import FULL, SLIDING
 from gptoss.engine.worker.batch import RequestState
-from gptoss.engine.worker.device_copy import to_device
-from gptoss.kernels.attention import AttentionPlan, Ragged
+from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.layers import LayerCache
+from gptoss.kernels.triton.metadata import TritonAttentionMetadata, TritonStep
 
 logger = logging.getLogger(__name__)
 
 Forward = Callable[[], torch.Tensor]
-KINDS = (FULL, SLIDING)
 ALIGNED_ROWS = 16
 
 
@@ -47,7 +46,7 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
+class PrelaunchedStep:
     """A step that was started before it was asked for."""
 
     logits: torch.Tensor  # float32 [B, V]
@@ -120,7 +119,7 @@ class GraphRunner:
         self._fill([(s, s.num_computed_tokens) for s in states], size, None)
         return self.replay(size)[: len(states)]
 
-    def run_ahead(self, states: list[RequestState], token_ids: torch.Tensor) -> Ahead | None:
+    def prelaunch(self, states: list[RequestState], token_ids: torch.Tensor) -> PrelaunchedStep | None:
         """Starts the step after this one before anybody has read this one's tokens: int64 [B], on the device.
 
         Left out are requests that cannot go on as they are: those that reach their limit with this token, and those
@@ -135,7 +134,7 @@ class GraphRunner:
         size = self._size(len(rows))
         self._fill([(state, position) for _, state, position in rows], size, token_ids)
         places = {state.request_id: (i, position) for i, (_, state, position) in enumerate(rows)}
-        return Ahead(self.replay(size), places)
+        return PrelaunchedStep(self.replay(size), places)
 
     def _can_go_on(self, state: RequestState) -> bool:
         position = state.tokens.size  # of the token that is sampled now
@@ -154,29 +153,20 @@ class GraphRunner:
         return lambda: self._model.forward(batch, self._cache)
 
     def _batch(self, size: int) -> ForwardBatch:
-        plans = {
-            kind: AttentionPlan(
-                self._long[2 + group, :size],
-                size,
-                ragged=Ragged(
-                    self._query_start[: size + 1],
-                    self._lengths[:size],
-                    self._tables[group, :size],
-                    size,
-                    self._none,
-                    self._none,
-                ),
+        full, sliding = (
+            TritonAttentionMetadata(
+                slot_mapping=self._long[2 + group, :size],
+                query_start=self._query_start[: size + 1],
+                length=self._lengths[:size],
+                block_table=self._tables[group, :size],
+                num_decodes=size,
+                tile_seq=self._none,
+                tile_first=self._none,
             )
-            for group, kind in enumerate(KINDS)
-        }
-        return ForwardBatch(
-            self._long[0, :size],
-            self._long[1, :size],
-            plans,
-            self._rows[:size],
-            self._lengths[-1:],
-            self._logits[:size],
+            for group in range(2)
         )
+        step = TritonStep(self._long[1, :size], self._lengths[-1:], (full, sliding), self._logits[:size])
+        return ForwardBatch(self._long[0, :size], self._rows[:size], step)
 
     def _fill(self, rows: list[tuple[RequestState, int]], size: int, token_ids: torch.Tensor | None) -> None:
         """Rows are states and the positions of their tokens; `token_ids` are those that only the device knows."""

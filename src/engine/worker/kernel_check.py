@@ -14,19 +14,17 @@ import numpy as np
 import torch
 
 from gptoss.engine.config import SCORED_ROWS, EngineConfig
-from gptoss.engine.model.forward_batch import ForwardBatch, LayerCache
+from gptoss.engine.model.forward_batch import ForwardBatch
 from gptoss.engine.model.gpt_oss import GptOss
-from gptoss.engine.model.model_config import FULL, SLIDING
-from gptoss.engine.model.triton_gpt_oss import TritonGptOss
 from gptoss.engine.parallel.communicator import Communicator
-from gptoss.engine.worker.batch import ragged_batch
-from gptoss.kernels.attention import AttentionPlan
+from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.layers import ExpertWeights, LayerCache, PackedExperts, PackedMxfp4
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
-from gptoss.kernels.reference.attention import PrefillPlan
-from gptoss.kernels.reference.moe import ExpertWeights
+from gptoss.kernels.reference.backend import ReferenceBackend
+from gptoss.kernels.step_layout import StepLayout
 from gptoss.kernels.triton import support
 from gptoss.kernels.triton.configs import step_sizes
-from gptoss.kernels.triton.mxfp4_layout import PackedExperts, PackedMxfp4, gate_up_order, unpack_experts
+from gptoss.kernels.triton.mxfp4_layout import gate_up_order, unpack_experts
 
 logger = logging.getLogger(__name__)
 
@@ -46,47 +44,48 @@ class Unpacking:
         return unpack_experts(PackedMxfp4(p.words[one], p.scales[one], p.num_columns), self._order)[0]
 
 
-def check_layers(model: TritonGptOss, cache: list[LayerCache], comm: Communicator, block_size: int) -> float:
-    """-> the relative error of one sliding and one full layer given random hidden states: the larger of the two, of
-    each the median over tokens, because a token whose fourth and fifth expert are nearly alike may take either."""
-    device = model.weights.layers[0].qkv.device
-    generator = torch.Generator(device=device).manual_seed(0)
+@torch.inference_mode()
+def check_layers(model: GptOss, cache: list[LayerCache], comm: Communicator, block_size: int) -> float:
+    """The relative error of one sliding and one full layer given random hidden states: the larger of the two.
+
+    Of each the median over tokens counts, because a token whose fourth and fifth expert are nearly alike may take
+    either.
+    """
+    kernels = model.kernels
+    generator = torch.Generator(device=kernels.device).manual_seed(0)
     shape = (CHECK_TOKENS, model.config.hidden_size)
-    # small beside what a layer adds to it, so that rounding their sum does not hide the difference
-    x = torch.randn(shape, generator=generator, device=device) / 32
+    # small compared to what a layer adds to it, so that rounding their sum does not hide the difference
+    x = torch.randn(shape, generator=generator, device=kernels.device) / 32
     x = x.to(model.residual_dtype)
+    plain = GptOss(model.config, model.weights, comm, ReferenceBackend(kernels.shape, kernels.dtype, kernels.device))
+    layout = _layout([CHECK_TOKENS], block_size)
     errors = []
-    for index in range(min(2, len(model.weights.layers))):
-        layer = model.weights.layers[index]
+    for layer, pair in zip(model.weights.layers[:2], cache[:2], strict=True):
         unpacked = dataclasses.replace(layer, experts=_unpacked(layer.experts))
-        layers = [unpacked] * (index + 1)
-        plain = GptOss(model.config, dataclasses.replace(model.weights, layers=layers), comm)
-        ours, theirs = (
-            one.run_layer(x, index, _prefill(CHECK_TOKENS, block_size, device, plain=one is plain), cache[index])
-            for one in (model, plain)
-        )
+        ours = model.layer(x, layer, pair, kernels.prepare_step(layout))
+        theirs = plain.layer(x, unpacked, pair, plain.kernels.prepare_step(layout))
         added = theirs.float() - x.float()
         errors.append(((ours.float() - theirs.float()).norm(dim=1) / added.norm(dim=1)).median())
     return float(torch.stack(errors).max())
 
 
-def warm_up(model: TritonGptOss, cache: list[LayerCache], config: EngineConfig, comm: Communicator) -> None:
+def warm_up(model: GptOss, cache: list[LayerCache], config: EngineConfig, comm: Communicator) -> None:
     """Compiles every kernel that an eager step may need; triton keeps them on disk for the next start.
 
     There is a step for each row of the launch table, of that many tokens and rows to sample: a sequence that decodes
-    beside a prompt. All ranks must call this, as they meet in collective operations.
+    next to a prompt. All ranks must call this, as they meet in collective operations.
     """
     started = time.monotonic()
-    device = model.weights.layers[0].qkv.device
+    device = model.kernels.device
     limit = config.max_num_batched_tokens
     most_rows = min(limit, config.max_num_seqs + SCORED_ROWS)
     for tokens in sorted({n for n in step_sizes(support.architecture(device)) if n < limit} | {limit}):
         logits = model.forward(
-            _mixed(tokens, min(tokens, most_rows), config.block_size, device),
+            _mixed(model, tokens, min(tokens, most_rows), config.block_size),
             cache,
             None if comm.shard.is_first else _hidden(model, tokens, device),
         )
-    if comm.shard.is_last and comm.shard.leads and support.samples(logits):
+    if comm.shard.is_last and comm.shard.is_tensor_leader and support.samples(logits):
         launch_sampler(logits.new_zeros(2, model.config.vocab_size))
     torch.cuda.synchronize(device)
     logger.info("kernels ready in %.1f s", time.monotonic() - started)
@@ -107,39 +106,24 @@ def launch_sampler(logits: torch.Tensor) -> None:
         truncated.pick(logits[:count], ones, *allowed, index, numbers, picked)
 
 
-def _hidden(model: TritonGptOss, tokens: int, device: torch.device) -> torch.Tensor:
+def _hidden(model: GptOss, tokens: int, device: torch.device) -> torch.Tensor:
     """What a later stage would receive."""
     shape = (tokens, model.config.hidden_size)
     return torch.zeros(shape, dtype=model.residual_dtype, device=device)
 
 
-def _mixed(tokens: int, rows: int, block_size: int, device: torch.device) -> ForwardBatch:
-    """A sequence that decodes beside a prompt of the other tokens; all keys go to the null block."""
-    counts = [1, tokens - 1] if tokens > 1 else [1]
-    positions = torch.cat([torch.arange(n, device=device) for n in counts])
+def _mixed(model: GptOss, tokens: int, rows: int, block_size: int) -> ForwardBatch:
+    """A sequence that decodes next to a prompt of the other tokens."""
+    layout = _layout([1, tokens - 1] if tokens > 1 else [1], block_size)
+    device = model.kernels.device
+    token_ids = to_device(layout.positions % 64, torch.int64, device)
+    return ForwardBatch(token_ids, torch.arange(rows, device=device), model.kernels.prepare_step(layout))
+
+
+def _layout(counts: list[int], block_size: int) -> StepLayout:
+    """Prompts whose keys all go to the null block, which no request reads."""
     tables = [np.zeros(-(-n // block_size), np.int64) for n in counts]
-    # two one-token sequences are both decodes
-    decodes = counts.count(1)
-    plan = AttentionPlan(
-        positions % block_size, decodes, ragged=ragged_batch([0] * len(counts), counts, tables, decodes, device)
-    )
-    count = torch.tensor([tokens], dtype=torch.int32, device=device)
-    sampled = torch.arange(rows, device=device)
-    return ForwardBatch(positions % 64, positions, {FULL: plan, SLIDING: plan}, sampled, count)
-
-
-def _prefill(tokens: int, block_size: int, device: torch.device, *, plain: bool) -> ForwardBatch:
-    """A prompt whose keys all go to the null block, which nobody reads."""
-    positions = torch.arange(tokens, device=device)
-    slots = positions % block_size
-    if plain:
-        prefill = PrefillPlan(0, tokens, 0, 0, slots)
-        plan = AttentionPlan(slots, 0, None, (prefill,))
-    else:
-        table = np.zeros(-(-tokens // block_size), np.int64)
-        plan = AttentionPlan(slots, 0, ragged=ragged_batch([0], [tokens], [table], 0, device))
-    count = torch.tensor([tokens], dtype=torch.int32, device=device)
-    return ForwardBatch(positions % 64, positions, {FULL: plan, SLIDING: plan}, positions[-1:], count)
+    return StepLayout.of([0] * len(counts), counts, (tables, tables), block_size)
 
 
 def _unpacked(experts: ExpertWeights | PackedExperts) -> ExpertWeights:

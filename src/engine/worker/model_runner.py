@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
-from gptoss.engine.model.forward_batch import LayerCache
 from gptoss.engine.model.gpt_oss import GptOss
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import split
 from gptoss.engine.worker.batch import RequestState, RequestTable, StepRows, build_batch
-from gptoss.engine.worker.cuda_graphs import Ahead, GraphRunner, all_decode
-from gptoss.engine.worker.device_copy import to_device
+from gptoss.engine.worker.cuda_graphs import GraphRunner, PrelaunchedStep, all_decode
 from gptoss.engine.worker.sampling.prompt_logprobs import PromptScores, score_prompts
 from gptoss.engine.worker.sampling.sampler import sample
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
-from gptoss.kernels.cpu import native
-from gptoss.kernels.triton import support
+from gptoss.kernels.backend import KernelBackend
+from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.layers import LayerCache
 
 logger = logging.getLogger(__name__)
 
@@ -32,26 +32,21 @@ class ModelRunner:
         config: EngineConfig,
         model: GptOss,
         cache: list[LayerCache],
-        dtype: torch.dtype,
-        device: torch.device,
+        kernels: KernelBackend[Any],
         comm: Communicator,
         graphs: GraphRunner | None = None,
     ) -> None:
         """`graphs` replays steps in which each request decodes one token."""
         self._graphs = graphs
-        self._ahead: Ahead | None = None
+        self._prelaunched: PrelaunchedStep | None = None
         self._config = config
         self._model = model
         self._cache = cache
-        self._dtype = dtype
-        self._device = device
+        self._kernels = kernels
         self._comm = comm
         self._vocab_sizes = [len(part) for part in split(config.model.vocab_size, comm.shard.tensor_size)]
         self._table = RequestTable()
-        # our kernels give each row the same result in any batch; torch does not
-        empty = torch.empty(0, dtype=dtype, device=device)
-        ours = native.supports(empty) or support.runs_triton(empty)
-        self._one_by_one = config.batch_invariant and not ours
+        self._one_by_one = config.batch_invariant and not kernels.is_batch_invariant
 
     def execute_model(self, out: SchedulerOutput, sampled: dict[str, int]) -> ModelRunnerOutput | None:
         """One step; None on a rank that does not sample. A request whose own numbers are bad, or that fails where the
@@ -75,13 +70,13 @@ class ModelRunner:
         return result if self._samples else None
 
     @property
-    def starts_ahead(self) -> bool:
+    def prelaunches_steps(self) -> bool:
         """Whether a request's next token is computed before it is asked for."""
         return self._graphs is not None
 
     @property
     def _samples(self) -> bool:
-        return self._comm.shard.is_last and self._comm.shard.leads
+        return self._comm.shard.is_last and self._comm.shard.is_tensor_leader
 
     def _run_invariant(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         """Every token through the model by itself: torch's matrix products round differently for other shapes."""
@@ -126,7 +121,7 @@ class ModelRunner:
 
     def _run_graphed(self, graphs: GraphRunner, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         """Takes what was computed ahead, computes the rest, samples all and starts the next step."""
-        ahead, self._ahead = self._ahead, None
+        ahead, self._prelaunched = self._prelaunched, None
         pairs = list(zip(rows.states, rows.counts, strict=True))
         places = [ahead.row_of(s, n) if ahead is not None else None for s, n in pairs]
         rest = StepRows(
@@ -140,7 +135,7 @@ class ModelRunner:
             kept = [place for _, place in ready]
             whole = kept == list(range(len(kept)))
             parts.append(
-                ahead.logits[: len(kept)] if whole else ahead.logits[to_device(kept, torch.int64, self._device)]
+                ahead.logits[: len(kept)] if whole else ahead.logits[to_device(kept, torch.int64, self._kernels.device)]
             )
             if rest.states:  # which may overwrite it
                 parts[0] = parts[0].clone()
@@ -157,19 +152,17 @@ class ModelRunner:
         states = rows.sampled
 
         def start_next(token_ids: torch.Tensor) -> None:
-            self._ahead = graphs.run_ahead(states, token_ids)
+            self._prelaunched = graphs.prelaunch(states, token_ids)
 
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return with_scores(sample_states(logits, states, out, start_next), scores)
 
     def _forward(self, rows: StepRows) -> torch.Tensor:
-        window = self._config.model.sliding_window
-        batch = build_batch(rows, self._config.block_size, window, self._dtype, self._device)
+        batch = build_batch(rows, self._kernels, self._config.block_size)
         return self._model.forward(batch, self._cache)
 
     def _run_batch(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
-        window = self._config.model.sliding_window
-        batch = build_batch(rows, self._config.block_size, window, self._dtype, self._device)
+        batch = build_batch(rows, self._kernels, self._config.block_size)
         shard, hidden = self._comm.shard, None
         if not shard.is_first:
             size, dtype = self._config.model.hidden_size, self._model.residual_dtype

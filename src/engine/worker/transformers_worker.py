@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 class TransformersWorker:
     kernel_path = "transformers"
-    starts_ahead = False
+    prelaunches_steps = False
 
     def __init__(self, config: EngineConfig) -> None:
         if config.batch_invariant:
@@ -76,7 +76,7 @@ class TransformersWorker:
         return num_blocks
 
     def execute_model(self, out: SchedulerOutput, sampled: dict[str, int] | None = None) -> ModelRunnerOutput:
-        for request_id in out.gone_request_ids:
+        for request_id in out.finished_or_preempted_ids:
             self._caches.pop(request_id, None)
         rows = self._table.apply(out)
         sampled_logits, scored_logits = [], []

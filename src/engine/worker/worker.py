@@ -15,25 +15,23 @@ import torch
 
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
-from gptoss.engine.messages import PROBE_ID, ModelRunnerOutput, NewRequest, SchedulerOutput
+from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
 from gptoss.engine.model.checkpoint import Checkpoint
-from gptoss.engine.model.forward_batch import LayerCache
-from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import FULL, SLIDING
-from gptoss.engine.model.weights import ModelWeights, WeightLoader, dummy_weights, iterate_tensors
+from gptoss.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.memory_plan import activation_bytes, stage_layers
 from gptoss.engine.parallel.shards import make_shard
-from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.cuda_graphs import GraphRunner
 from gptoss.engine.worker.model_runner import ModelRunner
+from gptoss.kernels.backend import choose_backend
 from gptoss.kernels.cpu import native
-from gptoss.kernels.triton import support
+from gptoss.kernels.layers import LayerCache
 
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-MIN_TRITON_BLOCK = 16  # tokens: the narrowest tile of keys that the matrix instructions take
 
 
 class KernelError(ConfigError):
@@ -63,12 +61,25 @@ class Worker:
             expert_parallel=config.enable_expert_parallel,
         )
         self.comm = Communicator(self.shard, self.device, rendezvous, ordered=config.batch_invariant)
+        self.kernels = choose_backend(
+            self.device,
+            self.dtype,
+            layer_shape(config.model, self.shard, config.max_model_len),
+            batch_invariant=config.batch_invariant,
+        )
 
     def load(self) -> None:
         started = time.monotonic()
         config = self.config
+        if config.block_size < self.kernels.min_block_size:
+            raise ConfigError(
+                f"block_size ({config.block_size}) is below {self.kernels.min_block_size}, "
+                "the least that the GPU kernels take"
+            )
         if config.load_format == "dummy":
-            weights = dummy_weights(config.model, self.dtype, self.device, config.seed, self.shard)
+            weights = dummy_weights(
+                config.model, self.dtype, self.device, config.seed, self.shard, self.kernels.prepare_layer
+            )
         else:
             if config.model_path is None:
                 raise ConfigError("model_path is needed unless load_format is 'dummy'")
@@ -80,9 +91,10 @@ class Worker:
                 dequantize=self._dequantize(),
                 device=self.device,
                 shard=self.shard,
+                prepare_layer=self.kernels.prepare_layer,
             ).load()
         self.weight_bytes = sum(t.nbytes for t in iterate_tensors(weights))
-        self.model = self._make_model(weights)
+        self.model = GptOss(config.model, weights, self.comm, self.kernels)
         self.load_s = time.monotonic() - started
         logger.info("loaded %.2f GiB of weights in %.1f s", self.weight_bytes / GIB, self.load_s)
 
@@ -117,36 +129,16 @@ class Worker:
             seen[kind] += 1
         self.kv_cache_bytes = num_blocks * block_bytes
         self.runner = ModelRunner(
-            self.config, self.model, layers, self.dtype, self.device, self.comm, self._prepare_kernels(layers)
+            self.config, self.model, layers, self.kernels, self.comm, self._prepare_kernels(layers)
         )
         return num_blocks
 
-    def _make_model(self, weights: ModelWeights) -> GptOss:
-        if not self._triton:
-            return GptOss(self.config.model, weights, self.comm)
-        from gptoss.engine.model.triton_gpt_oss import TritonGptOss
-
-        if self.config.block_size < MIN_TRITON_BLOCK:
-            raise ConfigError(
-                f"block_size ({self.config.block_size}) is below {MIN_TRITON_BLOCK}, "
-                "the least that the GPU kernels take"
-            )
-        return TritonGptOss(
-            self.config.model,
-            weights,
-            self.comm,
-            max_positions=self.config.max_model_len,
-            invariant=self.config.batch_invariant,
-        )
-
     def _prepare_kernels(self, cache: list[LayerCache]) -> GraphRunner | None:
         """Compiles the Triton kernels; on one GPU proves them too, and captures the decode steps."""
-        if not self._triton:
+        if self.kernels.name != "triton":
             return None
-        from gptoss.engine.model.triton_gpt_oss import TritonGptOss
-        from gptoss.engine.worker import kernel_check
+        from gptoss.engine.worker import kernel_check  # imports triton
 
-        assert isinstance(self.model, TritonGptOss)
         if self.comm.world_size == 1:
             error = kernel_check.check_layers(self.model, cache, self.comm, self.config.block_size)
             if not error < kernel_check.TOLERANCE:
@@ -168,26 +160,15 @@ class Worker:
 
     @property
     def kernel_path(self) -> str:
-        if self._triton:
-            return "triton"
-        return "native" if self._native else "torch"
+        return self.kernels.name
 
     @property
-    def starts_ahead(self) -> bool:
-        return self.runner.starts_ahead
-
-    @property
-    def _triton(self) -> bool:
-        return support.runs_triton(torch.empty(0, dtype=self.dtype, device=self.device))
-
-    @property
-    def _native(self) -> bool:
-        return native.supports(torch.empty(0, dtype=self.dtype, device=self.device))
+    def prelaunches_steps(self) -> bool:
+        return self.runner.prelaunches_steps
 
     def _dequantize(self) -> bool:
-        """MXFP4 experts are unpacked at load where that fits twice over: it is the fastest form for torch. The native
-        and the Triton kernels read them packed."""
-        if self._native or self._triton:
+        """Whether MXFP4 experts are unpacked at load: where plain torch reads them, and they fit twice over."""
+        if self.kernels.reads_mxfp4:
             return False
         c = self.config.model
         element = torch.empty((), dtype=self.dtype).element_size()
@@ -208,13 +189,6 @@ class Worker:
         # a step needs this much beside the cache, however high the utilization is set
         step = activation_bytes(c.model, self.shard, element, c.max_num_batched_tokens, c.max_num_seqs)
         return max(0, int(free - max(step, (1 - c.gpu_memory_utilization) * total)))
-
-
-def self_test_probe(block_size: int) -> NewRequest:
-    """A short prompt for the whole path, special tokens first: they have the largest activations. One block long."""
-    tokens = [*range(199_998, 200_019), *range(1, 8)][:block_size]
-    params = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
-    return NewRequest(PROBE_ID, tokens, len(tokens), params, ([1], [2]), 0)
 
 
 def choose_device(name: str, rank: int = 0, world: int = 1) -> torch.device:

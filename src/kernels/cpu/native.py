@@ -18,12 +18,12 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from gptoss.cached_files import CacheError, cached, default_cache_folder
+from gptoss.kernels.cpu.metadata import CpuAttentionMetadata
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,25 @@ INSTRUCTION_SETS = {
     "avx2": (("avx2", "fma"), ("-mavx2", "-mfma")),
 }
 HEAD_DIM = 64  # what the attention kernel is written for
+TENSOR, INDEX, REAL, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+ARGUMENT_TYPES = {  # the signatures in native.cpp, decoder.h and sampling.h
+    # x, w, bias, residual, out; out_is_float; M, N, K
+    "linear": [TENSOR] * 5 + [FLAG] + [INDEX] * 3,
+    # x, scale, out; eps; T, H
+    "rms_norm": [TENSOR] * 3 + [REAL] + [INDEX] * 2,
+    # qkv, cos, sin, slots, key_cache, value_cache; T, heads, groups, D
+    "rope_and_store": [TENSOR] * 6 + [INDEX] * 4,
+    # qkv, key_cache, value_cache, sinks, out, slots, base, first, last; scale; T, heads, groups
+    "attention": [TENSOR] * 9 + [REAL] + [INDEX] * 3,
+    # logits, experts, weights; T, E, k
+    "route": [TENSOR] * 3 + [INDEX] * 3,
+    # x, experts, weights, w1, s1, b1, w2, s2, b2, residual, out, parts; limit; T, k, E, H, I
+    "moe": [TENSOR] * 12 + [REAL] + [INDEX] * 5,
+    # layers, plans, x, cos, sin; eps, scale, limit; L, T, H, heads, groups, E, k, I
+    "decoder": [TENSOR] * 5 + [REAL] * 3 + [INDEX] * 8,
+    # logits, masks; words; integers, reals, ids, peaks; R, V
+    "pick": [TENSOR] * 2 + [INDEX] + [TENSOR] * 4 + [INDEX] * 2,
+}
 
 
 @functools.cache
@@ -57,7 +76,7 @@ def library() -> ctypes.CDLL | None:
         path = _build(compiler, flags)
         # torch's own OpenMP first: its thread pool is then ours as well, and the two do not compete for the cores
         ctypes.CDLL(str(_torch_openmp()), ctypes.RTLD_GLOBAL)
-        return ctypes.CDLL(str(path))
+        return _declared(ctypes.CDLL(str(path)))
     except (OSError, CacheError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
         logger.warning("native CPU kernels off: %s", reason)
@@ -88,14 +107,19 @@ def choose_instruction_set(name: str) -> None:
     if name != _chosen:
         _chosen = name
         library.cache_clear()
-        _TYPED.clear()
 
 
 _chosen = "auto"
 
 
-def supports(x: torch.Tensor) -> bool:
-    return x.dtype is torch.bfloat16 and x.is_cpu and library() is not None
+def supports(dtype: torch.dtype) -> bool:
+    """Whether the kernels run on this machine in that type."""
+    return dtype is torch.bfloat16 and library() is not None
+
+
+def matrix_parts(w: torch.Tensor | Mxfp4Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The two pointers by which the kernels know a matrix: its elements, and its scales if it has any."""
+    return (w.blocks, w.scales) if isinstance(w, Mxfp4Tensor) else (w, None)
 
 
 def linear(
@@ -116,7 +140,7 @@ def linear(
 
 def rms_norm(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
     out = torch.empty_like(x)
-    _call("rms_norm", x, scale, out, float(eps), *x.shape)
+    _call("rms_norm", x, scale, out, eps, *x.shape)
     return out
 
 
@@ -142,20 +166,19 @@ def attention(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     sinks: torch.Tensor,
-    spans: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    metadata: CpuAttentionMetadata,
     scale: float,
 ) -> torch.Tensor:
-    """`spans` are (slots, base [T], first [T], last [T]): token t sees positions first .. last, position p lies in
-    slots[base + p]. -> [T, heads * D]."""
+    """qkv [T, heads + 2 groups, D], rotated, its keys and values in the cache already -> [T, heads * D]."""
     tokens, width, head_dim = qkv.shape
     if head_dim != HEAD_DIM:
         raise ValueError(f"head_dim is {head_dim}, the native attention kernel is written for {HEAD_DIM}")
     heads = sinks.shape[0]
     out = torch.empty(tokens, heads * head_dim, dtype=qkv.dtype)
-    slots, base, first, last = spans
+    m = metadata
     _call(
-        "attention", qkv, key_cache, value_cache, sinks, out, slots, base, first, last,
-        float(scale), tokens, heads, (width - heads) // 2,
+        "attention", qkv, key_cache, value_cache, sinks, out, m.slots, m.base, m.first, m.last,
+        scale, tokens, heads, (width - heads) // 2,
     )  # fmt: skip
     return out
 
@@ -186,12 +209,9 @@ def moe(
     out = torch.empty_like(x)
     parts = torch.empty(tokens * per_token, hidden, dtype=torch.float32)
 
-    def pointers(w: torch.Tensor | Mxfp4Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return (w.blocks, w.scales) if isinstance(w, Mxfp4Tensor) else (w, None)
-
     _call(
-        "moe", x, experts, weights, *pointers(w1), b1, *pointers(w2), b2, residual, out, parts,
-        float(limit), tokens, per_token, num_experts, hidden, inter,
+        "moe", x, experts, weights, *matrix_parts(w1), b1, *matrix_parts(w2), b2, residual, out, parts,
+        limit, tokens, per_token, num_experts, hidden, inter,
     )  # fmt: skip
     return out
 
@@ -216,7 +236,7 @@ def decoder(
     if head_dim != HEAD_DIM:
         raise ValueError(f"head_dim is {head_dim}, the kernels are written for {HEAD_DIM}")
     _call(
-        "decoder", layers, plans, x, cos, sin, float(eps), float(scale), float(limit), layers.shape[0], *x.shape,
+        "decoder", layers, plans, x, cos, sin, eps, scale, limit, layers.shape[0], *x.shape,
         num_heads, num_groups, num_experts, experts_per_token, intermediate,
     )  # fmt: skip
 
@@ -240,42 +260,26 @@ def pick(
     return ids, peaks
 
 
-def _call(name: str, *arguments: object) -> None:
-    """Tensors and None go by address, booleans as int, integers as int64, floats as float32."""
-    function, types = _function(name)
-    converted = []
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library, its functions with their types."""
+    for name, types in ARGUMENT_TYPES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, None
+    return library
+
+
+def _call(name: str, *arguments: torch.Tensor | float | None) -> None:
+    """Calls a kernel with tensors' addresses; None is a null pointer."""
+    kernels = library()
+    assert kernels is not None, "choose_backend takes these kernels only where they run"
+    converted: list[float | None] = []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
             assert argument.is_contiguous(), f"{name}: a tensor is not contiguous"
             converted.append(argument.data_ptr())
         else:
-            converted.append(argument)  # type: ignore[arg-type]
-    if types is None:
-        function.argtypes = [_ctype(argument) for argument in arguments]
-        _TYPED[name] = (function, function.argtypes)
-    function(*converted)
-
-
-_TYPED: dict[str, tuple[Any, Any]] = {}
-
-
-def _function(name: str) -> tuple[Any, Any]:
-    known = _TYPED.get(name)
-    if known is None:
-        native = library()
-        assert native is not None, "callers ask supports() first"
-        function = getattr(native, name)
-        function.restype = None
-        known = _TYPED[name] = (function, None)
-    return known
-
-
-def _ctype(argument: object) -> Any:
-    if argument is None or isinstance(argument, torch.Tensor):
-        return ctypes.c_void_p
-    if isinstance(argument, float):
-        return ctypes.c_float
-    return ctypes.c_int if isinstance(argument, bool) else ctypes.c_int64
+            converted.append(argument)
+    getattr(kernels, name)(*converted)
 
 
 @functools.cache

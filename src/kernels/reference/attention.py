@@ -11,7 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.step_layout import StepLayout, first_key
 
 QUERY_TILE = 512
 
@@ -33,6 +37,54 @@ class PrefillPlan:
     first_position: int  # position of the first new token in its sequence
     first_key: int  # position of the first cached token that any new token sees
     slots: torch.Tensor  # int64 [S], slots of positions first_key ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceAttentionMetadata:
+    """Where one step reads and writes the cache, for the layers of one group."""
+
+    slot_mapping: torch.Tensor  # int64 [T], where the new keys and values go
+    window: int | None
+    num_decodes: int  # sequences with one new token, which come first in the batch
+    decode: DecodePlan | None
+    prefills: tuple[PrefillPlan, ...]
+
+
+def attention_metadata(
+    layout: StepLayout, group: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> ReferenceAttentionMetadata:
+    """`dtype`: of the queries."""
+    decodes = layout.num_decodes
+    return ReferenceAttentionMetadata(
+        to_device(layout.slot_mapping(group), torch.int64, device),
+        window,
+        decodes,
+        _decode_plan(layout, group, window, dtype, device) if decodes else None,
+        tuple(_prefill_plan(layout, group, window, i, device) for i in range(decodes, len(layout.counts))),
+    )
+
+
+def _decode_plan(
+    layout: StepLayout, group: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> DecodePlan:
+    starts = layout.starts[: layout.num_decodes]
+    seen = [np.arange(first_key(start, window), start + 1) for start in starts]
+    width = max(map(len, seen))
+    slots = np.zeros((len(seen), width), np.int64)
+    hidden = np.ones((len(seen), width), bool)
+    for i, positions in enumerate(seen):
+        slots[i, : len(positions)] = layout.slots(layout.block_tables[group][i], positions)
+        hidden[i, : len(positions)] = False
+    bias = torch.zeros(hidden.shape, dtype=dtype)
+    bias.masked_fill_(torch.from_numpy(hidden), float("-inf"))
+    return DecodePlan(torch.from_numpy(slots.ravel()).to(device), bias[:, None, None].to(device))
+
+
+def _prefill_plan(layout: StepLayout, group: int, window: int | None, index: int, device: torch.device) -> PrefillPlan:
+    start, count = layout.starts[index], layout.counts[index]
+    first = first_key(start, window)
+    slots = layout.slots(layout.block_tables[group][index], np.arange(first, start + count))
+    return PrefillPlan(int(layout.ends[index]) - count, count, start, first, torch.from_numpy(slots).to(device))
 
 
 def decode_attention_ref(

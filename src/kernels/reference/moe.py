@@ -10,27 +10,29 @@ Shapes: T tokens, H hidden, E experts, k experts per token, I intermediate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from gptoss.kernels.layers import ExpertWeights
 from gptoss.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4
 
 SWIGLU_ALPHA = 1.702
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertWeights:
-    w1: torch.Tensor | Mxfp4Tensor
-    b1: torch.Tensor
-    w2: torch.Tensor | Mxfp4Tensor
-    b2: torch.Tensor
 
 
 def route_ref(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Router logits [T, E] -> (expert ids int64 [T, k], weights float32 [T, k] that sum to 1)."""
     values, experts = torch.topk(logits, experts_per_token, dim=-1)
     return experts, torch.softmax(values.float(), dim=-1)
+
+
+def only_local_ref(experts: torch.Tensor, weights: torch.Tensor, local: range) -> tuple[torch.Tensor, torch.Tensor]:
+    """Renumbers experts from the first local one; the others get weight zero.
+
+    In their place stands the token's first local choice, or expert 0 if it has none, so that no further expert is read.
+    """
+    mine = (experts >= local.start) & (experts < local.stop)
+    first = torch.gather(experts, 1, mine.int().argmax(dim=1, keepdim=True))
+    stand_in = torch.where(mine.any(dim=1, keepdim=True), first, local.start)
+    return torch.where(mine, experts, stand_in) - local.start, weights * mine
 
 
 def clamped_swiglu_ref(gate_up: torch.Tensor, limit: float) -> torch.Tensor:

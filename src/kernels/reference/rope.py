@@ -12,6 +12,22 @@ import math
 
 import torch
 
+from gptoss.kernels.layers import RopeScaling
+
+
+class Rotation:
+    """Makes the cosines and sines of positions."""
+
+    def __init__(self, head_dim: int, rope: RopeScaling, device: torch.device) -> None:
+        frequencies, self._concentration = yarn_inverse_frequencies(
+            head_dim, rope.theta, rope.factor, rope.beta_fast, rope.beta_slow, rope.original_max_position
+        )
+        self._inverse_frequencies = frequencies.to(device)
+
+    def tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions int [T] -> cos, sin float32 [T, 1, D / 2]."""
+        return rope_tables(positions, self._inverse_frequencies, self._concentration)
+
 
 def yarn_inverse_frequencies(
     head_dim: int, theta: float, factor: float, beta_fast: float, beta_slow: float, original_max_position: int

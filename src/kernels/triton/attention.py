@@ -18,6 +18,7 @@ tokens.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -25,9 +26,9 @@ import torch
 import triton
 import triton.language as tl
 
-from gptoss.kernels.attention import TILE_TOKENS, Ragged
 from gptoss.kernels.triton import support
 from gptoss.kernels.triton.configs import TileConfig
+from gptoss.kernels.triton.metadata import TILE_TOKENS, TritonAttentionMetadata
 
 SHORT_SPLIT = 256
 NUM_SHORT = 32
@@ -272,7 +273,7 @@ def paged_attention(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     sinks: torch.Tensor,
-    ragged: Ragged,
+    metadata: TritonAttentionMetadata,
     window: int | None,
     scale: float,
     decode: TileConfig,
@@ -283,33 +284,17 @@ def paged_attention(
     """query [T, N, D], rotated, its keys and values in the cache [NB, BS, G, D] already -> [T, N D]. `window` counts
     the token itself; `block_m` of `prefill` is not used: TILE_TOKENS tokens with all heads of a group make a tile."""
     out = torch.empty_like(query)
-    if ragged.num_decodes:
-        longest = ragged.block_table.shape[1] * key_cache.shape[1]
+    launch = functools.partial(_launch, query, key_cache, value_cache, sinks, metadata, window, scale, out, fixed=fixed)
+    if metadata.num_decodes:
+        longest = metadata.block_table.shape[1] * key_cache.shape[1]
         splits = 1
         if window is None:
             splits = num_splits(longest) if fixed else min(MAX_PIECES, -(-longest // MIN_PIECE))
-        _launch(
-            query,
-            key_cache,
-            value_cache,
-            sinks,
-            ragged,
-            window,
-            scale,
-            out,
-            decode,
-            ragged.num_decodes,
-            None,
-            splits,
-            fixed,
-        )
-    if len(ragged.tile_seq):
-        tiles = (ragged.tile_seq, ragged.tile_first)
+        launch(decode, metadata.num_decodes, tiles=None, splits=splits)
+    if len(metadata.tile_seq):
         rows = triton.next_power_of_2(TILE_TOKENS * query.shape[1] // key_cache.shape[2])
-        prefill = replace(prefill, block_m=max(16, rows))
-        _launch(
-            query, key_cache, value_cache, sinks, ragged, window, scale, out, prefill, len(tiles[0]), tiles, 1, fixed
-        )
+        tiles = (metadata.tile_seq, metadata.tile_first)
+        launch(replace(prefill, block_m=max(16, rows)), len(metadata.tile_seq), tiles=tiles, splits=1)
     return out.flatten(1)
 
 
@@ -318,16 +303,18 @@ def _launch(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     sinks: torch.Tensor,
-    ragged: Ragged,
+    metadata: TritonAttentionMetadata,
     window: int | None,
     scale: float,
     out: torch.Tensor,
     config: TileConfig,
     count: int,
+    *,
     tiles: tuple[torch.Tensor, torch.Tensor] | None,
     splits: int,
     fixed: bool,
 ) -> None:
+    """`count` tiles, or without `tiles` that many sequences of one new token."""
     heads, head_dim = query.shape[1:]
     block_size, groups = key_cache.shape[1:3]
     programs = min(splits, max(1, MAX_PROGRAMS // (count * groups)))
@@ -339,11 +326,11 @@ def _launch(
         peaks, totals, parts = torch.empty(rows * (head_dim + 2), dtype=torch.float32, device=query.device).split(
             (rows, rows, rows * head_dim)
         )
-    options = support.switches(query.device, "COMPUTE")
+    options = support.launch_options(query.device, "COMPUTE")
     _attention_kernel[(groups, count, programs)](
-        query, key_cache, value_cache, sinks, out, *(tiles or (None, None)), ragged.query_start, ragged.length,
-        ragged.block_table, peaks, totals, parts, support.counters(query.device, count * groups),
-        scale * math.log2(math.e), ragged.block_table.shape[1], splits, heads, groups, head_dim, block_size,
+        query, key_cache, value_cache, sinks, out, *(tiles or (None, None)), metadata.query_start, metadata.length,
+        metadata.block_table, peaks, totals, parts, support.counters(query.device, count * groups),
+        scale * math.log2(math.e), metadata.block_table.shape[1], splits, heads, groups, head_dim, block_size,
         window or 0, split, fixed, SHORT_SPLIT, NUM_SHORT, LONG_SPLIT, config.block_m, min(config.block_n, block_size),
         config.stages, TOGETHER, num_warps=config.warps, **options,
     )  # fmt: skip

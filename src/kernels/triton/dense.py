@@ -209,7 +209,7 @@ def linear(
     _linear_kernel[grid](
         x, weight, bias, residual, out, rows, norm, r, eps, count, outputs, inputs, _kind(norm, r),
         config.block_n, config.block_m, BLOCK_K, config.stages, _prefetches(config) and norm is None and r is None,
-        num_warps=config.warps, **support.switches(x.device, "COMPUTE"),
+        num_warps=config.warps, **support.launch_options(x.device, "COMPUTE"),
     )  # fmt: skip
     return out
 
@@ -219,7 +219,7 @@ def norm_tokens(x: torch.Tensor, scale: torch.Tensor, eps: float) -> tuple[torch
     tokens, size = x.shape
     out = torch.empty_like(x)
     r = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    options = support.switches(x.device)
+    options = support.launch_options(x.device)
     _norm_tokens_kernel[(tokens,)](x, scale, out, r, eps, size, triton.next_power_of_2(size), num_warps=4, **options)
     return out, r
 
@@ -248,7 +248,7 @@ def qkv(
     _qkv_kernel[grid](
         x, weight, bias, norm, r, eps, positions, rope, slots, query, key_cache, value_cache, tokens,
         num_heads, groups, head_dim, size, _kind(norm, r), config.block_n, config.block_m, BLOCK_K, config.stages,
-        _prefetches(config), num_warps=config.warps, **support.switches(x.device, "COMPUTE"),
+        _prefetches(config), num_warps=config.warps, **support.launch_options(x.device, "COMPUTE"),
     )  # fmt: skip
     return query
 

@@ -18,9 +18,9 @@ import torch
 import triton
 import triton.language as tl
 
+from gptoss.kernels.layers import PackedMxfp4
 from gptoss.kernels.triton import support
 from gptoss.kernels.triton.configs import TileConfig
-from gptoss.kernels.triton.mxfp4_layout import PackedMxfp4
 from gptoss.kernels.triton.routing import Routed, TileList, choose_experts
 
 
@@ -34,23 +34,23 @@ class Tiles:
     count: int
     block_m: int
     weights: torch.Tensor | None = None  # float32 [T, k]
-    listed: TileList | None = None
+    tile_list: TileList | None = None
 
     @classmethod
     def of(cls, routed: Routed, num_tokens: torch.Tensor, per_token: int, block_m: int) -> Tiles:
-        count = len(routed.logits) * per_token if routed.listed is None else len(routed.listed.tile_expert)
-        return cls(routed.logits, num_tokens, per_token, count, block_m, routed.weights, routed.listed)
+        count = len(routed.logits) * per_token if routed.tile_list is None else len(routed.tile_list.tile_expert)
+        return cls(routed.logits, num_tokens, per_token, count, block_m, routed.weights, routed.tile_list)
 
     @property
     def direct(self) -> bool:
-        return self.listed is None
+        return self.tile_list is None
 
     @property
     def padded_experts(self) -> int:
         return triton.next_power_of_2(self.logits.shape[1])
 
     def arrays(self) -> tuple[torch.Tensor | None, ...]:
-        t = self.listed
+        t = self.tile_list
         return (None,) * 4 if t is None else (t.tile_expert, t.tile_first, t.tile_count, t.rows)
 
 
@@ -333,7 +333,7 @@ def moe_w1(
         x, r, w.words, _four_scales(w), bias, act, tiles.logits, tiles.num_tokens, *tiles.arrays(), limit,
         hidden, rows // 2, bias.shape[0], tiles.padded_experts, tiles.per_token, tiles.direct,
         config.block_n, tiles.block_m, config.stages, num_warps=config.warps,
-        **support.switches(x.device, "COMPUTE", "ASM"),
+        **support.launch_options(x.device, "COMPUTE", "ASM"),
     )  # fmt: skip
     return act
 
@@ -353,7 +353,7 @@ def moe_w2(
         tiles.logits, tiles.weights, tiles.num_tokens, *tiles.arrays(), tokens,
         hidden, act.shape[1], bias.shape[0], tiles.padded_experts, tiles.per_token, tiles.direct, split,
         config.block_n, tiles.block_m, config.stages, num_warps=config.warps,
-        **support.switches(act.device, "COMPUTE", "ASM"),
+        **support.launch_options(act.device, "COMPUTE", "ASM"),
     )  # fmt: skip
     return out
 

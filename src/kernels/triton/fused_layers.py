@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import torch
 
-from gptoss.kernels.attention import Ragged
+from gptoss.kernels.layers import PackedExperts
 from gptoss.kernels.triton import attention, dense, experts, routing, support
 from gptoss.kernels.triton.configs import config_for
-from gptoss.kernels.triton.mxfp4_layout import PackedExperts
+from gptoss.kernels.triton.metadata import TritonAttentionMetadata
 
 DIRECT_TOKENS = 4
 FUSED_TOKENS = 64  # up to here every program norms for itself
@@ -51,7 +51,7 @@ def paged_attention(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     sinks: torch.Tensor,
-    ragged: Ragged,
+    metadata: TritonAttentionMetadata,
     window: int | None,
     scale: float,
     *,
@@ -61,7 +61,7 @@ def paged_attention(
     name = support.architecture(query.device)
     decode, prefill = (config_for(name, "attention", n, invariant=invariant) for n in (1, PREFILL))
     return attention.paged_attention(
-        query, key_cache, value_cache, sinks, ragged, window, scale, decode, prefill, fixed=invariant
+        query, key_cache, value_cache, sinks, metadata, window, scale, decode, prefill, fixed=invariant
     )  # fmt: skip
 
 

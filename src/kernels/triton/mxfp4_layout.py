@@ -14,10 +14,9 @@ Sixteen rows of 128 columns lie together (1 KiB), so a tile of any multiple of 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from gptoss.kernels.layers import PackedMxfp4
 from gptoss.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor
 
 UNIT_ROWS = 16
@@ -28,33 +27,6 @@ TOGETHER = 8  # experts: a round is some hundred launches, and takes 30 times th
 MAX_SCALE = 128  # 2 ** (scale - 1) must be a bfloat16 number
 BIT_PLACES = ((15, 8, 7, 6), (12, 5, 4, 3), (9, 2, 1, 0), (14, 13, 11, 10))  # sign, exponent, mantissa
 CODE_BITS = (3, 2, 1, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedMxfp4:
-    """Expert matrices [E, N, K] in the kernels' order."""
-
-    words: torch.Tensor
-    scales: torch.Tensor
-    num_columns: int
-
-    @property
-    def num_rows(self) -> int:
-        return self.words.shape[1] * UNIT_ROWS
-
-    @property
-    def nbytes(self) -> int:
-        return self.words.nbytes + self.scales.nbytes
-
-
-@dataclass(frozen=True, slots=True)
-class PackedExperts:
-    """Shapes: as moe.ExpertWeights. The rows of w1 are in gate_up_order, those of b1 gate half first."""
-
-    w1: PackedMxfp4
-    b1: torch.Tensor
-    w2: PackedMxfp4
-    b2: torch.Tensor
 
 
 def gate_up_order(intermediate: int, device: torch.device | None = None) -> torch.Tensor:

@@ -48,7 +48,7 @@ class Routed:
     r: torch.Tensor  # float32 [T]
     logits: torch.Tensor  # float32 [T, E]
     weights: torch.Tensor | None = None  # float32 [T, k]
-    listed: TileList | None = None
+    tile_list: TileList | None = None
 
 
 def max_tiles(assignments: int, num_experts: int, block_m: int) -> int:
@@ -316,13 +316,13 @@ def route_few(
     left = 1 << (x.shape[1].bit_length() - 1)
     right = x.shape[1] - left
     grid = (triton.cdiv(len(weight), config.block_n), triton.cdiv(len(x), config.block_m))
-    listed = (made.weights, made.chosen, *made.arrays(), made.tiles) if block_m else (None,) * 6 + (0,)
+    tile_list = (made.weights, made.chosen, *made.arrays(), made.tiles) if block_m else (None,) * 6 + (0,)
     _route_few_kernel[grid](
         x, norm, weight, bias, made.scaled, made.r, made.logits, eps, len(x),
-        num_tokens, support.counters(x.device, 1) if block_m else None, *listed, len(weight), x.shape[1],
+        num_tokens, support.counters(x.device, 1) if block_m else None, *tile_list, len(weight), x.shape[1],
         left, triton.next_power_of_2(right) if right else 0, config.block_n, config.block_m,
         _padded_tokens(len(x)) if block_m else 0, triton.next_power_of_2(len(weight)), per_token, *made.local,
-        block_m or 0, num_warps=config.warps, **support.switches(x.device),
+        block_m or 0, num_warps=config.warps, **support.launch_options(x.device),
     )  # fmt: skip
     return made.routed()
 
@@ -348,12 +348,12 @@ def route_many(
         x, norm, weight, bias, made.scaled, made.r, made.logits, eps, len(x), num_tokens, made.chosen, made.weights,
         counts,
         len(weight), x.shape[1], per_token, *made.local, padded, config.block_m, BLOCK_K, config.stages,
-        num_warps=config.warps, **support.switches(x.device, "COMPUTE"),
+        num_warps=config.warps, **support.launch_options(x.device, "COMPUTE"),
     )  # fmt: skip
     if block_m:
         _place_kernel[(blocks,)](
             made.chosen, counts, num_tokens, *made.arrays(), made.tiles, per_token, padded_local, config.block_m,
-            max(1, min(32, 4096 // padded_local)), block_m, num_warps=PLACE_WARPS, **support.switches(x.device),
+            max(1, min(32, 4096 // padded_local)), block_m, num_warps=PLACE_WARPS, **support.launch_options(x.device),
         )  # fmt: skip
     return made.routed()
 
@@ -377,22 +377,22 @@ class _Made:
         mine = range(experts) if local is None else local
         # first, how many, and the power of two that holds them
         self.local = (mine.start, len(mine), triton.next_power_of_2(len(mine)))
-        self.listed: TileList | None = None
+        self.tile_list: TileList | None = None
         if block_m:
             assignments = tokens * per_token
             self.tiles = max_tiles(assignments, len(mine), block_m)
             buffer = torch.empty(3 * self.tiles + assignments, dtype=torch.int32, device=device)
             expert, first, count, rows = buffer.split((self.tiles, self.tiles, self.tiles, assignments))
-            self.listed = TileList(expert, first, count, rows, block_m)
+            self.tile_list = TileList(expert, first, count, rows, block_m)
 
     def arrays(self) -> tuple[torch.Tensor, ...]:
-        assert self.listed is not None
-        t = self.listed
+        assert self.tile_list is not None
+        t = self.tile_list
         return t.tile_expert, t.tile_first, t.tile_count, t.rows
 
     def routed(self) -> Routed:
-        weights = None if self.listed is None else self.weights
-        return Routed(self.scaled, self.r, self.logits, weights, self.listed)
+        weights = None if self.tile_list is None else self.weights
+        return Routed(self.scaled, self.r, self.logits, weights, self.tile_list)
 
 
 def tile_list_ref(experts: torch.Tensor, num_tokens: torch.Tensor, num_experts: int, block_m: int) -> TileList:

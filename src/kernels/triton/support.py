@@ -24,9 +24,9 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def runs_triton(x: torch.Tensor) -> bool:
-    """bfloat16 on a GPU of sm_80 or later. float16 on older cards takes the plain torch functions."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and _capability(x.device) >= OLDEST_CAPABILITY
+def runs_triton(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels run there: bfloat16 on a GPU of sm_80 or later."""
+    return device.type == "cuda" and dtype == torch.bfloat16 and _capability(device) >= OLDEST_CAPABILITY
 
 
 def samples(logits: torch.Tensor) -> bool:
@@ -34,7 +34,7 @@ def samples(logits: torch.Tensor) -> bool:
     return logits.is_cuda and _capability(logits.device) >= OLDEST_CAPABILITY
 
 
-def switches(device: torch.device, *names: str) -> dict[str, Any]:
+def launch_options(device: torch.device, *names: str) -> dict[str, Any]:
     """Of the constexprs COMPUTE and ASM those that a kernel takes, and PDL, which all of these take; and what a launch
     needs for PDL."""
     import triton.language as tl

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from gptoss.engine.sampling_params import LogitBias
-from gptoss.engine.worker.device_copy import to_device
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
+from gptoss.kernels.device_copy import to_device
 
 FEW_BIASED = 4096  # tokens of one request
 

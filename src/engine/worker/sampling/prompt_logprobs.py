@@ -8,8 +8,8 @@ import torch
 
 from gptoss.engine.messages import TokenLogprobs
 from gptoss.engine.worker.batch import ScoredTokens
-from gptoss.engine.worker.device_copy import to_device
 from gptoss.engine.worker.sampling.sampler import floored
+from gptoss.kernels.device_copy import to_device
 
 # request id -> logprobs of tokens of its prompt, request id -> why it has none
 PromptScores = tuple[dict[str, list[TokenLogprobs]], dict[str, str]]

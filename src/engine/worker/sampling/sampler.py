@@ -22,12 +22,12 @@ import torch
 
 from gptoss.engine.messages import TokenLogprobs
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.worker.device_copy import Reading, to_device
 from gptoss.engine.worker.sampling.penalties import apply_bias, apply_min_tokens, apply_penalties
 from gptoss.engine.worker.sampling.philox import philox_uniform
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
 from gptoss.engine.worker.sampling.truncation import Truncated, invert, is_truncated
 from gptoss.kernels.cpu import native
+from gptoss.kernels.device_copy import PendingReadback, to_device
 from gptoss.kernels.triton import support
 
 LOGPROB_FLOOR = -9999.0
@@ -64,12 +64,12 @@ def sample(
     else:
         token_ids, peak = _pick(logits, rows, mask_rows, bitmask)
     right = [] if unsure is None else [unsure.right]
-    reading = Reading([token_ids, peak, *right, *_chosen_and_best(raw, params, token_ids)])
+    reading = PendingReadback([token_ids, peak, *right, *_chosen_and_best(raw, params, token_ids)])
     if sampled is not None:
         sampled(token_ids)
     chosen, peaks, *numbers = reading.values()
     if unsure is not None and unsure.redraw(token_ids, numbers.pop(0)):
-        reading = Reading([token_ids, *_chosen_and_best(raw, params, token_ids)])
+        reading = PendingReadback([token_ids, *_chosen_and_best(raw, params, token_ids)])
         if sampled is not None:
             sampled(token_ids)
         chosen, *numbers = reading.values()
@@ -123,7 +123,7 @@ def _pick_natively(
 
 def _pick_on_gpu(
     logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor, _Unsure | None]:
+) -> tuple[torch.Tensor, torch.Tensor, UnresolvedRows | None]:
     """As _pick, without waiting for the device: two kernels, and two more for rows that top-k, top-p or min-p cut."""
     from gptoss.kernels.triton import sampling, truncated
 
@@ -148,7 +148,7 @@ def _pick_on_gpu(
     right = truncated.pick(logits, temperatures, *allowed, index, given, picked)
     # the next step may write its logits where these are
     chosen = [params[i] for i in cut]
-    unsure = _Unsure(cut, logits[index], mask_of[cut], words, uniform[cut], chosen, right)
+    unsure = UnresolvedRows(cut, logits[index], mask_of[cut], words, uniform[cut], chosen, right)
     return picked.tokens, picked.best, unsure
 
 
@@ -162,7 +162,7 @@ def _masked(logits: torch.Tensor, mask_of: torch.Tensor, words: torch.Tensor) ->
 
 
 @dataclass(frozen=True, slots=True)
-class _Unsure:
+class UnresolvedRows:
     """Rows whose token may have to be drawn again."""
 
     rows: list[int]

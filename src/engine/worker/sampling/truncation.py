@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.worker.device_copy import to_device
+from gptoss.kernels.device_copy import to_device
 
 NUM_CANDIDATES = 1024
 INVERT_BLOCK = 128

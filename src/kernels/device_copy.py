@@ -24,7 +24,7 @@ def to_device(
     return host.pin_memory().to(device, non_blocking=True)
 
 
-class Reading:
+class PendingReadback:
     """Tensors on their way to the host. What the device is given from now on is not waited for."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:

@@ -1,0 +1,82 @@
+"""The compiled CPU kernels, in bfloat16."""
+
+from __future__ import annotations
+
+import torch
+
+from gptoss.kernels.cpu import native
+from gptoss.kernels.cpu.layer_stack import CpuLayerStack
+from gptoss.kernels.cpu.metadata import CpuStep, attention_metadata
+from gptoss.kernels.cpu.shared_rows import share_rows
+from gptoss.kernels.layers import (
+    DenseWeight,
+    ExpertWeights,
+    HeadWeight,
+    LayerCache,
+    LayerShape,
+    LayerWeights,
+    SharedRows,
+)
+from gptoss.kernels.reference.moe import only_local_ref
+from gptoss.kernels.reference.rope import Rotation
+from gptoss.kernels.step_layout import StepLayout
+
+
+class CpuBackend:
+    name = "native"
+    is_batch_invariant = True
+    reads_mxfp4 = True
+    min_block_size = 1
+    dtype = torch.bfloat16
+    device = torch.device("cpu")
+
+    def __init__(self, shape: LayerShape) -> None:
+        self.shape = shape
+        self._rotation = Rotation(shape.head_dim, shape.rope, self.device)
+
+    def prepare_layer(self, layer: LayerWeights) -> LayerWeights:
+        return layer
+
+    def prepare_head(self, weight: DenseWeight) -> HeadWeight:
+        return share_rows(weight) or weight
+
+    def prepare_step(self, layout: StepLayout) -> CpuStep:
+        full, sliding = (attention_metadata(layout, group, w) for group, w in enumerate(self.shape.windows))
+        return CpuStep(self._rotation.tables(torch.from_numpy(layout.positions)), (full, sliding))
+
+    def layer_stack(self, layers: list[LayerWeights]) -> CpuLayerStack:
+        return CpuLayerStack(self.shape, layers)
+
+    def norm_qkv(self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: CpuStep) -> torch.Tensor:
+        """The queries come with the keys and values after them."""
+        t = native.rms_norm(x, layer.attention_norm, self.shape.rms_norm_eps)
+        qkv = native.linear(t, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, self.shape.head_dim)
+        slots = step.attention[layer.group].slot_mapping
+        native.rope_and_store(qkv, *step.rope, slots, cache.key, cache.value, self.shape.num_heads)
+        return qkv
+
+    def attention(self, query: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: CpuStep) -> torch.Tensor:
+        metadata = step.attention[layer.group]
+        return native.attention(query, cache.key, cache.value, layer.sinks, metadata, self.shape.attention_scale)
+
+    def linear(self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return native.linear(x, weight, bias, residual)
+
+    def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: CpuStep) -> torch.Tensor:
+        s, experts = self.shape, layer.experts
+        assert isinstance(experts, ExpertWeights), "packed experts are for the Triton kernels"
+        t = native.rms_norm(x, layer.mlp_norm, s.rms_norm_eps)
+        logits = native.linear(t, layer.router, layer.router_bias)
+        chosen, weights = native.route(logits.float(), s.experts_per_token)
+        if s.local_experts is not None:
+            chosen, weights = only_local_ref(chosen, weights, s.local_experts)
+        return native.moe(t, chosen, weights, experts.w1, experts.b1, experts.w2, experts.b2, residual, s.swiglu_limit)
+
+    def norm_head(
+        self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, head: HeadWeight, step: CpuStep
+    ) -> torch.Tensor:
+        t = native.rms_norm(x[rows], norm, self.shape.rms_norm_eps)
+        if not isinstance(head, SharedRows):
+            return native.linear(t, head, out_dtype=torch.float32)
+        logits = native.linear(t, head.rows, out_dtype=torch.float32)
+        return logits.gather(1, head.row_of.expand(len(logits), -1))

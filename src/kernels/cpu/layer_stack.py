@@ -1,0 +1,75 @@
+"""The layers of one rank through the compiled kernels, a whole step in one call (decoder.h)."""
+
+from __future__ import annotations
+
+import torch
+
+from gptoss.kernels.cpu import native
+from gptoss.kernels.cpu.metadata import CpuStep
+from gptoss.kernels.layers import ExpertWeights, LayerCache, LayerShape, LayerWeights
+
+NUM_POINTERS = 17
+
+
+class CpuLayerStack:
+    """Holds a table of the weights' addresses; the tensors must stay where they are."""
+
+    def __init__(self, shape: LayerShape, layers: list[LayerWeights]) -> None:
+        self._shape = shape
+        self._layers = layers
+        self._cache: list[LayerCache] | None = None
+        self._table = torch.empty(0)
+
+    def __call__(self, x: torch.Tensor, cache: list[LayerCache], step: CpuStep) -> torch.Tensor:
+        """x bfloat16 [T, H], changed in place -> [T, H]."""
+        if cache is not self._cache:
+            self._table, self._cache = self._addresses(cache), cache
+        rows = [[t.data_ptr() for t in (m.slot_mapping, m.slots, m.base, m.first, m.last)] for m in step.attention]
+        s = self._shape
+        native.decoder(
+            self._table,
+            torch.tensor(rows),
+            x,
+            *step.rope,
+            s.rms_norm_eps,
+            s.attention_scale,
+            s.swiglu_limit,
+            s.num_heads,
+            s.num_kv_heads,
+            s.num_experts,
+            s.experts_per_token,
+            self._intermediate,
+        )
+        return x
+
+    @property
+    def _intermediate(self) -> int:
+        return self._layers[0].experts.b1.shape[1] // 2
+
+    def _addresses(self, cache: list[LayerCache]) -> torch.Tensor:
+        """int64 [L, NUM_POINTERS + 1]: LayerPointers of decoder.h."""
+        rows = []
+        for layer, pair in zip(self._layers, cache, strict=True):
+            experts = layer.experts
+            assert isinstance(experts, ExpertWeights)
+            tensors = [
+                layer.attention_norm,
+                layer.qkv,
+                layer.qkv_bias,
+                layer.sinks,
+                layer.out,
+                layer.out_bias,
+                layer.mlp_norm,
+                layer.router,
+                layer.router_bias,
+                *native.matrix_parts(experts.w1),
+                experts.b1,
+                *native.matrix_parts(experts.w2),
+                experts.b2,
+                pair.key,
+                pair.value,
+            ]
+            assert len(tensors) == NUM_POINTERS
+            assert all(t is None or t.is_contiguous() for t in tensors)
+            rows.append([*(0 if t is None else t.data_ptr() for t in tensors), layer.group])
+        return torch.tensor(rows)

@@ -1,0 +1,118 @@
+"""What the kernels are given: the sizes that all layers of a rank share, a layer's weights and its cache.
+
+Shapes, all of one rank: T tokens, H hidden, N query heads, G key-value heads, D head_dim, E experts, I intermediate,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gptoss.kernels.mxfp4 import Mxfp4Tensor
+
+FULL_GROUP, SLIDING_GROUP = 0, 1  # layers that attend alike: indexes of block tables, windows and attention metadata
+
+DenseWeight = torch.Tensor  # [outputs, inputs]; a storage type that a backend's prepare_layer makes is added here
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRows:
+    """A matrix [N, K] many of whose rows are equal: each distinct row once."""
+
+    rows: torch.Tensor  # [D, K]
+    row_of: torch.Tensor  # int64 [N], index into `rows`
+
+
+HeadWeight = DenseWeight | SharedRows
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """YaRN's parameters (reference/rope.py)."""
+
+    theta: float
+    factor: float
+    beta_fast: float
+    beta_slow: float
+    original_max_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """The sizes and constants of a rank's layers."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    windows: tuple[int | None, int | None]  # by group: tokens that a token sees, itself included; None: all
+    rope: RopeScaling
+    max_positions: int
+    rms_norm_eps: float
+    num_experts: int  # of all ranks
+    local_experts: range | None  # this rank's, where ranks share them out
+    experts_per_token: int
+    swiglu_limit: float
+
+    @property
+    def attention_scale(self) -> float:
+        return float(self.head_dim**-0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """Matrices in MXFP4, or dense in the compute type. Of w1 the I gate rows come first, then the I up rows."""
+
+    w1: torch.Tensor | Mxfp4Tensor  # [E, 2 I, H]
+    b1: torch.Tensor  # [E, 2 I]
+    w2: torch.Tensor | Mxfp4Tensor  # [E, H, I]
+    b2: torch.Tensor  # [E, H]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMxfp4:
+    """Expert matrices [E, N, K] in the order of the Triton kernels (triton/mxfp4_layout.py)."""
+
+    words: torch.Tensor
+    scales: torch.Tensor
+    num_columns: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.words.shape[1] * self.words.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes + self.scales.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class PackedExperts:
+    """Shapes: as ExpertWeights. The rows of w1 are in gate_up_order, those of b1 gate half first."""
+
+    w1: PackedMxfp4
+    b1: torch.Tensor
+    w2: PackedMxfp4
+    b2: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    group: int  # FULL_GROUP or SLIDING_GROUP
+    attention_norm: torch.Tensor  # [H]
+    qkv: DenseWeight  # [(N + 2 G) D, H]: rows of Q first, then K, then V
+    qkv_bias: torch.Tensor
+    sinks: torch.Tensor  # [N]
+    out: DenseWeight  # [H, N D]
+    out_bias: torch.Tensor
+    mlp_norm: torch.Tensor  # [H]
+    router: DenseWeight  # [E, H]
+    router_bias: torch.Tensor
+    experts: ExpertWeights | PackedExperts
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    key: torch.Tensor  # [num_blocks, block_size, G, D]
+    value: torch.Tensor

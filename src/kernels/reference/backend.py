@@ -1,0 +1,105 @@
+"""Plain torch on any device and in any type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.layers import DenseWeight, ExpertWeights, HeadWeight, LayerCache, LayerShape, LayerWeights
+from gptoss.kernels.reference.attention import (
+    ReferenceAttentionMetadata,
+    attention_metadata,
+    decode_attention_ref,
+    prefill_attention_ref,
+)
+from gptoss.kernels.reference.kv_cache import store_kv_ref
+from gptoss.kernels.reference.linear import linear_ref
+from gptoss.kernels.reference.moe import moe_forward_ref, only_local_ref, route_ref
+from gptoss.kernels.reference.rms_norm import rms_norm_ref
+from gptoss.kernels.reference.rope import Rotation, apply_rope_ref
+from gptoss.kernels.step_layout import StepLayout
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceStep:
+    rope: tuple[torch.Tensor, torch.Tensor]  # cosines and sines float32 [T, 1, D / 2]
+    attention: tuple[ReferenceAttentionMetadata, ReferenceAttentionMetadata]  # by group
+
+
+class ReferenceBackend:
+    """The residual stream may be wider than `dtype`, the type of the weights."""
+
+    name = "torch"
+    is_batch_invariant = False  # torch's matrix products round differently for other shapes
+    reads_mxfp4 = False
+    min_block_size = 1
+
+    def __init__(self, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.device = device
+        self._rotation = Rotation(shape.head_dim, shape.rope, device)
+
+    def prepare_layer(self, layer: LayerWeights) -> LayerWeights:
+        return layer
+
+    def prepare_head(self, weight: DenseWeight) -> HeadWeight:
+        return weight
+
+    def prepare_step(self, layout: StepLayout) -> ReferenceStep:
+        full, sliding = (
+            attention_metadata(layout, group, window, self.dtype, self.device)
+            for group, window in enumerate(self.shape.windows)
+        )
+        rope = self._rotation.tables(to_device(layout.positions, torch.int64, self.device))
+        return ReferenceStep(rope, (full, sliding))
+
+    def layer_stack(self, layers: list[LayerWeights]) -> None:
+        return None
+
+    def norm_qkv(self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: ReferenceStep) -> torch.Tensor:
+        s = self.shape
+        t = self._norm(x, layer.attention_norm)
+        qkv = linear_ref(t, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, s.head_dim)
+        rotated = apply_rope_ref(qkv[:, : s.num_heads + s.num_kv_heads], *step.rope)
+        value = qkv[:, s.num_heads + s.num_kv_heads :]
+        slots = step.attention[layer.group].slot_mapping
+        store_kv_ref(rotated[:, s.num_heads :], value, cache.key, cache.value, slots)
+        return rotated
+
+    def attention(
+        self, query: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: ReferenceStep
+    ) -> torch.Tensor:
+        metadata, scale = step.attention[layer.group], self.shape.attention_scale
+        query = query[:, : self.shape.num_heads]
+        parts = []
+        if metadata.decode is not None:
+            rows = query[: metadata.num_decodes]
+            parts.append(decode_attention_ref(rows, cache.key, cache.value, layer.sinks, metadata.decode, scale))
+        for p in metadata.prefills:
+            rows = query[p.first_token : p.first_token + p.num_tokens]
+            parts.append(prefill_attention_ref(rows, cache.key, cache.value, layer.sinks, p, metadata.window, scale))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
+
+    def linear(self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return linear_ref(x, weight, bias, residual)
+
+    def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: object) -> torch.Tensor:
+        s = self.shape
+        assert isinstance(layer.experts, ExpertWeights), "packed experts are for the Triton kernels"
+        t = self._norm(x, layer.mlp_norm)
+        experts, weights = route_ref(linear_ref(t, layer.router, layer.router_bias), s.experts_per_token)
+        if s.local_experts is not None:
+            experts, weights = only_local_ref(experts, weights, s.local_experts)
+        return residual + moe_forward_ref(t, experts, weights, layer.experts, s.swiglu_limit)
+
+    def norm_head(
+        self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, head: HeadWeight, step: object
+    ) -> torch.Tensor:
+        assert isinstance(head, torch.Tensor)
+        return linear_ref(self._norm(x[rows], norm), head, out_dtype=torch.float32)
+
+    def _norm(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return rms_norm_ref(x, scale, self.shape.rms_norm_eps, out_dtype=self.dtype)

@@ -1,0 +1,122 @@
+"""The Triton kernels, in bfloat16. Experts that are not in MXFP4 are computed by plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from gptoss.kernels.layers import (
+    DenseWeight,
+    ExpertWeights,
+    HeadWeight,
+    LayerCache,
+    LayerShape,
+    LayerWeights,
+    PackedExperts,
+)
+from gptoss.kernels.mxfp4 import Mxfp4Tensor
+from gptoss.kernels.reference.backend import ReferenceBackend
+from gptoss.kernels.reference.rope import Rotation
+from gptoss.kernels.step_layout import StepLayout
+from gptoss.kernels.triton import fused_layers
+from gptoss.kernels.triton.metadata import TritonStep, triton_step
+from gptoss.kernels.triton.mxfp4_layout import gate_up_order, pack_experts
+
+
+class TritonBackend:
+    """`batch_invariant`: a token's bits do not depend on the rest of the batch."""
+
+    name = "triton"
+    reads_mxfp4 = True
+    min_block_size = 16  # the narrowest tile of keys that the matrix instructions take
+
+    def __init__(
+        self, shape: LayerShape, dtype: torch.dtype, device: torch.device, *, batch_invariant: bool = False
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.device = device
+        self.is_batch_invariant = batch_invariant
+        self._plain = ReferenceBackend(shape, dtype, device)
+        tables = Rotation(shape.head_dim, shape.rope, device).tables(torch.arange(shape.max_positions, device=device))
+        self._rope = torch.stack([t.squeeze(1) for t in tables], dim=1)  # [positions, 2, D / 2]
+
+    def prepare_layer(self, layer: LayerWeights) -> LayerWeights:
+        """MXFP4 experts go into the order in which the kernels read them."""
+        experts = layer.experts
+        if not isinstance(experts, ExpertWeights):
+            return layer
+        w1, w2 = experts.w1, experts.w2
+        if not isinstance(w1, Mxfp4Tensor) or not isinstance(w2, Mxfp4Tensor):
+            return layer
+        order = gate_up_order(w1.blocks.shape[1] // 2, w1.blocks.device)
+        packed = PackedExperts(pack_experts(w1, order), experts.b1, pack_experts(w2), experts.b2)
+        return replace(layer, experts=packed)
+
+    def prepare_head(self, weight: DenseWeight) -> HeadWeight:
+        return weight
+
+    def prepare_step(self, layout: StepLayout) -> TritonStep:
+        return triton_step(layout, self.device)
+
+    def layer_stack(self, layers: list[LayerWeights]) -> None:
+        return None
+
+    def norm_qkv(self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: TritonStep) -> torch.Tensor:
+        return fused_layers.norm_qkv(
+            x,
+            layer.attention_norm,
+            self.shape.rms_norm_eps,
+            layer.qkv,
+            layer.qkv_bias,
+            step.positions,
+            self._rope,
+            step.attention[layer.group].slot_mapping,
+            cache.key,
+            cache.value,
+            self.shape.num_heads,
+            invariant=self.is_batch_invariant,
+        )
+
+    def attention(self, query: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: TritonStep) -> torch.Tensor:
+        s = self.shape
+        return fused_layers.paged_attention(
+            query,
+            cache.key,
+            cache.value,
+            layer.sinks,
+            step.attention[layer.group],
+            s.windows[layer.group],
+            s.attention_scale,
+            invariant=self.is_batch_invariant,
+        )
+
+    def linear(self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return fused_layers.linear(x, weight, bias, residual, None, invariant=self.is_batch_invariant)
+
+    def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: TritonStep) -> torch.Tensor:
+        s = self.shape
+        if not isinstance(layer.experts, PackedExperts):
+            return self._plain.norm_moe(x, layer, residual, step)
+        return fused_layers.norm_moe(
+            x,
+            residual,
+            layer.mlp_norm,
+            s.rms_norm_eps,
+            layer.router,
+            layer.router_bias,
+            layer.experts,
+            s.experts_per_token,
+            s.swiglu_limit,
+            step.num_tokens,
+            local=s.local_experts,
+            invariant=self.is_batch_invariant,
+        )
+
+    def norm_head(
+        self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, head: HeadWeight, step: TritonStep
+    ) -> torch.Tensor:
+        assert isinstance(head, torch.Tensor)
+        eps = self.shape.rms_norm_eps
+        return fused_layers.norm_head(x, rows, norm, eps, head, step.logits, invariant=self.is_batch_invariant)

@@ -12,10 +12,10 @@ import triton.language as tl
 from bench.kernels.cross_compile import Case
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
-from gptoss.kernels.attention import TILE_TOKENS
 from gptoss.kernels.triton import attention, dense, experts, routing, sampling, truncated
 from gptoss.kernels.triton.configs import TileConfig, load_table, nearest
 from gptoss.kernels.triton.fused_layers import DIRECT_TOKENS, FUSED_TOKENS
+from gptoss.kernels.triton.metadata import TILE_TOKENS
 
 BLOCK_SIZE = 64
 LOGITS = {"logits_ptr": "*fp32"}

@@ -1,9 +1,8 @@
-"""Copies between host and device that wait for nothing.
+"""Copies between host and device that do not wait for other work.
 
-A copy from or to memory that the system may move can wait for all that the device has been given before; and reading a
-tensor waits for all that it has been given until then, which may be the whole next step (CUDA Runtime API, "API
-synchronization behavior"). So what goes to the device lies in pinned memory, and what comes back is copied there in its
-turn, and read when that copy, and no more, is done.
+A copy from or to pageable memory can wait for all work queued on the device, and reading a tensor waits for everything
+queued so far, which may be the whole next step (CUDA Runtime API, "API synchronization behavior"). So data for the
+device lies in pinned memory, and results are copied to pinned memory in stream order and read once that copy is done.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def to_device(
 
 
 class PendingReadback:
-    """Tensors on their way to the host. What the device is given from now on is not waited for."""
+    """Tensors on their way to the host. Does not wait for work that is queued on the device later."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         self._host = list(tensors)
@@ -38,7 +37,7 @@ class PendingReadback:
             self._done.record()
 
     def values(self) -> list[Any]:
-        """What each tensor held, as lists and numbers."""
+        """The contents of each tensor, as lists and numbers."""
         if self._done is not None:
             self._done.synchronize()
         return [t.tolist() for t in self._host]

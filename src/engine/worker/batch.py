@@ -80,7 +80,7 @@ class StepRows:
     counts: list[int]  # new tokens of each
     sampled: list[RequestState] = field(default_factory=list)
     scored: list[ScoredTokens] = field(default_factory=list)
-    # request -> guesses at what comes next, which are the last of its tokens while the step runs
+    # request -> drafts of its next tokens, which are the last of its tokens while the step runs
     drafts: dict[str, list[int]] = field(default_factory=dict)
 
     def alone(self, place: int) -> StepRows:
@@ -113,7 +113,7 @@ class RequestTable:
         return StepRows(states, counts, drafts=out.draft_tokens)
 
     def extend(self, sampled: dict[str, int]) -> None:
-        """Tokens of earlier steps, sampled elsewhere. Requests that are gone since are passed over."""
+        """Appends tokens of earlier steps that another rank sampled. Requests that have ended since are skipped."""
         for request_id, token in sampled.items():
             if request_id in self._states:
                 self._states[request_id].tokens.extend([token])

@@ -1,14 +1,14 @@
 """Decode steps replayed from CUDA graphs: a step of hundreds of small kernels becomes one launch.
 
-A graph is made for each of a few batch sizes; a step takes the next larger one. All that changes from step to step lies
-in buffers whose addresses the graphs hold: token ids, positions, slots, lengths, block tables and the number of rows
-that are tokens. Rows beyond those are padding: they write to the null block, and no kernel reads experts for them.
+Graphs exist for a few batch sizes; a step takes the next larger one. Everything that changes between steps lies in
+buffers whose addresses the graphs hold: token ids, positions, slots, lengths, block tables and the number of rows
+that are tokens. The remaining rows are padding: they write to the null block, and no kernel reads experts for them.
 
-The next step does not wait for anybody to read this one's tokens: they are copied to its input on the device, and it
-starts at once, on the assumption that its requests go on. Nor does reading them wait for it
-(engine/worker/device_copy.py): the host works while the device computes. What the scheduler then asks for is taken from
-that step where it fits (grammar masks come in only after the logits), and computed anew where it does not; a request
-that has ended in between has written one key too many into a block that was its own.
+The next step starts before the host has read this step's tokens: they are copied to its input on the device, on the
+assumption that its requests continue. Reading the tokens does not wait for the next step (kernels/device_copy.py), so
+the host works while the device computes. What the scheduler then schedules is taken from the prelaunched step where it
+matches (grammar masks apply only to logits), and computed again where it does not. A request that ended in between has
+written one extra key into a block of its own.
 
 Shapes: B sequences of one new token each, L columns of a block table.
 """
@@ -47,14 +47,14 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class PrelaunchedStep:
-    """A step that was started before it was asked for."""
+    """A step that was started before the scheduler scheduled it."""
 
     logits: torch.Tensor  # float32 [B, V]
-    places: dict[str, tuple[int, int]]  # request -> (its row, the position of its token)
+    rows: dict[str, tuple[int, int]]  # request -> (its row, the position of its token)
 
     def row_of(self, state: RequestState, count: int) -> int | None:
-        """The row that is this request's next token, if that is what it now asks for."""
-        row, position = self.places.get(state.request_id, (None, -1))
+        """The row of this request's next token, if that token is what is scheduled now."""
+        row, position = self.rows.get(state.request_id, (None, -1))
         fits = count == 1 and position == state.num_computed_tokens and position + 1 == state.tokens.size
         return row if fits else None
 
@@ -68,26 +68,26 @@ class GraphRunner:
         device: torch.device,
         capture: Callable[[Forward], Forward] | None = None,
     ) -> None:
-        """`capture` makes of a forward pass what repeats it: a CUDA graph, unless given."""
+        """`capture` returns a function that repeats a forward pass; a CUDA graph by default."""
         self._model = model
         self._cache = cache
         self._block_size = config.block_size
         self._max_model_len = config.max_model_len
         self._sizes = graph_sizes(config.max_num_seqs)
         largest, width = self._sizes[-1], math.ceil(config.max_model_len / config.block_size)
-        # parts of buffers begin at multiples of 16 bytes, as tensors do: else kernels would be compiled once more
+        # parts of buffers begin at multiples of 16 bytes, as tensors do; otherwise kernels would be compiled again
         stride = -(-largest // ALIGNED_ROWS) * ALIGNED_ROWS
-        # two sets: a step is prepared while the copies of the one before may still be under way
+        # two sets: a step is prepared while the copies of the previous one may still be running
         self._staging = [_Staging(stride, width, pinned=device.type == "cuda") for _ in range(2)]
         # rows: token ids, positions, slots of full and of sliding layers
         self._long = torch.zeros(4, stride, dtype=torch.int64, device=device)
-        # lengths, and the number of rows that are tokens in the last place
+        # lengths, and as the last element the number of rows that are tokens
         self._lengths = torch.zeros(stride + 1, dtype=torch.int32, device=device)
         self._query_start = torch.arange(largest + 1, dtype=torch.int32, device=device)
         self._rows = torch.arange(largest, device=device)
         self._none = torch.empty(0, dtype=torch.int32, device=device)
         self._tables = torch.zeros(2, stride, width, dtype=torch.int32, device=device)
-        # of it what a step uses, as one piece: what is not would be gathered in memory that a copy waits for
+        # the part that a step uses, contiguous: a strided copy would gather it in pageable memory and block
         self._used_tables = torch.zeros(2 * stride * width, dtype=torch.int32, device=device)
         # every graph writes here: a replay's logits are read before the next one starts
         vocab = config.model.vocab_size
@@ -96,7 +96,7 @@ class GraphRunner:
         self._capture = capture or CudaGraphs()
 
     def capture_all(self) -> None:
-        """Largest first: the smaller ones then fit into its memory. Sizes for which there is none are left out."""
+        """Largest first: the smaller ones then fit into its memory. Sizes that do not fit are skipped."""
         started = time.monotonic()
         self.capture_sizes(self._sizes)
         self._sizes = sorted(self._replays)
@@ -110,22 +110,22 @@ class GraphRunner:
                 logger.warning("no memory for a decode graph of %d requests: left out", size)
 
     def holds(self, count: int) -> bool:
-        """Whether a step of so many requests has a graph."""
+        """Whether a step of `count` requests has a graph."""
         return bool(self._sizes) and count <= self._sizes[-1]
 
     def run(self, states: list[RequestState]) -> torch.Tensor:
-        """One token of each -> logits float32 [B, V], valid until the next call."""
+        """Computes one token of each request -> logits float32 [B, V], valid until the next call."""
         size = self._size(len(states))
         self._fill([(s, s.num_computed_tokens) for s in states], size, None)
         return self.replay(size)[: len(states)]
 
     def prelaunch(self, states: list[RequestState], token_ids: torch.Tensor) -> PrelaunchedStep | None:
-        """Starts the step after this one before anybody has read this one's tokens: int64 [B], on the device.
+        """Starts the next step from this one's tokens, int64 [B] on the device, which the host has not read yet.
 
-        Left out are requests that cannot go on as they are: those that reach their limit with this token, and those
-        whose next token needs a block that they do not have yet.
+        Requests are skipped that reach their limit with this token, or whose next token needs a block that they do not
+        have yet.
         """
-        rows = [(row, state, state.tokens.size) for row, state in enumerate(states) if self._can_go_on(state)]
+        rows = [(row, state, state.tokens.size) for row, state in enumerate(states) if self._can_continue(state)]
         if not rows or not self.holds(len(rows)):
             return None
         if len(rows) < len(states):
@@ -133,10 +133,10 @@ class GraphRunner:
             token_ids = token_ids[kept]
         size = self._size(len(rows))
         self._fill([(state, position) for _, state, position in rows], size, token_ids)
-        places = {state.request_id: (i, position) for i, (_, state, position) in enumerate(rows)}
-        return PrelaunchedStep(self.replay(size), places)
+        by_request = {state.request_id: (i, position) for i, (_, state, position) in enumerate(rows)}
+        return PrelaunchedStep(self.replay(size), by_request)
 
-    def _can_go_on(self, state: RequestState) -> bool:
+    def _can_continue(self, state: RequestState) -> bool:
         position = state.tokens.size  # of the token that is sampled now
         generated = position + 1 - state.num_prompt_tokens
         held = min(len(table.view) for table in state.blocks) * self._block_size
@@ -146,7 +146,7 @@ class GraphRunner:
         return next(s for s in self._sizes if s >= count)
 
     def replay(self, size: int) -> torch.Tensor:
-        """The graph of that size once more, on what its buffers hold."""
+        """Replays the graph of that size on the current contents of its buffers."""
         return self._replays[size]()
 
     def _forward(self, batch: ForwardBatch) -> Forward:
@@ -169,7 +169,7 @@ class GraphRunner:
         return ForwardBatch(self._long[0, :size], self._rows[:size], step)
 
     def _fill(self, rows: list[tuple[RequestState, int]], size: int, token_ids: torch.Tensor | None) -> None:
-        """Rows are states and the positions of their tokens; `token_ids` are those that only the device knows."""
+        """`rows`: states and the positions of their tokens; `token_ids`: set where the host does not know them yet."""
         self._staging.reverse()
         staging = self._staging[0]
         staging.wait()
@@ -201,7 +201,7 @@ class GraphRunner:
 
 
 class _Staging:
-    """What a step's buffers are filled from, in memory that the device reads by itself."""
+    """Host buffers, pinned for a GPU, from which a step's device buffers are filled."""
 
     def __init__(self, largest: int, width: int, *, pinned: bool) -> None:
         self.long = torch.zeros(4, largest, dtype=torch.int64, pin_memory=pinned)
@@ -210,12 +210,12 @@ class _Staging:
         self._copied = torch.cuda.Event() if pinned else None
 
     def mark_copied(self) -> None:
-        """All copies from here have been given to the device."""
+        """To be called once all copies from here are queued on the device."""
         if self._copied is not None:
             self._copied.record()
 
     def wait(self) -> None:
-        """Until the device has made them."""
+        """Waits until the device has made the copies."""
         if self._copied is not None:
             self._copied.synchronize()
 
@@ -230,7 +230,7 @@ class CudaGraphs:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            forward()  # compiles kernels and makes what must outlive the graph
+            forward()  # compiles kernels and allocates what must outlive the graph
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
@@ -245,5 +245,5 @@ class CudaGraphs:
 
 
 def all_decode(states: list[RequestState], counts: list[int]) -> bool:
-    """Whether each has one new token, its last, so that all are sampled."""
+    """Whether each request has one new token, its last known one, so that all are sampled."""
     return all(n == 1 and s.num_computed_tokens + 1 == s.tokens.size for s, n in zip(states, counts, strict=True))

@@ -1,4 +1,4 @@
-"""Runs the model for what the scheduler asks, and samples."""
+"""Runs the model for a scheduled step, and samples."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class ModelRunner:
         self._one_by_one = config.batch_invariant and not kernels.is_batch_invariant
 
     def execute_model(self, out: SchedulerOutput, sampled: dict[str, int]) -> ModelRunnerOutput | None:
-        """One step; None on a rank that does not sample. A request whose own numbers are bad, or that fails where the
-        rest of the batch does not, is reported in `failed`; if nothing can be told apart the exception goes on.
+        """Runs one step; returns None on a rank that does not sample.
 
-        `sampled`: tokens of earlier steps that this rank has not seen, as all of several ranks have not.
+        A request whose logits are not finite, or that fails alone, is reported in `failed`; if all requests fail, the
+        exception propagates. `sampled`: tokens of earlier steps that this rank has not seen (with several ranks, all).
         """
         self._table.extend(sampled)
         rows = self._table.apply(out)
@@ -62,7 +62,7 @@ class ModelRunner:
             result = self._run_invariant(rows, out) if self._one_by_one else self._run(rows, out)
         except (RuntimeError, MemoryError, IndexError, ValueError) as error:
             if len(rows.states) == 1 or self._comm.world_size > 1:
-                raise  # the other ranks wait in a collective operation: only a restart brings all back in step
+                raise  # the other ranks wait in a collective operation: only a restart realigns them
             logger.exception("step failed for %d requests together, trying each alone", len(rows.states))
             result = self._run_one_by_one(rows, out, error)
         alone = self._comm.world_size == 1
@@ -71,7 +71,7 @@ class ModelRunner:
 
     @property
     def prelaunches_steps(self) -> bool:
-        """Whether a request's next token is computed before it is asked for."""
+        """Whether a request's next token is computed before it is scheduled."""
         return self._graphs is not None
 
     @property
@@ -79,7 +79,7 @@ class ModelRunner:
         return self._comm.shard.is_last and self._comm.shard.is_tensor_leader
 
     def _run_invariant(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
-        """Every token through the model by itself: torch's matrix products round differently for other shapes."""
+        """Runs every token through the model alone: torch's matrix products round differently for other shapes."""
         merged = ModelRunnerOutput({}, {}, {})
         for state, count in zip(rows.states, rows.counts, strict=True):
             start = state.num_computed_tokens
@@ -95,7 +95,7 @@ class ModelRunner:
         return merged
 
     def _run_one_by_one(self, rows: StepRows, out: SchedulerOutput, cause: Exception) -> ModelRunnerOutput:
-        """Safe to repeat: a step writes the same keys and values to the same places each time."""
+        """Runs each request alone. A step can be repeated: it writes the same keys and values to the same slots."""
         merged = ModelRunnerOutput({}, {}, {})
         for place, state in enumerate(rows.states):
             try:
@@ -120,7 +120,7 @@ class ModelRunner:
         return self._run_batch(rows, out)
 
     def _run_graphed(self, graphs: GraphRunner, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
-        """Takes what was computed ahead, computes the rest, samples all and starts the next step."""
+        """Takes the rows that were computed ahead, computes the others, samples all and starts the next step."""
         ahead, self._prelaunched = self._prelaunched, None
         pairs = list(zip(rows.states, rows.counts, strict=True))
         places = [ahead.row_of(s, n) if ahead is not None else None for s, n in pairs]
@@ -203,7 +203,7 @@ class ModelRunner:
 
 
 def split_scored(logits: torch.Tensor, rows: StepRows) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [R, V] of a step -> those to sample from, those of its prompt tokens that are scored."""
+    """Splits a step's logits [R, V] into those to sample from and those of scored prompt tokens."""
     count = sum(part.count for part in rows.scored)
     return logits[: len(logits) - count], logits[len(logits) - count :]
 
@@ -221,10 +221,10 @@ def sample_states(
     sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> ModelRunnerOutput:
     """logits float32 [R, V], a row for each state and one more for each of its drafts. `sampled` gets the tokens,
-    int64 [R], before anybody waits for them, and once more where they were wrong (sampler.py).
+    int64 [R], before the host waits for them, and again where they were wrong (sampler.py).
 
-    A token depends on the logits, the seed and its place alone, so what is drawn at a draft's place is what would have
-    been drawn there anyway: drafts that equal it are kept, and the answer is the same with drafts and without.
+    A token depends on the logits, the seed and its position alone, so the token drawn at a draft's position is the one
+    that would have been drawn there anyway: drafts that equal it are kept, and drafts never change an answer.
     """
     first_rows: list[int] = []
     sampling_rows: list[SamplingRow] = []
@@ -262,7 +262,7 @@ def sample_states(
 def _masks(
     states: list[RequestState], first_rows: list[int], out: SchedulerOutput, vocab_size: int
 ) -> tuple[list[int], np.ndarray]:
-    """-> (the sampled rows that have a mask, their masks). A request's masks are for its first rows, in order."""
+    """Returns the sampled rows that have a mask, and the masks. A request's masks are for its first rows, in order."""
     bitmask = np.frombuffer(out.grammar_bitmask, np.int32).reshape(-1, -(-vocab_size // 32))
     next_row = {s.request_id: row for s, row in zip(states, first_rows, strict=True)}
     rows, kept = [], []
@@ -275,7 +275,7 @@ def _masks(
 
 
 def _plainly_greedy(rows: StepRows, out: SchedulerOutput) -> bool:
-    """Whether every row is the best of its untouched logits: then ranks exchange two numbers a row."""
+    """Whether every row takes its largest unmodified logit: ranks then exchange two values per row."""
     masked = set(out.grammar_rows)
     return not rows.scored and all(
         s.params.temperature == 0

@@ -1,6 +1,6 @@
 """Where the Triton kernels run, and in which form. Imports no triton: a server on a CPU never loads it.
 
-Kernels take three switches as constexpr, so that the interpreter runs the same logic as a GPU:
+Kernels take three options as constexpr, so that the interpreter runs the same logic as a GPU:
     COMPUTE  the type of matrix operands. The interpreter adds and multiplies bfloat16 as raw bits (triton 3.6, 3.7),
              so it computes in float32
     ASM      inline PTX, which the interpreter does not know; its twin in plain tl stands beside it

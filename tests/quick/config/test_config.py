@@ -17,6 +17,7 @@ from gptoss.config.sources import DEFAULT_CONFIG_FILE, OTHER_PROGRAMS_ENV, descr
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config, original_config
+from gptoss.harmony.special_tokens import PROBE_TOKEN_IDS
 from scripts.write_config import outputs
 
 
@@ -80,6 +81,7 @@ def test_the_engine_gets_its_groups_of_the_configuration() -> None:
     assert (engine.block_size, engine.max_num_seqs, engine.max_model_len) == (16, 3, model.max_position)
     assert engine.max_num_batched_tokens == quality.max_num_batched_tokens
     assert (engine.max_num_waiting, engine.batch_invariant) == (quality.max_num_waiting, True)
+    assert engine.probe_token_ids == PROBE_TOKEN_IDS  # the engine itself knows no special token
     assert pickle.loads(pickle.dumps(engine)) == engine
 
 

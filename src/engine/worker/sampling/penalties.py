@@ -35,7 +35,7 @@ def apply_penalties(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
 
 
 def _counts(token_ids: list[np.ndarray], vocab: int, device: torch.device) -> torch.Tensor:
-    """float32 [len(token_ids), V]: how often each token is there."""
+    """float32 [len(token_ids), V]: how often each token occurs."""
     places = np.concatenate([ids + vocab * row for row, ids in enumerate(token_ids)])
     flat = torch.zeros(len(token_ids) * vocab, device=device)
     ones = torch.ones(1, device=device).expand(len(places))
@@ -70,7 +70,7 @@ def apply_bias(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
 
 
 def _bias_arrays(biases: list[LogitBias]) -> tuple[np.ndarray, np.ndarray]:
-    """-> (token ids, values), all of them one behind the other."""
+    """Returns token ids and values, concatenated."""
     token_ids = np.frombuffer(b"".join(bias.token_ids for bias in biases), np.int32)
     values = np.frombuffer(b"".join(bias.values for bias in biases), np.float32)
     return token_ids.astype(np.int64), values.copy()  # torch warns of arrays that cannot be written

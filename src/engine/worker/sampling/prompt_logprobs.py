@@ -1,4 +1,4 @@
-"""Logprobs of the tokens that a prompt has, as evaluations of a model want them."""
+"""Logprobs of prompt tokens, which evaluations of a model need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PromptScores = tuple[dict[str, list[TokenLogprobs]], dict[str, str]]
 
 
 def score_prompts(logits: torch.Tensor, scored: list[ScoredTokens]) -> PromptScores:
-    """logits float32 [N, V], rows of these tokens one behind the other -> the logprobs of the tokens that follow."""
+    """logits float32 [N, V], the rows of these tokens in order -> the logprobs of the tokens that follow."""
     found: dict[str, list[TokenLogprobs]] = {}
     failed: dict[str, str] = {}
     row = 0

@@ -48,27 +48,27 @@ def sample(
     sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> SamplerOutput:
     """logits float32 [R, V], changed in place. `bitmask` int32 [len(mask_rows), ceil(V / 32)] holds a set bit for
-    each allowed token of row mask_rows[i]. `sampled` gets the tokens, int64 [R], before the device is waited for; what
-    it gives the device to do is not waited for. It is called again where some of
-    them turn out wrong: rows for which the likeliest tokens did not suffice."""
+    each allowed token of row mask_rows[i]. `sampled` gets the tokens, int64 [R], before the device is waited for; work
+    that it queues on the device is not waited for. It is called again where some tokens turn out wrong: rows for which
+    the likeliest tokens did not suffice."""
     params = [row.params for row in rows]
     raw = _raw_logprobs(logits, params)
     apply_penalties(logits, rows)
     apply_bias(logits, rows)
     apply_min_tokens(logits, rows, mask_rows, bitmask)
-    unsure = None
+    unresolved = None
     if support.samples(logits):
-        token_ids, peak, unsure = _pick_on_gpu(logits, rows, mask_rows, bitmask)
+        token_ids, peak, unresolved = _pick_on_gpu(logits, rows, mask_rows, bitmask)
     elif logits.is_cpu and native.library() is not None:
         token_ids, peak = _pick_natively(logits, rows, mask_rows, bitmask)
     else:
         token_ids, peak = _pick(logits, rows, mask_rows, bitmask)
-    right = [] if unsure is None else [unsure.right]
+    right = [] if unresolved is None else [unresolved.right]
     reading = PendingReadback([token_ids, peak, *right, *_chosen_and_best(raw, params, token_ids)])
     if sampled is not None:
         sampled(token_ids)
     chosen, peaks, *numbers = reading.values()
-    if unsure is not None and unsure.redraw(token_ids, numbers.pop(0)):
+    if unresolved is not None and unresolved.redraw(token_ids, numbers.pop(0)):
         reading = PendingReadback([token_ids, *_chosen_and_best(raw, params, token_ids)])
         if sampled is not None:
             sampled(token_ids)
@@ -124,7 +124,7 @@ def _pick_natively(
 def _pick_on_gpu(
     logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor, UnresolvedRows | None]:
-    """As _pick, without waiting for the device: two kernels, and two more for rows that top-k, top-p or min-p cut."""
+    """As _pick, without waiting for the device: two kernels, and two more for truncated rows."""
     from gptoss.kernels.triton import sampling, truncated
 
     device = logits.device
@@ -148,8 +148,8 @@ def _pick_on_gpu(
     right = truncated.pick(logits, temperatures, *allowed, index, given, picked)
     # the next step may write its logits where these are
     chosen = [params[i] for i in cut]
-    unsure = UnresolvedRows(cut, logits[index], mask_of[cut], words, uniform[cut], chosen, right)
-    return picked.tokens, picked.best, unsure
+    unresolved = UnresolvedRows(cut, logits[index], mask_of[cut], words, uniform[cut], chosen, right)
+    return picked.tokens, picked.best, unresolved
 
 
 def _masked(logits: torch.Tensor, mask_of: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
@@ -171,10 +171,10 @@ class UnresolvedRows:
     words: torch.Tensor
     uniform: torch.Tensor  # float64 [len(rows)]
     params: list[SamplingParams]
-    right: torch.Tensor  # bool [len(rows)]: whether the token stands
+    right: torch.Tensor  # bool [len(rows)]: whether the token is final
 
     def redraw(self, token_ids: torch.Tensor, right: list[bool]) -> bool:
-        """-> whether `token_ids` were changed."""
+        """Draws the rows that are not final again; returns whether `token_ids` changed."""
         wrong = [place for place, stands in enumerate(right) if not stands]
         if not wrong:
             return False
@@ -275,6 +275,6 @@ def _collect_logprobs(rows: list[int], numbers: list[Any], count: int) -> list[T
 
 
 def floored(chosen: float, values: list[float], ids: list[int]) -> TokenLogprobs:
-    """A token's logprob and the largest of its place, none of them -inf. A NaN stays one."""
+    """A token's logprob and the largest at its position, none of them -inf. NaN is kept."""
     alternatives = [(t, max(v, LOGPROB_FLOOR)) for t, v in zip(ids, values, strict=True)]
     return TokenLogprobs(max(chosen, LOGPROB_FLOOR), alternatives)

@@ -1,8 +1,8 @@
 """Draws among what top-k, top-p and min-p leave of a row.
 
 The likeliest NUM_CANDIDATES tokens nearly always hold all of that; a row for which they do not is drawn from the whole
-vocabulary. Whether it needs that is known to the device alone, so whoever must not wait for it draws first and asks
-with the tokens.
+vocabulary. Whether it needs that is known to the device alone, so a caller that must not wait draws first and reads
+the flag with the tokens.
 
 Shapes: R rows, V vocabulary, C candidates.
 """
@@ -60,8 +60,8 @@ class Truncated:
         return self._draw(self.scaled.shape[1])[0]
 
     def draw_among_likeliest(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """-> (token ids int64 [R], bool [R]: whether it is the row's token; else draw_among_all has to tell). The
-        device is not waited for."""
+        """-> (token ids int64 [R], bool [R]: whether it is final; if not, draw_among_all decides). Does not
+        wait for the device."""
         return self._draw(min(NUM_CANDIDATES, self.scaled.shape[1]))
 
     def _draw(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:

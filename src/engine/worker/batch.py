@@ -83,9 +83,9 @@ class StepRows:
     # request -> drafts of its next tokens, which are the last of its tokens while the step runs
     drafts: dict[str, list[int]] = field(default_factory=dict)
 
-    def alone(self, place: int) -> StepRows:
+    def alone(self, index: int) -> StepRows:
         """One request's part."""
-        return StepRows([self.states[place]], [self.counts[place]], drafts=self.drafts)
+        return StepRows([self.states[index]], [self.counts[index]], drafts=self.drafts)
 
 
 class RequestTable:

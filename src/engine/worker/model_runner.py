@@ -97,9 +97,9 @@ class ModelRunner:
     def _run_one_by_one(self, rows: StepRows, out: SchedulerOutput, cause: Exception) -> ModelRunnerOutput:
         """Runs each request alone. A step can be repeated: it writes the same keys and values to the same slots."""
         merged = ModelRunnerOutput({}, {}, {})
-        for place, state in enumerate(rows.states):
+        for index, state in enumerate(rows.states):
             try:
-                result = self._run(rows.alone(place), out)
+                result = self._run(rows.alone(index), out)
             except (RuntimeError, MemoryError, IndexError, ValueError) as error:
                 merged.failed[state.request_id] = f"{type(error).__name__}: {error}"
                 continue
@@ -121,24 +121,21 @@ class ModelRunner:
 
     def _run_graphed(self, graphs: GraphRunner, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         """Takes the rows that were computed ahead, computes the others, samples all and starts the next step."""
-        ahead, self._prelaunched = self._prelaunched, None
-        pairs = list(zip(rows.states, rows.counts, strict=True))
-        places = [ahead.row_of(s, n) if ahead is not None else None for s, n in pairs]
-        rest = StepRows(
-            [s for (s, _), place in zip(pairs, places, strict=True) if place is None],
-            [n for (_, n), place in zip(pairs, places, strict=True) if place is None],
-        )
-        ready = [(s, p) for (s, _), p in zip(pairs, places, strict=True) if p is not None]
+        prelaunched, self._prelaunched = self._prelaunched, None
+        ready: list[tuple[RequestState, int]] = []  # and the row of its logits
+        rest = StepRows([], [])
+        for state, count in zip(rows.states, rows.counts, strict=True):
+            row = None if prelaunched is None else prelaunched.row_of(state, count)
+            if row is not None:
+                ready.append((state, row))
+            else:
+                rest.states.append(state)
+                rest.counts.append(count)
         parts: list[torch.Tensor] = []
         scores: PromptScores = {}, {}
-        if ahead is not None and ready:
-            kept = [place for _, place in ready]
-            whole = kept == list(range(len(kept)))
-            parts.append(
-                ahead.logits[: len(kept)] if whole else ahead.logits[to_device(kept, torch.int64, self._kernels.device)]
-            )
-            if rest.states:  # which may overwrite it
-                parts[0] = parts[0].clone()
+        if prelaunched is not None and ready:
+            logits = self._rows_of(prelaunched.logits, [row for _, row in ready])
+            parts.append(logits.clone() if rest.states else logits)  # computing the rest may overwrite them
         if graphs.holds(len(rest.states)) and rest.states and all_decode(rest.states, rest.counts):
             parts.append(graphs.run(rest.states))
             rest.sampled.extend(rest.states)
@@ -156,6 +153,11 @@ class ModelRunner:
 
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return with_scores(sample_states(logits, states, out, start_next), scores)
+
+    def _rows_of(self, logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        if rows == list(range(len(rows))):
+            return logits[: len(rows)]
+        return logits[to_device(rows, torch.int64, self._kernels.device)]
 
     def _forward(self, rows: StepRows) -> torch.Tensor:
         batch = build_batch(rows, self._kernels, self._config.block_size)
@@ -266,10 +268,10 @@ def _masks(
     bitmask = np.frombuffer(out.grammar_bitmask, np.int32).reshape(-1, -(-vocab_size // 32))
     next_row = {s.request_id: row for s, row in zip(states, first_rows, strict=True)}
     rows, kept = [], []
-    for place, request_id in enumerate(out.grammar_rows):
+    for index, request_id in enumerate(out.grammar_rows):
         if request_id in next_row:
             rows.append(next_row[request_id])
-            kept.append(place)
+            kept.append(index)
             next_row[request_id] += 1
     return rows, bitmask if len(kept) == len(bitmask) else bitmask[kept]
 

@@ -242,18 +242,18 @@ def decoder(
 
 
 def pick(
-    logits: torch.Tensor, masks: np.ndarray, whole: list[list[int]], real: list[list[float]]
+    logits: torch.Tensor, masks: np.ndarray, integers: list[list[int]], reals: list[list[float]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """logits float32 [R, V], masked in place -> (token ids int64 [R], the largest allowed logit of each row, NaN if the
     row has one).
 
-    `masks` int32 [.., words]; `whole` [4][R]: the row's mask among them (-1: none), seed, position, top-k (0: off);
-    `real` [3][R]: temperature (0 is greedy), top-p, min-p.
+    `masks` int32 [.., words]; `integers` [4][R]: the row's mask among them (-1: none), seed, position, top-k (0: off);
+    `reals` [3][R]: temperature (0 is greedy), top-p, min-p.
     """
     rows, vocab = logits.shape
     ids, peaks = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
     masks = np.require(masks, requirements=["C", "W"])
-    tables = (np.array(whole, np.int64), np.array(real, np.float64))
+    tables = (np.array(integers, np.int64), np.array(reals, np.float64))
     _call(
         "pick", logits, torch.from_numpy(masks), masks.shape[1], *map(torch.from_numpy, tables), ids, peaks, rows, vocab
     )  # fmt: skip

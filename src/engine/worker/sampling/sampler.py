@@ -105,20 +105,20 @@ def _pick_natively(
     """As _pick, by a kernel."""
     params = [row.params for row in rows]
     mask_of = [-1] * len(rows)
-    for place, number in enumerate(mask_rows):
-        mask_of[number] = place
-    whole = [
+    for index, row in enumerate(mask_rows):
+        mask_of[row] = index
+    integers = [
         mask_of,
         [p.seed for p in params],
         [len(row.prompt_ids) + len(row.output_ids) for row in rows],
         [p.top_k for p in params],
     ]
-    real = [
+    reals = [
         [0.0 if _is_greedy(p) else p.temperature for p in params],
         [p.top_p for p in params],
         [p.min_p for p in params],
     ]
-    return native.pick(logits.contiguous(), bitmask, whole, real)
+    return native.pick(logits.contiguous(), bitmask, integers, reals)
 
 
 def _pick_on_gpu(

@@ -37,12 +37,12 @@ class SelfTestError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ExecutorReport:
-    """What the ranks really run, once they have loaded. Bytes are of all ranks."""
+    """What the loaded ranks run. Bytes are of all ranks."""
 
     device: str
     dtype: str
     kernel_path: str
-    prelaunches_steps: bool  # whether a request's next token is computed before it is asked for
+    prelaunches_steps: bool  # whether a request's next token is computed before it is scheduled
     load_s: float
     weight_bytes: int
     kv_cache_bytes: int
@@ -190,14 +190,14 @@ class Executor:
 
 
 def self_test_probe(config: EngineConfig) -> NewRequest:
-    """A prompt of at most one block, for a step through the whole model."""
+    """A prompt of at most one block, for one step through the whole model."""
     tokens = list(config.probe_token_ids[: config.block_size])
     params = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
     return NewRequest(PROBE_ID, tokens, len(tokens), params, ([1], [2]), 0)
 
 
 def exit_on_rank_death(report: Callable[[str, bool], None]) -> OnDeath:
-    """An OnDeath that reports and ends this process, whatever it waits for."""
+    """Returns an OnDeath that reports and ends this process, whatever it waits for."""
 
     def ended(message: str, fatal: bool) -> None:
         report(message, fatal)

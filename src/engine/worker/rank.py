@@ -1,4 +1,4 @@
-"""A rank that is a process of its own: it does what rank 0's process tells it, and ends with it."""
+"""A rank in a process of its own: runs the steps that rank 0's process sends, and ends with that process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class RankWorker(Protocol):
-    """What a rank can do: our own engine's Worker, or transformers'."""
+    """The interface of a rank: Worker, or TransformersWorker."""
 
     device: torch.device
     dtype: torch.dtype
@@ -77,7 +77,7 @@ def run_rank(
     errors: Connection,
     log: dict[str, Any] | None,
 ) -> None:
-    """The process's main function: Step messages in; out of the rank that samples, a ModelRunnerOutput for each."""
+    """The process's main function: reads Step messages; the rank that samples answers each with a ModelRunnerOutput."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if log is not None:

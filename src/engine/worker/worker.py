@@ -1,4 +1,4 @@
-"""One rank: picks device and type, loads weights, makes the cache, proves itself, runs steps."""
+"""One rank: chooses device, type and kernels, loads weights, allocates the cache, checks itself, runs steps."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ GIB = 2**30
 
 
 class KernelError(ConfigError):
-    """The kernels' numbers are wrong on this device, and would be again: it must not serve."""
+    """The kernels compute wrong results on this device; a restart would not help, so it must not serve."""
 
 
 class Worker:
-    """Of several ranks each calls the same methods in the same order: they meet in collective operations."""
+    """With several ranks, each calls the same methods in the same order: they meet in collective operations."""
 
     def __init__(self, config: EngineConfig, rank: int = 0, rendezvous: Path | None = None) -> None:
-        """`rendezvous`: the file through which ranks find each other; None with one rank."""
+        """`rendezvous`: the file through which the ranks connect; None with one rank."""
         self.config = config
         tensor_size, stages = (max(1, config.tensor_parallel_size), max(1, config.pipeline_parallel_size))
         world = tensor_size * stages
@@ -99,7 +99,7 @@ class Worker:
         logger.info("loaded %.2f GiB of weights in %.1f s", self.weight_bytes / GIB, self.load_s)
 
     def init_cache(self) -> int:
-        """Makes the cache. -> number of blocks, the null block included: the same on every rank."""
+        """Allocates the cache; returns its number of blocks, including the null block: the same on every rank."""
         kinds = [self.config.model.layer_types[n] for n in self.shard.layers]
         num_tensors = max(kinds.count(FULL), kinds.count(SLIDING))
         heads, head_dim = len(self.shard.kv_heads), self.config.model.head_dim
@@ -134,7 +134,7 @@ class Worker:
         return num_blocks
 
     def _prepare_kernels(self, cache: list[LayerCache]) -> GraphRunner | None:
-        """Compiles the Triton kernels; on one GPU proves them too, and captures the decode steps."""
+        """Compiles the Triton kernels; on one GPU also checks them and captures the decode steps."""
         if self.kernels.name != "triton":
             return None
         from gptoss.engine.worker import kernel_check  # imports triton
@@ -152,7 +152,7 @@ class Worker:
         return graphs
 
     def execute_model(self, out: SchedulerOutput, sampled: dict[str, int] | None = None) -> ModelRunnerOutput | None:
-        """`sampled`: tokens that came out since the last step, from whichever rank. None where another rank samples."""
+        """`sampled`: tokens sampled since the last step, on any rank. Returns None where another rank samples."""
         return self.runner.execute_model(out, sampled or {})
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class Worker:
         return self.runner.prelaunches_steps
 
     def _dequantize(self) -> bool:
-        """Whether MXFP4 experts are unpacked at load: where plain torch reads them, and they fit twice over."""
+        """Whether MXFP4 experts are unpacked at load: with plain torch, if that takes at most half the free memory."""
         if self.kernels.reads_mxfp4:
             return False
         c = self.config.model
@@ -186,7 +186,7 @@ class Worker:
         free, total = torch.cuda.mem_get_info(self.device)
         c = self.config
         element = torch.empty((), dtype=self.dtype).element_size()
-        # a step needs this much beside the cache, however high the utilization is set
+        # a step needs this much besides the cache, however high the utilization is set
         step = activation_bytes(c.model, self.shard, element, c.max_num_batched_tokens, c.max_num_seqs)
         return max(0, int(free - max(step, (1 - c.gpu_memory_utilization) * total)))
 
@@ -208,8 +208,8 @@ def choose_device(name: str, rank: int = 0, world: int = 1) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, gpu_dtypes: Mapping[str, str]) -> torch.dtype:
-    """auto: what the table says for the GPU; else bfloat16 where the hardware multiplies it, else float16 on a GPU
-    and float32 on a CPU."""
+    """The type of that name. auto: the table's entry for the GPU; else bfloat16 where the hardware multiplies it,
+    else float16 on a GPU and float32 on a CPU."""
     if name == "auto" and device.type == "cuda":
         name = listed_dtype(torch.cuda.get_device_name(device), gpu_dtypes) or name
     if name != "auto":
@@ -222,7 +222,7 @@ def choose_dtype(name: str, device: torch.device, gpu_dtypes: Mapping[str, str])
 
 
 def listed_dtype(gpu_name: str, gpu_dtypes: Mapping[str, str]) -> str | None:
-    """The entry of the longest key that is part of the GPU's name, whatever the case."""
+    """The entry of the longest key that is part of the GPU's name, ignoring case."""
     found = [key for key in gpu_dtypes if key.lower() in gpu_name.lower()]
     return gpu_dtypes[max(found, key=len)] if found else None
 
@@ -235,15 +235,17 @@ def choose_cpu_isa(name: str) -> None:
 
 
 def set_threads(wanted: int, world: int = 1) -> None:
-    """`wanted` compute threads for this rank; 0: this rank's share of the physical cores that may be used."""
+    """Sets the compute threads of this rank; 0: its share of the physical cores that the process may use."""
     cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
     torch.set_num_threads(wanted or max(1, cores // world))
     _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory: a step's temporaries are megabytes, and getting fresh pages for them each time
-    costs more than the arithmetic on them. Elsewhere than on glibc nothing is done."""
+    """Tells glibc to keep freed memory, where there is a glibc.
+
+    A step's temporaries are megabytes, and getting fresh pages for them each time costs more than the arithmetic.
+    """
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

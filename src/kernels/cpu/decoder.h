@@ -5,7 +5,7 @@
 
 #include <memory>
 
-struct LayerPointers {  // a row of NativeLayers' table; scales are null where the experts are bfloat16
+struct LayerPointers {  // a row of CpuLayerStack's table; scales are null where the experts are bfloat16
     const bf16 *attention_norm, *qkv, *qkv_bias, *sinks, *out, *out_bias, *mlp_norm, *router, *router_bias;
     const void* w1;
     const uint8_t* s1;

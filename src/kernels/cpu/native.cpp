@@ -1,4 +1,4 @@
-// CPU kernels for bfloat16 on the vector types of simd.h. Compiled at first use by kernels/native.py.
+// CPU kernels for bfloat16 on the vector types of simd.h. Compiled at first use by kernels/cpu/native.py.
 //
 // Each output element is one accumulator chain over k in a fixed order, whatever the number of rows: results do not
 // depend on what else is in the batch, nor on how a prompt is cut into chunks.

@@ -74,7 +74,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         path = _build(compiler, flags)
-        # torch's own OpenMP first: its thread pool is then ours as well, and the two do not compete for the cores
+        # torch's own OpenMP first: both then share one thread pool and do not compete for the cores
         ctypes.CDLL(str(_torch_openmp()), ctypes.RTLD_GLOBAL)
         return _declared(ctypes.CDLL(str(path)))
     except (OSError, CacheError, subprocess.CalledProcessError) as error:
@@ -90,7 +90,7 @@ def instruction_flags() -> tuple[str, ...] | None:
 
 
 def available_instruction_sets() -> list[str]:
-    """Returns what this CPU has, the best first."""
+    """The instruction sets that this CPU has, the best first."""
     have = _cpu_flags()
     return [name for name, (needed, _) in INSTRUCTION_SETS.items() if have.issuperset(needed)]
 
@@ -118,7 +118,7 @@ def supports(dtype: torch.dtype) -> bool:
 
 
 def matrix_parts(w: torch.Tensor | Mxfp4Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The two pointers by which the kernels know a matrix: its elements, and its scales if it has any."""
+    """A matrix as the kernels take it: its elements, and its scales if it has any."""
     return (w.blocks, w.scales) if isinstance(w, Mxfp4Tensor) else (w, None)
 
 
@@ -261,7 +261,7 @@ def pick(
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The library, its functions with their types."""
+    """Sets the argument types of the library's functions."""
     for name, types in ARGUMENT_TYPES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = types, None
@@ -293,7 +293,7 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _torch_openmp() -> Path:
-    """Raises OSError if torch brings none; its place differs between builds."""
+    """torch's OpenMP library, whose path differs between builds. Raises OSError if there is none."""
     package = Path(torch.__file__).parent
     for folder in (package / "lib", package.parent / "torch.libs"):
         for path in sorted(folder.glob("libgomp*.so*")):
@@ -302,7 +302,7 @@ def _torch_openmp() -> Path:
 
 
 def _build(compiler: str, flags: tuple[str, ...]) -> Path:
-    """-> the shared library, compiled now or found from an earlier start."""
+    """The shared library, compiled now or by an earlier start."""
     options = [*COMPILE_FLAGS, *flags]
     key = hashlib.sha256(
         b"".join(path.read_bytes() for path in (SOURCE, *HEADERS)) + " ".join((compiler, *options)).encode()
@@ -312,7 +312,7 @@ def _build(compiler: str, flags: tuple[str, ...]) -> Path:
 
 
 def _compile(compiler: str, options: list[str], linked: Path) -> None:
-    """Raises CalledProcessError, or OSError where the disk is full."""
+    """Compiles the kernels into `linked`. Raises CalledProcessError, or OSError if the disk is full."""
     compiled = linked.with_suffix(".o")
     run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
     try:

@@ -33,7 +33,7 @@ class TileConfig:
 
 @functools.cache
 def load_table() -> dict[str, dict[str, list[tuple[int, TileConfig]]]]:
-    """-> {architecture: {kernel: [(up to so many tokens, config), ...]}}"""
+    """{architecture: {kernel: [(largest number of tokens, config), ...]}}"""
     raw: dict[str, dict[str, list[dict[str, Any]]]] = json.loads(TABLE.read_text())
     return {
         architecture: {
@@ -48,14 +48,14 @@ def load_table() -> dict[str, dict[str, list[tuple[int, TileConfig]]]]:
 
 @functools.cache
 def config_for(architecture: str, kernel: str, tokens: int, *, invariant: bool = False) -> TileConfig:
-    """`invariant`: of configurations for all sizes those that round alike."""
+    """The configuration of a kernel for that many tokens; with `invariant`, all sizes round alike."""
     table = load_table()[nearest(architecture)]
     rows = table[f"{kernel}.{INVARIANT}"] if invariant and f"{kernel}.{INVARIANT}" in table else table[kernel]
     return next((config for limit, config in rows if tokens <= limit), rows[-1][1])
 
 
 def step_sizes(architecture: str) -> list[int]:
-    """Numbers of tokens that between them take every configuration of the architecture."""
+    """Numbers of tokens that together use every configuration of the architecture."""
     rows = (row for rows in load_table()[nearest(architecture)].values() for row in rows[:-1])
     return sorted({1, 2, *(limit + 1 for limit, _ in rows)})
 

@@ -1,9 +1,9 @@
-"""The model's blocks as the Triton kernels compute them: which kernels run, and in which configuration.
+"""The operations of a layer as the Triton kernels compute them: which kernels run, in which configuration.
 
 Up to FUSED_TOKENS tokens a layer takes six launches: norm + QKV + rotation + cache, attention, output projection +
 residual, norm + router, W1 + SwiGLU, W2 + weighted sum + residual. Up to DIRECT_TOKENS tokens the expert kernels find
 their experts themselves; above, the router lists tiles of tokens that share an expert. For more tokens the first norm
-is a launch of its own, and so is the listing; sequences that decode among prompts take another launch of attention.
+is a separate launch, and so is the listing; sequences that decode among prompts take another launch of attention.
 
 `invariant`: a token's bits must not depend on what else is in the batch, so every size takes the same kernels and
 configurations of one kind of matrix instruction.

@@ -35,8 +35,7 @@ def samples(logits: torch.Tensor) -> bool:
 
 
 def launch_options(device: torch.device, *names: str) -> dict[str, Any]:
-    """Of the constexprs COMPUTE and ASM those that a kernel takes, and PDL, which all of these take; and what a launch
-    needs for PDL."""
+    """The named constexprs of COMPUTE and ASM, and PDL, which every kernel takes; and the launch option for PDL."""
     import triton.language as tl
 
     compiled = not interpreted()
@@ -52,7 +51,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def architecture(device: torch.device) -> str:
-    """-> "sm_90", as tables of launch configurations are keyed."""
+    """The key of the launch configurations, such as "sm_90"."""
     if interpreted():
         return "interpreter"
     major, minor = _capability(device)
@@ -60,8 +59,10 @@ def architecture(device: torch.device) -> str:
 
 
 def counters(device: torch.device, count: int) -> torch.Tensor:
-    """int32 zeros that kernels count in and leave as zeros. Made once and kept, since graphs hold their address: those
-    that a graph uses must have been asked for before it is captured."""
+    """int32 zeros that kernels count in and leave as zeros.
+
+    Allocated once and kept, since graphs hold their address: call this before a graph that uses them is captured.
+    """
     size = max(1024, 1 << (count - 1).bit_length())
     if (device, size) not in _counters:
         _counters[device, size] = torch.zeros(size, dtype=torch.int32, device=device)

@@ -78,7 +78,7 @@ def create_app(
 
     app = FastAPI(title="gpt-oss server", version=__version__, lifespan=lifespan)
     tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-    metrics, access = Metrics(), Access(config, callers)
+    metrics, access, store = Metrics(), Access(config, callers), ResponseStore(config.response_store_bytes)
     context = ServerContext(
         config=config,
         engine=engine,
@@ -92,11 +92,11 @@ def create_app(
         profiles=config.all_profiles(),
         access=access,
         tracker=RequestTracker(engine, metrics, access, tracing),
-        responses=ResponseStore(config.response_store_bytes),
+        stored_responses=store,
         unknown_fields=UnknownFields(config.unknown_fields),
     )
     engine.on_step = metrics.step
-    app.state.context = context
+    app.state.context, app.state.response_store = context, store
     register_live_metrics(context)
     errors.install(app)
     for router in ROUTERS:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import sys
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends, Request
 
 from gptoss import __version__
 from gptoss.api.access.access import Access
-from gptoss.api.access.api_keys import ANONYMOUS, Caller
-from gptoss.api.http.errors import ApiError, from_engine
-from gptoss.api.http.work_pool import Sender, Stopped, WorkPool
-from gptoss.api.responses.store import ResponseStore
+from gptoss.api.access.api_keys import ANONYMOUS, Caller, tenant_of
+from gptoss.api.http.body import read_json_object
+from gptoss.api.http.errors import ApiError, InvalidRequest, NotFound, from_engine
+from gptoss.api.http.fields import SamplingFields
+from gptoss.api.http.work_pool import INLINE_BYTES, Sender, Stopped, WorkPool
 from gptoss.api.telemetry.metrics import Metrics
+from gptoss.api.telemetry.relaxations import warn_relaxed
 from gptoss.api.telemetry.request_accounting import RequestAccounting
 from gptoss.api.telemetry.request_record import RequestRecord
 from gptoss.api.telemetry.request_tracker import RequestTracker
@@ -29,16 +31,24 @@ from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import EngineError
 from gptoss.generation import session
 from gptoss.generation.plan import Plan
+from gptoss.generation.planner import PlanLimits, Planner
+from gptoss.generation.request import GenerationRequest, TextPrompts
 from gptoss.generation.session import Choice, Generation, VisibleDelta
-from gptoss.harmony.bpe import Limits
-from gptoss.harmony.conversation import Conversation, ResponseSchema, ToolDefinition
-from gptoss.harmony.render import ReasoningEffort
+from gptoss.harmony.conversation import Conversation
 from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.prompt_builder import PromptBuilder, PromptTokens
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Choice[VisibleDelta])
-INLINE_BYTES = 20_000  # larger bodies are read in a thread, so that the event loop keeps answering
+
+
+class StoredResponses(Protocol):
+    """What the reports show of the response store."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class ServerContext:
     profiles: Mapping[str, Profile]
     access: Access
     tracker: RequestTracker
-    responses: ResponseStore
+    stored_responses: StoredResponses
     unknown_fields: UnknownFields
     pool: WorkPool = field(default_factory=WorkPool)
     warm: asyncio.Event = field(default_factory=asyncio.Event)  # set once the warm-up is over
@@ -67,7 +77,7 @@ class ServerContext:
 
     @property
     def repetition_guard(self) -> int:
-        """How often a run of tokens may come one behind the other; 0: as often as it likes."""
+        """Maximum consecutive repeats of a token run; 0 disables the guard."""
         set_to = self.config.repetition_guard
         return self.model_repetition_guard if set_to is None else set_to
 
@@ -95,6 +105,67 @@ class ServerContext:
         text = f"{__version__} {sorted(self.tags.items())}"
         return "fp_" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
+    @property
+    def planner(self) -> Planner:
+        config = self.config
+        limits = PlanLimits(
+            self.max_model_len, config.guided_harmony, config.guided_tool_arguments, self.repetition_guard
+        )
+        return Planner(limits, self.vocabulary, self.prompt_builder)
+
+    def profile_of(self, model: str, name: str | None = None) -> Profile:
+        """`name`, else the suffix of `model:profile`, else the server's own. Raises InvalidRequest or NotFound."""
+        base, _, suffix = model.rpartition(":")
+        has_suffix = suffix in self.profiles and base in self.model_names
+        if not has_suffix and model not in self.model_names:
+            text = f"The model '{model}' does not exist. This server serves {self.model_id!r}."
+            raise NotFound(text, "model", "model_not_found")
+        if name is None:
+            return self.profiles[suffix] if has_suffix else self.profile
+        if name not in self.profiles:
+            raise InvalidRequest(f"Unknown profile {name!r}; there are {', '.join(self.profiles)}.", "profile")
+        return self.profiles[name]
+
+    def generation_request(
+        self,
+        fields: SamplingFields,
+        prompt: Conversation | TextPrompts,
+        caller: Caller | None,
+        *,
+        id_prefix: str,
+        profile: str | None = None,
+        logprobs: int | None = None,
+        **own: Any,
+    ) -> GenerationRequest:
+        """What all endpoints read alike; `own`: the other fields of the GenerationRequest."""
+        return GenerationRequest(
+            request_id=id_prefix + secrets.token_hex(12),
+            prompt=prompt,
+            profile=self.profile_of(fields.model, profile),
+            sampling=fields.sampling(logprobs),
+            stop=fields.stop or (),
+            num_choices=fields.n or 1,
+            priority=fields.priority,
+            tenant=tenant_of(caller),
+            cache_scope=self.access.cache_scope(caller),
+            cache_salt=fields.cache_salt or "",
+            **own,
+        )
+
+    async def plan(self, request: GenerationRequest, sender: Sender, *, counts_all: bool = False) -> Plan:
+        """`counts_all`: see Planner.plan. Raises GenerationError, or what `read` raises."""
+        planner = self.planner
+
+        def work(stopped: Stopped) -> Plan:
+            return planner.plan(request, stopped, counts_all=counts_all)
+
+        if sender.body_bytes < INLINE_BYTES and request.has_schemas:  # which take a while to compile
+            plan = await asyncio.to_thread(work, _never)
+        else:
+            plan = await self.read(sender, work)
+        warn_relaxed(plan.relaxed)
+        return plan
+
     async def start(
         self, plan: Plan, choices: Sequence[C], record: RequestRecord, *, streams: bool
     ) -> Generation[C, Any]:
@@ -109,32 +180,6 @@ class ServerContext:
     def _remember(self, token_ids: Sequence[int], scope: str, prompt: PromptTokens) -> None:
         self.prompt_builder.remember(token_ids, scope, after=prompt)
 
-    async def build_prompt(
-        self,
-        conversation: Conversation,
-        sender: Sender,
-        *,
-        tools: Sequence[ToolDefinition],
-        schema: ResponseSchema | None,
-        effort: str,
-        cache_scope: str = "",
-        counts_all: bool = False,
-    ) -> PromptTokens:
-        """Raises PromptError, TooManyTokensError beyond max_model_len unless `counts_all`, or what `read` raises."""
-        chosen: ReasoningEffort = "low" if effort == "low" else "high" if effort == "high" else "medium"
-        most = sys.maxsize if counts_all else self.max_model_len
-        return await self.read(
-            sender,
-            lambda stopped: self.prompt_builder.build(
-                conversation,
-                tools=tools,
-                schema=schema,
-                effort=chosen,
-                scope=cache_scope,
-                limits=Limits(most, stopped),
-            ),
-        )
-
     async def read(self, sender: Sender, work: Callable[[Stopped], T]) -> T:
         """The result of work on a request's body, without holding up other requests. Raises ClientGone, or RateLimited
         where the caller has too much of it."""
@@ -142,15 +187,14 @@ class ServerContext:
             return work(_never)
         return await self.pool.run(sender, work)
 
-    async def compile(self, sender: Sender, work: Callable[[], T]) -> T:
-        """The result of work on schemas, in a thread: for a large body in one of the sender's share, as `read`."""
-        if sender.body_bytes < INLINE_BYTES:
-            return await asyncio.to_thread(work)
-        return await self.pool.run(sender, lambda _: work())
-
 
 def _never() -> bool:
     return False
+
+
+async def read_body(request: Request, context: ServerContext) -> dict[str, Any]:
+    """The request's JSON object. Raises what `read_json_object` and `WorkPool.run` raise."""
+    return await read_json_object(request, context.config, lambda work: context.pool.run(sender_of(request), work))
 
 
 def sender_of(request: Request) -> Sender:
@@ -170,7 +214,7 @@ def caller_of(request: Request) -> Caller | None:
 
 
 def new_record(request: Request) -> RequestRecord:
-    """The books of a request that arrives now."""
+    """The record of a request that arrives now."""
     state = request.state
     return RequestRecord(
         endpoint=request.url.path,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# Where in a GenerationRequest: ("tools", 2, "parameters"), ("tool_choice",), ("output_format", "value"), ("prompt",),
-# ("prompt", origin, field) of a harmony PromptError, ("sampling", "min_tokens")
+# Where in a GenerationRequest: ("tools", 2, "parameters"), ("tool_choice",), ("sampling", "min_tokens"), ("prompt",);
+# ("prompt", origin, field) of a PromptError, ("output_format", field), where the client's own names are known
 Path = tuple[str | int, ...]
 
 

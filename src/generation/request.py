@@ -120,6 +120,10 @@ class GenerationRequest:
         return "turn" if self.opens_turn else "message"
 
     @property
+    def has_schemas(self) -> bool:
+        return bool(self.tools.tools) or self.output_format is not None
+
+    @property
     def constrained(self) -> bool:
         """Whether the answer has to be a call, or of a given format."""
         return self.tools.must_call or self.output_format is not None

@@ -35,7 +35,8 @@ ALLOWED = {
     # the API process
     "gptoss.api": f"gptoss.api {REQUEST} gptoss.engine.parallel.gpus",
     "gptoss.api.context": f"{rooms('gptoss.api', 'http access telemetry')} {REQUEST}",
-    "gptoss.api.http": f"gptoss.api.http gptoss.generation.errors gptoss.harmony.bpe gptoss.config gptoss.engine.client {WIRE}",
+    "gptoss.api.http": f"gptoss.api.http {rooms('gptoss.generation', 'errors request')} "
+    f"{rooms('gptoss.harmony', 'bpe render special_tokens')} gptoss.config gptoss.engine.client {WIRE}",
     "gptoss.api.access": "gptoss.api.access gptoss.api.http gptoss.config",
     "gptoss.api.middleware": "gptoss.api.middleware gptoss.api.access gptoss.api.http",
     "gptoss.api.telemetry": f"gptoss.api.telemetry gptoss.api.access gptoss.api.http {REQUEST}",
@@ -43,6 +44,8 @@ ALLOWED = {
     "gptoss.api.completions": f"gptoss.api.completions {ENDPOINT}",
     "gptoss.api.responses": f"gptoss.api.responses {ENDPOINT}",
     "gptoss.api.ops": f"gptoss.api.ops {ENDPOINT} gptoss.resources gptoss.engine.parallel.gpus",
+    # with `messages` it takes any chat request
+    "gptoss.api.ops.tokenize": f"gptoss.api.chat.adapter {ENDPOINT}",
     "gptoss.generation": REQUEST,
     "gptoss.prompt_builder": "gptoss.harmony",
     "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources",
@@ -74,16 +77,6 @@ ALLOWED = {
     "gptoss.port_manager": "gptoss.run_folder",
     "gptoss.lru_cache": "",
     "gptoss.resources": "",
-}
-# Until generation/ holds the one life cycle of a request: what completions, Responses and probes take from chat.
-FOR_NOW = {
-    "gptoss.api.completions": "gptoss.api.chat.adapter gptoss.api.chat.schema gptoss.api.chat.structured_outputs "
-    "gptoss.api.relaxations",
-    "gptoss.api.chat": "gptoss.api.relaxations",
-    "gptoss.api.http.body": "gptoss.api.context",
-    "gptoss.api.responses": "gptoss.api.chat.adapter gptoss.api.chat.schema gptoss.api.relaxations",
-    "gptoss.api.ops": "gptoss.api.chat.adapter",
-    "gptoss.api.context": "gptoss.api.responses.store",
 }
 TORCH = "kernels engine.worker engine.model engine.parallel.communicator embedded cli.make_checkpoint"
 WITH_TORCH = rooms("gptoss", TORCH).split()
@@ -127,7 +120,7 @@ def test_a_module_imports_only_what_it_may(name: str) -> None:
     own_rule = ALLOWED[key]
     if key == "gptoss.api" and name.count(".") > 2:  # an endpoint without a row of its own
         own_rule = f"{'.'.join(name.split('.')[:3])} {ENDPOINT}"
-    allowed = ["gptoss.lru_cache"] + own_rule.split() + FOR_NOW.get(rule(name, FOR_NOW) or "", "").split()
+    allowed = ["gptoss.lru_cache"] + own_rule.split()
     ours = {i for i in found if i.startswith("gptoss.")}
     wrong = [i for i in ours if not below(i, allowed)]
     assert not wrong, f"{name} may import only: {allowed}"

@@ -16,7 +16,8 @@ from random import Random
 from typing import Any
 
 from gptoss.api.chat.messages import read_messages
-from gptoss.api.chat.schema import FunctionDefinition, Message
+from gptoss.api.chat.schema import Message
+from gptoss.api.http.tool_choice import FunctionDefinition
 from gptoss.harmony.conversation import ResponseSchema, ToolDefinition
 from gptoss.harmony.render import HarmonyMessage, ReasoningEffort, assistant_text, render_message, tool_call
 from gptoss.harmony.special_tokens import CHANNEL, CONSTRAIN, RETURN, START

@@ -10,7 +10,7 @@ from gptoss.api.chat.adapter import ChatPlan
 from gptoss.api.context import ServerContext
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import DONE, encode_event
-from gptoss.api.relaxations import relaxations
+from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.chat_output import ChatChoice, ChatDelta
 from gptoss.generation.errors import GenerationFailedError
 from gptoss.generation.session import Generation
@@ -55,7 +55,7 @@ class ChatRenderer:
 
     async def collect(self) -> bytes:
         """The same deltas, folded into one body. Raises GenerationFailedError."""
-        generation, has_logprobs = self._generation, self._chat.has_logprobs
+        generation, has_logprobs = self._generation, self._chat.plan.params.logprobs is not None
         messages: list[dict[str, Any]] = [
             {"role": "assistant", "content": None, "refusal": None} for _ in generation.choices
         ]

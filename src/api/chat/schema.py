@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    ValidationInfo,
-    model_validator,
-)
-from pydantic_core import PydanticKnownError
+from pydantic import Field, model_validator
 
 from gptoss.api.http.fields import (
     FIRST_PROBLEM,
+    ChatTemplateKwargs,
     Effort,
-    FunctionName,
     Metadata,
     Phase,
     SamplingFields,
@@ -25,6 +19,8 @@ from gptoss.api.http.fields import (
     fail,
     json_type,
 )
+from gptoss.api.http.output_format import ResponseFormat
+from gptoss.api.http.tool_choice import FunctionDefinition
 
 MAX_TOOLS = 128
 RESULT_ROLES = ("tool", "function")
@@ -33,60 +29,9 @@ PARTS = {"text": "text"}  # types of content parts, and the field of each that h
 ASSISTANT_PARTS = PARTS | {"refusal": "refusal"}
 
 
-class FunctionDefinition(Strict):
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
 class Tool(Strict):
     type: Literal["function"]
     function: FunctionDefinition
-
-
-def _check_num_tools(tools: list[Any], info: ValidationInfo) -> list[Any]:
-    limit = (info.context or {}).get("max_tools", MAX_TOOLS)
-    if len(tools) > limit:
-        raise PydanticKnownError("too_long", {"field_type": "List", "max_length": limit, "actual_length": len(tools)})
-    return tools
-
-
-Tools = Annotated[list[Tool], AfterValidator(_check_num_tools), Field(json_schema_extra={"maxItems": MAX_TOOLS})]
-
-
-class JsonSchemaFormat(Strict):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    description: str | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    strict: bool | None = None
-
-
-class ResponseFormat(Strict):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None  # llama.cpp's form
-
-    @model_validator(mode="after")
-    def _complete(self) -> ResponseFormat:
-        if self.schema_ is not None and (self.type == "text" or self.json_schema is not None):
-            raise fail(
-                "'response_format.schema' needs type 'json_object', or 'json_schema' without the field of that name.",
-                "response_format.schema",
-            )
-        if self.type == "json_schema" and self.json_schema is None and self.schema_ is None:
-            raise fail(
-                "Missing required parameter: 'response_format.json_schema'.",
-                "response_format.json_schema",
-                "missing_required_parameter",
-            )
-        return self
-
-
-class ChatTemplateKwargs(Strict):
-    """What would go to the model's chat template elsewhere."""
-
-    reasoning_effort: Effort | None = None
 
 
 class ReasoningOptions(Strict):
@@ -142,7 +87,7 @@ class ChatCompletionRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Tools | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[FunctionDefinition], Field(max_length=128)] | None = None

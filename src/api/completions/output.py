@@ -9,7 +9,7 @@ from typing import Any
 from gptoss.api.completions.adapter import CompletionPlan
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import DONE, encode_event
-from gptoss.api.relaxations import relaxations
+from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.errors import GenerationFailedError
 from gptoss.generation.session import Generation
 from gptoss.generation.text_output import TextChoice, TextDelta, TextLogprob

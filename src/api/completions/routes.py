@@ -8,8 +8,7 @@ from starlette.responses import Response
 from gptoss.api.completions.adapter import plan_completion
 from gptoss.api.completions.output import CompletionRenderer
 from gptoss.api.completions.schema import CompletionRequest
-from gptoss.api.context import Context, counted_rejections, new_record, sender_of
-from gptoss.api.http.body import read_json_object
+from gptoss.api.context import Context, counted_rejections, new_record, read_body, sender_of
 from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import json_body
 from gptoss.api.http.sse import respond
@@ -24,7 +23,7 @@ router = APIRouter()
 async def completions(request: Request, context: Context) -> Response:
     record = new_record(request)
     with counted_rejections(context):
-        body = await read_json_object(request, context)
+        body = await read_body(request, context)
         completion = await plan_completion(body, context, record.caller, sender_of(request), client_of(request))
         choices = text_choices(completion.plan, context.vocabulary)
         generation = await context.start(completion.plan, choices, record, streams=completion.stream)

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from gptoss.api.chat.schema import ResponseFormat
 from gptoss.api.http.fields import SamplingFields, fail
+from gptoss.api.http.output_format import ResponseFormat
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -30,12 +30,5 @@ class CompletionRequest(SamplingFields):
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise fail("'best_of' may only equal 'n'.", "best_of", "unsupported_value")
         if self.max_tokens == 0 and not self.echo:
-            raise fail(
-                "'max_tokens' of 0 generates nothing: that needs 'echo'.", "max_tokens", "integer_below_min_value"
-            )
+            raise fail("'max_tokens': 0 requires 'echo': true.", "max_tokens", "integer_below_min_value")
         return self
-
-    @property
-    def scores_prompt(self) -> bool:
-        """Whether the logprobs of the prompt's own tokens are wanted."""
-        return bool(self.echo) and self.logprobs is not None

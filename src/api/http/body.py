@@ -6,21 +6,28 @@ import asyncio
 import gc
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from gptoss.api.context import INLINE_BYTES, ServerContext, sender_of
 from gptoss.api.http.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
 from gptoss.api.http.large_json import CountingDecoder, TooManyValuesError, takes_long
+from gptoss.api.http.work_pool import INLINE_BYTES, Stopped
+from gptoss.config.schema import ServerConfig
+
+Parse = Callable[[Stopped], dict[str, Any]]
 
 
-async def read_json_object(request: Request, context: ServerContext) -> dict[str, Any]:
-    """Raises InvalidRequest, BodyTooLarge, BodyTooSlow, UnsupportedMediaType or what `WorkPool.run` raises."""
-    config = context.config
+async def read_json_object(
+    request: Request, config: ServerConfig, run: Callable[[Parse], Awaitable[dict[str, Any]]]
+) -> dict[str, Any]:
+    """The body. `run` parses a large one in a thread.
+
+    Raises InvalidRequest, BodyTooLarge, BodyTooSlow, UnsupportedMediaType or what `run` raises.
+    """
     max_bytes = config.max_body_bytes
     if config.require_json_content_type:
         check_content_type(request.headers)
@@ -46,7 +53,7 @@ async def read_json_object(request: Request, context: ServerContext) -> dict[str
     request.state.body_bytes = size
     if size < INLINE_BYTES:
         return parse_json_object(data)
-    return await context.pool.run(sender_of(request), lambda s: parse_json_object(data, s))
+    return await run(lambda stopped: parse_json_object(data, stopped))
 
 
 def check_content_type(headers: Headers) -> None:
@@ -94,8 +101,8 @@ def _read_long(text: str, stopped: Callable[[], bool]) -> Any:
 
 
 def _loads(text: str) -> Any:
-    """Without the collector, which would walk all that has been read again and again, though it has no cycles: with
-    millions of lists that is two thirds of the time."""
+    """Parses with the garbage collector paused: a parsed tree has no cycles, and collecting would walk it repeatedly,
+    which with millions of lists is two thirds of the time."""
     collects = gc.isenabled()
     gc.disable()
     try:

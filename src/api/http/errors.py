@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,7 +15,7 @@ from starlette.types import Scope
 
 from gptoss.api.http.anthropic_errors import OVERLOADED, anthropic_error, speaks_anthropic
 from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullError
-from gptoss.generation.errors import GenerationCancelledError, GenerationFailedError
+from gptoss.generation.errors import GenerationCancelledError, GenerationError, GenerationFailedError, Path
 
 
 class ApiError(Exception):
@@ -38,10 +39,6 @@ class ApiError(Exception):
 class InvalidRequest(ApiError):
     status = 400
     type = "invalid_request_error"
-
-
-class ContextTooLong(InvalidRequest):
-    num_tokens: int | None = None  # of the prompt, where it was counted
 
 
 class NotFound(InvalidRequest):
@@ -108,6 +105,15 @@ def from_engine(error: EngineError) -> ApiError:
     if isinstance(error, EngineDeadError):
         return Unavailable(str(error), code="engine_dead", headers={"retry-after": "30"})
     return Unavailable(str(error), code="overloaded", headers={"retry-after": "5"})
+
+
+@contextlib.contextmanager
+def field_names(name_of: Callable[[Path], str | None]) -> Iterator[None]:
+    """A GenerationError within becomes an InvalidRequest; `name_of` names the field at its path."""
+    try:
+        yield
+    except GenerationError as error:
+        raise InvalidRequest(error.message, name_of(error.path), error.code) from error
 
 
 def from_generation(error: GenerationFailedError) -> ApiError:

@@ -19,9 +19,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from gptoss.engine.sampling_params import LogitBias
+from gptoss.generation.request import SamplingOptions
+from gptoss.harmony.render import ReasoningEffort
+from gptoss.harmony.special_tokens import VOCAB_SIZE
 
-VOCAB_SIZE = 201_088
-EFFORTS = {
+EFFORTS: dict[str, ReasoningEffort] = {
     "none": "low",
     "minimal": "low",
     "low": "low",
@@ -117,6 +119,12 @@ def stop_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+class ChatTemplateKwargs(Strict):
+    """What would go to the model's chat template elsewhere."""
+
+    reasoning_effort: Effort | None = None
+
+
 class SamplingFields(Strict):
     """What chat and raw completions have in common."""
 
@@ -164,12 +172,24 @@ class SamplingFields(Strict):
             if not -100 <= bias <= 100:
                 raise fail(f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias")
         self._bias = LogitBias.of({int(k): v for k, v in (self.logit_bias or {}).items()})
+        self.logit_bias = None  # as an object it may take 25 MB
         return self
 
-    @property
-    def bias(self) -> LogitBias | None:
-        """`logit_bias` for the engine, made when the request was validated."""
-        return self._bias
+    def sampling(self, logprobs: int | None) -> SamplingOptions:
+        return SamplingOptions(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias=self._bias,
+            seed=self.seed,
+            logprobs=logprobs,
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
+        )
 
 
 def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> None:

@@ -18,6 +18,7 @@ from gptoss.api.http.errors import InvalidRequest, RateLimited
 T = TypeVar("T")
 Stopped = Callable[[], bool]
 
+INLINE_BYTES = 20_000  # larger bodies are read in a thread, so that the event loop keeps answering
 NUM_THREADS = 4
 SHARE = 2  # threads that one owner may have at once
 MAX_WAITING = 64  # jobs of one owner

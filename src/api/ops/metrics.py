@@ -50,7 +50,7 @@ def register_live_metrics(context: ServerContext) -> None:
         Live("engine_last_step_seconds", "Duration of the last step.", lambda: engine.stats.last_step_s),
         Live("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
         Live("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
-        Live("stored_responses_bytes", "Size of the stored responses.", lambda: context.responses.num_bytes),
+        Live("stored_responses_bytes", "Size of the stored responses.", lambda: context.stored_responses.num_bytes),
         Live("engine_restarts", "Restarts of the engine.", lambda: engine.num_restarts, counter=True),
         Live("requests_resumed", "Requests that went on in the next engine.", lambda: engine.num_resumed, counter=True),
         Live("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens, counter=True),

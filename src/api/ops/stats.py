@@ -60,7 +60,10 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
             "size_bytes": prompts.size_bytes,
             "hit_rate": prompts.hit_rate,
         },
-        "stored_responses": {"entries": len(context.responses), "size_bytes": context.responses.num_bytes},
+        "stored_responses": {
+            "entries": len(context.stored_responses),
+            "size_bytes": context.stored_responses.num_bytes,
+        },
         "prefix_cache": {
             "queried_tokens": queried,
             "hit_tokens": live.num_prefix_hit_total,

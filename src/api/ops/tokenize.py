@@ -10,13 +10,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gptoss.api.chat.adapter import plan_chat
-from gptoss.api.context import Context, ServerContext, caller_of, sender_of
-from gptoss.api.http.body import read_json_object
-from gptoss.api.http.errors import InvalidRequest
-from gptoss.api.http.fields import FIRST_PROBLEM, VOCAB_SIZE, Strict
+from gptoss.api.context import Context, ServerContext, caller_of, read_body, sender_of
+from gptoss.api.http.errors import field_names
+from gptoss.api.http.fields import FIRST_PROBLEM, Strict
 from gptoss.api.http.openapi import json_body
 from gptoss.api.http.work_pool import Stopped
 from gptoss.api.telemetry.unknown_fields import client_of
+from gptoss.generation.errors import Path
+from gptoss.generation.planner import check_token_ids, too_long
 from gptoss.harmony.bpe import Limits, TooManyTokensError
 from gptoss.harmony.tokenizer_files import tokenizer_config
 
@@ -47,12 +48,12 @@ async def tokenize(request: Request, context: Context) -> Response:
     """Text to ids, or, with `messages`, a chat request to the prompt that it would be answered from: any field of
     POST /v1/chat/completions may be given. Special tokens in the text stay text unless `parse_special` is true, or
     vLLM's `add_special_tokens` is there, whatever its value: the model adds none."""
-    raw = await read_json_object(request, context)
+    raw = await read_body(request, context)
     sender, client = sender_of(request), client_of(request)
     more: dict[str, Any] = {}
     if "messages" in raw:
         body = {"model": context.model_id} | raw
-        chat = await plan_chat(body, context, caller_of(request), sender, client=client)
+        chat = await plan_chat(body, context, caller_of(request), sender, client)
         ids, more = chat.plan.prompts[0], {"prompt_version": context.prompt_builder.version}
     else:
         ids = await context.read(sender, lambda stopped: _encode(raw, client, context, stopped))
@@ -68,16 +69,17 @@ def _encode(raw: dict[str, Any], client: str, context: ServerContext, stopped: S
     try:
         return encode(body.prompt, Limits(most, stopped))
     except TooManyTokensError:
-        raise InvalidRequest(
-            f"This model's maximum context length is {most} tokens. However, 'prompt' has more than {most} tokens.",
-            "prompt",
-            "context_length_exceeded",
-        ) from None
+        with field_names(_field_name):
+            raise too_long(most, None) from None
+
+
+def _field_name(path: Path) -> str:
+    return str(path[-1])
 
 
 @router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
 async def detokenize(request: Request, context: Context) -> Response:
-    raw = await read_json_object(request, context)
+    raw = await read_body(request, context)
     client = client_of(request)
     text = await context.read(sender_of(request), lambda _: _decode(raw, client, context))
     return Response(msgspec.json.encode({"prompt": text}), media_type="application/json")
@@ -86,15 +88,12 @@ async def detokenize(request: Request, context: Context) -> Response:
 def _decode(raw: dict[str, Any], client: str, context: ServerContext) -> str:
     tokens, most = raw.get("tokens"), context.max_model_len
     if isinstance(tokens, list) and len(tokens) > most:
-        raise InvalidRequest(
-            f"This model's maximum context length is {most} tokens. However, 'tokens' has {len(tokens)}.",
-            "tokens",
-            "context_length_exceeded",
-        )
+        with field_names(_field_name):
+            raise too_long(most, len(tokens), ("tokens",))
     body = DetokenizeRequest.model_validate(raw)
     context.unknown_fields.check(raw, body, client)
-    if not all(0 <= token < VOCAB_SIZE for token in body.tokens):
-        raise InvalidRequest(f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", "tokens", "invalid_value")
+    with field_names(_field_name):
+        check_token_ids(body.tokens, ("tokens",))
     return context.vocabulary.decode(body.tokens)
 
 

@@ -1,4 +1,4 @@
-"""A first request of our own: kernels, grammar compiler and caches have run once before a client waits for them."""
+"""The first requests, sent before any client's: kernels, grammar compiler and caches have then run once."""
 
 from __future__ import annotations
 
@@ -6,35 +6,27 @@ import asyncio
 import logging
 import time
 
-from gptoss.api.chat.adapter import plan_chat
+from gptoss.api.access.api_keys import tenant_of
 from gptoss.api.context import ServerContext
+from gptoss.api.http.work_pool import LOCAL
 from gptoss.engine.client.errors import EngineError
+from gptoss.generation.request import FunctionTool, GenerationRequest, ToolPolicy
+from gptoss.harmony.conversation import Conversation, UserMessage
 
 logger = logging.getLogger(__name__)
 
-TOOL = {
-    "type": "function",
-    "function": {"name": "warm_up", "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}},
-}
+TOOL = FunctionTool("warm_up", parameters={"type": "object", "properties": {"text": {"type": "string"}}})
 
 
 async def warm_up(context: ServerContext) -> None:
-    """Waits for the engine, then runs a plain and a guided request. Failing is no reason not to serve: the engine has
-    passed its self-test, and the log says what happened."""
+    """Waits for the engine, then runs a plain and a guided request. A failure is logged and does not keep the server
+    from serving: the engine has passed its self-test."""
     try:
         await context.engine.wait_ready()
         if context.config.warm_up:
             started = time.monotonic()
-            for more in ({}, {"tools": [TOOL]}):
-                body = {
-                    "model": context.model_id,
-                    "messages": [{"role": "user", "content": "Hello"}],
-                    "max_tokens": 4,
-                    **more,
-                }
-                chat = await plan_chat(body, context, None)
-                async for _ in await context.engine.add_request(chat.plan.requests[0]):
-                    pass
+            for tools in (ToolPolicy(), ToolPolicy([TOOL])):
+                await _run(context, tools)
             logger.info("warmed up in %.2f s", time.monotonic() - started)
     except asyncio.CancelledError:
         raise
@@ -43,3 +35,17 @@ async def warm_up(context: ServerContext) -> None:
     except Exception:
         logger.exception("not warmed up")
     context.warm.set()
+
+
+async def _run(context: ServerContext, tools: ToolPolicy) -> None:
+    request = GenerationRequest(
+        request_id=f"warm-up-{len(tools.tools)}",
+        prompt=Conversation((UserMessage("Hello"),)),
+        profile=context.profile,
+        tools=tools,
+        max_tokens=4,
+        tenant=tenant_of(None),
+    )
+    plan = await context.plan(request, LOCAL)
+    async for _ in await context.engine.add_request(plan.requests[0]):
+        pass

@@ -1,97 +1,117 @@
-"""A Responses request and the items before it as a conversation and the options of a chat request."""
+"""A Responses request to a GenerationRequest, and the names of its fields back."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from gptoss.api.http.errors import InvalidRequest
-from gptoss.api.http.fields import SamplingFields
+from gptoss.api.access.api_keys import Caller
+from gptoss.api.context import ServerContext
+from gptoss.api.http.fields import EFFORTS
+from gptoss.api.http.output_format import named_format, output_format
+from gptoss.api.http.tool_choice import read_tool_choice
 from gptoss.api.responses.items import PlacedItem, conversation_of, read_items
-from gptoss.api.responses.schema import ResponsesRequest, TextFormat, TextOptions
+from gptoss.api.responses.schema import ResponsesRequest, TextFormat
 from gptoss.api.responses.tools import ToolTable, read_choice, read_tools
-from gptoss.harmony.conversation import Conversation, Message
+from gptoss.generation.errors import Path
+from gptoss.generation.planner import check_num_messages
+from gptoss.generation.request import GenerationRequest, OutputFormat, ToolPolicy
+from gptoss.harmony.conversation import AssistantMessage, Conversation, DeveloperMessage, Message
+from gptoss.harmony.render import ReasoningEffort
 
 LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
-# Where the chat request says what this one says elsewhere.
-PLACES = (
-    (re.compile(r"^tool_choice\.function\b"), "tool_choice"),
-    (re.compile(r"^response_format\.json_schema\b"), "text.format"),
-    (re.compile(r"^response_format\b"), "text.format"),
-    (re.compile(r"^(max_completion_tokens|max_tokens)$"), "max_output_tokens"),
-    (re.compile(r"^reasoning_effort$"), "reasoning.effort"),
-    (re.compile(r"^messages$"), "input"),
-)
-_QUOTED = re.compile(r"'([^'\s]+)'")
 
 
 @dataclass(frozen=True, slots=True)
-class ChatBody:
-    options: dict[str, Any]  # a chat request but its messages
-    instructions: str | None
+class ReadRequest:
+    """A request whose items have been read; a part of them may be planned."""
+
+    request: ResponsesRequest
     messages: list[Message | None]  # of each item
     tools: ToolTable
+    policy: ToolPolicy
+    output_format: OutputFormat | None
 
     def conversation(self, kept: Sequence[int] | None = None) -> Conversation:
         """Of the items of these indices, in order; None: of all. Raises InvalidRequest where the model reads none."""
         messages = self.messages if kept is None else [self.messages[index] for index in kept]
-        return conversation_of(self.instructions, messages)
+        return conversation_of(self.request.instructions, messages)
 
-    def in_words_of_responses(self, error: InvalidRequest) -> InvalidRequest:
-        """The same error, naming fields and functions as they are called here."""
-        message = _QUOTED.sub(lambda found: self._quoted(found, error.param), error.message)
-        param = self._field(error.param or "")
-        return type(error)(message, param or None, error.code, error.headers)
+    def generation_request(
+        self, context: ServerContext, caller: Caller | None, kept: Sequence[int] | None = None
+    ) -> GenerationRequest:
+        """Raises ApiError, or GenerationError for too many messages."""
+        request, conversation = self.request, self.conversation(kept)
+        texts = DeveloperMessage | AssistantMessage  # may come to nothing
+        num_messages = sum(not isinstance(one, texts) for one in conversation.messages)
+        check_num_messages(num_messages, context.planner.limits)
+        has_logprobs = LOGPROBS in (request.include or ())
+        return context.generation_request(
+            request,
+            conversation,
+            caller,
+            id_prefix="resp_",
+            profile=request.profile,
+            logprobs=(request.top_logprobs or 0) if has_logprobs else None,
+            effort=_effort(request),
+            reasoning_budget=request.reasoning_budget,
+            tools=self.policy,
+            output_format=self.output_format,
+            max_tokens=request.max_output_tokens,
+        )
 
-    def _quoted(self, found: re.Match[str], param: str | None) -> str:
-        name = found[1]
-        if name == param or name.startswith("tools["):
-            return f"'{self._field(name)}'"
-        named = self.tools.client_name(name)
-        return f"'{named['name']}'" + (f" of namespace '{named['namespace']}'" if "namespace" in named else "")
-
-    def _field(self, param: str) -> str:
-        tool = re.match(r"^tools\[(\d+)\](\.function)?", param)
-        if tool is not None and int(tool[1]) < len(self.tools.offered):
-            return self.tools.where(int(tool[1])) + param[tool.end() :]
-        for pattern, name in PLACES:
-            param = pattern.sub(name, param)
-        return param
+    def field_name(self, path: Path) -> str | None:
+        return field_name(path, self.tools)
 
 
-def chat_body(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ChatBody:
-    """The request as chat has it. `items`: the whole conversation. Raises InvalidRequest for one that is not valid."""
+def field_name(path: Path, tools: ToolTable | None = None) -> str | None:
+    """What Responses call the part of a GenerationRequest at this path."""
+    match path:
+        case ("tools", int(index), *rest) if tools is not None:
+            return ".".join([tools.where(index), *map(str, rest)])
+        case ("prompt", str(origin), _):
+            return f"{origin}.call_id"
+        case ("prompt",):
+            return "input"
+        case ("output_format", "response_format"):
+            return "text.format"
+        case ("output_format" | "sampling", name):
+            return str(name)
+    return str(path[0]) if path else None
+
+
+def read_request(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ReadRequest:
+    """`items`: the whole conversation. Raises InvalidRequest."""
     tools = read_tools(request.tools or ())
     messages = read_items(items, tools.model_name)
-    shared = SamplingFields.model_fields.keys() & request.model_fields_set
-    body: dict[str, Any] = {name: getattr(request, name) for name in sorted(shared - {"stream_options", "n"})}
-    text = request.text or TextOptions()
-    optional = {
-        "max_completion_tokens": request.max_output_tokens,
-        "tools": tools.as_chat() or None,
-        "tool_choice": read_choice(request.tool_choice, tools),
-        "parallel_tool_calls": request.parallel_tool_calls,
-        "response_format": _response_format(text.format),
-        "verbosity": text.verbosity,
-        "reasoning_effort": request.effort,
-        "chat_template_kwargs": request.chat_template_kwargs,
-        "reasoning_budget": request.reasoning_budget,
-        "profile": request.profile,
-        "include_relaxations": request.include_relaxations,
-        "service_tier": request.service_tier,
-    }
-    if LOGPROBS in (request.include or ()):
-        optional |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
-    given = {name: value for name, value in optional.items() if value is not None}
-    return ChatBody(body | given, request.instructions, messages, tools)
+    return ReadRequest(request, messages, tools, tool_policy(request, tools), read_format(request))
 
 
-def _response_format(wanted: TextFormat | None) -> dict[str, Any] | None:
-    if wanted is None:
+def tool_policy(request: ResponsesRequest, tools: ToolTable) -> ToolPolicy:
+    """Raises InvalidRequest."""
+    choice = read_tool_choice(read_choice(request.tool_choice, tools), "tool_choice.name")
+    max_calls = 1 if request.parallel_tool_calls is False else None
+    return ToolPolicy(tools.functions(), choice.mode, choice.allowed, max_calls)
+
+
+def read_format(request: ResponsesRequest) -> OutputFormat | None:
+    """None for free text. Raises InvalidRequest."""
+    own = None
+    if request.text is not None and request.text.format is not None:
+        own = _own_format(request.text.format)
+    return output_format(request, own)
+
+
+def _own_format(wanted: TextFormat) -> OutputFormat | None:
+    if wanted.type == "text":
         return None
-    if wanted.type != "json_schema":
-        schema = {} if wanted.schema_ is None else {"schema": wanted.schema_}
-        return {"type": wanted.type} | schema
-    return {"type": "json_schema", "json_schema": wanted.model_dump(exclude={"type"}, by_alias=True, exclude_none=True)}
+    field = "text.format.schema"
+    if wanted.type == "json_object":
+        return named_format(field, wanted.type, wanted.schema_)
+    return named_format(field, wanted.name or "", wanted.schema_, wanted.description, strict=bool(wanted.strict))
+
+
+def _effort(request: ResponsesRequest) -> ReasoningEffort | None:
+    kwargs = request.chat_template_kwargs
+    effort = request.effort or (kwargs.reasoning_effort if kwargs is not None else None)
+    return EFFORTS[effort] if effort is not None else None

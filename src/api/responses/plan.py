@@ -1,71 +1,77 @@
-"""A body of /v1/responses as the plan of a chat request."""
+"""A body of /v1/responses as a plan, its oldest items cut where it asks for that."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from gptoss.api.access.api_keys import ANONYMOUS, Caller
-from gptoss.api.chat.adapter import ChatPlan, check_count, max_messages, plan_conversation
-from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.context import ServerContext
-from gptoss.api.http.errors import ContextTooLong, InvalidRequest, from_validation
+from gptoss.api.http.errors import field_names
 from gptoss.api.http.work_pool import MANY_BYTES, Sender, Stopped
-from gptoss.api.responses.adapter import ChatBody, chat_body
+from gptoss.api.responses.adapter import ReadRequest, field_name, read_request
 from gptoss.api.responses.items import PlacedItem, num_rendered
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve
-from gptoss.api.responses.tools import MAX_FUNCTIONS, ToolTable
+from gptoss.api.responses.tools import ToolTable
 from gptoss.api.responses.truncation import NEVER_CUT, Cuts, answer_tokens
+from gptoss.generation.errors import ContextTooLongError
+from gptoss.generation.plan import Plan
+from gptoss.generation.planner import check_num_messages
 from gptoss.harmony.bpe import Limits
-from gptoss.harmony.conversation import AssistantMessage, Conversation, DeveloperMessage, PromptError
 from gptoss.harmony.render import HarmonyMessage
 
 logger = logging.getLogger(__name__)
-NO_MESSAGES = [{"role": "user", "content": ""}]  # for a chat request whose conversation is read from items
 
 
 @dataclass(frozen=True, slots=True)
 class ResponsePlan:
+    """A request's plan, and how its answer is to be written and stored."""
+
+    plan: Plan
+    created: int
     request: ResponsesRequest
     tools: ToolTable
-    chat: ChatPlan
     inputs: list[PlacedItem]  # of this request, without what came before
     caller: str
     store: ResponseStore | None  # None: it is not to be stored
 
 
-def _read(body: dict[str, Any], context: ServerContext, client: str) -> ResponsesRequest:
-    sent = body.get("input")
-    if isinstance(sent, list) and body.get("truncation") != "auto":
-        check_count(num_rendered(sent), "input", context)
-    request = ResponsesRequest.model_validate(body)
-    context.unknown_fields.check(body, request, client)
-    return request
-
-
 async def plan_response(
-    body: dict[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
+    body: dict[str, Any],
+    context: ServerContext,
+    store: ResponseStore,
+    caller: Caller | None,
+    sender: Sender,
+    client: str,
 ) -> ResponsePlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
-    request = await context.read(sender, lambda _: _read(body, context, client))
-    store = context.responses
+    with field_names(field_name):
+        request = await context.read(sender, lambda _: _read(body, context, client))
     resolved = resolve(request, store, caller_name(caller))
-    if resolved.uses_store:  # nobody has looked at how much that is
+    if resolved.uses_store:  # of unknown size
         sender = replace(sender, body_bytes=MANY_BYTES)
     planner = _Planner(request, context, caller, sender)
     if request.truncation == "auto":
         tools, plan = await planner.plan_cut(resolved.items)
     else:
-        chat = await planner.read(resolved.items)
-        tools, plan = chat.tools, await planner.plan(chat)
-    request.logit_bias = None  # the parameters have it; as an object it may take 25 MB
+        read = await planner.read(resolved.items)
+        with field_names(read.field_name):
+            tools, plan = read.tools, await planner.plan(read)
     kept = store if store.enabled and request.store is not False else None
-    return ResponsePlan(request, tools, plan, resolved.own, caller_name(caller), kept)
+    return ResponsePlan(plan, int(time.time()), request, tools, resolved.own, caller_name(caller), kept)
+
+
+def _read(body: dict[str, Any], context: ServerContext, client: str) -> ResponsesRequest:
+    sent = body.get("input")
+    if isinstance(sent, list) and body.get("truncation") != "auto":
+        check_num_messages(num_rendered(sent), context.planner.limits)
+    request = ResponsesRequest.model_validate(body)
+    context.unknown_fields.check(body, request, client)
+    return request
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,81 +81,62 @@ class _Planner:
     caller: Caller | None
     sender: Sender
 
-    async def read(self, items: Sequence[PlacedItem]) -> ChatBody:
-        """Raises InvalidRequest or pydantic's ValidationError."""
-        return await self.context.read(self.sender, lambda _: chat_body(self.request, items))
+    async def read(self, items: Sequence[PlacedItem]) -> ReadRequest:
+        """Raises InvalidRequest."""
+        return await self.context.read(self.sender, lambda _: read_request(self.request, items))
 
-    async def plan(self, chat: ChatBody, kept: Sequence[int] | None = None) -> ChatPlan:
-        """The plan of these items; None: of all. Raises ApiError."""
-        try:
-            options, conversation = await self.context.read(self.sender, lambda _: self._validated(chat, kept))
-            return await plan_conversation(
-                options,
-                conversation,
-                self.context,
-                self.caller,
-                self.sender,
-                id_prefix="resp_",
-                counts_all=self.request.truncation == "auto",
-            )
-        except PromptError as error:
-            raise InvalidRequest(str(error), f"{error.origin}.call_id", "invalid_value") from None
-        except InvalidRequest as error:
-            raise chat.in_words_of_responses(error) from error
-        except ValidationError as error:
-            raise chat.in_words_of_responses(from_validation(error)) from None
+    async def plan(self, read: ReadRequest, kept: Sequence[int] | None = None) -> Plan:
+        """The plan of these items; None: of all. Raises ApiError or GenerationError."""
+        context = self.context
+        asked = await context.read(self.sender, lambda _: read.generation_request(context, self.caller, kept))
+        return await context.plan(asked, self.sender, counts_all=self.request.truncation == "auto")
 
-    def _validated(self, chat: ChatBody, kept: Sequence[int] | None) -> tuple[ChatCompletionRequest, Conversation]:
-        conversation = chat.conversation(kept)
-        texts = DeveloperMessage | AssistantMessage  # may come to nothing
-        check_count(sum(not isinstance(one, texts) for one in conversation.messages), "input", self.context)
-        body = chat.options | {"messages": NO_MESSAGES}
-        return ChatCompletionRequest.model_validate(body, context={"max_tools": MAX_FUNCTIONS}), conversation
-
-    async def plan_cut(self, items: Sequence[PlacedItem]) -> tuple[ToolTable, ChatPlan]:
-        """The same, of items of which the oldest are cut as far as the context requires it."""
-        try:
-            return await self._plan_cut(items)
-        except ContextTooLong as error:
-            raise ContextTooLong(f"{error.message} {NEVER_CUT}", error.param, error.code) from error
-
-    async def _plan_cut(self, items: Sequence[PlacedItem]) -> tuple[ToolTable, ChatPlan]:
-        cuts, limit = Cuts(items), max_messages(self.context)
-        first = cuts.smallest(lambda kept: num_rendered([items[index].item for index in kept]) <= limit)
+    async def plan_cut(self, items: Sequence[PlacedItem]) -> tuple[ToolTable, Plan]:
+        """The same, of items of which the oldest are cut as far as the context requires it. Raises ApiError."""
+        cuts, limits = Cuts(items), self.context.planner.limits
+        first = cuts.smallest(lambda kept: num_rendered([items[index].item for index in kept]) <= limits.max_messages)
         if first is None:
-            check_count(num_rendered([placed.item for placed in items]), "input", self.context)
-        read = cuts.kept(first or 0)
-        chat = await self.read([items[index] for index in read])
+            with field_names(field_name):
+                check_num_messages(num_rendered([placed.item for placed in items]), limits)
+        kept = cuts.kept(first or 0)
+        read = await self.read([items[index] for index in kept])
+        with field_names(read.field_name):
+            try:
+                return read.tools, await self._plan_cut(read, cuts, first or 0)
+            except ContextTooLongError as error:
+                raise ContextTooLongError(f"{error.message} {NEVER_CUT}", error.path) from error
+
+    async def _plan_cut(self, read: ReadRequest, cuts: Cuts, first: int) -> Plan:
+        """`read`: the items after the first cut."""
         try:
-            return chat.tools, await self.plan(chat)
-        except ContextTooLong as error:
-            cause = error.__cause__
-            counted = cause.num_tokens if isinstance(cause, ContextTooLong) else None
+            return await self.plan(read)
+        except ContextTooLongError as error:
+            counted = error.num_tokens
             if counted is None:
                 raise
             cut = await self.context.read(
                 replace(self.sender, body_bytes=MANY_BYTES),
-                lambda stopped: self._cut(cuts, first or 0, chat, counted, stopped),
+                lambda stopped: self._cut(cuts, first, read, counted, stopped),
             )
             if cut is None:
                 raise
-        logger.info("truncation: left out %d of %d input items", cuts.num_cut(cut), len(items))
-        return chat.tools, await self.plan(chat, _positions(cuts.kept(cut), read))
+        logger.info("truncation: left out %d input items", cuts.num_cut(cut))
+        return await self.plan(read, _positions(cuts.kept(cut), cuts.kept(first)))
 
-    def _cut(self, cuts: Cuts, first: int, chat: ChatBody, num_tokens: int, stopped: Stopped) -> int | None:
+    def _cut(self, cuts: Cuts, first: int, read: ReadRequest, num_tokens: int, stopped: Stopped) -> int | None:
         """The smallest cut that leaves what the answer takes, else the largest if that fits at all; None: it does not.
 
-        `chat`: of the items after the first cut; `num_tokens`: of its whole prompt.
+        `read`: the items after the first cut; `num_tokens`: of their whole prompt.
         """
         lengths: dict[HarmonyMessage, int] = {}
-        read = cuts.kept(first)
+        all_kept = cuts.kept(first)
 
         def measure(kept: Sequence[int]) -> int:
-            conversation = chat.conversation(_positions(kept, read))
+            conversation = read.conversation(_positions(kept, all_kept))
             return self.context.prompt_builder.measure(conversation, lengths, Limits(stopped=stopped))
 
         room = self.context.max_model_len
-        others = num_tokens - measure(read)  # tools, formats
+        others = num_tokens - measure(all_kept)  # tools, formats
         limit = room - others - answer_tokens(self.request.max_output_tokens, room)
         cut = cuts.smallest(lambda kept: measure(kept) <= limit, first)
         if cut is not None:
@@ -159,7 +146,7 @@ class _Planner:
 
 
 def _positions(kept: Sequence[int], read: Sequence[int]) -> list[int]:
-    """Where in `read` the indices `kept` are; both ascend."""
+    """The positions in `read` of the indices `kept`; both ascend."""
     wanted = set(kept)
     return [position for position, index in enumerate(read) if index in wanted]
 

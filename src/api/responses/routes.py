@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from gptoss.api.context import Context, caller_of, counted_rejections, new_record, sender_of
-from gptoss.api.http.body import read_json_object
+from gptoss.api.context import Context, caller_of, counted_rejections, new_record, read_body, sender_of
 from gptoss.api.http.errors import InvalidRequest, NotFound
 from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import json_body
 from gptoss.api.http.sse import respond
 from gptoss.api.responses.plan import caller_name, plan_response
 from gptoss.api.responses.schema import ResponsesRequest
+from gptoss.api.responses.store import ResponseStore
 from gptoss.api.responses.writer import ResponsesRenderer
 from gptoss.api.telemetry.unknown_fields import client_of
 from gptoss.generation.chat_output import chat_choices
@@ -23,35 +23,44 @@ from gptoss.generation.chat_output import chat_choices
 router = APIRouter()
 
 
+def get_store(request: Request) -> ResponseStore:
+    store: ResponseStore = request.app.state.response_store
+    return store
+
+
+Store = Annotated[ResponseStore, Depends(get_store)]
+
+
 @router.post("/v1/responses", openapi_extra=json_body(ResponsesRequest))
 @generates
-async def responses(request: Request, context: Context) -> Response:
+async def responses(request: Request, context: Context, store: Store) -> Response:
     record = new_record(request)
     with counted_rejections(context):
-        body = await read_json_object(request, context)
-        plan = await plan_response(body, context, record.caller, sender_of(request), client_of(request))
-        choices = chat_choices(plan.chat.plan, context.vocabulary, joins_messages=False)
-        generation = await context.start(plan.chat.plan, choices, record, streams=plan.chat.stream)
+        body = await read_body(request, context)
+        plan = await plan_response(body, context, store, record.caller, sender_of(request), client_of(request))
+        streams = bool(plan.request.stream)
+        choices = chat_choices(plan.plan, context.vocabulary, joins_messages=False)
+        generation = await context.start(plan.plan, choices, record, streams=streams)
     renderer = ResponsesRenderer(plan, generation)
-    return respond(renderer, generation.close, context.config, streams=plan.chat.stream)
+    return respond(renderer, generation.close, context.config, streams=streams)
 
 
 @router.post("/v1/responses/input_tokens", openapi_extra=json_body(ResponsesRequest))
-async def count_input_tokens(request: Request, context: Context) -> dict[str, Any]:
+async def count_input_tokens(request: Request, context: Context, store: Store) -> dict[str, Any]:
     """How many tokens the model would read; what a response would refuse is refused here too."""
-    body = {"model": context.model_id} | await read_json_object(request, context)
-    plan = await plan_response(body, context, caller_of(request), sender_of(request), client_of(request))
-    return {"object": "response.input_tokens", "input_tokens": len(plan.chat.plan.prompts[0])}
+    body = {"model": context.model_id} | await read_body(request, context)
+    plan = await plan_response(body, context, store, caller_of(request), sender_of(request), client_of(request))
+    return {"object": "response.input_tokens", "input_tokens": len(plan.plan.prompts[0])}
 
 
-class Retrieval(BaseModel):
-    """What the URL may say."""
+class RetrievalQuery(BaseModel):
+    """Query parameters."""
 
     stream: bool = False
 
 
-class Page(BaseModel):
-    """What the URL may say."""
+class PageQuery(BaseModel):
+    """Query parameters."""
 
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     order: Literal["asc", "desc"] = "desc"
@@ -59,24 +68,24 @@ class Page(BaseModel):
 
 
 @router.get("/v1/responses/{response_id}")
-async def get_response(response_id: str, request: Request, context: Context) -> Response:
-    if Retrieval.model_validate(dict(request.query_params)).stream:
+async def get_response(response_id: str, request: Request, store: Store) -> Response:
+    if RetrievalQuery.model_validate(dict(request.query_params)).stream:
         raise InvalidRequest("A stored response is not streamed again.", "stream", "unsupported_value")
-    stored = context.responses.get(_caller(request), response_id)
+    stored = store.get(_caller(request), response_id)
     return Response(stored.body, media_type="application/json")
 
 
 @router.delete("/v1/responses/{response_id}")
-async def delete_response(response_id: str, request: Request, context: Context) -> dict[str, Any]:
-    context.responses.delete(_caller(request), response_id)
+async def delete_response(response_id: str, request: Request, store: Store) -> dict[str, Any]:
+    store.delete(_caller(request), response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
 @router.get("/v1/responses/{response_id}/input_items")
-async def list_input_items(response_id: str, request: Request, context: Context) -> dict[str, Any]:
+async def list_input_items(response_id: str, request: Request, store: Store) -> dict[str, Any]:
     """What the response was made from, earlier responses included; the newest first unless `order` says otherwise."""
-    page = Page.model_validate(dict(request.query_params))
-    items = context.responses.inputs(_caller(request), response_id)
+    page = PageQuery.model_validate(dict(request.query_params))
+    items = store.inputs(_caller(request), response_id)
     if page.order == "desc":
         items.reverse()
     if page.after is not None:

@@ -6,8 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gptoss.api.chat.schema import ChatTemplateKwargs
-from gptoss.api.http.fields import FIRST_PROBLEM, Effort, Metadata, SamplingFields, Strict, fail
+from gptoss.api.http.fields import (
+    FIRST_PROBLEM,
+    ChatTemplateKwargs,
+    Effort,
+    Metadata,
+    SamplingFields,
+    Strict,
+    fail,
+)
+from gptoss.api.http.output_format import FormatType, SchemaName
 from gptoss.api.responses.items import PlacedItem
 
 SEALED_REASONING = "reasoning.encrypted_content"
@@ -21,14 +29,16 @@ OF_CHAT = {
 
 
 class TextFormat(Strict):
-    type: Literal["text", "json_object", "json_schema"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    type: FormatType
+    name: SchemaName | None = None
     description: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> TextFormat:
+        if self.type == "text" and self.schema_ is not None:
+            raise fail("'text.format.schema' needs type 'json_schema' or 'json_object'.", "text.format.schema")
         if self.type == "json_schema":
             for name, value in ("name", self.name), ("schema", self.schema_):
                 if value is None:
@@ -94,7 +104,7 @@ class ResponsesRequest(SamplingFields):
         if self.background:
             raise fail("'background' is not supported.", "background", "unsupported_parameter")
         if (self.n or 1) != 1:
-            raise fail("A response has one answer: 'n' may only be 1.", "n", "unsupported_value")
+            raise fail("'n' must be 1 for /v1/responses.", "n", "unsupported_value")
         if self.input == []:
             raise fail("An array of input items must not be empty.", "input", "empty_array")
         return self

@@ -16,8 +16,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from gptoss.api.http.errors import InvalidRequest, from_validation
-from gptoss.api.http.fields import FunctionName, Strict
+from gptoss.api.http.fields import Strict
+from gptoss.api.http.tool_choice import FunctionDefinition
 from gptoss.api.telemetry.warn_once import WarnOnce
+from gptoss.generation.request import FunctionTool
 
 MAX_FUNCTIONS = 1024  # with those inside namespaces
 _VALID_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -27,12 +29,8 @@ logger = logging.getLogger(__name__)
 _warn_left_out = WarnOnce(logger, "tools of type %s are not offered to the model: only functions are", limit=100)
 
 
-class FunctionTool(Strict):
+class FunctionEntry(FunctionDefinition):
     type: Literal["function"] = "function"
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
 
 class NamespaceTool(Strict):
@@ -47,7 +45,7 @@ class Offered:
     """One function that the model may see, and the field of the request that holds it."""
 
     where: str
-    tool: FunctionTool
+    tool: FunctionEntry
     namespace: str | None = None
     introduction: str | None = None  # the namespace's description, with its first function
 
@@ -101,11 +99,12 @@ class ToolTable:
         """Those that have a function of this name."""
         return [space for space, child in self._names if child == name and space is not None]
 
-    def as_chat(self) -> list[dict[str, Any]]:
-        return [_nested(name, one) for name, one in self.offered.items()]
+    def functions(self) -> list[FunctionTool]:
+        """Under the names that the model uses."""
+        return [_function(name, one) for name, one in self.offered.items()]
 
     def where(self, index: int) -> str:
-        """Where the request has the function that chat's `tools[index]` is."""
+        """The field of the request that holds `functions()[index]`."""
         return list(self.offered.values())[index].where
 
 
@@ -131,7 +130,7 @@ def read_tools(tools: Sequence[Any]) -> ToolTable:
         where = f"tools[{index}]"
         kind = _kind(given, where)
         if kind == "function":
-            one = Offered(where, _validated(FunctionTool, given, ("tools", index)))
+            one = Offered(where, _validated(FunctionEntry, given, ("tools", index)))
             table.add(one)
             table.shown.append(one.tool.model_dump())
         elif kind == "namespace":
@@ -144,18 +143,21 @@ def read_tools(tools: Sequence[Any]) -> ToolTable:
             _warn_left_out([kind])
     for child in namespaces:  # after the functions, whose names stay as they are
         table.add(child)
+    if len(table.offered) > MAX_FUNCTIONS:
+        text = f"'tools' offers {len(table.offered)} functions; at most {MAX_FUNCTIONS} are allowed."
+        raise InvalidRequest(text, "tools", "array_above_max_length")
     return table
 
 
 def _children(group: NamespaceTool, index: int) -> list[Offered]:
     children: list[Offered] = []
-    for place, given in enumerate(group.tools):
-        where = f"tools[{index}].tools[{place}]"
+    for inner, given in enumerate(group.tools):
+        where = f"tools[{index}].tools[{inner}]"
         kind = _kind(given, where)
         if kind != "function":
             _warn_left_out([kind])
             continue
-        tool = _validated(FunctionTool, given, ("tools", index, "tools", place))
+        tool = _validated(FunctionEntry, given, ("tools", index, "tools", inner))
         introduction = None if children else group.description
         children.append(Offered(where, tool, group.name, introduction))
     return children
@@ -175,16 +177,14 @@ def _validated(model: type[T], given: Any, within: tuple[int | str, ...]) -> T:
         raise from_validation(error, within) from None
 
 
-def _nested(name: str, one: Offered) -> dict[str, Any]:
-    texts = filter(None, (one.introduction, one.tool.description))
-    return {
-        "type": "function",
-        "function": one.tool.model_dump(exclude={"type"}) | {"name": name, "description": "\n\n".join(texts) or None},
-    }
+def _function(name: str, one: Offered) -> FunctionTool:
+    description = "\n\n".join(filter(None, (one.introduction, one.tool.description)))
+    label = f"'{one.tool.name}'" + ("" if one.namespace is None else f" of namespace '{one.namespace}'")
+    return FunctionTool(name, description or None, one.tool.parameters, bool(one.tool.strict), label)
 
 
 def read_choice(choice: Any, table: ToolTable) -> Any:
-    """`tool_choice` as chat has it, with the model's names; what is something else is left for chat to judge."""
+    """`tool_choice` in chat's form, with the model's names. What is not valid is left for `read_tool_choice`."""
     if not isinstance(choice, Mapping):
         return choice
     if choice.get("type") == "namespace":

@@ -9,9 +9,9 @@ from typing import Any
 
 from gptoss.api.http.errors import Cancelled, from_generation
 from gptoss.api.http.sse import encode_event
-from gptoss.api.relaxations import relaxations
 from gptoss.api.responses.output import Event, ItemStatus, OutputItems
 from gptoss.api.responses.plan import ResponsePlan
+from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.chat_output import ChatChoice, ChatDelta
 from gptoss.generation.errors import GenerationFailedError
 from gptoss.generation.session import Generation
@@ -86,13 +86,13 @@ class ResponsesRenderer:
             body["store"] = plan.store.add(plan.caller, body, inputs, previous=previous)
 
     def _body(self, status: str) -> dict[str, Any]:
-        request, chat = self._plan.request, self._plan.chat
-        plan, params = chat.plan, chat.plan.params
+        request, plan = self._plan.request, self._plan.plan
+        params = plan.params
         text = request.text.model_dump(by_alias=True, exclude_none=True) if request.text else {}
         body: dict[str, Any] = {
             "id": plan.request_id,
             "object": "response",
-            "created_at": chat.created,
+            "created_at": self._plan.created,
             "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
             "background": False,
@@ -102,14 +102,14 @@ class ResponsesRenderer:
             "max_output_tokens": request.max_output_tokens,
             "max_tool_calls": request.max_tool_calls,
             "metadata": request.metadata or {},
-            "model": chat.model,
+            "model": request.model,
             "output": self._output.items,
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": request.previous_response_id,
             "prompt_cache_key": request.prompt_cache_key,
             "reasoning": {"effort": request.effort or plan.profile.effort, "summary": None},
             "safety_identifier": request.safety_identifier,
-            "service_tier": chat.service_tier or "default",
+            "service_tier": "default",
             "store": self._plan.store is not None,
             "temperature": params.temperature,
             "text": {"format": {"type": "text"}} | text,
@@ -120,7 +120,7 @@ class ResponsesRenderer:
             "truncation": request.truncation or "disabled",
             "usage": None,
             "user": request.user,
-            **relaxations(plan.relaxed, chat.include_relaxations),
+            **relaxations(plan.relaxed, request.include_relaxations),
         }
         if status == "incomplete":
             body["incomplete_details"] = {"reason": "max_output_tokens"}

@@ -7,7 +7,6 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -300,8 +299,8 @@ def body_request(body: bytes, **headers: str) -> Request:
 def test_a_switch_takes_bodies_of_any_type(content_type: str) -> None:
     def read(required: bool, *, named: bool = True) -> dict[str, Any]:
         headers = {"content_type": content_type} if named else {}
-        context: Any = SimpleNamespace(config=ServerConfig(require_json_content_type=required))
-        return asyncio.run(read_json_object(body_request(b'{"a": 1}', **headers), context))
+        config = ServerConfig(require_json_content_type=required)
+        return asyncio.run(read_json_object(body_request(b'{"a": 1}', **headers), config, run=pytest.fail))
 
     for named in (True, False):
         with pytest.raises(UnsupportedMediaType, match="Send the header 'Content-Type: application/json'"):

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from gptoss.api.chat.continuation import beginning, begun
+from gptoss.api.chat.continuation import read_prefill
 from gptoss.api.chat.messages import read_messages
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.http.errors import InvalidRequest
+from gptoss.config.profiles import PROFILES
 from gptoss.generation.chat_output import start_parser
+from gptoss.generation.planner import PlanLimits, Planner
+from gptoss.generation.request import GenerationRequest
 from gptoss.harmony.deltas import ParsedMessage
 from gptoss.harmony.grammar import ToolSpec, TurnSpec, choice_rule, pattern_rule, turn_grammar
 from gptoss.harmony.parser import ResponseParser
@@ -43,11 +46,17 @@ def request(*messages: dict[str, Any], **more: Any) -> ChatCompletionRequest:
 
 
 def prompt(*messages: dict[str, Any], **more: Any) -> str:
-    asked = request(*messages, **more)
-    where = beginning(asked, constrained=False)
-    end = len(asked.messages) - (where == "final")
-    built = PromptBuilder(VOCABULARY).build(read_messages(asked.messages[:end]))
-    return VOCABULARY.decode(begun(built, read_messages(asked.messages[end:]), where, VOCABULARY).token_ids)
+    sent = request(*messages, **more)
+    prefill = read_prefill(sent, constrained=False)
+    asked = GenerationRequest(
+        request_id="r",
+        prompt=read_messages(sent.messages if prefill is None else sent.messages[:-1]),
+        profile=PROFILES["balanced"],
+        prefill=prefill,
+        opens_turn=sent.add_generation_prompt is False,
+    )
+    plan = Planner(PlanLimits(4096), VOCABULARY, PromptBuilder(VOCABULARY)).plan(asked)
+    return VOCABULARY.decode(plan.prompts[0])
 
 
 def test_a_final_message_is_continued_where_it_ends() -> None:
@@ -89,7 +98,7 @@ def test_what_cannot_be_continued_names_the_field(
     messages: list[dict[str, Any]], more: dict[str, Any], constrained: bool
 ) -> None:
     with pytest.raises(InvalidRequest) as error:
-        beginning(request(*messages, continue_final_message=True, **more), constrained=constrained)
+        read_prefill(request(*messages, continue_final_message=True, **more), constrained=constrained)
     assert error.value.param == "continue_final_message"
 
 

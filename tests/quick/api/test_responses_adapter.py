@@ -1,21 +1,27 @@
-"""Items of a Responses request as a conversation, and its options as those of a chat request."""
+"""Items of a Responses request as a conversation, its options, and the names of its fields in errors."""
 
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from gptoss.api.http.encrypted_content import seal
-from gptoss.api.http.errors import InvalidRequest, from_validation
+from gptoss.api.http.errors import InvalidRequest, field_names, from_validation
 from gptoss.api.responses import items as responses_items
-from gptoss.api.responses.adapter import ChatBody, chat_body
+from gptoss.api.responses.adapter import ReadRequest, read_request
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.telemetry.warn_once import WarnOnce
+from gptoss.generation.errors import GenerationError
+from gptoss.generation.planner import PlanLimits
+from gptoss.generation.request import FunctionTool, OutputFormat, ToolPolicy
+from gptoss.generation.tool_plan import plan_tools
 from gptoss.harmony.conversation import (
     AssistantMessage,
+    Conversation,
     DeveloperMessage,
     Message,
     PromptError,
@@ -47,9 +53,9 @@ def told(number: int, origin: int) -> ToolResult:
     return ToolResult("sun", f"c{number}", origin=f"input[{origin}]")
 
 
-def body_of(*items: Any, **more: Any) -> ChatBody:
+def body_of(*items: Any, **more: Any) -> ReadRequest:
     request = ResponsesRequest.model_validate({"model": "m", "input": list(items)} | more)
-    return chat_body(request, request.placed())
+    return read_request(request, request.placed())
 
 
 def messages_of(*items: Any, **more: Any) -> list[Message]:
@@ -167,7 +173,7 @@ def test_items_of_other_servers_are_left_out(kind: str, caplog: pytest.LogCaptur
         patch.setattr(responses_items, "_warn_left_out", monkeypatched)
         chat = body_of(ASK, {"type": kind, "id": "x", "action": {}, "tools": 1}, THOUGHT, call(1))
     assert list(chat.conversation().messages) == [ASKED, THINKING, made(1, 3)]
-    assert chat.options == body_of(ASK, THOUGHT, call(1)).options
+    assert chat.policy == body_of(ASK, THOUGHT, call(1)).policy
     assert repr(kind) in caplog.text
 
 
@@ -266,66 +272,66 @@ def test_instructions_come_first_and_are_no_item() -> None:
     assert messages_of(ASK, instructions="Be kind.") == [DeveloperMessage("Be kind."), ASKED]
 
 
-def test_tools_and_formats_are_nested_as_chat_has_them() -> None:
-    function = {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}
+def test_tools_formats_and_limits_are_those_of_every_endpoint() -> None:
     schema = {"type": "object", "properties": {}}
-    chat = body_of(
+    read = body_of(
         ASK,
-        tools=[{"type": "mcp"}, {"type": "function", **function}],
+        tools=[
+            {"type": "mcp"},
+            {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True},
+        ],
         tool_choice={"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]},
+        parallel_tool_calls=False,
         text={"format": {"type": "json_schema", "name": "s", "schema": schema}, "verbosity": "low"},
         reasoning={"effort": "high", "summary": "auto"},
         max_output_tokens=9,
         temperature=0.5,
         store=True,
     )
-    assert chat.options == {
-        "model": "m",
-        "tools": [{"type": "function", "function": function}],
-        "tool_choice": {
-            "type": "allowed_tools",
-            "mode": "required",
-            "tools": [{"type": "function", "function": {"name": "f"}}],
-        },
-        "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
-        "verbosity": "low",
-        "reasoning_effort": "high",
-        "max_completion_tokens": 9,
-        "temperature": 0.5,
-    }
+    context: Any = SimpleNamespace(
+        planner=SimpleNamespace(limits=PlanLimits(4096)),
+        generation_request=lambda fields, prompt, caller, **own: (fields.sampling(None), prompt, own),
+    )
+    sampling, conversation, own = read.generation_request(context, None)  # type: ignore[misc]
+    assert (sampling.temperature, conversation) == (0.5, Conversation((ASKED,)))
+    assert own["tools"] == ToolPolicy(
+        [FunctionTool("f", "d", {"type": "object"}, strict=True, label="'f'")], "required", ["f"], max_calls=1
+    )
+    assert own["output_format"] == OutputFormat("json", schema, "text.format.schema", ("response_format", "s"), "s")
+    assert (own["effort"], own["max_tokens"], own["logprobs"]) == ("high", 9, None)
 
 
 @pytest.mark.parametrize(
-    ("chats", "ours"),
+    ("path", "field"),
     [
-        ("messages", "input"),
-        ("tools[0].function.parameters", "tools[1].parameters"),
-        ("response_format.json_schema.schema", "text.format.schema"),
-        ("max_completion_tokens", "max_output_tokens"),
-        ("temperature", "temperature"),
+        (("prompt",), "input"),
+        (("prompt", "input[3]", "id"), "input[3].call_id"),
+        (("tools", 0, "parameters"), "tools[1].parameters"),
+        (("tools", 1, "parameters"), "tools[2].tools[0].parameters"),
+        (("tool_choice",), "tool_choice"),
+        (("output_format", "text.format.schema"), "text.format.schema"),
+        (("output_format", "response_format"), "text.format"),
+        (("output_format", "guided_json"), "guided_json"),
+        (("sampling", "min_tokens"), "min_tokens"),
+        ((), None),
     ],
 )
-def test_errors_name_the_field_that_was_sent(chats: str, ours: str) -> None:
-    tools = [{"type": "web_search"}, {"type": "function", "name": "f"}]
-    chat = body_of(THOUGHT, SAID, call(1), output(1), instructions="x", tools=tools)
-    error = chat.in_words_of_responses(InvalidRequest("no", chats, "some_code"))
-    assert (error.param, error.code, error.message) == (ours, "some_code", "no")
-
-
-@pytest.mark.parametrize(
-    ("said", "ours"),
-    [
-        ("Invalid schema for function 'n__g': 'n__h'", "Invalid schema for function 'g' of namespace 'n': 'n__h'"),
-        ("Missing 'tools[1].function.parameters'.", "Missing 'tools[1].tools[0].parameters'."),
-        ("'tools[7]' is 'x y'", "'tools[7]' is 'x y'"),
-        ("'max_tokens' is odd", "'max_output_tokens' is odd"),
-    ],
-)
-def test_errors_are_in_words_of_the_client(said: str, ours: str) -> None:
+def test_errors_name_the_field_that_was_sent(path: Any, field: str | None) -> None:
     inner = [{"type": "function", "name": "g"}]
-    tools = [{"type": "function", "name": "f"}, {"type": "namespace", "name": "n", "tools": inner}]
-    chat = body_of(ASK, instructions="x", tools=tools)
-    assert chat.in_words_of_responses(InvalidRequest(said, "max_tokens")).message == ours
+    tools = [{"type": "web_search"}, {"type": "function", "name": "f"}]
+    read = body_of(THOUGHT, SAID, instructions="x", tools=[*tools, {"type": "namespace", "name": "n", "tools": inner}])
+    with pytest.raises(InvalidRequest) as caught, field_names(read.field_name):
+        raise GenerationError("no", path, "some_code")
+    assert (caught.value.param, caught.value.code, caught.value.message) == (field, "some_code", "no")
+
+
+def test_errors_name_functions_as_the_client_does() -> None:
+    broken = {"type": "function", "name": "g", "parameters": {"type": "banana"}}
+    read = body_of(ASK, tools=[{"type": "namespace", "name": "n", "tools": [broken]}])
+    problem = pytest.raises(InvalidRequest, match="for function 'g' of namespace 'n': ")
+    with problem as caught, field_names(read.field_name):
+        plan_tools(read.policy)
+    assert caught.value.param == "tools[0].tools[0].parameters"
 
 
 @pytest.mark.parametrize(

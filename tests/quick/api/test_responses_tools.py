@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gptoss.api.http.errors import InvalidRequest
-from gptoss.api.responses.adapter import chat_body
+from gptoss.api.responses.adapter import read_request
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.tools import joined_name, read_choice, read_tools
@@ -26,7 +26,7 @@ def namespace(name: str, *tools: Any, **more: Any) -> dict[str, Any]:
 
 
 def names(*tools: Any) -> list[str]:
-    return [tool["function"]["name"] for tool in read_tools(tools).as_chat()]
+    return [tool.name for tool in read_tools(tools).functions()]
 
 
 def test_functions_of_namespaces_are_offered_after_the_others() -> None:
@@ -43,8 +43,8 @@ def test_functions_of_namespaces_are_offered_after_the_others() -> None:
         "tools[2].tools[0]",
         "tools[2].tools[2]",
     ]
-    of_a = table.as_chat()[1]["function"]
-    assert (of_a["description"], of_a["strict"]) == ("All of a.", True)
+    of_a = table.functions()[1]
+    assert (of_a.description, of_a.strict, of_a.label) == ("All of a.", True, "'f' of namespace 'a'")
     assert [tool["type"] for tool in table.shown] == ["namespace", "function", "namespace"]
     assert [tool["name"] for tool in table.shown[2]["tools"]] == ["f", "g"]
 
@@ -87,7 +87,7 @@ def test_history_keeps_the_namespace_of_tools_that_are_gone() -> None:
     call = {"type": "function_call", "call_id": "c", "name": "f", "namespace": "a", "arguments": "{}"}
     for tools in [], [namespace("a", function("f"))], [namespace("b", function("f"))]:
         request = ResponsesRequest.model_validate({"model": "m", "input": [call], "tools": tools})
-        (message,) = chat_body(request, request.placed()).conversation().messages
+        (message,) = read_request(request, request.placed()).conversation().messages
         assert isinstance(message, ToolCall)
         assert message.name == joined_name("a", "f") == "a__f"
 

@@ -19,7 +19,7 @@ from llguidance import LLTokenizer
 from gptoss.api.chat.messages import read_messages
 from gptoss.api.chat.output import fold, write_delta
 from gptoss.api.chat.schema import ChatCompletionRequest
-from gptoss.api.responses.adapter import chat_body
+from gptoss.api.responses.adapter import read_request
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve
@@ -133,7 +133,7 @@ class Items:
 
     def conversation(self) -> Conversation:
         request = ResponsesRequest.model_validate({"model": "m", "input": self.items})
-        return chat_body(request, request.placed()).conversation()
+        return read_request(request, request.placed()).conversation()
 
 
 class Sealed(Items):
@@ -165,7 +165,7 @@ class Stored(Items):
     def conversation(self) -> Conversation:
         body = {"model": "m", "input": self.items, "previous_response_id": self.previous}
         request = ResponsesRequest.model_validate(body)
-        return chat_body(request, resolve(request, self.store, "me").items).conversation()
+        return read_request(request, resolve(request, self.store, "me").items).conversation()
 
 
 TEXTS = st.text(st.sampled_from('ab \né🌦{}"<|'), max_size=8)

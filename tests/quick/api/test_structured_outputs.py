@@ -9,12 +9,16 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from pydantic import ValidationError
 
+from gptoss.api.chat.adapter import field_name as chat_field
 from gptoss.api.chat.schema import ChatCompletionRequest
-from gptoss.api.chat.structured_outputs import FinalFormat, final_format
+from gptoss.api.completions.adapter import field_name as completions_field
 from gptoss.api.completions.schema import CompletionRequest
-from gptoss.api.http.errors import InvalidRequest
-from gptoss.api.responses.adapter import chat_body
+from gptoss.api.http.errors import InvalidRequest, field_names
+from gptoss.api.http.output_format import output_format
+from gptoss.api.responses.adapter import field_name as responses_field
+from gptoss.api.responses.adapter import read_format
 from gptoss.api.responses.schema import ResponsesRequest
+from gptoss.generation.format_plan import FREE_TEXT, FormatPlan, plan_format
 from gptoss.harmony.grammar import choice_rule, grammar_error, pattern_rule, text_grammar
 from gptoss.harmony.special_tokens import RETURN
 from tests.support.tokenizer import public_tokenizer
@@ -71,22 +75,25 @@ def test_a_choice_is_one_of_them(tokenizer: LLTokenizer) -> None:
     assert not any(accepts(tokenizer, rule, text) for text in ("", "ye", "yes no way", "YES"))
 
 
-def chat(**more: Any) -> FinalFormat | None:
+def chat(**more: Any) -> FormatPlan:
     body = {"model": "m", "messages": [USER]} | more
     request = ChatCompletionRequest.model_validate(body)
-    return final_format(request, request.response_format)
+    own = request.response_format.output_format if request.response_format is not None else None
+    with field_names(chat_field):
+        return plan_format(output_format(request, own))
 
 
-def responses(**more: Any) -> FinalFormat | None:
+def responses(**more: Any) -> FormatPlan:
     request = ResponsesRequest.model_validate({"model": "m", "input": "x"} | more)
-    options = chat_body(request, request.placed()).options
-    inner = ChatCompletionRequest.model_validate(options | {"messages": [USER]})
-    return final_format(inner, inner.response_format)
+    with field_names(responses_field):
+        return plan_format(read_format(request))
 
 
-def completions(**more: Any) -> FinalFormat | None:
+def completions(**more: Any) -> FormatPlan:
     request = CompletionRequest.model_validate({"model": "m", "prompt": "x"} | more)
-    return final_format(request, request.response_format)
+    own = request.response_format.output_format if request.response_format is not None else None
+    with field_names(completions_field):
+        return plan_format(output_format(request, own))
 
 
 ENDPOINTS = pytest.mark.parametrize("read", [chat, responses, completions])
@@ -101,7 +108,7 @@ def test_a_schema_is_enforced_and_shown(read: Any, wanted: Any) -> None:
         {"json_schema": wanted, "grammar": ""},
     ):
         found = read(**body)
-        assert found.enforced.schema["properties"] == SCHEMA["properties"]
+        assert found.schema["properties"] == SCHEMA["properties"]
         assert found.shown.schema == SCHEMA
 
 
@@ -112,18 +119,18 @@ def test_patterns_choices_and_any_object(read: Any) -> None:
     for body in ({"guided_choice": ["a", "b"]}, {"structured_outputs": {"choice": ["a", "b"]}}):
         assert read(**body).rule == choice_rule(["a", "b"])
     found = read(structured_outputs={"json_object": True, "regex": None})
-    assert found.enforced.schema == {"type": "object"}
-    assert read() is None and read(guided_json=None, structured_outputs=None) is None
+    assert found.schema == {"type": "object"}
+    assert read() is FREE_TEXT and read(guided_json=None, structured_outputs=None) is FREE_TEXT
 
 
 @pytest.mark.parametrize("kind", ["json_object", "json_schema"])
 def test_a_schema_of_llama_cpps_form_is_enforced(kind: str) -> None:
     for read in (chat, completions):
         found = read(response_format={"type": kind, "schema": SCHEMA})
-        assert found is not None and found.enforced is not None
-        assert found.enforced.schema["properties"] == SCHEMA["properties"]
+        assert found.schema is not None
+        assert found.schema["properties"] == SCHEMA["properties"]
     found = responses(text={"format": {"type": "json_object", "schema": SCHEMA}})
-    assert found is not None and found.shown is not None and found.shown.schema == SCHEMA
+    assert found.shown is not None and found.shown.schema == SCHEMA
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -16,9 +16,9 @@ from gptoss.generation.errors import GenerationCancelledError, GenerationFailedE
 from gptoss.generation.plan import Plan
 from gptoss.generation.session import Generation, start
 from gptoss.generation.text_output import TextChoice, TextDelta, text_choices
-from gptoss.harmony.vocabulary_files import load_vocabulary
+from tests.support.vocabulary import public_vocabulary
 
-VOCABULARY = load_vocabulary()
+VOCABULARY = public_vocabulary()
 A, B = VOCABULARY.encode("a"), VOCABULARY.encode("b")
 STOP, LENGTH, ERROR, ABORT = FinishReason.STOP, FinishReason.LENGTH, FinishReason.ERROR, FinishReason.ABORT
 

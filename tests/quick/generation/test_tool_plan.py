@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from gptoss.api.chat import tools
-from gptoss.api.chat.schema import ChatCompletionRequest
-from gptoss.api.chat.tools import MAX_GUIDED_SCHEMA, plan_tools
-from gptoss.api.http.errors import InvalidRequest
+from gptoss.generation import tool_plan
+from gptoss.generation.errors import GenerationError
+from gptoss.generation.request import FunctionTool, ToolPolicy
+from gptoss.generation.tool_plan import MAX_GUIDED_SCHEMA, plan_tools
 from gptoss.harmony.grammar import TurnSpec, fitted_grammar
 from tests.support.vocabulary import public_vocabulary
 
@@ -19,17 +19,11 @@ BEYOND = {"type": "object", "properties": {"a": {"$ref": "https://elsewhere/sche
 HUGE = {"type": "object", "properties": {"a": {"enum": [f"{n:0100}" for n in range(MAX_GUIDED_SCHEMA // 100)]}}}
 
 
-def request(*schemas: dict[str, Any] | None, **more: Any) -> ChatCompletionRequest:
-    tools = [
-        {"type": "function", "function": {"name": f"t{i}"} | ({} if s is None else {"parameters": s})}
-        for i, s in enumerate(schemas)
-    ]
-    return ChatCompletionRequest.model_validate(
-        {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": tools, **more}
-    )
+def request(*schemas: dict[str, Any] | None, **more: Any) -> ToolPolicy:
+    return ToolPolicy([FunctionTool(f"t{i}", None, schema) for i, schema in enumerate(schemas)], **more)
 
 
-def enforced(asked: ChatCompletionRequest, *, guide: bool) -> list[tuple[bool, bool]]:
+def enforced(asked: ToolPolicy, *, guide: bool) -> list[tuple[bool, bool]]:
     return [(t.constrained, t.asked) for t in plan_tools(asked, guide_arguments=guide).callable]
 
 
@@ -50,10 +44,10 @@ def test_arguments_are_an_object_where_no_more_can_be_said(schema: dict[str, Any
 
 
 def test_what_is_asked_for_is_enforced() -> None:
-    assert enforced(request(PLACE, FREE, tool_choice="required"), guide=True) == [(True, True)] * 2
+    assert enforced(request(PLACE, FREE, mode="required"), guide=True) == [(True, True)] * 2
 
 
-@pytest.mark.parametrize("more", [{}, {"tool_choice": "required"}])
+@pytest.mark.parametrize("more", [{}, {"mode": "required"}])
 def test_what_cannot_be_enforced_is_relaxed_alone(more: dict[str, Any]) -> None:
     plan = plan_tools(request(BEYOND, PLACE, **more), guide_arguments=True)
     assert [tool.constrained for tool in plan.callable] == [True, True]
@@ -61,11 +55,11 @@ def test_what_cannot_be_enforced_is_relaxed_alone(more: dict[str, Any]) -> None:
 
 
 def test_with_strict_it_is_refused() -> None:
-    asked = request(PLACE, BEYOND)
-    assert asked.tools is not None
-    asked.tools[1].function.strict = True
-    with pytest.raises(InvalidRequest, match="Invalid schema for function 't1': parameters.properties.a.\\$ref"):
-        plan_tools(asked, guide_arguments=True)
+    tools = [FunctionTool("t0", None, PLACE), FunctionTool("t1", None, BEYOND, strict=True)]
+    problem = "Invalid schema for function 't1': parameters.properties.a.\\$ref"
+    with pytest.raises(GenerationError, match=problem) as error:
+        plan_tools(ToolPolicy(tools), guide_arguments=True)
+    assert error.value.path == ("tools", 1, "parameters")
 
 
 def test_parameters_that_no_one_declared_are_not_made_up() -> None:
@@ -90,16 +84,16 @@ def test_parameters_that_no_one_declared_are_not_made_up() -> None:
 
 
 def test_the_schemas_of_all_tools_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools, "MAX_PROPERTIES", 100)
+    monkeypatch.setattr(tool_plan, "MAX_PROPERTIES", 100)
     half = {"type": "object", "properties": {f"p{i}": {} for i in range(50)}}
     plan_tools(request(half, half))
-    with pytest.raises(InvalidRequest, match="'tools' have more than 100 properties in all") as raised:
+    with pytest.raises(GenerationError, match="the tools have more than 100 properties in all") as raised:
         plan_tools(request(half, half, PLACE))
-    assert raised.value.param == "tools"
+    assert raised.value.path == ("tools",)
 
 
 def test_a_schema_that_is_too_large_names_its_tool() -> None:
     huge = {"type": "object", "properties": {f"p{i}": {} for i in range(5_001)}}
-    with pytest.raises(InvalidRequest, match="function 't1': parameters has 5001 properties in all") as raised:
+    with pytest.raises(GenerationError, match="function 't1': parameters has 5001 properties in all") as raised:
         plan_tools(request(PLACE, huge))
-    assert raised.value.param == "tools[1].function.parameters"
+    assert raised.value.path == ("tools", 1, "parameters")

@@ -1,0 +1,86 @@
+"""Tools and their policy, resolved to what the model is shown and what it may call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gptoss.generation.errors import GenerationError
+from gptoss.generation.relaxed_schema import RelaxedSchema
+from gptoss.generation.request import FunctionTool, ToolPolicy
+from gptoss.harmony.grammar import ToolSpec
+from gptoss.harmony.schema.checks import SchemaError
+from gptoss.harmony.schema.enforce import Enforced, enforceable
+from gptoss.harmony.schema.rewrite import ALL, Relaxed
+
+MAX_GUIDED_SCHEMA = 20_000  # characters; of a larger one only the object is enforced unasked
+MAX_PROPERTIES = 20_000  # of all schemas
+TOO_LARGE = Relaxed("parameters", ALL, "too large to be enforced unasked")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPlan:
+    shown: Sequence[FunctionTool]  # in the prompt
+    callable: list[ToolSpec] = field(default_factory=list)
+    relaxed: list[RelaxedSchema] = field(default_factory=list)
+
+
+def plan_tools(policy: ToolPolicy, *, guide_arguments: bool = False) -> ToolPlan:
+    """`guide_arguments`: arguments follow the tool's schema even where nobody asked for it, if the schema can be
+    enforced. Raises GenerationError.
+    """
+    _check_names(policy)
+    plan = ToolPlan([] if policy.mode == "none" else policy.tools)
+    num_properties = 0
+    for index, tool in enumerate(policy.tools):
+        may_call = policy.may_call(tool.name)
+        enforced = _enforced(tool, index, strict=may_call and tool.strict)
+        num_properties += enforced.num_properties if enforced is not None else 0
+        if num_properties > MAX_PROPERTIES:
+            message = f"The schemas of the tools have more than {MAX_PROPERTIES} properties in all."
+            raise GenerationError(message, ("tools",), "invalid_function_parameters")
+        if may_call:
+            spec, not_enforced = _spec(tool, enforced, forced=policy.must_call, guide=guide_arguments)
+            plan.callable.append(spec)
+            plan.relaxed.extend(RelaxedSchema("function", tool.name, relaxed) for relaxed in not_enforced)
+    return plan
+
+
+def _check_names(policy: ToolPolicy) -> None:
+    names = [tool.name for tool in policy.tools]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise GenerationError(f"Two tools are named {name!r}.", ("tools", index, "name"), "invalid_value")
+    if policy.must_call and not names:
+        raise GenerationError("A call is required, and no tools are offered.", ("tool_choice",), "invalid_value")
+    for name in policy.allowed or ():
+        if name not in names:
+            message = f"The tool choice names {name!r}, which is not among the tools."
+            raise GenerationError(message, ("tool_choice",), "invalid_value")
+
+
+def _enforced(tool: FunctionTool, index: int, *, strict: bool) -> Enforced | None:
+    """What the grammar enforces of its parameters; None where it has none."""
+    if tool.parameters is None:
+        return None
+    try:
+        return enforceable(tool.parameters, strict, arguments=True, where="parameters")
+    except SchemaError as error:
+        name = tool.label or f"'{tool.name}'"
+        message = f"Invalid schema for function {name}: {error}"
+        raise GenerationError(message, ("tools", index, "parameters"), "invalid_function_parameters") from None
+
+
+def _spec(
+    tool: FunctionTool, enforced: Enforced | None, *, forced: bool, guide: bool
+) -> tuple[ToolSpec, Sequence[Relaxed]]:
+    """-> (what the grammar gets, what it does not enforce)."""
+    asked = forced or tool.strict
+    if enforced is None:
+        return ToolSpec(tool.name, None, asked or guide, asked, tool.strict), ()
+    if not asked and not guide:
+        return ToolSpec(tool.name, enforced.schema, False, False, tool.strict), ()
+    if not asked and len(json.dumps(enforced.schema)) > MAX_GUIDED_SCHEMA:
+        return ToolSpec(tool.name, None, True, False, tool.strict), (TOO_LARGE,)
+    return ToolSpec(tool.name, enforced.schema, True, asked, tool.strict), enforced.relaxed

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
+from tests.support.forked_starts import ForkedStarts
 from tests.support.helpers import checkpoint
 from tests.support.server_process import ServerProcess, running_server
 
@@ -15,6 +16,13 @@ def server() -> Iterator[ServerProcess]:
     with running_server("--model", str(checkpoint()), *flags) as running:
         yield running
         running.wait_idle()
+
+
+@pytest.fixture(scope="session")
+def starts() -> Iterator[ForkedStarts]:
+    forked = ForkedStarts()
+    yield forked
+    forked.close()
 
 
 @pytest.fixture(scope="session")

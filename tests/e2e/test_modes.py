@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from gptoss.config.profiles import PROFILES
+from tests.support.forked_starts import ForkedStarts
 from tests.support.helpers import checkpoint
 from tests.support.server_process import ROOT, ServerProcess, running_server
 from tests.support.tiers import nightly_except
@@ -161,9 +162,11 @@ def run(*flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedP
         (("--device", "cuda"), ("device", "cpu")),
     ],
 )
-def test_impossible_combinations_name_the_key(flags: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_impossible_combinations_name_the_key(
+    starts: ForkedStarts, flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
     model = "nano" if "dummy" in flags else str(checkpoint())
-    done = run("--model", model, "--port", "0", *flags)
+    done = starts.run("--model", model, "--port", "0", *flags)
     assert done.returncode in (1, 2)
     for word in words:
         assert word in done.stderr, done.stderr

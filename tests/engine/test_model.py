@@ -104,7 +104,7 @@ def test_packed_experts_equal_dequantised_ones() -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 64, 100])
 @torch.inference_mode()
 def test_chunked_prefill_gives_the_same_logits(chunk: int) -> None:
-    model, ids = load_model(checkpoint()), prompt(200)
+    model, ids = load_model(checkpoint()), prompt(200 if chunk > 1 else 140)
     assert_close(f"chunks of {chunk}", model_logits(model, ids), model_logits(model, ids, chunk=chunk), 1e-5)
 
 

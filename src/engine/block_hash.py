@@ -1,4 +1,4 @@
-"""The identity of a block of the KV cache: the prefix cache finds it by this, and so can whatever routes requests."""
+"""The hash that identifies a block of the KV cache, for the prefix cache and for routing requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def block_hash(parent: bytes | None, token_ids: Sequence[int], cache_salt: str =
         parent: hash of the block before it; None for the first one.
         token_ids: the block's tokens, below 2**32.
         cache_salt: blocks of other salts are never equal.
-        adapter: name of the weights that are added to the model's own; blocks of other adapters are never equal.
+        adapter: name of the LoRA adapter; blocks of other adapters are never equal.
 
     Returns:
         HASH_BYTES bytes, equal in every process.
@@ -28,14 +28,14 @@ def block_hash(parent: bytes | None, token_ids: Sequence[int], cache_salt: str =
 def extend_hashes(
     hashes: list[bytes], token_ids: Sequence[int], count: int, block_size: int, cache_salt: str = "", adapter: str = ""
 ) -> None:
-    """Appends to `hashes`, those of the first blocks, until there are `count`."""
+    """Extends `hashes`, those of the first blocks, to `count` of them."""
     for index in range(len(hashes), count):
         tokens = token_ids[index * block_size : (index + 1) * block_size]
         hashes.append(block_hash(hashes[-1] if hashes else None, tokens, cache_salt, adapter))
 
 
 def _root(cache_salt: str, adapter: str) -> bytes:
-    """The parent of first blocks. Lengths keep a salt and an adapter apart."""
+    """The parent of first blocks. The length separates salt and adapter."""
     salt, name = cache_salt.encode(), adapter.encode()
     if not salt and not name:
         return b""

@@ -1,4 +1,4 @@
-"""How one request wants its tokens sampled."""
+"""The sampling parameters of one request."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import msgspec
 
 
 class LogitBias(msgspec.Struct, frozen=True, gc=False):
-    """What is added to the logits of some tokens. One object for all choices of a request, as it may be a megabyte."""
+    """Values added to the logits of tokens. All choices of a request share one object, which may take a megabyte."""
 
     token_ids: bytes  # int32 [n], each once
     values: bytes  # float32 [n]
 
     @classmethod
     def of(cls, bias: Mapping[int, float]) -> LogitBias | None:
-        """None: nothing is biased."""
+        """Packs a mapping of token ids to values; None if it is empty."""
         if not bias:
             return None
         return cls(array("i", bias.keys()).tobytes(), array("f", bias.values()).tobytes())
 
 
 class LoopGuard(msgspec.Struct, frozen=True):
-    """Ends what repeats itself: after `repeats` equal runs of tokens, the first of `break_token_ids` that the grammar
-    allows is the only token allowed, if it allows one of them."""
+    """Ends repetition: after `repeats` equal runs of tokens, only one of `break_token_ids` is allowed.
+
+    It is the first one that the grammar allows; if it allows none of them, nothing changes.
+    """
 
     repeats: int
     break_token_ids: tuple[int, ...]
@@ -32,11 +34,10 @@ class LoopGuard(msgspec.Struct, frozen=True):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Crosses the process line. The order of application is vLLM's: penalties, bias, mask, temperature, top-k, top-p,
-    min-p."""
+    """How to sample. Applied in vLLM's order: penalties, bias, mask, temperature, top-k, top-p, min-p."""
 
     max_tokens: int
-    seed: int  # int64; token number i of the answer depends on (seed, i) and the distribution alone
+    seed: int  # int64; token i of the answer depends only on (seed, i) and the distribution
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
     top_k: int = 0  # 0: off
@@ -45,8 +46,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: LogitBias | None = None
-    logprobs: int | None = None  # alternatives wanted with each token; None: no logprobs at all
-    # the same for each token of the prompt but the first, which then takes nothing from the prefix cache
+    logprobs: int | None = None  # number of alternatives for each token; None: no logprobs
+    # the same for each token of the prompt but the first; the prompt then does not use the prefix cache
     prompt_logprobs: int | None = None
     min_tokens: int = 0
     ignore_eos: bool = False

@@ -169,7 +169,7 @@ class Eager(Drafter):
     """Proposes as much as it may."""
 
     def propose(self, request: Request, count: int) -> list[int]:
-        return [100 + request.num_tokens % 50] * min(count, self.most)
+        return [100 + request.num_tokens % 50] * min(count, self.max_tokens)
 
 
 def test_the_scheduler_keeps_its_books_with_drafts() -> None:

@@ -1,7 +1,7 @@
-"""The API process's handle on the engine process: starts it, feeds it, restarts it.
+"""The API process's client of the engine process: starts it, sends it requests, restarts it.
 
-Every request that was accepted ends in exactly one terminal event: stop, length, abort or error. Where the policy says
-so, one whose engine died goes on in the next.
+Every accepted request ends in exactly one terminal event: stop, length, abort or error. If the policy allows it, a
+request whose engine died continues in the next engine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -24,7 +24,7 @@ import zmq.asyncio
 
 from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullError
 from gptoss.engine.client.streams import OpenStreams, OutputStream
-from gptoss.engine.client.supervisor import EngineState, RestartPolicy, start_process
+from gptoss.engine.client.supervisor import EngineState, RestartPolicy, SilenceWatch, start_process
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import (
     AbortRequests,
@@ -56,13 +56,13 @@ class EngineClient:
         log: dict[str, Any] | None = None,
         renewed: Callable[[], EngineConfig] | None = None,
     ):
-        """`renewed` returns the config, its files made again if they are damaged; called before each restart."""
+        """`renewed` is called before each restart; it returns the config after repairing damaged cache files."""
         self.config = config
         self.policy = policy or RestartPolicy()
         self.state = EngineState.LOADING
         self.ready: Ready | None = None
         self.stats = EngineStats()
-        self.on_step: Callable[[EngineStats], None] | None = None  # called for each step that is reported
+        self.on_step: Callable[[EngineStats], None] | None = None  # called for each reported step
         self.num_restarts = 0
         self.num_resumed = 0
         self.failure: str | None = None
@@ -77,15 +77,13 @@ class EngineClient:
         self._process: BaseProcess | None = None
         self._send_socket: zmq.Socket[bytes] | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._last_sign = time.monotonic()
-        self._last_heartbeat = time.monotonic()
+        self._watch = SilenceWatch(self.policy)
         self._attempts = 0
-        self._warned_of_silence = False
 
-    # --- life ---
+    # --- start and stop ---
 
     async def start(self) -> None:
-        """Starts the engine in the background; `wait_ready` tells when it serves. Once: a second call does nothing."""
+        """Starts the engine in the background; a second call does nothing. `wait_ready` returns when it serves."""
         if self._supervisor is None:
             self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
 
@@ -100,6 +98,7 @@ class EngineClient:
         return self.ready
 
     async def stop(self) -> None:
+        """Ends all requests with an error, then the engine process."""
         self.state = EngineState.STOPPED
         self._fail_all("the server is shutting down")
         if self._supervisor is not None:
@@ -135,47 +134,40 @@ class EngineClient:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have no token yet and are not among those the engine runs."""
+        """Requests without a token that the engine is not running yet."""
         return max(0, self._streams.num_unstarted - self.stats.num_running)
 
     @property
     def last_sign_age_s(self) -> float:
-        return time.monotonic() - self._last_sign
+        """Seconds since the engine last reported progress."""
+        return self._watch.step_age_s
 
     @property
     def heartbeat_age_s(self) -> float:
-        """Of the last message of the engine process, which sends one a second at least while it is ready."""
-        return time.monotonic() - self._last_heartbeat
+        """Seconds since the last message of the engine process, which sends at least one per second when ready."""
+        return self._watch.message_age_s
 
     # --- requests ---
 
     def check_capacity(self, num_tokens: int, num_requests: int = 1, tenant: str = "") -> None:
-        """Raises QueueFullError if that many more requests would wait beyond the bounds.
-
-        A tenant that holds less than an equal share of all requests, or of the waiting prompts, is let in beyond them.
-        """
-        streams, most = self._streams, self.config.max_num_waiting
-        room = self.config.max_num_seqs + most
-        of_tenant = streams.of_tenant[tenant] + num_requests
-        if len(streams) + num_requests > room and not _is_within_share(of_tenant, room, streams.of_tenant, tenant):
-            raise QueueFullError(f"{most} requests are waiting already (max_num_waiting)", self._retry_after())
-        held, room = streams.num_unstarted_tokens, self.config.max_num_waiting_tokens
-        of_tenant = streams.unstarted_tokens_of[tenant] + num_tokens
-        if (
-            streams.num_unstarted
-            and held + num_tokens > room
-            and not _is_within_share(of_tenant, room, streams.unstarted_tokens_of, tenant)
-        ):
-            raise QueueFullError(
-                f"the waiting requests hold {held} tokens already (max_num_waiting_tokens)", self._retry_after()
-            )
+        """Raises QueueFullError if this many more requests or prompt tokens may not wait (OpenStreams.refusal)."""
+        config = self.config
+        max_requests = config.max_num_seqs + config.max_num_waiting
+        problem = self._streams.refusal(tenant, num_requests, num_tokens, max_requests, config.max_num_waiting_tokens)
+        if problem == "requests":
+            text = f"{config.max_num_waiting} requests are waiting already (max_num_waiting)"
+            raise QueueFullError(text, self._retry_after())
+        if problem == "tokens":
+            num_held = self._streams.num_unstarted_tokens
+            text = f"the waiting requests hold {num_held} tokens already (max_num_waiting_tokens)"
+            raise QueueFullError(text, self._retry_after())
 
     async def add_request(self, request: AddRequest) -> AsyncIterator[TokenOutput]:
-        """As add_requests, for one."""
+        """Admits one request, as `add_requests` does."""
         return (await self.add_requests([request]))[0]
 
     async def add_requests(self, requests: Sequence[AddRequest]) -> list[AsyncIterator[TokenOutput]]:
-        """Admits all of the requests now, or none, and returns an iterator over the outputs of each.
+        """Admits all requests or none; returns an iterator over the outputs of each.
 
         Closing an iterator before its end aborts its request. Raises EngineError, EngineDeadError, QueueFullError.
         """
@@ -184,7 +176,7 @@ class EngineClient:
         num_tokens = sum(len(r.token_ids) for r in requests)
         self.check_capacity(num_tokens, len(requests), requests[0].tenant)
         if not len(self._streams):
-            self._last_sign = time.monotonic()
+            self._watch.work_begins()
         streams = [OutputStream(request) for request in requests]
         for stream in streams:
             self._streams.add(stream)
@@ -192,18 +184,18 @@ class EngineClient:
         return [self._outputs(stream.request.request_id, stream) for stream in streams]
 
     def fail_requests(self, reason: str) -> None:
-        """Ends every request with an error, at once."""
+        """Ends every request with an error immediately."""
         running = [stream.request.request_id for stream in self._streams]
         self._fail_all(reason)
         with contextlib.suppress(zmq.ZMQError):
             self._send(AbortRequests(running))
 
     def abort(self, request_id: str) -> bool:
-        """Ends a request from outside; its iterator gets a terminal output. -> whether it was alive."""
+        """Aborts a request: its iterator gets a terminal output. Returns whether it was running or waiting."""
         stream = self._streams.get(request_id)
         if stream is None:
             return False
-        stream.aborted = True  # the engine may die before it reads of it
+        stream.aborted = True  # the engine may die before it reads the message
         if self.is_ready:
             self._send(AbortRequests([request_id]))
         else:
@@ -224,29 +216,29 @@ class EngineClient:
             self.discard(request_id)
 
     def discard(self, request_id: str) -> None:
-        """Nobody reads this request any more: ends it if it is still alive. Idempotent."""
+        """Ends a request whose outputs are no longer read, if it has not ended. Idempotent."""
         if self._streams.remove(request_id):
             with contextlib.suppress(zmq.ZMQError):
                 self._send(AbortRequests([request_id]))
 
     def _retry_after(self) -> float:
-        """Seconds until a place should be free, from the rate at which requests ended lately."""
+        """Seconds until capacity should be free, estimated from the rate at which requests have ended recently."""
         if len(self._finished_recently) < 2:
             return 1.0
         span = time.monotonic() - self._finished_recently[0]
         per_second = len(self._finished_recently) / max(span, 0.001)
         return min(60.0, max(1.0, self.config.max_num_seqs / max(per_second, 0.01) / 4))
 
-    # --- the process line ---
+    # --- the engine process ---
 
     def _send(self, message: ToEngine) -> None:
-        """Does nothing where no engine takes it: requests go on in the next one, or end, once its death shows."""
+        """Sends a message if an engine is connected. Else its requests continue in the next engine, or end."""
         if self._send_socket is not None:
-            with contextlib.suppress(zmq.Again):  # it has died a moment ago
+            with contextlib.suppress(zmq.Again):  # the engine has just died
                 self._send_socket.send(self._encoder.encode(message), zmq.NOBLOCK)
 
     def _send_requests(self, requests: Iterable[AddRequest]) -> None:
-        """A logit_bias that several of them share goes over the wire once."""
+        """Sends the requests; a logit_bias that several of them share is sent once."""
         biased: dict[int, list[AddRequest]] = {}
         for request in requests:
             if request.params.logit_bias is None:
@@ -279,14 +271,14 @@ class EngineClient:
                 self.state = EngineState.DEAD
                 self._fail_all(f"the engine is dead: {self.failure}")
                 self._ready_event.set()
-                logger.critical("engine given up: %s", self.failure)
+                logger.critical("giving up on the engine: %s", self.failure)
                 return
             self.state = EngineState.RESTARTING
             self.stats = EngineStats()
             self._end_or_keep(f"the engine died: {self.failure}")
             delay = min(self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1))
             logger.error(
-                "engine died (%s), restart %d in %.1f s; requests that go on then: %d",
+                "engine died (%s), restart %d in %.1f s; %d requests will continue",
                 self.failure,
                 self._attempts,
                 delay,
@@ -297,15 +289,15 @@ class EngineClient:
             await self._renew()
 
     async def _renew(self) -> None:
-        """Files of the cache may have been damaged or removed since the first start."""
+        """Checks the cached files, which may have been damaged or removed since the first start."""
         if self._renewed is not None:
             try:
                 self.config = await asyncio.to_thread(self._renewed)
-            except Exception as error:  # whatever is wrong: the engine says what it cannot read
-                logger.error("the engine's files cannot be checked: %s", error)
+            except Exception as error:  # if a file is unreadable, the engine's own error names it
+                logger.error("cannot check the engine's files: %s", error)
 
     async def _run_once(self) -> None:
-        """One engine process from start to death."""
+        """Runs one engine process from its start to its death."""
         context = self._context
         loop = asyncio.get_running_loop()
         with RunFolder() as folder:
@@ -319,14 +311,14 @@ class EngineClient:
                 target=_child,
                 args=(self.config, input_address, output_address, os.getpid(), self._log),
                 name="gpt-oss-engine",
-                daemon=False,  # it may start ranks of its own; it ends by itself when this process does
+                daemon=False,  # daemons cannot start ranks; the engine ends by itself when this process does
             )
             gone = asyncio.Event()
             try:
                 await start_process(process)
-                atexit.register(process.kill)  # Python waits for it otherwise, when this process ends badly
+                atexit.register(process.kill)  # otherwise Python waits for it when this process exits on an error
                 self._process = process
-                self._last_sign = time.monotonic()
+                self._watch.work_begins()
                 loop.add_reader(process.sentinel, gone.set)
                 try:
                     await self._read(receive, gone)
@@ -343,13 +335,14 @@ class EngineClient:
                     self._close_socket()
 
     async def _read(self, receive: zmq.asyncio.Socket, gone: asyncio.Event) -> None:
+        """Handles messages until the process is gone, or silent for too long."""
         gone_task = asyncio.create_task(gone.wait())
         suspicious = False
         try:
             while True:
                 message_task = asyncio.ensure_future(receive.recv())
                 await asyncio.wait(
-                    {message_task, gone_task}, timeout=self._check_interval_s, return_when=asyncio.FIRST_COMPLETED
+                    {message_task, gone_task}, timeout=self._watch.interval_s, return_when=asyncio.FIRST_COMPLETED
                 )
                 if message_task.done():
                     self._handle(self._decoder.decode(message_task.result()))
@@ -360,45 +353,21 @@ class EngineClient:
                     message_task.cancel()
                     if gone_task.done():
                         return
-                self._warn_of_silence()
+                self._watch.warn(self.pid, is_ready=self.is_ready)
                 silence = self._silence()
                 if silence is not None and suspicious:
                     self.failure = silence
                     return
-                suspicious = silence is not None  # this process may have been stopped: look again
+                suspicious = silence is not None  # this process itself may have been suspended: check twice
         finally:
             gone_task.cancel()
 
-    @property
-    def _check_interval_s(self) -> float:
-        return min(1.0, max(0.05, self.policy.step_timeout_s / 10))
-
     def _silence(self) -> str | None:
-        """Why a ready engine counts as dead although its process is there, None if it does not."""
-        policy = self.policy
-        if not self.is_ready:
-            return None
-        if self._streams and self.last_sign_age_s >= policy.step_timeout_s:
-            return f"no step within {policy.step_timeout_s:g} s while work was waiting"
-        limit_s = max(policy.step_timeout_s, policy.heartbeat_timeout_s)
-        if self.heartbeat_age_s >= limit_s:
-            return f"no heartbeat within {limit_s:g} s"
-        return None
-
-    def _warn_of_silence(self) -> None:
-        """Logs once that heartbeats do not arrive."""
-        is_silent = self.is_ready and self.heartbeat_age_s >= self.policy.heartbeat_timeout_s
-        if is_silent and not self._warned_of_silence:
-            logger.error(
-                "no heartbeat of the engine (pid %s) for %.0f s: is it stopped?", self.pid, self.heartbeat_age_s
-            )
-        self._warned_of_silence = is_silent
+        """Why a ready engine counts as dead although its process exists; None if it does not."""
+        return self._watch.problem(has_work=bool(self._streams)) if self.is_ready else None
 
     def _handle(self, message: FromEngine) -> None:
-        self._last_heartbeat = time.monotonic()
-        if isinstance(message, Heartbeat):
-            return  # a step may hang in a process that runs
-        self._last_sign = self._last_heartbeat
+        self._watch.message_arrived(is_heartbeat=isinstance(message, Heartbeat))
         if isinstance(message, Outputs):
             stepped = message.stats.num_steps_total != self.stats.num_steps_total
             self.stats = message.stats
@@ -409,8 +378,7 @@ class EngineClient:
         elif isinstance(message, Ready):
             self.ready, self.failure = message, None
             self.state = EngineState.READY
-            # none, if no engine died before
-            self._send_requests(stream.rest() for stream in self._streams)
+            self._send_requests(stream.rest() for stream in self._streams)  # of an engine that died
             self._ready_event.set()
         elif isinstance(message, Failed):
             self.failure = message.message
@@ -420,7 +388,7 @@ class EngineClient:
     def _deliver(self, output: TokenOutput) -> None:
         stream = self._streams.get(output.request_id)
         if stream is None:
-            return  # the client went away while the step ran
+            return  # the client disconnected during the step
         self._streams.mark_started(stream)
         if output.finish_reason is not None:
             self._finished_recently.append(time.monotonic())
@@ -432,7 +400,7 @@ class EngineClient:
             self._end(stream, FinishReason.ERROR, reason)
 
     def _end_or_keep(self, reason: str) -> None:
-        """Ends the requests that may not go on in the next engine."""
+        """Ends the requests that may not continue in the next engine."""
         for stream in self._streams:
             if stream.aborted:
                 self._end(stream, FinishReason.ABORT)
@@ -448,20 +416,16 @@ class EngineClient:
         stream.put(TokenOutput(request_id, [], why, error=error))
 
 
-def _is_within_share(count: int, room: int, counts: Mapping[str, int], tenant: str) -> bool:
-    return count <= room // len({*counts, tenant})
-
-
 def _without_bias(request: AddRequest) -> AddRequest:
     params = msgspec.structs.replace(request.params, logit_bias=None)
     return msgspec.structs.replace(request, params=params)
 
 
 def _child(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: dict[str, Any]) -> None:
-    """Runs in the engine process; torch is loaded only there."""
+    """Runs the engine; only this process loads torch."""
     if config.backend == "native":
-        # torch's OpenMP threads otherwise spin for a millisecond after each parallel operation, on the cores that the
-        # CPU kernels' own threads need; read when the library is loaded, by ranks too
+        # Otherwise torch's OpenMP threads spin for a millisecond after each parallel operation, on the cores that the
+        # CPU kernels' threads need. Read when the library is loaded, in ranks too.
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from gptoss.engine.core.process import run_engine
 

@@ -1,4 +1,4 @@
-"""How the engine's client fails."""
+"""Errors of the engine's client."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ class EngineError(Exception):
 
 
 class EngineDeadError(EngineError):
-    """The engine process is gone, or could not be started."""
+    """The engine process has died, or could not be started."""
 
 
 class QueueFullError(EngineError):
-    """Too many requests wait already."""
+    """Too many requests are waiting."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)

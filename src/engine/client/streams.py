@@ -1,12 +1,13 @@
-"""Requests as the API process holds them: what they ask for, and what has arrived for them."""
+"""Open requests of the API process, with the outputs that have arrived."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -17,10 +18,10 @@ from gptoss.engine.messages import AddRequest, TokenOutput
 class OutputStream:
     request: AddRequest
     added: float = field(default_factory=time.monotonic)
-    items: deque[TokenOutput] = field(default_factory=deque)  # that were not read yet
+    items: deque[TokenOutput] = field(default_factory=deque)  # not read yet
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    output_ids: list[int] = field(default_factory=list)  # all tokens that arrived
-    num_scored_tokens: int = 0  # of the prompt: those behind them have had their logprobs
+    output_ids: list[int] = field(default_factory=list)  # all tokens that have arrived
+    num_scored_tokens: int = 0  # prompt tokens whose successor's logprobs have arrived
     started: bool = False
     aborted: bool = False
     num_resumes: int = 0
@@ -36,7 +37,7 @@ class OutputStream:
         self.arrived.set()
 
     def take(self) -> TokenOutput:
-        """The next output, joined with those that queued up behind it."""
+        """The next output, joined with those that are queued after it."""
         first = self.items.popleft()
         while self.items and first.finish_reason is None:
             output = self.items.popleft()
@@ -52,7 +53,7 @@ class OutputStream:
         return first
 
     def rest(self) -> AddRequest:
-        """What is left of the request for an engine that knows nothing of it."""
+        """The request as the next engine has to continue it."""
         timeout_s = self.request.timeout_s
         if timeout_s is not None:
             timeout_s -= time.monotonic() - self.added
@@ -62,20 +63,20 @@ class OutputStream:
 
 
 class OpenStreams:
-    """The requests that have not ended. `num_unstarted` of them have no token yet."""
+    """The requests that have not ended, with the counts that admission needs."""
 
     def __init__(self) -> None:
         self._streams: dict[str, OutputStream] = {}
-        self.of_tenant: Counter[str] = Counter()  # none of them 0
-        self.unstarted_tokens_of: Counter[str] = Counter()  # of their prompts, by tenant; none of them 0
-        self.num_unstarted = 0
+        self.of_tenant: Counter[str] = Counter()  # without zeros
+        self.unstarted_tokens_of: Counter[str] = Counter()  # prompt tokens by tenant, without zeros
+        self.num_unstarted = 0  # requests without a token
         self.num_unstarted_tokens = 0  # of their prompts
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def __iter__(self) -> Iterator[OutputStream]:
-        """Those of now: what is removed meanwhile does no harm."""
+        """Iterates over a copy, so that streams may be removed meanwhile."""
         return iter(list(self._streams.values()))
 
     def get(self, request_id: str) -> OutputStream | None:
@@ -95,13 +96,39 @@ class OpenStreams:
             self.num_unstarted_tokens -= stream.num_prompt_tokens
             _take(self.unstarted_tokens_of, stream.request.tenant, stream.num_prompt_tokens)
 
+    def refusal(
+        self, tenant: str, num_requests: int, num_tokens: int, max_requests: int, max_unstarted_tokens: int
+    ) -> Literal["requests", "tokens"] | None:
+        """Which limit more requests of a tenant would exceed; None if they may be added.
+
+        A tenant with less than an equal share of all requests, or of the unstarted prompts, may exceed the limits.
+        """
+        of_tenant = self.of_tenant[tenant] + num_requests
+        if len(self) + num_requests > max_requests and not _is_within_share(
+            of_tenant, max_requests, self.of_tenant, tenant
+        ):
+            return "requests"
+        tokens_of_tenant = self.unstarted_tokens_of[tenant] + num_tokens
+        if (
+            self.num_unstarted
+            and self.num_unstarted_tokens + num_tokens > max_unstarted_tokens
+            and not _is_within_share(tokens_of_tenant, max_unstarted_tokens, self.unstarted_tokens_of, tenant)
+        ):
+            return "tokens"
+        return None
+
     def remove(self, request_id: str) -> bool:
-        """Whether it was there."""
+        """Removes a stream; returns whether it was open."""
         stream = self._streams.pop(request_id, None)
         if stream is not None:
             self.mark_started(stream)
             _take(self.of_tenant, stream.request.tenant, 1)
         return stream is not None
+
+
+def _is_within_share(count: int, limit: int, counts: Mapping[str, int], tenant: str) -> bool:
+    """Whether a tenant's `count` is at most an equal share of `limit`."""
+    return count <= limit // len({*counts, tenant})
 
 
 def _take(counts: Counter[str], name: str, number: int) -> None:

@@ -1,4 +1,4 @@
-"""The engine process: requests in, tokens out, one step after another."""
+"""The engine without any transport: requests in, tokens out, step by step."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from gptoss.engine.messages import (
     EngineStats,
     FinishReason,
     Heartbeat,
+    SchedulerOutput,
     TokenOutput,
 )
 
 HEARTBEAT_S = 1.0
-COMPILE_POLL_S = 0.02  # meanwhile messages wait
+COMPILE_POLL_S = 0.02  # messages wait this long
 
 
 class EngineCore:
-    """Scheduler, cache manager and executor, without any transport."""
+    """Scheduler, KV cache manager, grammars and executor of one engine."""
 
     def __init__(
         self, config: EngineConfig, on_death: OnDeath | None = None, log: dict[str, Any] | None = None
     ) -> None:
         """`on_death` is called in a thread when another rank's process dies."""
-        with ThreadPoolExecutor(1) as pool:  # the tokenizer takes a second: beside the weights
+        with ThreadPoolExecutor(1) as pool:  # the tokenizer takes a second to load: in parallel to the weights
             guided = pool.submit(_guided, config)
             self.executor = Executor(config, on_death, log)
             self.guided = guided.result()
@@ -51,21 +52,23 @@ class EngineCore:
         )
         self.max_model_len = min(config.max_model_len, kv.max_request_tokens(config.max_num_batched_tokens))
         self.kv = kv
-        most = self.executor.num_speculative_tokens
+        max_drafts = self.executor.num_speculative_tokens
         self.scheduler = Scheduler(
             dataclasses.replace(config, max_model_len=self.max_model_len),
             kv,
             max_in_flight=self.executor.max_in_flight,
-            drafter=Drafter(self.guided, most) if most else None,
+            drafter=Drafter(self.guided, max_drafts) if max_drafts else None,
             lookahead=int(self.executor.report().prelaunches_steps),
         )
         self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
-        # requests whose grammar is being compiled, and when they came
+        # requests whose grammar is being compiled, and their arrival times
         self._uncompiled: dict[str, tuple[AddRequest, float]] = {}
 
     def add_request(self, message: AddRequest) -> TokenOutput | None:
-        """-> a terminal output if the request cannot be taken. One whose grammar is new joins the others when that is
-        compiled, which is not waited for."""
+        """Accepts a request; returns a terminal output if it is refused.
+
+        A request with a new grammar is scheduled once that is compiled, in a thread.
+        """
         if message.request_id in self.scheduler or message.request_id in self._uncompiled:
             return _error(message.request_id, "a request with this id is running")
         num_tokens = len(message.token_ids) + len(message.output_ids)
@@ -105,7 +108,7 @@ class EngineCore:
         return None
 
     def _admit_compiled(self) -> list[TokenOutput]:
-        """-> terminal outputs of those whose grammar does not compile."""
+        """Schedules requests whose grammar is compiled; returns terminal outputs if it does not compile."""
         refused = []
         for request_id, (message, arrival) in list(self._uncompiled.items()):
             assert self.guided is not None and message.params.grammar is not None
@@ -114,46 +117,58 @@ class EngineCore:
                 refused.append(self._admit(message, arrival))
         return [output for output in refused if output is not None]
 
-    def _stop_waiting(self, request_id: str) -> None:
-        """For the grammar of a request, which may be wanted by others too."""
+    def _stop_compiling(self, request_id: str) -> None:
+        """Drops an uncompiled request, and its grammar if no other request needs that."""
         grammar = self._uncompiled.pop(request_id)[0].params.grammar
         wanted = {message.params.grammar for message, _ in self._uncompiled.values()}
         if self.guided is not None and grammar is not None and grammar not in wanted:
             self.guided.forget_compiling(grammar)
 
     def abort(self, request_ids: list[str]) -> list[TokenOutput]:
-        waited = [i for i in request_ids if i in self._uncompiled]
-        for request_id in waited:
-            self._stop_waiting(request_id)
+        uncompiled = [i for i in request_ids if i in self._uncompiled]
+        for request_id in uncompiled:
+            self._stop_compiling(request_id)
         ended = self._end(self.scheduler.finish_requests(request_ids), FinishReason.ABORT, None)
-        return [*ended, *(TokenOutput(i, [], FinishReason.ABORT) for i in waited)]
+        return [*ended, *(TokenOutput(i, [], FinishReason.ABORT) for i in uncompiled)]
 
     def step(self) -> list[TokenOutput]:
+        """Runs one step: schedule, execute, update. Returns the new tokens and the requests that ended."""
         started = time.monotonic()
-        refused = self._admit_compiled()
+        ended = self._begin_step(started)
         if not self.scheduler.has_requests() and not self.executor.num_in_flight:
-            if self.guided is not None and self._uncompiled:
-                self.guided.wait_compiled(COMPILE_POLL_S)
-            return refused
-        expired = self.scheduler.finish_requests([r.request_id for r in self.scheduler.expired(started)])
-        late = refused + self._end(expired, FinishReason.ERROR, "the request's deadline has passed")
-        self._submit()
+            self._wait_for_grammar()
+            return ended
+        self._schedule()
         if self.executor.num_in_flight < self.executor.max_in_flight and self.scheduler.can_schedule():
-            return late  # another batch fits into the pipeline before this one's tokens are needed
+            return ended  # another batch fits into the pipeline before this one's tokens are needed
         scheduled, result = self.executor.collect()
         outputs = self.scheduler.update_from_output(scheduled, result)
         self._advance_grammars(outputs)
+        self._count_step(scheduled, started)
+        return ended + outputs
+
+    def _begin_step(self, now: float) -> list[TokenOutput]:
+        """Schedules requests with compiled grammars and ends those past their deadline; returns the ended ones."""
+        refused = self._admit_compiled()
+        expired = self.scheduler.finish_requests([r.request_id for r in self.scheduler.expired(now)])
+        return refused + self._end(expired, FinishReason.ERROR, "the request's deadline has passed")
+
+    def _wait_for_grammar(self) -> None:
+        if self.guided is not None and self._uncompiled:
+            self.guided.wait_compiled(COMPILE_POLL_S)
+
+    def _count_step(self, scheduled: SchedulerOutput, started: float) -> None:
         self.stats.num_steps_total += 1
         self.stats.last_step_s = time.monotonic() - started
         self.stats.step_s_total += self.stats.last_step_s
         self.stats.last_step_tokens = scheduled.total_tokens
         self.stats.last_step_seqs = len(scheduled.num_scheduled_tokens)
-        return late + outputs
 
-    def _submit(self) -> None:
+    def _schedule(self) -> None:
+        """Submits the next step, unless it is empty and others are in flight."""
         scheduled = self.scheduler.schedule()
         if not scheduled.num_scheduled_tokens and self.executor.num_in_flight:
-            self.scheduler.give_back(scheduled)  # nothing to start; what is under way must come out first
+            self.scheduler.take_back(scheduled)
             return
         if self.guided is not None:
             ids = list(scheduled.num_scheduled_tokens)
@@ -210,7 +225,7 @@ class EngineCore:
 
 @contextlib.contextmanager
 def heartbeats(context: zmq.Context[zmq.Socket[bytes]], address: str) -> Iterator[None]:
-    """While inside, a thread sends Heartbeat: a step may take long, a process that was stopped sends nothing."""
+    """Sends Heartbeat from a thread while the context is open: long steps do not delay it, a stopped process does."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -219,7 +234,7 @@ def heartbeats(context: zmq.Context[zmq.Socket[bytes]], address: str) -> Iterato
             send.connect(address)
             message = msgspec.msgpack.encode(Heartbeat())
             while not ended.wait(HEARTBEAT_S):
-                with contextlib.suppress(zmq.Again):  # the API process reads nothing
+                with contextlib.suppress(zmq.Again):  # the API process is not reading
                     send.send(message, zmq.NOBLOCK)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)

@@ -1,6 +1,6 @@
 """Grammars over generated tokens: compiled once, advanced with each token, turned into bitmasks for the sampler.
 
-The engine runs whatever grammar a request brings; what it means is the caller's business.
+The engine runs any grammar without knowing what it is for.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from gptoss.engine.sampling_params import LoopGuard
 from gptoss.lru_cache import LruCache
 
 MAX_COMPILED_BYTES = 256 * 2**20
-# of a compiled grammar, measured: 70 to 220 kB for one of 500 characters, 0.7 MB for 7,500, 15 MB for 320,000
+# size of a compiled grammar; measured: 70 to 220 kB for 500 characters, 0.7 MB for 7,500, 15 MB for 320,000
 GRAMMAR_BYTES, GRAMMAR_BYTES_PER_CHAR = 150_000, 60
 MASK_THREADS = 8
 COMPILE_THREADS = 2
-# llguidance's own bounds, 2,000 and 50,000, end an object of 500 optional properties in the middle of the answer; with
-# these one of 2,000 can be written, at 50 ms for the mask of a key
+# llguidance's defaults, 2,000 and 50,000, end an object of 500 optional properties in the middle of the answer; these
+# allow 2,000 properties, at 50 ms for the mask of a key
 MAX_ITEMS_IN_ROW, MAX_ITEMS_OF_MASK = 10_000, 400_000
-MANY = 96  # masks, each of some 5 us: from here on it pays to wake the threads, which takes 100 us
+MIN_THREADED_MASKS = 96  # a mask takes about 5 us, waking the threads 100 us
 
 
 class GrammarError(ValueError):
@@ -64,7 +64,7 @@ class GuidedDecoding:
         self._guards: dict[str, LoopWatch] = {}
 
     def is_compiling(self, grammar: str) -> bool:
-        """Begins to compile it in a thread, if that was not done. False: `add` will not wait."""
+        """Whether the grammar is still being compiled; the first call starts that. If not, `add` is fast."""
         if grammar in self._compiled:
             return False
         if grammar not in self._compiling:
@@ -72,17 +72,17 @@ class GuidedDecoding:
         return not self._compiling[grammar].done()
 
     def forget_compiling(self, grammar: str) -> None:
-        """Nobody waits for it any more."""
+        """Drops a compilation whose result is no longer needed."""
         begun = self._compiling.pop(grammar, None)
         if begun is not None:
             begun.cancel()
 
     def wait_compiled(self, timeout_s: float) -> None:
-        """Until one that is compiled in a thread is done, if there is one."""
+        """Waits until one of the running compilations is done."""
         wait(self._compiling.values(), timeout_s, FIRST_COMPLETED)
 
     def add(self, request_id: str, grammar: str, guard: LoopGuard | None = None) -> None:
-        """Raises GrammarError if it does not compile."""
+        """Gives a request its matcher. Raises GrammarError if the grammar does not compile."""
         self._live[request_id] = self._compile(grammar).deep_copy()
         if guard is not None:
             self._guards[request_id] = LoopWatch(guard)
@@ -92,7 +92,7 @@ class GuidedDecoding:
         self._guards.pop(request_id, None)
 
     def advance(self, request_id: str, token_id: int) -> None:
-        """Raises GrammarError if the token was not allowed."""
+        """Consumes a generated token. Raises GrammarError if it was not allowed."""
         matcher = self._live.get(request_id)
         if matcher is None or _is_over(matcher):
             return
@@ -102,12 +102,12 @@ class GuidedDecoding:
             self._guards[request_id].push(token_id)
 
     def error_of(self, request_id: str) -> str | None:
-        """Why no mask can be made for it any more, if that is so."""
+        """Why no mask can be computed for the request any more; None if one can."""
         matcher = self._live.get(request_id)
         return _reason(matcher) if matcher is not None and matcher.is_error() else None
 
     def forced(self, request_id: str) -> list[int]:
-        """The tokens that the text has to go on with, where the grammar leaves no choice of text."""
+        """The next tokens if the grammar leaves no choice of text, else none."""
         matcher = self._live.get(request_id)
         watch = self._guards.get(request_id)
         if matcher is None or matcher.is_stopped() or (watch is not None and watch.looping):
@@ -116,7 +116,7 @@ class GuidedDecoding:
         return tokens
 
     def allowed(self, request_id: str, token_ids: list[int]) -> list[int]:
-        """As many of the first of these tokens as the grammar takes."""
+        """The longest prefix of `token_ids` that the grammar accepts."""
         matcher = self._live.get(request_id)
         if matcher is None or matcher.is_stopped():
             return token_ids
@@ -125,9 +125,11 @@ class GuidedDecoding:
     def bitmask(
         self, request_ids: list[str], drafts: Mapping[str, list[int]] = MappingProxyType({})
     ) -> tuple[list[str], memoryview]:
-        """-> (the ids among these that have a grammar, the bytes of their masks int32 [rows, words]). One with drafts,
-        which its grammar allows, comes once more for each: the mask of what may follow it. Where a mask takes more
-        work than llguidance allows it forbids everything, so that the request fails."""
+        """Returns (ids of the requests that have a grammar, bytes of their masks int32 [rows, words]).
+
+        A request with drafts, which its grammar allows, has one more row per draft: the mask after it. A mask that
+        takes more work than llguidance allows forbids everything, so that the request fails.
+        """
         ids: list[str] = []
         for request_id in request_ids:
             matcher = self._live.get(request_id)
@@ -147,23 +149,23 @@ class GuidedDecoding:
             else:
                 together.append((matcher, row))
             row += 1 + len(guesses)
-        if len(together) < MANY:
-            for matcher, place in together:
-                self._fill(matcher, None, masks[place])
+        if len(together) < MIN_THREADED_MASKS:
+            for matcher, index in together:
+                self._fill(matcher, None, masks[index])
         else:
             self._executor.unsafe_compute_mask_ptr(together, masks.ctypes.data, masks.strides[0], len(masks))
-            for matcher, place in together:
+            for matcher, index in together:
                 if matcher.is_error():
-                    masks[place].fill(0)
+                    masks[index].fill(0)
         return ids, masks.reshape(-1).view(np.uint8).data
 
     def _follow(self, matcher: LLMatcher, watch: LoopWatch | None, guesses: Sequence[int], masks: np.ndarray) -> None:
-        """masks int32 [1 + len(guesses), words]: what may come now, and behind each guess."""
+        """Fills masks int32 [1 + len(guesses), words]: of the next token, and after each guess."""
         self._fill(matcher, watch, masks[0])
-        # on a copy: a matcher that is rolled back allows other tokens than before
+        # on a copy: after a rollback a matcher allows other tokens than before
         matcher, watch = matcher.deep_copy(), watch.copy() if watch is not None else None
         for number, token_id in enumerate(guesses, start=1):
-            if not matcher.consume_token(token_id):  # never drawn, so neither is what follows
+            if not matcher.consume_token(token_id):  # never sampled, so neither are the guesses after it
                 masks[number:] = masks[number - 1]
                 return
             if watch is not None:
@@ -171,8 +173,8 @@ class GuidedDecoding:
             self._fill(matcher, watch, masks[number])
 
     def _fill(self, matcher: LLMatcher, watch: LoopWatch | None, mask: np.ndarray) -> None:
-        """mask int32 [words]."""
-        if _is_over(matcher):  # behind a draft that ended it: nothing is forbidden any more
+        """Fills a mask int32 [words]."""
+        if _is_over(matcher):  # after a draft that ended the text nothing is forbidden
             mask.fill(-1)
             return
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
@@ -199,25 +201,25 @@ class GuidedDecoding:
 
 
 def _num_bytes(grammar: str, _matcher: object = None) -> int:
-    """Size of the compiled grammar; a single grammar always fits into the cache."""
+    """Estimated size of a compiled grammar, at most that of the cache."""
     return min(MAX_COMPILED_BYTES, GRAMMAR_BYTES + GRAMMAR_BYTES_PER_CHAR * len(grammar))
 
 
 def _is_over(matcher: LLMatcher) -> bool:
-    """Whether all is said. One that has failed calls itself stopped too."""
+    """Whether the text is complete. `is_stopped` is also true for a matcher that has failed."""
     return matcher.is_stopped() and not matcher.is_error()
 
 
 def _reason(matcher: LLMatcher) -> str:
-    """What is wrong, without the grammar that llguidance shows below."""
+    """The first line of llguidance's error; the rest shows the grammar."""
     return "".join(matcher.get_error().splitlines()[:1])
 
 
 def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
-    """Raises GrammarError with llguidance's reason."""
+    """Compiles a grammar. Raises GrammarError with llguidance's reason."""
     matcher = _matcher(tokenizer, grammar, precompute=True)
     if matcher.is_error() and "precomputation" in matcher.get_error():
-        # many large patterns: their states are computed as they are needed
+        # many large patterns: compute their states on demand
         matcher = _matcher(tokenizer, grammar, precompute=False)
     if matcher.is_error():
         raise GrammarError(matcher.get_error())

@@ -1,4 +1,4 @@
-"""Which block of the key-value cache belongs to whom.
+"""Allocates the blocks of the KV cache to requests, and finds cached prefixes.
 
 Layers form two groups. Full layers keep a request's whole history; sliding layers only what the window still
 reaches. Both groups take blocks from one pool: block b of the pool is row b of every layer's cache tensor, and the
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from gptoss.engine.block_hash import extend_hashes
 from gptoss.engine.core.request import Request
 
-NULL_BLOCK = 0  # never allocated; fills the places of sliding blocks that the window has left behind
+NULL_BLOCK = 0  # never allocated; stands for sliding blocks outside the window
 FULL_GROUP, SLIDING_GROUP = 0, 1
 
 
@@ -27,8 +27,8 @@ class _Block:
 
 
 @dataclass(slots=True)
-class _Owned:
-    """Blocks of one request by group, at their position in the sequence."""
+class RequestBlocks:
+    """The blocks of one request by group, in the order of the sequence."""
 
     groups: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     num_hashed: int = 0  # leading blocks already offered to the prefix cache
@@ -57,7 +57,7 @@ class KVCacheManager:
         self._blocks = [_Block() for _ in range(num_blocks)]
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))  # first is reused first
         self._cached: dict[tuple[int, bytes], int] = {}
-        self._owned: dict[str, _Owned] = {}
+        self._owned: dict[str, RequestBlocks] = {}
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
 
@@ -71,7 +71,7 @@ class KVCacheManager:
         return 1.0 - len(self._free) / max(1, self.num_blocks - 1)
 
     def max_request_tokens(self, max_num_batched_tokens: int) -> int:
-        """The longest request that the pool holds when it is alone, with chunks of at most that many tokens.
+        """The longest request that fits into the pool alone, in chunks of at most `max_num_batched_tokens`.
 
         While a chunk runs, the sliding group owns the chunk's blocks and the window before it.
         """
@@ -82,7 +82,7 @@ class KVCacheManager:
     def get_computed_blocks(self, request: Request) -> ComputedBlocks:
         """The longest cached prefix: all its full-group blocks and the sliding blocks that its next token sees.
 
-        At least one token is left to compute, because its logits are wanted; all are, where all logits are wanted.
+        At least one token is left to compute, because its logits are needed; with prompt logprobs all are.
         """
         if not self._caching or request.params.prompt_logprobs is not None:
             return ComputedBlocks(0, ((), ()))
@@ -104,15 +104,15 @@ class KVCacheManager:
     def allocate_slots(
         self, request: Request, num_new_tokens: int, computed: ComputedBlocks | None = None
     ) -> tuple[list[int], list[int]] | None:
-        """Makes room for the next `num_new_tokens` tokens of `request`.
+        """Allocates the blocks for the next `num_new_tokens` tokens of `request`.
 
-        `computed` is the prefix hit of a request that owns nothing yet. -> block ids by group that the worker does
-        not know yet (the hit's included), or None, with nothing changed, if the pool is too small just now.
+        `computed` is the prefix hit of a request without blocks. Returns the block ids by group that are new to the
+        worker (including the hit's), or None, with nothing changed, if too few blocks are free.
         """
         owned = self._owned.get(request.request_id)
         new_request = owned is None
         if owned is None:
-            owned = _Owned()
+            owned = RequestBlocks()
         hit = computed.blocks if computed is not None else ((), ())
         start = request.num_computed_tokens if computed is None else computed.num_tokens
         self._drop_out_of_window(owned, start)
@@ -181,7 +181,7 @@ class KVCacheManager:
         """First position that the token at `position` sees through the sliding window."""
         return max(0, position - self._window + 1)
 
-    def _drop_out_of_window(self, owned: _Owned, num_computed: int) -> None:
+    def _drop_out_of_window(self, owned: RequestBlocks, num_computed: int) -> None:
         sliding = owned.groups[SLIDING_GROUP]
         first = min(self._first_visible(num_computed) // self.block_size, len(sliding))
         for index in range(owned.first_live_sliding, first):

@@ -1,4 +1,4 @@
-"""Notices that a run of tokens repeats itself."""
+"""Detects repeated runs of tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gptoss.engine.sampling_params import LoopGuard
 
 
 class LoopWatch:
-    """Sees whether the latest tokens are one short run over and over."""
+    """Watches the tokens of one request for a short run that repeats."""
 
     def __init__(self, guard: LoopGuard) -> None:
         self._guard = guard
@@ -20,13 +20,13 @@ class LoopWatch:
         return other
 
     def push(self, token_id: int) -> None:
-        tokens, most = self._tokens, self._guard.repeats * self._guard.max_period
+        tokens, max_span = self._tokens, self._guard.repeats * self._guard.max_period
         if self.looping and token_id in self.break_ids:
             tokens.clear()
         else:
             tokens.append(token_id)
-        if len(tokens) > 2 * most:
-            del tokens[:most]
+        if len(tokens) > 2 * max_span:
+            del tokens[:max_span]
         self.looping = self._sees_loop()
 
     def _sees_loop(self) -> bool:

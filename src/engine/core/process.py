@@ -1,4 +1,4 @@
-"""The engine process: messages in, steps, outputs out."""
+"""The engine process: receives messages, runs steps, sends outputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RANK_DEATH_GRACE_S = 1.5
 
 
 class EngineProcess:
-    """EngineCore behind two ZeroMQ sockets. Ends when told to, or when the process that started it is gone."""
+    """EngineCore with two ZeroMQ sockets. Ends on Shutdown, or when its parent process ends."""
 
     def __init__(self, core: EngineCore, receive: zmq.Socket[bytes], send: zmq.Socket[bytes], parent_pid: int) -> None:
         self._core = core
@@ -61,7 +61,7 @@ class EngineProcess:
                 self._send(Outputs(outputs, self._core.current_stats()))
 
     def _receive(self, *, idle: bool) -> list[TokenOutput]:
-        """Everything that has arrived; waits for something only when there is nothing else to do."""
+        """Handles all messages that have arrived, waiting for one if `idle`; returns terminal outputs."""
         outputs: list[TokenOutput] = []
         if idle and not self._receive_socket.poll(IDLE_POLL_MS):
             return outputs
@@ -88,8 +88,8 @@ class EngineProcess:
 
 
 def run_engine(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: Any) -> None:
-    """The engine process's main function. Never raises: it reports Failed and leaves with exit code 1."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the API process decides
+    """The engine process's main function. Never raises: it sends Failed and exits with code 1."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the API process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging_setup.configure(**log)
     context = zmq.Context()
@@ -99,11 +99,11 @@ def run_engine(config: EngineConfig, input_address: str, output_address: str, pa
     receive.connect(input_address)
 
     def report(message: str, fatal: bool) -> None:
-        socket = context.socket(zmq.PUSH)  # of its own: sockets belong to one thread
+        socket = context.socket(zmq.PUSH)  # a new one: sockets belong to one thread
         socket.connect(output_address)
         socket.send(msgspec.msgpack.encode(Failed(message, fatal)))
         socket.close(linger=1000)
-        time.sleep(0.2)  # for the message to leave before the process does
+        time.sleep(0.2)  # lets the message leave before the process exits
 
     try:
         core = EngineCore(place(config), exit_on_rank_death(report), log)
@@ -111,9 +111,9 @@ def run_engine(config: EngineConfig, input_address: str, output_address: str, pa
         process._send(_ready(core))
         with heartbeats(context, output_address):
             process.run()
-    except Exception as error:  # the last line of defence: whatever it was, the API process must hear of it
+    except Exception as error:  # the last resort: any error must reach the API process
         if max(config.tensor_parallel_size, config.pipeline_parallel_size) > 1:
-            time.sleep(RANK_DEATH_GRACE_S)  # if a rank's death caused this, its watcher says so and ends the process
+            time.sleep(RANK_DEATH_GRACE_S)  # if a rank's death caused this, its watcher reports it and exits
         fatal = isinstance(error, (ConfigError, CheckpointError))
         logger.critical("engine died: %s", error if fatal else traceback.format_exc())
         send.send(msgspec.msgpack.encode(Failed(f"{type(error).__name__}: {error}", fatal)))

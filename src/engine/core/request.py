@@ -19,7 +19,7 @@ class RequestStatus(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`token_ids` are the prompt and everything sampled so far; `num_computed_tokens` of them are in the cache."""
+    """A request: `token_ids` are its prompt and all sampled tokens; `num_computed_tokens` of them are in the cache."""
 
     request_id: str
     token_ids: list[int]
@@ -32,7 +32,7 @@ class Request:
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
-    num_scored_tokens: int = 0  # of the prompt: those behind them have had their logprobs
+    num_scored_tokens: int = 0  # prompt tokens whose successor's logprobs were sent
     num_preemptions: int = 0
     status: RequestStatus = RequestStatus.WAITING
     first_scheduled: float | None = None  # monotonic seconds
@@ -50,12 +50,12 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     def finish_reason_at(self, token_id: int, max_model_len: int) -> FinishReason | None:
-        """Whether it ends with this token, its last."""
+        """Why the request ends with `token_id`, its last token; None if it continues."""
         params = self.params
         if (
             token_id in params.stop_token_ids
             and not params.ignore_eos
-            # the sampler allows an earlier one where the grammar leaves nothing else
+            # the sampler allows an earlier stop token if the grammar allows nothing else
             and (self.num_output_tokens >= params.min_tokens or params.grammar is not None)
         ):
             return FinishReason.STOP
@@ -65,12 +65,12 @@ class Request:
 
     @property
     def num_unscored_tokens(self) -> int:
-        """Prompt tokens that are not computed yet and whose successor's logprob is wanted."""
+        """Uncomputed prompt tokens whose successor's logprobs were requested."""
         if self.params.prompt_logprobs is None:
             return 0
         return max(0, self.num_prompt_tokens - 1 - self.num_computed_tokens)
 
     @property
     def num_new_tokens(self) -> int:
-        """Known tokens that are not computed yet: one when decoding, more when catching up."""
+        """Known tokens that are not computed yet: one when decoding, more in prefill."""
         return len(self.token_ids) - self.num_computed_tokens

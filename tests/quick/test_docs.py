@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import BaseModel
-
-from gptoss.api.chat import schema as chat
-from gptoss.api.completions.schema import CompletionRequest
-from gptoss.api.http.fields import StreamOptions, StructuredOutputs
-from gptoss.api.ops import tokenize
-from gptoss.api.responses import schema as responses
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = set(yaml.safe_load((ROOT / "configs" / "server_config.yaml").read_text()))
@@ -180,37 +176,25 @@ def test_paragraphs_are_short(doc: Path) -> None:
         assert len(paragraph.split()) <= 90, paragraph
 
 
-def fields_of(model: type[BaseModel]) -> set[str]:
-    return {info.alias or name for name, info in model.model_fields.items()}
+def body_models() -> Iterator[type[BaseModel]]:
+    """The pydantic models of request bodies."""
+    files = [*(ROOT / "src" / "api").glob("*/schema.py"), ROOT / "src" / "api" / "http" / "fields.py"]
+    for file in [*files, ROOT / "src" / "api" / "ops" / "tokenize.py"]:
+        name = f"gptoss.api.{file.parent.name}.{file.stem}"
+        for value in vars(importlib.import_module(name)).values():
+            if isinstance(value, type) and issubclass(value, BaseModel) and value.__module__ == name:
+                yield value
 
 
 def test_the_api_page_has_every_field_and_every_route() -> None:
     text = (ROOT / "docs" / "api.md").read_text()
     in_code = set(re.findall(r"[\w.]+", " ".join(re.findall(r"`([^`\n]+)`", text))))
     named = in_code | {part for name in in_code for part in name.split(".")}
-    models = (
-        chat.ChatCompletionRequest,
-        chat.Message,
-        chat.ResponseFormat,
-        chat.JsonSchemaFormat,
-        chat.FunctionDefinition,
-    )
-    models += (
-        chat.ReasoningOptions,
-        chat.ToolCall,
-        responses.ResponsesRequest,
-        responses.TextFormat,
-        responses.Reasoning,
-    )
-    models += (
-        CompletionRequest,
-        StructuredOutputs,
-        StreamOptions,
-        tokenize.TokenizeRequest,
-        tokenize.DetokenizeRequest,
-    )
+    models = list(body_models())
+    assert len(models) > 15
     for model in models:
-        assert fields_of(model) <= named, (model, fields_of(model) - named)
+        fields = {info.alias or name for name, info in model.model_fields.items()}
+        assert fields <= named, (model, fields - named)
     for route in routes() - {"/cancel/{request_id}"}:
         assert re.search(re.escape(re.sub(r"\{[^}]*\}", "X", route)) + "[`?]", re.sub(r"\{[^}]*\}", "X", text)), route
 

@@ -9,7 +9,7 @@ Shapes: T tokens, H hidden, N query heads, D head_dim, V vocabulary, R rows to s
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from gptoss.kernels.step_layout import StepLayout
 from gptoss.kernels.triton import support
 
 Step = TypeVar("Step")  # what a backend makes of a step's layout: positions, and the attention metadata of each group
+SamplingKernels = Literal["torch", "native", "triton"]
 StepIn = TypeVar("StepIn", contravariant=True)
 
 
@@ -93,3 +94,10 @@ def choose_backend(
     if device.type == "cpu" and native.supports(dtype):
         return CpuBackend(shape)
     return ReferenceBackend(shape, dtype, device)
+
+
+def choose_sampling(device: torch.device) -> SamplingKernels:
+    """The fastest kernels that pick tokens on that device; logits are float32 whatever the model's type."""
+    if support.samples(device):
+        return "triton"
+    return "native" if device.type == "cpu" and native.library() is not None else "torch"

@@ -14,10 +14,12 @@ from gptoss.engine.worker.sampling import penalties
 from gptoss.engine.worker.sampling.philox import philox_uniform
 from gptoss.engine.worker.sampling.sampler import SamplerOutput, _pick, _pick_natively, apply_bitmask, sample
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
+from gptoss.kernels.backend import choose_sampling
 from gptoss.kernels.cpu import native
 from tests.support.helpers import sampling_row
 
 V = 3000
+ON_CPU = choose_sampling(torch.device("cpu"))
 
 
 def row(prompt: list[int] | None = None, output: list[int] | None = None, **params: Any) -> SamplingRow:
@@ -26,7 +28,7 @@ def row(prompt: list[int] | None = None, output: list[int] | None = None, **para
 
 
 def run(logits: torch.Tensor, rows: list[SamplingRow]) -> SamplerOutput:
-    return sample(logits.clone(), rows, [], np.empty((0, -(-logits.shape[1] // 32)), np.int32))
+    return sample(logits.clone(), rows, [], np.empty((0, -(-logits.shape[1] // 32)), np.int32), ON_CPU)
 
 
 def logits_of(seed: int, rows: int = 1, vocab: int = V) -> torch.Tensor:
@@ -212,7 +214,7 @@ def test_min_tokens_forbids_no_end_that_the_grammar_demands(stops: tuple[int, ..
     allowed[:, 0] = 1 << 9
     allowed[1, 5] = 1 << 7
     rows = [row(temperature=0.0, min_tokens=2, stop_token_ids=stops) for _ in range(3)]
-    out = sample(logits.clone(), rows, [0, 2], allowed)
+    out = sample(logits.clone(), rows, [0, 2], allowed, ON_CPU)
     assert (out.token_ids[0], out.token_ids[2]) == (9, 5 * 32 + 7)
     assert out.token_ids[1] not in stops and all(out.finite)
 

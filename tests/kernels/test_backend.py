@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gptoss.kernels.backend import choose_backend
+from gptoss.kernels.backend import choose_backend, choose_sampling
 from gptoss.kernels.cpu import metadata as cpu_metadata
 from gptoss.kernels.cpu import native
 from gptoss.kernels.layers import LayerShape, RopeScaling
@@ -39,8 +39,9 @@ def test_the_backend_follows_from_device_and_type(monkeypatch: pytest.MonkeyPatc
     assert choose_backend(CPU, torch.float32, SHAPE).name == "torch"
     expected = "native" if native.library() is not None else "torch"
     assert choose_backend(CPU, torch.bfloat16, SHAPE).name == expected
+    assert choose_sampling(CPU) == expected
     monkeypatch.setattr(native, "library", lambda: None)
-    assert choose_backend(CPU, torch.bfloat16, SHAPE).name == "torch"
+    assert choose_backend(CPU, torch.bfloat16, SHAPE).name == choose_sampling(CPU) == "torch"
     monkeypatch.setattr(support, "runs_triton", lambda device, dtype: True)
     backend = choose_backend(CPU, torch.bfloat16, SHAPE, batch_invariant=True)
     assert backend.name == "triton" and backend.is_batch_invariant
@@ -51,8 +52,10 @@ def test_triton_runs_bfloat16_on_a_gpu_with_matrix_instructions_for_it(monkeypat
     monkeypatch.setattr(support, "_capability", lambda device: (8, 0))
     assert support.runs_triton(gpu, torch.bfloat16)
     assert not support.runs_triton(gpu, torch.float16) and not support.runs_triton(CPU, torch.bfloat16)
+    assert choose_sampling(gpu) == "triton"
     monkeypatch.setattr(support, "_capability", lambda device: (7, 5))
     assert not support.runs_triton(gpu, torch.bfloat16)
+    assert choose_sampling(gpu) == "torch"
 
 
 def layout() -> StepLayout:

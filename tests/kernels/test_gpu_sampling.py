@@ -9,11 +9,13 @@ import torch
 from gptoss.engine.sampling_params import LogitBias, SamplingParams
 from gptoss.engine.worker.sampling.sampler import sample
 from gptoss.engine.worker.sampling.truncation import Truncated
-from gptoss.kernels.triton import sampling, support, truncated
+from gptoss.kernels.backend import choose_sampling
+from gptoss.kernels.triton import sampling, truncated
 from tests.kernels.gpu_helpers import DEVICE
 from tests.support.helpers import sampling_row
 
 VOCAB = 700
+ON_CPU = choose_sampling(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +97,7 @@ def test_a_draw_does_not_depend_on_the_other_rows() -> None:
     assert together.tolist() == alone
 
 
-def test_the_sampler_gives_the_same_tokens_by_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sampler_gives_the_same_tokens_by_either_way() -> None:
     g = torch.Generator().manual_seed(3)
     logits = torch.randn(6, VOCAB, generator=g) * 3
     params = [
@@ -112,9 +114,8 @@ def test_the_sampler_gives_the_same_tokens_by_either_way(monkeypatch: pytest.Mon
     ]
     mask_rows = [4, 5, 2]
     words = masks(list(range(0, VOCAB, 3)), list(range(100)), [1, 2, 3, 500]).numpy()
-    plain = sample(logits.clone(), rows, mask_rows, words)
-    monkeypatch.setattr(support, "samples", lambda _: True)
-    ours = sample(logits.clone().to(DEVICE), rows, mask_rows, words)
+    plain = sample(logits.clone(), rows, mask_rows, words, ON_CPU)
+    ours = sample(logits.clone().to(DEVICE), rows, mask_rows, words, "triton")
     assert ours.token_ids == plain.token_ids
     assert ours.finite == plain.finite == [True] * 6
 
@@ -127,8 +128,7 @@ def test_a_row_for_which_the_likeliest_do_not_suffice_is_drawn_again(monkeypatch
         for i, p in enumerate(params)
     ]
     words = masks(list(range(0, VOCAB, 2)), list(range(VOCAB))).numpy()
-    plain = sample(logits.clone(), rows, [0, 2], words)
-    monkeypatch.setattr(support, "samples", lambda _: True)
+    plain = sample(logits.clone(), rows, [0, 2], words, ON_CPU)
     for top, calls in ((16, 1), (2, 2)):
         monkeypatch.setattr(truncated, "TOP", top)
         started: list[list[int]] = []
@@ -136,7 +136,7 @@ def test_a_row_for_which_the_likeliest_do_not_suffice_is_drawn_again(monkeypatch
         def start(token_ids: torch.Tensor, to: list[list[int]] = started) -> None:
             to.append(token_ids.tolist())
 
-        ours = sample(logits.to(DEVICE, copy=True), rows, [0, 2], words, start)
+        ours = sample(logits.to(DEVICE, copy=True), rows, [0, 2], words, "triton", start)
         assert ours.token_ids == plain.token_ids == started[-1]
         assert len(started) == calls
         assert (started[0] == started[-1]) is (calls == 1)
@@ -145,7 +145,7 @@ def test_a_row_for_which_the_likeliest_do_not_suffice_is_drawn_again(monkeypatch
             assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-5)
 
 
-def test_penalties_and_bias_are_the_same_by_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_penalties_and_bias_are_the_same_by_either_way() -> None:
     logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(5)) * 2
     params = [
         {"presence_penalty": 0.5, "frequency_penalty": 1.0, "top_p": 0.7},
@@ -157,9 +157,8 @@ def test_penalties_and_bias_are_the_same_by_either_way(monkeypatch: pytest.Monke
         for i, p in enumerate(params)
     ]
     nothing = np.empty((0, 22), np.int32)
-    plain = sample(logits.clone(), rows, [], nothing)
-    monkeypatch.setattr(support, "samples", lambda _: True)
-    assert sample(logits.to(DEVICE, copy=True), rows, [], nothing).token_ids == plain.token_ids
+    plain = sample(logits.clone(), rows, [], nothing, ON_CPU)
+    assert sample(logits.to(DEVICE, copy=True), rows, [], nothing, "triton").token_ids == plain.token_ids
 
 
 @pytest.mark.parametrize("top", [2, 16])

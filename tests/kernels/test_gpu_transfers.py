@@ -62,11 +62,11 @@ def test_the_next_step_is_started_before_the_tokens_are_there() -> None:
     ]
     masks = np.full((2, vocab // 32), -1, np.int32)
     logits = torch.randn(len(rows), vocab, device="cuda")
-    sample(logits.clone(), rows, [0, 2], masks)  # compiles
+    sample(logits.clone(), rows, [0, 2], masks, "triton")  # compiles
     done: list[bool] = []
     given = logits.clone()
     earlier = busy()
-    out = sample(given, rows, [0, 2], masks, lambda _: done.append(earlier.query()))
+    out = sample(given, rows, [0, 2], masks, "triton", lambda _: done.append(earlier.query()))
     assert done[0] is False
     assert out.finite == [True] * len(rows)
 

@@ -85,7 +85,7 @@ def warm_up(model: GptOss, cache: list[LayerCache], config: EngineConfig, comm: 
             cache,
             None if comm.shard.is_first else _hidden(model, tokens, device),
         )
-    if comm.shard.is_last and comm.shard.is_tensor_leader and support.samples(logits):
+    if comm.shard.is_last and comm.shard.is_tensor_leader and support.samples(device):
         launch_sampler(logits.new_zeros(2, model.config.vocab_size))
     torch.cuda.synchronize(device)
     logger.info("kernels ready in %.1f s", time.monotonic() - started)

@@ -19,7 +19,7 @@ from gptoss.engine.worker.cuda_graphs import GraphRunner, PrelaunchedStep, all_d
 from gptoss.engine.worker.sampling.prompt_logprobs import PromptScores, score_prompts
 from gptoss.engine.worker.sampling.sampler import sample
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
-from gptoss.kernels.backend import KernelBackend
+from gptoss.kernels.backend import KernelBackend, SamplingKernels, choose_sampling
 from gptoss.kernels.device_copy import to_device
 from gptoss.kernels.layers import LayerCache
 
@@ -43,6 +43,7 @@ class ModelRunner:
         self._model = model
         self._cache = cache
         self._kernels = kernels
+        self._sampling = choose_sampling(kernels.device)
         self._comm = comm
         self._vocab_sizes = [len(part) for part in split(config.model.vocab_size, comm.shard.tensor_size)]
         self._table = RequestTable()
@@ -152,7 +153,7 @@ class ModelRunner:
             self._prelaunched = graphs.prelaunch(states, token_ids)
 
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return with_scores(sample_states(logits, states, out, start_next), scores)
+        return with_scores(sample_states(logits, states, out, self._sampling, start_next), scores)
 
     def _rows_of(self, logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
         if rows == list(range(len(rows))):
@@ -189,7 +190,7 @@ class ModelRunner:
         scores = score_prompts(of_prompts, rows.scored)
         if not rows.sampled:
             return with_scores(ModelRunnerOutput({}, {}, {}), scores)
-        return with_scores(sample_states(logits, rows.sampled, out), scores)
+        return with_scores(sample_states(logits, rows.sampled, out, self._sampling), scores)
 
     def _sample_best(self, logits: torch.Tensor, rows: StepRows) -> ModelRunnerOutput:
         best = self._comm.gather_best(logits, self._comm.shard.vocab.start)
@@ -220,6 +221,7 @@ def sample_states(
     logits: torch.Tensor,
     states: list[RequestState],
     out: SchedulerOutput,
+    kernels: SamplingKernels,
     sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> ModelRunnerOutput:
     """logits float32 [R, V], a row for each state and one more for each of its drafts. `sampled` gets the tokens,
@@ -239,7 +241,7 @@ def sample_states(
         ]
     mask_rows, bitmask = _masks(states, first_rows, out, logits.shape[1])
     with torch.inference_mode():
-        result = sample(logits, sampling_rows, mask_rows, bitmask, sampled)
+        result = sample(logits, sampling_rows, mask_rows, bitmask, kernels, sampled)
     output = ModelRunnerOutput({}, {}, {})
     for state, row in zip(states, first_rows, strict=True):
         if not result.finite[row]:

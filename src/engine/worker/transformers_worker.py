@@ -20,6 +20,7 @@ from gptoss.engine.worker.batch import RequestState, RequestTable, ScoredTokens
 from gptoss.engine.worker.model_runner import sample_states, with_scores
 from gptoss.engine.worker.sampling.prompt_logprobs import score_prompts
 from gptoss.engine.worker.worker import GIB, choose_device, choose_dtype, set_threads
+from gptoss.kernels.backend import choose_sampling
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,9 @@ class TransformersWorker:
                 scored_logits.append(logits[: scored.count])
         result = ModelRunnerOutput({}, {}, {})
         if sampled_logits:
-            result = sample_states(torch.cat(sampled_logits), rows.sampled, out)
+            result = sample_states(
+                torch.cat(sampled_logits), rows.sampled, out, choose_sampling(sampled_logits[0].device)
+            )
         if scored_logits:
             result = with_scores(result, score_prompts(torch.cat(scored_logits), rows.scored))
         self._table.finish_step(rows, result.sampled)

@@ -29,9 +29,9 @@ def runs_triton(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype == torch.bfloat16 and _capability(device) >= OLDEST_CAPABILITY
 
 
-def samples(logits: torch.Tensor) -> bool:
-    """Whether tokens are picked by the Triton kernels."""
-    return logits.is_cuda and _capability(logits.device) >= OLDEST_CAPABILITY
+def samples(device: torch.device) -> bool:
+    """Whether the kernels that pick tokens run there."""
+    return device.type == "cuda" and _capability(device) >= OLDEST_CAPABILITY
 
 
 def launch_options(device: torch.device, *names: str) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from gptoss.engine.worker.sampling.penalties import apply_bias, apply_min_tokens
 from gptoss.engine.worker.sampling.philox import philox_uniform
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
 from gptoss.engine.worker.sampling.truncation import Truncated, invert, is_truncated
+from gptoss.kernels.backend import SamplingKernels
 from gptoss.kernels.cpu import native
 from gptoss.kernels.device_copy import PendingReadback, to_device
-from gptoss.kernels.triton import support
 
 LOGPROB_FLOOR = -9999.0
 
@@ -45,6 +45,7 @@ def sample(
     rows: list[SamplingRow],
     mask_rows: list[int],
     bitmask: np.ndarray,
+    kernels: SamplingKernels,
     sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> SamplerOutput:
     """logits float32 [R, V], changed in place. `bitmask` int32 [len(mask_rows), ceil(V / 32)] holds a set bit for
@@ -57,9 +58,9 @@ def sample(
     apply_bias(logits, rows)
     apply_min_tokens(logits, rows, mask_rows, bitmask)
     unresolved = None
-    if support.samples(logits):
+    if kernels == "triton":
         token_ids, peak, unresolved = _pick_on_gpu(logits, rows, mask_rows, bitmask)
-    elif logits.is_cpu and native.library() is not None:
+    elif kernels == "native":
         token_ids, peak = _pick_natively(logits, rows, mask_rows, bitmask)
     else:
         token_ids, peak = _pick(logits, rows, mask_rows, bitmask)

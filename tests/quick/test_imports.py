@@ -1,4 +1,4 @@
-"""Who may import whom (ARCHITECTURE.md, "Import rules"). What is not listed is forbidden."""
+"""Who may import whom (docs/architecture.md, "Import rules"). What is not listed is forbidden."""
 
 from __future__ import annotations
 

@@ -8,15 +8,20 @@ this file too.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 COMMANDS = {
     "serve": "start the server",
+    "stop": "stop a server on this machine, after its running requests",
+    "status": "show whether a server is ready, what it has loaded, and its figures",
     "memory-plan": "print how a model fits on a number of equal GPUs",
     "make-checkpoint": "write a small checkpoint with random weights",
     "unfold": "write the embedded model as a checkpoint",
     "preflight": "check whether a model can be tested on this machine",
 }
+
+PIPE_CLOSED = 141  # as of a program that SIGPIPE ends
 
 
 def usage() -> str:
@@ -43,6 +48,23 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         sys.stderr.write(f"gptoss: unknown command {name!r}\n{usage()}")
         return 2
+    return _run(name, arguments[1:])
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """Runs the command. What ends it is one line on standard error, never a traceback of a foreseen failure."""
+    from gptoss.cli.remote.errors import INTERRUPTED, CommandError
+
     sys.argv[0] = f"gptoss {name}"  # the program's name in argparse's messages
-    result: int = importlib.import_module(f"gptoss.cli.{name.replace('-', '_')}").main(arguments[1:])
+    try:
+        result: int = importlib.import_module(f"gptoss.cli.{name.replace('-', '_')}").main(arguments)
+        sys.stdout.flush()
+    except CommandError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # of `gptoss ... | head`; the interpreter would report it once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     return result

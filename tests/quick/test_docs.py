@@ -126,7 +126,7 @@ def test_flags_of_the_server_exist(doc: Path) -> None:
 @docs
 def test_variables_are_keys(doc: Path) -> None:
     for name in re.findall(r"\bGPTOSS_([A-Z_]+[A-Z])\b", doc.read_text()):
-        assert name.lower() in KEYS | {"config", EXAMPLE_KEY} or "SERVICE" in name, name
+        assert name.lower() in KEYS | {"config", "url", EXAMPLE_KEY} or "SERVICE" in name, name
 
 
 @docs
@@ -235,8 +235,9 @@ def test_commands_and_scripts_take_the_options_shown(doc: Path) -> None:
     found += [
         (ROOT / name, rest) for name, rest in re.findall(r"^(?:\$ )?python (bench/[\w/]+\.py)(.*)", commands(doc), re.M)
     ]
+    shared = (ROOT / "src" / "cli" / "remote" / "options.py").read_text()
     for path, rest in found:
         assert path.is_file(), path
         if path.name != "serve.py" or "bench" in path.parts:
-            text = path.read_text()
+            text = path.read_text() + (shared if "cli" in path.parts else "")
             assert all(f'"{option}"' in text for option in re.findall(r"--[a-z][\w-]*", rest)), (path, rest)

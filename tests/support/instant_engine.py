@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
 import uvicorn
 
@@ -23,11 +25,12 @@ MAX_MODEL_LEN = 1024
 
 
 class InstantEngine(EngineClient):
-    """Every generation is the same few tokens, cut at max_tokens, in one output."""
+    """Every generation is the same few tokens, cut at max_tokens, in one output, or one by one with a pause before each."""
 
-    def __init__(self, answer: list[int]) -> None:
+    def __init__(self, answer: list[int], pause_s: float = 0.0) -> None:
         super().__init__(engine_config(checkpoint(), max_model_len=MAX_MODEL_LEN))
         self._answer = answer
+        self._pause_s = pause_s
 
     @property
     def heartbeat_age_s(self) -> float:
@@ -44,6 +47,9 @@ class InstantEngine(EngineClient):
     async def _output(self, request: AddRequest) -> AsyncIterator[TokenOutput]:
         ids, params = self._answer[: request.params.max_tokens], request.params
         reason = FinishReason.STOP if len(ids) == len(self._answer) else FinishReason.LENGTH
+        while self._pause_s and len(ids) > 1:
+            await asyncio.sleep(self._pause_s)
+            yield TokenOutput(request.request_id, [ids.pop(0)], None, queue_s=0.0, prefill_s=0.0)
         output = TokenOutput(request.request_id, ids, reason, queue_s=0.0, prefill_s=0.0)
         if params.logprobs is not None:
             output.logprobs = [_logprobs(token, params.logprobs) for token in ids]
@@ -58,12 +64,12 @@ def _logprobs(token_id: int, alternatives: int) -> TokenLogprobs:
 
 
 @contextlib.contextmanager
-def served() -> Iterator[str]:
-    """The URL of the API, debugging endpoints included."""
+def served(answer: str = "Hi.", pause_s: float = 0.0, **settings: Any) -> Iterator[str]:
+    """The URL of the API, debugging endpoints included. `settings`: keys of the configuration."""
     vocabulary = load_vocabulary(checkpoint())
-    text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hi.<|return|>"
-    engine = InstantEngine(vocabulary.encode_with_special(text))
-    config = ServerConfig(debug_endpoints=True, warm_up=False)
+    text = f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>{answer}<|return|>"
+    engine = InstantEngine(vocabulary.encode_with_special(text), pause_s)
+    config = ServerConfig(debug_endpoints=True, warm_up=False, **settings)
     app = create_app(engine, config, vocabulary, model_id="gpt-oss-nano", model_size="nano")
     protocol = limited_protocol(ConnectionLimits())
     server = uvicorn.Server(uvicorn.Config(app, http=protocol, lifespan="on", log_config=None))

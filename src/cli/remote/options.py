@@ -1,0 +1,64 @@
+"""The options that every command which talks to a server has."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from gptoss.cli.remote.connection import DEFAULT_URL, Connection
+
+EXIT_CODES = "exit codes: 0 done, 1 the answer is no, 2 usage, 3 server not reachable, 4 server refused, 130 ctrl-C"
+
+
+def command_parser(description: str, **more: str) -> argparse.ArgumentParser:
+    """Returns a parser whose help shows `description` as written and ends with the exit codes."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=more.get("epilog", EXIT_CODES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_server_options(parser: argparse.ArgumentParser, timeout_s: float = 600.0) -> None:
+    """Adds --url, --api-key and --timeout."""
+    parser.add_argument("--url", help=f"the server (default: $GPTOSS_URL, or {DEFAULT_URL})")
+    parser.add_argument("--api-key", metavar="KEY", help="default: $GPTOSS_API_KEY, or $OPENAI_API_KEY")
+    parser.add_argument(
+        "--timeout",
+        type=positive,
+        default=timeout_s,
+        metavar="S",
+        help="seconds to wait for an answer, or for the next part of one (default: %(default)g)",
+    )
+
+
+def url_of(args: argparse.Namespace) -> str:
+    """Returns the URL from the flag, the environment or the default."""
+    return args.url or os.environ.get("GPTOSS_URL") or DEFAULT_URL
+
+
+def api_key_of(args: argparse.Namespace) -> str | None:
+    """Returns the key from the flag or the environment."""
+    return args.api_key or os.environ.get("GPTOSS_API_KEY") or os.environ.get("OPENAI_API_KEY")
+
+
+def connection_of(args: argparse.Namespace) -> Connection:
+    """Returns the connection that the options describe. Raises UsageError."""
+    return Connection(url_of(args), api_key_of(args), args.timeout)
+
+
+def positive(text: str) -> float:
+    """Returns a number above 0, for argparse."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """Returns an integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not an integer of at least 1")
+    return value

@@ -169,7 +169,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_end_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._context.access.reload)
+        loop.add_signal_handler(signal.SIGHUP, self._context.access.keys.reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             yield

@@ -1,4 +1,4 @@
-"""The app factory. Nothing global: two apps in one process do not know each other."""
+"""The app factory. There is no global state: two apps in one process are independent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gptoss import __version__
 from gptoss.api.access.access import Access
-from gptoss.api.access.api_keys import Caller
+from gptoss.api.access.api_keys import ApiKeys, Caller
 from gptoss.api.context import ServerContext
 from gptoss.api.http import errors
 from gptoss.api.http.limited_paths import LimitedPaths
@@ -31,7 +31,7 @@ from gptoss.engine.client.client import EngineClient
 from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.prompt_builder import PromptBuilder
 
-# Modules of gptoss.api that have routes, each with a `router`
+# Modules of gptoss.api with routes; each has a `router`
 ENDPOINTS = (
     "chat.routes",
     "completions.routes",
@@ -59,7 +59,7 @@ def create_app(
     repetition_guard: int = 0,
     aliases: frozenset[str] = frozenset(),
 ) -> FastAPI:
-    """`engine` is started and stopped by the app's lifespan. `callers`: where the keys were read already."""
+    """Returns the app; its lifespan starts and stops `engine`. `callers`: the keys, if they have been read already."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -78,7 +78,7 @@ def create_app(
 
     app = FastAPI(title="gpt-oss server", version=__version__, lifespan=lifespan)
     tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-    metrics, access, store = Metrics(), Access(config, callers), ResponseStore(config.response_store_bytes)
+    metrics, access, store = Metrics(), Access(ApiKeys(config, callers)), ResponseStore(config.response_store_bytes)
     context = ServerContext(
         config=config,
         engine=engine,
@@ -102,7 +102,7 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(AuthMiddleware, access=access, limited=LIMITED_PATHS)
+    app.add_middleware(AuthMiddleware, config=config, access=access, limited=LIMITED_PATHS)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

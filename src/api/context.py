@@ -147,7 +147,7 @@ class ServerContext:
             num_choices=fields.n or 1,
             priority=fields.priority,
             tenant=tenant_of(caller),
-            cache_scope=self.access.cache_scope(caller),
+            cache_scope=self.access.keys.cache_scope(caller),
             cache_salt=fields.cache_salt or "",
             **own,
         )
@@ -173,7 +173,7 @@ class ServerContext:
         record.stream = streams
         shown_text = self.vocabulary.decode if self.config.log_content else None
         accounting = RequestAccounting(
-            record, self.access.usage, self.tracker, self.metrics, lambda: self.tags, shown_text
+            record, self.access.limits, self.tracker, self.metrics, lambda: self.tags, shown_text
         )
         return await session.start(plan, choices, self.engine, accounting, self._remember)
 

@@ -390,7 +390,7 @@ class TestWork:
             url = f"{keyed.url}/v1/chat/completions"
             answer = httpx.post(url, content=data, headers=headers, timeout=60)
             assert answer.status_code == 413
-            assert "The body holds more than" in answer.json()["error"]["message"]
+            assert "The body contains more than" in answer.json()["error"]["message"]
 
     def test_a_full_bias_of_many_choices_is_kept_once(self, keyed: Keyed) -> None:
         bias = {str(token): 1.5 for token in range(201_088)}
@@ -417,7 +417,7 @@ class TestWork:
 
             too_much = post("/v1/chat/completions", {**BODY, "max_tokens": 1000})
             assert too_much.status_code == 429
-            assert "This request may take 1" in too_much.json()["error"]["message"]
+            assert "This request may use 1" in too_much.json()["error"]["message"]
             assert post("/tokenize", {"prompt": "a"}).status_code == 200
             assert post("/detokenize", {"tokens": [1]}).status_code == 200
             counted = post("/v1/responses/input_tokens", {"input": "Hi"})

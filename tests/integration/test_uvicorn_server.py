@@ -170,7 +170,7 @@ def test_an_answer_that_its_client_does_not_read_is_given_up(
             while part := client.recv(2**20):
                 received += len(part)
     assert received < LARGE
-    assert "did not read its answer for 0.4 s: the connection is aborted" in caplog.text
+    assert "did not read its answer for 0.4 s: aborting the connection" in caplog.text
 
 
 def test_small_answers_that_their_client_does_not_read_are_given_up(strict: tuple[int, OpenConnections]) -> None:

@@ -20,7 +20,7 @@ def rooms(prefix: str, names: str) -> str:
 WIRE = rooms("gptoss.engine", "messages sampling_params config block_hash")  # what crosses to the engine's process
 SHAPES = rooms("gptoss.engine.model", "model_config named_sizes")
 REQUEST = f"gptoss.generation gptoss.prompt_builder gptoss.harmony gptoss.config gptoss.engine.client {WIRE}"
-ENDPOINT = f"{rooms('gptoss.api', 'context http telemetry access.api_keys access.usage')} {REQUEST}"
+ENDPOINT = f"{rooms('gptoss.api', 'context http telemetry access.api_keys access.rate_limits')} {REQUEST}"
 # The longest name that fits is a module's rule. Every module may import the version from `gptoss`, and
 # lru_cache.
 ALLOWED = {
@@ -38,7 +38,7 @@ ALLOWED = {
     "gptoss.api.http": f"gptoss.api.http {rooms('gptoss.generation', 'errors request')} "
     f"{rooms('gptoss.harmony', 'bpe render special_tokens')} gptoss.config gptoss.engine.client {WIRE}",
     "gptoss.api.access": "gptoss.api.access gptoss.api.http gptoss.config",
-    "gptoss.api.middleware": "gptoss.api.middleware gptoss.api.access gptoss.api.http",
+    "gptoss.api.middleware": "gptoss.api.middleware gptoss.api.access gptoss.api.http gptoss.config",
     "gptoss.api.telemetry": f"gptoss.api.telemetry gptoss.api.access gptoss.api.http {REQUEST}",
     "gptoss.api.chat": f"gptoss.api.chat {ENDPOINT}",
     "gptoss.api.completions": f"gptoss.api.completions {ENDPOINT}",

@@ -1,26 +1,32 @@
-"""API keys: who the callers are, and the limits of each.
+"""API keys: the callers they identify, and the limits of each.
 
-Keys are kept as SHA-256 digests. A key is 256 random bits, so a slow hash would only slow every request down.
+Keys are stored as SHA-256 digests. A key is 256 random bits, so a slow hash would only slow down every request.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import hmac
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gptoss.api.http.errors import Unauthorized
 from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
 from gptoss.config.text import check_key_text, read_yaml
+
+logger = logging.getLogger(__name__)
 
 ANONYMOUS = "anonymous"
 
 
 class KeyEntry(BaseModel):
-    """One line of the keys file. 0 is no limit."""
+    """One entry of the keys file. A limit of 0 means unlimited."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,7 +41,7 @@ class KeyEntry(BaseModel):
     @classmethod
     def _own_name(cls, value: str) -> str:
         if value == ANONYMOUS:
-            raise ValueError(f"{ANONYMOUS!r} stands for requests without a key: take another name")
+            raise ValueError(f"{ANONYMOUS!r} is reserved for requests without a key: use another name")
         return value
 
     @field_validator("key")
@@ -59,7 +65,7 @@ class KeyEntry(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. Limits of 0 do not exist."""
+    """The sender of a request, identified by its key. A limit of 0 means unlimited."""
 
     name: str
     digest: bytes
@@ -69,10 +75,10 @@ class Caller:
 
 
 def load_callers(config: ServerConfig) -> list[Caller]:
-    """Returns the callers that have a key; an empty list only if no key is configured: the server is then open.
+    """Returns the callers that have a key; empty only if no key is configured, which leaves the server open.
 
     Raises:
-        ConfigError: the keys file is missing, wrong or without any key; no key is in the message.
+        ConfigError: the keys file is missing, invalid or has no key. The message contains no key.
     """
     default = anonymous(config)
     callers = []
@@ -82,7 +88,8 @@ def load_callers(config: ServerConfig) -> list[Caller]:
         callers += [_caller(entry, default) for entry in _read_entries(config.api_keys_file)]
         if not callers:
             raise ConfigError(
-                f"api_keys_file {config.api_keys_file} holds no key: add one, or unset api_keys_file to serve everybody"
+                f"api_keys_file {config.api_keys_file} holds no key: add one, or unset api_keys_file to serve requests "
+                "without a key"
             )
     _check_distinct(callers)
     return callers
@@ -108,7 +115,9 @@ def anonymous(config: ServerConfig) -> Caller:
 def _read_entries(path: Path) -> list[KeyEntry]:
     raw = read_yaml(path, f"api_keys_file {path}")
     if raw is None:
-        raise ConfigError(f"api_keys_file {path} is empty: add a key, or unset api_keys_file to serve everybody")
+        raise ConfigError(
+            f"api_keys_file {path} is empty: add a key, or unset api_keys_file to serve requests without a key"
+        )
     if not isinstance(raw, list):
         raise ConfigError(f"api_keys_file {path} must be a list of entries with name and key or sha256")
     return [_entry(path, number, item) for number, item in enumerate(raw)]
@@ -119,7 +128,7 @@ def _entry(path: Path, number: int, item: object) -> KeyEntry:
         return KeyEntry.model_validate(item)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        if first["type"] == "extra_forbidden":  # its name may be a key that was written in the wrong place
+        if first["type"] == "extra_forbidden":  # the name of the field may be a misplaced key
             problem = f"unknown field; known fields: {', '.join(KeyEntry.model_fields)}"
         else:
             message = first["msg"].removeprefix("Value error, ")
@@ -149,5 +158,62 @@ def digest_of(key: str) -> bytes:
 
 
 def tenant_of(caller: Caller | None) -> str:
-    """Whose share of the engine a request takes."""
+    """The name under which the engine schedules a caller's requests."""
     return ANONYMOUS if caller is None else caller.name
+
+
+class ApiKeys:
+    """The keys of one app."""
+
+    def __init__(self, config: ServerConfig, callers: list[Caller] | None = None) -> None:
+        """`callers`: the keys, if they have been read already. Raises ConfigError."""
+        self._config = config
+        self._callers = load_callers(config) if callers is None else callers
+        self._cache_secret = secrets.token_bytes(32)
+        self.anonymous = anonymous(config)
+
+    def __len__(self) -> int:
+        return len(self._callers)
+
+    def reload(self) -> bool:
+        """Reads the keys again; returns False, and keeps the old ones, if the file is invalid."""
+        file = self._config.api_keys_file
+        if file is not None and file.exists() and not file.is_file():
+            logger.error("keys not reloaded: api_keys_file %s is a pipe, which can be read only once", file)
+            return False
+        try:
+            self._callers = load_callers(self._config)
+        except ConfigError as error:
+            logger.error("keys not reloaded: %s", error)
+            return False
+        logger.info("keys reloaded: %d", len(self._callers))
+        return True
+
+    def identify(self, headers: Mapping[bytes, bytes]) -> Caller:
+        """The owner of the key in `headers`; anonymous if no keys are configured. Raises Unauthorized."""
+        if not self._callers:
+            return self.anonymous
+        scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer":
+            key = headers.get(b"x-api-key", headers.get(b"api-key", b"")).decode("latin-1")
+        key = key.strip()
+        if not key:
+            raise Unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.", None, None)
+        digest, found = digest_of(key), None
+        for caller in self._callers:  # always all of them, so that the time reveals nothing
+            if hmac.compare_digest(caller.digest, digest):
+                found = caller
+        if found is None:
+            raise Unauthorized("Incorrect API key provided.", None, "invalid_api_key")
+        return found
+
+    def cache_scope(self, caller: Caller | None) -> str:
+        """The scope of a caller's cached prefixes; requests share prefixes only within one scope.
+
+        Each key has its own, which clients cannot guess and a new key of the same name does not inherit, unless
+        shared_prefix_cache is set.
+        """
+        if caller is None or not caller.digest or self._config.shared_prefix_cache:
+            return ""
+        identity = caller.digest + caller.name.encode()
+        return hmac.digest(self._cache_secret, identity, "sha256")[:16].hex()

@@ -1,7 +1,7 @@
-"""Which Host headers are answered.
+"""Checks Host headers, against DNS rebinding.
 
-A web site can have its own name resolve to 127.0.0.1 (DNS rebinding): the browser then takes our answers for that
-site's own. It still sends that site's name as Host, so on a loopback address only names of this machine are answered.
+A web site can make its own name resolve to 127.0.0.1; the browser then treats our responses as that site's. It still
+sends that site's name as Host, so on a loopback address only names of this machine are accepted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]%]+)(:\d{0,5})?", re.IGNORE
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to a server that binds `host`, a name or an address."""
+    """Whether only this machine can connect to a server bound to `host`, a name or an address."""
     if not host:
-        return False  # every address
+        return False  # binds every address
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
@@ -36,7 +36,7 @@ def _is_loopback_address(text: str) -> bool:
 
 
 class HostCheck:
-    """Allows this machine's names and those of allowed_hosts; any, if it is unset and `host` is not loopback."""
+    """Allows names of this machine and of allowed_hosts; any name if that is unset and `host` is not loopback."""
 
     def __init__(self, config: ServerConfig) -> None:
         named = config.allowed_hosts
@@ -44,7 +44,7 @@ class HostCheck:
         self._names = {"localhost", _normal(config.host), *map(_normal, named or ())}
 
     def allows(self, value: bytes) -> bool:
-        """Whether a request with this Host header is answered."""
+        """Whether requests with this Host header are accepted."""
         if self._any:
             return True
         match = _HOST.fullmatch(value.decode("latin-1").strip(" \t"))

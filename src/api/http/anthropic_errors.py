@@ -1,4 +1,4 @@
-"""Errors as Anthropic's clients know them."""
+"""Errors in Anthropic's format."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _TYPES = {
 
 
 def speaks_anthropic(path: str) -> bool:
-    """Whether clients of this path read Anthropic's errors."""
+    """Whether clients of this path expect Anthropic's error format."""
     return path == PATH or path.startswith(f"{PATH}/")
 
 
 def anthropic_error(status: int, message: str, param: str | None, request_id: str | None) -> dict[str, Any]:
-    """The body. It has no place for the field's name but the message."""
+    """The body. The format has no field for `param`, so the message names it."""
     if param is not None and param not in message:
         message = f"{param}: {message}"
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")

@@ -1,4 +1,4 @@
-"""Request bodies: whatever arrives is either a JSON object or a 400 that says why."""
+"""Reads request bodies: a body is either a JSON object or an error that says why it is not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Parse = Callable[[Stopped], dict[str, Any]]
 async def read_json_object(
     request: Request, config: ServerConfig, run: Callable[[Parse], Awaitable[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """The body. `run` parses a large one in a thread.
+    """Reads and parses the body. `run` parses a large one in a thread.
 
     Raises InvalidRequest, BodyTooLarge, BodyTooSlow, UnsupportedMediaType or what `run` raises.
     """
@@ -48,7 +48,7 @@ async def read_json_object(
     except TimeoutError:
         raise BodyTooSlow(f"The body did not arrive within {config.body_timeout_s:g} s.") from None
     except ClientDisconnect:
-        raise InvalidRequest("The client went away before its body was complete.") from None
+        raise InvalidRequest("The client disconnected before its body was complete.") from None
     data = b"".join(chunks)
     request.state.body_bytes = size
     if size < INLINE_BYTES:
@@ -57,15 +57,15 @@ async def read_json_object(
 
 
 def check_content_type(headers: Headers) -> None:
-    """Raises UnsupportedMediaType for a body that is not JSON by its Content-Type.
+    """Raises UnsupportedMediaType if the Content-Type of a body is not JSON.
 
-    A web site can make a browser send any other type, or none, without being asked first (CORS).
+    A web site can make a browser send any other type, or none, without a preflight request (CORS).
     """
     if headers.get("content-length", "0").strip() == "0" and "transfer-encoding" not in headers:
         return
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
-        problem = f"not {media_type[:100]!r}" if media_type else "and the request has none"
+        problem = f"not {media_type[:100]!r}" if media_type else "but the request has none"
         raise UnsupportedMediaType(
             f"Content-Type must be application/json, {problem}. Send the header 'Content-Type: application/json' "
             "(with curl: --json instead of -d)."
@@ -73,19 +73,19 @@ def check_content_type(headers: Headers) -> None:
 
 
 def parse_json_object(data: bytes, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """Raises InvalidRequest or BodyTooLarge; EncodingStoppedError once `stopped` returns true."""
+    """Parses a body. Raises InvalidRequest or BodyTooLarge; EncodingStoppedError once `stopped` returns true."""
     if not data.strip():
         raise InvalidRequest("The body is empty; a JSON object is expected.")
     try:
         text = data.decode("utf-8")
         value = _read_long(text, stopped) if takes_long(data) else _loads(text)
-        msgspec.json.encode(value)  # lone surrogates, and nesting beyond what the next steps can walk
+        msgspec.json.encode(value)  # fails for lone surrogates, and for nesting that later steps cannot handle
     except UnicodeDecodeError:
         raise InvalidRequest("The body is not valid UTF-8.") from None
     except UnicodeEncodeError:
-        raise InvalidRequest("The body holds a lone surrogate, which is no valid Unicode text.") from None
+        raise InvalidRequest("The body contains a lone surrogate, which is not valid Unicode.") from None
     except TooManyValuesError as error:
-        raise BodyTooLarge(f"The body holds {error}.") from None
+        raise BodyTooLarge(f"The body contains {error}.") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
     except (ValueError, OverflowError, msgspec.MsgspecError) as error:
@@ -101,8 +101,11 @@ def _read_long(text: str, stopped: Callable[[], bool]) -> Any:
 
 
 def _loads(text: str) -> Any:
-    """Parses with the garbage collector paused: a parsed tree has no cycles, and collecting would walk it repeatedly,
-    which with millions of lists is two thirds of the time."""
+    """Parses with the garbage collector paused.
+
+    A parsed JSON tree has no cycles, and collections would walk it repeatedly: two thirds of the time for millions of
+    lists.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:

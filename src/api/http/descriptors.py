@@ -1,4 +1,4 @@
-"""How many connections fit into the limit of open files."""
+"""The number of connections that the limit of open files allows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gptoss.config.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-RESERVE = 64  # for the engine's sockets, threads' files, /health and connections that are being refused
+RESERVE = 64  # for the engine's sockets, files, /health and connections being refused
 MIN_CONNECTIONS = 8
 
 
 def allowed_connections(wanted: int) -> int:
-    """-> `wanted`, or as many as this process has files for. Raises its soft limit as far as needed and possible.
+    """Returns `wanted`, or as many as the limit of open files allows; raises the soft limit if necessary.
 
-    Raises ConfigError if too few are left to serve anybody.
+    Raises ConfigError if fewer than MIN_CONNECTIONS are possible.
     """
     needed = wanted + RESERVE + _num_open()
     limit = _raised_limit(needed)
@@ -37,7 +37,7 @@ def _num_open() -> int:
 
 
 def _raised_limit(needed: int) -> int:
-    """-> how many files this process may open."""
+    """Raises the soft limit of open files if necessary; returns how many files this process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return needed

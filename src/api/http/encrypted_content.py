@@ -1,9 +1,10 @@
-"""Reasoning as `encrypted_content`: text that a client hands back unread.
+"""Encodes reasoning as `encrypted_content`, which clients return unread.
 
-Agents that store nothing ask for it, and some drop an item's `content` (earlier versions of Codex did, in
-protocol/src/models.rs): a model that is asked again after a tool's result would have lost its thoughts.
+Agents that store nothing request it, and some drop an item's `content` (earlier versions of Codex did, in
+protocol/src/models.rs): without it the model would lose its reasoning before a tool's result.
 
-Nothing is hidden: this server shows reasoning as `content` too. The form is PREFIX and the UTF-8 text in base64url.
+Nothing is encrypted: this server also returns reasoning as `content`. The form is PREFIX and the UTF-8 text in
+base64url.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Errors as the OpenAI clients know them: one tree, one place that turns it into HTTP."""
+"""Errors in OpenAI's format, and their conversion to HTTP responses."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ Location = tuple[int | str, ...]
 
 
 def openai_param(location: Location) -> str | None:
-    """A field as OpenAI writes it: `messages[0].content`."""
+    """A field in OpenAI's notation: `messages[0].content`."""
     out = ""
     for part in location:
         if isinstance(part, int):
@@ -137,7 +137,7 @@ def openai_param(location: Location) -> str | None:
 def from_validation(
     error: ValidationError, within: Location = (), name_of: Callable[[Location], str | None] = openai_param
 ) -> InvalidRequest:
-    """The first problem, in OpenAI's words and codes. `within`: where in the body the validated part stands."""
+    """The first problem, with OpenAI's texts and codes. `within`: location of the validated part in the body."""
     first = error.errors(include_url=False)[0]
     param = name_of((*within, *first["loc"]))
     message, kind = first["msg"], first["type"]
@@ -171,7 +171,7 @@ def json_response(status: int, body: Any, headers: dict[str, str] | None = None)
 
 
 def error_response(scope: Scope, error: ApiError, status: int | None = None) -> Response:
-    """In the words of the path's endpoint. `status`: where it is not the error's own."""
+    """An error in the format of the path's endpoint. `status` overrides the error's own."""
     status = error.status if status is None else status
     if not speaks_anthropic(scope["path"]):
         return json_response(status, error.body, error.headers)
@@ -209,5 +209,5 @@ def install(app: FastAPI) -> None:
 
 
 def internal_error(scope: Scope) -> Response:
-    """For bugs: nothing of the inside is shown."""
+    """A 500 for bugs, without internal details."""
     return error_response(scope, ApiError("The server had an error while processing your request."))

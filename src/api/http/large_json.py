@@ -1,7 +1,7 @@
-"""JSON of many small things, read so that other threads go on, and only up to so many things.
+"""Parses JSON of many small values without blocking other threads, up to a limit of values.
 
 The standard library's scanner in C holds the interpreter lock for the whole text: a million keys take a second. Its
-twin in Python takes ten times as long and gives the lock away.
+twin in Python takes ten times as long but releases the lock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gptoss.harmony.bpe import EncodingStoppedError
 MAX_VALUES = 1_000_000
 MAX_PARTS = 250_000  # objects, arrays and the keys of objects, which take most memory and time
 MAX_SECONDS_IN_C = 0.04
-# rough costs of json.loads, in seconds for each mark: keys are looked up and kept
+# rough costs of json.loads in seconds per mark; keys are also looked up and memoized
 _COSTS = ((b",[{", 1e-7), (b":", 1e-6))
 
 
@@ -26,13 +26,13 @@ class TooManyValuesError(ValueError):
 
 
 def takes_long(data: bytes) -> bool:
-    """Whether the scanner in C might take longer than MAX_SECONDS_IN_C. Punctuation within strings counts as well."""
+    """Whether the scanner in C might take longer than MAX_SECONDS_IN_C. Punctuation within strings counts too."""
     marks = ((len(data) - len(data.translate(None, those))) * cost for those, cost in _COSTS)
     return sum(marks) > MAX_SECONDS_IN_C
 
 
 class CountingDecoder(json.JSONDecoder):
-    """Raises TooManyValuesError, and EncodingStoppedError once `stopped` returns true."""
+    """A decoder that raises TooManyValuesError, and EncodingStoppedError once `stopped` returns true."""
 
     def __init__(self, stopped: Callable[[], bool], **options: Any) -> None:
         super().__init__(**options)

@@ -1,4 +1,4 @@
-"""Which routes count against a key's limits, as their declarations say."""
+"""Collects the routes whose requests count against a key's limits."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _MARK = "generates_tokens"
 
 
 def generates(endpoint: F) -> F:
-    """Marks a route's function: its requests take tokens, so they need some left of the key's limit."""
+    """Marks a route's function: its requests use tokens of the key's limit."""
     setattr(endpoint, _MARK, True)
     return endpoint
 
 
 @dataclass(frozen=True, slots=True)
 class LimitedPaths:
-    works: frozenset[str] = frozenset()  # each request counts
-    generates: frozenset[str] = frozenset()  # of these, the ones that take tokens
+    works: frozenset[str] = frozenset()  # requests count
+    generates: frozenset[str] = frozenset()  # requests use tokens too
 
     @classmethod
     def of(cls, routes: Iterable[BaseRoute]) -> LimitedPaths:
-        """Routes with a JSON body work; those marked with `generates` take tokens."""
+        """Finds the routes with a JSON body, and those marked with `generates`."""
         found = [route for route in routes if isinstance(route, APIRoute)]
         return cls(
             frozenset(route.path for route in found if "requestBody" in (route.openapi_extra or {})),

@@ -1,4 +1,4 @@
-"""What /openapi.json says about bodies that the routes read themselves."""
+"""The entries of /openapi.json for bodies that the routes read themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
-    """The schema with its definitions in place: `#/$defs` means another place within an OpenAPI document."""
+    """The schema with its definitions inlined: `#/$defs` would refer to the root of the OpenAPI document."""
     if isinstance(value, list):
         return [_inlined(item, definitions) for item in value]
     if not isinstance(value, dict):

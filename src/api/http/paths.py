@@ -1,4 +1,4 @@
-"""Paths that keys, limits and connections treat apart."""
+"""Paths with special rules for keys, limits and connections."""
 
 from __future__ import annotations
 

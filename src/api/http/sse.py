@@ -18,12 +18,12 @@ from gptoss.config.schema import ServerConfig
 
 logger = logging.getLogger(__name__)
 
-# Line breaks to Unicode, not to server-sent events: clients that split text by str.splitlines cut events in two there.
+# Line breaks in Unicode but not in server-sent events; clients that use str.splitlines would split events there.
 _UNICODE_BREAKS = tuple((c.encode(), b"\\u%04x" % ord(c)) for c in "\x85\u2028\u2029")
 
 
 class Renderer(Protocol):
-    """An answer in an endpoint's wire format."""
+    """Renders an answer in an endpoint's wire format."""
 
     def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, ready to send."""
@@ -37,7 +37,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def encode_event(value: Any) -> bytes:
-    """JSON on one line by any reading of "line"."""
+    """JSON on one line, whichever characters a client treats as line breaks."""
     text: bytes = msgspec.json.encode(value)
     for char, escape in _UNICODE_BREAKS:
         if char in text:
@@ -53,14 +53,14 @@ def respond(
     streams: bool,
     keep_alive: ServerSentEvent = KEEP_ALIVE,
 ) -> Response:
-    """The answer as a stream or as one body. `on_end` is called however the response ends."""
+    """The answer as a stream or as one body. `on_end` is always called when the response ends."""
     if streams:
         return EventStream(renderer.stream(), on_end, config, keep_alive)
     return JsonWhenDone(renderer.collect, on_end)
 
 
 class EventStream(EventSourceResponse):
-    """Sends ready-made event bytes. The generator is closed as soon as the client goes away, or takes nothing."""
+    """Sends encoded events. The generator is closed when the client disconnects or stops reading."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class EventStream(EventSourceResponse):
         config: ServerConfig,
         keep_alive: ServerSentEvent = KEEP_ALIVE,
     ) -> None:
-        """`on_end` is called however the response ends, even if not one event was asked for."""
+        """`on_end` is always called when the response ends, even if no event was requested."""
         super().__init__(
             events,
             headers={"cache-control": "no-cache"},
@@ -78,25 +78,25 @@ class EventStream(EventSourceResponse):
             sep="\n",
             send_timeout=config.send_timeout_s,
         )
-        del self.headers["connection"]  # the protocol knows whether it stays open
+        del self.headers["connection"]  # set by the HTTP protocol
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
-            logger.warning("a client took nothing for %g s: its answer ends", self.send_timeout)
+            logger.warning("a client read nothing for %g s: ending its answer", self.send_timeout)
         finally:
             self._on_end()
 
 
 class JsonWhenDone(Response):
-    """A JSON body that takes its time. The work is cancelled as soon as the client goes away."""
+    """A JSON body that takes time to compute. The work is cancelled when the client disconnects."""
 
     media_type = "application/json"
 
     def __init__(self, work: Callable[[], Awaitable[bytes]], on_end: Callable[[], None]) -> None:
-        """`on_end` is called however the response ends, even if the work never began."""
+        """`on_end` is always called when the response ends, even if the work never began."""
         super().__init__(b"")
         self._work = work
         self._on_end = on_end
@@ -118,7 +118,7 @@ class JsonWhenDone(Response):
 
 
 async def _until_disconnect(task: asyncio.Task[object], receive: Receive) -> None:
-    """Waits for the task, or cancels it when the client has gone."""
+    """Waits for the task, or cancels it when the client disconnects."""
 
     async def disconnected() -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -1,6 +1,8 @@
-"""uvicorn's HTTP protocol, and what it leaves open: how long headers may take, how long they may grow before they end,
-how long an answer may wait for its client, how many connections there may be, and of one address, how many requests of
-one connection may wait for their turn, and an answer in the API's own form for what is no HTTP."""
+"""uvicorn's HTTP protocol with limits that it does not have.
+
+They apply to the time and size of headers, the time an answer waits for its client, the number of connections, in total
+and per address, and the number of pipelined requests. Invalid HTTP gets an error in the API's own format.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,10 @@ from gptoss.api.http.paths import ALWAYS_OPEN
 logger = logging.getLogger(__name__)
 
 
-HEALTH_CONNECTIONS = 32  # beyond max_connections, for /health and /ready alone
+HEALTH_CONNECTIONS = 32  # beyond max_connections, for /health and /ready only
 HEALTH_TIMEOUT_S = 1.0  # for their headers
-MIN_TAKEN_BYTES = 16 * 1024  # of an answer that waits, within send_timeout_s
-MAX_PIPELINED = 32  # requests of a connection that wait while an earlier one is answered
+MIN_TAKEN_BYTES = 16 * 1024  # that a client must read of a waiting answer within send_timeout_s
+MAX_PIPELINED = 32  # waiting requests of one connection
 WARNING_INTERVAL_S = 10.0
 
 
@@ -48,7 +50,7 @@ class ConnectionLimits:
 
 @dataclass(slots=True)
 class OpenConnections:
-    """Those of one server."""
+    """Counts the open connections of one server."""
 
     total: int = 0
     of_address: Counter[str] = field(default_factory=Counter)
@@ -67,11 +69,11 @@ class OpenConnections:
     def warn(self, limit: int) -> None:
         if time.monotonic() - self.warned_at >= WARNING_INTERVAL_S:
             self.warned_at = time.monotonic()
-            logger.warning("%d connections are open (max_connections): more are refused", limit)
+            logger.warning("%d connections are open (max_connections): refusing more", limit)
 
 
 def limited_protocol(its_limits: ConnectionLimits) -> type[HttpToolsProtocol]:
-    """The protocol with these limits."""
+    """Returns a protocol class with these limits."""
 
     class Limited(HttpProtocol):
         limits = its_limits
@@ -81,11 +83,11 @@ def limited_protocol(its_limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 
 
 class TooManyPipelined(Exception):
-    """Stops the parser within what it was given."""
+    """Stops the parser within the data it was given."""
 
 
 class CountingTransport:
-    """A transport that counts what is written and reports when it is closed."""
+    """A transport that counts written bytes and reports its closing."""
 
     def __init__(self, transport: asyncio.Transport, on_close: Callable[[], None]) -> None:
         self._transport, self._on_close = transport, on_close
@@ -110,12 +112,12 @@ class HttpProtocol(HttpToolsProtocol):
     _address = ""
     _is_reserved = False  # beyond max_connections
     _timer: asyncio.TimerHandle | None = None
-    _begun = False  # some of a request's headers are there, not all
-    _num_bytes = 0  # of them, without those that came in one piece with their beginning
+    _begun = False  # a request's headers have begun and not ended
+    _num_bytes = 0  # of these headers, without the data that contained their beginning
     _unread: asyncio.TimerHandle | None = None
-    _due_bytes = 0  # what the client must have taken when that timer ends
+    _due_bytes = 0  # bytes that the client must have read when that timer ends
     _running: RequestResponseCycle | None = None  # the last one started
-    _ignores_rest = False  # further requests are dropped: the last accepted one closes
+    _ignores_rest = False  # further requests are dropped; the last accepted one closes the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         counting: Any = CountingTransport(transport, self._watch_unread)
@@ -126,7 +128,7 @@ class HttpProtocol(HttpToolsProtocol):
         of_address = opened.of_address[self._address]
         if 0 < limits.max_connections_per_address < of_address:
             if of_address == limits.max_connections_per_address + 1:
-                logger.warning("%s has %d connections: more are refused", self._address, of_address - 1)
+                logger.warning("%s has %d connections: refusing more", self._address, of_address - 1)
             self._refuse(
                 RateLimited(
                     f"There are {of_address - 1} connections from your address already.", code="rate_limit_exceeded"
@@ -146,7 +148,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
         self.open_connections.remove(self._address)
-        super().connection_lost(exc)  # which knows the newest request alone
+        super().connection_lost(exc)  # handles only the newest request
         self.pipeline.clear()
         if self._running is not None:
             self._running.disconnected = True
@@ -157,7 +159,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._watch_unread()
 
     def _watch_unread(self) -> None:
-        """Gives the client time to take a part of what waits for it."""
+        """Starts the timer within which the client must read part of the buffered data."""
         waiting = self.transport.get_write_buffer_size()
         if self._unread is None and waiting:
             written = self.transport.num_written  # type: ignore[attr-defined]
@@ -171,7 +173,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._watch_unread()
             return
         logger.warning(
-            "%s did not read its answer for %g s: the connection is aborted", self._address, self.limits.send_timeout_s
+            "%s did not read its answer for %g s: aborting the connection", self._address, self.limits.send_timeout_s
         )
         self.transport.abort()
 
@@ -207,19 +209,19 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.pipeline and not self._ignores_rest:  # it has resumed reading
+        if self.pipeline and not self._ignores_rest:  # super() has resumed reading
             self.flow.pause_reading()
 
     def send_400_response(self, msg: str) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
             self._ignores_rest = True
             self.flow.resume_reading()  # a close with unread data would reset the connection
-            self.cycle.keep_alive = False  # so the client knows what to send again
+            self.cycle.keep_alive = False  # tells the client which requests to send again
             return
-        self._refuse(InvalidRequest(f"This is no valid HTTP request: {msg}"))
+        self._refuse(InvalidRequest(f"This is not a valid HTTP request: {msg}"))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: the request is answered as any other (RFC 9110, 7.8), and its client could fill the log."""
+        """Does nothing: the request is handled as any other (RFC 9110, 7.8), and clients could fill the log."""
 
     @property
     def _is_answering(self) -> bool:
@@ -239,7 +241,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        if self._is_answering:  # the next request is sent while this one is answered: that may wait
+        if self._is_answering:  # the headers of a pipelined request may wait until this one is answered
             self._await_headers()
         elif self._begun:
             self._refuse(HeadersTooSlow(f"The headers did not arrive within {self._header_timeout_s:g} s."))
@@ -247,7 +249,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        """Answers and closes. In the middle of another answer it can only close."""
+        """Sends an error and closes; in the middle of another answer it only closes."""
         self._stop_waiting()
         if self.transport.is_closing():
             return
@@ -257,8 +259,10 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-    """An app whose bodies of unknown length end with the connection (RFC 9112, 6.1 and 6.3): HTTP/1.0 knows no
-    chunks, and uvicorn sends them to any client."""
+    """Makes bodies of unknown length end with the connection (RFC 9112, 6.1 and 6.3).
+
+    HTTP/1.0 has no chunks, but uvicorn sends them to any client.
+    """
 
     async def plain(scope: Scope, receive: Receive, send: Send) -> None:
         is_sized = True

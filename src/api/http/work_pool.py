@@ -1,4 +1,4 @@
-"""Threads for long text and large bodies, which would hold up the event loop. Callers share them equally."""
+"""Threads for long texts and large bodies, which would block the event loop. Callers share them equally."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MAX_WAITING = 64  # jobs of one owner
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sent a request, how large its body is, and where its disconnect shows."""
+    """The sender of a request, the size of its body, and the channel that reports a disconnect."""
 
     owner: str
     body_bytes: int = 0
     receive: Receive | None = None
 
     async def gone(self) -> None:
-        """Returns when the client has disconnected. To be awaited once the body has been read."""
+        """Returns when the client has disconnected. Await it only after the body has been read."""
         if self.receive is None:
             await asyncio.Future()
         else:
@@ -46,7 +46,7 @@ MANY_BYTES = sys.maxsize
 
 
 class ClientGone(InvalidRequest):
-    """Nobody reads the answer to this request."""
+    """The client has disconnected."""
 
     def __init__(self) -> None:
         super().__init__("The client closed the connection before its request was read.")
@@ -71,7 +71,7 @@ class WorkPool:
         self._running: Counter[str] = Counter()
 
     async def run(self, sender: Sender, work: Callable[[Stopped], T]) -> T:
-        """The result of `work`, which is told by its argument when nobody waits for it any more.
+        """Returns the result of `work`, whose argument returns true once the result is no longer needed.
 
         Raises:
             RateLimited: too many jobs of this owner are waiting.
@@ -104,7 +104,7 @@ class WorkPool:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _forget(self, job: _Job) -> None:
-        """Takes back a job that still waits, and tells one that runs to end."""
+        """Removes a waiting job; makes a running one stop."""
         job.stopped = True
         queue = self._waiting.get(job.owner)
         if queue is not None and job in queue:
@@ -120,17 +120,17 @@ class WorkPool:
             queue = self._waiting.pop(owner)
             job = queue.popleft()
             if queue:
-                self._waiting[owner] = queue  # behind the others
+                self._waiting[owner] = queue  # after the others
             self._free -= 1
             self._running[owner] += 1
             self._threads.submit(self._run, job, asyncio.get_running_loop())
 
     def _run(self, job: _Job, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread."""
+        """Runs a job, in a thread."""
         result, error = None, None
         try:
             result = job.work(lambda: job.stopped)
-        except BaseException as raised:  # it belongs to whoever waits for the job
+        except BaseException as raised:  # raised again in the task that awaits the job
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop may be closed
             loop.call_soon_threadsafe(self._finish, job, result, error)

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """Answers HEAD as GET is answered (RFC 9110, 9.3.2); the HTTP protocol leaves the body out."""
+    """Handles HEAD as GET (RFC 9110, 9.3.2); the HTTP protocol omits the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

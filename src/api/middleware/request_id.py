@@ -16,8 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class RequestIdMiddleware:
-    """Around every answer: x-request-id and openai-processing-ms, and a plain 500 for what nobody caught. Pure ASGI:
-    Starlette's BaseHTTPMiddleware would hide a client's disconnect from the routes."""
+    """Adds x-request-id and openai-processing-ms to every response, and answers uncaught errors with a plain 500.
+
+    Pure ASGI: Starlette's BaseHTTPMiddleware would hide a client's disconnect from the routes.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -61,8 +63,10 @@ class RequestIdMiddleware:
 
 
 def _redirect_path(scope: Scope) -> bytes:
-    """Where Starlette's router redirects to, with or without the last slash, as a path: its own location names the
-    host that the client sent."""
+    """The target of Starlette's redirect to the path with or without the last slash, as a path.
+
+    Starlette's own location contains the host that the client sent.
+    """
     path = scope["path"]
     path = path.rstrip("/") if path.endswith("/") else path + "/"
     location = "/" + quote(path.lstrip("/"))

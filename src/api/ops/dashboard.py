@@ -1,4 +1,4 @@
-"""The page at /: chat and live figures. Plain files: no other host, nothing inline."""
+"""The page at /: chat and live figures. Static files only: no other host, no inline code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def part(path: str, request: Request) -> Response:
 
 
 async def _file(path: str, scope: Scope) -> Response:
-    """Returns a file of assets/page, or 304 where the client's copy is current. Raises NotFound."""
+    """Returns a file of assets/page, or 304 if the client's copy is current. Raises NotFound."""
     try:
         response = await FILES.get_response(path, scope)
     except HTTPException:

@@ -1,4 +1,4 @@
-"""The GPUs as the driver sees them."""
+"""A report of the GPUs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gptoss.engine.parallel.gpus import visible_gpus
 
 
 def gpu_report() -> list[dict[str, Any]]:
-    """The GPUs that the server may use, as the driver sees them; empty without a driver."""
+    """The driver's figures for the GPUs that the server may use; empty without a driver."""
     return [
         {
             "index": gpu.index,

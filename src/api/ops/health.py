@@ -18,6 +18,7 @@ router = APIRouter()
 
 
 def health_report(context: ServerContext) -> dict[str, Any]:
+    """The status, and the reasons why it is not "ok"."""
     engine = context.engine
     reasons = []
     if engine.state is EngineState.DEAD:
@@ -48,14 +49,14 @@ def health_report(context: ServerContext) -> dict[str, Any]:
 
 @router.get("/health")
 async def health(context: Context) -> Response:
-    """503 only when nothing will ever be answered: a liveness probe should then restart the process."""
+    """Liveness: 503 only if the engine is dead, when the process should be restarted."""
     report = health_report(context)
     return json_response(503 if report["status"] == "unhealthy" else 200, report)
 
 
 @router.get("/ready")
 async def ready(context: Context) -> Response:
-    """200 only when a request sent now is served at once."""
+    """Readiness: 200 only if a request sent now would be served immediately."""
     engine = context.engine
     draining, warm = context.access.draining, context.warm.is_set()
     serving = engine.is_ready and warm and not draining and stall(context) is None

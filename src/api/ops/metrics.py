@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' format."""
+"""GET /metrics, in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from gptoss.api.context import Context, ServerContext
 from gptoss.api.ops.gpus import gpu_report
-from gptoss.api.telemetry.scrape import Live, LiveCollector
+from gptoss.api.telemetry.scrape import ScrapeCollector, ScrapedValue
 
 router = APIRouter()
 
@@ -19,7 +19,7 @@ router = APIRouter()
 @router.get("/metrics")
 async def metrics(context: Context) -> Response:
     names = context.config.vllm_metric_names
-    text = await asyncio.to_thread(  # milliseconds of work
+    text = await asyncio.to_thread(  # takes milliseconds
         lambda: context.metrics.render(context.tags, vllm_names=names)
     )
     return Response(text, media_type=CONTENT_TYPE_LATEST)
@@ -42,39 +42,52 @@ def register_live_metrics(context: ServerContext) -> None:
         }
 
     values = [
-        Live("num_requests_running", "Requests in the engine's batch.", lambda: engine.stats.num_running),
-        Live("num_requests_waiting", "Requests waiting for the engine.", lambda: engine.num_waiting),
-        Live("requests_active", "Requests not answered yet.", lambda: context.metrics.active),
-        Live("kv_cache_usage_ratio", "Share of KV blocks in use.", lambda: engine.stats.kv_usage),
-        Live("engine_ready", "1 while the engine serves.", lambda: float(engine.is_ready)),
-        Live("engine_last_step_seconds", "Duration of the last step.", lambda: engine.stats.last_step_s),
-        Live("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
-        Live("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
-        Live("stored_responses_bytes", "Size of the stored responses.", lambda: context.stored_responses.num_bytes),
-        Live("engine_restarts", "Restarts of the engine.", lambda: engine.num_restarts, counter=True),
-        Live("requests_resumed", "Requests that went on in the next engine.", lambda: engine.num_resumed, counter=True),
-        Live("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens, counter=True),
-        Live("generation_tokens", "Generated tokens.", lambda: context.metrics.num_output_tokens, counter=True),
-        Live("prompt_cache_hits", "Prompts with a cached prefix.", lambda: prompts.stats.hits, counter=True),
-        Live("prompt_cache_builds", "Prompts built.", lambda: prompts.stats.builds, counter=True),
-        Live("preemptions", "Requests preempted.", lambda: engine.stats.num_preemptions_total, counter=True),
-        Live(
+        ScrapedValue("num_requests_running", "Requests in the engine's batch.", lambda: engine.stats.num_running),
+        ScrapedValue("num_requests_waiting", "Requests waiting for the engine.", lambda: engine.num_waiting),
+        ScrapedValue("requests_active", "Requests not answered yet.", lambda: context.metrics.active),
+        ScrapedValue("kv_cache_usage_ratio", "Share of KV blocks in use.", lambda: engine.stats.kv_usage),
+        ScrapedValue("engine_ready", "1 while the engine serves.", lambda: float(engine.is_ready)),
+        ScrapedValue("engine_last_step_seconds", "Duration of the last step.", lambda: engine.stats.last_step_s),
+        ScrapedValue("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
+        ScrapedValue("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
+        ScrapedValue(
+            "stored_responses_bytes", "Size of the stored responses.", lambda: context.stored_responses.num_bytes
+        ),
+        ScrapedValue("engine_restarts", "Restarts of the engine.", lambda: engine.num_restarts, counter=True),
+        ScrapedValue(
+            "requests_resumed", "Requests that continued in the next engine.", lambda: engine.num_resumed, counter=True
+        ),
+        ScrapedValue("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens, counter=True),
+        ScrapedValue("generation_tokens", "Generated tokens.", lambda: context.metrics.num_output_tokens, counter=True),
+        ScrapedValue("prompt_cache_hits", "Prompts with a cached prefix.", lambda: prompts.stats.hits, counter=True),
+        ScrapedValue("prompt_cache_builds", "Prompts built.", lambda: prompts.stats.builds, counter=True),
+        ScrapedValue("preemptions", "Requests preempted.", lambda: engine.stats.num_preemptions_total, counter=True),
+        ScrapedValue(
             "prefix_cache_queries",
             "Prompt tokens looked up.",
             lambda: engine.stats.num_prefix_queried_total,
             counter=True,
         ),
-        Live("prefix_cache_hits", "Prompt tokens found.", lambda: engine.stats.num_prefix_hit_total, counter=True),
-        Live("spec_decode_num_draft_tokens", "Tokens guessed.", lambda: engine.stats.num_draft_total, counter=True),
-        Live(
+        ScrapedValue(
+            "prefix_cache_hits", "Prompt tokens found.", lambda: engine.stats.num_prefix_hit_total, counter=True
+        ),
+        ScrapedValue(
+            "spec_decode_num_draft_tokens", "Draft tokens.", lambda: engine.stats.num_draft_total, counter=True
+        ),
+        ScrapedValue(
             "spec_decode_num_accepted_tokens",
-            "Guessed tokens that were right.",
+            "Accepted draft tokens.",
             lambda: engine.stats.num_accepted_total,
             counter=True,
         ),
-        Live("engine_steps", "Steps of the engine.", lambda: engine.stats.num_steps_total, counter=True),
-        Live("engine_step_seconds", "Time in steps.", lambda: engine.stats.step_s_total, counter=True),
-        Live("engine_batch_size", "Requests in the last step.", lambda: engine.stats.last_step_seqs),
-        Live("requests_refused", "Refused at the door.", lambda: sum(context.access.refused.values()), counter=True),
+        ScrapedValue("engine_steps", "Steps of the engine.", lambda: engine.stats.num_steps_total, counter=True),
+        ScrapedValue("engine_step_seconds", "Time in steps.", lambda: engine.stats.step_s_total, counter=True),
+        ScrapedValue("engine_batch_size", "Requests in the last step.", lambda: engine.stats.last_step_seqs),
+        ScrapedValue(
+            "requests_refused",
+            "Requests refused by the auth middleware.",
+            lambda: sum(context.access.refused.values()),
+            counter=True,
+        ),
     ]
-    context.metrics.registry.register(LiveCollector(values, gpu_gauges, lambda: context.tags))
+    context.metrics.registry.register(ScrapeCollector(values, gpu_gauges, lambda: context.tags))

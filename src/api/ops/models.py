@@ -10,7 +10,7 @@ from gptoss.api.context import Context, ServerContext
 from gptoss.api.http.errors import NotFound
 
 router = APIRouter()
-CREATED = 1_754_352_000  # 2025-08-05, the day the models were published: constant, so that lists compare equal
+CREATED = 1_754_352_000  # 2025-08-05, when the models were published; constant, so that lists compare equal
 
 
 def _model(name: str, context: ServerContext) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def _model(name: str, context: ServerContext) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def list_models(context: Context) -> dict[str, Any]:
-    """The served model once; its aliases are accepted and can be retrieved."""
+    """Lists the served model once; its aliases are accepted too and can be retrieved."""
     return {"object": "list", "data": [_model(context.model_id, context)]}
 
 

@@ -1,4 +1,4 @@
-"""Statistics."""
+"""GET /stats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_LISTED = 1000  # running requests of the caller in /stats
 
 
 def stall(context: ServerContext) -> str | None:
-    """Why a request sent now is not served although the engine is ready; None if it is served."""
+    """Why a request sent now would not be served although the engine is ready; None if it would."""
     engine, config = context.engine, context.config
     if engine.heartbeat_age_s > config.engine_heartbeat_timeout_s:
         return f"no heartbeat of the engine for {engine.heartbeat_age_s:.0f} s"
@@ -111,7 +111,7 @@ PROFILE_FIELDS = (
 
 
 def _profile_settings(context: ServerContext) -> dict[str, Any]:
-    """What the profile and the operator's flags came to."""
+    """The settings in effect, from the profile and the configuration."""
     limits = ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant")
     return {
         **{key: getattr(context.engine.config, key) for key in limits},

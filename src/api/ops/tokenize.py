@@ -32,7 +32,7 @@ class TokenizeRequest(Strict):
 
     @property
     def reads_special(self) -> bool:
-        """vLLM's clients, who name `add_special_tokens`, expect special tokens in the text to be read as such."""
+        """Whether special tokens in the text are parsed, as vLLM's clients expect, which send `add_special_tokens`."""
         if self.parse_special is None:
             return self.add_special_tokens is not None
         return self.parse_special
@@ -45,9 +45,11 @@ class DetokenizeRequest(Strict):
 
 @router.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
 async def tokenize(request: Request, context: Context) -> Response:
-    """Text to ids, or, with `messages`, a chat request to the prompt that it would be answered from: any field of
-    POST /v1/chat/completions may be given. Special tokens in the text stay text unless `parse_special` is true, or
-    vLLM's `add_special_tokens` is there, whatever its value: the model adds none."""
+    """Converts text to ids or, with `messages`, a chat request to its prompt.
+
+    With `messages` any field of POST /v1/chat/completions is allowed. Special tokens in a text stay text unless
+    `parse_special` is true, or vLLM's `add_special_tokens` is present with any value: the model adds none.
+    """
     raw = await read_body(request, context)
     sender, client = sender_of(request), client_of(request)
     more: dict[str, Any] = {}
@@ -64,13 +66,13 @@ async def tokenize(request: Request, context: Context) -> Response:
 def _encode(raw: dict[str, Any], client: str, context: ServerContext, stopped: Stopped) -> list[int]:
     body = TokenizeRequest.model_validate(raw)
     context.unknown_fields.check(raw, body, client)
-    vocabulary, most = context.vocabulary, context.max_model_len
+    vocabulary, max_tokens = context.vocabulary, context.max_model_len
     encode = vocabulary.encode_with_special if body.reads_special else vocabulary.encode
     try:
-        return encode(body.prompt, Limits(most, stopped))
+        return encode(body.prompt, Limits(max_tokens, stopped))
     except TooManyTokensError:
         with field_names(_field_name):
-            raise too_long(most, None) from None
+            raise too_long(max_tokens, None) from None
 
 
 def _field_name(path: Path) -> str:
@@ -86,10 +88,10 @@ async def detokenize(request: Request, context: Context) -> Response:
 
 
 def _decode(raw: dict[str, Any], client: str, context: ServerContext) -> str:
-    tokens, most = raw.get("tokens"), context.max_model_len
-    if isinstance(tokens, list) and len(tokens) > most:
+    tokens, max_tokens = raw.get("tokens"), context.max_model_len
+    if isinstance(tokens, list) and len(tokens) > max_tokens:
         with field_names(_field_name):
-            raise too_long(most, len(tokens), ("tokens",))
+            raise too_long(max_tokens, len(tokens), ("tokens",))
     body = DetokenizeRequest.model_validate(raw)
     context.unknown_fields.check(raw, body, client)
     with field_names(_field_name):
@@ -99,5 +101,5 @@ def _decode(raw: dict[str, Any], client: str, context: ServerContext) -> str:
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(context: Context) -> dict[str, Any]:
-    """The tokenizer's configuration as vLLM reports it: class, special tokens and the checkpoint's chat template."""
+    """The tokenizer's configuration in vLLM's format: class, special tokens and the checkpoint's chat template."""
     return await asyncio.to_thread(tokenizer_config, context.engine.config.model_path)

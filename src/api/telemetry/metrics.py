@@ -1,4 +1,4 @@
-"""What the server measures: Prometheus metrics, and the sliding window behind /stats."""
+"""The server's Prometheus metrics, and the sliding window for /stats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TOKEN_BUCKETS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 WINDOW_S = 300.0
-# what the window holds at most: requests, and evenly chosen gaps of each
+# limits of the window: requests, and evenly spaced gaps of each
 WINDOW_REQUESTS, WINDOW_GAPS = 10_000, 32
 
 
@@ -36,7 +36,7 @@ class _Sample:
 
 
 class Metrics:
-    """One registry for each app: two servers in a process do not mix."""
+    """The metrics of one app, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -79,7 +79,7 @@ class Metrics:
         record.observe_gap = self._itl.observe
 
     def finish(self, record: RequestRecord, finish_reasons: Sequence[str | None]) -> None:
-        """Counts a request that has ended, once; `finish_reasons` are those of its choices, None if cut off."""
+        """Counts a request when it ends; `finish_reasons` of its choices are None if the client disconnected."""
         if record.cancelled:
             record.outcome = "cancelled"
         elif "error" in finish_reasons:
@@ -94,26 +94,23 @@ class Metrics:
         self.num_cached_tokens += record.num_cached_tokens
         self._prompt.observe(record.num_prompt_tokens)
         self._output.observe(record.num_output_tokens)
-        for metric, moment in (
-            (self._ttft, record.first_token),
-            (self._ttf_reasoning, record.first_reasoning),
-            (self._ttf_content, record.first_content),
+        e2e_s = now - record.arrival
+        for metric, seconds in (
+            (self._ttft, record.ttft_s),
+            (self._ttf_reasoning, record.seconds_to(record.first_reasoning)),
+            (self._ttf_content, record.seconds_to(record.first_content)),
+            (self._queue, record.queue_s),
+            (self._prefill, record.prefill_s),
+            (self._e2e, e2e_s if record.outcome == "ok" else None),
         ):
-            if moment is not None:
-                metric.observe(moment - record.arrival)
-        if record.queue_s is not None:
-            self._queue.observe(record.queue_s)
-        if record.prefill_s is not None:
-            self._prefill.observe(record.prefill_s)
-        if record.outcome == "ok":
-            self._e2e.observe(now - record.arrival)
-        ttft = None if record.first_token is None else record.first_token - record.arrival
+            if seconds is not None:
+                metric.observe(seconds)
         self._forget_before(now - WINDOW_S)
         self._window.append(
             _Sample(
                 now,
-                ttft,
-                now - record.arrival,
+                record.ttft_s,
+                e2e_s,
                 tuple(record.gaps[:: -(-len(record.gaps) // WINDOW_GAPS) or 1]),
                 record.num_prompt_tokens,
                 record.num_output_tokens,
@@ -141,7 +138,7 @@ class Metrics:
             self._recovered.labels(kind).inc(count)
 
     def window(self) -> dict[str, object]:
-        """Percentiles and rates over the last five minutes, or over the last 10,000 requests where these are fewer."""
+        """Percentiles and rates over the last five minutes, or the last 10,000 requests if there were more."""
         now = time.monotonic()
         self._forget_before(now - WINDOW_S)
         samples = list(self._window)
@@ -162,7 +159,7 @@ class Metrics:
             self._window.popleft()
 
     def render(self, tags: Mapping[str, str], *, vllm_names: bool) -> bytes:
-        """Prometheus's text form; every sample carries `tags`."""
+        """Prometheus' text format; every sample has `tags` as labels."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(RelabelledRegistry(self.registry, tags, vllm_names))
         text: bytes = generate_latest(registry)
@@ -170,7 +167,7 @@ class Metrics:
 
 
 def percentiles(values: list[float]) -> dict[str, float | None]:
-    """Nearest-rank p50, p95 and p99; None where there is nothing."""
+    """Nearest-rank p50, p95 and p99; None without values."""
     ordered = sorted(values)
 
     def at(share: float) -> float | None:

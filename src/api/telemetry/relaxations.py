@@ -1,4 +1,4 @@
-"""Reports of what the grammar does not enforce: in the log, and for clients that ask."""
+"""Reports the parts of schemas that the grammar does not enforce, in the log and to clients that request it."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def warn_relaxed(relaxed: Sequence[RelaxedSchema]) -> None:
 
 
 def relaxations(relaxed: Sequence[RelaxedSchema], asked: bool | None) -> dict[str, Any]:
-    """The answer's field, where the client asked for it."""
+    """The field of the answer, if the client requested it."""
     return {"relaxations": [one.as_json() for one in relaxed]} if asked else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from gptoss.api.access import usage as limits
+from gptoss.api.access.rate_limits import RateLimits, Work
 from gptoss.api.telemetry.metrics import Metrics
 from gptoss.api.telemetry.request_record import RequestRecord
 from gptoss.api.telemetry.request_tracker import RequestTracker
@@ -15,19 +15,19 @@ from gptoss.harmony.deltas import Kind
 
 
 class RequestAccounting:
-    """What generation/session.py reports to."""
+    """Receives the events of one generation from generation/session.py."""
 
     def __init__(
         self,
         record: RequestRecord,
-        usage: limits.Usage,
+        limits: RateLimits,
         tracker: RequestTracker,
         metrics: Metrics,
         tags: Callable[[], Mapping[str, str]],
         shown_text: Callable[[list[int]], str] | None,
     ) -> None:
-        """`shown_text` decodes what the log shows of prompts and answers; None: nothing is shown."""
-        self._record, self._usage, self._tracker, self._metrics = record, usage, tracker, metrics
+        """`shown_text` decodes prompts and answers for the log; None: they are not logged."""
+        self._record, self._limits, self._tracker, self._metrics = record, limits, tracker, metrics
         self._tags, self._shown_text = tags, shown_text
 
     @property
@@ -38,13 +38,13 @@ class RequestAccounting:
         """Raises RateLimited."""
         if self._record.allowance is None:
             return
-        work = limits.Work(
+        work = Work(
             num_choices=len(plan.requests),
             num_prompt_tokens=sum(map(len, plan.prompts)),
             max_tokens=sum(request.params.max_tokens for request in plan.requests),
-            names_max_tokens=plan.has_max_tokens,
+            has_max_tokens=plan.has_max_tokens,
         )
-        self._usage.admit(self._record.allowance, work)
+        self._limits.admit(self._record.allowance, work)
 
     def begin(self, plan: Plan) -> None:
         record = self._record

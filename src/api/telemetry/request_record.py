@@ -1,4 +1,4 @@
-"""What is measured of one request."""
+"""The measurements of one request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gptoss.api.access.api_keys import Caller
-from gptoss.api.access.usage import Allowance
+from gptoss.api.access.rate_limits import Allowance
 
 
 @dataclass(slots=True)
@@ -26,8 +26,8 @@ class RequestRecord:
     queue_s: float | None = None
     prefill_s: float | None = None
     gaps: list[float] = field(default_factory=list)  # seconds per token between deliveries
-    observe_gap: Callable[[float], None] | None = None  # told of each at once
-    outcome: str = "cancelled"  # until something better is known
+    observe_gap: Callable[[float], None] | None = None  # called with each gap
+    outcome: str = "cancelled"  # unless it ends otherwise
     completion_id: str = ""
     request_id: str = ""  # the x-request-id header
     endpoint: str = ""
@@ -39,6 +39,14 @@ class RequestRecord:
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent, tracestate
     shown_prompt: str | None = None  # only with log_content
     shown_answer: str | None = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        return self.seconds_to(self.first_token)
+
+    def seconds_to(self, moment: float | None) -> float | None:
+        """From arrival to `moment`; None if it has not come."""
+        return None if moment is None else moment - self.arrival
 
     def tokens_arrived(self, count: int) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The requests under way: their books are opened once and closed once, and anybody with the right may end them."""
+"""Tracks the running requests: metrics, log line, trace and cancellation."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ logger = logging.getLogger("request")
 
 
 class RequestTracker:
+    """The running requests of one app."""
+
     def __init__(self, engine: EngineClient, metrics: Metrics, access: Access, tracing: Tracing | None = None) -> None:
         self._engine, self._metrics, self._access = engine, metrics, access
         self._tracing = tracing
         self._running: dict[str, tuple[RequestRecord, list[str]]] = {}
 
     def running_ids(self, caller: Caller | None) -> list[str]:
-        """Completion ids of a key's own requests, oldest first. Without a key there are none: whoever knows an id may
-        cancel the request and read what is stored of it."""
+        """Completion ids of the caller's requests, oldest first; none for callers without a key.
+
+        An id is enough to cancel such a request and to read its stored response.
+        """
         if caller is None or caller.name == ANONYMOUS:
             return []
         return [
@@ -35,6 +39,7 @@ class RequestTracker:
         ]
 
     def begin(self, record: RequestRecord, engine_ids: Sequence[str]) -> None:
+        """Starts tracking a request."""
         self._metrics.begin(record)
         entry = (record, list(engine_ids))
         self._running[record.completion_id] = entry
@@ -44,20 +49,26 @@ class RequestTracker:
     def end(
         self, record: RequestRecord, finish_reasons: Sequence[str | None], tags: Mapping[str, str], error: str | None
     ) -> None:
-        """`finish_reasons` of its choices, None where the client went away."""
+        """Counts, charges, logs and traces a request that has ended.
+
+        `finish_reasons` of its choices are None if the client disconnected.
+        """
         self._running.pop(record.completion_id, None)
         self._running.pop(record.request_id, None)
         self._metrics.finish(record, finish_reasons)
         if record.allowance is not None:
             num_tokens = record.num_prompt_tokens + record.num_output_tokens
-            self._access.usage.settle(record.allowance, num_tokens)
+            self._access.limits.settle(record.allowance, num_tokens)
         fields = self._fields(record, finish_reasons, tags, error)
         logger.info(record.outcome, extra=fields)
         if self._tracing is not None:
             self._tracing.finished(record, fields)
 
     def cancel(self, request_id: str, caller: Caller | None) -> bool:
-        """Ends a request by its completion id or x-request-id. A key ends its own requests only. -> whether it ran."""
+        """Cancels a request by its completion id or x-request-id; returns whether it was running.
+
+        A key can cancel only its own requests.
+        """
         entry = self._running.get(request_id)
         if entry is None:
             return False
@@ -74,8 +85,8 @@ class RequestTracker:
     def _fields(
         record: RequestRecord, finish_reasons: Sequence[str | None], tags: Mapping[str, str], error: str | None
     ) -> dict[str, Any]:
-        def ms(moment: float | None) -> int | None:
-            return None if moment is None else round((moment - record.arrival) * 1000)
+        def ms(seconds: float | None) -> int | None:
+            return None if seconds is None else round(seconds * 1000)
 
         fields: dict[str, Any] = {
             "id": record.completion_id,
@@ -87,9 +98,9 @@ class RequestTracker:
             "cached_tokens": record.num_cached_tokens,
             "output_tokens": record.num_output_tokens,
             "reasoning_tokens": record.num_reasoning_tokens,
-            "queue_ms": None if record.queue_s is None else round(record.queue_s * 1000),
-            "ttft_ms": ms(record.first_token),
-            "e2e_ms": ms(time.monotonic()),
+            "queue_ms": ms(record.queue_s),
+            "ttft_ms": ms(record.ttft_s),
+            "e2e_ms": ms(record.seconds_to(time.monotonic())),
             "finish": ",".join(reason or "gone" for reason in finish_reasons),
             "error": error,
             **tags,

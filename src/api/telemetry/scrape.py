@@ -1,4 +1,4 @@
-"""Metrics that are read when they are scraped."""
+"""Metrics whose values are read at scrape time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-# Ours -> vLLM's, where both mean the same; histograms, gauges and counters alike.
+# Our names -> vLLM's, for metrics with the same meaning
 VLLM_NAMES = {
     name: name
     for name in (
@@ -33,7 +33,7 @@ VLLM_NAMES = {
 
 
 class RelabelledRegistry(Collector):
-    """Another registry's metrics with constant labels, and once more under the names that vLLM gives them."""
+    """The metrics of another registry with constant labels, and again under vLLM's names."""
 
     def __init__(self, source: CollectorRegistry, tags: Mapping[str, str], vllm_names: bool) -> None:
         self._source, self._tags, self._vllm_names = source, tags, vllm_names
@@ -61,8 +61,8 @@ def _renamed(metric: Metric, name: str, labels: Mapping[str, str]) -> Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """A value read at scrape time."""
+class ScrapedValue:
+    """A value that is read at scrape time."""
 
     name: str
     text: str
@@ -70,16 +70,16 @@ class Live:
     counter: bool = False
 
 
-class LiveCollector(Collector):
-    """Gauges and counters whose truth lives elsewhere."""
+class ScrapeCollector(Collector):
+    """Gauges and counters that are read from other objects at scrape time."""
 
     def __init__(
         self,
-        values: list[Live],
+        values: list[ScrapedValue],
         gauges: Callable[[], Mapping[str, list[tuple[dict[str, str], float]]]],
         tags: Callable[[], dict[str, str]],
     ) -> None:
-        """`gauges`: name -> (labels, value) of each thing there is, GPUs say."""
+        """`gauges`: name -> (labels, value) of each instance, such as a GPU."""
         self._values = values
         self._gauges = gauges
         self._tags = tags

@@ -1,4 +1,4 @@
-"""One OpenTelemetry span for each request, sent over OTLP/HTTP, when an endpoint is configured. Else no object exists.
+"""One OpenTelemetry span per request, sent over OTLP/HTTP. Used only if an endpoint is configured.
 
 The SDK and the exporter are an extra: pip install -r requirements-tracing.txt.
 """
@@ -14,8 +14,10 @@ from gptoss.config.errors import ConfigError
 
 
 class Tracing:
-    """Spans carry the fields of the request's log line, in the names of the GenAI conventions where there are some
-    (OpenTelemetry semantic conventions 1.38, gen-ai), and continue the client's trace (W3C trace context)."""
+    """Creates spans with the fields of the request's log line, continuing the client's trace (W3C trace context).
+
+    Fields have the names of the GenAI conventions if these have one (OpenTelemetry semantic conventions 1.38, gen-ai).
+    """
 
     def __init__(self, endpoint: str, processor: Any = None) -> None:
         """`processor` replaces the exporter, for tests. Raises ConfigError if the extra is not installed."""
@@ -35,7 +37,7 @@ class Tracing:
         self._tracer = self._provider.get_tracer("gpt-oss-server")
 
     def finished(self, record: RequestRecord, fields: Mapping[str, Any]) -> None:
-        """Makes the whole span at the request's end, with its true start."""
+        """Creates the span at the request's end, with its actual start time."""
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
@@ -48,14 +50,14 @@ class Tracing:
             start_time=start,
             attributes=_attributes(record.endpoint, fields),
         )
-        if record.first_token is not None:
-            span.add_event("first token", timestamp=start + int((record.first_token - record.arrival) * 1e9))
+        if record.ttft_s is not None:
+            span.add_event("first token", timestamp=start + int(record.ttft_s * 1e9))
         if record.outcome == "failed":
             span.set_status(Status(StatusCode.ERROR, str(fields.get("error", ""))))
         span.end(now)
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends the remaining spans."""
         self._provider.shutdown()
 
 

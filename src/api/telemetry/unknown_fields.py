@@ -1,4 +1,4 @@
-"""Request fields that no endpoint knows: found at any depth, then ignored, reported once per client, or refused."""
+"""Finds unknown request fields at any depth; ignores them, logs them once per client, or refuses the request."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gptoss.api.http.fields import Strict
 logger = logging.getLogger(__name__)
 
 Policy = Literal["ignore", "warn", "reject"]
-MAX_PAIRS = 1000  # of a client and a field that were reported
-MAX_REPORTED = 20  # fields of one request
+MAX_PAIRS = 1000  # logged pairs of client and field
+MAX_REPORTED = 20  # logged fields of one request
 MAX_NAME = 64
 _INDEX = re.compile(r"\[\d+\]")
 _PRODUCT = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, 5.6.2
@@ -36,14 +36,14 @@ def client_of(request: Request) -> str:
 
 
 class UnknownFields:
-    """What one app does with the unknown fields of its requests."""
+    """Applies one app's policy to unknown request fields."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._reported: set[tuple[str, str]] = set()
 
     def check(self, sent: Mapping[str, Any], read: BaseModel, client: str) -> None:
-        """`read`: the model that was made of `sent`. Raises InvalidRequest where unknown fields are refused."""
+        """Handles fields of `sent` that its model `read` does not have. Raises InvalidRequest if they are refused."""
         if self._policy == "ignore":
             return
         found = find_unknown(sent, read)
@@ -58,8 +58,8 @@ class UnknownFields:
         new: list[str] = []
         if len(self._reported) >= MAX_PAIRS:
             return
-        for place in names:
-            name = _INDEX.sub("[]", place)
+        for path in names:
+            name = _INDEX.sub("[]", path)
             if (client, name) in self._reported:
                 continue
             self._reported.add((client, name))
@@ -67,12 +67,12 @@ class UnknownFields:
             if len(new) == MAX_REPORTED or len(self._reported) == MAX_PAIRS:
                 break
         if new:
-            # quoted: a client's line break must not begin a line of the log
+            # quoted, so that a line break from the client does not start a new log line
             logger.warning("ignoring unknown request fields of %r: %s", client, ", ".join(map(repr, new)))
 
 
 def find_unknown(sent: Mapping[str, Any], read: BaseModel, where: str = "") -> Iterator[str]:
-    """Places of fields in `sent`, and in the objects within it, that the model `read` has no field for."""
+    """Paths of the fields of `sent`, and of objects within it, that the model `read` does not have."""
     if isinstance(read, Strict) and read.is_open:
         return
     known, nested = _fields(type(read))
@@ -91,7 +91,7 @@ def find_unknown(sent: Mapping[str, Any], read: BaseModel, where: str = "") -> I
         yield from _unknown_in(key, sent.get(key), f"{where}{key}")
 
 
-# Objects that no model describes. What an answer holds is known: it comes back as history.
+# Known fields of objects without a model, including all fields of answers, which return as history
 _PART = frozenset(
     ("type", "text", "refusal", "annotations", "logprobs", "parsed", "input_text", "output_text", "file_id", "detail")
 )
@@ -130,7 +130,7 @@ _FREE = frozenset((*_WITHIN, "input", "tool_choice", "function_call"))
 
 
 def _known_keys(field: str, value: Mapping[str, Any]) -> frozenset[str] | None:
-    """Of an object in a field; None: of a kind that is not looked into."""
+    """The known fields of an object in `field`; None if objects of its type are not checked."""
     kind = value.get("type")
     if not isinstance(kind, str | None):
         return None
@@ -165,7 +165,7 @@ def _unknown_in(field: str, value: Any, where: str) -> Iterator[str]:
 
 @functools.cache
 def _fields(model: type[BaseModel]) -> tuple[frozenset[str], dict[str, str]]:
-    """-> (names on the wire, names and attributes of the fields that hold models)."""
+    """Returns (names in JSON, name -> attribute of the fields that contain models)."""
     names = {info.alias or name: name for name, info in model.model_fields.items()}
     nested = {
         name: attribute for name, attribute in names.items() if _holds_models(model.model_fields[attribute].annotation)
@@ -176,7 +176,7 @@ def _fields(model: type[BaseModel]) -> tuple[frozenset[str], dict[str, str]]:
 
 @functools.cache
 def _free(model: type[BaseModel]) -> tuple[str, ...]:
-    """Fields whose objects no model describes."""
+    """Fields whose objects have no model."""
     _, nested = _fields(model)
     opaque = model.opaque if issubclass(model, Strict) else frozenset()
     return tuple(name for name in model.model_fields if name in _FREE - opaque and name not in nested)

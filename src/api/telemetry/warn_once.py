@@ -1,4 +1,4 @@
-"""What clients send with every request is told once."""
+"""Logs each name once."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from collections.abc import Iterable
 
 
 class WarnOnce:
-    """A line in the log for names that were not told before."""
+    """Logs names that have not been logged before."""
 
     def __init__(self, logger: logging.Logger, message: str, *, limit: int = 1000, max_chars: int = 64) -> None:
-        """`message` has one %s for the names; `limit`: how many are logged, and kept; `max_chars`: of each."""
+        """
+        Args:
+            message: has one %s for the names.
+            limit: maximum number of names that are logged and remembered.
+            max_chars: maximum length of a name.
+        """
         self._logger, self._message, self._limit = logger, message, limit
         self._max_chars = max_chars
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def __call__(self, names: Iterable[str]) -> None:
-        new = sorted(set(names) - self._told)[: self._limit - len(self._told)]
+        new = sorted(set(names) - self._logged)[: self._limit - len(self._logged)]
         if new:
-            self._told.update(new)
-            # quoted: a client's line break must not begin a line of the log
+            self._logged.update(new)
+            # quoted, so that a line break from the client does not start a new log line
             self._logger.warning(self._message, ", ".join(repr(name[: self._max_chars]) for name in new))

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from gptoss.api.access.access import Access
-from gptoss.api.access.api_keys import anonymous, digest_of, load_callers
+from gptoss.api.access.api_keys import ApiKeys, anonymous, digest_of, load_callers
 from gptoss.api.access.hosts import HostCheck, is_loopback
 from gptoss.api.http.body import check_content_type, read_json_object
 from gptoss.api.http.errors import Unauthorized, UnsupportedMediaType
@@ -81,10 +81,10 @@ def test_keys_from_a_pipe_are_read_once(tmp_path: Path, caplog: pytest.LogCaptur
     config = ServerConfig(api_keys_file=pipe)
     writer = threading.Thread(target=pipe.write_text, args=("- {name: a, key: key-of-a}",))
     writer.start()
-    access = Access(config, check_access(config, {}))
+    keys = ApiKeys(config, check_access(config, {}))
     writer.join()
-    assert not access.reload() and "is a pipe" in caplog.text
-    assert access.report()["keys"] == 1
+    assert not keys.reload() and "is a pipe" in caplog.text
+    assert Access(keys).report()["keys"] == 1
 
 
 def test_an_empty_file_beside_a_key_leaves_that_key(tmp_path: Path) -> None:
@@ -94,12 +94,28 @@ def test_an_empty_file_beside_a_key_leaves_that_key(tmp_path: Path) -> None:
 
 
 def test_no_digest_lets_a_blank_key_in() -> None:
-    access = Access(ServerConfig(api_key="secret-key"))  # type: ignore[arg-type]
+    keys = ApiKeys(ServerConfig(api_key="secret-key"))  # type: ignore[arg-type]
     for blank in (b"", b" ", b"\xa0", b"\x85"):
         with pytest.raises(Unauthorized, match="didn't provide"):
-            access.identify({b"authorization": b"Bearer " + blank}, "/v1/models")
-    assert access.identify({b"authorization": b"Bearer  secret-key "}, "/").name == "anonymous"
-    assert access.identify({b"authorization": b"Bearer  secret-key "}, "/stats").name == "default"
+            keys.identify({b"authorization": b"Bearer " + blank})
+    assert keys.identify({b"authorization": b"Bearer  secret-key "}).name == "default"
+
+
+def test_open_paths_do_not_read_the_key() -> None:
+    seen: dict[str, str] = {}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen[scope["path"]] = scope["state"]["caller"].name
+
+    async def ask(path: str) -> None:
+        config = ServerConfig(api_key="secret-key")  # type: ignore[arg-type]
+        headers = [(b"authorization", b"Bearer secret-key")]
+        scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
+        await AuthMiddleware(app, config, Access(ApiKeys(config)), LimitedPaths())(scope, Any, Any)  # type: ignore[arg-type]
+
+    for path in ("/", "/stats"):
+        asyncio.run(ask(path))
+    assert seen == {"/": "anonymous", "/stats": "default"}
 
 
 @pytest.mark.parametrize("key", ["", " ", "\u00a0", "\t\n", " a-key", "a-key\n", "a\x00key", "\u200b", "schlüssel"])
@@ -235,13 +251,13 @@ def test_an_allowed_host_is_a_name_or_an_address(name: str) -> None:
 def test_keys_that_differ_share_no_cache_unless_it_is_switched_on(tmp_path: Path) -> None:
     two = "- {name: a, key: key-of-a}\n- {name: b, key: key-of-b}"
     a, b = load_callers(keys_file(tmp_path, two))
-    apart = Access(keys_file(tmp_path, two))
+    apart = ApiKeys(keys_file(tmp_path, two))
     assert apart.cache_scope(a) == apart.cache_scope(a) != apart.cache_scope(b)
     assert "" not in (apart.cache_scope(a), apart.cache_scope(b))
-    assert apart.cache_scope(a) != Access(keys_file(tmp_path, two)).cache_scope(a), "not to be guessed"
-    shared = Access(ServerConfig(api_keys_file=tmp_path / "keys.yaml", shared_prefix_cache=True))
+    assert apart.cache_scope(a) != ApiKeys(keys_file(tmp_path, two)).cache_scope(a), "not to be guessed"
+    shared = ApiKeys(ServerConfig(api_keys_file=tmp_path / "keys.yaml", shared_prefix_cache=True))
     assert shared.cache_scope(a) == shared.cache_scope(b) == ""
-    alone = Access(ServerConfig(api_key="secret-key"))  # type: ignore[arg-type]
+    alone = ApiKeys(ServerConfig(api_key="secret-key"))  # type: ignore[arg-type]
     assert alone.cache_scope(None) == alone.cache_scope(anonymous(ServerConfig())) == ""
     former, later = (replace(a, digest=digest_of(key)) for key in ("a-key-of-before", "a-new-key"))
     assert alone.cache_scope(former) not in ("", alone.cache_scope(later)), "a key may be replaced"
@@ -259,8 +275,9 @@ def test_a_websocket_is_refused() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    door = AuthMiddleware(app, Access(ServerConfig(api_key="secret-key")), LimitedPaths())  # type: ignore[arg-type]
-    asyncio.run(door({"type": "websocket", "path": "/", "headers": []}, connect, send))
+    config = ServerConfig(api_key="secret-key")  # type: ignore[arg-type]
+    middleware = AuthMiddleware(app, config, Access(ApiKeys(config)), LimitedPaths())
+    asyncio.run(middleware({"type": "websocket", "path": "/", "headers": []}, connect, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
@@ -322,7 +339,7 @@ def test_a_value_that_is_not_utf_8_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_probes_may_send_any_host() -> None:
-    access = Access(ServerConfig(allowed_hosts=[]))
+    config = ServerConfig(allowed_hosts=[])
 
     async def answer(path: str) -> int:
         sent: list[Message] = []
@@ -337,7 +354,7 @@ def test_probes_may_send_any_host() -> None:
             sent.append(message)
 
         scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"host", b"10.0.0.1")]}
-        await AuthMiddleware(app, access, LimitedPaths())(scope, receive, send)
+        await AuthMiddleware(app, config, Access(ApiKeys(config)), LimitedPaths())(scope, receive, send)
         return int(sent[0]["status"])
 
     paths = ("/health", "/ready", "/stats")

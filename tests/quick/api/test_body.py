@@ -77,7 +77,7 @@ def test_the_slow_reader_refuses_the_same(text: str, monkeypatch: pytest.MonkeyP
     ids=["values", "arrays", "objects", "keys"],
 )
 def test_bodies_hold_only_so_many_values(data: bytes) -> None:
-    with pytest.raises(BodyTooLarge, match="The body holds more than"):
+    with pytest.raises(BodyTooLarge, match="The body contains more than"):
         parse_json_object(data)
 
 

@@ -29,7 +29,7 @@ HI = [{"role": "user", "content": "hi"}]
     ],
     ids=["messages", "tool calls", "modalities", "include", "tokens"],
 )
-def test_of_many_problems_the_first_is_told(model: type[BaseModel], body: dict[str, Any]) -> None:
+def test_of_many_problems_the_first_is_reported(model: type[BaseModel], body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as raised:
         model.model_validate({"model": "m", **body})
     assert raised.value.error_count() == 1

@@ -58,7 +58,7 @@ class Events:
     """A generator that tells how it ended."""
 
     def __init__(self, *events: bytes, then: Callable[[], Any] | None = None) -> None:
-        self.ended = self.told = 0
+        self.ended = self.num_ends = 0
         self._events, self._then = events, then
 
     async def __call__(self) -> AsyncGenerator[bytes, None]:
@@ -71,7 +71,7 @@ class Events:
             self.ended += 1
 
     def tell(self) -> None:
-        self.told += 1
+        self.num_ends += 1
 
 
 def stream(events: Events, **settings: float) -> EventStream:
@@ -89,7 +89,7 @@ async def test_a_stream_is_its_events_and_an_end() -> None:
     assert headers[b"x-accel-buffering"] == b"no"
     assert [p["body"] for p in parts] == [b"data: 1\n\n", b"data: 2\n\n", b""]
     assert [p["more_body"] for p in parts] == [True, True, False]
-    assert (events.ended, events.told) == (1, 1)
+    assert (events.ended, events.num_ends) == (1, 1)
 
 
 async def test_a_silent_stream_is_kept_alive_by_comments() -> None:
@@ -107,7 +107,7 @@ async def test_nothing_is_generated_for_a_client_that_went_away() -> None:
 
     connection = Connection(leave)
     await asyncio.wait_for(stream(events)(SCOPE, connection.receive, connection.send), 5)
-    assert (events.ended, events.told) == (1, 1)
+    assert (events.ended, events.num_ends) == (1, 1)
 
 
 async def test_a_client_that_takes_nothing_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
@@ -115,8 +115,8 @@ async def test_a_client_that_takes_nothing_is_given_up(caplog: pytest.LogCapture
     connection = Connection(lambda _: asyncio.sleep(HOUR))
     slow = stream(events, send_timeout_s=0.05)
     await asyncio.wait_for(slow(SCOPE, connection.receive, connection.send), 5)
-    assert connection.body == b"data: 1\n\n" and (events.ended, events.told) == (1, 1)
-    assert "a client took nothing for 0.05 s" in caplog.text
+    assert connection.body == b"data: 1\n\n" and (events.ended, events.num_ends) == (1, 1)
+    assert "a client read nothing for 0.05 s" in caplog.text
 
 
 async def test_what_fails_in_a_stream_is_raised_and_ends_it() -> None:
@@ -126,7 +126,7 @@ async def test_what_fails_in_a_stream_is_raised_and_ends_it() -> None:
     events, connection = Events(b"data: 1\n\n", then=fail), Connection()
     with pytest.raises(LookupError, match="lost"):
         await stream(events)(SCOPE, connection.receive, connection.send)
-    assert (events.ended, events.told) == (1, 1)
+    assert (events.ended, events.num_ends) == (1, 1)
 
 
 async def test_a_stream_that_cannot_begin_is_ended_too() -> None:
@@ -136,7 +136,7 @@ async def test_a_stream_that_cannot_begin_is_ended_too() -> None:
     events = Events(b"data: 1\n\n")
     with pytest.raises(OSError, match="no connection"):
         await stream(events)(SCOPE, Connection().receive, broken)
-    assert events.told == 1
+    assert events.num_ends == 1
 
 
 async def test_no_log_level_tells_what_is_streamed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
-"""What each key has used of its limits: requests and tokens of the last minute, and what runs at once.
+"""Rate limits per key: requests and tokens per minute, and concurrent requests.
 
-A request is one for each of its choices and prompts. Its tokens are reserved when it is admitted, as many as it may
-take, and what it took is charged at its end.
+A request counts once for each choice of each prompt. The tokens it may use are reserved when it is admitted; the tokens
+it has used are charged when it ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gptoss.api.http.errors import RateLimited
 
 @dataclass(slots=True, eq=False)
 class Allowance:
-    """What one HTTP request holds of its caller's limits until its response has ended."""
+    """The part of its caller's limits that an HTTP request holds until its response has ended."""
 
     caller: Caller
     num_concurrent: int = 1
@@ -30,15 +30,17 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a request asks for, once it has been read."""
+    """The size of a request, known once its body has been read."""
 
-    num_choices: int  # of all its prompts
-    num_prompt_tokens: int  # of all its prompts
-    max_tokens: int  # of all its choices
-    names_max_tokens: bool  # whether the client said how many
+    num_choices: int  # of all prompts
+    num_prompt_tokens: int  # of all prompts
+    max_tokens: int  # of all choices
+    has_max_tokens: bool  # whether the client set it
 
 
-class Usage:
+class RateLimits:
+    """The limits and current usage of all keys."""
+
     def __init__(self) -> None:
         storage = MemoryStorage()
         self._requests = MovingWindowRateLimiter(storage)
@@ -48,7 +50,7 @@ class Usage:
         self._reserved: Counter[str] = Counter()  # tokens
 
     def enter(self, caller: Caller, *, generates: bool) -> Allowance:
-        """Takes one request from the caller's limits. `generates`: whether it will take tokens.
+        """Takes one request from the caller's limits. `generates`: whether it uses tokens.
 
         Raises RateLimited, with Retry-After and x-ratelimit headers.
         """
@@ -60,9 +62,9 @@ class Usage:
         return Allowance(caller)
 
     def admit(self, allowance: Allowance, work: Work) -> None:
-        """Takes what the request asks for beyond what `enter` took. Raises RateLimited; nothing is reserved then.
+        """Takes what a request needs beyond `enter`. Raises RateLimited, with nothing reserved.
 
-        Where the client does not say how many tokens it wants, what is left is reserved at most.
+        If the client sets no maximum of tokens, at most the remaining ones are reserved.
         """
         caller, more = allowance.caller, work.num_choices - 1
         self._check_concurrent(caller, more)
@@ -75,7 +77,7 @@ class Usage:
         self._reserved[caller.name] += reserved
 
     def settle(self, allowance: Allowance, num_tokens: int) -> None:
-        """Charges what a request took, in place of what was reserved. More than is left takes all of it."""
+        """Charges the tokens a request has used instead of those reserved, at most all that are left."""
         self._release_tokens(allowance)
         caller = allowance.caller
         if not caller.tokens_per_minute or not num_tokens:
@@ -88,12 +90,12 @@ class Usage:
             self._tokens.hit(item, caller.name, "tokens", cost=left.remaining)
 
     def leave(self, allowance: Allowance) -> None:
-        """The response has ended."""
+        """Releases what is held, when the response has ended."""
         self._release_tokens(allowance)
         self._concurrent[allowance.caller.name] -= allowance.num_concurrent
 
     def headers(self, caller: Caller) -> dict[str, str]:
-        """OpenAI's x-ratelimit headers, for the limits that the caller has."""
+        """OpenAI's x-ratelimit headers for the caller's limits."""
         out = {}
         for limiter, kind, limit in (
             (self._requests, "requests", caller.requests_per_minute),
@@ -125,29 +127,29 @@ class Usage:
             raise self._too_many(caller, f"Limit of {caller.tokens_per_minute} tokens per minute reached.", window)
 
     def _reservation(self, caller: Caller, work: Work) -> int:
-        """Tokens to reserve. Raises RateLimited where they are not left."""
+        """Tokens to reserve. Raises RateLimited if too few are left."""
         limit = caller.tokens_per_minute
         window = self._window(self._tokens, caller, "tokens", limit)
         if window is None:
             return 0
         left = window.remaining - self._reserved[caller.name]
-        most = work.num_prompt_tokens + work.max_tokens
-        least = most if work.names_max_tokens else work.num_prompt_tokens + work.num_choices
-        if least > limit:
+        wanted = work.num_prompt_tokens + work.max_tokens
+        needed = wanted if work.has_max_tokens else work.num_prompt_tokens + work.num_choices
+        if needed > limit:
             raise self._too_many(
                 caller,
-                f"This request may take {least} tokens; the limit of this key is {limit} per minute. "
+                f"This request may use {needed} tokens; the limit of this key is {limit} per minute. "
                 "Shorten the prompt, or lower 'max_tokens' or 'n'.",
                 window,
             )
-        if least > left:
+        if needed > left:
             raise self._too_many(
                 caller,
                 f"Limit of {limit} tokens per minute reached: {max(0, left)} are left, "
-                f"and this request may take {least}.",
+                f"and this request may use {needed}.",
                 window,
             )
-        return min(most, left)
+        return min(wanted, left)
 
     def _hit_requests(self, caller: Caller, count: int, num_choices: int = 1) -> None:
         limit = caller.requests_per_minute

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -9,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gptoss.cli.main import main
+from gptoss.cli.remote.connection import Connection
 from gptoss.port_manager import recorded
 from tests.support.instant_engine import served
 from tests.support.terminal import ROOT, terminal
@@ -122,6 +125,7 @@ def test_failures_are_one_line_and_an_exit_code(
 SERVER = """
 import signal, sys
 from pathlib import Path
+from typing import Any
 from gptoss.port_manager import recorded, reserve
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 with reserve("127.0.0.1", 0) as held, recorded(held):
@@ -155,3 +159,108 @@ def test_stop_leaves_alone_what_is_not_ours(url: str, capsys: pytest.CaptureFixt
     with listening[0] as one, listening[1] as two, recorded(one), recorded(two):
         code, _, err = gptoss(capsys, "stop")
     assert code == 2 and err.startswith("error: several servers are running (127.0.0.1:")
+
+
+def test_generate_streams_to_a_terminal(url: str) -> None:
+    with terminal("generate", "Hello", "--url", url, "--show-reasoning") as shown:
+        assert shown.wait() == 0
+    assert shown.text == "Hm.\nHi.\n" and "\x1b[2mHm\x1b[0m" in shown.seen
+
+
+def test_generate_reads_standard_input(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    assert gptoss(capsys, "generate", "--url", url) == (0, "Hi.\n", "")
+    code, _, err = gptoss(capsys, "generate", "--url", url)
+    assert (code, err) == (2, "error: the prompt is empty\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert gptoss(capsys, "generate", "-", "--url", url)[2] == "error: standard input is not UTF-8 text\n"
+
+
+def test_generate_sends_its_options(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = tmp_path / "my schema.json"
+    schema.write_text('{"type": "object"}')
+    sent: list[tuple[str, dict[str, Any]]] = []
+    stream = Connection.stream
+
+    def kept(self: Connection, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        sent.append((path, body))
+        return stream(self, path, body)
+
+    monkeypatch.setattr(Connection, "stream", kept)
+    options = "--system S --effort low --profile latency_first --max-tokens 9 --temperature 0.5 --top-p 0.9 --seed 3"
+    more = ("--stop", "x", "--stop", "y", "--logprobs", "2", "--schema", str(schema))
+    code, out, err = gptoss(capsys, "generate", "Hello", "--url", url, *options.split(), *more)
+    assert (code, out) == (0, "\n") and "reached its limit of tokens" in err
+    assert sent.pop() == (
+        "/v1/chat/completions",
+        {
+            "model": "gpt-oss-nano",
+            "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "Hello"}],
+            "reasoning_effort": "low",
+            "profile": "latency_first",
+            "max_tokens": 9,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "seed": 3,
+            "stop": ["x", "y"],
+            "logprobs": True,
+            "top_logprobs": 2,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "my_schema", "schema": {"type": "object"}},
+            },
+            "stream_options": {"include_usage": True},
+        },
+    )
+    code, out, err = gptoss(capsys, "generate", "--raw", "Hello", "--url", url, "--logprobs", "1", "--model", "nano")
+    assert (code, out) == (4, "") and "404" in err, "the name is not one of this server's"
+    code, out, err = gptoss(capsys, "generate", "--raw", "Hello", "--url", url, "--logprobs", "1")
+    assert (code, out) == (0, "analysisHm.assistantfinalHi.\n") and "-0.5000  'Hm'" in err
+    body = {"prompt": "Hello", "max_tokens": 256, "logprobs": 1, "model": "gpt-oss-nano"}
+    assert sent.pop() == ("/v1/completions", body | {"stream_options": {"include_usage": True}})
+
+
+def test_what_generate_cannot_use(url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "no.json").write_text("{")
+    for arguments, message in (
+        (("--schema", str(tmp_path / "none")), f"cannot read {tmp_path / 'none'}: No such file or directory"),
+        (("--schema", str(tmp_path / "no.json")), "no.json is not JSON: Expecting property name"),
+        (("--record", str(tmp_path)), f"cannot write {tmp_path}: Is a directory"),
+    ):
+        code, _, err = gptoss(capsys, "generate", "Hello", "--url", url, *arguments)
+        assert code == 2 and message in err and len(err.splitlines()) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "Hello", "--raw", "--effort", "low"])
+    code, _, err = gptoss(capsys, "generate", "Hello", "--url", url, "--temperature", "3")
+    assert code == 4 and "'temperature'" in err
+
+
+def test_what_is_recorded_can_be_replayed(url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    for more in (("--logprobs", "1"), ("--raw", "--json")):
+        assert gptoss(capsys, "generate", "Hello", "--url", url, "--record", str(file), *more)[0] == 0
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [len(record["prompt_token_ids"]) for record in records] == [57, 1]
+    assert records[0]["answer"]["text"] == "Hi." and records[0]["answer"]["reasoning"] == "Hm."
+    assert records[0]["request"]["seed"] >= 0 and records[0]["timings"]["ttft_s"] > 0
+    with terminal("replay", str(file), "--url", url) as shown:
+        assert shown.wait() == 0
+    assert "line 2: equal, 0.0" in shown.text and shown.text.endswith("2 of 2 equal\n")
+    records[0]["answer"]["text"] = "Ho."
+    records[0]["answer"]["logprobs"][0]["logprob"] = -0.6
+    records[0]["prompt_token_ids"][1] = 0
+    records[1]["request"]["temperature"] = 3
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    code, out, _ = gptoss(capsys, "replay", str(file), "--url", url, "--json")
+    first, second = (result["differences"] for result in json.loads(out)["results"])
+    assert code == 1 and len(first) == 3
+    assert first[1] == "text: from character 1: 'o.', now 'i.'" and first[2] == "logprobs: differ by up to 0.1"
+    assert "400 from" in second[0]
+    assert "line 1: differs" in gptoss(capsys, "replay", str(file), "--url", url)[1]
+    file.write_text(file.read_text() + "{}\n")
+    code, _, err = gptoss(capsys, "replay", str(file), "--url", url, "--json")
+    assert (code, err) == (2, f"error: {file}, line 3: not a recorded request ('format' is not 1)\n")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from gptoss.api.access.api_keys import Caller
-from gptoss.api.chat.continuation import read_prefill
-from gptoss.api.chat.messages import FIELDS, read_messages
+from gptoss.api.chat.messages import FIELDS, read_messages, read_prefill
+from gptoss.api.chat.output import ChatPlan
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.chat.tools import is_legacy, read_tools
 from gptoss.api.context import ServerContext
@@ -21,7 +20,6 @@ from gptoss.api.http.output_format import output_format
 from gptoss.api.http.work_pool import Sender
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.errors import Path
-from gptoss.generation.plan import Plan
 from gptoss.generation.planner import check_num_messages
 from gptoss.generation.request import GenerationRequest
 from gptoss.harmony.render import ReasoningEffort
@@ -29,21 +27,6 @@ from gptoss.harmony.render import ReasoningEffort
 logger = logging.getLogger(__name__)
 NAMED_ROLES = ("user", "function")  # whose `name` the model reads
 _warn_names = WarnOnce(logger, "names of messages are not shown to the model for roles: %s")
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPlan:
-    """A request's plan, and how its answer is to be written."""
-
-    plan: Plan
-    created: int
-    model: str  # as the client wrote it
-    stream: bool
-    include_usage: bool
-    include_reasoning: bool
-    include_relaxations: bool
-    is_legacy: bool  # asked for with `functions`: answered with `function_call`
-    service_tier: str | None
 
 
 async def plan_chat(

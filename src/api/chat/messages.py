@@ -1,12 +1,14 @@
-"""The validated messages of a chat request as a conversation."""
+"""The validated messages of a chat request as a conversation, and the message that the answer continues."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gptoss.api.chat.schema import ASSISTANT_PARTS, PARTS, Message
+from gptoss.api.chat.schema import ASSISTANT_PARTS, PARTS, ChatCompletionRequest, Message
 from gptoss.api.chat.schema import ToolCall as WireCall
+from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.http.fields import CHANNELS, joined_parts
+from gptoss.generation.request import Prefill
 from gptoss.harmony import conversation as domain
 from gptoss.harmony.conversation import (
     AssistantMessage,
@@ -18,6 +20,7 @@ from gptoss.harmony.conversation import (
 )
 from gptoss.harmony.layout import messages_before
 
+CONTINUE = "continue_final_message"
 FIELDS = {"id": "id", "call_id": "tool_call_id", "name": "name"}  # what chat calls the fields of a PromptError
 
 
@@ -25,6 +28,29 @@ def read_messages(messages: Sequence[Message]) -> Conversation:
     """The conversation of messages that `check_message` has passed."""
     read = (one for index, message in enumerate(messages) for one in _read(message, f"messages[{index}]"))
     return Conversation(tuple(read))
+
+
+def read_prefill(request: ChatCompletionRequest, *, constrained: bool) -> Prefill | None:
+    """The last message where the answer continues it. `constrained`: the answer has to be a call, or of a given format.
+
+    Raises InvalidRequest.
+    """
+    if not request.continue_final_message:
+        return None
+    if request.add_generation_prompt:
+        raise InvalidRequest(f"'{CONTINUE}' cannot be combined with 'add_generation_prompt'.", CONTINUE)
+    last = request.messages[-1]
+    if last.role != "assistant" or not last.content:
+        raise InvalidRequest(f"'{CONTINUE}' needs a last message of the assistant with content.", CONTINUE)
+    if last.tool_calls or last.function_call:
+        raise InvalidRequest(f"'{CONTINUE}' cannot continue a message with calls.", CONTINUE)
+    if constrained:
+        raise InvalidRequest(f"'{CONTINUE}' cannot be combined with a response format or a forced call.", CONTINUE)
+    texts = [one for one in read_messages([last]).messages if isinstance(one, AssistantMessage)]
+    return Prefill(
+        "".join(text.text for text in texts if text.channel != "analysis"),
+        [text.text for text in texts if text.channel == "analysis"],
+    )
 
 
 def _read(message: Message, origin: str) -> Iterator[domain.Message]:

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from gptoss.api.chat.adapter import ChatPlan
 from gptoss.api.context import ServerContext
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import DONE, encode_event
 from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.chat_output import ChatChoice, ChatDelta
 from gptoss.generation.errors import GenerationFailedError
+from gptoss.generation.plan import Plan
 from gptoss.generation.session import Generation
 from gptoss.harmony.deltas import Delta
 from gptoss.harmony.layout import new_call_id
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPlan:
+    """A request's plan, and how its answer is to be written."""
+
+    plan: Plan
+    created: int
+    model: str  # as the client wrote it
+    stream: bool
+    include_usage: bool
+    include_reasoning: bool
+    include_relaxations: bool
+    is_legacy: bool  # asked for with `functions`: answered with `function_call`
+    service_tier: str | None
 
 
 class ChatRenderer:

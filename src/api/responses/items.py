@@ -45,6 +45,13 @@ class PlacedItem:
     where: str
 
 
+def placed_items(sent: str | list[Any]) -> list[PlacedItem]:
+    """The items of `input`; a string is a user's message."""
+    if isinstance(sent, str):
+        return [PlacedItem({"type": "message", "role": "user", "content": sent}, "input")]
+    return [PlacedItem(item, f"input[{index}]") for index, item in enumerate(sent)]
+
+
 class InputMessage(Strict):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]

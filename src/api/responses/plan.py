@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,15 +28,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ResponsePlan:
-    """A request's plan, and how its answer is to be written and stored."""
+    """A request's plan, and where its answer is stored."""
 
     plan: Plan
-    created: int
     request: ResponsesRequest
     tools: ToolTable
     inputs: list[PlacedItem]  # of this request, without what came before
     caller: str
     store: ResponseStore | None  # None: it is not to be stored
+
+    def keep(self, body: dict[str, Any]) -> bool:
+        """Stores the finished response. -> whether it is stored."""
+        if self.store is None:
+            return False
+        inputs = [placed.item for placed in self.inputs]
+        return self.store.add(self.caller, body, inputs, previous=self.request.previous_response_id)
 
 
 async def plan_response(
@@ -62,7 +67,7 @@ async def plan_response(
         with field_names(read.field_name):
             tools, plan = read.tools, await planner.plan(read)
     kept = store if store.enabled and request.store is not False else None
-    return ResponsePlan(plan, int(time.time()), request, tools, resolved.own, caller_name(caller), kept)
+    return ResponsePlan(plan, request, tools, resolved.own, caller_name(caller), kept)
 
 
 def _read(body: dict[str, Any], context: ServerContext, client: str) -> ResponsesRequest:

@@ -41,7 +41,8 @@ async def responses(request: Request, context: Context, store: Store) -> Respons
         streams = bool(plan.request.stream)
         choices = chat_choices(plan.plan, context.vocabulary, joins_messages=False)
         generation = await context.start(plan.plan, choices, record, streams=streams)
-    renderer = ResponsesRenderer(plan, generation)
+    keep = plan.keep if plan.store is not None else None
+    renderer = ResponsesRenderer(plan.request, plan.tools, generation, keep)
     return respond(renderer, generation.close, context.config, streams=streams)
 
 

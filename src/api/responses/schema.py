@@ -16,7 +16,6 @@ from gptoss.api.http.fields import (
     fail,
 )
 from gptoss.api.http.output_format import FormatType, SchemaName
-from gptoss.api.responses.items import PlacedItem
 
 SEALED_REASONING = "reasoning.encrypted_content"
 ELSEWHERE = ("conversation", "prompt")  # what OpenAI keeps apart from responses
@@ -113,12 +112,6 @@ class ResponsesRequest(SamplingFields):
     def seals_reasoning(self) -> bool:
         """Whether reasoning items get `encrypted_content`: where they may have to come back, or it was asked for."""
         return bool(self.tools) or SEALED_REASONING in (self.include or ())
-
-    def placed(self) -> list[PlacedItem]:
-        """The items of `input`; a string is a user's message."""
-        if isinstance(self.input, str):
-            return [PlacedItem({"type": "message", "role": "user", "content": self.input}, "input")]
-        return [PlacedItem(item, f"input[{index}]") for index, item in enumerate(self.input)]
 
     @property
     def effort(self) -> Effort | None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from gptoss.api.http.errors import InvalidRequest, NotFound
-from gptoss.api.responses.items import PlacedItem
+from gptoss.api.responses.items import PlacedItem, placed_items
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.lru_cache import LruCache
 
@@ -199,7 +199,10 @@ def resolve(request: ResponsesRequest, store: ResponseStore, caller: str) -> Res
             ) from None
         earlier = [PlacedItem(item, field) for item in before]
     read: dict[str, dict[str, Item]] = {}
-    own = [PlacedItem(_resolve_reference(placed, store, caller, read), placed.where) for placed in request.placed()]
+    own = [
+        PlacedItem(_resolve_reference(placed, store, caller, read), placed.where)
+        for placed in placed_items(request.input)
+    ]
     return ResolvedInput(own, earlier, uses_store=bool(earlier or read))
 
 

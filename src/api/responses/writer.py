@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from gptoss.api.http.errors import Cancelled, from_generation
 from gptoss.api.http.sse import encode_event
 from gptoss.api.responses.output import Event, ItemStatus, OutputItems
-from gptoss.api.responses.plan import ResponsePlan
+from gptoss.api.responses.schema import ResponsesRequest
+from gptoss.api.responses.tools import ToolTable
 from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.chat_output import ChatChoice, ChatDelta
 from gptoss.generation.errors import GenerationFailedError
@@ -20,10 +21,18 @@ from gptoss.generation.session import Generation
 class ResponsesRenderer:
     """Writes the one choice of an answer as a response."""
 
-    def __init__(self, plan: ResponsePlan, generation: Generation[ChatChoice, ChatDelta]) -> None:
-        self._plan, self._generation = plan, generation
+    def __init__(
+        self,
+        request: ResponsesRequest,
+        tools: ToolTable,
+        generation: Generation[ChatChoice, ChatDelta],
+        keep: Callable[[dict[str, Any]], bool] | None,
+    ) -> None:
+        """`keep` stores the finished response and returns whether it is stored; None: it is not to be stored."""
+        self._request, self._tools, self._generation, self._keep = request, tools, generation, keep
+        self._created = int(time.time())
         self._failure: GenerationFailedError | None = None
-        self._output = OutputItems(plan.tools.client_name, seals_reasoning=plan.request.seals_reasoning)
+        self._output = OutputItems(tools.client_name, seals_reasoning=request.seals_reasoning)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, numbered; tokens that arrived together leave together."""
@@ -75,24 +84,18 @@ class ResponsesRenderer:
         status: ItemStatus = "completed" if finish_reason in ("stop", "tool_calls") else "incomplete"
         events = self._output.close(status)
         body = self._body(status)
-        self._keep(body)
+        if self._keep is not None:
+            body["store"] = self._keep(body)
         return [*events, {"type": f"response.{status}", "response": body}]
 
-    def _keep(self, body: dict[str, Any]) -> None:
-        plan = self._plan
-        if plan.store is not None:
-            inputs = [placed.item for placed in plan.inputs]
-            previous = plan.request.previous_response_id
-            body["store"] = plan.store.add(plan.caller, body, inputs, previous=previous)
-
     def _body(self, status: str) -> dict[str, Any]:
-        request, plan = self._plan.request, self._plan.plan
+        request, plan = self._request, self._generation.plan
         params = plan.params
         text = request.text.model_dump(by_alias=True, exclude_none=True) if request.text else {}
         body: dict[str, Any] = {
             "id": plan.request_id,
             "object": "response",
-            "created_at": self._plan.created,
+            "created_at": self._created,
             "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
             "background": False,
@@ -110,11 +113,11 @@ class ResponsesRenderer:
             "reasoning": {"effort": request.effort or plan.profile.effort, "summary": None},
             "safety_identifier": request.safety_identifier,
             "service_tier": "default",
-            "store": self._plan.store is not None,
+            "store": self._keep is not None,
             "temperature": params.temperature,
             "text": {"format": {"type": "text"}} | text,
             "tool_choice": request.tool_choice or "auto",
-            "tools": self._plan.tools.shown,
+            "tools": self._tools.shown,
             "top_logprobs": request.top_logprobs or 0,
             "top_p": params.top_p,
             "truncation": request.truncation or "disabled",

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from gptoss.api.chat.continuation import read_prefill
-from gptoss.api.chat.messages import read_messages
+from gptoss.api.chat.messages import read_messages, read_prefill
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.config.profiles import PROFILES

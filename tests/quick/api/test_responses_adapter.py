@@ -13,6 +13,7 @@ from gptoss.api.http.encrypted_content import seal
 from gptoss.api.http.errors import InvalidRequest, field_names, from_validation
 from gptoss.api.responses import items as responses_items
 from gptoss.api.responses.adapter import ReadRequest, read_request
+from gptoss.api.responses.items import placed_items
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.errors import GenerationError
@@ -55,7 +56,7 @@ def told(number: int, origin: int) -> ToolResult:
 
 def body_of(*items: Any, **more: Any) -> ReadRequest:
     request = ResponsesRequest.model_validate({"model": "m", "input": list(items)} | more)
-    return read_request(request, request.placed())
+    return read_request(request, placed_items(request.input))
 
 
 def messages_of(*items: Any, **more: Any) -> list[Message]:

@@ -9,6 +9,7 @@ import pytest
 
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.responses.adapter import read_request
+from gptoss.api.responses.items import placed_items
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.tools import joined_name, read_choice, read_tools
@@ -87,7 +88,7 @@ def test_history_keeps_the_namespace_of_tools_that_are_gone() -> None:
     call = {"type": "function_call", "call_id": "c", "name": "f", "namespace": "a", "arguments": "{}"}
     for tools in [], [namespace("a", function("f"))], [namespace("b", function("f"))]:
         request = ResponsesRequest.model_validate({"model": "m", "input": [call], "tools": tools})
-        (message,) = read_request(request, request.placed()).conversation().messages
+        (message,) = read_request(request, placed_items(request.input)).conversation().messages
         assert isinstance(message, ToolCall)
         assert message.name == joined_name("a", "f") == "a__f"
 

@@ -20,6 +20,7 @@ from gptoss.api.chat.messages import read_messages
 from gptoss.api.chat.output import fold, write_delta
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.responses.adapter import read_request
+from gptoss.api.responses.items import placed_items
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve
@@ -133,7 +134,7 @@ class Items:
 
     def conversation(self) -> Conversation:
         request = ResponsesRequest.model_validate({"model": "m", "input": self.items})
-        return read_request(request, request.placed()).conversation()
+        return read_request(request, placed_items(request.input)).conversation()
 
 
 class Sealed(Items):

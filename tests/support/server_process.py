@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "TEST_SERVER_PYTHON"  # environment: the interpreter that has the server's packages
+PR_SET_PDEATHSIG = 1
 LOG_FOLDER = "TEST_LOG_FOLDER"  # environment: servers' logs are kept there
 
 
@@ -26,6 +28,11 @@ def free_port() -> int:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]
         return port
+
+
+def _end_with_tests() -> None:
+    """In the child: a run that is interrupted leaves no server behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class ServerProcess:
@@ -45,6 +52,7 @@ class ServerProcess:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
+            preexec_fn=_end_with_tests if sys.platform == "linux" else None,
         )
 
     @property

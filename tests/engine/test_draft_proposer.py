@@ -233,3 +233,53 @@ def test_masks_behind_drafts_are_what_they_would_be_there() -> None:
     assert len(ids) == 1 + len(wrong) and len(padded) == len(ids) * size
     assert padded[: 2 * size] == masks[: 2 * size]
     assert guided.forced("r") == vocabulary.encode("red or")
+
+
+def propose_and_observe(drafter: Drafter, request: Request, num_accepted: int) -> int:
+    """One step of a request; returns the number of drafts."""
+    drafts = drafter.propose(request, 3)
+    if drafts:
+        drafter.observe(request.request_id, len(drafts), min(num_accepted, len(drafts)))
+    return len(drafts)
+
+
+def test_drafts_that_are_wrong_stop_and_are_tried_again_ever_more_rarely() -> None:
+    drafter, request = Drafter(None, 3), make_request("a", [1, 2, 3, 4, 5, 6, 1, 2, 3], max_tokens=100)
+    steps = [propose_and_observe(drafter, request, 0) for _ in range(300)]
+    assert steps[0] == 3
+    assert steps[1:9] == [0] * 8 and steps[9] == 1
+    assert sum(steps) <= 3 + 6  # trials after pauses of 8, 16, 32, 64, 128 and 128 steps
+
+
+def test_drafts_that_are_right_again_come_back_in_full() -> None:
+    drafter, request = Drafter(None, 3), make_request("a", [1, 2, 3, 4, 5, 6, 1, 2, 3], max_tokens=100)
+    assert propose_and_observe(drafter, request, 0) == 3
+    rest = [propose_and_observe(drafter, request, 3) for _ in range(12)]
+    assert rest == [0] * 8 + [1, 3, 3, 3]
+
+
+def test_drafts_that_are_mostly_right_never_stop() -> None:
+    drafter, request = Drafter(None, 3), make_request("a", [1, 2, 3, 4, 5, 6, 1, 2, 3], max_tokens=100)
+    assert [propose_and_observe(drafter, request, 2) for _ in range(200)] == [3] * 200
+
+
+class TwoForced:
+    """A grammar that forces two tokens, until it is told not to."""
+
+    forcing = True
+
+    def forced(self, request_id: str) -> list[int]:
+        return [1, 2] if self.forcing else []
+
+    def allowed(self, request_id: str, drafts: list[int]) -> list[int]:
+        return drafts
+
+
+def test_forced_tokens_do_not_count() -> None:
+    guided = TwoForced()
+    drafter = Drafter(guided, 3)  # type: ignore[arg-type]
+    request = make_request("a", [1, 2, 3, 1, 2, 9, 9, 1, 2, 3], max_tokens=100)
+    steps = [propose_and_observe(drafter, request, 2) for _ in range(9)]
+    assert steps == [3, 3] + [2] * 7  # the third token was remembered, and wrong
+    guided.forcing = False
+    assert propose_and_observe(drafter, request, 0) == 0  # the pause goes on: right forced tokens have not ended it

@@ -202,7 +202,10 @@ class Scheduler:
             if request is None or request.status is not RequestStatus.RUNNING:
                 continue  # aborted during the step
             accepted = result.accepted.get(request_id, [])
-            num_rejected = len(scheduled.draft_tokens.get(request_id, ())) - len(accepted)
+            num_drafts = len(scheduled.draft_tokens.get(request_id, ()))
+            num_rejected = num_drafts - len(accepted)
+            if num_drafts and self._drafter is not None:
+                self._drafter.observe(request_id, num_drafts, len(accepted))
             first = request.num_output_tokens == 0
             request.token_ids += accepted
             prompt_logprobs = self._unsent_prompt_logprobs(request, result.prompt_logprobs.get(request_id, []))

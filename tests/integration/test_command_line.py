@@ -264,3 +264,9 @@ def test_what_is_recorded_can_be_replayed(url: str, capsys: pytest.CaptureFixtur
     file.write_text(file.read_text() + "{}\n")
     code, _, err = gptoss(capsys, "replay", str(file), "--url", url, "--json")
     assert (code, err) == (2, f"error: {file}, line 3: not a recorded request ('format' is not 1)\n")
+
+
+def test_check_in_a_terminal() -> None:
+    with terminal("check", "--port", str(free_port()), "--model", "no/such-model") as shown:
+        assert shown.wait() == 1
+    assert "\x1b[31mmissing  \x1b[0mcheckpoint" in shown.seen and "remedy: gptoss serve downloads it" in shown.text

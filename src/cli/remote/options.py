@@ -62,3 +62,11 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not an integer of at least 1")
     return value
+
+
+def port_number(text: str) -> int:
+    """Returns a number from 1 to 65535, for argparse."""
+    value = int(text)
+    if not 1 <= value <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port (1 to 65535)")
+    return value

@@ -88,7 +88,7 @@ class ServerContext:
 
     @property
     def tags(self) -> dict[str, str]:
-        """What is really loaded; labels of metrics, and part of every report."""
+        """What is loaded: labels of the metrics, and part of every report."""
         ready = self.engine.ready
         return {
             "model_id": self.model_id,
@@ -101,7 +101,7 @@ class ServerContext:
 
     @property
     def system_fingerprint(self) -> str:
-        """Changes when the server could answer the same request otherwise."""
+        """Changes when the server could answer the same request differently."""
         text = f"{__version__} {sorted(self.tags.items())}"
         return "fp_" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 

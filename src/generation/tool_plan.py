@@ -27,8 +27,8 @@ class ToolPlan:
 
 
 def plan_tools(policy: ToolPolicy, *, guide_arguments: bool = False) -> ToolPlan:
-    """`guide_arguments`: arguments follow the tool's schema even where nobody asked for it, if the schema can be
-    enforced. Raises GenerationError.
+    """`guide_arguments`: arguments follow the tool's schema even where the request does not ask for it, if the
+    schema can be enforced. Raises GenerationError.
     """
     _check_names(policy)
     plan = ToolPlan([] if policy.mode == "none" else policy.tools)

@@ -151,7 +151,7 @@ def reasoning_fields(setting: str) -> tuple[str, ...]:
 def write_delta(
     choice: ChatChoice, delta: Delta, reasoning_fields: Sequence[str], is_legacy: bool = False
 ) -> dict[str, Any] | None:
-    """-> the `delta` object, None if there is nothing that the client wants."""
+    """The `delta` object; None where the client is shown nothing of it."""
     if delta.channel is not None:
         return None
     if delta.kind == "content":

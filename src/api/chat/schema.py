@@ -128,7 +128,7 @@ class ChatCompletionRequest(SamplingFields):
 
 
 def check_message(message: Message, where: str) -> None:
-    """Raises for what a role does not allow; `where` is the message's place, as in `messages[2]`."""
+    """Raises for what a role does not allow; `where` is the message's field, as in `messages[2]`."""
     role = message.role
     if role not in ROLES:
         raise fail(f"Invalid value: {role!r}. Supported roles are {', '.join(ROLES)}.", f"{where}.role")

@@ -51,7 +51,7 @@ def _finite(value: float) -> float:
 
 def _function_name(value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise fail(f"{value!r} is no function name: 1 to 64 letters, digits, '_' and '-' are allowed")
+        raise fail(f"{value!r} is not a valid function name: 1 to 64 letters, digits, '_' and '-' are allowed")
     return value
 
 
@@ -92,7 +92,7 @@ class StructuredOutputs(Strict):
     disable_additional_properties: bool | None = None
 
 
-# of a list without a limit the first problem is told; to note a million of them would hold up all other requests
+# Lists without a limit report their first problem alone: collecting a million would hold up all other requests.
 FIRST_PROBLEM = Field(fail_fast=True)
 
 

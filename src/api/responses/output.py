@@ -106,8 +106,8 @@ class OutputItems:
         return [added, self._event("response.content_part.added", content_index=0, part=deepcopy(part))]
 
     def _event(self, event: str, /, **fields: Any) -> Event:
-        place = {"item_id": self._current["id"], "output_index": len(self.items) - 1}
-        return {"type": event} | place | fields
+        position = {"item_id": self._current["id"], "output_index": len(self.items) - 1}
+        return {"type": event} | position | fields
 
     def _of_item(self, name: str) -> Event:
         item = dict(self._current)

@@ -34,7 +34,7 @@ RESPONSE_BYTES, ITEM_BYTES = 500, 130  # what one costs beside its JSON, measure
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    previous: str | None  # the id of the response that it went on from
+    previous: str | None  # the id of the response that it continues
     input: bytes  # JSON: the items of its own request
     body: bytes  # JSON: the response as it was sent
     item_ids: tuple[str, ...]
@@ -178,7 +178,7 @@ def _as_input_item(item: Item) -> Item:
 @dataclass(frozen=True, slots=True)
 class ResolvedInput:
     own: list[PlacedItem]  # of this request, none of them a reference
-    earlier: list[PlacedItem]  # of the responses that it goes on from
+    earlier: list[PlacedItem]  # of the responses that it continues
     uses_store: bool  # whether anything here was not sent with the request
 
     @property

@@ -67,17 +67,17 @@ def _fixed(items: Sequence[PlacedItem]) -> set[int]:
 
 def _allowed_sizes(items: Sequence[PlacedItem], cuttable: Sequence[int]) -> list[int]:
     """The numbers of cuttable items that can be cut without separating a call from its results."""
-    place = {index: number for number, index in enumerate(cuttable)}
-    called: dict[Any, int] = {}  # by call id: the last call's place among the cuttable items
+    positions = {index: number for number, index in enumerate(cuttable)}
+    called: dict[Any, int] = {}  # by call id: the last call's position among the cuttable items
     needed = [number + 1 for number in range(len(cuttable))]  # to cut this one, so many must go
     for index, item in enumerate(items):
         kind, call_id = _field(item, "type"), _field(item, "call_id")
         if not isinstance(kind, str) or not isinstance(call_id, str):
             continue
         if kind.endswith("_call"):
-            called[call_id] = place.get(index, _NEVER)
+            called[call_id] = positions.get(index, _NEVER)
         elif kind.endswith("_output") and called.get(call_id, _NEVER) != _NEVER:
-            needed[called[call_id]] = place.get(index, len(cuttable)) + 1
+            needed[called[call_id]] = positions.get(index, len(cuttable)) + 1
     sizes, most = [0], 0
     for number in range(len(cuttable)):
         most = max(most, needed[number])

@@ -1,8 +1,8 @@
 """Byte-pair encoding of one piece of text of any length, in bounded memory.
 
-Tokens in a row are the encoding of their bytes if each two neighbours are the encoding of theirs. Merges happen in the
-order of (rank, position), so the first merge across a boundary would also happen among these two tokens alone. A long
-piece is therefore encoded in windows, and only the pair of tokens where two windows meet has to be checked.
+A sequence of tokens is the encoding of its bytes if each pair of neighbours is the encoding of theirs: merges happen in
+the order of (rank, position), so the first merge across a boundary would also happen between these two tokens alone. A
+long piece is therefore encoded in windows, and only the pair of tokens where two windows meet has to be checked.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-WINDOW = 512  # bytes; the library's time for a window grows with the square of this
-TAIL = 64  # bytes at a window's end that are encoded again with what follows
+WINDOW = 512  # bytes; the library takes quadratic time for a window
+TAIL = 64  # bytes at a window's end that are encoded again with the next window
 
 
 class TooManyTokensError(ValueError):
-    """The text has more tokens than `Limits.most`."""
+    """The text has more tokens than `Limits.max_tokens`."""
 
 
 class EncodingStoppedError(Exception):
@@ -30,21 +30,21 @@ def _never() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When encoding ends early: beyond `most` tokens, or once `stopped` returns true."""
+    """Ends encoding early: beyond `max_tokens`, or once `stopped` returns true."""
 
-    most: int = sys.maxsize
+    max_tokens: int = sys.maxsize
     stopped: Callable[[], bool] = _never
 
     def less(self, num_tokens: int) -> Limits:
-        """What is left after so many tokens. Raises as `check` does."""
+        """The limits that are left after `num_tokens`. Raises as `check` does."""
         if self is UNLIMITED:
             return self
         self.check(num_tokens)
-        return Limits(self.most - num_tokens, self.stopped)
+        return Limits(self.max_tokens - num_tokens, self.stopped)
 
     def check(self, num_tokens: int = 0) -> None:
         """Raises TooManyTokensError or EncodingStoppedError."""
-        if num_tokens > self.most:
+        if num_tokens > self.max_tokens:
             raise TooManyTokensError
         if self.stopped():
             raise EncodingStoppedError
@@ -55,7 +55,7 @@ UNLIMITED = Limits()
 
 @dataclass(frozen=True)
 class BytePairs:
-    """`encode_text` returns the tokens of a text, or None where it would not read the text as one piece."""
+    """The encoder. `encode_text` returns the tokens of a text, or None if it would split the text into pieces."""
 
     token_bytes: Sequence[bytes]
     rank_of: Mapping[bytes, int]
@@ -64,7 +64,7 @@ class BytePairs:
     _pairs: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     def encode(self, data: bytes, limits: Limits = UNLIMITED, num_before: int = 0) -> list[int]:
-        """Tokens of one piece. `num_before`: tokens that count towards the limit already.
+        """Encodes one piece. `num_before`: tokens that already count towards the limit.
 
         Raises:
             TooManyTokensError: as soon as the piece certainly has more tokens than allowed.
@@ -72,7 +72,7 @@ class BytePairs:
         """
         ids: list[int] = []
         start, end = 0, min(WINDOW, len(data))
-        check_at = limits.most + self.longest  # the check of certainty costs a few milliseconds
+        check_at = limits.max_tokens + self.longest  # the exact check costs a few milliseconds
         while True:
             limits.check()
             window = self._encode_window(data[start:end])
@@ -86,7 +86,7 @@ class BytePairs:
             ids += window[:count]
             start += size
             if num_before + len(ids) > check_at:
-                if self._certainly_more(ids, data, start, limits.most - num_before):
+                if self._certainly_more(ids, data, start, limits.max_tokens - num_before):
                     raise TooManyTokensError
                 check_at += 8 * self.longest
             end = min(start + WINDOW, len(data))
@@ -109,8 +109,10 @@ class BytePairs:
         return known
 
     def _settled(self, window: list[int], data: bytes, start: int) -> tuple[int, int]:
-        """-> how many of the window's tokens to keep, and their bytes: up to TAIL before its end, at a character's
-        beginning where there is one. One token is always kept."""
+        """Returns how many of the window's tokens to keep, at least one, and their number of bytes.
+
+        They end TAIL bytes before the window does, at the beginning of a character if possible.
+        """
         sizes = [len(self.token_bytes[token]) for token in window]
         count, size, left_over = len(window), sum(sizes), 0
         while count > 1 and left_over < TAIL:
@@ -123,11 +125,11 @@ class BytePairs:
             size -= sizes[count]
         return fallback if data[start + size] & 0xC0 == 0x80 else (count, size)
 
-    def _certainly_more(self, ids: list[int], data: bytes, end: int, most: int) -> bool:
-        """Whether the whole piece has more than `most` tokens, if `ids` are those of data[:end].
+    def _certainly_more(self, ids: list[int], data: bytes, end: int, max_tokens: int) -> bool:
+        """Whether the whole piece has more than `max_tokens` tokens, if `ids` are those of data[:end].
 
-        Some token of the whole piece begins less than `longest` bytes before `end` or there; what is before it is the
-        encoding of those bytes. So the least count over all these beginnings is certain.
+        Some token of the whole piece begins at most `longest` - 1 bytes before `end`, and the tokens before it are the
+        encoding of the bytes before it. So the whole piece has at least the lowest count over all these beginnings.
         """
         count, base = len(ids), end
         while count > 1 and base > end - 2 * self.longest:
@@ -135,15 +137,15 @@ class BytePairs:
             base -= len(self.token_bytes[ids[count]])
         for begin in range(end - self.longest + 1, end + 1):
             rest = merge_bytes(data[base:begin], self.rank_of)
-            if not self._joins(ids[count - 1], rest[0]) or count + len(rest) <= most:
+            if not self._joins(ids[count - 1], rest[0]) or count + len(rest) <= max_tokens:
                 return False
         return True
 
 
 def merge_bytes(data: bytes, rank_of: Mapping[bytes, int]) -> list[int]:
-    """Byte-pair encoding of one piece: always the pair of lowest rank first, leftmost of equals. O(n log n)."""
+    """Encodes one piece: merges the pair of lowest rank first, the leftmost of equals. O(n log n)."""
     size = len(data)
-    # the token starting at i ends at end_of[i]; 0 once it is merged into another
+    # the token that starts at i ends at end_of[i]; 0 once it is merged into another
     end_of = list(range(1, size + 1))
     start_before = list(range(-1, size))  # start of the token that ends at i
     heap: list[tuple[int, int, int]] = []
@@ -162,7 +164,7 @@ def merge_bytes(data: bytes, rank_of: Mapping[bytes, int]) -> list[int]:
         _, start, end = heapq.heappop(heap)
         middle = end_of[start]
         if middle == 0 or middle >= size or end_of[middle] != end or middle == end:
-            continue  # one of the two has been merged since
+            continue  # one of the two has been merged already
         end_of[start], end_of[middle] = end, 0
         if end < size:
             start_before[end] = start

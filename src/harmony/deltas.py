@@ -1,4 +1,4 @@
-"""Pieces of an answer, and the answer that they add up to."""
+"""The deltas of an answer, and the message that they add up to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["reasoning", "content", "tool_call"]
-SEPARATOR = "\n"  # between two messages of one kind; no token stands for it
+SEPARATOR = "\n"  # between two messages of one kind; it has no token
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of the answer. The first delta of a tool call brings its name, that of any other message its channel."""
+    """A piece of an answer. The first delta of a tool call has its name, that of any other message its channel."""
 
     kind: Kind
     text: str
@@ -20,7 +20,7 @@ class Delta:
     tool_name: str | None = None
     channel: str | None = None  # of a message that begins here; such a delta has no text
     is_separator: bool = False
-    tokens: tuple[int, ...] = ()  # places in the output of the tokens that this text was made from
+    tokens: tuple[int, ...] = ()  # positions in the output of the tokens of this text
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class ToolCall:
 
 @dataclass(slots=True)
 class ParsedMessage:
-    """The fold of all deltas. None: there was no such part; "" is a part without text."""
+    """The sum of all deltas. None: there was no such part; "" is a part without text."""
 
     reasoning: str | None = None
     content: str | None = None

@@ -1,4 +1,4 @@
-"""Results cached by the digest of a text: texts may have megabytes, and clients repeat them with each request."""
+"""A cache of results by the digest of a text: texts may have megabytes, and clients repeat them in each request."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class DigestCache(Generic[T]):
     """The most recently used results. Thread-safe."""
 
     def __init__(self, max_entries: int, max_chars: int) -> None:
-        """`max_chars`: of the texts together; a result takes about as much memory as its text."""
+        """`max_chars`: total length of the texts; a result takes about as much memory as its text."""
         self._max_entries = max_entries
         self._results: LruCache[bytes, tuple[T, int]] = LruCache(max_chars, lambda _, result: result[1])
         self._lock = Lock()
 
     def get(self, text: str, compute: Callable[[], T]) -> T:
-        """The text's result, computed once. What `compute` raises is raised and not kept."""
+        """The result for a text, computed once. Exceptions of `compute` are not cached."""
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         with self._lock:
             known = self._results.get(digest)

@@ -1,8 +1,8 @@
-"""The ids with which the model wrote its messages, for history that clients send back as text.
+"""Remembers the token ids of generated messages, for history that clients send back as text.
 
-Several sequences of ids decode to one text, so a message is looked up by the messages before it: all but analysis,
-which later turns leave out. Analysis is looked up by its index among the analysis since then, too. Where that finds
-nothing, as after a change of the system message, the last message with the same content is used.
+Several sequences of ids decode to one text, so a message is looked up by the messages before it, except analysis, which
+later turns omit. Analysis is also looked up by its index among the analysis since then. If that finds nothing, as after
+a change of the system message, the last message with the same content is used.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from gptoss.harmony.ids_cache import ids_cache
 from gptoss.harmony.render import HarmonyMessage, render_message, split_generated
 from gptoss.harmony.vocabulary_files import Vocabulary
 
-_CANONICAL: array[int] = array("I")  # the generated ids were those that rendering gives
+_CANONICAL: array[int] = array("I")  # the generated ids were equal to the rendered ones
 
 
 class _Context:
-    """A hash of the messages so far, from which the keys of the next message follow."""
+    """A hash of the messages so far, which determines the keys of the next message."""
 
     def __init__(self, scope: str, saved: bytes = b"") -> None:
         self._scope = scope.encode()
@@ -31,7 +31,7 @@ class _Context:
         self._num_analysis = int.from_bytes(num_analysis)
 
     def keys(self, message: HarmonyMessage) -> tuple[bytes, bytes]:
-        """The key by the messages before it and the key by its content alone. Appends the message."""
+        """The message's key by the messages before it and its key by content only. Appends the message."""
         data = msgspec.msgpack.encode(_normal(message))
         if message.header == "assistant" and message.channel == "analysis":
             placed = self._digest(b"%b %d %b" % (self._before, self._num_analysis, data))
@@ -49,7 +49,7 @@ class _Context:
 
 
 class GeneratedIds:
-    """Thread-safe."""
+    """The cache of generated ids. Thread-safe."""
 
     def __init__(self, vocabulary: Vocabulary, max_bytes: int, ttl_s: float) -> None:
         self._vocabulary = vocabulary
@@ -57,7 +57,7 @@ class GeneratedIds:
         self._lock = Lock()
 
     def find(self, messages: Sequence[HarmonyMessage], scope: str) -> tuple[list[array[int] | None], bytes]:
-        """The ids of each message, None for those that rendering gives, and the context after them, for `add`."""
+        """The ids of each message, None if they equal the rendered ones, and the context after them, for `add`."""
         context = _Context(scope)
         found: list[array[int] | None] = []
         for message in messages:
@@ -71,7 +71,7 @@ class GeneratedIds:
         return found, context.save()
 
     def add(self, token_ids: Sequence[int], context: bytes, scope: str) -> None:
-        """Keeps the ids that the model wrote after `<|start|>assistant`."""
+        """Stores the ids that the model generated after `<|start|>assistant`."""
         after = _Context(scope, context)
         for message, ids in split_generated(token_ids, self._vocabulary):
             canonical = ids == render_message(message, self._vocabulary)
@@ -82,7 +82,7 @@ class GeneratedIds:
 
 
 def _normal(message: HarmonyMessage) -> HarmonyMessage:
-    """The message as clients send it back, who do not see all that the model wrote."""
+    """The message in the form in which clients send it back; they do not see everything the model wrote."""
     if message.recipient is None and message.content_type is not None:
         return replace(message, content_type=None)
     if message.recipient is not None and not message.text.strip():

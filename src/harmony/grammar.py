@@ -1,9 +1,9 @@
-"""What the assistant's turn may look like, as one Lark grammar over all its tokens.
+"""Builds the Lark grammar of the assistant's turn, over all its tokens.
 
-The engine runs the grammar without knowing Harmony. It begins after `<|start|>assistant`; headers are written as exact
-token ids, so the model can only write them in the one form it was trained on: channel-first, with a space before
-`<|constrain|>json`. Only a tool's name may be in any tokens that spell it. Bodies are free text, in which no special
-token but the message's end can be sampled, or JSON.
+The engine runs the grammar without knowing Harmony. It begins after `<|start|>assistant`; headers are exact token ids,
+so the model can only write them in the form it was trained on: channel-first, with a space before `<|constrain|>json`.
+Only a tool's name may consist of any tokens that spell it. Bodies are JSON, or free text in which the only special
+token that can be sampled is the message's end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gptoss.harmony.schema.checks import SchemaError
 from gptoss.harmony.special_tokens import CALL, CHANNEL, CONSTRAIN, END, ENDOFTEXT, MESSAGE, RETURN, START
 from gptoss.harmony.vocabulary_files import Vocabulary
 
-# One space, or a line break and its indentation: what models write, and bounded, so that no answer ends in blanks.
+# One space, or a line break and indentation, as models write it. Bounded, so that answers cannot end in endless blanks.
 _WHITESPACE = r"(\n {0,32}| )"
 MAX_CHECKED = 10_000  # grammars known to compile
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -32,20 +32,20 @@ class ToolSpec:
     name: str
     parameters: Mapping[str, Any] | None  # None: any object
     constrained: bool  # arguments follow `parameters`; otherwise any text
-    asked: bool = True  # the client wants them to; else they do as long as the grammar allows it
-    strict: bool = False  # they have to: nothing may be relaxed
+    asked: bool = True  # whether the client requested that
+    strict: bool = False  # nothing may be relaxed
 
 
 @dataclass(frozen=True, slots=True)
 class TurnSpec:
-    """What one request permits."""
+    """What the turn of one request may contain."""
 
     tools: Sequence[ToolSpec] = ()
     must_call: bool = False  # tool_choice required, or a named function
     final_schema: Mapping[str, Any] | None = None  # JSON schema of the final message's body
-    final_rule: str | None = None  # the rule of that body where it is not JSON
-    reasoning_budget: int | None = None  # tokens of analysis text, after which it is closed; None: no bound
-    is_opened: bool = True  # the prompt ends after `<|start|>assistant`; else at the end of a message
+    final_rule: str | None = None  # the rule of that body if it is not JSON
+    reasoning_budget: int | None = None  # maximum tokens of analysis text; None: no limit
+    is_opened: bool = True  # whether the prompt ends after `<|start|>assistant`, not at the end of a message
 
     @property
     def has_free_final(self) -> bool:
@@ -53,7 +53,7 @@ class TurnSpec:
 
 
 def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
-    """-> Lark text for llguidance. Schemas are taken as they are: see schema/enforce.py."""
+    """Returns Lark text for llguidance. Its schemas must be enforceable: see schema/enforce.py."""
 
     def ids(text: str) -> str:
         return " ".join(f"<[{token}]>" for token in vocabulary.encode(text))
@@ -89,7 +89,7 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
 
 
 def text_grammar(rule: str = "TEXT", ends: Sequence[int] = (RETURN, ENDOFTEXT)) -> str:
-    """-> Lark text for one text that follows a rule, and the token that ends it."""
+    """Returns Lark text for one text that follows a rule, and the token that ends it."""
     last = " | ".join(f"<[{token}]>" for token in ends)
     return _lark(f"answer ({last})", [f"answer: {rule}"])
 
@@ -99,13 +99,15 @@ def _lark(start: str, rules: Sequence[str]) -> str:
 
 
 def choice_rule(choices: Sequence[str]) -> str:
-    """One of these texts."""
+    """A rule for one of these texts."""
     return " | ".join(json.dumps(choice) for choice in choices)
 
 
 def pattern_rule(pattern: str) -> str:
-    """A whole text that a regular expression matches. Characters that are operators to the grammar alone, `/` and,
-    within a class, `[`, `&` and `~`, are escaped."""
+    """A rule for a whole text that a regular expression matches.
+
+    Characters that are operators only in the grammar, `/` and, within a class, `[`, `&` and `~`, are escaped.
+    """
     out, at, in_class = [], 0, False
     while at < len(pattern):
         char = pattern[at]
@@ -113,7 +115,7 @@ def pattern_rule(pattern: str) -> str:
             char, at = pattern[at : at + 2], at + 1
         elif char == "[" and not in_class:
             in_class = True
-            for opening in ("[^]", "[]", "[^"):  # a bracket that comes first is an ordinary one
+            for opening in ("[^]", "[]", "[^"):  # a leading closing bracket is an ordinary character
                 if pattern.startswith(opening, at):
                     char, at = opening.replace("]", "\\]"), at + len(opening) - 1
                     break
@@ -127,8 +129,10 @@ def pattern_rule(pattern: str) -> str:
 
 
 def _turn(spec: TurnSpec) -> str:
-    """The order of messages. A preamble is content for the client, so before a final of a given format there is
-    none: it only leads to a call."""
+    """The order of messages.
+
+    A preamble is content for the client, so there is none before a final message of a given format, only before calls.
+    """
     reasoning = [] if spec.reasoning_budget == 0 else ["analysis"]
     calls = [f"call{number}" for number in range(len(spec.tools))]
     if spec.must_call or not calls:
@@ -140,15 +144,16 @@ def _turn(spec: TurnSpec) -> str:
 
 
 def _before(spec: TurnSpec, messages: Sequence[str]) -> str:
-    """Any number of these; with a budget each once, so that the bounds add up."""
+    """Any number of these messages; with a budget each at most once, so that the limits add up."""
     if spec.reasoning_budget is None:
         return f"({' | '.join(messages)})*"
     return " ".join(f"{name}?" for name in messages)
 
 
 def fitted_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> tuple[str, tuple[int, ...]]:
-    """-> (Lark text that compiles, the indices of the tools whose arguments may be any object because all schemas
-    together are too complex). The largest are relaxed first. Raises SchemaError where that does not help.
+    """Returns (Lark text that compiles, indices of the tools whose arguments are relaxed to any object).
+
+    Schemas that are too complex together are relaxed, the largest first. Raises SchemaError if that does not help.
     """
     grammar = turn_grammar(spec, vocabulary)
     strict = "".join(f"{tool.strict:d}" for tool in spec.tools)
@@ -162,16 +167,16 @@ def _too_many(spec: TurnSpec, vocabulary: Vocabulary, grammar: str) -> tuple[int
         return ()
     guided = [n for n, tool in enumerate(spec.tools) if tool.constrained and not tool.strict]
     guided.sort(key=lambda n: len(json.dumps(spec.tools[n].parameters)), reverse=True)
-    least, most = 0, len(guided)  # relaxing `least` is too few
-    while most - least > 1:
-        count = (least + most) // 2
+    too_few, enough = 0, len(guided)
+    while enough - too_few > 1:
+        count = (too_few + enough) // 2
         if grammar_error(turn_grammar(_relaxed(spec, guided[:count]), vocabulary)) is None:
-            most = count
+            enough = count
         else:
-            least = count
-    if not guided or grammar_error(turn_grammar(_relaxed(spec, guided[:most]), vocabulary)):
+            too_few = count
+    if not guided or grammar_error(turn_grammar(_relaxed(spec, guided[:enough]), vocabulary)):
         raise SchemaError(problem)
-    return tuple(sorted(guided[:most]))
+    return tuple(sorted(guided[:enough]))
 
 
 def _relaxed(spec: TurnSpec, numbers: Sequence[int]) -> TurnSpec:
@@ -180,7 +185,7 @@ def _relaxed(spec: TurnSpec, numbers: Sequence[int]) -> TurnSpec:
 
 
 def grammar_error(grammar: str) -> str | None:
-    """Why a turn's grammar does not compile (too large, say)."""
+    """Why a grammar does not compile, such as its size; None if it does."""
     return LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar), None) or None
 
 
@@ -188,6 +193,6 @@ _fitted: DigestCache[tuple[int, ...]] = DigestCache(MAX_CHECKED, sys.maxsize)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
-    """A JSON text that follows a schema."""
+    """A rule for JSON that follows a schema."""
     guided = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
     return f"%json {json.dumps(guided)}"

@@ -1,4 +1,4 @@
-"""Token ids by key, bounded by bytes and by age."""
+"""A cache of token ids, bounded by bytes and by age."""
 
 from __future__ import annotations
 

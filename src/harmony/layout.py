@@ -1,7 +1,7 @@
-"""The messages that the assistant wrote before a call, encoded in the id of the call.
+"""Encodes the messages before a tool call in the id of the call.
 
-A chat message has one text of reasoning and one of words. Where the model wrote other messages than one of each in this
-order, the id of the call says how to split the texts when they come back: `call_<hex>_A5P0A12` is analysis of five
+A chat message has one text of reasoning and one of content. If the model wrote other messages than one of each in this
+order, the id of the call specifies how to split the texts when they return: `call_<hex>_A5P0A12` is analysis of five
 characters, an empty preamble and analysis of twelve. Lengths are in base 36.
 """
 
@@ -29,14 +29,14 @@ def new_call_id(before: Sequence[tuple[str, int]] = ()) -> str:
 
 
 def _is_usual(before: Sequence[tuple[str, int]]) -> bool:
-    """Whether a chat message has this form by itself: analysis, then a preamble, each at most once and not empty."""
+    """Whether a chat message implies this form: analysis, then a preamble, each at most once and not empty."""
     channels = [channel for channel, _ in before]
     ordered = channels in ([], ["analysis"], ["commentary"], ["analysis", "commentary"])
     return ordered and all(size for _, size in before)
 
 
 def messages_before(call_id: str, reasoning: str, words: str) -> list[AssistantMessage] | None:
-    """The messages that these texts were joined from; None: the id does not say, or the texts have changed since."""
+    """The messages that the texts were joined from; None if the id does not specify them or the texts have changed."""
     found = _ID.fullmatch(call_id)
     if found is None:
         return None

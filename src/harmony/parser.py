@@ -1,7 +1,7 @@
-"""Generated token ids to reasoning, content and tool calls.
+"""Parses generated token ids into reasoning, content and tool calls.
 
-The model's output is Harmony with noise: missing and doubled markers, misspelt channels, recipients in odd places. The
-parser decides by recipient first, then by channel; it never raises and never loses text. Every departure from the
+The model's output is Harmony with noise: missing and repeated markers, misspelt channels, misplaced recipients. The
+parser decides by recipient first, then by channel; it never raises and never loses text. Every deviation from the
 format that it repairs is counted by kind in `recoveries`.
 """
 
@@ -30,7 +30,7 @@ from gptoss.harmony.special_tokens import (
 from gptoss.harmony.vocabulary_files import Vocabulary
 
 CHANNELS = ("analysis", "commentary", "final")
-MAX_HEADER_BYTES = 256  # longer, and the message marker is taken as missing
+MAX_HEADER_BYTES = 256  # after this the message marker is assumed to be missing
 _CONTENT_TYPES = frozenset({"json", "code", "text"})
 _NOT_A_TOOL = frozenset({"assistant", "user", "all", "system", "developer"})
 _RECIPIENT = re.compile(r"\bto=([^\s<]*)")
@@ -45,7 +45,7 @@ class _State(enum.Enum):
 
 @dataclass(slots=True)
 class _Header:
-    """Text of a header by the marker before it."""
+    """The text of a header by the marker before it."""
 
     segments: list[tuple[int, bytearray]] = field(default_factory=lambda: [(START, bytearray())])
     tokens: list[int] = field(default_factory=list)
@@ -62,12 +62,12 @@ class _Header:
 class _Resolved:
     kind: Kind | None  # None: content if this is the last message, else reasoning
     tool_name: str | None
-    leftover: str  # header text that is no part of a header
+    leftover: str  # text that does not belong in a header
     channel: str = "final"  # of reasoning and content
 
 
 class ResponseParser:
-    """Starts where the prompt ends, after `<|start|>assistant`."""
+    """Parses one answer. It begins where the prompt ends, after `<|start|>assistant`."""
 
     def __init__(self, vocabulary: Vocabulary, tool_names: Collection[str] = ()) -> None:
         self._vocabulary = vocabulary
@@ -76,25 +76,25 @@ class ResponseParser:
         self._header = _Header()
         self._kind: Kind | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held: list[int] = []  # tokens whose bytes are not out yet
+        self._held: list[int] = []  # tokens whose bytes have not been emitted
         self._undecided: list[tuple[str, tuple[int, ...]]] = []
         self._undecided_tokens = 0
-        self._separate: set[Kind] = set()  # kinds that have had a message with text already
+        self._separate: set[Kind] = set()  # kinds that already had a message with text
         self._message_has_text = False
         self._num_calls = 0
         self._arguments_empty = True
         self._position = -1
         self._message_tokens = 0
-        self._begun: list[Delta] = []  # of a message that the prompt has opened
+        self._begun: list[Delta] = []  # of a message that the prompt opened
         self.num_reasoning_tokens = 0
         self.recoveries: Counter[str] = Counter()
 
     def open_final(self) -> None:
-        """The prompt ends within the text of a final message."""
+        """Begins within the text of a final message, where the prompt ends."""
         self._open_body(_Resolved("content", None, ""), self._begun)
 
     def await_start(self) -> None:
-        """The prompt ends before `<|start|>`."""
+        """Begins before `<|start|>`, where the prompt ends."""
         self._state = _State.BETWEEN
 
     def push(self, token_id: int) -> list[Delta]:
@@ -118,7 +118,7 @@ class ResponseParser:
         return out
 
     def finish(self, *, truncated: bool = False) -> list[Delta]:
-        """What was held back. `truncated`: the answer was cut by its length, so an open call stays as it is."""
+        """Returns the text that was held back. `truncated`: by the length limit, so an open call stays as it is."""
         out, self._begun = self._begun, []
         if self._state is _State.HEADER:
             self._flush_header(out, discard_bare_call=truncated)
@@ -206,7 +206,7 @@ class ResponseParser:
             out.append(Delta(resolved.kind, "", channel=resolved.channel))
 
     def _open_without_marker(self, resolved: _Resolved, out: list[Delta]) -> None:
-        """The header's text that is no header is the beginning of the body."""
+        """Opens a body that begins with the text that does not belong in the header."""
         self.recoveries["missing_message_marker"] += 1
         tokens = self._header.tokens
         self._open_body(resolved, out)
@@ -214,7 +214,7 @@ class ResponseParser:
         self._emit(resolved.leftover, out)
 
     def _flush_header(self, out: list[Delta], *, discard_bare_call: bool = False) -> None:
-        """A header that ended without a message marker: bare marker words are nothing, other text is a body."""
+        """Ends a header without a message marker: marker words alone are dropped, other text becomes a body."""
         if self._header.is_empty():
             return
         resolved = self._resolve(has_marker=False)
@@ -235,7 +235,7 @@ class ResponseParser:
         self._state = _State.BETWEEN
 
     def _decide(self, kind: Kind, out: list[Delta]) -> None:
-        """Bodies without a channel: `reasoning` once another message follows, `content` at the end."""
+        """Emits bodies without a channel: as reasoning once another message follows, as content at the end."""
         pieces, self._undecided = self._undecided, []
         if kind == "reasoning":
             self.num_reasoning_tokens += self._undecided_tokens
@@ -249,7 +249,7 @@ class ResponseParser:
             self._emit(text, out)
 
     def _aside(self, text: str, out: list[Delta]) -> None:
-        """Prose that stood in a header."""
+        """Emits text of a header as reasoning."""
         self._kind, self._message_has_text, self._held = "reasoning", False, []
         out.append(Delta("reasoning", "", channel="analysis"))
         self._emit(text, out)
@@ -316,40 +316,41 @@ class ResponseParser:
     def _channel_of(
         self, text: str, recipients: list[str], *, has_marker: bool, is_role: bool
     ) -> tuple[str | None, str]:
-        """-> (channel, text that is neither channel, tool name nor content type)."""
+        """Returns (channel, text that is neither channel, tool name nor content type)."""
         name, _, rest = text.strip().partition(" ")
-        exact = name if name in CHANNELS else None
-        if exact is None and name.removeprefix("functions.") in self._tools:
+        if name in CHANNELS:
+            is_text = not has_marker and not _is_content_type(rest)
+            return name, rest if is_text else self._after_content_type(rest)
+        if name.removeprefix("functions.") in self._tools:
             self.recoveries["tool_name_as_channel"] += 1
             recipients.append(name)
             return None, self._after_content_type(rest)
-        if exact is not None:
-            return exact, self._after_content_type(rest) if has_marker or _is_content_type(rest) else rest
         if is_role and len(name) > 16:
             return None, text
         bare = name.lstrip("–—-_.:;,*#>?!'\"() ")
-        for known in CHANNELS:
-            if bare.startswith(known):
-                self.recoveries["misspelt_channel"] += 1
-                glued = bare[len(known) :]
-                if has_marker:
-                    return known, self._after_content_type(rest)
-                return known, glued + (" " + rest if rest else "")
-        for known in CHANNELS:
-            if bare.endswith(known):
-                self.recoveries["misspelt_channel"] += 1
-                before = bare[: -len(known)]
-                return known, before + " " + self._after_content_type(rest)
-        nearest = _nearest_channel(bare)
-        if nearest is not None:
+        repaired = self._misspelt_channel(bare, rest, has_marker=has_marker)
+        if repaired is not None:
             self.recoveries["misspelt_channel"] += 1
-            return nearest, self._after_content_type(rest)
+            return repaired
         if has_marker and not rest and not bare.strip("?!. "):
-            return None, ""  # punctuation where a channel should be
+            return None, ""  # punctuation instead of a channel
         return None, text
 
+    def _misspelt_channel(self, bare: str, rest: str, *, has_marker: bool) -> tuple[str, str] | None:
+        """Returns (channel, other text) by the first rule that applies: text after it, text before it, a typo."""
+        for known in CHANNELS:
+            if bare.startswith(known):
+                if has_marker:
+                    return known, self._after_content_type(rest)
+                return known, bare[len(known) :] + (" " + rest if rest else "")
+        for known in CHANNELS:
+            if bare.endswith(known):
+                return known, bare[: -len(known)] + " " + self._after_content_type(rest)
+        nearest = _nearest_channel(bare)
+        return None if nearest is None else (nearest, self._after_content_type(rest))
+
     def _after_content_type(self, text: str) -> str:
-        """Drops a content type (`json`, or any channel name the model put there); other text is kept."""
+        """Drops a content type (`json`, or a channel name in its place) and returns the other text."""
         stripped = text.strip()
         for known in (*_CONTENT_TYPES, *CHANNELS):
             if stripped == known:
@@ -359,7 +360,7 @@ class ResponseParser:
         return stripped
 
     def _recipient(self, recipients: list[str]) -> tuple[str | None, bool]:
-        """-> (offered tool, whether a recipient was named that is none)."""
+        """Returns (offered tool, whether a recipient is not an offered tool)."""
         names = [r for r in recipients if r and r not in _NOT_A_TOOL]
         offered = [name for r in names if (name := r.removeprefix("functions.")) in self._tools]
         if len(names) > 1:
@@ -368,7 +369,7 @@ class ResponseParser:
 
 
 def _nearest_channel(name: str) -> str | None:
-    """A cut-off (`comment`) or misspelt (`anaylsis`) channel name."""
+    """The channel of a truncated (`comment`) or misspelt (`anaylsis`) name, if there is one."""
     if len(name) < 4:
         return None
     for known in CHANNELS:
@@ -385,7 +386,7 @@ def _is_content_type(text: str) -> bool:
 def parse_tokens(
     vocabulary: Vocabulary, token_ids: Iterable[int], tool_names: Collection[str] = (), *, truncated: bool = False
 ) -> ParsedMessage:
-    """A whole answer at once, through the same deltas as a stream."""
+    """Parses a whole answer, through the same deltas as a stream."""
     parser = ResponseParser(vocabulary, tool_names)
     message = ParsedMessage()
     for token_id in token_ids:

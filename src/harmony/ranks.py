@@ -1,4 +1,4 @@
-"""The two forms in which the ranks of a byte-pair encoding are written."""
+"""Reads the two file formats for the ranks of a byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gptoss.harmony.special_tokens import FIRST_SPECIAL
 
 
 def ranks_from_tokenizer_json(path: Path) -> bytes:
-    """A Hugging Face byte-level BPE file -> the same vocabulary in tiktoken's form (base64 token, space, rank)."""
+    """Converts a Hugging Face byte-level BPE file to tiktoken's format (base64 token, space, rank)."""
     vocab: dict[str, int] = json.loads(path.read_bytes())["model"]["vocab"]
     byte_of = {char: byte for byte, char in byte_to_char().items()}
     translate = str.maketrans({char: chr(byte) for char, byte in byte_of.items()})
@@ -22,13 +22,13 @@ def ranks_from_tokenizer_json(path: Path) -> bytes:
 
 
 def read_ranks(data: bytes) -> dict[bytes, int]:
-    """tiktoken's text form -> token bytes: rank, in rank order."""
+    """Reads tiktoken's format: token bytes -> rank, in the order of ranks."""
     fields = data.split()
     return {base64.b64decode(token): int(rank) for token, rank in zip(fields[::2], fields[1::2], strict=True)}
 
 
 def byte_to_char() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
+    """GPT-2's printable character for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     table = {byte: chr(byte) for byte in printable}
     for offset, byte in enumerate(b for b in range(256) if b not in table):

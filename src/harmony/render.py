@@ -1,7 +1,7 @@
-"""Harmony messages as token ids.
+"""Renders Harmony messages as token ids.
 
 Assistant history is written channel-first, `<|channel|>commentary to=functions.f <|constrain|>json<|message|>`, as the
-model itself writes it; openai-harmony puts the recipient first, which the model has not seen and copies with errors.
+model writes it; openai-harmony puts the recipient first, which the model has not seen and copies with errors.
 Message text never becomes a special token.
 """
 
@@ -26,7 +26,7 @@ KNOWLEDGE_CUTOFF = "2024-06"
 
 @dataclass(frozen=True, slots=True)
 class HarmonyMessage:
-    """`header` is the text after the start token, for assistants without the channel part."""
+    """One message. `header` is the text after the start token, for assistants without the channel part."""
 
     header: str  # "system", "developer", "user", "assistant" or "functions.f to=assistant"
     text: str
@@ -57,7 +57,7 @@ def render_message(message: HarmonyMessage, vocabulary: Vocabulary, limits: Limi
 
 
 def split_generated(token_ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[HarmonyMessage, list[int]]]:
-    """The messages that the model wrote after `<|start|>assistant`, each with its ids as history.
+    """The messages that the model generated after `<|start|>assistant`, each with its ids in history.
 
     Only messages with a well-formed header and an end token are returned; `<|return|>` becomes `<|end|>`.
     """
@@ -117,7 +117,7 @@ def system_message(
 def developer_message(
     instructions: str | None, tools: Sequence[ToolDefinition] = (), schema: ResponseSchema | None = None
 ) -> HarmonyMessage | None:
-    """The message of instructions, tools and the schema of the final message; None without any of them."""
+    """The message with instructions, tools and the schema of the final message; None without any of them."""
     sections = []
     if instructions:
         sections.append(f"# Instructions\n\n{instructions}")

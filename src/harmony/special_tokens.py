@@ -1,4 +1,4 @@
-"""Ids and texts of Harmony's special tokens, and the pattern that splits text before it is merged."""
+"""Ids and texts of Harmony's special tokens, and the pattern that splits text into pieces."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPECIAL_TOKENS = {
     f"<|{_NAMES.get(token_id, f'reserved_{token_id}')}|>": token_id for token_id in range(FIRST_SPECIAL, VOCAB_SIZE)
 }
 SPECIAL_TEXT = {token_id: text for text, token_id in SPECIAL_TOKENS.items()}
-# tiktoken's o200k pattern (openai/tiktoken, openai_public.py), which also stands in the model's tokenizer.json.
+# tiktoken's o200k pattern (openai/tiktoken, openai_public.py); the model's tokenizer.json has it too.
 SPLIT_PATTERN = "|".join(
     [
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",

@@ -1,4 +1,4 @@
-"""The vocabulary as the files of a Hugging Face checkpoint."""
+"""The tokenizer files of a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENIZER_CONFIG: dict[str, Any] = {
 
 
 def tokenizer_config(checkpoint: Path | None) -> dict[str, Any]:
-    """What a checkpoint's tokenizer_config.json and chat template say, over what holds for every gpt-oss."""
+    """The settings of every gpt-oss, updated from a checkpoint's tokenizer_config.json and chat template."""
     config = dict(TOKENIZER_CONFIG)
     if checkpoint is None:
         return config
@@ -38,7 +38,7 @@ def tokenizer_config(checkpoint: Path | None) -> dict[str, Any]:
 
 
 def write_tokenizer(out: Path, tokens: Sequence[bytes]) -> None:
-    """tokenizer.json (byte-level BPE) and its companions from the bytes of each ordinary token, by rank."""
+    """Writes tokenizer.json (byte-level BPE) and the files next to it. `tokens`: of ordinary tokens, by rank."""
     chars = byte_to_char()
     text = [token.decode("latin-1").translate(chars) for token in tokens]
     special = [
@@ -89,9 +89,9 @@ def write_tokenizer(out: Path, tokens: Sequence[bytes]) -> None:
 
 
 def _merges(tokens: Sequence[bytes], text: Sequence[str]) -> msgspec.Raw:
-    """In the order of the tokens that they make, every way to split a token into two known ones, best pair first.
+    """Every way to split a token into two known ones, in the order of tokens, best pair first.
 
-    As JSON at once: half a million small lists would keep the garbage collector busy for longer than the rest takes.
+    As JSON text: half a million small lists would keep the garbage collector busy for longer than everything else.
     """
     rank_of = {token: rank for rank, token in enumerate(tokens)}.get
     quoted = [msgspec.json.encode(one) for one in text]

@@ -1,4 +1,4 @@
-"""Text to Harmony token ids and back."""
+"""Finds the ranks of the vocabulary."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from gptoss.harmony.vocabulary_files import _find_ranks
 
 
 def find_ranks(checkpoint: Path | None, cache: Path) -> Path | None:
-    """The file of ranks in the cache, made again if it is damaged; None where only a download had them."""
+    """The ranks file in the cache, created again if damaged; None if only a download could provide it."""
     return _find_ranks(checkpoint, cache, [])[0]

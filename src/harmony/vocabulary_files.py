@@ -33,23 +33,23 @@ BUNDLED_RANKS = resource("assets", "vocabulary", f"{RANKS_NAME}.gz")
 
 
 class VocabularyError(Exception):
-    """No source gave the right ranks. The message names the places that were tried."""
+    """No source has the right ranks. The message names the sources."""
 
 
 LONG_PIECE = 1000  # characters
-PORTION = 16_384  # characters; while the library encodes it holds the interpreter lock
-SEARCHED = 1_000_000  # characters that are searched for a break before the limits are checked
+PORTION = 16_384  # characters; the library holds the interpreter lock while it encodes
+SEARCHED = 1_000_000  # characters that are searched for a break between checks of the limits
 _SPLIT = regex.compile(SPLIT_PATTERN)
-# a piece is a run of one kind of character: without such a run there is no long piece; a shorter one is not begun again
+# a piece is a run of one kind of character, so without such a run there is no long piece; shorter runs are skipped
 _LONG_RUN = regex.compile(r"\S{1000}|\s{1000}|(?:\S++|\s++)(*SKIP)(*FAIL)")
-# begins a piece, whatever stands before: no alternative of the pattern has these two behind one another
+# a position that always begins a piece: no alternative of the pattern contains these two characters in sequence
 _BREAK = regex.compile(r"(?<=\S) |(?<=\p{L})[^\p{L}\p{M}']|(?<=\p{N})\P{N}")
 _SPECIAL = regex.compile(r"<\|\w+\|>")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Text to token ids and back. Special tokens never come out of text: `<|start|>` typed by a user is plain text."""
+    """Converts text to token ids and back. `<|start|>` typed by a user is plain text, never a special token."""
 
     encoding: HarmonyEncoding
     ranks_path: Path
@@ -62,16 +62,16 @@ class Vocabulary:
         return list(read_ranks(self.ranks_path.read_bytes()))
 
     def encode(self, text: str, limits: Limits = UNLIMITED) -> list[int]:
-        """Long text in portions, between which other threads may run.
+        """Encodes a text; a long one in portions, between which other threads may run.
 
         Raises:
-            TooManyTokensError, EncodingStoppedError: see Limits; far more text is refused before any of it is encoded.
+            TooManyTokensError, EncodingStoppedError: see Limits; text that is certainly too long is not encoded at all.
         """
         if len(text) <= PORTION:
             ids = self._encode_portion(text, limits, 0)
             limits.check(len(ids))
             return ids
-        if len(text) > limits.most * self.byte_pairs.longest:
+        if len(text) > limits.max_tokens * self.byte_pairs.longest:
             raise TooManyTokensError
         ids, begin = [], 0
         while begin < len(text):
@@ -97,8 +97,10 @@ class Vocabulary:
         return ids
 
     def _encode_by_pieces(self, text: str, limits: Limits = UNLIMITED, num_before: int = 0) -> list[int]:
-        """The same ids. The library merges a piece in quadratic time, so a megabyte without a break would take
-        minutes; long pieces are encoded in windows."""
+        """Encodes long pieces in windows, with the same result.
+
+        The library merges a piece in quadratic time: a megabyte without a break would take minutes.
+        """
         ids: list[int] = []
         for part, is_long in _parts(text):
             if is_long:
@@ -126,7 +128,7 @@ class Vocabulary:
         return {token: rank for rank, token in enumerate(self.token_bytes)}
 
     def encode_with_special(self, text: str, limits: Limits = UNLIMITED) -> list[int]:
-        """For raw prompts, whose writer means `<|start|>` when writing it. Raises as `encode` does."""
+        """Encodes a raw prompt, in which `<|start|>` is the special token. Raises as `encode` does."""
         ids: list[int] = []
         done = 0
         for found in _SPECIAL.finditer(text):
@@ -138,18 +140,18 @@ class Vocabulary:
         return ids + self.encode(text[done:], limits.less(len(ids)))
 
     def bytes_of(self, token_id: int) -> bytes:
-        """Special tokens give their `<|name|>`; ids outside the vocabulary give nothing."""
+        """The bytes of a token: `<|name|>` for special tokens, empty for ids outside the vocabulary."""
         if 0 <= token_id < FIRST_SPECIAL:
             return self.token_bytes[token_id]
         return SPECIAL_TEXT.get(token_id, "").encode()
 
     def decode(self, token_ids: list[int]) -> str:
-        """Text of any ids, special tokens as `<|name|>`, bad UTF-8 as U+FFFD."""
+        """The text of any ids: special tokens as `<|name|>`, invalid UTF-8 as U+FFFD."""
         return b"".join(map(self.bytes_of, token_ids)).decode("utf-8", "replace")
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """The text in parts that may be encoded one by one, and whether each is one long piece."""
+    """Splits a text into parts that can be encoded separately; yields (part, whether it is one long piece)."""
     begin = end = 0
     for match in _SPLIT.finditer(text):
         is_long = match.end() - match.start() >= LONG_PIECE
@@ -165,7 +167,10 @@ def _parts(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def load_vocabulary(checkpoint: Path | None = None, cache_folder: Path | None = None) -> Vocabulary:
-    """Raises VocabularyError if no source has ranks with the right sha256, CacheError if they cannot be written."""
+    """Loads the vocabulary from the first source that has it.
+
+    Raises VocabularyError if no source has ranks with the right sha256, CacheError if they cannot be written.
+    """
     cache = cache_folder or default_cache_folder()
     tried: list[str] = []
     ranks_path, source = _find_ranks(checkpoint, cache, tried)
@@ -222,7 +227,7 @@ def _has_right_hash(path: Path) -> bool:
 
 
 def _kept(target: Path, data: bytes) -> Path:
-    """-> the ranks file in the cache, or for this process alone where that cannot be written."""
+    """Returns the ranks file in the cache, or one for this process only if the cache is not writable."""
 
     def write(path: Path) -> None:
         path.write_bytes(data)
@@ -236,7 +241,7 @@ def _fingerprint(tokenizer: Path) -> bytes:
 
 
 def _known_sources(target: Path) -> list[bytes]:
-    """Fingerprints of the tokenizer.json files that gave the cached ranks; none if they cannot be read."""
+    """Fingerprints of the tokenizer.json files with the cached ranks; empty if they cannot be read."""
     try:
         return target.with_suffix(".sources").read_bytes().splitlines(keepends=True)
     except OSError:
@@ -248,7 +253,7 @@ def _cached_source(target: Path, tokenizer: Path) -> bool:
 
 
 def _remember_source(target: Path, tokenizer: Path) -> None:
-    """Saves the next start a second; does nothing where the cache cannot be written."""
+    """Records the file, which saves the next start a second; does nothing if the cache is not writable."""
     lines = [*_known_sources(target)[-63:], _fingerprint(tokenizer)]
     with contextlib.suppress(OSError):
         _write_atomically(target.with_suffix(".sources"), b"".join(lines))

@@ -1,4 +1,4 @@
-"""Whether a value is a JSON schema at all: keywords with values of the right type, references that lead somewhere."""
+"""Checks that a value is a JSON schema: values of keywords have the right type, references are not circular."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "ma
 
 
 class SchemaError(ValueError):
-    """A JSON schema that is not valid, or that cannot be enforced though it has to be. The message names the place."""
+    """A JSON schema is not valid, or cannot be enforced although it must be. The message names the location."""
 
 
 def check_schema_shape(schema: Any, where: str) -> None:
-    """Raises SchemaError naming the place where `schema` is not a JSON schema."""
+    """Raises SchemaError naming the location where `schema` is not a JSON schema."""
     if isinstance(schema, bool):
         return
     if not isinstance(schema, dict):
@@ -66,7 +66,7 @@ def _schemas(value: Any, where: str) -> None:
 
 
 def _items(value: Any, where: str) -> None:
-    """A list is a tuple, before draft 2020-12."""
+    """Checks `items`; before draft 2020-12 a list of schemas describes a tuple."""
     (_schemas if isinstance(value, list) else check_schema_shape)(value, where)
 
 
@@ -133,7 +133,7 @@ _CHECKS: dict[str, Callable[[Any, str], None]] = {
 
 
 def check_references(root: Any, where: str) -> None:
-    """Raises SchemaError naming a reference that leads back to itself without anything in between."""
+    """Raises SchemaError naming a reference that leads directly back to itself."""
     references = References(root)
     done: set[int] = set()
 
@@ -157,7 +157,7 @@ def check_references(root: Any, where: str) -> None:
 
 
 def in_place(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The schemas inside that apply to the same value."""
+    """The subschemas that apply to the same value."""
     for key in ("anyOf", "oneOf", "allOf"):
         for index, inner in enumerate(schema.get(key) or ()):
             yield f"{key}[{index}]", inner
@@ -167,7 +167,7 @@ def in_place(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def walk(schema: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every schema in `schema`, itself first, with its place."""
+    """Every schema in `schema`, itself first, with its location."""
     if not isinstance(schema, dict):
         return
     yield where, schema

@@ -1,6 +1,6 @@
-"""The one rule of closing: which objects take no other names than those that are declared.
+"""Decides which objects are closed: allow only declared names.
 
-JSON Schema lets an object have any further properties where nothing is said about them, and a guided model would invent
+JSON Schema allows any additional properties unless it says otherwise, and a guided model would invent
 some. An object is closed over the union of the names that it, its `allOf` and its variants declare. A variant is closed
 by itself only where the object that holds the combinator declares no names. These stay open: an object that declares no
 name (but for a tool's arguments with `properties: {}`), one whose `required` or `minProperties` could not be met if it
@@ -21,7 +21,7 @@ _SAYS_WHAT_ELSE = ("additionalProperties", "unevaluatedProperties")
 
 @dataclass(slots=True)
 class Declared:
-    """What a schema and those that apply with it say about an object's names."""
+    """The names that a schema, and those that apply with it, declare for an object."""
 
     names: dict[str, None] = field(default_factory=dict)  # in order
     patterns: dict[str, None] = field(default_factory=dict)
@@ -70,7 +70,7 @@ def level_of(schema: Mapping[str, Any], references: References, *, is_root: bool
 
 
 def sealed(schema: Mapping[str, Any], references: References) -> Level | None:
-    """The level of an object with `unevaluatedProperties: false` over schemas that are combined."""
+    """The level of an object with `unevaluatedProperties: false` and combined schemas."""
     if schema.get("unevaluatedProperties") is not False or "additionalProperties" in schema:
         return None
     total = declared_by({k: v for k, v in schema.items() if k != "unevaluatedProperties"}, references)
@@ -82,7 +82,7 @@ def has_parts(schema: Mapping[str, Any]) -> bool:
 
 
 def has_names_of_variants(schema: Any, references: References) -> bool:
-    """Whether some names are declared only where a certain variant matches."""
+    """Whether some names are declared only by one of several variants."""
     if not isinstance(schema, dict):
         return False
     for keyword in ("anyOf", "oneOf", "if", "then", "else", "dependentSchemas"):
@@ -106,7 +106,7 @@ def _own(schema: Mapping[str, Any]) -> Declared:
 
 
 def _groups(schema: Mapping[str, Any], references: References) -> Iterator[Declared]:
-    """What each part declares: a reference, a member of allOf, all variants of a combinator together."""
+    """The names that each part declares: a reference, a member of allOf, all variants of a combinator together."""
     for parts in _parts(schema, references):
         group = Declared()
         for part in parts:
@@ -128,7 +128,7 @@ def _parts(schema: Mapping[str, Any], references: References) -> Iterator[list[A
 
 
 def declared_by(schema: Any, references: References) -> Declared:
-    """References that lead back to themselves are refused before: see check_references."""
+    """The names that a schema declares. Circular references must have been refused (check_references)."""
     if not isinstance(schema, dict):
         return Declared()
     declared = _own(schema)

@@ -1,4 +1,4 @@
-"""A JSON schema taken apart: what it says itself, its references and its combinators."""
+"""Splits a JSON schema into its own keywords, its references and its combinators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether no value can match two schemas, as far as that can be told by looking: what makes `oneOf` an `anyOf`."""
+"""Decides whether no value can match two schemas, which makes a `oneOf` equivalent to an `anyOf`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def all_distinct(variants: Sequence[Any], definitions: Definitions) -> bool:
 
 
 def distinct(one: Any, other: Any, definitions: Definitions, depth: int = 0) -> bool:
-    """Both as the rewriter left them, with `$ref` to `definitions`. False where it cannot be told."""
+    """Whether two rewritten schemas, with `$ref` to `definitions`, exclude each other. False if that is unknown."""
     if one is False or other is False:
         return True
     if depth > 8 or not isinstance(one, dict) or not isinstance(other, dict):
@@ -36,7 +36,7 @@ def distinct(one: Any, other: Any, definitions: Definitions, depth: int = 0) -> 
 
 
 def merged(schema: Mapping[str, Any], definitions: Definitions) -> dict[str, Any]:
-    """The schema together with what it refers to and its allOf; its variants become a list of lists, `anyOfs`."""
+    """A schema merged with its references and its allOf; its variants become a list of lists, `anyOfs`."""
     out: dict[str, Any] = {"anyOfs": []}
     parts: list[Any] = [schema]
     for _ in range(100):
@@ -61,7 +61,7 @@ def merged(schema: Mapping[str, Any], definitions: Definitions) -> dict[str, Any
 
 
 def tag_of(variants: Sequence[Any], definitions: Definitions, named: Any = None) -> str | None:
-    """A property that has other values in each variant; `named`: what the schema says it is."""
+    """A property that has different values in each variant. `named`: the one that the schema names."""
     views = [merged(v, definitions) if isinstance(v, dict) else {} for v in variants]
     if not views or any(_types(view) != {"object"} and "properties" not in view for view in views):
         return None
@@ -74,7 +74,7 @@ def tag_of(variants: Sequence[Any], definitions: Definitions, named: Any = None)
 
 
 def value_key(value: Any) -> str:
-    """The same for values that JSON Schema takes as equal: 1 and 1.0, but not True."""
+    """A key that is equal for values that are equal in JSON Schema: 1 and 1.0, but not True."""
     if isinstance(value, float) and value.is_integer() and not math.isinf(value):
         value = int(value)
     if isinstance(value, list):
@@ -135,6 +135,6 @@ def _objects_differ(one: Mapping[str, Any], other: Mapping[str, Any], definition
 
 
 def _ends(view: Mapping[str, Any]) -> tuple[float, float]:
-    """(lowest, highest) number."""
+    """The (lowest, highest) number."""
     low = max(view.get("minimum", -math.inf), view.get("exclusiveMinimum", -math.inf))
     return low, min(view.get("maximum", math.inf), view.get("exclusiveMaximum", math.inf))

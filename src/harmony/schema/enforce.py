@@ -1,7 +1,7 @@
-"""Which part of a JSON schema the grammar enforces.
+"""Finds the part of a JSON schema that the grammar can enforce.
 
-`enforceable` returns the schema that the grammar compiler gets, and what was left out of it. In strict mode nothing may
-be left out; otherwise a keyword that the grammar lacks, or that does not compile, is relaxed and the rest is enforced.
+`enforceable` returns the schema for the grammar compiler, and what was left out of it. In strict mode nothing may be
+left out; otherwise a keyword that the grammar lacks, or that does not compile, is relaxed and the rest is enforced.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gptoss.harmony.schema.plain import is_plain
 from gptoss.harmony.schema.rewrite import ALL, Relaxed, Rewriter
 
 MAX_CACHED, MAX_CACHED_CHARS = 10_000, 32 * 2**20
-UNSATISFIABLE = "Unsatisfiable"  # how the compiler begins to say that nothing matches
-MOST_ATTEMPTS = 24  # keywords that are left out one after the other before a schema is given up
-# in which order they are left out where a schema does not compile: what narrows least first
+UNSATISFIABLE = "Unsatisfiable"  # prefix of the compiler's errors for schemas that match nothing
+MAX_ATTEMPTS = 24  # keywords that are left out, one by one, before the whole schema is
+# the order in which keywords are left out of a schema that does not compile: those that narrow least come first
 _SUSPECTS = (
     "format",
     "pattern",
@@ -62,9 +62,9 @@ _RESTRICTIONS = frozenset(_SUSPECTS) - {"type", "properties", "required", "items
 
 @dataclass(frozen=True, slots=True)
 class Enforced:
-    schema: Mapping[str, Any]  # for the grammar: each of its values is right, but for what was relaxed
+    schema: Mapping[str, Any]  # for the grammar: it allows only valid values, except for what was relaxed
     relaxed: tuple[Relaxed, ...] = ()
-    num_properties: int = 0  # in all
+    num_properties: int = 0  # in total
 
 
 _found: DigestCache[Enforced] = DigestCache(MAX_CACHED, MAX_CACHED_CHARS)
@@ -73,9 +73,14 @@ _found: DigestCache[Enforced] = DigestCache(MAX_CACHED, MAX_CACHED_CHARS)
 def enforceable(
     schema: Mapping[str, Any] | bool, strict: bool, *, arguments: bool = False, where: str = "schema"
 ) -> Enforced:
-    """`arguments`: those of a tool, which are an object and closed where nothing else is said (see closing). `where`
-    names the schema in messages. Raises SchemaError for a schema that is not valid, and in strict mode for one that
-    cannot be enforced in full.
+    """Returns the enforceable form of a schema.
+
+    Args:
+        arguments: for arguments of a tool, which are objects and closed unless the schema says otherwise (closing.py).
+        where: names the schema in messages.
+
+    Raises:
+        SchemaError: the schema is not valid, or in strict mode cannot be enforced in full.
     """
     try:
         text = json.dumps(schema)
@@ -92,7 +97,7 @@ def enforceable(
 
 
 def compile_error(schema: Mapping[str, Any]) -> str | None:
-    """Why the grammar compiler refuses it, in one line."""
+    """Why the grammar compiler refuses a schema, in one line; None if it does not."""
     try:
         grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
     except (ValueError, RecursionError) as error:
@@ -110,7 +115,7 @@ def _enforce(schema: Any, strict: bool, arguments: bool, where: str, *, has_refe
     if arguments:
         _check_arguments(schema, where)
     blocked: dict[tuple[str, str], Relaxed] = {}
-    for attempt in range(MOST_ATTEMPTS + 1):
+    for attempt in range(MAX_ATTEMPTS + 1):
         rewriter = Rewriter(schema, where, blocked, strict=strict, arguments=arguments)
         node = rewriter.rewrite_root()
         found = None if is_plain(rewriter) else _fault(rewriter, node)
@@ -120,14 +125,14 @@ def _enforce(schema: Any, strict: bool, arguments: bool, where: str, *, has_refe
             if not arguments:
                 _check_possible(rewriter)
             return Enforced(node, tuple(rewriter.relaxed.values()), num_properties)
-        if attempt == MOST_ATTEMPTS - 1:
+        if attempt == MAX_ATTEMPTS - 1:
             found = Relaxed(where, ALL, found.reason, found.contradiction)
-        blocked[found.place, found.keyword] = found
+        blocked[found.location, found.keyword] = found
     raise AssertionError("any value at all compiles")
 
 
 def _check_possible(rewriter: Rewriter) -> None:
-    """Raises SchemaError where no value at all can match, for what a schema says of itself."""
+    """Raises SchemaError if a schema contradicts itself so that no value can match."""
     contradiction = next((r for r in rewriter.relaxed.values() if r.contradiction), None)
     if contradiction is None:
         return
@@ -144,32 +149,32 @@ def _check_arguments(schema: Any, where: str) -> None:
 
 
 def _fault(rewriter: Rewriter, node: dict[str, Any]) -> Relaxed | None:
-    """What has to be left out."""
+    """The next keyword to leave out; None if the schema can be enforced."""
     return _endless(rewriter, node) or _refused(rewriter, node) or _never(rewriter)
 
 
 def _refused(rewriter: Rewriter, node: dict[str, Any]) -> Relaxed | None:
-    """What to leave out so that the schema, or the smallest part that does not compile, does."""
+    """The keyword to leave out of the smallest part that does not compile; None if the schema compiles."""
     error = compile_error(node)
     if error is None:
         return None
     where = rewriter.where
     if "recursion" in error:
         return Relaxed(where, ALL, "nested too deeply")
-    for place, part in _smallest_first(rewriter):
+    for location, part in _smallest_first(rewriter):
         reason = compile_error(_with_definitions(part, rewriter))
         if reason is not None:
-            return _suspect(rewriter, place, reason)
+            return _suspect(rewriter, location, reason)
     return Relaxed(where, ALL, error, error.startswith(UNSATISFIABLE))
 
 
 def _never(rewriter: Rewriter) -> Relaxed | None:
-    """What to leave out of an optional part that nothing matches: the compiler leaves the whole part out then."""
-    for place, part in _smallest_first(rewriter):
+    """The keyword to leave out of an optional part that matches nothing, which the compiler would omit entirely."""
+    for location, part in _smallest_first(rewriter):
         if "allOf" in part or len(part.keys() & _RESTRICTIONS) > 1:
             reason = compile_error(_with_definitions(part, rewriter))
             if reason is not None:
-                return _suspect(rewriter, place, reason)
+                return _suspect(rewriter, location, reason)
     return None
 
 
@@ -177,19 +182,19 @@ def _smallest_first(rewriter: Rewriter) -> list[tuple[str, dict[str, Any]]]:
     return sorted(rewriter.nodes.items(), key=lambda item: len(str(item[1])))
 
 
-def _suspect(rewriter: Rewriter, place: str, reason: str) -> Relaxed:
-    """The first keyword at this place without which it compiles, else all of it."""
+def _suspect(rewriter: Rewriter, location: str, reason: str) -> Relaxed:
+    """The first keyword at this location without which it compiles, else all of it."""
     contradiction = reason.startswith(UNSATISFIABLE)
     for keyword in _SUSPECTS:
-        if keyword not in rewriter.sources[place]:
+        if keyword not in rewriter.sources[location]:
             continue
-        found = Relaxed(place, keyword, reason, contradiction)
+        found = Relaxed(location, keyword, reason, contradiction)
         other = rewriter.without(found)
         other.rewrite_root()
-        node = other.nodes.get(place)
+        node = other.nodes.get(location)
         if node is None or compile_error(_with_definitions(node, other)) is None:
             return found
-    return Relaxed(place, ALL, reason, contradiction)
+    return Relaxed(location, ALL, reason, contradiction)
 
 
 def _with_definitions(node: Mapping[str, Any], rewriter: Rewriter) -> Mapping[str, Any]:
@@ -197,24 +202,24 @@ def _with_definitions(node: Mapping[str, Any], rewriter: Rewriter) -> Mapping[st
 
 
 def _endless(rewriter: Rewriter, root: dict[str, Any]) -> Relaxed | None:
-    """What demands a value inside a value without end."""
+    """The keyword that requires infinitely nested values, if there is one."""
     ending = dict.fromkeys(rewriter.definitions, False)
     for _ in range(len(ending) + 1):
         ending = {name: _ends(node, ending) for name, node in rewriter.definitions.items()}
     if all(ending.values()) and _ends(root, ending):
         return None
     reason = "no finite value meets it"
-    for place, node in rewriter.nodes.items():
+    for location, node in rewriter.nodes.items():
         properties = node.get("properties", {})
         if any(not _ends(properties.get(name, True), ending) for name in node.get("required", ())):
-            return Relaxed(place, "required", reason, contradiction=True)
+            return Relaxed(location, "required", reason, contradiction=True)
         if not _ends({k: v for k, v in node.items() if k in ("minItems", "items", "prefixItems")}, ending):
-            return Relaxed(place, "minItems", reason, contradiction=True)
+            return Relaxed(location, "minItems", reason, contradiction=True)
     return Relaxed(rewriter.where, ALL, reason, contradiction=True)
 
 
 def _ends(node: Any, ending: Mapping[str, bool]) -> bool:
-    """Whether some finite value may match, given which definitions have one."""
+    """Whether a finite value may match, given which definitions have one."""
     if isinstance(node, bool):
         return node
     reference = node.get("$ref")

@@ -1,4 +1,4 @@
-"""Bounds of numbers that the grammar compiler can write as an expression: it keeps them in float64 and int64."""
+"""Converts bounds of numbers to ones that the grammar compiler supports: it stores them as float64 and int64."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 INT64_MAX = 2**63 - 1
 LOWEST = -(2**63 - 1024)  # the lowest float64 above the lowest int64, which the compiler refuses
-EXACT = 2**53  # above it not every whole number is a float64
-LARGEST = 10.0**18  # of a bound on numbers with a fraction
-FLOAT_LIMIT = 1e300  # a bound beyond says that the number is a float64
+EXACT = 2**53  # above it not every integer is a float64
+LARGEST = 10.0**18  # bound of numbers with a fraction
+FLOAT_LIMIT = 1e300  # a bound beyond it only means that the number is a float64
 SMALLEST = 1e-15
 
 
@@ -22,8 +22,10 @@ class Bounds:
 
 
 def bounds(schema: Mapping[str, Any], *, integer: bool, strict: bool) -> Bounds:
-    """What the compiler is given for minimum, maximum and their exclusive forms. A bound out of its reach is relaxed,
-    or in strict mode made narrower."""
+    """The keywords for the compiler of minimum, maximum and their exclusive forms.
+
+    A bound that it does not support is relaxed, or in strict mode made narrower.
+    """
     out = Bounds()
     low, high = dict(schema), dict(schema)
     for side, plain, exclusive in ((low, "minimum", "exclusiveMinimum"), (high, "maximum", "exclusiveMaximum")):
@@ -63,7 +65,7 @@ def _integer(out: Bounds, keyword: str, bound: float, strict: bool) -> None:
 
 
 def _inside(whole: int, upper: bool) -> int:
-    """The nearest whole number that is a float64 and inside the bound."""
+    """The nearest integer that is a float64 and inside the bound."""
     rounded = float(whole)
     if upper and rounded > whole:
         rounded = math.nextafter(rounded, -math.inf)

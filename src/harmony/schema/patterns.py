@@ -1,4 +1,4 @@
-"""Regular expressions of JSON Schema (ECMA-262) as the ones that the grammar compiler reads (Rust's regex crate)."""
+"""Translates regular expressions of JSON Schema (ECMA-262) to those of the grammar compiler (Rust's regex crate)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOOKAROUND = re.compile(r"\(\?(=|!|<=|<!)")
 _META = frozenset(r"\.+*?()|[]{}^$#&-~")
 _ANY = r"[^\n\r\x{2028}\x{2029}]"
 
-# No 29 February but in leap years, no year 0, no second 60.
+# 29 February only in leap years; no year 0, no second 60.
 _YEAR = r"(?:000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
 _LEAP_YEAR = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
 _DAY = (
@@ -24,7 +24,7 @@ _DATE = rf"(?:{_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
 _HOUR = r"(?:[01][0-9]|2[0-3])"
 _TIME = rf"{_HOUR}:[0-5][0-9]:[0-5][0-9](?:\.[0-9]{{1,9}})?(?:Z|[+-]{_HOUR}:[0-5][0-9])"
 NARROWED_FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
-# what the grammar compiler knows; any other format is an annotation, as it is in JSON Schema 2020-12
+# formats that the grammar compiler supports; any other is an annotation, as in JSON Schema 2020-12
 KNOWN_FORMATS = frozenset({"duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"})
 
 
@@ -39,7 +39,10 @@ class Translated:
 
 
 def translate(pattern: str) -> Translated:
-    """Raises PatternError. Lookahead at the beginning becomes a pattern of its own, other assertions are left out."""
+    """Translates a pattern. Raises PatternError.
+
+    Lookahead at the beginning becomes a separate pattern; other assertions are left out.
+    """
     reader = _Reader(pattern)
     reader.read()
     return Translated([*reader.ahead, "".join(reader.out)], reader.exact)
@@ -88,7 +91,7 @@ class _Reader:
             self._put(*self._escaped_char())
 
     def _escaped_char(self) -> tuple[str, int]:
-        """-> (the escape at this place as Rust has it, its length)."""
+        """Returns (the escape at this position in Rust's syntax, its length)."""
         text, at = self._text, self._at
         char = text[at + 1 : at + 2]
         if char in ("d", "D", "w", "W", "s", "S", "n", "r", "t", "f", "v"):
@@ -130,7 +133,7 @@ class _Reader:
         return int(digits, 16)
 
     def _class(self) -> None:
-        """In Rust's classes `[`, `&&`, `--` and `~~` are operators; here they are characters."""
+        """Translates a class. In Rust `[`, `&&`, `--` and `~~` are operators in classes; here they are characters."""
         text = self._text
         begin, self._at = self._at, self._at + 1
         negated = text.startswith("^", self._at)
@@ -154,7 +157,7 @@ class _Reader:
         self._put(f"[{'^' * negated}{''.join(members)}]", 1)
 
     def _member(self) -> tuple[str, bool]:
-        """-> (one member of a class, whether it is a single character)."""
+        """Returns (one member of a class, whether it is a single character)."""
         text = self._text
         if self._at >= len(text):
             raise PatternError("a class is not closed")
@@ -197,11 +200,11 @@ class _Reader:
             raise PatternError("a repeated assertion is not supported")
 
 
-MAX_EXCLUDED = 1000  # characters of names
+MAX_EXCLUDED = 1000  # total length of names
 
 
 def any_name_but(names: Iterable[str]) -> str | None:
-    """A pattern for all names but these; None where they are too long."""
+    """A pattern for all names except these; None if they are too long."""
     excluded = sorted(set(names))
     return None if sum(map(len, excluded)) > MAX_EXCLUDED else f"^{_rest_but(excluded)}$"
 
@@ -222,7 +225,7 @@ def _code(char: str) -> str:
 
 
 def _has_alternatives(pattern: str) -> bool:
-    """Whether a `|` stands outside all groups and classes."""
+    """Whether a `|` is outside all groups and classes."""
     depth, at = 0, 0
     while at < len(pattern):
         char = pattern[at]

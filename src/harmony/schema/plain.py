@@ -1,4 +1,4 @@
-"""Schemas so plain that they are known to compile: most tools'. Compiling them would cost more than all the rest."""
+"""Recognises plain schemas, like those of most tools, that certainly compile; a trial would cost most of the time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from gptoss.harmony.schema.rewrite import Rewriter
 
-MAX_DEPTH = 60  # of 128 that the compiler reads
+MAX_DEPTH = 60  # the compiler's limit is 128
 _ALONE = frozenset({"anyOf"})
 _KEYWORDS = frozenset(
     {
@@ -31,7 +31,7 @@ _LARGEST = 2**53
 
 
 def is_plain(rewriter: Rewriter) -> bool:
-    """Whether the schema as it was rewritten is known to compile, and each part of it to be possible."""
+    """Whether the rewritten schema certainly compiles and each part of it can match."""
     if rewriter.definitions or rewriter.demands_nothing or rewriter.where not in rewriter.nodes:
         return False
     return all(

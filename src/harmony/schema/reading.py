@@ -1,4 +1,4 @@
-"""What a schema or a value says, for those that rewrite schemas."""
+"""Reads properties of schemas and values, for the modules that rewrite schemas."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def has_type(value: Any, kinds: Set[str]) -> bool:
 
 
 def beyond_json(value: Any) -> bool:
-    """Whether the compiler would write another value: it keeps numbers in 64 bits."""
+    """Whether the compiler would change the value: it stores numbers in 64 bits."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return False
     if isinstance(value, int):
@@ -46,7 +46,7 @@ def says_only(schema: Mapping[str, Any], keywords: Set[str]) -> bool:
 
 
 def only_required(schema: Any) -> str | None:
-    """The one name that the schema requires, if it says nothing else."""
+    """The name that the schema requires, if that is all it does."""
     if not isinstance(schema, dict) or not says_only(schema, {"required"}):
         return None
     names = schema.get("required") or []
@@ -62,7 +62,7 @@ def one_pattern(pattern: str) -> str | None:
 
 
 def name_pattern(rule: Mapping[str, Any]) -> str | None:
-    """A pattern for the names that follow `rule`, None where there is none."""
+    """A pattern for the names that match `rule`; None if there is none."""
     if "pattern" in rule and says_only(rule, {"type", "pattern", "format"}):
         return one_pattern(rule["pattern"])
     if rule.get("format") in NARROWED_FORMATS and says_only(rule, {"type", "format"}):

@@ -1,4 +1,4 @@
-"""Where `$ref` leads to inside one schema."""
+"""Resolves `$ref` within one schema."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class References:
         self._named: dict[str, Target] | None = None
 
     def find(self, reference: str) -> Target | None:
-        """None where it leads outside, or to nothing."""
+        """The target of a reference; None if it is outside this schema or does not exist."""
         if self._base and reference.startswith(self._base):
             reference = reference[len(self._base) :] or "#"
         if reference == "#":
@@ -52,7 +52,7 @@ def _base(root: Any) -> str:
 
 
 def _named(node: Any, pointer: str) -> list[tuple[str, Target]]:
-    """Schemas with an `$anchor` or an `$id`."""
+    """The schemas with an `$anchor` or an `$id`."""
     found = []
     if isinstance(node, dict):
         for key in ("$anchor", "$dynamicAnchor", "$id"):

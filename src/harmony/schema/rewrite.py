@@ -1,7 +1,7 @@
-"""A JSON schema as one that the grammar compiler enforces in full, and a list of what it leaves out.
+"""Rewrites a JSON schema so that the grammar compiler enforces it in full, and lists what is left out.
 
-Only what restricts values is kept. What nothing is lost by is rewritten (`oneOf` of variants that exclude one another,
-`nullable`, propertyNames, tuples of older drafts); the rest is relaxed, keyword by keyword.
+Only keywords that restrict values are kept. Those that the compiler lacks are rewritten if nothing is lost (`oneOf` of
+variants that exclude each other, `nullable`, propertyNames, tuples of older drafts); the others are relaxed one by one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from gptoss.harmony.schema.reading import (
 from gptoss.harmony.schema.references import References
 
 Node = dict[str, Any] | bool
-MOST_COMBINATIONS = 20  # of names, written out one by one
-ALL = "*"  # as a keyword: everything that a schema says
+MAX_COMBINATIONS = 20  # of names that are enumerated
+ALL = "*"  # as a keyword: the whole schema
 NOT_SUPPORTED = "the grammar has no such keyword"
 _ABSENT = object()
 _JUST_RELAXED = ("if", "dependentSchemas", "contains", "unevaluatedItems")
@@ -77,21 +77,21 @@ _ALL_TYPES = ("string", "number", "boolean", "null", "object", "array")
 class Relaxed:
     """One keyword that is not enforced."""
 
-    place: str
+    location: str
     keyword: str
     reason: str
-    contradiction: bool = False  # nothing could be written if it were
+    contradiction: bool = False  # if it were enforced, nothing would match
 
     @property
     def path(self) -> str:
-        return self.place if self.keyword == ALL else f"{self.place}.{self.keyword}"
+        return self.location if self.keyword == ALL else f"{self.location}.{self.keyword}"
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
 
 class Rewriter:
-    """Rewrites one schema. `blocked`: (place, keyword) -> why it is left out, known from an attempt before."""
+    """Rewrites one schema. `blocked`: (location, keyword) -> why it is left out, known from an earlier attempt."""
 
     def __init__(
         self,
@@ -103,20 +103,20 @@ class Rewriter:
         arguments: bool,
         faithful: bool = False,
     ) -> None:
-        """`arguments`: see enforceable. `faithful`: where a schema contradicts itself nothing matches; otherwise a part
-        of it is left out."""
+        """`arguments`: see enforceable. `faithful`: a schema that contradicts itself matches nothing, instead of being
+        relaxed."""
         self._root, self.where, self._blocked = root, where, blocked
         self._strict, self._close, self._faithful = strict, arguments, faithful
-        self._impossible: set[str] = set()  # places of contradictions
+        self._impossible: set[str] = set()  # locations of contradictions
         self._references = References(root)
         self.relaxed: dict[tuple[str, str], Relaxed] = {}
         self.definitions: dict[str, Node] = {}
-        self.nodes: dict[str, dict[str, Any]] = {}  # by place
+        self.nodes: dict[str, dict[str, Any]] = {}  # by location
         self.sources: dict[str, Mapping[str, Any]] = {}
-        self.name_patterns: set[str] = set()  # of names that are not declared
-        self.demands_nothing = False  # somewhere what is required cannot be
+        self.name_patterns: set[str] = set()  # of undeclared names
+        self.demands_nothing = False  # whether something required is impossible
         self._names: dict[tuple[str, bool, bool], str] = {}
-        self._num_pairs = 0  # of variants that were compared
+        self._num_pairs = 0  # of compared variants
 
     def rewrite_root(self) -> dict[str, Any]:
         arguments = self._close
@@ -128,8 +128,8 @@ class Rewriter:
         return {**node, "$defs": self.definitions} if self.definitions else node
 
     def without(self, also: Relaxed) -> Rewriter:
-        """The same for another attempt, which leaves `also` out."""
-        blocked = {**self._blocked, (also.place, also.keyword): also}
+        """A rewriter for another attempt, which also leaves out `also`."""
+        blocked = {**self._blocked, (also.location, also.keyword): also}
         return self._again(blocked)
 
     def faithfully(self) -> Rewriter:
@@ -138,30 +138,30 @@ class Rewriter:
     def _again(self, blocked: Mapping[tuple[str, str], Relaxed], *, faithful: bool = False) -> Rewriter:
         return Rewriter(self._root, self.where, blocked, strict=self._strict, arguments=self._close, faithful=faithful)
 
-    def _relax(self, place: str, keyword: str, reason: str, *, contradiction: bool = False) -> None:
-        self._leave_out(Relaxed(place, keyword, reason, contradiction))
+    def _relax(self, location: str, keyword: str, reason: str, *, contradiction: bool = False) -> None:
+        self._leave_out(Relaxed(location, keyword, reason, contradiction))
 
     def _leave_out(self, relaxed: Relaxed) -> None:
-        self.relaxed.setdefault((relaxed.place, relaxed.keyword), relaxed)
+        self.relaxed.setdefault((relaxed.location, relaxed.keyword), relaxed)
         if relaxed.contradiction:
-            self._impossible.add(relaxed.place)
+            self._impossible.add(relaxed.location)
 
-    def _get(self, schema: Mapping[str, Any], keyword: str, place: str, default: Any = None) -> Any:
-        """The keyword's value, `default` where it is absent or was found not to compile."""
+    def _get(self, schema: Mapping[str, Any], keyword: str, location: str, default: Any = None) -> Any:
+        """The keyword's value; `default` if it is absent or known not to compile."""
         if keyword not in schema:
             return default
-        known = self._blocked.get((place, keyword))
+        known = self._blocked.get((location, keyword))
         if known is None:
             return schema[keyword]
-        if keyword != "format":  # an annotation, enforced where that is possible
+        if keyword != "format":  # an annotation, enforced only if possible
             self._leave_out(known)
         return default
 
-    def _rewrite(self, schema: Any, place: str, close: bool, *, part: bool = False, is_root: bool = False) -> Node:
-        """`close`: it decides for itself which names it takes; `part`: others apply to the same value."""
+    def _rewrite(self, schema: Any, location: str, close: bool, *, part: bool = False, is_root: bool = False) -> Node:
+        """Rewrites a schema. `close`: it alone decides which names are allowed; `part`: others apply to its value."""
         if isinstance(schema, bool):
             return schema
-        known = self._blocked.get((place, ALL))
+        known = self._blocked.get((location, ALL))
         if known is not None:
             self._leave_out(known)
             return not (self._faithful and known.contradiction)
@@ -170,66 +170,68 @@ class Rewriter:
             level = closing.level_of(schema, self._references, is_root=is_root)
         level = level or Level()
         node: dict[str, Any] = {}
-        self._values(node, schema, place)
+        self._values(node, schema, location)
         if not _OF_STRINGS.isdisjoint(schema):
-            self._strings(node, schema, place)
+            self._strings(node, schema, location)
         if not _OF_NUMBERS.isdisjoint(schema):
-            self._numbers(node, schema, place)
+            self._numbers(node, schema, location)
         if not _OF_ARRAYS.isdisjoint(schema):
-            self._arrays(node, schema, place)
+            self._arrays(node, schema, location)
         if not _OF_OBJECTS.isdisjoint(schema) or level.closed_over is not None:
-            self._objects(node, schema, place, level, part=part)
-        if not _COMBINED.isdisjoint(schema) and not self._combined(node, schema, place, level, part=part):
+            self._objects(node, schema, location, level, part=part)
+        if not _COMBINED.isdisjoint(schema) and not self._combined(node, schema, location, level, part=part):
             return False
-        if self._faithful and place in self._impossible:
+        if self._faithful and location in self._impossible:
             return False
         if schema.get("nullable") is True and not is_root:
             node = {"anyOf": [node, {"type": "null"}]}
-        self.nodes[place], self.sources[place] = node, schema
+        self.nodes[location], self.sources[location] = node, schema
         return node
 
     def _combined(
-        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level, *, part: bool
+        self, node: dict[str, Any], schema: Mapping[str, Any], location: str, level: Level, *, part: bool
     ) -> bool:
-        """False: no value matches."""
+        """Adds references, combinators and negation to `node`; returns False if no value matches."""
         for keyword in _JUST_RELAXED:
             says_nothing = {
                 "if": schema.keys().isdisjoint(("then", "else")),
                 "unevaluatedItems": schema.get(keyword) in (True, {}),
             }
             if keyword in schema and not says_nothing.get(keyword):
-                self._relax(place, keyword, NOT_SUPPORTED)
+                self._relax(location, keyword, NOT_SUPPORTED)
         close = level.close_parts and self._close
         part = part or not (says_only(schema, _ALONE) and len(schema.keys() & _COMBINED) == 1)
-        return self._negation(node, schema, place) and self._combinators(node, schema, place, close=close, part=part)
+        return self._negation(node, schema, location) and self._combinators(
+            node, schema, location, close=close, part=part
+        )
 
-    def _values(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
-        kind = self._get(schema, "type", place)
+    def _values(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
+        kind = self._get(schema, "type", location)
         if kind == []:
-            self._relax(place, "type", "no value has no type", contradiction=True)
+            self._relax(location, "type", "no value has no type", contradiction=True)
         elif kind is not None:
             node["type"] = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
         kinds = {kind} if isinstance(kind, str) else set(kind or ())
         for keyword in ("enum", "const"):
-            values = self._get(schema, keyword, place, _ABSENT)
+            values = self._get(schema, keyword, location, _ABSENT)
             if values is _ABSENT:
                 continue
             values = values if keyword == "enum" else [values]
             kept = {value_key(v): v for v in values if not kinds or has_type(v, kinds)}
             if not kept:
-                self._relax(place, keyword, "no value is left", contradiction=True)
+                self._relax(location, keyword, "no value is left", contradiction=True)
             elif any(beyond_json(v) for v in kept.values()):
-                self._relax(place, keyword, "numbers beyond 64 bits cannot be written exactly")
+                self._relax(location, keyword, "numbers beyond 64 bits cannot be written exactly")
             else:
                 node[keyword] = list(kept.values()) if keyword == "enum" else values[0]
 
-    def _strings(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
+    def _strings(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
         for keyword in ("minLength", "maxLength"):
-            length = self._get(schema, keyword, place)
+            length = self._get(schema, keyword, location)
             if length is not None and not (keyword == "minLength" and length == 0):
                 node[keyword] = int(length)
-        patterns = self._pattern(schema, place)
-        name = self._get(schema, "format", place)
+        patterns = self._pattern(schema, location)
+        name = self._get(schema, "format", location)
         if "enum" not in node and "const" not in node:
             if name in NARROWED_FORMATS:
                 patterns.append(NARROWED_FORMATS[name])
@@ -240,65 +242,66 @@ class Rewriter:
         if len(patterns) > 1:
             _add_all(node, [{"pattern": pattern} for pattern in patterns[1:]])
 
-    def _pattern(self, schema: Mapping[str, Any], place: str) -> list[str]:
-        pattern = self._get(schema, "pattern", place)
+    def _pattern(self, schema: Mapping[str, Any], location: str) -> list[str]:
+        pattern = self._get(schema, "pattern", location)
         if pattern is None or pattern in ("", ".*", "^.*$", "^"):
             return []
         try:
             translated = translate(pattern)
         except PatternError as error:
-            self._relax(place, "pattern", f"the grammar has no such expression ({error})")
+            self._relax(location, "pattern", f"the grammar has no such expression ({error})")
             return []
         if not translated.exact:
-            self._relax(place, "pattern", "its look-around and word boundaries are left out")
+            self._relax(location, "pattern", "its look-around and word boundaries are left out")
         return translated.patterns
 
-    def _numbers(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
-        asked = {key: self._get(schema, key, place) for key in _BOUNDS if key in schema}
+    def _numbers(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
+        asked = {key: self._get(schema, key, location) for key in _BOUNDS if key in schema}
         known = {key: value for key, value in asked.items() if value is not None}
         found = bounds(known, integer=only_integers(node.get("type")), strict=self._strict)
         node.update(found.keywords)
         for keyword in found.relaxed:
-            self._relax(place, keyword, "the bound is out of the grammar's reach")
-        multiple = self._get(schema, "multipleOf", place)
+            self._relax(location, keyword, "the bound is out of the grammar's reach")
+        multiple = self._get(schema, "multipleOf", location)
         if multiple is not None:
             node["multipleOf"] = multiple
 
-    def _arrays(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
-        items = self._get(schema, "items", place)
-        first, rest, rest_at = self._get(schema, "prefixItems", place), items, "items"
+    def _arrays(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
+        items = self._get(schema, "items", location)
+        first, rest, rest_at = self._get(schema, "prefixItems", location), items, "items"
         if isinstance(items, list):  # before draft 2020-12
-            first, rest, rest_at = (items, self._get(schema, "additionalItems", place), "additionalItems")
+            first, rest, rest_at = (items, self._get(schema, "additionalItems", location), "additionalItems")
         first_at = "items" if isinstance(items, list) else "prefixItems"
         if first:
             node["prefixItems"] = [
-                self._rewrite(inner, f"{place}.{first_at}[{index}]", self._close) for index, inner in enumerate(first)
+                self._rewrite(inner, f"{location}.{first_at}[{index}]", self._close)
+                for index, inner in enumerate(first)
             ]
         if rest is not None:
-            node["items"] = self._rewrite(rest, f"{place}.{rest_at}", self._close)
+            node["items"] = self._rewrite(rest, f"{location}.{rest_at}", self._close)
             self.demands_nothing |= node["items"] is False
         elif first and schema.get("unevaluatedItems") is False:
             node["items"] = False
         for keyword in ("minItems", "maxItems"):
-            count = self._get(schema, keyword, place)
+            count = self._get(schema, keyword, location)
             if count is not None and not (keyword == "minItems" and count == 0):
                 node[keyword] = int(count)
         if schema.get("uniqueItems") is True and schema.get("maxItems", 2) > 1:
-            self._relax(place, "uniqueItems", NOT_SUPPORTED)
+            self._relax(location, "uniqueItems", NOT_SUPPORTED)
 
     # --- objects ---
 
     def _objects(
-        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, level: Level, *, part: bool
+        self, node: dict[str, Any], schema: Mapping[str, Any], location: str, level: Level, *, part: bool
     ) -> None:
         properties = {
-            name: self._rewrite(inner, f"{place}.properties.{name}", self._close)
-            for name, inner in (self._get(schema, "properties", place) or {}).items()
+            name: self._rewrite(inner, f"{location}.properties.{name}", self._close)
+            for name, inner in (self._get(schema, "properties", location) or {}).items()
         }
-        patterns, more = self._pattern_properties(schema, place), self._more(schema, place)
+        patterns, more = self._pattern_properties(schema, location), self._more(schema, location)
         if patterns is None:
             patterns, more = {}, True
-        required = list(dict.fromkeys(self._get(schema, "required", place) or ()))
+        required = list(dict.fromkeys(self._get(schema, "required", location) or ()))
         if level.closed_over is not None:
             more, foreign = False, self._foreign_patterns(level, schema)
             properties |= {name: True for name in level.closed_over.names if name not in properties}
@@ -306,15 +309,15 @@ class Rewriter:
                 more = True
             else:
                 patterns |= foreign
-        properties, patterns, more = self._property_names(schema, place, properties, patterns, more)
+        properties, patterns, more = self._property_names(schema, location, properties, patterns, more)
         simple = not closing.has_parts(schema)
         if simple and more is False and not patterns:
             undeclared = [name for name in required if name not in properties]
             if undeclared:
-                self._relax(place, "required", f"{undeclared[0]!r} may not be written", contradiction=True)
+                self._relax(location, "required", f"{undeclared[0]!r} may not be written", contradiction=True)
                 required = [name for name in required if name in properties]
         if simple and not part and properties and more is not False and not patterns:
-            # an escaped spelling of a declared name would be a second value for it
+            # a declared name with escapes would be a second value for it
             other = any_name_but(properties)
             if other is not None:
                 self.name_patterns.add(other)
@@ -328,38 +331,38 @@ class Rewriter:
         if more is not True:
             node["additionalProperties"] = more
         self.demands_nothing |= any(properties.get(name) is False for name in required)
-        self._property_counts(node, schema, place)
+        self._property_counts(node, schema, location)
 
-    def _more(self, schema: Mapping[str, Any], place: str) -> Node:
-        """What a property has to be that is not declared."""
+    def _more(self, schema: Mapping[str, Any], location: str) -> Node:
+        """The schema of undeclared properties."""
         keyword = "additionalProperties"
-        more = self._get(schema, keyword, place, True)
+        more = self._get(schema, keyword, location, True)
         if more is True and "unevaluatedProperties" in schema:
             keyword = "unevaluatedProperties"
-            more = self._get(schema, keyword, place, True)
+            more = self._get(schema, keyword, location, True)
             if more is False and closing.has_names_of_variants(schema, self._references):
-                self._relax(place, keyword, "the names of other variants may be written")
+                self._relax(location, keyword, "the names of other variants may be written")
             elif more not in (True, False, {}) and closing.has_parts(schema):
-                self._relax(place, keyword, "not enforced next to schemas that are combined")
+                self._relax(location, keyword, "not enforced next to schemas that are combined")
                 return True
-        return self._rewrite(more, f"{place}.{keyword}", self._close)
+        return self._rewrite(more, f"{location}.{keyword}", self._close)
 
-    def _pattern_properties(self, schema: Mapping[str, Any], place: str) -> dict[str, Node] | None:
-        """None: they cannot be told from other names."""
-        given = self._get(schema, "patternProperties", place)
+    def _pattern_properties(self, schema: Mapping[str, Any], location: str) -> dict[str, Node] | None:
+        """The rewritten patternProperties; None if their names cannot be distinguished from others."""
+        given = self._get(schema, "patternProperties", location)
         if given is None:
             return None if "patternProperties" in schema else {}
         out: dict[str, Node] = {}
         for pattern, inner in given.items():
             translated = one_pattern(pattern)
             if translated is None:
-                self._relax(place, "patternProperties", f"the grammar has no expression for {pattern!r}")
+                self._relax(location, "patternProperties", f"the grammar has no expression for {pattern!r}")
                 return None
-            out[translated] = self._rewrite(inner, f"{place}.patternProperties.{pattern}", self._close)
+            out[translated] = self._rewrite(inner, f"{location}.patternProperties.{pattern}", self._close)
         return out
 
     def _foreign_patterns(self, level: Level, schema: Mapping[str, Any]) -> dict[str, Node] | None:
-        """Those that parts of the level declare, to be allowed where it is closed; None: one is not known."""
+        """The patterns that parts of a closed level declare, to be allowed; None if one cannot be translated."""
         assert level.closed_over is not None
         out: dict[str, Node] = {}
         for pattern in level.closed_over.patterns:
@@ -371,10 +374,15 @@ class Rewriter:
         return out
 
     def _property_names(
-        self, schema: Mapping[str, Any], place: str, properties: dict[str, Node], patterns: dict[str, Node], more: Node
+        self,
+        schema: Mapping[str, Any],
+        location: str,
+        properties: dict[str, Node],
+        patterns: dict[str, Node],
+        more: Node,
     ) -> tuple[dict[str, Node], dict[str, Node], Node]:
-        """Names that a list allows become properties, names that follow a pattern a patternProperty."""
-        rule = self._get(schema, "propertyNames", place)
+        """Applies propertyNames: listed names become properties, a pattern of names becomes a patternProperty."""
+        rule = self._get(schema, "propertyNames", location)
         rule = self._follow(rule)
         if not isinstance(rule, dict) or says_only(rule, {"type"}) and "string" in listed(rule.get("type", "string")):
             if rule is False:
@@ -388,7 +396,7 @@ class Rewriter:
         pattern = name_pattern(rule)
         if pattern is not None and not patterns and not properties:
             return {}, {pattern: more} if more is not False else {}, False
-        self._relax(place, "propertyNames", NOT_SUPPORTED)
+        self._relax(location, "propertyNames", NOT_SUPPORTED)
         return properties, patterns, more
 
     def _follow(self, schema: Any) -> Any:
@@ -401,15 +409,15 @@ class Rewriter:
             schema = found.schema
         return schema
 
-    def _property_counts(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
-        least = int(self._get(schema, "minProperties", place) or 0)
-        most = self._get(schema, "maxProperties", place)
+    def _property_counts(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
+        least = int(self._get(schema, "minProperties", location) or 0)
+        most = self._get(schema, "maxProperties", location)
         required, names = set(node.get("required", ())), node.get("properties", {})
         optional = [n for n in names if n not in required and names[n] is not False]
         closed = node.get("additionalProperties") is False and "patternProperties" not in node
         missing = least - len(required)
         if missing > 0:
-            if closed and 0 < missing <= len(optional) and math.comb(len(optional), missing) <= MOST_COMBINATIONS:
+            if closed and 0 < missing <= len(optional) and math.comb(len(optional), missing) <= MAX_COMBINATIONS:
                 _add_all(node, [{"anyOf": [{"required": [*some]} for some in combinations(optional, missing)]}])
             elif not closed and missing == 1 and not optional:
                 node["minProperties"] = least
@@ -417,11 +425,11 @@ class Rewriter:
                 if not optional or (closed and missing == 1):
                     node["minProperties"] = least
                 if not closed or missing > 1:
-                    self._relax(place, "minProperties", "a name that is written twice counts twice")
+                    self._relax(location, "minProperties", "a name that is written twice counts twice")
         if most is None or (closed and most >= len(names)):
             return
         spare = int(most) - len(required)
-        if closed and optional and spare >= 0 and math.comb(len(optional), spare) <= MOST_COMBINATIONS:
+        if closed and optional and spare >= 0 and math.comb(len(optional), spare) <= MAX_COMBINATIONS:
             choices = [set(kept) for kept in combinations(optional, spare)]
             _add_all(
                 node, [{"anyOf": [{"properties": {n: False for n in optional if n not in kept}} for kept in choices]}]
@@ -429,49 +437,49 @@ class Rewriter:
         elif not optional:
             node["maxProperties"] = int(most)
         else:
-            self._relax(place, "maxProperties", "there are too many optional properties to count")
+            self._relax(location, "maxProperties", "there are too many optional properties to count")
 
     # --- combinations ---
 
     def _combinators(
-        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, *, close: bool, part: bool
+        self, node: dict[str, Any], schema: Mapping[str, Any], location: str, *, close: bool, part: bool
     ) -> bool:
-        """False: no value matches."""
-        self._reference(node, schema, place, close=close, part=part)
-        members = self._get(schema, "allOf", place) or []
+        """Adds references, allOf, anyOf and oneOf to `node`; returns False if no value matches."""
+        self._reference(node, schema, location, close=close, part=part)
+        members = self._get(schema, "allOf", location) or []
         several = part or len(members) > 1
-        parts = [self._rewrite(m, f"{place}.allOf[{i}]", close, part=several) for i, m in enumerate(members)]
+        parts = [self._rewrite(m, f"{location}.allOf[{i}]", close, part=several) for i, m in enumerate(members)]
         if False in parts:
             return False
         _add_all(node, [part for part in parts if part not in (True, {})])
         for keyword in ("anyOf", "oneOf"):
-            given = self._get(schema, keyword, place)
+            given = self._get(schema, keyword, location)
             if given is None:
                 continue
             if not given:
-                self._relax(place, keyword, "there is no variant", contradiction=True)
+                self._relax(location, keyword, "there is no variant", contradiction=True)
                 continue
-            variants = [self._rewrite(v, f"{place}.{keyword}[{i}]", close, part=part) for i, v in enumerate(given)]
+            variants = [self._rewrite(v, f"{location}.{keyword}[{i}]", close, part=part) for i, v in enumerate(given)]
             if keyword == "oneOf":
-                variants = self._exclusive(variants, schema, place)
+                variants = self._exclusive(variants, schema, location)
             variants = [variant for variant in variants if variant is not False]
             if not variants:
                 return False
             if not any(variant in (True, {}) for variant in variants):
                 _add_all(node, [{"anyOf": variants}])
-        self._dependent_required(node, schema, place)
+        self._dependent_required(node, schema, location)
         return True
 
     def _reference(
-        self, node: dict[str, Any], schema: Mapping[str, Any], place: str, *, close: bool, part: bool
+        self, node: dict[str, Any], schema: Mapping[str, Any], location: str, *, close: bool, part: bool
     ) -> None:
         keyword = next((k for k in ("$ref", "$recursiveRef", "$dynamicRef") if k in schema), None)
-        reference = None if keyword is None else self._get(schema, keyword, place)
+        reference = None if keyword is None else self._get(schema, keyword, location)
         if keyword is None or reference is None:
             return
         target = self._references.find(reference)
         if target is None:
-            self._relax(place, keyword, f"{reference!r} leads to nothing in this schema")
+            self._relax(location, keyword, f"{reference!r} leads to nothing in this schema")
             return
         key = (target.pointer, close, part)
         if key not in self._names:
@@ -481,11 +489,11 @@ class Rewriter:
             self.definitions[name] = self._rewrite(target.schema, where, close, part=part)
         node["$ref"] = f"#/$defs/{self._names[key]}"
 
-    def _exclusive(self, variants: list[Node], schema: Mapping[str, Any], place: str) -> list[Node]:
-        """The variants of a oneOf so that no value can match two of them; as they are where that cannot be had."""
+    def _exclusive(self, variants: list[Node], schema: Mapping[str, Any], location: str) -> list[Node]:
+        """The variants of a oneOf, changed if possible so that no value can match two of them."""
         self._num_pairs += len(variants) * (len(variants) - 1) // 2
         if self._num_pairs > MAX_ONE_OF_PAIRS:
-            self._relax(place, "oneOf", "there are too many variants to compare: enforced as anyOf")
+            self._relax(location, "oneOf", "there are too many variants to compare: enforced as anyOf")
             return variants
         names = [only_required(variant) for variant in schema["oneOf"]]
         if len(set(names)) == len(names) > 1 and None not in names:
@@ -500,24 +508,24 @@ class Rewriter:
         tag = tag_of(kept, self.definitions, named)
         if tag is not None:
             return [_with_required(variant, tag) for variant in kept]
-        self._relax(place, "oneOf", "its variants may overlap: enforced as anyOf")
+        self._relax(location, "oneOf", "its variants may overlap: enforced as anyOf")
         return kept
 
-    def _dependent_required(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> None:
+    def _dependent_required(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
         for keyword in ("dependentRequired", "dependencies"):
-            given = self._get(schema, keyword, place)
+            given = self._get(schema, keyword, location)
             if not isinstance(given, dict) or not given:
                 continue
             if len(given) > 3 or not all(isinstance(needed, list) for needed in given.values()):
-                self._relax(place, keyword, NOT_SUPPORTED)
+                self._relax(location, keyword, NOT_SUPPORTED)
                 continue
             for name, needed in given.items():
                 if needed:
                     _add_all(node, [{"anyOf": [{"properties": {name: False}}, {"required": list(needed)}]}])
 
-    def _negation(self, node: dict[str, Any], schema: Mapping[str, Any], place: str) -> bool:
-        """False: no value matches."""
-        given = self._get(schema, "not", place, False)
+    def _negation(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> bool:
+        """Adds `not` to `node`; returns False if no value matches."""
+        given = self._get(schema, "not", location, False)
         if given is False:
             return True
         if given is True or not given.keys() - ANNOTATIONS:
@@ -535,12 +543,12 @@ class Rewriter:
         elif node.get("type") == "object" and only_required(given) is not None:
             _add_all(node, [{"properties": {only_required(given): False}}])
         else:
-            self._relax(place, "not", NOT_SUPPORTED)
+            self._relax(location, "not", NOT_SUPPORTED)
         return True
 
 
 def _add_all(node: dict[str, Any], parts: list[Any]) -> None:
-    """Further conditions: in the node itself where it has none of their keywords, else in its allOf."""
+    """Adds conditions to a node: a first anyOf to the node itself, others to its allOf."""
     for part in parts:
         if set(part) == {"anyOf"} and "anyOf" not in node:
             node["anyOf"] = part["anyOf"]

@@ -252,7 +252,7 @@ def test_the_loop_guard_ends_what_repeats_itself(tokenizer: LLTokenizer, beginni
 def test_requests_masks_are_the_same_together_and_alone(
     tokenizer: LLTokenizer, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guided_module, "MANY", many)
+    monkeypatch.setattr(guided_module, "MIN_THREADED_MASKS", many)
     guided = GuidedDecoding(tokenizer)
     analysis = VOCABULARY.encode_with_special("<|channel|>analysis<|message|>")
     guard = LoopGuard(repeats=3, break_token_ids=(END,), max_period=4)
@@ -285,7 +285,7 @@ def test_a_mask_that_takes_too_much_work_forbids_everything(
     tokenizer: LLTokenizer, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """llguidance's own would allow what ends the turn: a cut answer would pass for a whole one."""
-    monkeypatch.setattr(guided_module, "MANY", many)
+    monkeypatch.setattr(guided_module, "MIN_THREADED_MASKS", many)
     guided = GuidedDecoding(tokenizer)
     guided.add("r", turn_grammar(TurnSpec(final_schema=TOO_MUCH, reasoning_budget=0), VOCABULARY))
     for token in VOCABULARY.encode_with_special('<|channel|>final<|message|>"'):

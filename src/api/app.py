@@ -35,6 +35,7 @@ from gptoss.prompt_builder import PromptBuilder
 ENDPOINTS = (
     "chat.routes",
     "completions.routes",
+    "messages.routes",
     "responses.routes",
     "ops.cancel",
     "ops.dashboard",

@@ -8,6 +8,7 @@ a change of the system message, the last message with the same content is used.
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
@@ -74,7 +75,8 @@ class GeneratedIds:
         """Stores the ids that the model generated after `<|start|>assistant`."""
         after = _Context(scope, context)
         for message, ids in split_generated(token_ids, self._vocabulary):
-            canonical = ids == render_message(message, self._vocabulary)
+            rewritten = message.recipient is not None and message.content_type == "json"  # by clients that parse it
+            canonical = not rewritten and ids == render_message(message, self._vocabulary)
             kept = _CANONICAL if canonical else array("I", ids)
             with self._lock:
                 for key in after.keys(message):
@@ -85,6 +87,22 @@ def _normal(message: HarmonyMessage) -> HarmonyMessage:
     """The message in the form in which clients send it back; they do not see everything the model wrote."""
     if message.recipient is None and message.content_type is not None:
         return replace(message, content_type=None)
-    if message.recipient is not None and not message.text.strip():
+    if message.recipient is None:
+        return message
+    if not message.text.strip():
         return replace(message, text=message.text + "{}")
-    return message
+    return replace(message, text=_rewritten(message.text)) if message.content_type == "json" else message
+
+
+def _rewritten(text: str) -> str:
+    """JSON as any client that has parsed it writes it: blanks, escapes, forms of numbers and order do not count."""
+    try:
+        return json.dumps(json.loads(text, parse_float=_number, parse_int=_number), sort_keys=True)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _number(text: str) -> int | float:
+    """As JavaScript has it."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value

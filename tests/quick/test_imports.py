@@ -42,6 +42,7 @@ ALLOWED = {
     "gptoss.api.telemetry": f"gptoss.api.telemetry gptoss.api.access gptoss.api.http {REQUEST}",
     "gptoss.api.chat": f"gptoss.api.chat {ENDPOINT}",
     "gptoss.api.completions": f"gptoss.api.completions {ENDPOINT}",
+    "gptoss.api.messages": f"gptoss.api.messages {ENDPOINT}",
     "gptoss.api.responses": f"gptoss.api.responses {ENDPOINT}",
     "gptoss.api.ops": f"gptoss.api.ops {ENDPOINT} gptoss.resources gptoss.engine.parallel.gpus",
     # with `messages` it takes any chat request

@@ -22,13 +22,14 @@ from gptoss.harmony.vocabulary_files import load_vocabulary
 from tests.support.helpers import checkpoint, engine_config
 
 MAX_MODEL_LEN = 1024
+NEXT = "<|start|>assistant"
 
 
 class InstantEngine(EngineClient):
     """Every generation is the same few tokens, cut at max_tokens, in one output, or one by one with a pause before each."""
 
-    def __init__(self, answer: list[int], pause_s: float = 0.0) -> None:
-        super().__init__(engine_config(checkpoint(), max_model_len=MAX_MODEL_LEN))
+    def __init__(self, answer: list[int], pause_s: float = 0.0, max_model_len: int = MAX_MODEL_LEN) -> None:
+        super().__init__(engine_config(checkpoint(), max_model_len=max_model_len))
         self._answer = answer
         self._pause_s = pause_s
 
@@ -37,7 +38,7 @@ class InstantEngine(EngineClient):
         return 0.0
 
     async def start(self) -> None:
-        self.ready = Ready("float32", "cpu", 1000, 2**20, 2**20, MAX_MODEL_LEN, "none", 0.0, 0)
+        self.ready = Ready("float32", "cpu", 1000, 2**20, 2**20, self.config.max_model_len, "none", 0.0, 0)
         self.state = EngineState.READY
         self._ready_event.set()
 
@@ -64,17 +65,19 @@ def _logprobs(token_id: int, alternatives: int) -> TokenLogprobs:
 
 
 @contextlib.contextmanager
-def served(answer: str = "Hi.", pause_s: float = 0.0, **settings: Any) -> Iterator[str]:
+def served(
+    answer: str = "Hi.", pause_s: float = 0.0, *, engine: EngineClient | None = None, port: int = 0, **settings: Any
+) -> Iterator[str]:
     """The URL of the API, debugging endpoints included. `settings`: keys of the configuration."""
     vocabulary = load_vocabulary(checkpoint())
-    text = f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>{answer}<|return|>"
-    engine = InstantEngine(vocabulary.encode_with_special(text), pause_s)
+    text = f"<|channel|>analysis<|message|>Hm.<|end|>{NEXT}<|channel|>final<|message|>{answer}<|return|>"
+    engine = engine or InstantEngine(vocabulary.encode_with_special(text), pause_s)
     config = ServerConfig(debug_endpoints=True, warm_up=False, **settings)
     app = create_app(engine, config, vocabulary, model_id="gpt-oss-nano", model_size="nano")
     protocol = limited_protocol(ConnectionLimits())
     server = uvicorn.Server(uvicorn.Config(app, http=protocol, lifespan="on", log_config=None))
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
+        bound.bind(("127.0.0.1", port))
         bound.listen()
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()

@@ -33,7 +33,8 @@ def test_routes_say_what_they_take() -> None:
 
 
 def test_the_paths_of_this_server() -> None:
-    generating = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
-    reading = {"/v1/chat/completions/render", "/v1/responses/input_tokens", "/tokenize", "/detokenize"}
+    generating = {"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"}
+    reading = {"/v1/chat/completions/render", "/v1/messages/count_tokens", "/v1/responses/input_tokens"}
+    reading |= {"/tokenize", "/detokenize"}
     assert LIMITED_PATHS.generates == generating
     assert LIMITED_PATHS.works == generating | reading

@@ -6,8 +6,9 @@ which a client may send them back.
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from llguidance import LLTokenizer
 from gptoss.api.chat.messages import read_messages
 from gptoss.api.chat.output import fold, write_delta
 from gptoss.api.chat.schema import ChatCompletionRequest
+from gptoss.api.messages.conversation import read_conversation
+from gptoss.api.messages.output import MessageContent
+from gptoss.api.messages.schema import CountTokensRequest
 from gptoss.api.responses.adapter import read_request
 from gptoss.api.responses.items import placed_items
 from gptoss.api.responses.output import OutputItems
@@ -169,20 +173,65 @@ class Stored(Items):
         return read_request(request, resolve(request, self.store, "me").items).conversation()
 
 
+class Blocks:
+    """Messages of Anthropic's endpoint, sent back whole; the client has parsed the arguments of calls."""
+
+    hides = False
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = [USER]
+
+    def answered(self, ids: list[int]) -> None:
+        content = MessageContent(hides_thinking=self.hides, holds_arguments=False)
+        for item in choice_of(ids, joins=False)[1]:
+            content.feed(item)
+        content.close()
+        self.messages.append({"role": "assistant", "content": json.loads(json.dumps(content.blocks))})
+
+    def told(self, text: str) -> None:
+        call_id = self.messages[-1]["content"][-1]["id"]
+        result = {"type": "tool_result", "tool_use_id": call_id, "content": text, "is_error": False}
+        self.messages.append({"role": "user", "content": [result]})
+
+    def asked(self) -> None:
+        self.messages.append(USER)
+
+    def conversation(self) -> Conversation:
+        request = CountTokensRequest.model_validate({"model": "m", "messages": self.messages})
+        return read_conversation(request)[0]
+
+
+class HiddenThinking(Blocks):
+    """With `display: omitted`: thinking comes as its signature."""
+
+    hides = True
+
+
 TEXTS = st.text(st.sampled_from('ab \né🌦{}"<|'), max_size=8)
 BEFORE = st.lists(st.builds(Message, st.sampled_from(["analysis", "commentary"]), TEXTS, st.booleans()), max_size=5)
+OBJECTS = ["{}", '{"a":1}', '{"é":"🌦"}']
+LOOSE = [*OBJECTS, '{"a": 1}', '{\n  "b": [1.0, 2e3],\n  "a": "\\u00e9\\/"\n}', '{"10":1, "a":{}, "9": 0.10}']
 CALLS = st.builds(Message, st.just("call"), st.sampled_from(["{}", '{"a": 1}', " x", '{"é":"🌦"}']), st.booleans())
 FINALS = st.builds(Message, st.just("final"), TEXTS, st.booleans())
-STEPS = st.lists(st.tuples(BEFORE, CALLS).map(lambda pair: [*pair[0], pair[1]]), min_size=1, max_size=3)
+
+
+def _steps(arguments: list[str]) -> st.SearchStrategy[list[list[Message]]]:
+    calls = st.builds(Message, st.just("call"), st.sampled_from(arguments), st.booleans())
+    return st.lists(st.tuples(BEFORE, calls).map(lambda pair: [*pair[0], pair[1]]), min_size=1, max_size=3)
+
+
+STEPS = _steps(["{}", '{"a": 1}', " x", '{"é":"🌦"}'])
 
 
 @pytest.mark.parametrize("replays", [True, False])
-@pytest.mark.parametrize("client", [Chat, Items, Sealed, Stored])
-def test_a_turn_comes_back_as_it_was_written(client: Callable[[], Any], replays: bool) -> None:
+@pytest.mark.parametrize("client", [Chat, Items, Sealed, Stored, Blocks, HiddenThinking])
+def test_a_turn_comes_back_as_it_was_written(client: type[Any], replays: bool) -> None:
     builder = PromptBuilder(VOCABULARY, replay_generated_ids=replays)  # for all turns
+    parses = issubclass(client, Blocks)  # so the text of the arguments is lost, but for what is remembered
+    steps_of = STEPS if not parses else _steps(LOOSE if replays else OBJECTS)
 
     @settings(max_examples=60, deadline=None, database=None)
-    @given(STEPS, BEFORE, FINALS)
+    @given(steps_of, BEFORE, FINALS)
     def check(steps: list[list[Message]], before: list[Message], final: Message) -> None:
         history = client()
         prompt = builder.build(history.conversation())

@@ -1,0 +1,181 @@
+"""A request of /v1/messages to a GenerationRequest, and the names of its fields back."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from gptoss.api.access.api_keys import Caller
+from gptoss.api.context import ServerContext
+from gptoss.api.http.errors import InvalidRequest, Location, field_names, from_validation
+from gptoss.api.http.fields import EFFORTS
+from gptoss.api.http.output_format import output_format
+from gptoss.api.http.work_pool import Sender
+from gptoss.api.messages.conversation import num_rendered, read_conversation
+from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
+from gptoss.api.messages.tools import read_tools
+from gptoss.api.telemetry.warn_once import WarnOnce
+from gptoss.generation.errors import ContextTooLongError, Path
+from gptoss.generation.plan import Plan
+from gptoss.generation.planner import MESSAGE_TOKENS, check_num_messages
+from gptoss.generation.request import GenerationRequest, OutputFormat
+from gptoss.harmony.render import ReasoningEffort
+
+logger = logging.getLogger(__name__)
+IGNORED = ("context_management", "container", "diagnostics", "inference_geo", "mcp_servers", "speed")
+FIELDS = {"id": "id", "call_id": "tool_use_id", "name": "name"}  # what the fields of a PromptError are called here
+_warn_ignored = WarnOnce(logger, "fields that only Anthropic's services know are ignored: %s")
+R = TypeVar("R", bound=CountTokensRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class MessagePlan:
+    plan: Plan
+    request: MessagesRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What was read of a body."""
+
+    generation: GenerationRequest
+    tool_fields: list[str]
+
+    def field_name(self, path: Path) -> str | None:
+        """What /v1/messages calls the part of a GenerationRequest at this path."""
+        match path:
+            case ("tools", int(index), field):
+                return f"{self.tool_fields[index]}.{'input_schema' if field == 'parameters' else field}"
+            case ("prompt", str(origin), str(field)):
+                return f"{origin}.{FIELDS[field]}"
+            case ("prompt",):
+                return "messages"
+            case ("output_format", str(field)):
+                return "output_config.format" if field == "response_format" else field
+            case ("sampling", str(field)):
+                return field
+        return str(path[0]) if path else None
+
+
+async def plan_message(
+    body: dict[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
+) -> MessagePlan:
+    """Raises ApiError; nothing has been sent to the engine then."""
+    request, asked = await _read(MessagesRequest, body, context, caller, sender, client)
+    with field_names(asked.field_name):
+        try:
+            plan = await context.plan(asked.generation, sender, counts_all=True)
+        except ContextTooLongError as error:
+            raise _too_long(error.num_tokens, context) from error
+    num_tokens, most = len(plan.prompts[0]), context.max_model_len
+    if num_tokens + request.max_tokens > most:
+        raise InvalidRequest(
+            f"input length and `max_tokens` exceed context limit: {num_tokens} + {request.max_tokens} > {most}, "
+            "decrease input length or `max_tokens` and try again",
+            code="context_length_exceeded",
+        )
+    return MessagePlan(plan, request)
+
+
+async def count_tokens(
+    body: dict[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
+) -> int:
+    """Tokens of the prompt, also of one that is too long. Raises ApiError."""
+    _, asked = await _read(CountTokensRequest, body, context, caller, sender, client)
+    with field_names(asked.field_name):
+        try:
+            plan = await context.plan(asked.generation, sender, counts_all=True)
+        except ContextTooLongError as error:
+            if error.num_tokens is None:
+                raise
+            return error.num_tokens
+    return len(plan.prompts[0])
+
+
+async def _read(
+    model: type[R], body: dict[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
+) -> tuple[R, _Asked]:
+    def read() -> tuple[R, _Asked]:
+        request = model.model_validate(body)
+        context.unknown_fields.check(body, request, client)
+        return request, _asked(request, context, caller)
+
+    messages = body.get("messages")
+    count = num_rendered(messages) if isinstance(messages, list) else 0
+    try:
+        check_num_messages(count, context.planner.limits)
+        return await context.read(sender, lambda _: read())
+    except ContextTooLongError as error:
+        raise _too_long(count * MESSAGE_TOKENS, context) from error
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def _asked(request: CountTokensRequest, context: ServerContext, caller: Caller | None) -> _Asked:
+    _warn_ignored(field for field in IGNORED if getattr(request, field) is not None)
+    tools = read_tools(request)
+    wanted = output_format(request, _format(request))
+    conversation, prefill = read_conversation(request)
+    if prefill is not None and (tools.policy.must_call or wanted is not None):
+        last = f"messages.{len(request.messages) - 1}"
+        message = f"'{last}' begins the answer, which cannot be combined with a forced call or an output format."
+        raise InvalidRequest(message, last)
+    thinking = request.thinking
+    is_disabled = thinking is not None and thinking.type == "disabled"
+    generation = context.generation_request(
+        request,
+        conversation,
+        caller,
+        id_prefix="msg_",
+        profile=request.profile,
+        effort="low" if is_disabled else _effort(request),
+        reasoning_budget=0 if is_disabled else thinking.budget_tokens if thinking is not None else None,
+        prefill=prefill,
+        tools=tools.policy,
+        output_format=wanted,
+        max_tokens=request.max_tokens if isinstance(request, MessagesRequest) else None,
+    )
+    return _Asked(generation, tools.fields)
+
+
+def _effort(request: CountTokensRequest) -> ReasoningEffort | None:
+    effort = request.output_config.effort if request.output_config is not None else None
+    return EFFORTS[effort] if effort is not None else None
+
+
+def _format(request: CountTokensRequest) -> OutputFormat | None:
+    wanted = request.output_config.format if request.output_config is not None else None
+    if wanted is None:
+        return None
+    field = "output_config.format.schema"
+    return OutputFormat("json", wanted.schema_, field, ("output_config", field), "response", strict=True)
+
+
+def _too_long(num_tokens: int | None, context: ServerContext) -> InvalidRequest:
+    """In Anthropic's words, which clients read the two numbers of."""
+    most = context.max_model_len
+    message = f"prompt is too long: {most + 1 if num_tokens is None else num_tokens} tokens > {most} maximum"
+    return InvalidRequest(message, code="context_length_exceeded")
+
+
+def invalid(error: ValidationError) -> InvalidRequest:
+    """The first problem, with the field as Anthropic writes it."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] not in ("union_tag_invalid", "union_tag_not_found"):
+        return from_validation(error, name_of=field_of)
+    where, context = field_of(first["loc"]), first.get("ctx") or {}
+    kind = "role" if "_role" in str(context.get("discriminator")) else "type"
+    allowed = ", ".join(tag for tag in re.findall(r"'<(\w+)>'", str(context.get("expected_tags"))) if tag != "foreign")
+    if first["type"] == "union_tag_not_found":
+        return InvalidRequest(f"'{where}' must be an object with a string '{kind}'.", where, "invalid_type")
+    given = str(context.get("tag")).strip("<>")
+    return InvalidRequest(f"'{where}.{kind}' is {given!r}; use one of {allowed}.", f"{where}.{kind}", "invalid_value")
+
+
+def field_of(location: Location) -> str | None:
+    """A field as Anthropic writes it: `messages.0.content`."""
+    return ".".join(str(part) for part in location if not str(part).startswith("<")) or None

@@ -1,0 +1,192 @@
+"""An answer as a message: server-sent events, or one JSON body."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from pydantic_core import from_json
+
+from gptoss.api.http.anthropic_errors import anthropic_error
+from gptoss.api.http.encrypted_content import seal
+from gptoss.api.http.errors import from_generation
+from gptoss.api.http.sse import encode_event
+from gptoss.api.messages.adapter import MessagePlan
+from gptoss.api.telemetry.relaxations import relaxations
+from gptoss.generation.chat_output import ChatChoice, ChatDelta
+from gptoss.generation.errors import GenerationFailedError
+from gptoss.generation.session import Generation
+from gptoss.harmony.deltas import Delta
+
+Event = dict[str, Any]
+SHOWN = ""  # what the signature of thinking holds that the client has as text
+
+
+class MessageContent:
+    """Content blocks in the order in which the model wrote its messages, and the events that build them."""
+
+    def __init__(self, *, hides_thinking: bool, holds_arguments: bool) -> None:
+        """`holds_arguments`: until they are whole, as they may not be JSON."""
+        self.blocks: list[Event] = []
+        self._hides_thinking, self._holds_arguments = hides_thinking, holds_arguments
+        self._kind: str | None = None  # of the block that is open
+        self._text = ""  # hidden thinking, or arguments
+
+    def feed(self, item: ChatDelta) -> list[Event]:
+        delta, events = item.delta, []
+        begins = delta.channel is not None or delta.tool_name is not None
+        if begins or delta.kind != self._kind:
+            events += [*self.close(), self._begin(delta)]
+        if delta.text:
+            events += self._add(delta.text)
+        return events
+
+    def close(self, *, is_cut: bool = False) -> list[Event]:
+        """Ends the block that is open, if one is. `is_cut`: its text is not whole."""
+        if self._kind is None:
+            return []
+        events = self._end(is_cut=is_cut)
+        self._kind = None
+        return [*events, {"type": "content_block_stop", "index": len(self.blocks) - 1}]
+
+    def _begin(self, delta: Delta) -> Event:
+        self._kind, self._text = delta.kind, ""
+        block: Event
+        if delta.kind == "reasoning":
+            block = {"type": "thinking", "thinking": "", "signature": ""}
+        elif delta.kind == "content":
+            block = {"type": "text", "text": ""}
+        else:
+            block = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": delta.tool_name, "input": {}}
+        self.blocks.append(block)
+        return {"type": "content_block_start", "index": len(self.blocks) - 1, "content_block": dict(block)}
+
+    def _add(self, text: str) -> list[Event]:
+        block = self.blocks[-1]
+        if self._kind == "content":
+            block["text"] += text
+            return [self._delta("text_delta", text=text)]
+        if self._kind == "tool_call":
+            return self._add_arguments(text)
+        self._text += text
+        if self._hides_thinking:
+            return []
+        block["thinking"] += text
+        return [self._delta("thinking_delta", thinking=text)]
+
+    def _add_arguments(self, text: str) -> list[Event]:
+        """Without blanks at the beginning, which are an error to Anthropic's SDK as long as they are alone."""
+        added = text if self._text else text.lstrip()
+        self._text += added
+        return [self._delta("input_json_delta", partial_json=added)] if added and not self._holds_arguments else []
+
+    def _end(self, *, is_cut: bool) -> list[Event]:
+        block = self.blocks[-1]
+        if self._kind == "reasoning":
+            block["signature"] = seal(self._text if self._hides_thinking else SHOWN)
+            return [self._delta("signature_delta", signature=block["signature"])]
+        if self._kind == "content":
+            return []
+        if not self._holds_arguments:
+            block["input"] = read_arguments(self._text, is_cut=is_cut)
+            return []
+        block["input"] = read_arguments(self._text, is_cut=False)
+        return [self._delta("input_json_delta", partial_json=json.dumps(block["input"], ensure_ascii=False))]
+
+    def _delta(self, kind: str, **fields: str) -> Event:
+        delta = {"type": kind, **fields}
+        return {"type": "content_block_delta", "index": len(self.blocks) - 1, "delta": delta}
+
+
+def read_arguments(text: str, *, is_cut: bool) -> dict[str, Any]:
+    """The object. `is_cut`: what is whole of it. What is not JSON is kept as `arguments`."""
+    if not text.strip():
+        return {}
+    try:
+        value = from_json(text, allow_partial=is_cut)
+    except ValueError:
+        return {"arguments": text}
+    return value if isinstance(value, dict) else {"arguments": value}
+
+
+class MessageRenderer:
+    """Writes the one choice of an answer as a message."""
+
+    def __init__(self, plan: MessagePlan, generation: Generation[ChatChoice, ChatDelta], request_id: str) -> None:
+        self._plan, self._generation, self._request_id = plan, generation, request_id
+        self._content = MessageContent(
+            hides_thinking=plan.request.hides_thinking, holds_arguments=plan.plan.params.grammar is None
+        )
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events; tokens that arrived together leave together."""
+        yield _encode([{"type": "message_start", "message": self._message(None)}, {"type": "ping"}])
+        try:
+            async with contextlib.aclosing(self._events()) as batches:
+                async for events in batches:
+                    yield _encode(events)
+        except GenerationFailedError as error:
+            known = from_generation(error)
+            yield _encode([anthropic_error(known.status, known.message, known.param, self._request_id)])
+            return
+        reason, stop_string = self._stop()
+        delta = {"stop_reason": reason, "stop_sequence": stop_string}
+        yield _encode([{"type": "message_delta", "delta": delta, "usage": self._usage()}, {"type": "message_stop"}])
+
+    async def collect(self) -> bytes:
+        """The same as one body. Raises GenerationFailedError."""
+        async with contextlib.aclosing(self._events()) as batches:
+            async for _ in batches:
+                pass
+        reason, stop_string = self._stop()
+        return encode_event(self._message(reason, stop_string))
+
+    async def _events(self) -> AsyncGenerator[list[Event], None]:
+        content, choice = self._content, self._generation.choices[0]
+        async with contextlib.aclosing(self._generation.events()) as batches:
+            async for batch in batches:
+                events = [e for _, deltas in batch for item in deltas for e in content.feed(item)]
+                if choice.finish_reason is not None and choice.error is None:
+                    events += content.close(is_cut=choice.finish_reason == "length")
+                if events:
+                    yield events
+
+    def _stop(self) -> tuple[str, str | None]:
+        """-> (stop_reason, the stop sequence)."""
+        choice = self._generation.choices[0]
+        if choice.finish_reason == "length":
+            return "max_tokens", None
+        if choice.num_calls:
+            return "tool_use", None
+        return ("end_turn", None) if choice.stop_string is None else ("stop_sequence", choice.stop_string)
+
+    def _message(self, stop_reason: str | None, stop_string: str | None = None) -> Event:
+        return {
+            "id": self._plan.plan.request_id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._plan.request.model,
+            "content": self._content.blocks,
+            "stop_reason": stop_reason,
+            "stop_sequence": stop_string,
+            "usage": self._usage(),
+            **relaxations(self._plan.plan.relaxed, self._plan.request.include_relaxations),
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        """Cached tokens are counted apart; how many there are is known with the first token."""
+        usage = self._generation.usage
+        return {
+            "input_tokens": usage.num_prompt_tokens - usage.num_cached_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": usage.num_cached_tokens,
+            "output_tokens": usage.num_completion_tokens,
+            "output_tokens_details": {"thinking_tokens": usage.num_reasoning_tokens},
+        }
+
+
+def _encode(events: list[Event]) -> bytes:
+    return b"".join(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), encode_event(event)) for event in events)

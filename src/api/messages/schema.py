@@ -1,0 +1,161 @@
+"""The body of /v1/messages: Anthropic's fields, and the sampling fields of the other endpoints."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from gptoss.api.http.fields import FIRST_PROBLEM, MAX_STOPS, Number, SamplingFields, Strict, fail
+from gptoss.api.messages.blocks import AssistantContent, CustomTool, SystemContent, SystemPrompt, UserContent
+
+MAX_TOOLS = 1024  # agents with several MCP servers send hundreds
+_SERVER_TOOL = re.compile(
+    r"(advisor|bash|browser|code_execution|computer|memory|text_editor|tool_search\w*|web_fetch|web_search)(_\d{8})?"
+    r"|mcp_toolset"
+)
+Effort = Literal["minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class UserMessage(Strict):
+    role: Literal["user"]
+    content: UserContent
+
+
+class AssistantMessage(Strict):
+    role: Literal["assistant"]
+    content: AssistantContent
+
+
+class SystemMessage(Strict):
+    """Instructions at the place where they begin to hold."""
+
+    role: Literal["system"]
+    content: SystemContent
+
+
+def _role(value: Any) -> str | None:
+    role = value.get("role") if isinstance(value, dict) else getattr(value, "role", None)
+    return f"<{role}>" if isinstance(role, str) else None
+
+
+Message = Annotated[
+    Annotated[UserMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[SystemMessage, Tag("<system>")],
+    Discriminator(_role),
+]
+
+
+class ServerTool(Strict):
+    """A tool that Anthropic's servers run: left out. Its other fields are its own."""
+
+    is_open = True
+
+    type: str
+    name: str | None = None
+
+
+def _tool(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<server>" if isinstance(kind, str) and _SERVER_TOOL.fullmatch(kind) else "<custom>"
+
+
+Tool = Annotated[
+    Annotated[CustomTool, Tag("<custom>")] | Annotated[ServerTool, Tag("<server>")],
+    Discriminator(_tool),
+]
+
+
+class ToolChoice(Strict):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.type == "tool" and not self.name:
+            raise fail("A tool_choice of type 'tool' needs a name.", "tool_choice.name", "missing_required_parameter")
+        return self
+
+
+class Thinking(Strict):
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: Annotated[int, Field(ge=1024)] | None = None
+    display: Literal["summarized", "omitted", "updates"] | None = None
+
+    @model_validator(mode="after")
+    def _with_budget(self) -> Self:
+        if self.type == "enabled" and self.budget_tokens is None:
+            where = "thinking.budget_tokens"
+            raise fail(f"Missing required parameter: '{where}'.", where, "missing_required_parameter")
+        return self
+
+
+class JsonFormat(Strict):
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(Strict):
+    effort: Effort | None = None
+    format: JsonFormat | None = None
+    task_budget: Any = None
+
+
+class Metadata(Strict):
+    user_id: str | None = None
+
+
+class CountTokensRequest(SamplingFields):
+    also_known = frozenset({"max_tokens"})
+
+    messages: Annotated[list[Message], Field(min_length=1), FIRST_PROBLEM]
+    system: SystemPrompt | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FIRST_PROBLEM] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    temperature: Annotated[Number, Field(ge=0, le=1)] | None = None
+    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)] | None = None
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    cache_control: Any = None
+    # what Anthropic's services have and this server does not
+    betas: Any = None
+    container: Any = None
+    context_management: Any = None
+    diagnostics: Any = None
+    inference_geo: Any = None
+    mcp_servers: Any = None
+    speed: Any = None
+    # extensions, named as elsewhere
+    profile: str | None = None
+    include_relaxations: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.n or 1) != 1:
+            raise fail("'n' must be 1 for /v1/messages.", "n", "unsupported_value")
+        if self.stop and self.stop_sequences:
+            raise fail("'stop' cannot be combined with 'stop_sequences'.", "stop")
+        if self.stop_sequences:
+            self.stop = self.stop_sequences
+        return self
+
+    @property
+    def hides_thinking(self) -> bool:
+        """Whether thinking is answered with its signature alone."""
+        return self.thinking is not None and self.thinking.display == "omitted"
+
+
+class MessagesRequest(CountTokensRequest):
+    max_tokens: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        budget = self.thinking.budget_tokens if self.thinking is not None else None
+        if budget is not None and budget >= self.max_tokens:
+            raise fail("'thinking.budget_tokens' must be below 'max_tokens'.", "thinking.budget_tokens")
+        return self

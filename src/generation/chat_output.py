@@ -154,7 +154,7 @@ def chat_choices(plan: Plan, vocabulary: Vocabulary, *, joins_messages: bool = T
     return [
         ChatChoice(
             index,
-            start_parser(ResponseParser(vocabulary, plan.tool_names), plan.begins),
+            start_parser(ResponseParser(vocabulary, plan.tool_names, plan.custom_names), plan.begins),
             plan.stop,
             bytes_of,
             stop_on_calls_after=plan.max_calls,

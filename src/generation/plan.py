@@ -27,6 +27,7 @@ class Plan:
     prompt: PromptTokens | None = None
     begins: Beginning = "message"
     tool_names: Sequence[str] = ()
+    custom_names: Sequence[str] = ()  # of those whose calls are plain text
     max_calls: int | None = None
     # of raw prompts
     echo: bool = False

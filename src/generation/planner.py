@@ -103,6 +103,7 @@ class Planner:
             prompt=prompt,
             begins=request.begins,
             tool_names=[tool.name for tool in tools.callable],
+            custom_names=[tool.name for tool in tools.callable if tool.text_rule is not None],
             max_calls=request.tools.max_calls,
         )
 

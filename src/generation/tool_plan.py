@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from gptoss.generation.errors import GenerationError
 from gptoss.generation.relaxed_schema import RelaxedSchema
 from gptoss.generation.request import FunctionTool, ToolPolicy
+from gptoss.harmony.conversation import FreeText
+from gptoss.harmony.free_text import FreeTextError, free_text_rule
 from gptoss.harmony.grammar import ToolSpec
 from gptoss.harmony.schema.checks import SchemaError
 from gptoss.harmony.schema.enforce import Enforced, enforceable
@@ -16,6 +18,7 @@ from gptoss.harmony.schema.rewrite import ALL, Relaxed
 
 MAX_GUIDED_SCHEMA = 20_000  # characters; of a larger one only the object is enforced unasked
 MAX_PROPERTIES = 20_000  # of all schemas
+MAX_DEFINITIONS = 100_000  # characters of custom tools, together
 TOO_LARGE = Relaxed("parameters", ALL, "too large to be enforced unasked")
 
 
@@ -31,10 +34,15 @@ def plan_tools(policy: ToolPolicy, *, guide_arguments: bool = False) -> ToolPlan
     schema can be enforced. Raises GenerationError.
     """
     _check_names(policy)
+    _check_definitions(policy)
     plan = ToolPlan([] if policy.mode == "none" else policy.tools)
     num_properties = 0
     for index, tool in enumerate(policy.tools):
         may_call = policy.may_call(tool.name)
+        if tool.free_text is not None:
+            spec = _custom_spec(tool.name, tool.free_text, index)
+            plan.callable.extend([spec] if may_call else [])
+            continue
         enforced = _enforced(tool, index, strict=may_call and tool.strict)
         num_properties += enforced.num_properties if enforced is not None else 0
         if num_properties > MAX_PROPERTIES:
@@ -45,6 +53,23 @@ def plan_tools(policy: ToolPolicy, *, guide_arguments: bool = False) -> ToolPlan
             plan.callable.append(spec)
             plan.relaxed.extend(RelaxedSchema("function", tool.name, relaxed) for relaxed in not_enforced)
     return plan
+
+
+def _custom_spec(name: str, wanted: FreeText, index: int) -> ToolSpec:
+    """Its text follows its definition, if it has one."""
+    is_defined = wanted.syntax is not None
+    try:
+        return ToolSpec(name, None, is_defined, is_defined, strict=True, text_rule=free_text_rule(wanted))
+    except FreeTextError as error:
+        message = f"The {wanted.syntax} definition cannot be enforced: {error}."
+        raise GenerationError(message, ("tools", index, "definition"), "invalid_value") from None
+
+
+def _check_definitions(policy: ToolPolicy) -> None:
+    num_chars = sum(len(tool.free_text.definition) for tool in policy.tools if tool.free_text is not None)
+    if num_chars > MAX_DEFINITIONS:
+        message = f"The definitions of custom tools have {num_chars} characters; at most {MAX_DEFINITIONS} are allowed."
+        raise GenerationError(message, ("tools",), "invalid_value")
 
 
 def _check_names(policy: ToolPolicy) -> None:

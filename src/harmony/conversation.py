@@ -7,7 +7,7 @@ is several of them, in this order unless it says otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Channel = Literal["analysis", "commentary", "final"]
@@ -67,12 +67,21 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class FreeText:
+    """What a custom tool takes instead of JSON: any text, or one that a Lark grammar or a regular expression defines."""
+
+    syntax: Literal["lark", "regex"] | None = None  # None: any text
+    definition: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ToolDefinition:
-    """A function that the model may call. `parameters` is a JSON schema."""
+    """A tool that the model may call. `parameters` is the JSON schema of its arguments."""
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] | None = None
+    free_text: FreeText | None = field(default=None, kw_only=True)  # of a custom tool, which has no parameters
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,10 @@ _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 class ToolSpec:
     name: str
     parameters: Mapping[str, Any] | None  # None: any object
-    constrained: bool  # arguments follow `parameters`; otherwise any text
+    constrained: bool  # arguments follow `parameters`, or `text_rule`; otherwise any text
     asked: bool = True  # whether the client requested that
     strict: bool = False  # nothing may be relaxed
+    text_rule: str | None = None  # of a custom tool: the rule of its text, which is not JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,11 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
     constrain = f"<[{CONSTRAIN}]> {ids('json')}"
     rules = []
     for number, tool in enumerate(spec.tools):
-        name = json.dumps(f".{tool.name} ")
-        header = f"<[{CHANNEL}]> {ids('commentary to=functions')} {name} {constrain} <[{MESSAGE}]>"
+        is_json = tool.text_rule is None
+        name = json.dumps(f".{tool.name} " if is_json else f".{tool.name}")
+        header = f"<[{CHANNEL}]> {ids('commentary to=functions')} {name} {constrain if is_json else ''} <[{MESSAGE}]>"
         rules.append(f"call{number}: {header} arguments{number} <[{CALL}]>")
-        body = json_rule(tool.parameters or _ANY_OBJECT) if tool.constrained else "TEXT"
-        rules.append(f"arguments{number}: {body}")
+        rules.append(f"arguments{number}: {_body(tool)}")
     bounded = "" if spec.reasoning_budget is None else f"[max_tokens={spec.reasoning_budget}]"
     if spec.reasoning_budget != 0:
         rules.append(f"analysis: <[{CHANNEL}]> {ids('analysis')} <[{MESSAGE}]> thinking {again}")
@@ -86,6 +87,13 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
     if not spec.is_opened:
         start = f"<[{START}]> {ids('assistant')} ({start})"
     return _lark(start, rules)
+
+
+def _body(tool: ToolSpec) -> str:
+    """The rule of a call's text."""
+    if not tool.constrained:
+        return "TEXT"
+    return tool.text_rule or json_rule(tool.parameters or _ANY_OBJECT)
 
 
 def text_grammar(rule: str = "TEXT", ends: Sequence[int] = (RETURN, ENDOFTEXT)) -> str:

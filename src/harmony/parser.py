@@ -69,9 +69,13 @@ class _Resolved:
 class ResponseParser:
     """Parses one answer. It begins where the prompt ends, after `<|start|>assistant`."""
 
-    def __init__(self, vocabulary: Vocabulary, tool_names: Collection[str] = ()) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, tool_names: Collection[str] = (), custom_names: Collection[str] = ()
+    ) -> None:
+        """`custom_names`: of the tools whose calls are plain text."""
         self._vocabulary = vocabulary
         self._tools = frozenset(tool_names)
+        self._custom = frozenset(custom_names)
         self._state = _State.HEADER
         self._header = _Header()
         self._kind: Kind | None = None
@@ -200,7 +204,7 @@ class ResponseParser:
         self._decoder.reset()
         if resolved.kind == "tool_call":
             self._num_calls += 1
-            self._arguments_empty = True
+            self._arguments_empty = resolved.tool_name not in self._custom
             out.append(Delta("tool_call", "", self._num_calls - 1, resolved.tool_name))
         elif resolved.kind is not None:
             out.append(Delta(resolved.kind, "", channel=resolved.channel))

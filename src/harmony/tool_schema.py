@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from gptoss.harmony.conversation import ToolDefinition
+from gptoss.harmony.conversation import FreeText, ToolDefinition
 from gptoss.harmony.schema.combinators import (
     ANNOTATIONS,
     COMBINATORS,
@@ -39,12 +39,23 @@ def render_tools(tools: Sequence[ToolDefinition]) -> str:
     lines = ["## functions\n", "namespace functions {\n"]
     for tool in tools:
         lines += [f"// {line}" for line in _lines(tool.description or "")]
-        if tool.parameters:
+        if tool.free_text is not None:
+            lines += [f"// {line}" for line in _definition(tool.free_text)]
+            lines.append(f"type {tool.name} = (_: string) => any; // plain text, not JSON\n")
+        elif tool.parameters:
             lines.append(f"type {tool.name} = {_Renderer(tool.parameters).signature()}\n")
         else:
             lines.append(f"type {tool.name} = () => any;\n")
     lines.append("} // namespace functions")
     return "# Tools\n\n" + "\n".join(lines)
+
+
+def _definition(wanted: FreeText) -> list[str]:
+    """What the text of a custom tool must follow."""
+    if wanted.syntax is None:
+        return []
+    kind = "Lark grammar" if wanted.syntax == "lark" else "regular expression"
+    return [f"The text follows this {kind}:", *_lines(wanted.definition)]
 
 
 def _lines(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,11 @@ class ChatChoice:
         *,
         stop_on_calls_after: int | None = None,
         joins_messages: bool = True,
+        custom_names: Collection[str] = (),
     ) -> None:
         """`bytes_of` token ids is given when logprobs are wanted.
-        `joins_messages`: messages of one kind are one text, with a line break between them."""
+        `joins_messages`: messages of one kind are one text, with a line break between them.
+        `custom_names`: of the tools whose calls are plain text."""
         self.index = index
         self.parser = parser
         self.finish_reason: str | None = None
@@ -50,8 +52,9 @@ class ChatChoice:
         self.num_cached_tokens = 0
         self.num_calls = 0
         self.token_ids: list[int] = []
+        self.custom_calls: set[int] = set()  # indices of those whose text is plain
         self.messages: list[tuple[str, int]] = []  # channel and length of those before the first call
-        self._joins_messages = joins_messages
+        self._joins_messages, self._custom_names = joins_messages, custom_names
         self._stops = StopStrings(stops)
         self._logprobs = ContentLogprobs(bytes_of) if bytes_of is not None else None
         self._max_calls = stop_on_calls_after
@@ -124,6 +127,8 @@ class ChatChoice:
         if delta.kind == "tool_call":
             if delta.tool_name is not None:
                 self.num_calls += 1
+                if delta.tool_name in self._custom_names:
+                    self.custom_calls.add(delta.tool_index)
             if self._max_calls is not None and delta.tool_index >= self._max_calls:
                 self.num_calls = self._max_calls
                 return
@@ -159,6 +164,7 @@ def chat_choices(plan: Plan, vocabulary: Vocabulary, *, joins_messages: bool = T
             bytes_of,
             stop_on_calls_after=plan.max_calls,
             joins_messages=joins_messages,
+            custom_names=plan.custom_names,
         )
         for index in range(len(plan.requests))
     ]

@@ -68,7 +68,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class FreeText:
-    """What a custom tool takes instead of JSON: any text, or one that a Lark grammar or a regular expression defines."""
+    """What a custom tool takes instead of JSON: any text, or what a Lark grammar or a regular expression defines."""
 
     syntax: Literal["lark", "regex"] | None = None  # None: any text
     definition: str = ""

@@ -1,8 +1,8 @@
 """What a custom tool's text must follow, as a rule of the turn's grammar.
 
-A Lark grammar of a client stands in the turn's as one of its own: `%lark { ... }` has names of its own, so it sees no rule
-around it. It is read here token by token and written anew, without comments and without what would reach beyond the
-text: special tokens, options of the compiler, grammars inside grammars.
+A client's Lark grammar stands inside the turn's as `%lark { ... }`, which has names of its own and sees no rule around
+it. It is read here token by token and written anew, without comments; what would reach beyond the text is refused:
+special tokens, options of the compiler, grammars inside grammars.
 """
 
 from __future__ import annotations

@@ -103,6 +103,11 @@ def test_legacy_functions_are_answered_in_their_form(client: openai.OpenAI) -> N
     assert ask(client, messages=history, functions=functions).usage.completion_tokens > 0
 
 
+def custom(definition: str | None) -> dict[str, Any]:
+    grammar = {} if definition is None else {"grammar": {"syntax": "lark", "definition": definition}}
+    return {"type": "custom", "custom": {"name": "x", "format": {"type": "grammar", **grammar}}}
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -110,7 +115,11 @@ def test_legacy_functions_are_answered_in_their_form(client: openai.OpenAI) -> N
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice"),
         ({"tools": [*TOOLS, TOOLS[0]]}, "tools[3].function.name"),
-        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "custom", "function": {"name": "x"}}]}, "tools[0].custom"),
+        ({"tools": [{"type": "browser", "function": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [custom("start: <[5]>")]}, "tools[0].custom.format.grammar.definition"),
+        ({"tools": [custom(None)]}, "tools[0].custom.format.grammar"),
+        ({"tools": [custom('start: "a"')] * 2}, "tools[1].custom.name"),
         (
             {"tools": [tool("f", {"type": "object", "properties": {"a": {"uniqueItems": True}}}, strict=True)]},
             "tools[0].function.parameters",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,8 +34,9 @@ async def plan_chat(
 ) -> ChatPlan:
     """`client`: whose unknown fields are reported. Raises ApiError or pydantic's ValidationError; nothing has been sent
     to the engine then."""
-    legacy = bool(body.get("functions")) and not body.get("tools")
-    with field_names(partial(field_name, legacy=legacy)):
+    tools = body.get("tools")
+    legacy = bool(body.get("functions")) and not tools
+    with field_names(partial(field_name, legacy=legacy, tools=tools if isinstance(tools, list) else ())):
         request, asked = await context.read(sender, lambda _: read_chat(body, context, caller, client))
         plan = await context.plan(asked, sender)
     reasoning = request.reasoning
@@ -52,11 +53,14 @@ async def plan_chat(
     )
 
 
-def field_name(path: Path, legacy: bool = False) -> str | None:
-    """What chat calls the part of a GenerationRequest at this path."""
+def field_name(path: Path, legacy: bool = False, tools: Sequence[Any] = ()) -> str | None:
+    """What chat calls the part of a GenerationRequest at this path. `tools`: as the client sent them."""
     match path:
+        case ("tools", int(index), "definition"):
+            return f"tools[{index}].custom.format.grammar.definition"
         case ("tools", int(index), *rest):
-            tool = f"functions[{index}]" if legacy else f"tools[{index}].function"
+            kind = "custom" if index < len(tools) and tools[index].get("type") == "custom" else "function"
+            tool = f"functions[{index}]" if legacy else f"tools[{index}].{kind}"
             return ".".join([tool, *map(str, rest)])
         case ("tools",):
             return "functions" if legacy else "tools"

@@ -161,13 +161,13 @@ def write_delta(
     if is_legacy:
         name = {"name": delta.tool_name} if delta.tool_name is not None else {}
         return {"function_call": {**name, "arguments": delta.text}}
+    kind, text = ("custom", "input") if delta.tool_index in choice.custom_calls else ("function", "arguments")
     call: dict[str, Any] = {"index": delta.tool_index}
     if delta.tool_name is not None:
         before = choice.messages if delta.tool_index == 0 else ()
-        call |= {"id": new_call_id(before), "type": "function"}
-        call["function"] = {"name": delta.tool_name, "arguments": delta.text}
+        call |= {"id": new_call_id(before), "type": kind, kind: {"name": delta.tool_name, text: delta.text}}
     else:
-        call["function"] = {"arguments": delta.text}
+        call[kind] = {text: delta.text}
     return {"tool_calls": [call]}
 
 
@@ -179,13 +179,20 @@ def fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
                 if "id" in call:
                     message.setdefault("tool_calls", []).append({k: v for k, v in call.items() if k != "index"})
                 else:
-                    message["tool_calls"][call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+                    _append(message["tool_calls"][call["index"]], call)
         elif key == "function_call":
             known = message.setdefault("function_call", {"name": "", "arguments": ""})
             for name, text in value.items():
                 known[name] += text
         else:
             message[key] = (message.get(key) or "") + value
+
+
+def _append(call: dict[str, Any], delta: dict[str, Any]) -> None:
+    """Adds the text of a `tool_calls` delta to its call."""
+    for kind, text in ("function", "arguments"), ("custom", "input"):
+        if kind in delta:
+            call[kind][text] += delta[kind][text]
 
 
 def _chunk(

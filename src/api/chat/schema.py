@@ -20,7 +20,7 @@ from gptoss.api.http.fields import (
     json_type,
 )
 from gptoss.api.http.output_format import ResponseFormat
-from gptoss.api.http.tool_choice import FunctionDefinition
+from gptoss.api.http.tool_choice import CustomDefinition, FunctionDefinition, TextGrammar
 
 MAX_TOOLS = 128
 RESULT_ROLES = ("tool", "function")
@@ -29,9 +29,23 @@ PARTS = {"text": "text"}  # types of content parts, and the field of each that h
 ASSISTANT_PARTS = PARTS | {"refusal": "refusal"}
 
 
+class InputFormat(Strict):
+    """`grammar` is there where the type is `grammar`: see check_tool."""
+
+    type: Literal["text", "grammar"]
+    grammar: TextGrammar | None = None
+
+
+class CustomTool(CustomDefinition):
+    format: InputFormat | None = None
+
+
 class Tool(Strict):
-    type: Literal["function"]
-    function: FunctionDefinition
+    """`function` or `custom` is there, as `type` has it: see check_tool."""
+
+    type: Literal["function", "custom"]
+    function: FunctionDefinition | None = None
+    custom: CustomTool | None = None
 
 
 class ReasoningOptions(Strict):
@@ -122,9 +136,21 @@ class ChatCompletionRequest(SamplingFields):
                 raise fail(f"'{field}' is not supported by this model.", field, "unsupported_parameter")
         if self.modalities is not None and self.modalities != ["text"]:
             raise fail("'modalities' may only be ['text'].", "modalities", "unsupported_value")
+        for index, tool in enumerate(self.tools or ()):
+            check_tool(tool, f"tools[{index}]")
         for index, message in enumerate(self.messages):
             check_message(message, f"messages[{index}]")
         return self
+
+
+def check_tool(tool: Tool, where: str) -> None:
+    """Raises for a tool without its definition."""
+    missing = f"{where}.{tool.type}" if getattr(tool, tool.type) is None else None
+    wanted = tool.custom.format if tool.custom is not None else None
+    if wanted is not None and wanted.type == "grammar" and wanted.grammar is None:
+        missing = missing or f"{where}.custom.format.grammar"
+    if missing is not None:
+        raise fail(f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter")
 
 
 def check_message(message: Message, where: str) -> None:

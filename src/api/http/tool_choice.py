@@ -1,4 +1,4 @@
-"""OpenAI's functions and `tool_choice`, which chat and Responses share."""
+"""OpenAI's functions, custom tools and `tool_choice`, which chat and Responses share."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ class FunctionDefinition(Strict):
     strict: bool | None = None
 
 
+class TextGrammar(Strict):
+    syntax: Literal["lark", "regex"]
+    definition: str
+
+
+class CustomDefinition(Strict):
+    name: FunctionName
+    description: str | None = None
+
+
 class ToolChoice(NamedTuple):
     mode: Mode = "auto"
     allowed: list[str] | None = None  # names; None: all
@@ -32,10 +42,13 @@ def read_tool_choice(choice: Any, name_field: str = "tool_choice.function.name")
     kind = choice.get("type") if isinstance(choice, Mapping) else None
     if kind == "function":
         return ToolChoice("required", [function_name(choice.get("function"), name_field)])
+    if kind == "custom":
+        return ToolChoice("required", [function_name(choice.get("custom"), "tool_choice.custom.name")])
     if kind == "allowed_tools":
         return _allowed(choice)
     raise InvalidRequest(
-        "'tool_choice' must be 'none', 'auto', 'required', or an object of type 'function' or 'allowed_tools'.",
+        "'tool_choice' must be 'none', 'auto', 'required', or an object of type 'function', 'custom' or "
+        "'allowed_tools'.",
         "tool_choice",
         "invalid_value",
     )
@@ -52,12 +65,16 @@ def _allowed(choice: Mapping[str, Any]) -> ToolChoice:
             "invalid_value",
         )
     names = [
-        function_name(
-            tool.get("function") if isinstance(tool, Mapping) else tool, f"tool_choice.allowed_tools.tools[{index}]"
-        )
+        function_name(_definition(tool), f"tool_choice.allowed_tools.tools[{index}]")
         for index, tool in enumerate(tools)
     ]
     return ToolChoice("auto" if mode == "auto" else "required", names)
+
+
+def _definition(tool: Any) -> Any:
+    if not isinstance(tool, Mapping):
+        return tool
+    return tool.get("custom" if tool.get("type") == "custom" else "function")
 
 
 def function_name(function: Any, param: str) -> str:

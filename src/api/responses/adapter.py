@@ -67,6 +67,8 @@ class ReadRequest:
 def field_name(path: Path, tools: ToolTable | None = None) -> str | None:
     """What Responses call the part of a GenerationRequest at this path."""
     match path:
+        case ("tools", int(index), "definition") if tools is not None:
+            return f"{tools.where(index)}.format.definition"
         case ("tools", int(index), *rest) if tools is not None:
             return ".".join([tools.where(index), *map(str, rest)])
         case ("prompt", str(origin), _):

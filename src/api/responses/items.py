@@ -15,6 +15,14 @@ from pydantic_core import PydanticCustomError
 from gptoss.api.http.encrypted_content import ForeignSeal, unseal
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import CHANNELS, Phase, Strict, check_parts, check_user_name, joined_parts
+from gptoss.api.responses.client_tools import (
+    LocalShellAction,
+    ShellAction,
+    ShellOutput,
+    arguments_of,
+    output_text,
+)
+from gptoss.api.responses.patch import Operation, joined_patches, write_patch
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.harmony.conversation import (
     AssistantMessage,
@@ -82,6 +90,56 @@ class CallOutputItem(Strict):
     output: str | list[Any]
 
 
+class PatchOperation(Strict):
+    type: Literal["create_file", "update_file", "delete_file"]
+    path: Annotated[str, Field(min_length=1)]
+    diff: str = ""
+
+
+class PatchCallItem(Strict):
+    type: Literal["apply_patch_call"]
+    call_id: Annotated[str, Field(min_length=1)]
+    operation: PatchOperation
+
+
+class ShellCallItem(Strict):
+    type: Literal["shell_call"]
+    call_id: Annotated[str, Field(min_length=1)]
+    action: ShellAction
+
+
+class LocalShellCallItem(Strict):
+    type: Literal["local_shell_call"]
+    call_id: Annotated[str, Field(min_length=1)]
+    action: LocalShellAction
+
+
+class PatchOutputItem(Strict):
+    type: Literal["apply_patch_call_output"]
+    call_id: str
+    status: Literal["completed", "failed"]
+    output: str | None = None
+
+
+class ShellOutputItem(Strict):
+    type: Literal["shell_call_output"]
+    call_id: str
+    output: str | list[ShellOutput]
+
+
+class LocalShellOutputItem(Strict):
+    """OpenAI's has the call's id in `id`."""
+
+    type: Literal["local_shell_call_output"]
+    id: str | None = None
+    call_id_: Annotated[str | None, Field(alias="call_id")] = None
+    output: str
+
+    @property
+    def call_id(self) -> str:
+        return self.call_id_ or self.id or ""
+
+
 class ReasoningItem(Strict):
     type: Literal["reasoning"]
     content: list[Any] | None = None
@@ -89,14 +147,21 @@ class ReasoningItem(Strict):
     summary: list[Any] | None = None
 
 
-CallItem = FunctionCallItem | CustomCallItem
-Item = InputMessage | CallItem | CallOutputItem | ReasoningItem
+CallItem = FunctionCallItem | CustomCallItem | PatchCallItem | ShellCallItem | LocalShellCallItem
+OutputItem = CallOutputItem | PatchOutputItem | ShellOutputItem | LocalShellOutputItem
+Item = InputMessage | CallItem | OutputItem | ReasoningItem
 ITEMS: dict[str, type[Item]] = {
     "message": InputMessage,
     "function_call": FunctionCallItem,
     "function_call_output": CallOutputItem,
     "custom_tool_call": CustomCallItem,
     "custom_tool_call_output": CallOutputItem,
+    "apply_patch_call": PatchCallItem,
+    "apply_patch_call_output": PatchOutputItem,
+    "shell_call": ShellCallItem,
+    "shell_call_output": ShellOutputItem,
+    "local_shell_call": LocalShellCallItem,
+    "local_shell_call_output": LocalShellOutputItem,
     "reasoning": ReasoningItem,
 }
 INPUT_PARTS = dict.fromkeys(("input_text", "text"), "text")
@@ -128,9 +193,9 @@ def read_items(items: Sequence[PlacedItem], name: Callable[[str | None, str], st
         item = _item(placed)
         if item is None:
             left_out.add(_id_of_call(placed.item))
-        elif isinstance(item, FunctionCallItem | CustomCallItem):
+        elif isinstance(item, CallItem):
             left_out.discard(item.call_id)
-        elif isinstance(item, CallOutputItem) and item.call_id in left_out:
+        elif isinstance(item, OutputItem) and item.call_id in left_out:
             _warn_left_out([item.type])
             item = None
         messages.append(None if item is None else _message(item, placed.where, name))
@@ -148,7 +213,7 @@ def conversation_of(instructions: str | None, messages: Iterable[Message | None]
     if not read:
         raise InvalidRequest("'input' has no item that the model can read.", "input", "empty_array")
     _mark_preambles(read)
-    return Conversation(tuple(_as_written(read)))
+    return Conversation(tuple(_as_written([*joined_patches(read)])))
 
 
 def _id_of_call(item: Mapping[str, Any]) -> str | None:
@@ -236,7 +301,14 @@ def _message(item: Item, where: str, name: Callable[[str | None, str], str]) -> 
         case CustomCallItem():
             called = name(item.namespace, item.name)
             return ToolCall(called, item.input, item.call_id, is_json=False, origin=where)
-        case CallOutputItem():
+        case PatchCallItem(operation=operation):
+            patch = write_patch([Operation(operation.type, operation.path, operation.diff)])
+            return ToolCall(name(None, "apply_patch"), patch, item.call_id, is_json=False, origin=where)
+        case ShellCallItem():
+            return ToolCall(name(None, "shell"), arguments_of(item.action), item.call_id, origin=where)
+        case LocalShellCallItem():
+            return ToolCall(name(None, "local_shell"), arguments_of(item.action), item.call_id, origin=where)
+        case CallOutputItem() | PatchOutputItem() | ShellOutputItem() | LocalShellOutputItem():
             return _result(item, where)
         case InputMessage(role="assistant"):
             text = _text(item.content, ASSISTANT_PARTS, f"{where}.content")
@@ -245,8 +317,15 @@ def _message(item: Item, where: str, name: Callable[[str | None, str], str]) -> 
             return _input_message(item, where)
 
 
-def _result(item: CallOutputItem, where: str) -> ToolResult:
-    text = "" if item.output == [] else _text(item.output, OUTPUT_PARTS, f"{where}.output")
+def _result(item: OutputItem, where: str) -> ToolResult:
+    match item:
+        case PatchOutputItem():
+            text = item.output or f"The change {'failed' if item.status == 'failed' else 'is made'}."
+        case ShellOutputItem(output=list(outputs)):
+            text = output_text(outputs)
+        case _:
+            output = item.output or ""
+            text = "" if output == [] else _text(output, OUTPUT_PARTS, f"{where}.output")
     if not item.call_id:
         raise InvalidRequest("A result needs call_id.", f"{where}.call_id", "missing_required_parameter")
     return ToolResult(text, item.call_id, origin=where)

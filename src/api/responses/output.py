@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any
 
 from gptoss.api.http.encrypted_content import seal
+from gptoss.api.responses.calls import Call, CallKind, Event, ItemList, ItemStatus, start_call
 from gptoss.generation.chat_output import ChatDelta
 from gptoss.harmony.deltas import Delta
-from gptoss.harmony.layout import new_call_id
 
-Event = dict[str, Any]
-ItemStatus = Literal["completed", "incomplete"]
-ITEM_PREFIX = {"reasoning": "rs_", "content": "msg_", "tool_call": "fc_"}
+ITEM_PREFIX = {"reasoning": "rs_", "content": "msg_"}
 TEXT_EVENT = {"reasoning": "response.reasoning_text", "content": "response.output_text"}
+
+
+def _always_function(name: str) -> CallKind:
+    return "function"
 
 
 class OutputItems:
@@ -25,13 +26,24 @@ class OutputItems:
     or of its arguments.
     """
 
-    def __init__(self, client_name: Callable[[str], dict[str, str]], *, seals_reasoning: bool) -> None:
-        """`client_name`: the fields of a call that name the function, of the name that the model used.
+    def __init__(
+        self,
+        client_name: Callable[[str], dict[str, str]],
+        kind_of: Callable[[str], CallKind] = _always_function,
+        *,
+        seals_reasoning: bool,
+    ) -> None:
+        """`client_name`: the fields of a call that name the tool, of the name that the model used; `kind_of`: its kind.
         `seals_reasoning`: reasoning that is whole gets `encrypted_content` too."""
-        self._client_name = client_name
-        self.items: list[dict[str, Any]] = []
+        self._client_name, self._kind_of = client_name, kind_of
+        self._list = ItemList()
         self._seals_reasoning = seals_reasoning
         self._kind: str | None = None  # of the item that is open
+        self._call: Call | None = None  # that is open
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        return self._list.items
 
     def feed(self, item: ChatDelta) -> list[Event]:
         delta, events = item.delta, []
@@ -39,11 +51,10 @@ class OutputItems:
         if begins or delta.kind != self._kind:
             events += self.close("completed")
             events += self._begin(delta)
+        if self._call is not None:
+            return events + self._call.feed(delta.text)
         if not delta.text and not item.logprobs:
             return events
-        if delta.kind == "tool_call":
-            self._current["arguments"] += delta.text
-            return [*events, self._event("response.function_call_arguments.delta", delta=delta.text)]
         part = self._part
         part["text"] += delta.text
         more: dict[str, Any] = {}
@@ -51,66 +62,47 @@ class OutputItems:
             more["logprobs"] = item.logprobs or []
             part["logprobs"] += more["logprobs"]
         name = f"{TEXT_EVENT[delta.kind]}.delta"
-        return [*events, self._event(name, content_index=0, delta=delta.text, **more)]
+        return [*events, self._list.event(name, content_index=0, delta=delta.text, **more)]
 
     def close(self, status: ItemStatus) -> list[Event]:
         """Ends the item that is open, if one is."""
-        if self._kind is None:
+        kind, call = self._kind, self._call
+        self._kind = self._call = None
+        if call is not None:
+            return call.close(status)
+        if kind is None:
             return []
-        item = self._current
-        if self._kind == "tool_call":
-            name = "response.function_call_arguments.done"
-            events = [self._event(name, arguments=item["arguments"], name=item["name"])]
-        else:
-            part = self._part
-            numbers = {"logprobs": part["logprobs"]} if self._kind == "content" else {}
-            done = f"{TEXT_EVENT[self._kind]}.done"
-            events = [
-                self._event(done, content_index=0, text=part["text"], **numbers),
-                self._event("response.content_part.done", content_index=0, part=part),
-            ]
-            if self._kind == "reasoning" and self._seals_reasoning:
-                item["encrypted_content"] = seal(part["text"])
-        item["status"] = status
-        self._kind = None
-        return [*events, self._of_item("response.output_item.done")]
-
-    @property
-    def _current(self) -> dict[str, Any]:
-        return self.items[-1]
+        part = self._part
+        numbers = {"logprobs": part["logprobs"]} if kind == "content" else {}
+        done = f"{TEXT_EVENT[kind]}.done"
+        events = [
+            self._list.event(done, content_index=0, text=part["text"], **numbers),
+            self._list.event("response.content_part.done", content_index=0, part=part),
+        ]
+        if kind == "reasoning" and self._seals_reasoning:
+            self._list.last["encrypted_content"] = seal(part["text"])
+        return [*events, self._list.done(status)]
 
     @property
     def _part(self) -> dict[str, Any]:
-        part: dict[str, Any] = self._current["content"][0]
+        part: dict[str, Any] = self._list.last["content"][0]
         return part
 
     def _begin(self, delta: Delta) -> list[Event]:
         kind = self._kind = delta.kind
-        item: dict[str, Any] = {"id": ITEM_PREFIX[kind] + secrets.token_hex(24), "status": "in_progress"}
         if kind == "tool_call":
-            call = {"call_id": new_call_id(), "arguments": ""}
-            named = self._client_name(delta.tool_name or "")
-            self.items.append(item | {"type": "function_call"} | call | named)
-            return [self._of_item("response.output_item.added")]
+            name = delta.tool_name or ""
+            self._call = start_call(self._list, self._kind_of(name), self._client_name(name))
+            return self._call.begin()
+        item: dict[str, Any]
         part: dict[str, Any]
         if kind == "reasoning":
-            item |= {"type": "reasoning", "summary": [], "content": []}
+            item = {"type": "reasoning", "summary": [], "content": []}
             part = {"type": "reasoning_text", "text": ""}
         else:
             phase = "commentary" if delta.channel == "commentary" else "final_answer"
-            item |= {"type": "message", "role": "assistant", "phase": phase, "content": []}
+            item = {"type": "message", "role": "assistant", "phase": phase, "content": []}
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        self.items.append(item)
-        added = self._of_item("response.output_item.added")
-        self._current["content"].append(part)
-        return [added, self._event("response.content_part.added", content_index=0, part=deepcopy(part))]
-
-    def _event(self, event: str, /, **fields: Any) -> Event:
-        position = {"item_id": self._current["id"], "output_index": len(self.items) - 1}
-        return {"type": event} | position | fields
-
-    def _of_item(self, name: str) -> Event:
-        item = dict(self._current)
-        if "content" in item:
-            item["content"] = list(item["content"])
-        return {"type": name, "output_index": len(self.items) - 1, "item": item}
+        added = self._list.add(ITEM_PREFIX[kind], item)
+        self._list.last["content"].append(part)
+        return [added, self._list.event("response.content_part.added", content_index=0, part=deepcopy(part))]

@@ -1,4 +1,4 @@
-"""The tools of a Responses request. Functions inside a namespace are offered to the model under joined names.
+"""The tools of a Responses request. Those inside a namespace are offered to the model under joined names.
 
 `{"type": "namespace", "name": "crm", "tools": [{"type": "function", "name": "find"}]}` becomes the function
 `crm__find`; a call of it is returned as `{"name": "find", "namespace": "crm"}`.
@@ -17,20 +17,47 @@ from pydantic import Field, ValidationError
 
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import Strict
-from gptoss.api.http.tool_choice import FunctionDefinition
+from gptoss.api.http.tool_choice import CustomDefinition, FunctionDefinition
+from gptoss.api.responses.calls import CallKind
+from gptoss.api.responses.client_tools import KINDS, ClientTool, shown_as
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.request import FunctionTool
+from gptoss.harmony.conversation import FreeText
 
 MAX_FUNCTIONS = 1024  # with those inside namespaces
 _VALID_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HASH_CHARS = 8
 T = TypeVar("T", bound=Strict)
+Place = tuple[int | str, ...]
+_CHOOSABLE = ("function", "custom", "namespace", *KINDS)
 logger = logging.getLogger(__name__)
-_warn_left_out = WarnOnce(logger, "tools of type %s are not offered to the model: only functions are", limit=100)
+_warn_left_out = WarnOnce(logger, "tools of type %s are not offered to the model: no client runs them", limit=100)
 
 
 class FunctionEntry(FunctionDefinition):
     type: Literal["function"] = "function"
+
+
+class InputFormat(Strict):
+    """`syntax` and `definition` are there where the type is `grammar`: see read_tools."""
+
+    type: Literal["text", "grammar"]
+    syntax: Literal["lark", "regex"] | None = None
+    definition: str | None = None
+
+
+class CustomEntry(CustomDefinition):
+    type: Literal["custom"] = "custom"
+    format: InputFormat | None = None
+
+    @property
+    def free_text(self) -> FreeText:
+        if self.format is None or self.format.type == "text":
+            return FreeText()
+        return FreeText(self.format.syntax, self.format.definition or "")
+
+
+Entry = FunctionEntry | CustomEntry | ClientTool
 
 
 class NamespaceTool(Strict):
@@ -42,12 +69,12 @@ class NamespaceTool(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """One function that the model may see, and the field of the request that holds it."""
+    """One tool that the model may see, and the field of the request that holds it."""
 
     where: str
-    tool: FunctionEntry
+    tool: Entry
     namespace: str | None = None
-    introduction: str | None = None  # the namespace's description, with its first function
+    introduction: str | None = None  # the namespace's description, with its first tool
 
 
 @dataclass(slots=True)
@@ -59,7 +86,7 @@ class ToolTable:
     _names: dict[tuple[str | None, str], str] = field(default_factory=dict)  # the client's: model's
 
     def add(self, one: Offered) -> None:
-        """Raises InvalidRequest for a function that is there already."""
+        """Raises InvalidRequest for a tool that is there already."""
         key = (one.namespace, one.tool.name)
         if key in self._names:
             within = "" if one.namespace is None else f" in namespace {one.namespace!r}"
@@ -84,8 +111,13 @@ class ToolTable:
         within = [flat for (_, child), flat in self._names.items() if child == name]
         return within[0] if len(within) == 1 and name not in self.offered else name
 
+    def kind_of(self, name: str) -> CallKind:
+        """The kind of the tool that the model calls by this name."""
+        one = self.offered.get(name)
+        return "function" if one is None else one.tool.type
+
     def client_name(self, name: str) -> dict[str, str]:
-        """The fields of a function call that name what the model called."""
+        """The fields of a call that name what the model called."""
         one = self.offered.get(name)
         if one is None or one.namespace is None:
             return {"name": name}
@@ -101,7 +133,7 @@ class ToolTable:
 
     def functions(self) -> list[FunctionTool]:
         """Under the names that the model uses."""
-        return [_function(name, one) for name, one in self.offered.items()]
+        return [_shown(name, one) for name, one in self.offered.items()]
 
     def where(self, index: int) -> str:
         """The field of the request that holds `functions()[index]`."""
@@ -121,27 +153,24 @@ def _hashed_name(namespace: str, name: str) -> str:
 
 
 def read_tools(tools: Sequence[Any]) -> ToolTable:
-    """The functions among the tools. Raises InvalidRequest.
+    """The tools that the client runs. Raises InvalidRequest.
 
     Clients offer tools that OpenAI runs with every request and can do without: these are left out with a warning.
     """
     table, namespaces = ToolTable(), []
     for index, given in enumerate(tools):
-        where = f"tools[{index}]"
-        kind = _kind(given, where)
-        if kind == "function":
-            one = Offered(where, _validated(FunctionEntry, given, ("tools", index)))
-            table.add(one)
-            table.shown.append(one.tool.model_dump())
-        elif kind == "namespace":
-            group = _validated(NamespaceTool, given, ("tools", index))
+        where, place = f"tools[{index}]", ("tools", index)
+        if _kind(given, where) == "namespace":
+            group = _validated(NamespaceTool, given, place)
             children = _children(group, index)
             namespaces += children
-            inner = [child.tool.model_dump() for child in children]
-            table.shown.append(group.model_dump() | {"tools": inner})
-        else:
-            _warn_left_out([kind])
-    for child in namespaces:  # after the functions, whose names stay as they are
+            table.shown.append(group.model_dump() | {"tools": [_dump(child.tool) for child in children]})
+            continue
+        tool = _entry(given, where, place)
+        if tool is not None:
+            table.add(Offered(where, tool))
+            table.shown.append(_dump(tool))
+    for child in namespaces:  # after the others, whose names stay as they are
         table.add(child)
     if len(table.offered) > MAX_FUNCTIONS:
         text = f"'tools' offers {len(table.offered)} functions; at most {MAX_FUNCTIONS} are allowed."
@@ -153,14 +182,43 @@ def _children(group: NamespaceTool, index: int) -> list[Offered]:
     children: list[Offered] = []
     for inner, given in enumerate(group.tools):
         where = f"tools[{index}].tools[{inner}]"
-        kind = _kind(given, where)
-        if kind != "function":
-            _warn_left_out([kind])
-            continue
-        tool = _validated(FunctionEntry, given, ("tools", index, "tools", inner))
-        introduction = None if children else group.description
-        children.append(Offered(where, tool, group.name, introduction))
+        tool = _entry(given, where, ("tools", index, "tools", inner), within_namespace=True)
+        if tool is not None:
+            introduction = None if children else group.description
+            children.append(Offered(where, tool, group.name, introduction))
     return children
+
+
+def _entry(given: Any, where: str, place: Place, *, within_namespace: bool = False) -> Entry | None:
+    """The tool; None for one that the client does not run."""
+    kind = _kind(given, where)
+    if kind == "function":
+        return _validated(FunctionEntry, given, place)
+    if kind == "custom":
+        tool = _validated(CustomEntry, given, place)
+        _check_format(tool.format, where)
+        return tool
+    if kind in KINDS and not within_namespace:
+        client_tool = _validated(ClientTool, given, place)
+        if not client_tool.is_hosted:
+            return client_tool
+        kind = f"{kind} in a container"
+    _warn_left_out([kind])
+    return None
+
+
+def _check_format(wanted: InputFormat | None, where: str) -> None:
+    if wanted is None or wanted.type == "text":
+        return
+    for name in ("syntax", "definition"):
+        if getattr(wanted, name) is None:
+            missing = f"{where}.format.{name}"
+            raise InvalidRequest(f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter")
+
+
+def _dump(tool: Entry) -> dict[str, Any]:
+    """As the response repeats it."""
+    return tool.model_dump(exclude_none=isinstance(tool, ClientTool))
 
 
 def _kind(tool: Any, where: str) -> str:
@@ -170,17 +228,23 @@ def _kind(tool: Any, where: str) -> str:
     return kind
 
 
-def _validated(model: type[T], given: Any, within: tuple[int | str, ...]) -> T:
+def _validated(model: type[T], given: Any, within: Place) -> T:
     try:
         return model.model_validate(dict(given))
     except ValidationError as error:
         raise from_validation(error, within) from None
 
 
-def _function(name: str, one: Offered) -> FunctionTool:
-    description = "\n\n".join(filter(None, (one.introduction, one.tool.description)))
-    label = f"'{one.tool.name}'" + ("" if one.namespace is None else f" of namespace '{one.namespace}'")
-    return FunctionTool(name, description or None, one.tool.parameters, bool(one.tool.strict), label)
+def _shown(name: str, one: Offered) -> FunctionTool:
+    """The tool under the name that the model uses."""
+    tool = one.tool
+    if isinstance(tool, ClientTool):
+        return shown_as(tool.type)
+    description = "\n\n".join(filter(None, (one.introduction, tool.description))) or None
+    label = f"'{tool.name}'" + ("" if one.namespace is None else f" of namespace '{one.namespace}'")
+    if isinstance(tool, CustomEntry):
+        return FunctionTool(name, description, label=label, free_text=tool.free_text)
+    return FunctionTool(name, description, tool.parameters, bool(tool.strict), label)
 
 
 def read_choice(choice: Any, table: ToolTable) -> Any:
@@ -191,12 +255,15 @@ def read_choice(choice: Any, table: ToolTable) -> Any:
         names = table.in_namespace(choice.get("name"))
         if not names:
             raise InvalidRequest(
-                f"'tool_choice' names the namespace {choice.get('name')!r}, which offers no function.",
+                f"'tool_choice' names the namespace {choice.get('name')!r}, which offers no tool.",
                 "tool_choice",
                 "invalid_value",
             )
         return {"type": "allowed_tools", "mode": "required", "tools": [*map(_named, names)]}
-    if choice.get("type") == "function" and "function" not in choice:
+    kind = choice.get("type")
+    if kind in KINDS:
+        return _named(_chosen_name(None, str(kind), table))
+    if kind in ("function", "custom") and kind not in choice:
         name, namespace = choice.get("name"), choice.get("namespace")
         if isinstance(name, str) and isinstance(namespace, str | None):
             name = _chosen_name(namespace, name, table)
@@ -215,7 +282,7 @@ def _read_allowed(choice: Mapping[str, Any], table: ToolTable) -> Any:
     allowed: list[Any] = []
     for tool in tools:
         kind = tool.get("type") if isinstance(tool, Mapping) else None
-        if isinstance(kind, str) and kind not in ("function", "namespace"):
+        if isinstance(kind, str) and (kind not in _CHOOSABLE or (kind in KINDS and kind not in table.offered)):
             _warn_left_out([kind])
             continue
         read = read_choice(tool, table)
@@ -224,7 +291,7 @@ def _read_allowed(choice: Mapping[str, Any], table: ToolTable) -> Any:
         return "none"
     if tools and not allowed:
         raise InvalidRequest(
-            "'tool_choice' allows no function, and no other tools are offered to the model.",
+            "'tool_choice' allows none of the tools that are offered to the model.",
             "tool_choice",
             "invalid_value",
         )

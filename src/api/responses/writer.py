@@ -9,7 +9,8 @@ from typing import Any
 
 from gptoss.api.http.errors import Cancelled, from_generation
 from gptoss.api.http.sse import encode_event
-from gptoss.api.responses.output import Event, ItemStatus, OutputItems
+from gptoss.api.responses.calls import Event, ItemStatus
+from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.tools import ToolTable
 from gptoss.api.telemetry.relaxations import relaxations
@@ -32,7 +33,7 @@ class ResponsesRenderer:
         self._request, self._tools, self._generation, self._keep = request, tools, generation, keep
         self._created = int(time.time())
         self._failure: GenerationFailedError | None = None
-        self._output = OutputItems(tools.client_name, seals_reasoning=request.seals_reasoning)
+        self._output = OutputItems(tools.client_name, tools.kind_of, seals_reasoning=request.seals_reasoning)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, numbered; tokens that arrived together leave together."""

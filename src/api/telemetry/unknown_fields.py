@@ -121,11 +121,17 @@ _ITEM = frozenset(
 _ITEM_KINDS = frozenset(
     ("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
 )
-_TOOL = frozenset(("type", "name", "description", "parameters", "strict", "tools"))
-_CHOICE = frozenset(("type", "function", "name", "namespace", "allowed_tools", "mode", "tools"))
+_TOOLS = {
+    "function": frozenset(("type", "name", "description", "parameters", "strict")),
+    "custom": frozenset(("type", "name", "description", "format")),
+    "namespace": frozenset(("type", "name", "description", "tools")),
+}
+_CHOICE = frozenset(("type", "function", "custom", "name", "namespace", "allowed_tools", "mode", "tools"))
 _OF_PARTS = frozenset(("content", "output", "summary"))
 _WITHIN = {name: name for name in (*_OF_PARTS, "tools")}
-_WITHIN_CHOICE = {"function": "function_call", "allowed_tools": "tool_choice", "tools": "tool_choice"}
+_WITHIN_CHOICE = dict.fromkeys(("function", "custom"), "function_call") | dict.fromkeys(
+    ("allowed_tools", "tools"), "tool_choice"
+)
 _FREE = frozenset((*_WITHIN, "input", "tool_choice", "function_call"))
 
 
@@ -139,7 +145,7 @@ def _known_keys(field: str, value: Mapping[str, Any]) -> frozenset[str] | None:
     if field == "function_call":
         return frozenset({"name"})
     if field == "tools":
-        return _TOOL if kind in ("function", "namespace") else None
+        return _TOOLS.get(kind or "")
     if field == "input":
         return _ITEM if kind is None or kind in _ITEM_KINDS else None
     return _PART

@@ -157,8 +157,8 @@ FOREIGN = (
     "compaction",
     "context_compaction",
     "web_search_call",
-    "local_shell_call",
-    "local_shell_call_output",
+    "code_interpreter_call",
+    "program_output",
     "tool_search_call",
     "tool_search_output",
     "computer_call_output",
@@ -181,7 +181,7 @@ def test_items_of_other_servers_are_left_out(kind: str, caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     "made",
     [
-        {"type": "local_shell_call", "call_id": "c1", "id": "lsh_1", "action": {}},
+        {"type": "computer_call", "call_id": "c1", "id": "cu_1", "action": {}},
         {"type": "web_search_call", "id": "c1"},
         {"type": "tool_search_call", "call_id": "c1", "arguments": {}},
     ],

@@ -34,20 +34,21 @@ def test_functions_of_namespaces_are_offered_after_the_others() -> None:
     tools = [
         namespace("a", function("f", strict=True, parameters={"type": "object"}), description="All of a."),
         function("g"),
-        namespace("b", function("f"), {"type": "custom", "name": "c"}, function("g", description="d")),
+        namespace("b", function("f"), {"type": "custom", "name": "c"}, {"type": "tool_search"}, function("g", description="d")),
     ]
     table = read_tools(tools)
-    assert names(*tools) == ["g", "a__f", "b__f", "b__g"]
-    assert [table.where(i) for i in range(4)] == [
+    assert names(*tools) == ["g", "a__f", "b__f", "b__c", "b__g"]
+    assert [table.where(i) for i in range(5)] == [
         "tools[1]",
         "tools[0].tools[0]",
         "tools[2].tools[0]",
-        "tools[2].tools[2]",
+        "tools[2].tools[1]",
+        "tools[2].tools[3]",
     ]
     of_a = table.functions()[1]
     assert (of_a.description, of_a.strict, of_a.label) == ("All of a.", True, "'f' of namespace 'a'")
     assert [tool["type"] for tool in table.shown] == ["namespace", "function", "namespace"]
-    assert [tool["name"] for tool in table.shown[2]["tools"]] == ["f", "g"]
+    assert [tool["name"] for tool in table.shown[2]["tools"]] == ["f", "c", "g"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_allowed_tools_that_are_not_offered_are_left_out(nested: bool) -> None:
         whole = {"allowed_tools": inner} if nested else inner
         return chosen({"type": "allowed_tools"} | whole, function("f"), {"type": "web_search"})
 
-    search, custom = {"type": "web_search"}, {"type": "custom", "name": "c"}
+    search, custom = {"type": "web_search"}, {"type": "mcp", "server_label": "c"}
     named = {"type": "function", "function": {"name": "f"}}
     for mode in ("auto", "required"):
         allowed = {"type": "allowed_tools", "mode": mode, "tools": [named]}

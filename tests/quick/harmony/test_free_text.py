@@ -52,11 +52,11 @@ def custom(definition: str, syntax: str = "lark", name: str = "patch") -> ToolSp
 
 def refused_at(guided: GuidedDecoding, ids: list[int]) -> int:
     """The index of the first token that the grammar does not allow; their number if it allows them all."""
-    try:
-        for index, token in enumerate(ids):
+    for index, token in enumerate(ids):
+        try:
             guided.advance("r", token)
-    except GrammarError:
-        return index
+        except GrammarError:
+            return index
     return len(ids)
 
 
@@ -165,7 +165,10 @@ def test_a_definition_has_names_of_its_own(tokenizer: LLTokenizer) -> None:
         ('start: A\nA.2: "x"', "line 2: priority not supported yet"),
         ('rule: "a"', "no start rule found"),
         ("", "Empty grammar"),
-        ('start: "a' + "b" * MAX_DEFINITION + '"', f"it has {MAX_DEFINITION + 10} characters; at most 20000 are allowed"),
+        (
+            'start: "a' + "b" * MAX_DEFINITION + '"',
+            f"it has {MAX_DEFINITION + 10} characters; at most 20000 are allowed",
+        ),
     ],
 )
 def test_what_is_not_supported_is_refused(definition: str, reason: str) -> None:

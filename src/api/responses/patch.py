@@ -1,0 +1,151 @@
+"""Patches of several files, as the model writes them (V4A), and the operations that the client is sent.
+
+A patch of several files is several items. The ids of the calls after the first end in `_o1`, `_o2`, so that the items
+become one patch again when they come back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gptoss.harmony.conversation import Message, ToolCall, ToolResult
+
+Kind = Literal["create_file", "update_file", "delete_file"]
+BEGIN, END = "*** Begin Patch", "*** End Patch"
+HEADERS: dict[Kind, str] = {
+    "create_file": "*** Add File: ",
+    "update_file": "*** Update File: ",
+    "delete_file": "*** Delete File: ",
+}
+GRAMMAR = r"""start: "*** Begin Patch\n" file+ "*** End Patch"
+file: added | updated | deleted
+added: "*** Add File: " path "\n" new_line*
+updated: "*** Update File: " path "\n" (place | line | file_end)+
+deleted: "*** Delete File: " path "\n"
+path: /[^\s]([^\n]*[^\s])?/
+new_line: "+" text "\n"
+place: "@@" (" " text)? "\n"
+line: ("+" | "-" | " ") text "\n"
+file_end: "*** End of File\n"
+text: /[^\n]*/
+"""
+DESCRIPTION = """Changes files. The text is a patch: for each file its path, relative to the working folder, and the
+change. Every line of a new file begins with '+'. A change of a file shows the lines that change with a few others
+around them: '-' begins a line that goes, '+' one that comes, ' ' one that stays; '@@', alone or followed by a line of
+the file such as the head of a function, begins each place that changes."""
+_OPERATION_ID = re.compile(r"(call_[0-9a-f]{24})_o\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    kind: Kind
+    path: str
+    diff: str = ""  # lines with their marks, without the last line's end
+
+
+def parse_patch(text: str) -> list[Operation] | None:
+    """The operations; None for a text that is no patch, or asks for what no operation can say."""
+    lines = text.strip().split("\n")
+    if len(lines) < 3 or lines[0].rstrip() != BEGIN or lines[-1] != END:
+        return None
+    found: list[tuple[Kind, str, list[str]]] = []
+    for line in lines[1:-1]:
+        header = _header(line)
+        if header is not None:
+            found.append((*header, []))
+        elif not found or not _is_line_of(found[-1][0], line):
+            return None
+        else:
+            found[-1][2].append(line)
+    return [Operation(kind, path, "\n".join(diff)) for kind, path, diff in found]
+
+
+def _header(line: str) -> tuple[Kind, str] | None:
+    for kind, prefix in HEADERS.items():
+        if line.startswith(prefix) and line[len(prefix) :].strip():
+            return kind, line[len(prefix) :].strip()
+    return None
+
+
+def _is_line_of(kind: Kind, line: str) -> bool:
+    if kind == "create_file":
+        return line.startswith("+")
+    return kind == "update_file" and (line.startswith(("+", "-", " ", "@@")) or line in ("", "*** End of File"))
+
+
+def write_patch(operations: Sequence[Operation]) -> str:
+    """The patch as the model writes it."""
+    lines = [BEGIN]
+    for operation in operations:
+        lines.append(HEADERS[operation.kind] + operation.path)
+        lines += [operation.diff] if operation.diff else []
+    return "\n".join([*lines, END])
+
+
+def operation_id(call_id: str, index: int) -> str:
+    """The call id of an operation of the call with this id."""
+    return f"{call_id}_o{index}" if index else call_id
+
+
+def joined_patches(messages: Sequence[Message]) -> Iterator[Message]:
+    """The messages; calls that were one patch are one again, and so are their results."""
+    runs = _runs(messages)
+    results: dict[str, dict[str, ToolResult]] = {}  # by id of the first call, by id of the call
+    for message in messages:
+        call_id = _call_id(message)
+        if isinstance(message, ToolResult) and call_id in runs:
+            results.setdefault(_call_id(runs[call_id][0]), {}).setdefault(call_id, message)
+    for message in messages:
+        run = runs.get(_call_id(message))
+        if run is None:
+            yield message
+        elif isinstance(message, ToolCall):
+            if message is run[0]:
+                yield replace(message, arguments=write_patch([one for call in run for one in _operations(call)]))
+        else:
+            told = results.pop(_call_id(run[0]), None)  # with the first of them
+            if told is not None:
+                yield _joined_result(run, told)
+
+
+def _call_id(message: Message) -> str:
+    if isinstance(message, ToolCall):
+        return message.id or ""
+    return message.call_id or "" if isinstance(message, ToolResult) else ""
+
+
+def _operations(call: ToolCall) -> list[Operation]:
+    return parse_patch(call.arguments) or []
+
+
+def _runs(messages: Sequence[Message]) -> dict[str, list[ToolCall]]:
+    """The calls that were one patch, by the id of each of them."""
+    runs: dict[str, list[ToolCall]] = {}
+    run: list[ToolCall] = []
+    for message in messages:
+        if isinstance(message, ToolCall) and run and _continues(run[0], message):
+            run.append(message)
+            runs |= {_call_id(call): run for call in run}
+        else:
+            run = [message] if isinstance(message, ToolCall) and not message.is_json else []
+    return runs
+
+
+def _continues(first: ToolCall, call: ToolCall) -> bool:
+    found = _OPERATION_ID.fullmatch(_call_id(call))
+    return found is not None and found[1] == first.id and not call.is_json
+
+
+def _joined_result(run: Sequence[ToolCall], told: dict[str, ToolResult]) -> ToolResult:
+    """One result of what the operations came to, in their order, each with its file."""
+    lines = [
+        f"{one.path}: {told[_call_id(call)].text}"
+        for call in run
+        for one in _operations(call)
+        if _call_id(call) in told
+    ]
+    first = next(iter(told.values()))
+    return replace(first, text="\n".join(lines), call_id=run[0].id)

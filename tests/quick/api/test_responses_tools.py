@@ -34,7 +34,9 @@ def test_functions_of_namespaces_are_offered_after_the_others() -> None:
     tools = [
         namespace("a", function("f", strict=True, parameters={"type": "object"}), description="All of a."),
         function("g"),
-        namespace("b", function("f"), {"type": "custom", "name": "c"}, {"type": "tool_search"}, function("g", description="d")),
+        namespace(
+            "b", function("f"), {"type": "custom", "name": "c"}, {"type": "tool_search"}, function("g", description="d")
+        ),
     ]
     table = read_tools(tools)
     assert names(*tools) == ["g", "a__f", "b__f", "b__c", "b__g"]

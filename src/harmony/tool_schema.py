@@ -29,8 +29,8 @@ from gptoss.harmony.schema.text import bounds, comment_of, default_note, literal
 _PRIMITIVES = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean", "null": "null"}
 _NOT_PLAIN = COMBINATORS | REFERENCE_KEYS
 _MAX_DEPTH = 32
-# characters that references may write again and again before they only name what stands above: eight types that refer
-# to one another would be seven million
+# maximum characters of repeated references; later ones only name the type above: eight types that refer to each other
+# would take seven million
 _MOST_REPEATED = 8000
 
 
@@ -59,12 +59,12 @@ def _definition(wanted: FreeText) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    """Splits like Rust's str::lines: at newlines only, none for an empty text."""
+    """Splits lines as Rust's str::lines does: at newlines only; an empty text has none."""
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 class _Compound(str):
-    """A type with an operator at its top, which needs parentheses before `[]` and `&`."""
+    """A type with an operator at the top level, which needs parentheses before `[]` and `&`."""
 
 
 class _Renderer:
@@ -72,7 +72,7 @@ class _Renderer:
         self._root = root
         self._references = References(root)
         self._open_refs: list[str] = []  # pointers
-        self._written_refs: set[str] = set()  # pointers to what was written in full
+        self._written_refs: set[str] = set()  # pointers to types written in full
         self._ref_chars = 0
         self._notes: list[str] = []  # comments for the end of the line on which the type ends
 
@@ -86,7 +86,7 @@ class _Renderer:
         return f"(_: {kind}{_newline_after_comment(kind)}) => any;{comment_of(notes)}"
 
     def type_of(self, schema: Any, indent: str, *, inline: bool = False) -> str:
-        """`inline`: on one line where it can be, with the comments of a union's variants left for the line's end."""
+        """The type of a schema. `inline`: on one line if possible, with comments of variants at the end of the line."""
         if schema is True or schema == {}:
             return "any"
         if schema is False:
@@ -102,7 +102,7 @@ class _Renderer:
         return _with_null(schema, kind, indent) if "nullable" in schema else kind
 
     def _combined(self, schema: Schema, indent: str, inline: bool) -> str:
-        """An intersection of what the schema says itself and of its combinators."""
+        """The intersection of the schema's own keywords and its combinators."""
         base, parts, unions = split(schema, self._target)
         if not inline and len(unions) == 1 and not parts and base is None:
             return self._union_on_lines(unions[0], indent, None)
@@ -127,7 +127,7 @@ class _Renderer:
         return _union(kinds)
 
     def _union_on_lines(self, variants: Sequence[Any], indent: str, written: Any) -> str:
-        """`written`: a description that stands above, which a variant does not repeat."""
+        """The union of variants. `written`: the description above it, which variants do not repeat."""
         lines = []
         for variant in variants:
             outer, self._notes = self._notes, []
@@ -138,7 +138,7 @@ class _Renderer:
         return _Compound("".join(lines))
 
     def _plain(self, schema: Schema, indent: str) -> str:
-        """A schema without combinators."""
+        """The type of a schema without combinators."""
         literals = _literals(schema) if "enum" in schema or "const" in schema else None
         if literals is None:
             return self._by_type(schema, indent)
@@ -256,7 +256,7 @@ class _Renderer:
         return text
 
     def _target(self, schema: Any) -> Any:
-        """The schema that a reference refers to, or the schema itself."""
+        """The target of a reference, or the schema itself."""
         if not isinstance(schema, Mapping) or schema.keys().isdisjoint(REFERENCE_KEYS):
             return schema
         found = self._references.find(reference_of(schema))
@@ -264,7 +264,7 @@ class _Renderer:
 
 
 def _tuple(schema: Schema) -> tuple[Sequence[Any], Any]:
-    """-> (the schemas of an array's first items, that of the others; None: nothing is said)."""
+    """Returns (schemas of an array's first items, schema of the others or None)."""
     items = schema.get("items")
     if isinstance(items, list):  # before draft 2020-12
         return items, schema.get("additionalItems")
@@ -272,7 +272,7 @@ def _tuple(schema: Schema) -> tuple[Sequence[Any], Any]:
 
 
 def _is_string_enum(schema: Any) -> bool:
-    """As items openai-harmony knows it, and writes it without parentheses."""
+    """Whether openai-harmony supports the schema as items, which it writes without parentheses."""
     if not isinstance(schema, Mapping) or schema.keys() - ANNOTATIONS != {"type", "enum"}:
         return False
     values = schema["enum"]
@@ -284,7 +284,7 @@ def _is_object(schema: Schema) -> bool:
 
 
 def _literals(schema: Schema) -> str | None:
-    """The values that a schema allows, if it names them."""
+    """The values that a schema allows, if it lists them."""
     if "const" in schema:
         return literal(schema["const"])
     values = schema.get("enum")
@@ -323,5 +323,5 @@ def _allows_null(schema: Any) -> bool:
 
 
 def _newline_after_comment(kind: str) -> str:
-    """What must follow a type whose last line ends in a comment."""
+    """The text that must follow a type whose last line ends in a comment."""
     return "\n" if kind.startswith("\n") and "//" in kind.rsplit("\n", 1)[-1] else ""

@@ -216,7 +216,7 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             self._ignores_rest = True
             self.flow.resume_reading()  # a close with unread data would reset the connection
-            self.cycle.keep_alive = False  # tells the client which requests to send again
+            self.cycle.keep_alive = False  # so that the client knows which requests to repeat
             return
         self._refuse(InvalidRequest(f"This is not a valid HTTP request: {msg}"))
 

@@ -1,8 +1,7 @@
-"""The ranks as the engine core sees them: one step goes to all, one result comes back.
+"""Runs steps on all ranks: sends each step to every rank and returns one result.
 
-Rank 0 lives in the engine process. Further ranks are processes of their own with a pipe each; the hidden states and
-partial sums go between them by torch.distributed. A rank that dies takes the engine process with it, and the
-engine's client starts all of them again.
+Rank 0 runs in the engine process. The other ranks are processes with a pipe each; hidden states and partial sums are
+exchanged by torch.distributed. When a rank dies the engine process exits, and the engine's client restarts all of them.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.rank import make_worker, report_of, run_rank
 from gptoss.run_folder import RunFolder
 
-DEFAULT_DRAFTS = 3  # tokens; with the CPU's kernels a step of four costs little more than one of one
+DEFAULT_DRAFTS = 3  # tokens; with the CPU kernels a step of four tokens costs little more than a step of one
 OnDeath = Callable[[str, bool], None]  # (what happened, whether a restart would fail the same way)
 
 
 class SelfTestError(RuntimeError):
-    """The model runs but its numbers are wrong: it must not serve."""
+    """The model runs but its results are wrong: it must not serve."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutorReport:
-    """What the loaded ranks run. Bytes are of all ranks."""
+    """The configuration of the loaded ranks. Bytes are totals of all ranks."""
 
     device: str
     dtype: str
@@ -54,12 +53,12 @@ class ExecutorReport:
 
 
 class Executor:
-    """Steps are submitted and collected in order. With pipeline stages several are under way."""
+    """Submits steps and collects their results, in order. With pipeline stages several steps are in flight."""
 
     def __init__(
         self, config: EngineConfig, on_death: OnDeath | None = None, log: dict[str, Any] | None = None
     ) -> None:
-        """Loads the model on all ranks and proves it. `on_death` is called in a thread when another rank dies.
+        """Loads and tests the model on all ranks. `on_death` is called in a thread when another rank dies.
 
         Raises:
             SelfTestError, ConfigError, CheckpointError.
@@ -101,9 +100,9 @@ class Executor:
 
     @property
     def num_speculative_tokens(self) -> int:
-        """Drafts of a step. Raises ConfigError if asked for what this engine cannot do."""
+        """Maximum drafts per request and step. Raises ConfigError if this engine does not support drafts."""
         wanted = self.config.num_speculative_tokens
-        # rows must not depend on their neighbours, and decode steps of one token are what CUDA graphs hold
+        # rows must not depend on their neighbours, and CUDA graphs hold decode steps of one token
         able = self.worker.kernel_path == "native" and not self._processes
         if wanted > 0 and not able:
             raise ConfigError(
@@ -127,7 +126,7 @@ class Executor:
         self._in_flight.append((out, self.worker.execute_model(step.out, step.sampled)))
 
     def collect(self) -> tuple[SchedulerOutput, ModelRunnerOutput]:
-        """The result of the oldest step under way; waits for it."""
+        """Waits for the oldest step in flight; returns it and its result."""
         out, result = self._in_flight.popleft()
         if self._output_rank != 0:
             result = self._decoder.decode(self._pipes[self._output_rank].recv_bytes())
@@ -167,7 +166,7 @@ class Executor:
         return process, errors
 
     def _watch(self, on_death: OnDeath) -> None:
-        """Waits in a thread until a rank ends."""
+        """Waits until a rank ends, in a thread."""
         gone = wait([process.sentinel for process, _ in self._processes])
         for rank, (process, errors) in enumerate(self._processes, 1):
             if process.sentinel not in gone:
@@ -197,7 +196,7 @@ def self_test_probe(config: EngineConfig) -> NewRequest:
 
 
 def exit_on_rank_death(report: Callable[[str, bool], None]) -> OnDeath:
-    """Returns an OnDeath that reports and ends this process, whatever it waits for."""
+    """Returns an OnDeath that reports and then exits this process immediately."""
 
     def ended(message: str, fatal: bool) -> None:
         report(message, fatal)

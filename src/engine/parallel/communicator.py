@@ -1,6 +1,6 @@
-"""What ranks say to each other during a step: torch.distributed, NCCL between GPUs and gloo between CPU processes.
+"""Communication of ranks during a step: torch.distributed, with NCCL between GPUs and gloo between CPU processes.
 
-One Communicator a rank. With one rank every method is the identity, so the model is written once.
+Each rank has one Communicator. With one rank every method is the identity, so the model code is the same.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gptoss.engine.parallel.shards import Shard
 
 LOOPBACK = Path("/sys/class/net/lo")
 START_TIMEOUT_S = 600  # ranks load at different speeds
-STEP_TIMEOUT_S = 1800  # a dead rank is noticed by its process, not by this
-MAX_SENDS = 4  # hidden states on their way to the next stage
+STEP_TIMEOUT_S = 1800  # a dead rank is detected by its process, not by this
+MAX_SENDS = 4  # hidden states in flight to the next stage
 
 
 class Communicator:
@@ -27,8 +27,11 @@ class Communicator:
     def __init__(
         self, shard: Shard, device: torch.device, rendezvous: Path | None = None, *, ordered: bool = False
     ) -> None:
-        """`rendezvous`: a file that does not exist yet, the same for all ranks; None with one rank. `ordered`: GPUs add
-        partial sums in the order of ranks too, as CPU ranks always do."""
+        """
+        Args:
+            rendezvous: a file that does not exist yet, the same for all ranks; None with one rank.
+            ordered: makes GPUs add partial sums in the order of ranks, as CPU ranks always do.
+        """
         self.shard = shard
         self._device = device
         self._ordered = ordered or device.type == "cpu"
@@ -38,7 +41,7 @@ class Communicator:
         if self.world_size == 1:
             return
         assert rendezvous is not None
-        if LOOPBACK.exists():  # ranks share a machine: its name need not resolve, nor its network be up
+        if LOOPBACK.exists():  # ranks share a machine, so neither its name nor its network is needed
             os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.name)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -58,8 +61,8 @@ class Communicator:
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         """The sum over the stage's ranks, added in float32 on the CPU; `partial` may be changed.
 
-        A ring or a tree adds three or more numbers in an order that depends on their place in the tensor, so a token's
-        sum would depend on what else is in the batch. Of two ranks any order gives the same bits.
+        A ring or a tree adds three or more numbers in an order that depends on their position in the tensor, so a
+        token's sum would depend on the rest of the batch. With two ranks any order gives the same bits.
         """
         if self.shard.tensor_size == 1:
             return partial
@@ -79,7 +82,7 @@ class Communicator:
         return total.to(partial.dtype)
 
     def gather_logits(self, local: torch.Tensor, sizes: list[int]) -> torch.Tensor | None:
-        """Each rank's part of the vocabulary [R, V_r], V_r = sizes[rank] -> [R, V] on the stage's first rank."""
+        """Gathers each rank's logits [R, V_r], V_r = sizes[rank]; returns [R, V] on the stage's first rank."""
         if self.shard.tensor_size == 1:
             return local
         width = max(sizes)
@@ -91,8 +94,11 @@ class Communicator:
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
 
     def gather_best(self, local: torch.Tensor, first_id: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Each rank's logits [R, V_r], whose tokens begin at `first_id` -> (token ids int64 [R], their logits [R]) of
-        the whole vocabulary's best on the stage's first rank. Two numbers a row travel. The lowest id wins a tie."""
+        """The best tokens of the whole vocabulary, from each rank's logits [R, V_r] of tokens from `first_id` on.
+
+        Returns (token ids int64 [R], their logits [R]) on the stage's first rank. Two numbers per row are sent. The
+        lowest id wins a tie.
+        """
         value, index = local.max(dim=-1)
         best = torch.stack((value.double(), (index + first_id).double()))
         parts = [torch.empty_like(best) for _ in range(self.shard.tensor_size)] if self.shard.is_tensor_leader else None
@@ -101,11 +107,11 @@ class Communicator:
             return None
         values, ids = torch.stack(parts, dim=-1)
         values = torch.where(values.isnan().any(dim=-1, keepdim=True), torch.nan, values)
-        winner = torch.where(values.isnan(), 0, values).argmax(dim=-1, keepdim=True)  # the first of equals
+        winner = torch.where(values.isnan(), 0, values).argmax(dim=-1, keepdim=True)  # the first of equal ones
         return ids.gather(-1, winner).squeeze(-1).long(), values.gather(-1, winner).squeeze(-1).to(local.dtype)
 
     def send_hidden(self, hidden: torch.Tensor) -> None:
-        """[T, H] to the same position of the next stage, without waiting for it."""
+        """Sends [T, H] to the same position of the next stage, without waiting."""
         work = dist.isend(hidden, self.shard.rank + self.shard.tensor_size)
         assert work is not None
         self._sends.append((work, hidden))
@@ -113,13 +119,13 @@ class Communicator:
             self._sends.popleft()[0].wait()
 
     def receive_hidden(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> torch.Tensor:
-        """[T, H] from the stage before."""
+        """Receives [T, H] from the previous stage."""
         hidden = torch.empty(num_tokens, hidden_size, dtype=dtype, device=self._device)
         dist.recv(hidden, self.shard.rank - self.shard.tensor_size)
         return hidden
 
     def minimum(self, value: int) -> int:
-        """The least value of all ranks."""
+        """The minimum over all ranks."""
         if self.world_size == 1:
             return value
         tensor = torch.tensor([value], device=self._device)

@@ -1,4 +1,4 @@
-"""Which devices the model goes to: the memory plan applied to what this machine has free now."""
+"""Chooses the devices for the model: applies the memory plan to the memory that is free now."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 def place(config: EngineConfig) -> EngineConfig:
-    """The configuration with sizes instead of wishes: tensor_parallel_size and pipeline_parallel_size at least 1.
+    """Returns the configuration with tensor_parallel_size and pipeline_parallel_size chosen, and logs the plan.
 
-    Logs the plan. On a CPU the ranks are processes that share the machine's memory, and there is more than one only
-    if a size asks for it.
+    On a CPU the ranks are processes that share the machine's memory; there is more than one only if a size is set.
 
     Raises:
         ConfigError: the model does not fit, or cannot be cut as asked.

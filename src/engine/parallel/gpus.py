@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs that this process may use, as the driver's library reports them. No CUDA context is made."""
+"""Lists the NVIDIA GPUs that this process may use, from the driver's library, without creating a CUDA context."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Gpu:
     name: str
     total_bytes: int
     free_bytes: int
-    utilization: float | None  # 0..1; None where the driver does not say
+    utilization: float | None  # 0..1; None if the driver does not report it
     temperature_c: int | None
 
 
 def visible_gpus() -> list[Gpu]:
-    """In CUDA's order under CUDA_DEVICE_ORDER=PCI_BUS_ID, which the server sets. Empty without a driver."""
+    """The GPUs in CUDA's order with CUDA_DEVICE_ORDER=PCI_BUS_ID, which the server sets. Empty without a driver."""
     with _nvml() as nvml:
         return [] if nvml is None else [_gpu(nvml, i, handle) for i, handle in enumerate(_handles(nvml))]
 
@@ -51,7 +51,7 @@ def _handles(nvml: Any) -> list[Any]:
 
 
 def chosen_devices(wanted: str, uuids: list[str]) -> list[int]:
-    """CUDA_VISIBLE_DEVICES -> indexes: numbers or beginnings of UUIDs; CUDA stops at the first that is neither."""
+    """The indexes that CUDA_VISIBLE_DEVICES selects by numbers or UUID prefixes; like CUDA, ends at an invalid one."""
     chosen: list[int] = []
     for entry in (part.strip() for part in wanted.split(",")):
         found = [i for i, uuid in enumerate(uuids) if (entry == str(i)) or (len(entry) > 4 and uuid.startswith(entry))]

@@ -1,7 +1,7 @@
-"""How the model is laid over the devices, and whether it fits, in bytes, before anything is loaded. No torch.
+"""Plans the layout of the model on the devices, and whether it fits, before anything is loaded. No torch.
 
-Sizes are of the parameters as stored: MXFP4 experts 17 bytes for 32 weights, their columns padded for the kernels in a
-plan, everything else two bytes (four in float32). GB are 10^9 bytes, as cards are sold.
+Sizes are those of stored parameters: MXFP4 experts take 17 bytes for 32 weights, with columns padded for the kernels in
+a plan, everything else two bytes per weight (four in float32). GB are 10^9 bytes, as for cards.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from gptoss.engine.parallel.shards import SCALE_GROUP, Shard, check_tensor_size,
 GB = 10**9
 KERNEL_COLUMNS = 128  # of a block of words (kernels/triton/mxfp4_layout.py)
 MXFP4_BYTES = (SCALE_GROUP // 2 + 1) / SCALE_GROUP
-RUNTIME_BYTES = 700 * 10**6  # CUDA context, libraries, communication buffers: what a bare process takes on a card
+RUNTIME_BYTES = 700 * 10**6  # of an empty process on a card: CUDA context, libraries, communication buffers
 USEFUL_KV_TOKENS = 65_536  # below this a card is full of weights and cannot batch
-# query heads of all sequences whose keys are shared out between programs, and the most parts of each
-# (kernels/triton/attention.py)
+# maximum query heads of all sequences with split keys, and maximum splits of each (kernels/triton/attention.py)
 ATTENTION_ROWS = 4096
 ATTENTION_SPLITS = 92
-MEMORY_SLA_BYTES = 15 * GB  # weights of 120b on each of four and more cards
+MEMORY_SLA_BYTES = 15 * GB  # weights of 120b per card, with four or more cards
 
 
 @dataclass(frozen=True, slots=True)
 class RankPlan:
-    """One rank's bytes, and what its device had free."""
+    """One rank's bytes, and the free bytes of its device."""
 
     shard: Shard
     weight_bytes: int
@@ -64,7 +63,7 @@ class MemoryPlan:
         return self.kv_tokens >= self.needed_kv_tokens
 
     def lines(self) -> list[str]:
-        """The plan for people, one line a rank."""
+        """The plan for the log, one line per rank."""
         shown = [f"{self.gpu_mode}: {len(self.ranks)} rank(s), KV cache for {self.kv_tokens:,} tokens"]
         for rank in self.ranks:
             s = rank.shard
@@ -99,8 +98,10 @@ def weight_bytes(c: ModelConfig, shard: Shard, element: int) -> int:
 
 
 def padding_bytes(c: ModelConfig, shard: Shard) -> int:
-    """What MXFP4 experts take beyond their own bytes in the layout of the GPU kernels, whose blocks have 128 columns:
-    2880 columns take the room of 2944."""
+    """Bytes of padding of MXFP4 experts in the layout of the GPU kernels.
+
+    Its blocks have 128 columns: 2880 columns take the space of 2944.
+    """
     if not c.quantized:
         return 0
     hidden, inter = c.hidden_size, len(shard.intermediate)
@@ -113,21 +114,21 @@ def activation_bytes(c: ModelConfig, shard: Shard, element: int, max_tokens: int
     q_dim = (len(shard.query_heads) + 2 * len(shard.kv_heads)) * c.head_dim
     expert_rows = c.experts_per_token * (3 * len(shard.intermediate) + 2 * c.hidden_size)
     step = max_tokens * (4 * c.hidden_size + 2 * q_dim + expert_rows) * element
-    # scored prompts have one copy of theirs, and are done before the sampler makes its own; decode graphs keep one too
+    # prompt logprobs need one copy of their rows, before the sampler makes its own; decode graphs keep a copy too
     rows = SCORED_ROWS + max(5 * max_seqs, 2 * max_seqs + SCORED_ROWS) if shard.is_last else 0
     parts = min(max_seqs * len(shard.query_heads), ATTENTION_ROWS) * ATTENTION_SPLITS
     return step + (rows * c.vocab_size + parts * (c.head_dim + 2)) * 4
 
 
 def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:
-    """Full and sliding layers share one pool, so a block is as wide as the more numerous kind."""
+    """Bytes per token of the cache. Full and sliding layers share one pool, so the more numerous kind counts."""
     kinds = [c.layer_types[i] for i in shard.layers]
     layers = max(kinds.count(FULL), kinds.count(SLIDING))
     return layers * 2 * len(shard.kv_heads) * c.head_dim * element
 
 
 def stage_layers(c: ModelConfig, stages: int, tensor_size: int, element: int = 2) -> tuple[range, ...]:
-    """Layers of each stage, balanced by bytes, embedding and head included."""
+    """The layers of each stage, balanced by bytes, including embedding and head."""
     one = make_shard(
         c, 0, tensor_size=tensor_size, stage_layers=[range(1), range(1, 2), range(2, 3)], expert_parallel=False
     )
@@ -137,7 +138,7 @@ def stage_layers(c: ModelConfig, stages: int, tensor_size: int, element: int = 2
 
 
 def _middle(shard: Shard) -> Shard:
-    """The same part of a stage that is neither first nor last."""
+    """The same shard in a stage that is neither first nor last."""
     return Shard(
         shard.rank,
         shard.tensor_rank,
@@ -156,8 +157,10 @@ def _middle(shard: Shard) -> Shard:
 def make_plan(
     config: EngineConfig, free: Sequence[int], total: Sequence[int], *, tensor_size: int, stages: int, element: int
 ) -> MemoryPlan:
-    """`free` and `total` are bytes of each device that may be used, in order. Raises ConfigError if there are too few,
-    or the model cannot be cut that way."""
+    """Plans one layout. `free` and `total`: bytes of each usable device, in order.
+
+    Raises ConfigError if there are too few devices, or the model cannot be split that way.
+    """
     c = config.model
     world = tensor_size * stages
     if world > len(free):
@@ -192,7 +195,7 @@ def make_plan(
 
 
 def choose_plan(config: EngineConfig, free: Sequence[int], total: Sequence[int], *, element: int) -> MemoryPlan:
-    """The layout for these devices, by `gpu_mode` and the sizes that are set.
+    """Chooses the layout for these devices, within `gpu_mode` and the configured sizes.
 
     auto: one card if weights and a useful KV cache fit; else a pipeline for models up to 32 experts, tensor parallel
     for larger ones, over as few cards as do.
@@ -220,7 +223,7 @@ def choose_plan(config: EngineConfig, free: Sequence[int], total: Sequence[int],
 
 
 def _wanted_sizes(config: EngineConfig, devices: int) -> tuple[list[int], list[int]]:
-    """Tensor and pipeline sizes that `gpu_mode` allows."""
+    """The tensor and pipeline sizes that `gpu_mode` allows."""
     tensor, stages = config.tensor_parallel_size, config.pipeline_parallel_size
     everything = list(range(1, devices + 1)) or [1]
     more = [n for n in everything if n > 1]
@@ -271,7 +274,7 @@ def _does_not_fit(config: EngineConfig, tried: list[MemoryPlan], element: int) -
 
 
 def _cards_needed(config: EngineConfig, like: RankPlan, element: int) -> int | None:
-    """The least number of devices like this one that hold the model, up to 16."""
+    """The lowest number of devices like this one, up to 16, that can hold the model."""
     for count in (2, 4, 8, 16):
         try:
             check_tensor_size(config.model, count, expert_parallel=config.enable_expert_parallel)

@@ -1,6 +1,6 @@
-"""Which part of the model each rank holds. No torch: the memory plan and the tests use it as it is.
+"""Defines the part of the model that each rank holds. No torch: the memory plan uses it too.
 
-Ranks are numbered stage by stage: rank = stage * tensor_parallel_size + position in the stage.
+Ranks are numbered by stage: rank = stage * tensor_parallel_size + position in the stage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SCALE_GROUP = 32  # intermediate rows that share an MXFP4 scale in w2, so that n
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Ranges index the whole model's layers, heads, rows, experts and tokens."""
+    """The part of one rank. Ranges index the whole model's layers, heads, rows, experts and tokens."""
 
     rank: int
     tensor_rank: int
@@ -45,14 +45,14 @@ class Shard:
 
 
 def whole(c: ModelConfig) -> Shard:
-    """Everything on one rank."""
+    """The shard of a single rank."""
     return make_shard(c, 0, tensor_size=1, stage_layers=[range(c.num_layers)], expert_parallel=False)
 
 
 def make_shard(
     c: ModelConfig, rank: int, *, tensor_size: int, stage_layers: Sequence[range], expert_parallel: bool
 ) -> Shard:
-    """Raises ConfigError if the model cannot be cut that way; the message names the key."""
+    """Returns the shard of a rank. Raises ConfigError, naming the key, if the model cannot be split that way."""
     check_tensor_size(c, tensor_size, expert_parallel=expert_parallel)
     stage, position = divmod(rank, tensor_size)
     group = c.num_attention_heads // c.num_key_value_heads
@@ -99,7 +99,7 @@ def split(count: int, parts: int) -> list[range]:
 
 
 def split_layers(costs: Sequence[int], first_cost: int, last_cost: int, stages: int) -> list[range]:
-    """Consecutive layers for each stage so that the costliest stage is as cheap as can be.
+    """Splits layers into consecutive stages so that the most expensive stage is as cheap as possible.
 
     `costs` is one number a layer (bytes); `first_cost` and `last_cost` lie on the first and last stage as well.
 

@@ -32,19 +32,19 @@ ANNOTATIONS = frozenset(
 COMBINATORS = frozenset(("allOf", "anyOf", "oneOf"))
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 REFERENCE_KEYS = frozenset(_REFERENCES)
-# keywords that determine a schema's type, so that it needs none from outside
+# keywords that determine a schema's type
 _TYPED = frozenset(
     ("type", "properties", "patternProperties", "required", "items", "prefixItems", "const", "enum")
 ).union(COMBINATORS, _REFERENCES)
 
 
 def reference_of(schema: Schema) -> str:
-    """The first reference of a schema that has one."""
+    """The first reference of a schema."""
     return str(next(schema[key] for key in _REFERENCES if key in schema))
 
 
 def merged(target: Any, schema: Schema) -> Any:
-    """A reference's target with the keywords next to `$ref`; an intersection where the two disagree."""
+    """A reference's target merged with the keywords next to `$ref`; an intersection if they disagree."""
     siblings = {k: v for k, v in schema.items() if k not in REFERENCE_KEYS}
     if not isinstance(target, Mapping):
         return target
@@ -83,7 +83,7 @@ def split(schema: Schema, target: Any) -> tuple[Schema | None, list[Any], list[l
 
 
 def _declared(names: Sequence[str], parts: Sequence[Any], unions: Sequence[Sequence[Any]], target: Any) -> set[str]:
-    """The names that a schema of `allOf` declares, or every variant of a union."""
+    """The names that a schema of `allOf`, or every variant of a union, declares."""
     return {
         name
         for name in names
@@ -93,7 +93,7 @@ def _declared(names: Sequence[str], parts: Sequence[Any], unions: Sequence[Seque
 
 
 def only_union(schema: Schema, target: Any) -> list[Any]:
-    """The variants of a schema that is a union and nothing else."""
+    """The variants of a schema that is only a union."""
     base, parts, unions = split(schema, target)
     return unions[0] if base is None and not parts and len(unions) == 1 else []
 
@@ -115,11 +115,11 @@ def _declares(schema: Any, name: str) -> bool:
 
 
 def has_structure(schema: Schema) -> bool:
-    """Whether a schema says what an object or an array holds."""
+    """Whether a schema describes the content of an object or an array."""
     keys = ("properties", "patternProperties", "prefixItems", "items", "additionalProperties")
     return any(schema.get(key) for key in keys)
 
 
 def _has_values(schema: Schema) -> bool:
-    """Whether a schema lists the values that it allows."""
+    """Whether a schema lists its allowed values."""
     return "const" in schema or bool(schema.get("enum"))

@@ -1,4 +1,4 @@
-"""Values of a JSON schema, and the comments on its keywords that no type expresses, as text."""
+"""Writes values of a JSON schema, and comments for keywords that types cannot express."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BOUND_KEYS = frozenset(_BOUNDS)
 
 
 def notes_on(schema: Any, kind: str) -> list[str]:
-    """The parts of the comment on a schema whose type was written as `kind`."""
+    """The parts of the comment on a schema whose type is written as `kind`."""
     if not isinstance(schema, Mapping):
         return []
     description = schema.get("description")
@@ -45,7 +45,7 @@ def notes_on(schema: Any, kind: str) -> list[str]:
 
 
 def variant_notes(variant: Any, kind: str, written: Any) -> list[str]:
-    """The notes on a variant of a union, without a description equal to `written`, which stands above the union."""
+    """The notes on a variant of a union, without a description equal to `written`, which is above the union."""
     if written is not None and _description(variant) == written:
         variant = {key: value for key, value in variant.items() if key != "description"}
     return notes_on(variant, kind)
@@ -56,13 +56,13 @@ def _description(schema: Any) -> Any:
 
 
 def comment_of(notes: Iterable[str]) -> str:
-    """The comment at the end of a line, empty without notes."""
+    """The comment at the end of a line; empty without notes."""
     text = ", ".join(filter(None, notes))
     return f" // {text}" if text else ""
 
 
 def bounds(schema: Schema) -> str:
-    """The keywords that no type expresses, and those of the schema's items."""
+    """The keywords that types cannot express, and those of the schema's items."""
     notes: list[str] = []
     if not schema.keys().isdisjoint(_BOUND_KEYS):
         notes = [f"{key}: {literal(schema[key])}" for key in _BOUNDS if key in schema]
@@ -73,7 +73,7 @@ def bounds(schema: Schema) -> str:
 
 
 def default_note(schema: Schema) -> str:
-    """The default value as a note, empty without one."""
+    """The default value as a note; empty without one."""
     if "default" not in schema:
         return ""
     value = schema["default"]
@@ -104,7 +104,7 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _is_beyond_64_bits(value: Any) -> bool:
-    """An integer that serde_json reads as a float, where that changes nothing."""
+    """An integer that serde_json parses as a float, if that does not change it."""
     if type(value) is not int or -(2**63) <= value < 2**64:
         return False
     try:

@@ -278,7 +278,7 @@ class TwoForced:
 def test_forced_tokens_do_not_count() -> None:
     guided = TwoForced()
     drafter = Drafter(guided, 3)  # type: ignore[arg-type]
-    request = make_request("a", [1, 2, 3, 1, 2, 9, 9, 1, 2, 3], max_tokens=100)
+    request = make_request("a", [1, 2, 3, 1, 2, 70, 71, 1, 2, 3], max_tokens=100)
     steps = [propose_and_observe(drafter, request, 2) for _ in range(9)]
     assert steps == [3, 3] + [2] * 7  # the third token was remembered, and wrong
     guided.forcing = False

@@ -87,7 +87,7 @@ def _normal(message: HarmonyMessage) -> HarmonyMessage:
     """The message in the form in which clients send it back; they do not see everything the model wrote."""
     if message.recipient is None and message.content_type is not None:
         return replace(message, content_type=None)
-    if message.recipient is None:
+    if message.recipient is None or message.content_type is None:  # a text, or the text of a custom tool
         return message
     if not message.text.strip():
         return replace(message, text=message.text + "{}")

@@ -24,6 +24,7 @@ from gptoss.api.messages.conversation import read_conversation
 from gptoss.api.messages.output import MessageContent
 from gptoss.api.messages.schema import CountTokensRequest
 from gptoss.api.responses.adapter import read_request
+from gptoss.api.responses.calls import CallKind
 from gptoss.api.responses.items import placed_items
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
@@ -53,7 +54,7 @@ VOCABULARY = public_vocabulary()
 SINGLE = {bytes([b]): VOCABULARY.token_bytes.index(bytes([b])) for b in range(256)}
 ASSISTANT = [START, *VOCABULARY.encode("assistant")]
 USER = {"role": "user", "content": "Hi"}
-SPEC = TurnSpec([ToolSpec("f", None, False)])
+SPEC = TurnSpec([ToolSpec("f", None, False), ToolSpec("g", None, False, text_rule="TEXT")])
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class Message:
     def ids(self, *, canonical: bool | None = None, is_last: bool = False) -> list[int]:
         """After `<|start|>assistant`, with its end."""
         encode = VOCABULARY.encode
-        if self.channel == "call":
+        if self.channel == "custom":
+            header, end = encode("commentary to=functions.g"), CALL
+        elif self.channel == "call":
             header = [*encode("commentary to=functions.f "), CONSTRAIN, *encode("json")]
             end = CALL
         else:
@@ -83,7 +86,8 @@ def generated(step: Sequence[Message]) -> list[int]:
 
 
 def choice_of(ids: list[int], *, joins: bool) -> tuple[ChatChoice, list[Any]]:
-    choice = ChatChoice(0, ResponseParser(VOCABULARY, ["f"]), [], None, joins_messages=joins)
+    parser = ResponseParser(VOCABULARY, ["f", "g"], ["g"])
+    choice = ChatChoice(0, parser, [], None, joins_messages=joins, custom_names=["g"])
     return choice, choice.feed(TokenOutput("r", ids, finish_reason=FinishReason.STOP))
 
 
@@ -111,6 +115,14 @@ class Chat:
         return read_messages(ChatCompletionRequest.model_validate({"model": "m", "messages": self.messages}).messages)
 
 
+def kind_of(name: str) -> CallKind:
+    return "custom" if name == "g" else "function"
+
+
+def result_of(call: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"type": f"{call['type']}_output", "call_id": call["call_id"], "output": text}
+
+
 class Items:
     """Items of the Responses endpoint, sent back whole."""
 
@@ -123,15 +135,14 @@ class Items:
         self.items += self._output(ids)
 
     def _output(self, ids: list[int]) -> list[dict[str, Any]]:
-        output = OutputItems(lambda name: {"name": name}, seals_reasoning=self.sealed)
+        output = OutputItems(lambda name: {"name": name}, kind_of, seals_reasoning=self.sealed)
         for item in choice_of(ids, joins=False)[1]:
             output.feed(item)
         output.close("completed")
         return output.items
 
     def told(self, text: str) -> None:
-        call_id = self.items[-1]["call_id"]
-        self.items.append({"type": "function_call_output", "call_id": call_id, "output": text})
+        self.items.append(result_of(self.items[-1], text))
 
     def asked(self) -> None:
         self.items.append(USER)
@@ -164,8 +175,7 @@ class Stored(Items):
         self.previous, self.call, self.items = response["id"], response["output"][-1], []
 
     def told(self, text: str) -> None:
-        call_id = self.call["call_id"]
-        self.items = [{"type": "function_call_output", "call_id": call_id, "output": text}]
+        self.items = [result_of(self.call, text)]
 
     def conversation(self) -> Conversation:
         body = {"model": "m", "input": self.items, "previous_response_id": self.previous}
@@ -212,15 +222,16 @@ BEFORE = st.lists(st.builds(Message, st.sampled_from(["analysis", "commentary"])
 OBJECTS = ["{}", '{"a":1}', '{"é":"🌦"}']
 LOOSE = [*OBJECTS, '{"a": 1}', '{\n  "b": [1.0, 2e3],\n  "a": "\\u00e9\\/"\n}', '{"10":1, "a":{}, "9": 0.10}']
 CALLS = st.builds(Message, st.just("call"), st.sampled_from(["{}", '{"a": 1}', " x", '{"é":"🌦"}']), st.booleans())
+CUSTOM = st.builds(Message, st.just("custom"), st.sampled_from(["", "{}", " x", '*** "é"\n+🌦\n']), st.booleans())
 FINALS = st.builds(Message, st.just("final"), TEXTS, st.booleans())
 
 
-def _steps(arguments: list[str]) -> st.SearchStrategy[list[list[Message]]]:
-    calls = st.builds(Message, st.just("call"), st.sampled_from(arguments), st.booleans())
+def _steps(arguments: list[str], *others: st.SearchStrategy[Message]) -> st.SearchStrategy[list[list[Message]]]:
+    calls = st.one_of(st.builds(Message, st.just("call"), st.sampled_from(arguments), st.booleans()), *others)
     return st.lists(st.tuples(BEFORE, calls).map(lambda pair: [*pair[0], pair[1]]), min_size=1, max_size=3)
 
 
-STEPS = _steps(["{}", '{"a": 1}', " x", '{"é":"🌦"}'])
+STEPS = _steps(["{}", '{"a": 1}', " x", '{"é":"🌦"}'], CUSTOM)
 
 
 @pytest.mark.parametrize("replays", [True, False])
@@ -250,7 +261,7 @@ def test_a_turn_comes_back_as_it_was_written(client: type[Any], replays: bool) -
                 kept += again if message.channel != "analysis" else []
             if message is final:
                 break
-            result = render_message(tool_result("f", "R"), VOCABULARY)
+            result = render_message(tool_result("g" if step[-1].channel == "custom" else "f", "R"), VOCABULARY)
             history.told("R")
             prompt = builder.build(history.conversation())
             wanted += [*result, *ASSISTANT]
@@ -274,7 +285,7 @@ def test_the_grammar_lets_the_model_write_these_turns(tokenizer: LLTokenizer) ->
     guided = GuidedDecoding(tokenizer)
 
     @settings(max_examples=30, deadline=None, database=None)
-    @given(BEFORE, CALLS | FINALS)
+    @given(BEFORE, CALLS | CUSTOM | FINALS)
     def check(before: list[Message], last: Message) -> None:
         guided.add("r", turn_grammar(SPEC, VOCABULARY))
         ids = generated([*before, last])

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Other projects' suites against a running server:  compat/run.sh langchain|schemathesis [URL]
 # Their clients, in Python and JavaScript (node must be on PATH), against a running server of nano:  compat/run.sh clients [URL]
+# Claude Code, headless (node and npm must be on PATH; the API is started in the test's process):  compat/run.sh claude-code
 # The page in a browser (chromium must be on PATH; starts a server of its own):  compat/run.sh page
 # All of them, long, against a server that this starts:  compat/run.sh nightly
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suite="${1:?langchain, schemathesis, clients, page or nightly}"
+suite="${1:?langchain, schemathesis, clients, claude-code, page or nightly}"
 export TEST_SERVER_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
 if [ compat/requirements.txt -nt "$venv/.installed" ]; then
@@ -24,10 +25,16 @@ case "$suite" in
         ;;
     clients)
         "$venv/bin/python" -m pytest -c /dev/null --rootdir compat -o asyncio_mode=auto \
-            -o asyncio_default_fixture_loop_scope=function compat/test_pydantic_ai.py -q
+            -o asyncio_default_fixture_loop_scope=function compat/test_pydantic_ai.py compat/test_anthropic.py -q
         mkdir -p .venv-node
         cp compat/package.json compat/clients.test.mjs .venv-node/
         (cd .venv-node && npm install --silent --no-fund --no-audit --no-package-lock && node --test clients.test.mjs)
+        ;;
+    claude-code)
+        npm install --silent --no-fund --no-audit --no-package-lock --ignore-scripts --prefix .venv-node/claude \
+            "@anthropic-ai/claude-code@${CLAUDE_CODE_VERSION:-2.1.332}"
+        CLAUDE_CODE="$(ls "$PWD"/.venv-node/claude/node_modules/@anthropic-ai/claude-code-linux-*/claude | head -1)" \
+            .venv/bin/python -m pytest compat/test_claude_code.py -q
         ;;
     page)
         mkdir -p reports
@@ -45,7 +52,7 @@ case "$suite" in
             sleep 1
         done
         curl -fsS -o /dev/null "$url/ready" || { cat "$log"; exit 1; }
-        for part in langchain schemathesis clients page; do
+        for part in langchain schemathesis clients claude-code page; do
             EXAMPLES=10000 compat/run.sh $part "$url" || { echo "compat $part: FAILED"; failed=1; }
         done
         exit $failed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gptoss.api.messages.schema import MessagesRequest
 from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullError
 from tests.support.coding_agent import first_turn, next_turn
 from tests.support.instant_engine import served
@@ -122,6 +124,9 @@ def test_refusals_before_and_beside_the_endpoint() -> None:
         batch = post(url, {"requests": []}, "/v1/messages/batches")
         assert batch.status_code == 404 and "batches" in batch.json()["error"]["message"]
         assert httpx.get(f"{url}/v1/messages").status_code == 405
+        thread = post(url, HI | {"thread": {"type": "create"}})
+        assert thread.status_code == 400 and "thread" in thread.json()["error"]["message"]
+        assert thread.json()["error"]["details"]["error_code"] == "thread_unsupported_request"  # the SDK reads it
         assert post(url, [1]).json()["error"]["type"] == "invalid_request_error"
         host = post(url, HI, host="example.com")
         assert host.status_code == 403 and host.json()["error"]["type"] == "permission_error"
@@ -193,9 +198,10 @@ def malformed(body: dict[str, Any], source: random.Random) -> dict[str, Any]:
 
 
 def names_a_field(message: str, body: dict[str, Any]) -> bool:
-    known = {str(key) for path in places(body) for key in path if isinstance(key, str)} | set(rich())
-    found = message.replace("'", " ").replace(":", " ").replace("`", " ").split()
-    return any(word.strip(".,").partition(".")[0].partition("[")[0] in known for word in found)
+    """Whether a path in quotes or before a colon begins with a field of the body."""
+    named = re.findall(r"['`]([\w.]+)['`]|^([\w.]+):", message)
+    first = {(quoted or leading).partition(".")[0] for quoted, leading in named}
+    return bool(first & (set(MessagesRequest.model_fields) | set(body))) or message.startswith("prompt is too long")
 
 
 def test_malformed_bodies_are_refused_by_field() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 PATH = "/v1/messages"
 OVERLOADED = 529
+NO_THREADS = "thread_unsupported_request"  # by which Anthropic's SDK knows that it has to send the whole conversation
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -25,9 +26,14 @@ def speaks_anthropic(path: str) -> bool:
     return path == PATH or path.startswith(f"{PATH}/")
 
 
-def anthropic_error(status: int, message: str, param: str | None, request_id: str | None) -> dict[str, Any]:
+def anthropic_error(
+    status: int, message: str, param: str | None, request_id: str | None, code: str | None = None
+) -> dict[str, Any]:
     """The body. The format has no field for `param`, so the message names it."""
     if param is not None and param not in message:
         message = f"{param}: {message}"
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+    error: dict[str, Any] = {"type": kind, "message": message}
+    if code == NO_THREADS:
+        error["details"] = {"error_code": code, "unsupported": ["thread"]}
+    return {"type": "error", "error": error, "request_id": request_id}

@@ -177,7 +177,8 @@ def error_response(scope: Scope, error: ApiError, status: int | None = None) -> 
         return json_response(status, error.body, error.headers)
     if error.code == "overloaded":
         status = OVERLOADED
-    body = anthropic_error(status, error.message, error.param, scope.get("state", {}).get("request_id"))
+    request_id = scope.get("state", {}).get("request_id")
+    body = anthropic_error(status, error.message, error.param, request_id, error.code)
     return json_response(status, body, error.headers)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from gptoss.api.http.anthropic_errors import NO_THREADS
 from gptoss.api.http.fields import FIRST_PROBLEM, MAX_STOPS, Number, SamplingFields, Strict, fail
 from gptoss.api.messages.blocks import AssistantContent, CustomTool, SystemContent, SystemPrompt, UserContent
 
@@ -130,12 +131,15 @@ class CountTokensRequest(SamplingFields):
     inference_geo: Any = None
     mcp_servers: Any = None
     speed: Any = None
+    thread: Any = None  # a conversation that Anthropic's servers keep
     # extensions, named as elsewhere
     profile: str | None = None
     include_relaxations: bool | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.thread is not None:
+            raise fail("'thread' is not supported: send the whole conversation in 'messages'.", "thread", NO_THREADS)
         if (self.n or 1) != 1:
             raise fail("'n' must be 1 for /v1/messages.", "n", "unsupported_value")
         if self.stop and self.stop_sequences:

@@ -1,3 +1,3 @@
 """Server for OpenAI's open-weight models gpt-oss-20b and gpt-oss-120b."""
 
-__version__ = "0.21.0"
+__version__ = "1.0.0"

@@ -172,9 +172,10 @@ def test_the_engine_knows_no_harmony() -> None:
     assert not guilty
 
 
-def test_version_is_the_top_changelog_entry() -> None:
+def test_version_is_the_latest_released_changelog_entry() -> None:
     from gptoss import __version__
 
     changelog = (ROOT / "CHANGELOG.md").read_text()
-    first = next(line for line in changelog.splitlines() if line.startswith("## ["))
+    releases = (line for line in changelog.splitlines() if line.startswith("## ["))
+    first = next(line for line in releases if line != "## [Unreleased]")
     assert first.startswith(f"## [{__version__}]")

@@ -1,4 +1,4 @@
-"""Our server beside plain transformers `generate`, same checkpoint, same run, in turns.
+"""Compares our server with plain transformers `generate`: same checkpoint, same run, alternating.
 
 python bench/against_transformers.py CHECKPOINT [--tokens 32] [--repeat 3]
 """

@@ -1,10 +1,10 @@
-"""Hostile clients, dying and stopped engines and a damaged disk, all at once: nothing may hang, leak or get lost.
+"""Runs hostile clients, dying and stopped engines and a damaged cache at once: nothing may hang, leak or get lost.
 
     python bench/chaos.py                                        # 20 minutes, 16 clients, 20 kills, 2 stops
     python bench/chaos.py --minutes 2 --kills 3 --stops 1
 
-Starts its own server on 127.0.0.1, three times one after the other; in between the cache is damaged, and the second
-server is killed instead of ended. Prints a table and exits with 1 if a line of it is not within its bound.
+Starts its own server on 127.0.0.1, three times in sequence; in between the cache is damaged, and the second server is
+killed instead of stopped. Prints a table and exits with 1 if a line of it is not within its bound.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The CPU kernels' matrix products in the shapes of gpt-oss-20b, beside what the cores can read and multiply at most.
+"""Measures the CPU kernels' matrix products in the shapes of gpt-oss-20b against the limits of memory and cores.
 
     python bench/cpu_products.py [--isa avx2] [--rows 1 4 16 128 512] [--vs FOLDER]
 
-With one row a product is bound by reading its weights (GB/s), with many by arithmetic (GFLOP/s). The roofs are a plain
+With one row a product is bound by reading its weights (GB/s), with many by arithmetic (GFLOP/s). The limits are a plain
 read of memory and chains of float32 FMA on AVX2. --vs: the kernels folder of another version (its `native.cpp`), called
-in turns with this one's.
+alternately with this one's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parts of a step on the CPU against the torch functions and the calls one by one that they stand for, in turns.
+"""Measures parts of a step on the CPU, alternating with the torch functions and separate calls that they replace.
 
 python bench/cpu_step.py
 """

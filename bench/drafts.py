@@ -1,12 +1,13 @@
-"""What guessed tokens save: the same questions in turns to two servers, one with drafts and one without; their answers
-must be equal.
+"""Measures what draft tokens save: sends the same questions alternately to a server with drafts and one without.
+
+Their answers must be equal.
 
     ./run_server.sh --model nano --port 8000
     ./run_server.sh --model nano --port 8001 --num-speculative-tokens 0
     python bench/drafts.py --drafts http://127.0.0.1:8000 --plain http://127.0.0.1:8001
 
-Questions are the embedded model's held-out ones, one stream, with temperature 0 and 1 in turns. The second round asks
-the same again, as agents and retries do.
+The questions are the embedded model's test set, one stream, alternating between temperature 0 and 1. The second round
+repeats them, as agents and retries do.
 """
 
 from __future__ import annotations

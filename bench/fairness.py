@@ -1,8 +1,8 @@
-"""How long one key's request waits while another key's many choices run: time to its first and last token.
+"""Measures how long one key's request waits while another key's many choices run: time to first and last token.
 
     python bench/fairness.py http://127.0.0.1:8000 KEY_OF_ONE KEY_OF_OTHER [--choices 128] [--tokens 200] [--rounds 5]
 
-The server needs a keys file with both keys. With the same key twice nothing is shared out: that is the comparison.
+The server needs a keys file with both keys. For comparison, pass the same key twice: its requests have no shares.
 """
 
 from __future__ import annotations

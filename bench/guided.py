@@ -1,4 +1,4 @@
-"""What guided Harmony and a JSON schema cost: time per token with and without, in turns, on one server; compile times.
+"""Measures the cost of guided Harmony and JSON schemas on one server: time per token with and without; compile times.
 
 python bench/guided.py --url http://127.0.0.1:8000
 """

@@ -1,11 +1,11 @@
-"""What the host does for one decode step on a GPU, by number of requests: scheduling, grammars, the sampler's numbers,
-the buffers of the next step, accounting and encoding. The device is stood in for by one that is always done.
+"""Measures the host's work for one decode step on a GPU, by number of requests.
 
     python bench/host_step.py [--lookahead 0]
 
-On a GPU this is meant to go on while the device computes the next step; that it does is for a GPU to show. Copies and
-launches themselves are not in it. Passes are those through the model: a request whose next token had no place yet needs
-a second.
+It consists of scheduling, grammars, the sampler's inputs, the buffers of the next step, accounting and encoding; copies
+and launches are not included. The device is replaced by one that is always ready. On a GPU this work should overlap
+with the next step, which only a run on a GPU can confirm. Passes are those through the model: a request whose next
+token had no slot in the cache needs a second one.
 """
 
 from __future__ import annotations

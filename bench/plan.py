@@ -1,4 +1,4 @@
-"""Measures what it costs to plan a chat request with 30 tools, on one server or on two in turns.
+"""Measures the cost of planning a chat request with 30 tools, on one server or alternately on two.
 
     python bench/plan.py --url http://127.0.0.1:8000 [--vs http://127.0.0.1:8001]
 

@@ -1,11 +1,11 @@
-"""Shows that two versions of the server answer alike: 300 requests, recorded on each and compared.
+"""Checks that two versions of the server give equal answers: records 305 requests on each and compares them.
 
     python bench/same_answers.py record http://127.0.0.1:8000 old.json     (the old version, freshly started)
     python bench/same_answers.py record http://127.0.0.1:8000 new.json     (the new one)
     python bench/same_answers.py compare old.json new.json
 
-Start each server with `--debug-endpoints` on the same model and machine; requests go out one at a time. Equal must be
-the status, the headers, every JSON field, and in streams the events after adjacent deltas of one field are joined.
+Start each server with `--debug-endpoints` on the same model and machine; requests are sent one at a time. The status,
+the headers, every JSON field, and in streams the events after joining adjacent deltas of one field, must be equal.
 Ids, times and the text of `error.message` may differ.
 """
 

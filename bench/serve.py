@@ -1,9 +1,9 @@
-"""Measures a running OpenAI-compatible server, or two in turns.
+"""Measures a running OpenAI-compatible server, or two alternately.
 
     python bench/serve.py --url http://127.0.0.1:8000 [--vs http://127.0.0.1:8001] [--json FILE]
 
 Raw completions at temperature 0 with `ignore_eos`, so that every server generates the same number of tokens. With
---vs the two servers take turns, measurement by measurement, and the last column is first / second.
+--vs the measurements alternate between the two servers, and the last column is first / second.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Clients that misbehave for a long time, and an engine that is killed on the way: nothing may hang, leak or get lost.
+"""Runs misbehaving clients for a long time and kills the engine meanwhile: nothing may hang, leak or get lost.
 
     python bench/soak.py --minutes 20 --clients 16 --kills 3
 
-Starts a server of its own. Every request must end exactly once, the server's counters must agree with the clients',
+Starts its own server. Every request must end exactly once, the server's counters must agree with the clients',
 and memory, file descriptors, threads and KV blocks must be at the end what they were after the first minute.
 """
 

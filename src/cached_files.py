@@ -71,7 +71,7 @@ def cached(path: Path, make: Callable[[Path], None], sha256: str | None = None) 
     try:
         _make_folder(path.parent)
         with _locked(path.parent, LOCK_TIMEOUT_S) as locked:
-            found = damage(path, sha256)  # another process may have made it meanwhile
+            found = damage(path, sha256)  # another process may have created it
             if found is None:
                 return path
             if os.path.lexists(path):

@@ -39,7 +39,7 @@ START_TOLERANCE_S = 0.05  # the kernel counts a process's start in hundredths of
 
 
 class PortError(OSError):
-    """The port cannot be reserved. The message names its owner."""
+    """The port cannot be reserved; the message names its owner."""
 
 
 @dataclass(frozen=True, slots=True)

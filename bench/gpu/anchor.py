@@ -1,7 +1,7 @@
-"""The anchor: triton_kernels' matmul_ogs, as gpt-oss's own Triton backend calls it, on the same shapes in the same run.
+"""Measures triton_kernels' matmul_ogs for comparison, called as gpt-oss's Triton backend does, on the same shapes.
 
-Needs the source of triton_kernels (triton-lang/triton, python/triton_kernels, of the release that is installed) on
-PYTHONPATH. The package of that name on PyPI is another thing.
+Needs the source of triton_kernels (triton-lang/triton, python/triton_kernels, of the installed release) on PYTHONPATH.
+The package of that name on PyPI is a different one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each Triton kernel at the model's shapes: time, and how much of the card's memory or matrix throughput that is."""
+"""Measures each Triton kernel at the model's shapes: time, and share of the card's memory or matrix throughput."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Decode steps and prefill of a model with random weights of the true shapes, through the engine's own batches and
-graphs."""
+"""Measures decode steps and prefill of a model with random weights, through the engine's batches and graphs."""
 
 from __future__ import annotations
 

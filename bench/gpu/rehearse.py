@@ -1,6 +1,6 @@
-"""Runs the GPU benchmarks on a CPU: a tiny model in triton's interpreter, every time a placeholder.
+"""Runs the GPU benchmarks on a CPU, with a tiny model in triton's interpreter; all times are placeholders.
 
-It shows that a step runs to its end and leaves its rows, which on a GPU machine costs minutes to find out.
+It shows whether each step completes and writes its rows, which would take minutes to find out on a GPU machine.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
-"""What a decode step should take on a card, kernel by kernel, before a card was seen: bytes, instructions, floors,
-time.
+"""Estimates the time of a decode step on a card, kernel by kernel, from bytes and instructions.
 
     python -m bench.gpu.roofline [--card H200] [--model 20b] [--batch 1 32] [--json FILE]
 
-Instructions come from the kernels as they are compiled for the card, bytes from the model's shapes. Three things bound
-a kernel: its bytes at the memory's rate, what the busiest scheduler issues, and loads that wait for one another:
+Instructions come from the kernels compiled for the card, bytes from the model's shapes. Three things limit a kernel:
+its bytes at the memory's rate, the instructions of the busiest scheduler, and loads that wait for each other:
 
     time = max(bytes / bandwidth / 0.78 (0.96 above 500 MB), warps of a scheduler x instructions / clock / IPC + 0.6 us
     x dependent trips)
 
 IPC is 0.6 for one warp, which cannot issue in the clocks after most instructions, and 0.8 for two or more. A launch in
-a graph costs 1 us more. Weights that are asked for before the wait come while the kernel before leaves the memory idle,
-and from then on at the L2 cache's rate. All these figures are estimates for a card to confirm.
+a graph costs 1 us more. Weights that are requested before the wait arrive while the previous kernel leaves the memory
+idle, and afterwards at the L2 cache's rate. All these figures are estimates, to be confirmed on a card.
 `BEFORE` are the counts of commit 656da0c, to which the same formula is applied.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What one NVIDIA GPU can tell in nine minutes, with nothing to download, the most important first:
+# Tests and measures on one NVIDIA GPU in nine minutes, without downloads, the most important first:
 #
 #   bench/gpu/run.sh [step ...]     # all steps below, or those that are named
 #   REHEARSE=1 bench/gpu/run.sh     # the same on a CPU, on a tiny model: whether every step runs to its end

@@ -1,10 +1,9 @@
-"""The steps of a GPU run, in the order in which they are worth a minute. bench/gpu/run.sh gives each a process and a
-limit.
+"""The steps of a GPU run, the most useful first. bench/gpu/run.sh runs each in a process with a time limit.
 
     python -m bench.gpu.steps smoke --out reports/gpu
-    python -m bench.gpu.steps table --out reports/gpu      # what the steps left, as one table
+    python -m bench.gpu.steps table --out reports/gpu      # the results of all steps, as one table
 
-A step appends its rows to rows.jsonl as they come, so that one that is killed leaves what it had found.
+A step appends each row to rows.jsonl immediately, so that the rows of a killed step are kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Times on a GPU, and what its memory and matrix units can do at all."""
+"""Measures times on a GPU, and the limits of its memory and matrix units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every Triton kernel as the model launches it: gpt-oss-20b and -120b, each row of the launch table."""
+"""Lists every launch of a Triton kernel by the model: gpt-oss-20b and -120b, each row of the launch table."""
 
 from __future__ import annotations
 

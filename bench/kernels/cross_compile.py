@@ -1,7 +1,7 @@
-"""Compiles Triton kernels for any NVIDIA GPU on a machine without one, and reads what came out.
+"""Compiles Triton kernels for any NVIDIA GPU on a machine without one, and reads the result.
 
-triton brings ptxas and cuobjdump. Pointers and integers that are multiples of 16 at run time must be said to be so:
-without that the wide loads disappear from the result.
+triton contains ptxas and cuobjdump. Pointers and integers that are multiples of 16 at run time must be declared so,
+otherwise the compiler emits no wide loads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which Triton kernels the engine compiles, found and compiled without a GPU.
+"""Lists the Triton kernels that the engine compiles, and compiles them, without a GPU.
 
 The engine's own warm-up, captures and steps run on meta tensors, and a launch does what triton does up to the compiler:
 its own binder turns the arguments into a specialisation. What a start lists is what the first GPU run compiles:
@@ -6,7 +6,7 @@ its own binder turns the arguments into a specialisation. What a start lists is 
     python -m bench.kernels.dry_run --model 20b --max-num-seqs 32            # the list
     python -m bench.kernels.dry_run --model 20b --compile /tmp/tcache        # and triton's cache filled with it
 
-A cache that was filled with the triton and Python of the GPU machine can be carried there: keys do not depend on paths.
+A cache filled with the same triton and Python as the GPU machine's can be copied there: keys do not depend on paths.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiles every kernel for every GPU that we ship for, and prints what came out as a table. Needs no GPU.
+"""Compiles every kernel for every supported GPU, and prints a table of the results. Needs no GPU.
 
     make kernel-report                     # all targets; a few minutes
     python -m bench.kernels.report --target 90 --model 120b --json report.json

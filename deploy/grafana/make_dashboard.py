@@ -1,4 +1,4 @@
-"""Writes dashboard.json beside this file:  python deploy/grafana/make_dashboard.py"""
+"""Writes dashboard.json next to this file:  python deploy/grafana/make_dashboard.py"""
 
 from __future__ import annotations
 

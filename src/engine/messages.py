@@ -124,7 +124,7 @@ class Ready(msgspec.Struct, tag="ready"):
     kernel_path: str
     load_s: float
     pid: int
-    gpu_mode: str = "cpu"  # single, pipeline, tensor, tensor+pipeline; "cpu" alone on a CPU
+    gpu_mode: str = "cpu"  # single, pipeline, tensor, tensor+pipeline; "cpu" for one rank on a CPU
     ranks: list[RankReport] = []
 
 

@@ -39,7 +39,7 @@ class FreeTextError(ValueError):
 
 
 def free_text_rule(wanted: FreeText) -> str:
-    """-> the rule in the language of the grammar. Raises FreeTextError."""
+    """Returns the rule in the grammar's syntax. Raises FreeTextError."""
     if len(wanted.definition) > MAX_DEFINITION:
         raise FreeTextError(f"it has {len(wanted.definition)} characters; at most {MAX_DEFINITION} are allowed")
     if wanted.syntax is None:

@@ -16,7 +16,7 @@ from gptoss.api.http.fields import (
     Strict,
     check_parts,
     check_user_name,
-    fail,
+    contract_error,
     json_type,
 )
 from gptoss.api.http.output_format import ResponseFormat
@@ -130,12 +130,12 @@ class ChatCompletionRequest(SamplingFields):
     @model_validator(mode="after")
     def _check(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise fail("'top_logprobs' is only allowed when 'logprobs' is true.", "top_logprobs")
+            raise contract_error("'top_logprobs' is only allowed when 'logprobs' is true.", "top_logprobs")
         for field in ("audio", "prediction", "web_search_options"):
             if getattr(self, field) is not None:
-                raise fail(f"'{field}' is not supported by this model.", field, "unsupported_parameter")
+                raise contract_error(f"'{field}' is not supported by this model.", field, "unsupported_parameter")
         if self.modalities is not None and self.modalities != ["text"]:
-            raise fail("'modalities' may only be ['text'].", "modalities", "unsupported_value")
+            raise contract_error("'modalities' may only be ['text'].", "modalities", "unsupported_value")
         for index, tool in enumerate(self.tools or ()):
             check_tool(tool, f"tools[{index}]")
         for index, message in enumerate(self.messages):
@@ -150,36 +150,40 @@ def check_tool(tool: Tool, where: str) -> None:
     if wanted is not None and wanted.type == "grammar" and wanted.grammar is None:
         missing = missing or f"{where}.custom.format.grammar"
     if missing is not None:
-        raise fail(f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter")
+        raise contract_error(f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter")
 
 
 def check_message(message: Message, where: str) -> None:
     """Raises for what a role does not allow; `where` is the message's field, as in `messages[2]`."""
     role = message.role
     if role not in ROLES:
-        raise fail(f"Invalid value: {role!r}. Supported roles are {', '.join(ROLES)}.", f"{where}.role")
+        raise contract_error(f"Invalid value: {role!r}. Supported roles are {', '.join(ROLES)}.", f"{where}.role")
     content = message.content
     if content is None:
         if role != "assistant":
-            raise fail(f"A message with role '{role}' needs content.", f"{where}.content", "missing_required_parameter")
+            raise contract_error(
+                f"A message with role '{role}' needs content.", f"{where}.content", "missing_required_parameter"
+            )
     elif isinstance(content, list):
         if content or role not in RESULT_ROLES:  # a tool may return nothing
             check_parts(content, PARTS if role != "assistant" else ASSISTANT_PARTS, f"{where}.content")
     elif not isinstance(content, str):
-        raise fail(
+        raise contract_error(
             f"content must be a string or an array of parts, not {json_type(content)}.",
             f"{where}.content",
             "invalid_type",
         )
     if role == "tool" and not message.tool_call_id:
-        raise fail(
+        raise contract_error(
             "A message with role 'tool' needs tool_call_id.", f"{where}.tool_call_id", "missing_required_parameter"
         )
     if role == "function" and not message.name:
-        raise fail("A message with role 'function' needs name.", f"{where}.name", "missing_required_parameter")
+        raise contract_error(
+            "A message with role 'function' needs name.", f"{where}.name", "missing_required_parameter"
+        )
     if role == "user":
         check_user_name(message.name or "", f"{where}.name")
     for index, call in enumerate(message.tool_calls or ()):
         if getattr(call, call.type) is None:
             missing = f"{where}.tool_calls[{index}].{call.type}"
-            raise fail(f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter")
+            raise contract_error(f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter")

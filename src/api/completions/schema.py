@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from gptoss.api.http.fields import SamplingFields, fail
+from gptoss.api.http.fields import SamplingFields, contract_error
 from gptoss.api.http.output_format import ResponseFormat
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -26,9 +26,9 @@ class CompletionRequest(SamplingFields):
     @model_validator(mode="after")
     def _check(self) -> CompletionRequest:
         if self.suffix:
-            raise fail("'suffix' is not supported by this model.", "suffix", "unsupported_parameter")
+            raise contract_error("'suffix' is not supported by this model.", "suffix", "unsupported_parameter")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise fail("'best_of' may only equal 'n'.", "best_of", "unsupported_value")
+            raise contract_error("'best_of' may only equal 'n'.", "best_of", "unsupported_value")
         if self.max_tokens == 0 and not self.echo:
-            raise fail("'max_tokens': 0 requires 'echo': true.", "max_tokens", "integer_below_min_value")
+            raise contract_error("'max_tokens': 0 requires 'echo': true.", "max_tokens", "integer_below_min_value")
         return self

@@ -15,20 +15,21 @@ import binascii
 PREFIX = "plain.v1."
 
 
-class ForeignSeal(ValueError):
-    """Another server made it."""
+class ForeignContentError(ValueError):
+    """The content was made by another server."""
 
 
-def seal(text: str) -> str:
+def encode_text(text: str) -> str:
+    """Returns the `encrypted_content` of a text."""
     return PREFIX + base64.urlsafe_b64encode(text.encode()).decode()
 
 
-def unseal(sealed: str) -> str:
-    """Raises ForeignSeal for what `seal` did not make, ValueError for what is damaged."""
-    if not sealed.startswith(PREFIX):
-        raise ForeignSeal("it was not made by this server")
+def decode_text(content: str) -> str:
+    """Returns the text. Raises ForeignContentError if `encode_text` did not make it, ValueError if it is damaged."""
+    if not content.startswith(PREFIX):
+        raise ForeignContentError("it was not made by this server")
     try:
-        data = base64.b64decode(sealed.removeprefix(PREFIX), altchars=b"-_", validate=True)
+        data = base64.b64decode(content.removeprefix(PREFIX), altchars=b"-_", validate=True)
         return data.decode()
     except (binascii.Error, UnicodeError) as error:
         raise ValueError("it is damaged") from error

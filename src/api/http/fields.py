@@ -1,4 +1,4 @@
-"""Fields that several endpoints share, and how a wrong one is refused."""
+"""Fields that several endpoints share, and their validation errors."""
 
 from __future__ import annotations
 
@@ -39,19 +39,21 @@ TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-def fail(message: str, param: str | None = None, code: str = "invalid_value") -> PydanticCustomError:
+def contract_error(message: str, param: str | None = None, code: str = "invalid_value") -> PydanticCustomError:
     return PydanticCustomError("contract", "{text}", {"text": message, "param": param, "code": code})
 
 
 def _finite(value: float) -> float:
     if not math.isfinite(value):
-        raise fail("a number must be finite")
+        raise contract_error("a number must be finite")
     return value
 
 
 def _function_name(value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise fail(f"{value!r} is not a valid function name: 1 to 64 letters, digits, '_' and '-' are allowed")
+        raise contract_error(
+            f"{value!r} is not a valid function name: 1 to 64 letters, digits, '_' and '-' are allowed"
+        )
     return value
 
 
@@ -62,11 +64,11 @@ FunctionName = Annotated[str, AfterValidator(_function_name)]
 class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    # fields that are read over without a report: they come back from answers and ask for nothing
+    # known fields that are ignored: they come from answers and request nothing
     also_known: ClassVar[frozenset[str]] = frozenset()
     # fields whose objects are the client's own
     opaque: ClassVar[frozenset[str]] = frozenset()
-    # whether other fields are read over without a report
+    # whether unknown fields are ignored without a report
     is_open: ClassVar[bool] = False
 
 
@@ -92,12 +94,12 @@ class StructuredOutputs(Strict):
     disable_additional_properties: bool | None = None
 
 
-# Lists without a limit report their first problem alone: collecting a million would hold up all other requests.
+# Lists without a limit report only their first problem: collecting a million would block all other requests.
 FIRST_PROBLEM = Field(fail_fast=True)
 
 
-def few(limit: int) -> BeforeValidator:
-    """Refuses an object of more entries before each of them is looked at."""
+def max_entries(limit: int) -> BeforeValidator:
+    """Refuses an object with more entries before any of them is validated."""
 
     def check(value: Any) -> Any:
         if isinstance(value, dict) and len(value) > limit:
@@ -109,8 +111,8 @@ def few(limit: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Metadata = Annotated[dict[str, str], few(16)]
-# Whether an assistant's words introduce a call or are the answer; without it, the calls of the turn tell.
+Metadata = Annotated[dict[str, str], max_entries(16)]
+# Whether an assistant's text introduces a call or is the answer; without it the calls of the turn decide.
 Phase = Literal["commentary", "final_answer"]
 CHANNELS: dict[Phase, Literal["commentary", "final"]] = {"commentary": "commentary", "final_answer": "final"}
 
@@ -120,13 +122,13 @@ def stop_list(value: Any) -> Any:
 
 
 class ChatTemplateKwargs(Strict):
-    """What would go to the model's chat template elsewhere."""
+    """Variables that other servers pass to the model's chat template."""
 
     reasoning_effort: Effort | None = None
 
 
 class SamplingFields(Strict):
-    """What chat and raw completions have in common."""
+    """The fields that all endpoints with generation share."""
 
     model: str
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
@@ -136,11 +138,11 @@ class SamplingFields(Strict):
     stop: Annotated[Annotated[list[str], Field(max_length=MAX_STOPS)] | None, BeforeValidator(stop_list)] = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[str, Number], few(VOCAB_SIZE)] | None = None
+    logit_bias: Annotated[dict[str, Number], max_entries(VOCAB_SIZE)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    # extensions, named as elsewhere
+    # extensions, with the names of other servers
     top_k: Annotated[int, Field(ge=-1, le=VOCAB_SIZE)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Number, Field(gt=0, le=2)] | None = None
@@ -163,14 +165,16 @@ class SamplingFields(Strict):
     @model_validator(mode="after")
     def _check_sampling(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise fail("The 'stream_options' parameter is only allowed when 'stream' is true.", "stream_options")
+            raise contract_error(
+                "The 'stream_options' parameter is only allowed when 'stream' is true.", "stream_options"
+            )
         if self.stop is not None and any(not s for s in self.stop):
-            raise fail("A stop sequence must not be empty.", "stop")
+            raise contract_error("A stop sequence must not be empty.", "stop")
         for key, bias in (self.logit_bias or {}).items():
             if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= VOCAB_SIZE:
-                raise fail(f"{key!r} is no token id below {VOCAB_SIZE}.", "logit_bias")
+                raise contract_error(f"{key!r} is not a token id below {VOCAB_SIZE}.", "logit_bias")
             if not -100 <= bias <= 100:
-                raise fail(f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias")
+                raise contract_error(f"The bias of token {key} is {bias:g}, not between -100 and 100.", "logit_bias")
         self._bias = LogitBias.of({int(k): v for k, v in (self.logit_bias or {}).items()})
         self.logit_bias = None  # as an object it may take 25 MB
         return self
@@ -193,20 +197,22 @@ class SamplingFields(Strict):
 
 
 def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> None:
-    """Raises for an array of content parts that is not one. `allowed`: each type, and the field that has its text."""
+    """Raises if an array of content parts is not valid. `allowed`: type -> field with the text."""
     if not parts:
-        raise fail("An array of content parts must not be empty.", where, "empty_array")
+        raise contract_error("An array of content parts must not be empty.", where, "empty_array")
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(part, dict) or not isinstance(kind, str):
-            raise fail("A content part is an object with a type.", f"{where}[{index}]", "invalid_type")
+            raise contract_error("A content part is an object with a type.", f"{where}[{index}]", "invalid_type")
         if kind not in allowed:
             reason = "are not supported: this model reads text only."
             if kind in TEXT_PARTS:
                 reason = f"are not allowed here; use {' or '.join(map(repr, allowed))}."
-            raise fail(f"Content parts of type {kind!r} {reason}", f"{where}[{index}].type", "unsupported_value")
+            raise contract_error(
+                f"Content parts of type {kind!r} {reason}", f"{where}[{index}].type", "unsupported_value"
+            )
         if not isinstance(part.get(allowed[kind]), str):
-            raise fail(
+            raise contract_error(
                 f"A part of type {kind!r} needs a string '{allowed[kind]}'.",
                 f"{where}[{index}].{allowed[kind]}",
                 "invalid_type",
@@ -214,16 +220,16 @@ def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> Non
 
 
 def joined_parts(content: str | list[Any], allowed: Mapping[str, str], between: str = "") -> str:
-    """A text, or the texts of an array's parts in order. `allowed`: as `check_parts` has checked them."""
+    """A text, or the joined texts of content parts that `check_parts` has checked with the same `allowed`."""
     if isinstance(content, str):
         return content
     return between.join(part[allowed[part["type"]]] for part in content)
 
 
 def check_user_name(name: str, where: str) -> None:
-    """Raises for a user's name that the header of a Harmony message cannot have."""
+    """Raises if a user's name cannot be in the header of a Harmony message."""
     if not _USER_NAME.fullmatch(name):
-        raise fail(
+        raise contract_error(
             f"{name!r} is not a valid name: up to 64 characters without spaces, '<', '|', '\\', '/' and '>' "
             "are allowed.",
             where,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from gptoss.api.http.errors import InvalidRequest
-from gptoss.api.http.fields import SamplingFields, Strict, fail
+from gptoss.api.http.fields import SamplingFields, Strict, contract_error
 from gptoss.generation.request import OutputFormat
 
 NOT_SUPPORTED = ("grammar", "guided_grammar", "guided_whitespace_pattern", "structural_tag")
@@ -37,12 +37,12 @@ class ResponseFormat(Strict):
     @model_validator(mode="after")
     def _complete(self) -> ResponseFormat:
         if self.schema_ is not None and (self.type == "text" or self.json_schema is not None):
-            raise fail(
+            raise contract_error(
                 "'response_format.schema' needs type 'json_object', or 'json_schema' without the field of that name.",
                 "response_format.schema",
             )
         if self.type == "json_schema" and self.json_schema is None and self.schema_ is None:
-            raise fail(
+            raise contract_error(
                 "Missing required parameter: 'response_format.json_schema'.",
                 "response_format.json_schema",
                 "missing_required_parameter",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from gptoss.api.http.fields import FIRST_PROBLEM, Strict, fail
+from gptoss.api.http.fields import FIRST_PROBLEM, Strict, contract_error
 
 # What Anthropic's servers leave in a history when they run tools themselves
 _FOREIGN = re.compile(
@@ -43,7 +43,7 @@ class ImageBlock(Block):
 
     @model_validator(mode="after")
     def _refuse(self) -> Self:
-        raise fail("Images are not supported: this model reads text only.", code="unsupported_value")
+        raise contract_error("Images are not supported: this model reads text only.", code="unsupported_value")
 
 
 class SearchResultBlock(Block):
@@ -77,7 +77,7 @@ class DocumentSource(Strict):
     @model_validator(mode="after")
     def _is_text(self) -> Self:
         if self.type not in ("text", "content") or (self.data if self.type == "text" else self.content) is None:
-            raise fail(
+            raise contract_error(
                 "Documents are supported as text only: a source of type 'text' has 'data', one of 'content' 'content'.",
                 code="unsupported_value",
             )
@@ -160,9 +160,9 @@ class ChangedTool(Strict):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.type == "tool_definition" and self.definition is None:
-            raise fail("A tool_definition needs 'definition'.", code="missing_required_parameter")
+            raise contract_error("A tool_definition needs 'definition'.", code="missing_required_parameter")
         if self.type == "tool_reference" and not (self.name or self.tool_name):
-            raise fail("A tool_reference needs 'name'.", code="missing_required_parameter")
+            raise contract_error("A tool_reference needs 'name'.", code="missing_required_parameter")
         return self
 
     @property

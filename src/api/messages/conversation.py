@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 
-from gptoss.api.http.encrypted_content import ForeignSeal, unseal
+from gptoss.api.http.encrypted_content import ForeignContentError, decode_text
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.messages.blocks import (
     AssistantBlock,
@@ -166,16 +166,16 @@ def _channel(text: str, after: Sequence[AssistantBlock]) -> Channel | None:
 
 
 def _thought(block: ThinkingBlock | RedactedThinkingBlock, where: str) -> str | None:
-    """The text, or else what this server sealed; None: there is nothing to read."""
+    """The text, else the text in the signature or data of this server; None if there is none."""
     if isinstance(block, ThinkingBlock) and block.thinking:
         return block.thinking
     if isinstance(block, RedactedThinkingBlock):
-        sealed, field = block.data, "data"
+        content, field = block.data, "data"
     else:
-        sealed, field = block.signature or "", "signature"
+        content, field = block.signature or "", "signature"
     try:
-        return unseal(sealed)
-    except ForeignSeal:
+        return decode_text(content)
+    except ForeignContentError:
         _warn_left_out([f"{block.type} of another server"])
         return None
     except ValueError as error:

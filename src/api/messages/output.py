@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from gptoss.api.http.anthropic_errors import anthropic_error
-from gptoss.api.http.encrypted_content import seal
+from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import encode_event
 from gptoss.api.messages.adapter import MessagePlan
@@ -86,7 +86,7 @@ class MessageContent:
     def _end(self, *, is_cut: bool) -> list[Event]:
         block = self.blocks[-1]
         if self._kind == "reasoning":
-            block["signature"] = seal(self._text if self._hides_thinking else SHOWN)
+            block["signature"] = encode_text(self._text if self._hides_thinking else SHOWN)
             return [self._delta("signature_delta", signature=block["signature"])]
         if self._kind == "content":
             return []

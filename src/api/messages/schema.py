@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from gptoss.api.http.anthropic_errors import NO_THREADS
-from gptoss.api.http.fields import FIRST_PROBLEM, MAX_STOPS, Number, SamplingFields, Strict, fail
+from gptoss.api.http.fields import FIRST_PROBLEM, MAX_STOPS, Number, SamplingFields, Strict, contract_error
 from gptoss.api.messages.blocks import AssistantContent, CustomTool, SystemContent, SystemPrompt, UserContent
 
 MAX_TOOLS = 1024  # agents with several MCP servers send hundreds
@@ -77,7 +77,9 @@ class ToolChoice(Strict):
     @model_validator(mode="after")
     def _named(self) -> Self:
         if self.type == "tool" and not self.name:
-            raise fail("A tool_choice of type 'tool' needs a name.", "tool_choice.name", "missing_required_parameter")
+            raise contract_error(
+                "A tool_choice of type 'tool' needs a name.", "tool_choice.name", "missing_required_parameter"
+            )
         return self
 
 
@@ -90,7 +92,7 @@ class Thinking(Strict):
     def _with_budget(self) -> Self:
         if self.type == "enabled" and self.budget_tokens is None:
             where = "thinking.budget_tokens"
-            raise fail(f"Missing required parameter: '{where}'.", where, "missing_required_parameter")
+            raise contract_error(f"Missing required parameter: '{where}'.", where, "missing_required_parameter")
         return self
 
 
@@ -139,11 +141,13 @@ class CountTokensRequest(SamplingFields):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.thread is not None:
-            raise fail("'thread' is not supported: send the whole conversation in 'messages'.", "thread", NO_THREADS)
+            raise contract_error(
+                "'thread' is not supported: send the whole conversation in 'messages'.", "thread", NO_THREADS
+            )
         if (self.n or 1) != 1:
-            raise fail("'n' must be 1 for /v1/messages.", "n", "unsupported_value")
+            raise contract_error("'n' must be 1 for /v1/messages.", "n", "unsupported_value")
         if self.stop and self.stop_sequences:
-            raise fail("'stop' cannot be combined with 'stop_sequences'.", "stop")
+            raise contract_error("'stop' cannot be combined with 'stop_sequences'.", "stop")
         if self.stop_sequences:
             self.stop = self.stop_sequences
         return self
@@ -161,5 +165,5 @@ class MessagesRequest(CountTokensRequest):
     def _check_budget(self) -> Self:
         budget = self.thinking.budget_tokens if self.thinking is not None else None
         if budget is not None and budget >= self.max_tokens:
-            raise fail("'thinking.budget_tokens' must be below 'max_tokens'.", "thinking.budget_tokens")
+            raise contract_error("'thinking.budget_tokens' must be below 'max_tokens'.", "thinking.budget_tokens")
         return self

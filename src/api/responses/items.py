@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from gptoss.api.http.encrypted_content import ForeignSeal, unseal
+from gptoss.api.http.encrypted_content import ForeignContentError, decode_text
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import CHANNELS, Phase, Strict, check_parts, check_user_name, joined_parts
 from gptoss.api.responses.client_tools import (
@@ -348,8 +348,8 @@ def _reasoning(item: ReasoningItem, where: str) -> str | None:
         return _text(item.content, REASONING_PARTS, f"{where}.content")
     if item.encrypted_content is not None:
         try:
-            return unseal(item.encrypted_content)
-        except ForeignSeal:
+            return decode_text(item.encrypted_content)
+        except ForeignContentError:
             _warn_left_out(["reasoning with another server's encrypted_content"])
         except ValueError as error:
             raise InvalidRequest(

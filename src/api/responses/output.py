@@ -6,7 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-from gptoss.api.http.encrypted_content import seal
+from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.responses.calls import Call, CallKind, Event, ItemList, ItemStatus, start_call
 from gptoss.generation.chat_output import ChatDelta
 from gptoss.harmony.deltas import Delta
@@ -31,13 +31,13 @@ class OutputItems:
         client_name: Callable[[str], dict[str, str]],
         kind_of: Callable[[str], CallKind] = _always_function,
         *,
-        seals_reasoning: bool,
+        encodes_reasoning: bool,
     ) -> None:
         """`client_name`: the fields of a call that name the tool, of the name that the model used; `kind_of`: its kind.
-        `seals_reasoning`: reasoning that is whole gets `encrypted_content` too."""
+        `encodes_reasoning`: reasoning that is whole gets `encrypted_content` too."""
         self._client_name, self._kind_of = client_name, kind_of
         self._list = ItemList()
-        self._seals_reasoning = seals_reasoning
+        self._encodes_reasoning = encodes_reasoning
         self._kind: str | None = None  # of the item that is open
         self._call: Call | None = None  # that is open
 
@@ -79,8 +79,8 @@ class OutputItems:
             self._list.event(done, content_index=0, text=part["text"], **numbers),
             self._list.event("response.content_part.done", content_index=0, part=part),
         ]
-        if kind == "reasoning" and self._seals_reasoning:
-            self._list.last["encrypted_content"] = seal(part["text"])
+        if kind == "reasoning" and self._encodes_reasoning:
+            self._list.last["encrypted_content"] = encode_text(part["text"])
         return [*events, self._list.done(status)]
 
     @property

@@ -13,7 +13,7 @@ from gptoss.api.http.fields import (
     Metadata,
     SamplingFields,
     Strict,
-    fail,
+    contract_error,
 )
 from gptoss.api.http.output_format import FormatType, SchemaName
 
@@ -37,12 +37,14 @@ class TextFormat(Strict):
     @model_validator(mode="after")
     def _complete(self) -> TextFormat:
         if self.type == "text" and self.schema_ is not None:
-            raise fail("'text.format.schema' needs type 'json_schema' or 'json_object'.", "text.format.schema")
+            raise contract_error(
+                "'text.format.schema' needs type 'json_schema' or 'json_object'.", "text.format.schema"
+            )
         if self.type == "json_schema":
             for name, value in ("name", self.name), ("schema", self.schema_):
                 if value is None:
                     where = f"text.format.{name}"
-                    raise fail(f"Missing required parameter: '{where}'.", where, "missing_required_parameter")
+                    raise contract_error(f"Missing required parameter: '{where}'.", where, "missing_required_parameter")
         return self
 
 
@@ -92,24 +94,24 @@ class ResponsesRequest(SamplingFields):
     def _check(self) -> ResponsesRequest:
         for field in ELSEWHERE:
             if getattr(self, field) is not None:
-                raise fail(
+                raise contract_error(
                     f"'{field}' is not supported. Send the earlier items in 'input', or 'previous_response_id'.",
                     field,
                     "unsupported_parameter",
                 )
         for field, (nothing, instead) in OF_CHAT.items():
             if getattr(self, field) not in (None, nothing):
-                raise fail(f"'{field}' is not supported here. {instead}", field, "unsupported_parameter")
+                raise contract_error(f"'{field}' is not supported here. {instead}", field, "unsupported_parameter")
         if self.background:
-            raise fail("'background' is not supported.", "background", "unsupported_parameter")
+            raise contract_error("'background' is not supported.", "background", "unsupported_parameter")
         if (self.n or 1) != 1:
-            raise fail("'n' must be 1 for /v1/responses.", "n", "unsupported_value")
+            raise contract_error("'n' must be 1 for /v1/responses.", "n", "unsupported_value")
         if self.input == []:
-            raise fail("An array of input items must not be empty.", "input", "empty_array")
+            raise contract_error("An array of input items must not be empty.", "input", "empty_array")
         return self
 
     @property
-    def seals_reasoning(self) -> bool:
+    def encodes_reasoning(self) -> bool:
         """Whether reasoning items get `encrypted_content`: where they may have to come back, or it was asked for."""
         return bool(self.tools) or SEALED_REASONING in (self.include or ())
 

@@ -33,7 +33,7 @@ class ResponsesRenderer:
         self._request, self._tools, self._generation, self._keep = request, tools, generation, keep
         self._created = int(time.time())
         self._failure: GenerationFailedError | None = None
-        self._output = OutputItems(tools.client_name, tools.kind_of, seals_reasoning=request.seals_reasoning)
+        self._output = OutputItems(tools.client_name, tools.kind_of, encodes_reasoning=request.encodes_reasoning)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, numbered; tokens that arrived together leave together."""

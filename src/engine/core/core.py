@@ -177,7 +177,7 @@ class EngineCore:
 
     @property
     def gpu_mode(self) -> str:
-        """What really runs: a CPU alone is "cpu"."""
+        """The mode in use; "cpu" for a single rank on a CPU."""
         config = self.executor.config
         tensor, stages = config.tensor_parallel_size > 1, config.pipeline_parallel_size > 1
         if not tensor and not stages:

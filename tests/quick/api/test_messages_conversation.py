@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gptoss.api.http.encrypted_content import seal
+from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.messages import conversation as blocks_read
 from gptoss.api.messages.adapter import invalid
@@ -95,12 +95,12 @@ def test_a_system_message_stays_where_it_is() -> None:
         ([THOUGHT, SAID], [AssistantMessage("Hm.", "analysis"), AssistantMessage("Look")]),
         ([CALLED], [CALL]),
         ([THOUGHT | {"signature": "another's"}], [AssistantMessage("Hm.", "analysis")]),
-        ([THOUGHT | {"thinking": "", "signature": seal("Hm, ü")}], [AssistantMessage("Hm, ü", "analysis")]),
+        ([THOUGHT | {"thinking": "", "signature": encode_text("Hm, ü")}], [AssistantMessage("Hm, ü", "analysis")]),
         ([THOUGHT | {"thinking": ""}], [AssistantMessage("", "analysis")]),
         ([THOUGHT | {"thinking": "", "signature": "another's"}], []),
         ([THOUGHT | {"thinking": "", "signature": ""}], []),
         ([{"type": "redacted_thinking", "data": "another's"}], []),
-        ([{"type": "redacted_thinking", "data": seal("Hm.")}], [AssistantMessage("Hm.", "analysis")]),
+        ([{"type": "redacted_thinking", "data": encode_text("Hm.")}], [AssistantMessage("Hm.", "analysis")]),
         ([SAID, THOUGHT, SAID], [AssistantMessage("Look", "commentary"), AssistantMessage("Hm.", "analysis")]),
         ([text_block("")], [AssistantMessage("", "final")]),
         ([text_block(""), CALLED], [AssistantMessage("", "commentary")]),

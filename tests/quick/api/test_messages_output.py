@@ -10,7 +10,7 @@ import pytest
 from pydantic_core import from_json
 
 from gptoss.api.http.anthropic_errors import anthropic_error
-from gptoss.api.http.encrypted_content import seal
+from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import InvalidRequest, RateLimited, Unauthorized, Unavailable, error_response
 from gptoss.api.messages.output import MessageContent, read_arguments
 from gptoss.engine.messages import FinishReason, TokenOutput
@@ -55,7 +55,7 @@ def test_a_turn_is_blocks_in_order() -> None:
 def test_thinking_that_is_omitted_is_in_its_signature() -> None:
     events, blocks, _ = written(TURN, hides=True)
     assert folded_blocks(events) == blocks
-    assert blocks[0] == {"type": "thinking", "thinking": "", "signature": seal("Hm.")}
+    assert blocks[0] == {"type": "thinking", "thinking": "", "signature": encode_text("Hm.")}
     kinds = [event["delta"]["type"] for event in events if event["type"] == "content_block_delta"]
     assert "thinking_delta" not in kinds
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gptoss.api.http.encrypted_content import seal
+from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import InvalidRequest, field_names, from_validation
 from gptoss.api.responses import items as responses_items
 from gptoss.api.responses.adapter import ReadRequest, read_request
@@ -124,7 +124,7 @@ def test_an_id_of_empty_messages_adds_them() -> None:
 
 
 def test_sealed_reasoning_is_read_where_there_is_no_content() -> None:
-    sealed = {"type": "reasoning", "summary": [], "encrypted_content": seal("Hm, ü 🌦")}
+    sealed = {"type": "reasoning", "summary": [], "encrypted_content": encode_text("Hm, ü 🌦")}
     assert messages_of(ASK, sealed)[1] == AssistantMessage("Hm, ü 🌦", "analysis")
     assert messages_of(sealed | {"content": None}) == messages_of(sealed | {"content": []})
     assert messages_of(THOUGHT | {"encrypted_content": "?"}) == messages_of(THOUGHT)

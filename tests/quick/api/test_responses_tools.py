@@ -73,7 +73,7 @@ def test_a_call_comes_back_under_the_names_that_the_client_uses(tools: list[Any]
     model_name = table.model_name(namespace_of_f, "f")
     assert model_name == offered[-1]
     assert table.client_name(model_name) == {"name": "f", "namespace": namespace_of_f}
-    items = OutputItems(table.client_name, seals_reasoning=False)
+    items = OutputItems(table.client_name, encodes_reasoning=False)
     events = items.feed(ChatDelta(Delta("tool_call", "", 0, model_name)))
     events += items.feed(ChatDelta(Delta("tool_call", "{}", 0))) + items.close("completed")
     assert events[0]["item"]["namespace"] == namespace_of_f

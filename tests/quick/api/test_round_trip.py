@@ -135,7 +135,7 @@ class Items:
         self.items += self._output(ids)
 
     def _output(self, ids: list[int]) -> list[dict[str, Any]]:
-        output = OutputItems(lambda name: {"name": name}, kind_of, seals_reasoning=self.sealed)
+        output = OutputItems(lambda name: {"name": name}, kind_of, encodes_reasoning=self.sealed)
         for item in choice_of(ids, joins=False)[1]:
             output.feed(item)
         output.close("completed")

@@ -148,7 +148,10 @@ def _embedded_nano(cache_folder: Path) -> Path:
 
 
 def _unfold_nano(folder: Path) -> None:
-    """Unfolds in a child process, which may load torch. Raises OSError if the disk is full, else ConfigError."""
+    """Unfolds in a child process, which may load torch.
+
+    Raises OSError if the disk is full, else ConfigError.
+    """
     logger.info("unfolding the embedded model nano into %s", folder)
     command = [sys.executable, "-m", "gptoss", "unfold", "--out", str(folder)]
     command += ["--parent", str(os.getpid())]

@@ -1,5 +1,7 @@
-"""Reserves, checks and frees ports. The socket that was tested is the socket that serves, so no other process can take
-the port in between.
+"""Reserves, checks and frees ports.
+
+The socket that was tested is the socket that serves, so no other process can take the port in between.
+
 
     python src/port_manager.py --check 8000    # exit code 0: free, 1: in use
     python src/port_manager.py --list          # our running servers, one per line
@@ -230,7 +232,10 @@ def _make_folder(folder: Path) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    """Checks that only this user can write to `path`: any user can create a folder of this name in /tmp first.
+    """Checks that only this user can write to `path`.
+
+    Any user can create a folder of this name in /tmp first.
+
 
     Raises:
         PortError: `path` is not a folder, or another user owns it or can write to it.

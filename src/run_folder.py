@@ -1,4 +1,7 @@
-"""A temporary folder for the lifetime of a process. The next process that needs one removes what killed ones left.
+"""A temporary folder for the lifetime of a process.
+
+The next process that needs one removes what killed ones left.
+
 
 The owner holds a lock (flock) on its folder, which the kernel releases however the process ends.
 """
@@ -78,7 +81,10 @@ def _create() -> tuple[Path, int]:
 
 
 def _lock(descriptor: int) -> bool:
-    """Takes the lock; returns False if another process holds it. Always True on file systems without locks."""
+    """Takes the lock; returns False if another process holds it.
+
+    Always True on file systems without locks.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

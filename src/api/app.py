@@ -60,7 +60,10 @@ def create_app(
     repetition_guard: int = 0,
     aliases: frozenset[str] = frozenset(),
 ) -> FastAPI:
-    """Returns the app; its lifespan starts and stops `engine`. `callers`: the keys, if they have been read already."""
+    """Returns the app; its lifespan starts and stops `engine`.
+
+    `callers`: the keys, if they have been read already.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,4 +1,7 @@
-"""The messages between API process and engine process, and between scheduler and workers. msgspec-encoded."""
+"""The messages between API process and engine process, and between scheduler and workers.
+
+msgspec-encoded.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,10 @@ import msgspec
 
 
 class LogitBias(msgspec.Struct, frozen=True, gc=False):
-    """Values added to the logits of tokens. All choices of a request share one object, which may take a megabyte."""
+    """Values added to the logits of tokens.
+
+    All choices of a request share one object, which may take a megabyte.
+    """
 
     token_ids: bytes  # int32 [n], each once
     values: bytes  # float32 [n]

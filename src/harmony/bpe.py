@@ -55,7 +55,10 @@ UNLIMITED = Limits()
 
 @dataclass(frozen=True)
 class BytePairs:
-    """The encoder. `encode_text` returns the tokens of a text, or None if it would split the text into pieces."""
+    """The encoder.
+
+    `encode_text` returns the tokens of a text, or None if it would split the text into pieces.
+    """
 
     token_bytes: Sequence[bytes]
     rank_of: Mapping[bytes, int]

@@ -1,4 +1,5 @@
-"""A conversation and the tools of a prompt, as Harmony has them: what every wire format is read into, once.
+"""The domain types of a conversation and its tools: every wire format is read into them.
+
 
 Each message stands for one Harmony message. An assistant's message of a wire format that has reasoning, words and calls
 is several of them, in this order unless it says otherwise.
@@ -39,7 +40,10 @@ class AssistantMessage:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call by the assistant. `id` is None for a legacy `function_call`, whose result refers to it by name."""
+    """A call by the assistant.
+
+    `id` is None for a legacy `function_call`, whose result refers to it by name.
+    """
 
     name: str
     arguments: str
@@ -68,7 +72,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class FreeText:
-    """What a custom tool takes instead of JSON: any text, or what a Lark grammar or a regular expression defines."""
+    """The input of a custom tool: any text, or what a Lark grammar or a regular expression defines."""
 
     syntax: Literal["lark", "regex"] | None = None  # None: any text
     definition: str = ""

@@ -12,7 +12,10 @@ SEPARATOR = "\n"  # between two messages of one kind; it has no token
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer. The first delta of a tool call has its name, that of any other message its channel."""
+    """A piece of an answer.
+
+    The first delta of a tool call has its name, that of any other message its channel.
+    """
 
     kind: Kind
     text: str

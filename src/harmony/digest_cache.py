@@ -1,4 +1,7 @@
-"""A cache of results by the digest of a text: texts may have megabytes, and clients repeat them in each request."""
+"""A cache of results by the digest of a text.
+
+Texts may have megabytes, and clients repeat them in each request.
+"""
 
 from __future__ import annotations
 

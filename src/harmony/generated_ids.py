@@ -58,7 +58,10 @@ class GeneratedIds:
         self._lock = Lock()
 
     def find(self, messages: Sequence[HarmonyMessage], scope: str) -> tuple[list[array[int] | None], bytes]:
-        """The ids of each message, None if they equal the rendered ones, and the context after them, for `add`."""
+        """The ids of each message, None if they equal the rendered ones, and the context after them.
+
+        `add` takes that context.
+        """
         context = _Context(scope)
         found: list[array[int] | None] = []
         for message in messages:
@@ -95,7 +98,7 @@ def _normal(message: HarmonyMessage) -> HarmonyMessage:
 
 
 def _rewritten(text: str) -> str:
-    """JSON as any client that has parsed it writes it: blanks, escapes, forms of numbers and order do not count."""
+    """A normal form of JSON: blanks, escapes, number formats and order do not count."""
     try:
         return json.dumps(json.loads(text, parse_float=_number, parse_int=_number), sort_keys=True)
     except (ValueError, RecursionError):

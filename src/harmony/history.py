@@ -132,7 +132,10 @@ def _results_at_their_calls(pieces: Sequence[_Piece]) -> list[_Piece]:
 
 
 def _calls_before_results(pieces: Sequence[_Piece]) -> list[_Piece]:
-    """Moves texts between calls and their results before the calls: the model ends its message with a call."""
+    """Moves texts between calls and their results before the calls.
+
+    The model ends its message with a call.
+    """
     ordered: list[_Piece] = []
     for piece in pieces:
         if isinstance(piece.message, ToolResult):
@@ -151,7 +154,10 @@ def _start_of_run(pieces: Sequence[_Piece], end: int, kind: type[Message]) -> in
 
 
 def _order_results(pieces: list[_Piece]) -> None:
-    """Sorts the results between two calls in the order of their calls: Harmony has no ids to match them by."""
+    """Sorts the results between two calls in the order of their calls.
+
+    Harmony has no ids to match them by.
+    """
     indices: list[int] = []
     for index in range(len(pieces) + 1):
         if index == len(pieces) or isinstance(pieces[index].message, ToolCall):

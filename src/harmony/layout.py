@@ -21,7 +21,10 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def new_call_id(before: Sequence[tuple[str, int]] = ()) -> str:
-    """A new id. `before`: channel and length of the messages between the last call, or the prompt, and this call."""
+    """A new id.
+
+    `before`: channel and length of the messages between the last call, or the prompt, and this call.
+    """
     call_id = f"call_{secrets.token_hex(12)}"
     if _is_usual(before) or any(channel not in _LETTERS for channel, _ in before):
         return call_id
@@ -29,14 +32,20 @@ def new_call_id(before: Sequence[tuple[str, int]] = ()) -> str:
 
 
 def _is_usual(before: Sequence[tuple[str, int]]) -> bool:
-    """Whether a chat message implies this form: analysis, then a preamble, each at most once and not empty."""
+    """Whether a chat message implies this form.
+
+    It is analysis, then a preamble, each at most once and not empty.
+    """
     channels = [channel for channel, _ in before]
     ordered = channels in ([], ["analysis"], ["commentary"], ["analysis", "commentary"])
     return ordered and all(size for _, size in before)
 
 
 def messages_before(call_id: str, reasoning: str, words: str) -> list[AssistantMessage] | None:
-    """The messages that the texts were joined from; None if the id does not specify them or the texts have changed."""
+    """The messages that the texts were joined from.
+
+    None if the id does not specify them or the texts have changed.
+    """
     found = _ID.fullmatch(call_id)
     if found is None:
         return None

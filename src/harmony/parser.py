@@ -122,7 +122,10 @@ class ResponseParser:
         return out
 
     def finish(self, *, truncated: bool = False) -> list[Delta]:
-        """Returns the text that was held back. `truncated`: by the length limit, so an open call stays as it is."""
+        """Returns the text that was held back.
+
+        `truncated`: by the length limit, so an open call stays as it is.
+        """
         out, self._begun = self._begun, []
         if self._state is _State.HEADER:
             self._flush_header(out, discard_bare_call=truncated)

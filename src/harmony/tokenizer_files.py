@@ -38,7 +38,10 @@ def tokenizer_config(checkpoint: Path | None) -> dict[str, Any]:
 
 
 def write_tokenizer(out: Path, tokens: Sequence[bytes]) -> None:
-    """Writes tokenizer.json (byte-level BPE) and the files next to it. `tokens`: of ordinary tokens, by rank."""
+    """Writes tokenizer.json (byte-level BPE) and the files next to it.
+
+    `tokens`: of ordinary tokens, by rank.
+    """
     chars = byte_to_char()
     text = [token.decode("latin-1").translate(chars) for token in tokens]
     special = [

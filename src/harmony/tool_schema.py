@@ -86,7 +86,10 @@ class _Renderer:
         return f"(_: {kind}{_newline_after_comment(kind)}) => any;{comment_of(notes)}"
 
     def type_of(self, schema: Any, indent: str, *, inline: bool = False) -> str:
-        """The type of a schema. `inline`: on one line if possible, with comments of variants at the end of the line."""
+        """The type of a schema.
+
+        `inline`: on one line if possible, with comments of variants at the end of the line.
+        """
         if schema is True or schema == {}:
             return "any"
         if schema is False:

@@ -49,7 +49,10 @@ _SPECIAL = regex.compile(r"<\|\w+\|>")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Converts text to token ids and back. `<|start|>` typed by a user is plain text, never a special token."""
+    """Converts text to token ids and back.
+
+    `<|start|>` typed by a user is plain text, never a special token.
+    """
 
     encoding: HarmonyEncoding
     ranks_path: Path
@@ -151,7 +154,10 @@ class Vocabulary:
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """Splits a text into parts that can be encoded separately; yields (part, whether it is one long piece)."""
+    """Splits a text into parts that can be encoded separately.
+
+    Yields (part, whether it is one long piece).
+    """
     begin = end = 0
     for match in _SPLIT.finditer(text):
         is_long = match.end() - match.start() >= LONG_PIECE

@@ -75,7 +75,10 @@ class Caller:
 
 
 def load_callers(config: ServerConfig) -> list[Caller]:
-    """Returns the callers that have a key; empty only if no key is configured, which leaves the server open.
+    """Returns the callers that have a key.
+
+    The list is empty only if no key is configured, which leaves the server open.
+
 
     Raises:
         ConfigError: the keys file is missing, invalid or has no key. The message contains no key.

@@ -36,7 +36,10 @@ def _is_loopback_address(text: str) -> bool:
 
 
 class HostCheck:
-    """Allows names of this machine and of allowed_hosts; any name if that is unset and `host` is not loopback."""
+    """Allows names of this machine and of allowed_hosts.
+
+    Any name is allowed if allowed_hosts is unset and `host` is not loopback.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         named = config.allowed_hosts

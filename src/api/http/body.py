@@ -73,7 +73,10 @@ def check_content_type(headers: Headers) -> None:
 
 
 def parse_json_object(data: bytes, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """Parses a body. Raises InvalidRequest or BodyTooLarge; EncodingStoppedError once `stopped` returns true."""
+    """Parses a body.
+
+    Raises InvalidRequest or BodyTooLarge; EncodingStoppedError once `stopped` returns true.
+    """
     if not data.strip():
         raise InvalidRequest("The body is empty; a JSON object is expected.")
     try:

@@ -25,7 +25,10 @@ def encode_text(text: str) -> str:
 
 
 def decode_text(content: str) -> str:
-    """Returns the text. Raises ForeignContentError if `encode_text` did not make it, ValueError if it is damaged."""
+    """Returns the text.
+
+    Raises ForeignContentError if `encode_text` did not make it, ValueError if it is damaged.
+    """
     if not content.startswith(PREFIX):
         raise ForeignContentError("it was not made by this server")
     try:

@@ -137,7 +137,10 @@ def openai_param(location: Location) -> str | None:
 def from_validation(
     error: ValidationError, within: Location = (), name_of: Callable[[Location], str | None] = openai_param
 ) -> InvalidRequest:
-    """The first problem, with OpenAI's texts and codes. `within`: location of the validated part in the body."""
+    """The first problem, with OpenAI's texts and codes.
+
+    `within`: location of the validated part in the body.
+    """
     first = error.errors(include_url=False)[0]
     param = name_of((*within, *first["loc"]))
     message, kind = first["msg"], first["type"]

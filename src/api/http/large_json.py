@@ -26,7 +26,10 @@ class TooManyValuesError(ValueError):
 
 
 def takes_long(data: bytes) -> bool:
-    """Whether the scanner in C might take longer than MAX_SECONDS_IN_C. Punctuation within strings counts too."""
+    """Whether the scanner in C might take longer than MAX_SECONDS_IN_C.
+
+    Punctuation within strings counts too.
+    """
     marks = ((len(data) - len(data.translate(None, those))) * cost for those, cost in _COSTS)
     return sum(marks) > MAX_SECONDS_IN_C
 

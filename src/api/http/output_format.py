@@ -1,4 +1,7 @@
-"""Fields that ask for an output format: `response_format`, and those of vLLM and llama.cpp with the same purpose."""
+"""Fields that request an output format.
+
+They are `response_format`, and those of vLLM and llama.cpp with the same purpose.
+"""
 
 from __future__ import annotations
 

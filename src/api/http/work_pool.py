@@ -1,4 +1,7 @@
-"""Threads for long texts and large bodies, which would block the event loop. Callers share them equally."""
+"""Threads for long texts and large bodies, which would block the event loop.
+
+Callers share them equally.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from gptoss.config.schema import ServerConfig
 
 
 class AuthMiddleware:
-    """Checks headers, host and key of each request, takes work from the key's limits and adds their headers."""
+    """Checks headers, host and key of each request, and applies the key's limits."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig, access: Access, limited: LimitedPaths) -> None:
         self._app = app

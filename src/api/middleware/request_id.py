@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 class RequestIdMiddleware:
-    """Adds x-request-id and openai-processing-ms to every response, and answers uncaught errors with a plain 500.
+    """Adds x-request-id and openai-processing-ms, and turns uncaught errors into a plain 500.
+
 
     Pure ASGI: Starlette's BaseHTTPMiddleware would hide a client's disconnect from the routes.
     """

@@ -1,4 +1,7 @@
-"""POST /v1/cancel/{request_id}: cancels a running or waiting request. Its slot is free within one step."""
+"""POST /v1/cancel/{request_id}: cancels a running or waiting request.
+
+Its slot is free within one step.
+"""
 
 from __future__ import annotations
 

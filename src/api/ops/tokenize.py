@@ -32,7 +32,10 @@ class TokenizeRequest(Strict):
 
     @property
     def reads_special(self) -> bool:
-        """Whether special tokens in the text are parsed, as vLLM's clients expect, which send `add_special_tokens`."""
+        """Whether special tokens in the text are parsed.
+
+        vLLM's clients, which send `add_special_tokens`, expect that.
+        """
         if self.parse_special is None:
             return self.add_special_tokens is not None
         return self.parse_special
@@ -101,5 +104,8 @@ def _decode(raw: dict[str, Any], client: str, context: ServerContext) -> str:
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(context: Context) -> dict[str, Any]:
-    """The tokenizer's configuration in vLLM's format: class, special tokens and the checkpoint's chat template."""
+    """The tokenizer's configuration in vLLM's format.
+
+    It has the class, the special tokens and the checkpoint's chat template.
+    """
     return await asyncio.to_thread(tokenizer_config, context.engine.config.model_path)

@@ -1,4 +1,4 @@
-"""The first requests, sent before any client's: kernels, grammar compiler and caches have then run once."""
+"""Sends the first requests, so that kernels, grammar compiler and caches have run once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ TOOL = FunctionTool("warm_up", parameters={"type": "object", "properties": {"tex
 
 
 async def warm_up(context: ServerContext) -> None:
-    """Waits for the engine, then runs a plain and a guided request. A failure is logged and does not keep the server
-    from serving: the engine has passed its self-test."""
+    """Waits for the engine, then runs a plain and a guided request.
+
+    A failure is logged and does not keep the server from serving: the engine has passed its self-test.
+    """
     try:
         await context.engine.wait_ready()
         if context.config.warm_up:

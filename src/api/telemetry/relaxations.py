@@ -1,4 +1,4 @@
-"""Reports the parts of schemas that the grammar does not enforce, in the log and to clients that request it."""
+"""Reports what the grammar does not enforce, in the log and to clients that request it."""
 
 from __future__ import annotations
 

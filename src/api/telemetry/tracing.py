@@ -14,7 +14,10 @@ from gptoss.config.errors import ConfigError
 
 
 class Tracing:
-    """Creates spans with the fields of the request's log line, continuing the client's trace (W3C trace context).
+    """Creates spans with the fields of the request's log line.
+
+    They continue the client's trace (W3C trace context).
+
 
     Fields have the names of the GenAI conventions if these have one (OpenTelemetry semantic conventions 1.38, gen-ai).
     """

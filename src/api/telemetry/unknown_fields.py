@@ -1,4 +1,7 @@
-"""Finds unknown request fields at any depth; ignores them, logs them once per client, or refuses the request."""
+"""Finds unknown request fields at any depth.
+
+They are ignored, logged once per client, or refused.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ class UnknownFields:
         self._reported: set[tuple[str, str]] = set()
 
     def check(self, sent: Mapping[str, Any], read: BaseModel, client: str) -> None:
-        """Handles fields of `sent` that its model `read` does not have. Raises InvalidRequest if they are refused."""
+        """Handles fields of `sent` that its model `read` does not have.
+
+        Raises InvalidRequest if they are refused.
+        """
         if self._policy == "ignore":
             return
         found = find_unknown(sent, read)

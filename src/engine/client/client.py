@@ -83,7 +83,10 @@ class EngineClient:
     # --- start and stop ---
 
     async def start(self) -> None:
-        """Starts the engine in the background; a second call does nothing. `wait_ready` returns when it serves."""
+        """Starts the engine in the background; a second call does nothing.
+
+        `wait_ready` returns when it serves.
+        """
         if self._supervisor is None:
             self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
 
@@ -144,13 +147,16 @@ class EngineClient:
 
     @property
     def heartbeat_age_s(self) -> float:
-        """Seconds since the last message of the engine process, which sends at least one per second when ready."""
+        """Seconds since the last message of the engine process.
+
+        When ready it sends at least one per second.
+        """
         return self._watch.message_age_s
 
     # --- requests ---
 
     def check_capacity(self, num_tokens: int, num_requests: int = 1, tenant: str = "") -> None:
-        """Raises QueueFullError if this many more requests or prompt tokens may not wait (OpenStreams.refusal)."""
+        """Raises QueueFullError if this many more requests or prompt tokens may not wait."""
         config = self.config
         max_requests = config.max_num_seqs + config.max_num_waiting
         problem = self._streams.refusal(tenant, num_requests, num_tokens, max_requests, config.max_num_waiting_tokens)
@@ -222,7 +228,7 @@ class EngineClient:
                 self._send(AbortRequests([request_id]))
 
     def _retry_after(self) -> float:
-        """Seconds until capacity should be free, estimated from the rate at which requests have ended recently."""
+        """Seconds until capacity should be free, from the rate at which requests ended recently."""
         if len(self._finished_recently) < 2:
             return 1.0
         span = time.monotonic() - self._finished_recently[0]

@@ -148,7 +148,10 @@ class EngineCore:
         return ended + outputs
 
     def _begin_step(self, now: float) -> list[TokenOutput]:
-        """Schedules requests with compiled grammars and ends those past their deadline; returns the ended ones."""
+        """Schedules requests whose grammar is compiled, and ends those past their deadline.
+
+        Returns the ended ones.
+        """
         refused = self._admit_compiled()
         expired = self.scheduler.finish_requests([r.request_id for r in self.scheduler.expired(now)])
         return refused + self._end(expired, FinishReason.ERROR, "the request's deadline has passed")
@@ -225,7 +228,10 @@ class EngineCore:
 
 @contextlib.contextmanager
 def heartbeats(context: zmq.Context[zmq.Socket[bytes]], address: str) -> Iterator[None]:
-    """Sends Heartbeat from a thread while the context is open: long steps do not delay it, a stopped process does."""
+    """Sends Heartbeat from a thread while the context is open.
+
+    Long steps do not delay it; a stopped process sends none.
+    """
     ended = threading.Event()
 
     def beat() -> None:

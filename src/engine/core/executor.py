@@ -53,7 +53,10 @@ class ExecutorReport:
 
 
 class Executor:
-    """Submits steps and collects their results, in order. With pipeline stages several steps are in flight."""
+    """Submits steps and collects their results, in order.
+
+    With pipeline stages several steps are in flight.
+    """
 
     def __init__(
         self, config: EngineConfig, on_death: OnDeath | None = None, log: dict[str, Any] | None = None

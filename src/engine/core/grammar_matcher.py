@@ -1,4 +1,5 @@
-"""Grammars over generated tokens: compiled once, advanced with each token, turned into bitmasks for the sampler.
+"""Compiles grammars, advances them with each token and computes masks for the sampler.
+
 
 The engine runs any grammar without knowing what it is for.
 """

@@ -19,7 +19,10 @@ class RequestStatus(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request: `token_ids` are its prompt and all sampled tokens; `num_computed_tokens` of them are in the cache."""
+    """One request.
+
+    `token_ids` are its prompt and all sampled tokens; `num_computed_tokens` of them are in the cache.
+    """
 
     request_id: str
     token_ids: list[int]

@@ -313,7 +313,10 @@ class Scheduler:
         return max(1, self._config.max_num_seqs // max(1, len(tenants)))
 
     def _preempt_for_share(self, out: SchedulerOutput) -> None:
-        """Preempts a request of the tenant with most, if that exceeds its share and a tenant below its share waits."""
+        """Preempts a request of the tenant that runs most.
+
+        Only if that exceeds its share and a tenant below its share waits.
+        """
         if len(self._running) < self._config.max_num_seqs or not self._num_waiting:
             return
         share = self._share()
@@ -326,7 +329,10 @@ class Scheduler:
             self._preempt(max(idle, key=self._key), out)
 
     def _prompt_tokens_per_tenant(self, budget: int) -> int:
-        """Prompt tokens that each tenant may compute in this step, so that one tenant's long prompts do not fill it."""
+        """Prompt tokens that each tenant may compute in this step.
+
+        So one tenant's long prompts do not fill the step.
+        """
         tenants = {r.tenant for r in self._running if r.num_new_tokens > 1}
         if len(self._running) < self._config.max_num_seqs:
             tenants.update(self._waiting.tenants())
@@ -355,7 +361,10 @@ class Scheduler:
     def _allocate(
         self, request: Request, num_new: int, computed: ComputedBlocks | None = None
     ) -> tuple[list[int], list[int]] | None:
-        """Allocates slots for the new tokens, and for the lookahead if the request may continue and blocks are free."""
+        """Allocates slots for the new tokens.
+
+        Includes the lookahead if the request may continue and blocks are free.
+        """
         start = request.num_computed_tokens if computed is None else computed.num_tokens
         end = min(request.num_prompt_tokens + request.params.max_tokens, self._config.max_model_len)
         more = min(self._lookahead, end - 1 - request.num_tokens)

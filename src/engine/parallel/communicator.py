@@ -1,4 +1,7 @@
-"""Communication of ranks during a step: torch.distributed, with NCCL between GPUs and gloo between CPU processes.
+"""Communication of ranks during a step, by torch.distributed.
+
+The backend is NCCL between GPUs and gloo between CPU processes.
+
 
 Each rank has one Communicator. With one rank every method is the identity, so the model code is the same.
 """
@@ -94,7 +97,10 @@ class Communicator:
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
 
     def gather_best(self, local: torch.Tensor, first_id: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The best tokens of the whole vocabulary, from each rank's logits [R, V_r] of tokens from `first_id` on.
+        """The best token of each row over the whole vocabulary.
+
+        `local`: each rank's logits [R, V_r], of tokens from `first_id` on.
+
 
         Returns (token ids int64 [R], their logits [R]) on the stage's first rank. Two numbers per row are sent. The
         lowest id wins a tie.

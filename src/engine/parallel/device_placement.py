@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 def place(config: EngineConfig) -> EngineConfig:
-    """Returns the configuration with tensor_parallel_size and pipeline_parallel_size chosen, and logs the plan.
+    """Returns the configuration with both parallel sizes chosen, and logs the plan.
+
 
     On a CPU the ranks are processes that share the machine's memory; there is more than one only if a size is set.
 

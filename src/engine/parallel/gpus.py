@@ -1,4 +1,4 @@
-"""Lists the NVIDIA GPUs that this process may use, from the driver's library, without creating a CUDA context."""
+"""Lists the NVIDIA GPUs that this process may use, without creating a CUDA context."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class Gpu:
 
 
 def visible_gpus() -> list[Gpu]:
-    """The GPUs in CUDA's order with CUDA_DEVICE_ORDER=PCI_BUS_ID, which the server sets. Empty without a driver."""
+    """The GPUs in CUDA's order with CUDA_DEVICE_ORDER=PCI_BUS_ID, which the server sets.
+
+    Empty without a driver.
+    """
     with _nvml() as nvml:
         return [] if nvml is None else [_gpu(nvml, i, handle) for i, handle in enumerate(_handles(nvml))]
 
@@ -51,7 +54,10 @@ def _handles(nvml: Any) -> list[Any]:
 
 
 def chosen_devices(wanted: str, uuids: list[str]) -> list[int]:
-    """The indexes that CUDA_VISIBLE_DEVICES selects by numbers or UUID prefixes; like CUDA, ends at an invalid one."""
+    """The indexes that CUDA_VISIBLE_DEVICES selects, by numbers or UUID prefixes.
+
+    Like CUDA, stops at the first invalid entry.
+    """
     chosen: list[int] = []
     for entry in (part.strip() for part in wanted.split(",")):
         found = [i for i, uuid in enumerate(uuids) if (entry == str(i)) or (len(entry) > 4 and uuid.startswith(entry))]

@@ -1,4 +1,7 @@
-"""Plans the layout of the model on the devices, and whether it fits, before anything is loaded. No torch.
+"""Plans the layout of the model on the devices, and whether it fits, before anything is loaded.
+
+No torch.
+
 
 Sizes are those of stored parameters: MXFP4 experts take 17 bytes for 32 weights, with columns padded for the kernels in
 a plan, everything else two bytes per weight (four in float32). GB are 10^9 bytes, as for cards.
@@ -110,7 +113,10 @@ def padding_bytes(c: ModelConfig, shard: Shard) -> int:
 
 
 def activation_bytes(c: ModelConfig, shard: Shard, element: int, max_tokens: int, max_seqs: int) -> int:
-    """An upper bound of a step's temporaries: the widest layer's, and the logits with the sampler's copies."""
+    """An upper bound of a step's temporaries.
+
+    They are the widest layer's, and the logits with the sampler's copies.
+    """
     q_dim = (len(shard.query_heads) + 2 * len(shard.kv_heads)) * c.head_dim
     expert_rows = c.experts_per_token * (3 * len(shard.intermediate) + 2 * c.hidden_size)
     step = max_tokens * (4 * c.hidden_size + 2 * q_dim + expert_rows) * element
@@ -121,7 +127,10 @@ def activation_bytes(c: ModelConfig, shard: Shard, element: int, max_tokens: int
 
 
 def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:
-    """Bytes per token of the cache. Full and sliding layers share one pool, so the more numerous kind counts."""
+    """Bytes per token of the cache.
+
+    Full and sliding layers share one pool, so the more numerous kind counts.
+    """
     kinds = [c.layer_types[i] for i in shard.layers]
     layers = max(kinds.count(FULL), kinds.count(SLIDING))
     return layers * 2 * len(shard.kv_heads) * c.head_dim * element

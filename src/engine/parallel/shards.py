@@ -52,7 +52,10 @@ def whole(c: ModelConfig) -> Shard:
 def make_shard(
     c: ModelConfig, rank: int, *, tensor_size: int, stage_layers: Sequence[range], expert_parallel: bool
 ) -> Shard:
-    """Returns the shard of a rank. Raises ConfigError, naming the key, if the model cannot be split that way."""
+    """Returns the shard of a rank.
+
+    Raises ConfigError, naming the key, if the model cannot be split that way.
+    """
     check_tensor_size(c, tensor_size, expert_parallel=expert_parallel)
     stage, position = divmod(rank, tensor_size)
     group = c.num_attention_heads // c.num_key_value_heads

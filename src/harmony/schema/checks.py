@@ -1,4 +1,7 @@
-"""Checks that a value is a JSON schema: values of keywords have the right type, references are not circular."""
+"""Checks that a value is a JSON schema.
+
+Values of keywords must have the right type, and references must not be circular.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "ma
 
 
 class SchemaError(ValueError):
-    """A JSON schema is not valid, or cannot be enforced although it must be. The message names the location."""
+    """A JSON schema is not valid, or cannot be enforced although it must be.
+
+    The message names the location.
+    """
 
 
 def check_schema_shape(schema: Any, where: str) -> None:

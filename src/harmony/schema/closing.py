@@ -106,7 +106,10 @@ def _own(schema: Mapping[str, Any]) -> Declared:
 
 
 def _groups(schema: Mapping[str, Any], references: References) -> Iterator[Declared]:
-    """The names that each part declares: a reference, a member of allOf, all variants of a combinator together."""
+    """The names that each part declares.
+
+    A part is a reference, a member of allOf, or all variants of a combinator.
+    """
     for parts in _parts(schema, references):
         group = Declared()
         for part in parts:

@@ -16,7 +16,10 @@ def all_distinct(variants: Sequence[Any], definitions: Definitions) -> bool:
 
 
 def distinct(one: Any, other: Any, definitions: Definitions, depth: int = 0) -> bool:
-    """Whether two rewritten schemas, with `$ref` to `definitions`, exclude each other. False if that is unknown."""
+    """Whether two rewritten schemas, with `$ref` to `definitions`, exclude each other.
+
+    False if that is unknown.
+    """
     if one is False or other is False:
         return True
     if depth > 8 or not isinstance(one, dict) or not isinstance(other, dict):

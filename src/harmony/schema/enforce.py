@@ -169,7 +169,10 @@ def _refused(rewriter: Rewriter, node: dict[str, Any]) -> Relaxed | None:
 
 
 def _never(rewriter: Rewriter) -> Relaxed | None:
-    """The keyword to leave out of an optional part that matches nothing, which the compiler would omit entirely."""
+    """The keyword to leave out of an optional part that matches nothing.
+
+    The compiler would omit such a part entirely.
+    """
     for location, part in _smallest_first(rewriter):
         if "allOf" in part or len(part.keys() & _RESTRICTIONS) > 1:
             reason = compile_error(_with_definitions(part, rewriter))

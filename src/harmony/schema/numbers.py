@@ -1,4 +1,7 @@
-"""Converts bounds of numbers to ones that the grammar compiler supports: it stores them as float64 and int64."""
+"""Converts bounds of numbers to ones that the grammar compiler supports.
+
+It stores them as float64 and int64.
+"""
 
 from __future__ import annotations
 

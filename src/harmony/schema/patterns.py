@@ -1,4 +1,7 @@
-"""Translates regular expressions of JSON Schema (ECMA-262) to those of the grammar compiler (Rust's regex crate)."""
+"""Translates regular expressions of JSON Schema to those of the grammar compiler.
+
+The former are ECMA-262's, the latter those of Rust's regex crate.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,10 @@ class _Reader:
         return int(digits, 16)
 
     def _class(self) -> None:
-        """Translates a class. In Rust `[`, `&&`, `--` and `~~` are operators in classes; here they are characters."""
+        """Translates a class.
+
+        In Rust `[`, `&&`, `--` and `~~` are operators in classes; here they are characters.
+        """
         text = self._text
         begin, self._at = self._at, self._at + 1
         negated = text.startswith("^", self._at)

@@ -1,4 +1,7 @@
-"""Recognises plain schemas, like those of most tools, that certainly compile; a trial would cost most of the time."""
+"""Recognises plain schemas, which certainly compile.
+
+Most tools have one, and a trial compilation would take most of the time.
+"""
 
 from __future__ import annotations
 

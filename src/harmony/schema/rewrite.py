@@ -91,7 +91,10 @@ class Relaxed:
 
 
 class Rewriter:
-    """Rewrites one schema. `blocked`: (location, keyword) -> why it is left out, known from an earlier attempt."""
+    """Rewrites one schema.
+
+    `blocked`: (location, keyword) -> why it is left out, known from an earlier attempt.
+    """
 
     def __init__(
         self,
@@ -103,8 +106,10 @@ class Rewriter:
         arguments: bool,
         faithful: bool = False,
     ) -> None:
-        """`arguments`: see enforceable. `faithful`: a schema that contradicts itself matches nothing, instead of being
-        relaxed."""
+        """`arguments`: see enforceable.
+
+        `faithful`: a schema that contradicts itself matches nothing, instead of being relaxed.
+        """
         self._root, self.where, self._blocked = root, where, blocked
         self._strict, self._close, self._faithful = strict, arguments, faithful
         self._impossible: set[str] = set()  # locations of contradictions
@@ -158,7 +163,10 @@ class Rewriter:
         return default
 
     def _rewrite(self, schema: Any, location: str, close: bool, *, part: bool = False, is_root: bool = False) -> Node:
-        """Rewrites a schema. `close`: it alone decides which names are allowed; `part`: others apply to its value."""
+        """Rewrites a schema.
+
+        `close`: it alone decides which names are allowed; `part`: others apply to its value.
+        """
         if isinstance(schema, bool):
             return schema
         known = self._blocked.get((location, ALL))

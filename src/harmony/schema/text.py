@@ -45,7 +45,10 @@ def notes_on(schema: Any, kind: str) -> list[str]:
 
 
 def variant_notes(variant: Any, kind: str, written: Any) -> list[str]:
-    """The notes on a variant of a union, without a description equal to `written`, which is above the union."""
+    """The notes on a variant of a union.
+
+    A description equal to `written`, which is above the union, is omitted.
+    """
     if written is not None and _description(variant) == written:
         variant = {key: value for key, value in variant.items() if key != "description"}
     return notes_on(variant, kind)

@@ -142,6 +142,17 @@ def test_the_import_graph_has_no_circle() -> None:
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
+@pytest.mark.parametrize("room", sorted({path.parent for path in FILES.values() if path.is_relative_to(SRC / "api")}))
+def test_a_room_of_the_api_has_at_most_four_floors(room: Path) -> None:
+    """A module stands one floor above the highest module of its own folder that it imports."""
+    inside = {name: path for name, path in FILES.items() if path.parent == room}
+    graph = {name: imports(path) & inside.keys() for name, path in inside.items()}
+    floors: dict[str, int] = {}
+    for name in graphlib.TopologicalSorter(graph).static_order():
+        floors[name] = 1 + max((floors[lower] for lower in graph[name]), default=0)
+    assert max(floors.values()) <= 4, floors
+
+
 def test_the_engines_process_does_not_load_pydantic() -> None:
     for name, path in FILES.items():
         if below(name, ["gptoss.engine", *rooms("gptoss.config", "key engine_keys errors").split()]):

@@ -16,11 +16,11 @@ from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import output_format
 from gptoss.api.http.work_pool import Sender
 from gptoss.api.messages.conversation import num_rendered, read_conversation
+from gptoss.api.messages.output import MessagePlan
 from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
 from gptoss.api.messages.tools import read_tools
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.errors import ContextTooLongError, Path
-from gptoss.generation.plan import Plan
 from gptoss.generation.planner import MESSAGE_TOKENS, check_num_messages
 from gptoss.generation.request import GenerationRequest, OutputFormat
 from gptoss.harmony.render import ReasoningEffort
@@ -30,12 +30,6 @@ IGNORED = ("context_management", "container", "diagnostics", "inference_geo", "m
 FIELDS = {"id": "id", "call_id": "tool_use_id", "name": "name"}  # what the fields of a PromptError are called here
 _warn_ignored = WarnOnce(logger, "fields that only Anthropic's services know are ignored: %s")
 R = TypeVar("R", bound=CountTokensRequest)
-
-
-@dataclass(frozen=True, slots=True)
-class MessagePlan:
-    plan: Plan
-    request: MessagesRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from gptoss.api.http.encrypted_content import ForeignContentError, decode_text
 from gptoss.api.http.errors import InvalidRequest
-from gptoss.api.messages.blocks import (
+from gptoss.api.messages.schema import (
     AssistantBlock,
+    CountTokensRequest,
     DocumentBlock,
     ForeignBlock,
     RedactedThinkingBlock,
     ResultBlock,
     SearchResultBlock,
+    SystemMessage,
     TextBlock,
     ThinkingBlock,
     ToolReferenceBlock,
@@ -23,7 +25,6 @@ from gptoss.api.messages.blocks import (
     UserBlock,
 )
 from gptoss.api.messages.schema import AssistantMessage as AssistantInput
-from gptoss.api.messages.schema import CountTokensRequest, SystemMessage
 from gptoss.api.messages.schema import Message as InputMessage
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.request import Prefill

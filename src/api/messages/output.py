@@ -6,6 +6,7 @@ import contextlib
 import json
 import secrets
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json
@@ -14,15 +15,22 @@ from gptoss.api.http.anthropic_errors import anthropic_error
 from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import encode_event
-from gptoss.api.messages.adapter import MessagePlan
+from gptoss.api.messages.schema import MessagesRequest
 from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.chat_output import ChatChoice, ChatDelta
 from gptoss.generation.errors import GenerationFailedError
+from gptoss.generation.plan import Plan
 from gptoss.generation.session import Generation
 from gptoss.harmony.deltas import Delta
 
 Event = dict[str, Any]
 SHOWN = ""  # what the signature of thinking holds that the client has as text
+
+
+@dataclass(frozen=True, slots=True)
+class MessagePlan:
+    plan: Plan
+    request: MessagesRequest
 
 
 class MessageContent:

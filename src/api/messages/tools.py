@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptoss.api.http.errors import InvalidRequest
-from gptoss.api.messages.blocks import CustomTool, ToolChangeBlock
-from gptoss.api.messages.schema import CountTokensRequest, SystemMessage
+from gptoss.api.messages.schema import CountTokensRequest, CustomTool, SystemMessage, ToolChangeBlock
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.request import FunctionTool, ToolPolicy
 

@@ -12,7 +12,7 @@ from gptoss.api.http.output_format import named_format, output_format
 from gptoss.api.http.tool_choice import read_tool_choice
 from gptoss.api.responses.items import PlacedItem, conversation_of, read_items
 from gptoss.api.responses.schema import ResponsesRequest, TextFormat
-from gptoss.api.responses.tools import ToolTable, read_choice, read_tools
+from gptoss.api.responses.tools.table import ToolTable, read_choice, read_tools
 from gptoss.generation.errors import Path
 from gptoss.generation.planner import check_num_messages
 from gptoss.generation.request import GenerationRequest, OutputFormat, ToolPolicy

@@ -15,14 +15,14 @@ from pydantic_core import PydanticCustomError
 from gptoss.api.http.encrypted_content import ForeignContentError, decode_text
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import CHANNELS, Phase, Strict, check_parts, check_user_name, joined_parts
-from gptoss.api.responses.client_tools import (
+from gptoss.api.responses.tools.client_tools import (
     LocalShellAction,
     ShellAction,
     ShellOutput,
     arguments_of,
     output_text,
 )
-from gptoss.api.responses.patch import Operation, joined_patches, write_patch
+from gptoss.api.responses.tools.patch import Operation, joined_patches, write_patch
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.harmony.conversation import (
     AssistantMessage,

@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from gptoss.api.http.encrypted_content import encode_text
-from gptoss.api.responses.calls import Call, CallKind, Event, ItemList, ItemStatus, start_call
+from gptoss.api.responses.tools.calls import Call, CallKind, Event, ItemList, ItemStatus, start_call
 from gptoss.generation.chat_output import ChatDelta
 from gptoss.harmony.deltas import Delta
 

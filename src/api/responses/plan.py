@@ -15,7 +15,7 @@ from gptoss.api.responses.adapter import ReadRequest, field_name, read_request
 from gptoss.api.responses.items import PlacedItem, num_rendered
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve
-from gptoss.api.responses.tools import ToolTable
+from gptoss.api.responses.tools.table import ToolTable
 from gptoss.api.responses.truncation import NEVER_CUT, Cuts, answer_tokens
 from gptoss.generation.errors import ContextTooLongError
 from gptoss.generation.plan import Plan

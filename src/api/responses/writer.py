@@ -9,10 +9,10 @@ from typing import Any
 
 from gptoss.api.http.errors import Cancelled, from_generation
 from gptoss.api.http.sse import encode_event
-from gptoss.api.responses.calls import Event, ItemStatus
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
-from gptoss.api.responses.tools import ToolTable
+from gptoss.api.responses.tools.calls import Event, ItemStatus
+from gptoss.api.responses.tools.table import ToolTable
 from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.chat_output import ChatChoice, ChatDelta
 from gptoss.generation.errors import GenerationFailedError

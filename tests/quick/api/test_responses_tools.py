@@ -12,7 +12,7 @@ from gptoss.api.responses.adapter import read_request
 from gptoss.api.responses.items import placed_items
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
-from gptoss.api.responses.tools import joined_name, read_choice, read_tools
+from gptoss.api.responses.tools.table import joined_name, read_choice, read_tools
 from gptoss.generation.chat_output import ChatDelta
 from gptoss.harmony.conversation import ToolCall
 from gptoss.harmony.deltas import Delta

@@ -24,11 +24,11 @@ from gptoss.api.messages.conversation import read_conversation
 from gptoss.api.messages.output import MessageContent
 from gptoss.api.messages.schema import CountTokensRequest
 from gptoss.api.responses.adapter import read_request
-from gptoss.api.responses.calls import CallKind
 from gptoss.api.responses.items import placed_items
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve
+from gptoss.api.responses.tools.calls import CallKind
 from gptoss.engine.core.grammar_matcher import GuidedDecoding
 from gptoss.engine.messages import FinishReason, TokenOutput
 from gptoss.generation.chat_output import ChatChoice

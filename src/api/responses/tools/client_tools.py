@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from gptoss.api.http.fields import Strict
-from gptoss.api.responses.patch import DESCRIPTION, GRAMMAR, Operation, parse_patch
+from gptoss.api.responses.tools.patch import DESCRIPTION, GRAMMAR, Operation, parse_patch
 from gptoss.generation.request import FunctionTool
 from gptoss.harmony.conversation import FreeText
 

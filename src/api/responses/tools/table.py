@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import Strict
 from gptoss.api.http.tool_choice import CustomDefinition, FunctionDefinition
-from gptoss.api.responses.calls import CallKind
-from gptoss.api.responses.client_tools import KINDS, ClientTool, shown_as
+from gptoss.api.responses.tools.calls import CallKind
+from gptoss.api.responses.tools.client_tools import KINDS, ClientTool, shown_as
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.request import FunctionTool
 from gptoss.harmony.conversation import FreeText

@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
-from gptoss.api.responses.client_tools import ClientKind, items_of
-from gptoss.api.responses.patch import operation_id
+from gptoss.api.responses.tools.client_tools import ClientKind, items_of
+from gptoss.api.responses.tools.patch import operation_id
 from gptoss.harmony.layout import new_call_id
 
 Event = dict[str, Any]

@@ -16,6 +16,7 @@ COMMANDS = {
     "stop": "stop a server on this machine, after its running requests",
     "status": "show whether a server is ready, what it has loaded, and its figures",
     "check": "show what this machine has and lacks for a server",
+    "chat": "talk with a model in the terminal",
     "generate": "answer one prompt, on standard output",
     "replay": "send recorded requests again and compare the answers",
     "memory-plan": "print how a model fits on a number of equal GPUs",

@@ -138,10 +138,11 @@ def test_make_targets_exist(doc: Path) -> None:
 @docs
 def test_routes_exist(doc: Path) -> None:
     known = {re.sub(r"\{[^}]*\}", "X", route) for route in routes()}
+    chat = re.findall(r'^ +"(/[a-z]+)": \(', (ROOT / "src" / "cli" / "chat.py").read_text(), re.M)
     for method, path in re.findall(r"`(GET|POST|DELETE) (/[^`\s]*)`", doc.read_text()):
         assert re.sub(r"\{[^}]*\}", "X", path.partition("?")[0]) in known, f"{method} {path}"
     for path in re.findall(r"(?:http://127\.0\.0\.1:8000|^)(/[\w/.]+)", commands(doc), re.M):
-        assert path in known or path in ("/page", "/tmp", "/v1/word_count"), path
+        assert path in known or path in ("/page", "/tmp", "/v1/word_count") or path in chat, path
 
 
 @docs

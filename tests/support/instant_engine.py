@@ -50,7 +50,10 @@ class InstantEngine(EngineClient):
         reason = FinishReason.STOP if len(ids) == len(self._answer) else FinishReason.LENGTH
         while self._pause_s and len(ids) > 1:
             await asyncio.sleep(self._pause_s)
-            yield TokenOutput(request.request_id, [ids.pop(0)], None, queue_s=0.0, prefill_s=0.0)
+            one = TokenOutput(request.request_id, [ids.pop(0)], None, queue_s=0.0, prefill_s=0.0)
+            if params.logprobs is not None:
+                one.logprobs = [_logprobs(token, params.logprobs) for token in one.token_ids]
+            yield one
         output = TokenOutput(request.request_id, ids, reason, queue_s=0.0, prefill_s=0.0)
         if params.logprobs is not None:
             output.logprobs = [_logprobs(token, params.logprobs) for token in ids]

@@ -11,7 +11,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,7 +49,7 @@ class Connection:
         """Returns the JSON object of the answer. Raises CommandError."""
         return self._json("POST", path, body, ())
 
-    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Yields the events of a streamed answer. Closing the iterator ends the generation. Raises CommandError."""
         with self._open("POST", path, body | {"stream": True}, ()) as response, self._plain_errors():
             for line in response:

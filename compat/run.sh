@@ -2,11 +2,12 @@
 # Other projects' suites against a running server:  compat/run.sh langchain|schemathesis [URL]
 # Their clients, in Python and JavaScript (node must be on PATH), against a running server of nano:  compat/run.sh clients [URL]
 # Claude Code, headless (node and npm must be on PATH; the API is started in the test's process):  compat/run.sh claude-code
+# Codex, headless (npm must be on PATH; the API runs in the test's process):  compat/run.sh codex
 # The page in a browser (chromium must be on PATH; starts a server of its own):  compat/run.sh page
 # All of them, long, against a server that this starts:  compat/run.sh nightly
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suite="${1:?langchain, schemathesis, clients, claude-code, page or nightly}"
+suite="${1:?langchain, schemathesis, clients, claude-code, codex, page or nightly}"
 export TEST_SERVER_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
 if [ compat/requirements.txt -nt "$venv/.installed" ]; then
@@ -36,6 +37,11 @@ case "$suite" in
         CLAUDE_CODE="$(ls "$PWD"/.venv-node/claude/node_modules/@anthropic-ai/claude-code-linux-*/claude | head -1)" \
             .venv/bin/python -m pytest compat/test_claude_code.py -q
         ;;
+    codex)
+        npm install --silent --no-fund --no-audit --no-package-lock --prefix .venv-node/codex \
+            "@openai/codex@${CODEX_VERSION:-0.171.0}"
+        CODEX="$PWD/.venv-node/codex/node_modules/.bin/codex" .venv/bin/python -m pytest compat/test_codex.py -q
+        ;;
     page)
         mkdir -p reports
         TEST_SERVER_PYTHON="$PWD/.venv/bin/python" \
@@ -52,7 +58,7 @@ case "$suite" in
             sleep 1
         done
         curl -fsS -o /dev/null "$url/ready" || { cat "$log"; exit 1; }
-        for part in langchain schemathesis clients claude-code page; do
+        for part in langchain schemathesis clients claude-code codex page; do
             EXAMPLES=10000 compat/run.sh $part "$url" || { echo "compat $part: FAILED"; failed=1; }
         done
         exit $failed

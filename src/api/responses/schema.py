@@ -76,6 +76,7 @@ class ResponsesRequest(SamplingFields):
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     safety_identifier: Annotated[str, Field(max_length=64)] | None = None
     prompt_cache_key: str | None = None
+    client_metadata: Any = None  # Codex's
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     background: bool | None = None
     previous_response_id: Annotated[str, Field(min_length=1)] | None = None

@@ -288,8 +288,8 @@ def main() -> int:
 def run_round(args: argparse.Namespace, number: int, machine: Machine, damaged: list[Path], report: Report) -> None:
     with running_server(*FLAGS, env=machine.env, ready_timeout_s=180) as server:
         for path in damaged:
-            told = f"damaged cache: {path}" in server.log
-            report.add(f"{path.name} is made again", told, "named in the log", told)
+            is_logged = f"damaged cache: {path}" in server.log
+            report.add(f"{path.name} is created again", is_logged, "named in the log", is_logged)
         left = machine.leftovers()
         report.add(f"round {number + 1}: temporary files at the start", left, "1", left == 1)
         stop, results = multiprocessing.Event(), multiprocessing.Queue()

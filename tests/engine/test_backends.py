@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from gptoss.config.errors import ConfigError
 from gptoss.engine.core.core import EngineCore
 from gptoss.engine.core.executor import SelfTestError
-from gptoss.engine.parallel.device_placement import place
+from gptoss.engine.parallel.device_placement import choose_devices
 from tests.engine.test_parallel import generate, running
 from tests.support.helpers import checkpoint, engine_config, load_model, model_logits, relative_rms
 
@@ -45,7 +45,7 @@ def test_the_transformers_backend_survives_chunks_and_preemption() -> None:
 
 def test_transformers_places_the_model_itself() -> None:
     with pytest.raises(ConfigError, match="tensor_parallel_size"):
-        place(engine_config(checkpoint(), backend="transformers", tensor_parallel_size=2))
+        choose_devices(engine_config(checkpoint(), backend="transformers", tensor_parallel_size=2))
 
 
 def test_float16_keeps_its_residual_stream_in_float32() -> None:
@@ -69,7 +69,7 @@ def _scaled(folder: Path, out: Path, factor: float) -> Path:
 def test_activations_beyond_float16_are_carried(tmp_path: Path) -> None:
     """Sums of several layers leave float16's range, single terms do not."""
     folder = _scaled(checkpoint(), tmp_path / "large", 150_000.0)
-    core = EngineCore(place(engine_config(folder, dtype="float16")))
+    core = EngineCore(choose_devices(engine_config(folder, dtype="float16")))
     assert core.executor.worker.dtype is torch.float16
     core.executor.shutdown()
 
@@ -77,19 +77,19 @@ def test_activations_beyond_float16_are_carried(tmp_path: Path) -> None:
 def test_overflow_in_float16_refuses_to_serve(tmp_path: Path) -> None:
     folder = _scaled(checkpoint(), tmp_path / "huge", 1e7)
     with pytest.raises(SelfTestError, match="float16"):
-        EngineCore(place(engine_config(folder, dtype="float16")))
-    core = EngineCore(place(engine_config(folder, dtype="bfloat16")))
+        EngineCore(choose_devices(engine_config(folder, dtype="float16")))
+    core = EngineCore(choose_devices(engine_config(folder, dtype="bfloat16")))
     core.executor.shutdown()
 
 
 def test_memory_that_is_not_there_is_an_error_before_loading() -> None:
     config = engine_config(checkpoint(), cpu_kv_cache_gib=10_000.0)
     with pytest.raises(ConfigError, match=r"does not fit: .* GB .*cpu_kv_cache_gib"):
-        place(dataclasses.replace(config))
+        choose_devices(dataclasses.replace(config))
 
 
 def test_the_plan_on_a_cpu_shows_the_cache_that_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    place(engine_config(checkpoint(), cpu_kv_cache_gib=0.5, tensor_parallel_size=2))
+    choose_devices(engine_config(checkpoint(), cpu_kv_cache_gib=0.5, tensor_parallel_size=2))
     lines = [r.getMessage() for r in caplog.records if "memory plan: rank" in r.getMessage()]
     assert len(lines) == 2 and all("KV 0.27 GB" in line for line in lines), lines

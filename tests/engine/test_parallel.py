@@ -18,7 +18,7 @@ from gptoss.config.errors import ConfigError
 from gptoss.engine.core.core import EngineCore
 from gptoss.engine.messages import AddRequest, FinishReason
 from gptoss.engine.model.named_sizes import Size
-from gptoss.engine.parallel.device_placement import place
+from gptoss.engine.parallel.device_placement import choose_devices
 from gptoss.engine.sampling_params import SamplingParams
 from tests.support.helpers import checkpoint, engine_config, sized_checkpoint
 
@@ -41,7 +41,7 @@ PROMPTS = {f"r{i}": [(7 * i + 3 * j) % 900 + 5 for j in range(n)] for i, n in en
 
 @contextmanager
 def running(folder: Path, **options: Any) -> Iterator[EngineCore]:
-    core = EngineCore(place(engine_config(folder, num_threads=1, **options)))
+    core = EngineCore(choose_devices(engine_config(folder, num_threads=1, **options)))
     try:
         yield core
     finally:
@@ -164,7 +164,7 @@ def test_a_dead_rank_is_reported() -> None:
         heard.append((message, fatal))
         told.set()
 
-    core = EngineCore(place(engine_config(checkpoint(), num_threads=1, pipeline_parallel_size=2)), on_death)
+    core = EngineCore(choose_devices(engine_config(checkpoint(), num_threads=1, pipeline_parallel_size=2)), on_death)
     started = time.monotonic()
     os.kill(core.executor.ranks[1].pid, signal.SIGKILL)
     assert told.wait(10)
@@ -186,4 +186,4 @@ def test_a_dead_rank_is_reported() -> None:
 )
 def test_impossible_layouts_name_the_key(options: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
-        place(engine_config(checkpoint(), **options))
+        choose_devices(engine_config(checkpoint(), **options))

@@ -14,7 +14,7 @@ from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
-from gptoss.engine.parallel.device_placement import place
+from gptoss.engine.parallel.device_placement import choose_devices
 from gptoss.engine.parallel.gpus import Gpu
 from gptoss.engine.parallel.memory_plan import GB, choose_plan
 from gptoss.model_locator import is_embedded, locate_model
@@ -53,7 +53,7 @@ def plan(model: str, config: ModelConfig | None, gpus: list[Gpu]) -> Finding:
         if gpus:
             found = choose_plan(settings, [g.free_bytes for g in gpus], [g.total_bytes for g in gpus], element=2)
             return Finding("memory", "ok", found.lines()[0])
-        place(settings)
+        choose_devices(settings)
     except ConfigError as error:
         remedy = "a smaller model, or more free memory; `gptoss memory-plan --table` shows what each model takes"
         return Finding("memory", "missing", f"{model}: {error}", remedy)

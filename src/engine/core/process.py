@@ -30,7 +30,7 @@ from gptoss.engine.messages import (
     TokenOutput,
 )
 from gptoss.engine.model.checkpoint import CheckpointError
-from gptoss.engine.parallel.device_placement import place
+from gptoss.engine.parallel.device_placement import choose_devices
 
 logger = logging.getLogger(__name__)
 IDLE_POLL_MS = 500
@@ -106,7 +106,7 @@ def run_engine(config: EngineConfig, input_address: str, output_address: str, pa
         time.sleep(0.2)  # lets the message leave before the process exits
 
     try:
-        core = EngineCore(place(config), exit_on_rank_death(report), log)
+        core = EngineCore(choose_devices(config), exit_on_rank_death(report), log)
         process = EngineProcess(core, receive, send, parent_pid)
         process._send(_ready(core))
         with heartbeats(context, output_address):

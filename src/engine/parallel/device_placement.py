@@ -15,7 +15,7 @@ from gptoss.engine.parallel.memory_plan import GB, RUNTIME_BYTES, MemoryPlan, ch
 logger = logging.getLogger(__name__)
 
 
-def place(config: EngineConfig) -> EngineConfig:
+def choose_devices(config: EngineConfig) -> EngineConfig:
     """Returns the configuration with both parallel sizes chosen, and logs the plan.
 
 

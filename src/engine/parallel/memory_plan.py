@@ -76,10 +76,10 @@ class MemoryPlan:
                 f"activations {rank.activation_bytes / GB:.2f} GB, KV {rank.kv_bytes / GB:.2f} GB, "
                 f"free {rank.free_bytes / GB:.2f} GB"
             )
-        most = max(rank.weight_bytes for rank in self.ranks)
-        if len(self.ranks) >= 4 and most > MEMORY_SLA_BYTES:
+        max_bytes = max(rank.weight_bytes for rank in self.ranks)
+        if len(self.ranks) >= 4 and max_bytes > MEMORY_SLA_BYTES:
             shown.append(
-                f"weights take {most / GB:.1f} GB a card, above {MEMORY_SLA_BYTES / GB:.0f} GB: the model has "
+                f"weights take {max_bytes / GB:.1f} GB a card, above {MEMORY_SLA_BYTES / GB:.0f} GB: the model has "
                 f"{sum(r.weight_bytes for r in self.ranks) / GB:.1f} GB of weights, so it takes more cards"
             )
         return shown

@@ -143,23 +143,23 @@ def check_references(root: Any, where: str) -> None:
     references = References(root)
     done: set[int] = set()
 
-    def follow(schema: Any, place: str, above: tuple[int, ...]) -> None:
+    def follow(schema: Any, location: str, above: tuple[int, ...]) -> None:
         if not isinstance(schema, dict) or id(schema) in done:
             return
         if id(schema) in above:
-            raise SchemaError(f"{place} refers to itself")
+            raise SchemaError(f"{location} refers to itself")
         chain = (*above, id(schema))
         reference = schema.get("$ref")
         if isinstance(reference, str):
             found = references.find(reference)
             if found is not None:
-                follow(found.schema, f"{place}.$ref" if not above else place, chain)
+                follow(found.schema, f"{location}.$ref" if not above else location, chain)
         for key, inner in in_place(schema):
-            follow(inner, f"{place}.{key}" if not above else place, chain)
+            follow(inner, f"{location}.{key}" if not above else location, chain)
         done.add(id(schema))
 
-    for place, schema in walk(root, where):
-        follow(schema, place, ())
+    for location, schema in walk(root, where):
+        follow(schema, location, ())
 
 
 def in_place(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

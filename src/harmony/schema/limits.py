@@ -46,14 +46,14 @@ def check_size(schema: Any, where: str) -> int:
         num_joined += joined(part) if _joins(part) else own
         num_patterns += len(part.get("patternProperties") or ())
         num_values += len(part.get("enum") or ())
-    for number, most, what in (
+    for number, limit, what in (
         (num_properties, MAX_PROPERTIES, "properties"),
         (num_joined, MAX_JOINED_PROPERTIES, "properties where it joins schemas"),
         (num_patterns, MAX_PATTERNS, "names in patternProperties"),
         (num_values, MAX_ENUM_VALUES, "values in enum"),
     ):
-        if number > most:
-            raise SchemaError(f"{where} has {number} {what} in all; at most {most} are allowed")
+        if number > limit:
+            raise SchemaError(f"{where} has {number} {what} in all; at most {limit} are allowed")
     return num_properties
 
 

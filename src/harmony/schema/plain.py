@@ -38,8 +38,8 @@ def is_plain(rewriter: Rewriter) -> bool:
     if rewriter.definitions or rewriter.demands_nothing or rewriter.where not in rewriter.nodes:
         return False
     return all(
-        _is_plain(node, rewriter.name_patterns) and place.count(".") < MAX_DEPTH
-        for place, node in rewriter.nodes.items()
+        _is_plain(node, rewriter.name_patterns) and location.count(".") < MAX_DEPTH
+        for location, node in rewriter.nodes.items()
     )
 
 
@@ -52,8 +52,8 @@ def _is_plain(node: Mapping[str, Any], name_patterns: Set[str]) -> bool:
         return False
     if "enum" in node and not node.keys() <= {"enum", "type"}:
         return False
-    for least, most in _PAIRS:
-        low, high = node.get(least, 0), node.get(most)
-        if abs(low) > _LARGEST or (high is not None and (abs(high) > _LARGEST or (least in node and low > high))):
+    for lower, upper in _PAIRS:
+        low, high = node.get(lower, 0), node.get(upper)
+        if abs(low) > _LARGEST or (high is not None and (abs(high) > _LARGEST or (lower in node and low > high))):
             return False
     return all(inner is not False for inner in node.get("properties", {}).values())

@@ -68,6 +68,6 @@ def name_pattern(rule: Mapping[str, Any]) -> str | None:
     if rule.get("format") in NARROWED_FORMATS and says_only(rule, {"type", "format"}):
         return NARROWED_FORMATS[rule["format"]]
     if ("minLength" in rule or "maxLength" in rule) and says_only(rule, {"type", "minLength", "maxLength"}):
-        least, most = int(rule.get("minLength", 0)), rule.get("maxLength")
-        return rf"^[\s\S]{{{least},{'' if most is None else int(most)}}}$"
+        least, limit = int(rule.get("minLength", 0)), rule.get("maxLength")
+        return rf"^[\s\S]{{{least},{'' if limit is None else int(limit)}}}$"
     return None

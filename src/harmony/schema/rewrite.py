@@ -419,7 +419,7 @@ class Rewriter:
 
     def _property_counts(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
         least = int(self._get(schema, "minProperties", location) or 0)
-        most = self._get(schema, "maxProperties", location)
+        limit = self._get(schema, "maxProperties", location)
         required, names = set(node.get("required", ())), node.get("properties", {})
         optional = [n for n in names if n not in required and names[n] is not False]
         closed = node.get("additionalProperties") is False and "patternProperties" not in node
@@ -434,16 +434,16 @@ class Rewriter:
                     node["minProperties"] = least
                 if not closed or missing > 1:
                     self._relax(location, "minProperties", "a name that is written twice counts twice")
-        if most is None or (closed and most >= len(names)):
+        if limit is None or (closed and limit >= len(names)):
             return
-        spare = int(most) - len(required)
+        spare = int(limit) - len(required)
         if closed and optional and spare >= 0 and math.comb(len(optional), spare) <= MAX_COMBINATIONS:
             choices = [set(kept) for kept in combinations(optional, spare)]
             _add_all(
                 node, [{"anyOf": [{"properties": {n: False for n in optional if n not in kept}} for kept in choices]}]
             )
         elif not optional:
-            node["maxProperties"] = int(most)
+            node["maxProperties"] = int(limit)
         else:
             self._relax(location, "maxProperties", "there are too many optional properties to count")
 

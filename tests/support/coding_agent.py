@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,17 @@ def prose(size: int, seed: int) -> str:
     return out[:size]
 
 
-def first_turn(model: str, seed: int = 0) -> dict[str, Any]:
-    """A request of 49 kB, of which 29 kB are 12 tools. `seed`: of the words."""
+def first_turn(model: str, seed: int = 0, ask: str = "Say hi.") -> dict[str, Any]:
+    """A request of 49 kB, of which 29 kB are 12 tools. `seed`: of the words and of the tools' names."""
     body: dict[str, Any] = _worded(json.loads(RECORDED.read_text()), itertools.count(1000 * seed))
+    letters = list(string.ascii_lowercase)
+    random.Random(seed).shuffle(letters)
+    table = str.maketrans(string.ascii_lowercase, "".join(letters)) if seed else {}
+    for tool in body["tools"]:
+        tool |= {"name": tool["name"].translate(table), "input_schema": _renamed(tool["input_schema"], table)}
     billed = body["system"][0]
     billed["text"] = BILLING + billed["text"][len(BILLING) :].replace("\n", " ")
+    body["messages"][0]["content"][-1]["text"] = ask
     return body | {"model": model}
 
 
@@ -37,6 +44,22 @@ def _worded(value: Any, seeds: Iterator[int]) -> Any:
     if isinstance(value, list):
         return [_worded(inner, seeds) for inner in value]
     return prose(int(value[1:]), next(seeds)) if isinstance(value, str) and value.startswith("~") else value
+
+
+def _renamed(schema: Any, table: dict[int, str]) -> Any:
+    if isinstance(schema, list):
+        return [_renamed(inner, table) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "properties":
+            out[key] = {name.translate(table): _renamed(inner, table) for name, inner in value.items()}
+        elif key in ("required", "enum"):
+            out[key] = [one.translate(table) if isinstance(one, str) else one for one in value]
+        else:
+            out[key] = _renamed(value, table)
+    return out
 
 
 def next_turn(body: dict[str, Any], content: list[dict[str, Any]], result: str) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from gptoss.harmony.conversation import (
     ToolResult,
     UserMessage,
 )
+from gptoss.prompt_builder import PromptBuilder
+from tests.support.coding_agent import first_turn, next_turn
+from tests.support.vocabulary import public_vocabulary
 
 SAID = {"type": "text", "text": "Look"}
 CALLED = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": 1, "é": "🌦"}}
@@ -281,3 +284,16 @@ def test_what_is_accepted_is_not_reported_as_unknown() -> None:
 def test_messages_are_counted_before_they_are_read() -> None:
     sent = [user("Hi"), user([SAID, SAID, RESULT]), assistant(SAID, CALLED), system("x"), 5, user([7])]
     assert num_rendered(sent) == 4
+
+
+def test_the_second_turn_of_a_coding_agent_reads_nothing_of_the_first_again() -> None:
+    builder = PromptBuilder(public_vocabulary())
+    first = first_turn("m")
+    called = {"type": "tool_use", "id": "toolu_1", "name": first["tools"][1]["name"], "input": {}}
+    prompts = []
+    for body in first, next_turn(first, [THOUGHT, called], "hi"):
+        read = MessagesRequest.model_validate(body)
+        prompts.append(builder.build(read_conversation(read)[0], tools=read_tools(read).policy.tools))
+    one, two = prompts
+    assert two.num_reused_messages == one.num_messages == 4 and two.num_messages == 7
+    assert two.token_ids[: len(one.token_ids)] == one.token_ids and len(one.token_ids) > 9000

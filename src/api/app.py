@@ -113,7 +113,7 @@ def create_app(
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "request-id", "retry-after"],
         )
     app.add_middleware(RequestIdMiddleware)  # the last one added is the outermost
     return app

@@ -34,17 +34,35 @@ def post(url: str, body: Any, path: str = "/v1/messages?beta=true", **headers: s
     return httpx.post(f"{url}{path}", json=body, headers=headers, timeout=60)
 
 
-def test_a_coding_agent_loses_nothing_between_its_turns() -> None:
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[ScriptedEngine, str]]:
+    engine = ScriptedEngine()
+    with served(engine=engine) as url:
+        yield engine, url
+
+
+@pytest.fixture
+def engine(server: tuple[ScriptedEngine, str]) -> ScriptedEngine:
+    server[0].lines.clear()
+    server[0].requests.clear()
+    return server[0]
+
+
+@pytest.fixture
+def url(server: tuple[ScriptedEngine, str]) -> str:
+    return server[1]
+
+
+def test_a_coding_agent_loses_nothing_between_its_turns(engine: ScriptedEngine, url: str) -> None:
     """Spaces in the arguments, which the client's JSON does not keep, are kept for the prompt."""
     written = think("I echo.") + call(SHELL, f'{{ "{ARGUMENT}": "echo hi"}}')
-    engine = ScriptedEngine([written, say("Hi.")])
-    with served(engine=engine) as url:
-        body = first_turn(MODEL)
-        first = folded_message(read_events(post(url, body).text))
-        assert first["stop_reason"] == "tool_use"
-        assert [block["type"] for block in first["content"]] == ["thinking", "tool_use"]
-        assert first["content"][0]["thinking"] == "" and first["content"][1]["input"] == {ARGUMENT: "echo hi"}
-        second = folded_message(read_events(post(url, next_turn(body, first["content"], "hi")).text))
+    engine.lines += [written, say("Hi.")]
+    body = first_turn(MODEL)
+    first = folded_message(read_events(post(url, body).text))
+    assert first["stop_reason"] == "tool_use"
+    assert [block["type"] for block in first["content"]] == ["thinking", "tool_use"]
+    assert first["content"][0]["thinking"] == "" and first["content"][1]["input"] == {ARGUMENT: "echo hi"}
+    second = folded_message(read_events(post(url, next_turn(body, first["content"], "hi")).text))
     one, two = engine.requests
     whole = one.token_ids + engine.vocabulary.encode_with_special(written)
     assert two.token_ids[: len(whole)] == whole
@@ -52,12 +70,6 @@ def test_a_coding_agent_loses_nothing_between_its_turns() -> None:
     assert second["content"] == [{"type": "text", "text": "Hi."}] and second["stop_reason"] == "end_turn"
     assert "billing" not in engine.vocabulary.decode(one.token_ids)
     assert one.params.grammar is not None
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with served(engine=ScriptedEngine([])) as url:
-        yield url
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=range(len(TOOLS)))
@@ -78,19 +90,19 @@ REFUSALS: list[tuple[EngineError, int, str, str]] = [
 ]
 
 
-def test_refusals() -> None:
-    with served(engine=ScriptedEngine([line for line, *_ in REFUSALS for _ in range(2)])) as url:
-        for _, status, kind, retry_after in REFUSALS:
-            for stream in False, True:
-                response = post(url, HI | {"stream": stream})
-                assert response.status_code == status and response.json()["error"]["type"] == kind
-                assert response.json()["request_id"] == response.headers["request-id"]
-                assert response.headers["retry-after"] == retry_after
+def test_refusals(engine: ScriptedEngine, url: str) -> None:
+    for line, status, kind, retry_after in REFUSALS:
+        for stream in False, True:
+            engine.lines.append(line)
+            response = post(url, HI | {"stream": stream})
+            assert response.status_code == status and response.json()["error"]["type"] == kind
+            assert response.json()["request_id"] == response.headers["request-id"]
+            assert response.headers["retry-after"] == retry_after
 
 
-def test_an_engine_that_dies() -> None:
-    with served(engine=ScriptedEngine([Dies(think("Hm.")), Dies(think("Hm."))])) as url:
-        response, streamed = post(url, HI), post(url, HI | {"stream": True})
+def test_an_engine_that_dies(engine: ScriptedEngine, url: str) -> None:
+    engine.lines += [Dies(think("Hm.")), Dies(think("Hm."))]
+    response, streamed = post(url, HI), post(url, HI | {"stream": True})
     assert response.status_code == 500 and response.json()["error"]["type"] == "api_error"
     events = read_events(streamed.text)
     assert events[0]["type"] == "message_start" and events[-1]["type"] == "error"
@@ -115,21 +127,33 @@ def test_keys_and_limits(tmp_path: Path) -> None:
         assert counts["ok"] == 2, counts
 
 
-def test_refusals_before_and_beside_the_endpoint() -> None:
-    with served(max_body_bytes=2000) as url:
+def test_refusals_beside_the_endpoint_and_its_keep_alive() -> None:
+    with served(max_body_bytes=2000, pause_s=0.15, keep_alive_s=0.1) as url:
+        events = read_events(post(url, HI | {"stream": True}).text)  # a comment is not an event
+        assert folded_message(events)["content"][-1] == {"type": "text", "text": "Hi."}
+        assert sum(event["type"] == "ping" for event in events) > 2
         large = post(url, HI | {"system": "x" * 3000})
         assert large.status_code == 413 and large.json()["error"]["type"] == "request_too_large"
-        model = post(url, HI | {"model": "claude-sonnet-4-5"})
-        assert model.status_code == 404 and model.json()["error"]["type"] == "not_found_error"
-        batch = post(url, {"requests": []}, "/v1/messages/batches")
-        assert batch.status_code == 404 and "batches" in batch.json()["error"]["message"]
-        assert httpx.get(f"{url}/v1/messages").status_code == 405
-        thread = post(url, HI | {"thread": {"type": "create"}})
-        assert thread.status_code == 400 and "thread" in thread.json()["error"]["message"]
-        assert thread.json()["error"]["details"]["error_code"] == "thread_unsupported_request"  # the SDK reads it
-        assert post(url, [1]).json()["error"]["type"] == "invalid_request_error"
         host = post(url, HI, host="example.com")
         assert host.status_code == 403 and host.json()["error"]["type"] == "permission_error"
+
+
+def test_what_is_not_there(url: str) -> None:
+    model = post(url, HI | {"model": "claude-sonnet-4-5"})
+    assert model.status_code == 404 and model.json()["error"]["type"] == "not_found_error"
+    batch = post(url, {"requests": []}, "/v1/messages/batches")
+    assert batch.status_code == 404 and "batches" in batch.json()["error"]["message"]
+    assert httpx.get(f"{url}/v1/messages").status_code == 405
+    assert post(url, [1]).json()["error"]["type"] == "invalid_request_error"
+    thread = post(url, HI | {"thread": {"type": "create"}})
+    assert thread.status_code == 400 and "thread" in thread.json()["error"]["message"]
+    assert thread.json()["error"]["details"]["error_code"] == "thread_unsupported_request"  # the SDK reads it
+
+
+def test_so_many_messages_are_not_read_one_by_one(url: str) -> None:
+    body = HI | {"messages": HI["messages"] * 40_000}
+    error = post(url, body).json()["error"]
+    assert error["message"] == "prompt is too long: 160000 tokens > 131072 maximum"
 
 
 # --- malformed bodies ---
@@ -164,7 +188,8 @@ def rich() -> dict[str, Any]:
     ]
     schema = {"type": "json_schema", "schema": {"type": "object", "properties": {"a": {"type": "string"}}}}
     more = {"output_config": {"effort": "low", "format": schema}, "tool_choice": {"type": "auto"}, "top_k": 5}
-    few = body["tools"][:1] + body["tools"][-1:]
+    few = [tool | {"description": "x"} for tool in (TOOLS[1], TOOLS[-1])]
+    body["system"][-1]["text"] = body["messages"][1]["content"][0]["text"] = "x"
     more |= {"stop_sequences": ["x"], "temperature": 0.5, "stream": False, "max_tokens": 20, "tools": few}
     return body | more
 
@@ -204,9 +229,9 @@ def names_a_field(message: str, body: dict[str, Any]) -> bool:
     return bool(first & (set(MessagesRequest.model_fields) | set(body))) or message.startswith("prompt is too long")
 
 
-def test_malformed_bodies_are_refused_by_field() -> None:
+def test_malformed_bodies_are_refused_by_field(engine: ScriptedEngine, url: str) -> None:
     source, statuses = random.Random(0), dict.fromkeys((200, 400, 404), 0)
-    with served(engine=ScriptedEngine([])) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         body = rich()
         assert client.post("/v1/messages", json=body).status_code == 200
         for number in range(NUM_MALFORMED):

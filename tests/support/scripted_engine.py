@@ -41,16 +41,16 @@ def call(name: str, arguments: str) -> str:
 class ScriptedEngine(InstantEngine):
     """One token for each output; what remains after the script is the answer "Done."."""
 
-    def __init__(self, lines: Iterable[Line], max_model_len: int = 131_072) -> None:
+    def __init__(self, lines: Iterable[Line] = (), max_model_len: int = 131_072) -> None:
         super().__init__([], max_model_len=max_model_len)
         self.vocabulary: Vocabulary = load_vocabulary(checkpoint())
-        self._lines = deque(lines)
+        self.lines = deque(lines)
         self._cached: set[tuple[int, ...]] = set()  # beginnings, of whole blocks
         self.requests: list[AddRequest] = []
 
     async def add_requests(self, requests: Sequence[AddRequest]) -> list[AsyncIterator[TokenOutput]]:
         self.requests += requests
-        line = self._lines.popleft() if self._lines else say("Done.")
+        line = self.lines.popleft() if self.lines else say("Done.")
         if isinstance(line, EngineError):
             raise line
         return [self._written(request, line) for request in requests]

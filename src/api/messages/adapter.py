@@ -94,17 +94,18 @@ async def _read(
     model: type[R], body: dict[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
 ) -> tuple[R, _Asked]:
     def read() -> tuple[R, _Asked]:
+        messages = body.get("messages")
+        count = num_rendered(messages) if isinstance(messages, list) else 0
+        try:
+            check_num_messages(count, context.planner.limits)
+        except ContextTooLongError as error:
+            raise _too_long(count * MESSAGE_TOKENS, context) from error
         request = model.model_validate(body)
         context.unknown_fields.check(body, request, client)
         return request, _asked(request, context, caller)
 
-    messages = body.get("messages")
-    count = num_rendered(messages) if isinstance(messages, list) else 0
     try:
-        check_num_messages(count, context.planner.limits)
         return await context.read(sender, lambda _: read())
-    except ContextTooLongError as error:
-        raise _too_long(count * MESSAGE_TOKENS, context) from error
     except ValidationError as error:
         raise invalid(error) from None
 

@@ -66,7 +66,9 @@ def test_a_coding_agent_loses_nothing_between_its_turns(engine: ScriptedEngine, 
     one, two = engine.requests
     whole = one.token_ids + engine.vocabulary.encode_with_special(written)
     assert two.token_ids[: len(whole)] == whole
-    assert second["usage"]["cache_read_input_tokens"] == (len(whole) - 1) // BLOCK * BLOCK
+    cached = second["usage"]["cache_read_input_tokens"]
+    assert cached == (len(whole) - 1) // BLOCK * BLOCK
+    assert second["usage"]["input_tokens"] == len(two.token_ids) - cached
     assert second["content"] == [{"type": "text", "text": "Hi."}] and second["stop_reason"] == "end_turn"
     assert "billing" not in engine.vocabulary.decode(one.token_ids)
     assert one.params.grammar is not None

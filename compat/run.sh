@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 suite="${1:?langchain, schemathesis, clients, claude-code, codex, page or nightly}"
 export TEST_SERVER_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
-if [ compat/requirements.txt -nt "$venv/.installed" ]; then
+if [[ "$suite" != claude-code && "$suite" != codex && compat/requirements.txt -nt "$venv/.installed" ]]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install -qq --disable-pip-version-check -r compat/requirements.txt
     touch "$venv/.installed"

@@ -6,7 +6,6 @@ python bench/against_transformers.py CHECKPOINT [--tokens 32] [--repeat 3]
 from __future__ import annotations
 
 import argparse
-import asyncio
 import statistics
 import sys
 import time
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from bench.serve import Target, streams
+from gptoss.cli.remote.load import Target, streams
 from tests.support.server_process import ServerProcess
 
 
@@ -57,14 +56,11 @@ def main() -> None:
     model = load_transformers(args.checkpoint)
 
     def ours(count: int) -> float:
-        async def run() -> float:
-            target = Target(server.url, None)
-            await target.prepare()
-            result = await streams(target, count, args.tokens)
-            await target.client.aclose()
-            return result[f"tok/s at {count}"]
-
-        return asyncio.run(run())
+        target = Target(server.url)
+        target.prepare()
+        result = streams(target, count, args.tokens)
+        target.close()
+        return result[f"tok/s at {count}"]
 
     try:
         for count in (1, 16):

@@ -100,9 +100,15 @@ class ServerContext:
         }
 
     @property
+    def dense_dtype(self) -> str:
+        """The type of the attention's and the output head's matrices; the engine refuses one that it does not have."""
+        chosen = self.engine.config.dense_dtype
+        return self.tags["dtype"] if chosen == "auto" else chosen
+
+    @property
     def system_fingerprint(self) -> str:
         """Changes when the server could answer the same request differently."""
-        text = f"{__version__} {sorted(self.tags.items())}"
+        text = f"{__version__} {sorted(self.tags.items())} {self.dense_dtype}"
         return "fp_" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
     @property

@@ -17,6 +17,11 @@ class DeviceKeys:
 
     load_format: Literal["auto", "dummy"] = key("auto", "dummy: random weights, no files")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = key("auto", "type of the weights and the KV cache")
+    dense_dtype: Literal["auto", "int8"] = key(
+        "auto",
+        "type of the attention's and the output head's matrices; auto: as dtype; int8: half the bytes, a small error, "
+        "for the native CPU kernels only",
+    )
     gpu_dtypes: dict[str, Literal["bfloat16", "float16", "float32"]] = key(
         {
             "V100": "float16",

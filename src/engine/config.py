@@ -34,6 +34,7 @@ class EngineConfig(EngineKeys, DeviceKeys):
     def __post_init__(self) -> None:
         self._check_limits()
         self._check_gpu_mode()
+        self._check_dense_dtype()
 
     def _check_limits(self) -> None:
         """Raises ConfigError for limits that contradict each other or the model."""
@@ -65,3 +66,16 @@ class EngineConfig(EngineKeys, DeviceKeys):
             raise ConfigError("gpu_mode 'tensor' contradicts tensor_parallel_size (1); drop one of them")
         if self.gpu_mode == "pipeline" and self.pipeline_parallel_size == 1:
             raise ConfigError("gpu_mode 'pipeline' contradicts pipeline_parallel_size (1); drop one of them")
+
+    def _check_dense_dtype(self) -> None:
+        """Raises ConfigError for int8 with a key that rules the native CPU kernels out."""
+        if self.dense_dtype == "auto":
+            return
+        others = {"backend": self.backend != "transformers", "device": not self.device.startswith("cuda")}
+        others["dtype"] = self.dtype in ("auto", "bfloat16")
+        for name, is_possible in others.items():
+            if not is_possible:
+                raise ConfigError(
+                    f"dense_dtype '{self.dense_dtype}' (--dense-dtype) needs the native CPU kernels, which "
+                    f"{name} {getattr(self, name)!r} rules out; drop one of them"
+                )

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 
 from gptoss.kernels.cpu import native
-from gptoss.kernels.cpu.backend import CpuBackend
+from gptoss.kernels.cpu.backend import CpuBackend, DenseDtype
 from gptoss.kernels.layers import DenseWeight, HeadWeight, LayerCache, LayerShape, LayerWeights
 from gptoss.kernels.reference.backend import ReferenceBackend
 from gptoss.kernels.step_layout import StepLayout
@@ -48,7 +48,7 @@ class KernelBackend(Protocol[Step]):
         """A layer in the form that the kernels read fastest."""
         ...
 
-    def prepare_head(self, weight: DenseWeight) -> HeadWeight:
+    def prepare_head(self, weight: torch.Tensor) -> HeadWeight:
         """The output head in the form that norm_head reads fastest."""
         ...
 
@@ -84,15 +84,28 @@ class KernelBackend(Protocol[Step]):
 
 
 def choose_backend(
-    device: torch.device, dtype: torch.dtype, shape: LayerShape, *, batch_invariant: bool = False
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: LayerShape,
+    *,
+    batch_invariant: bool = False,
+    dense_dtype: DenseDtype = "auto",
 ) -> KernelBackend[Any]:
-    """The fastest backend for that device and type. `batch_invariant` costs some of the Triton kernels' speed."""
-    if support.runs_triton(device, dtype):
+    """The fastest backend for that device and type. `batch_invariant` costs some of the Triton kernels' speed.
+
+    Raises:
+        ValueError: that backend does not have `dense_dtype`.
+    """
+    is_triton = support.runs_triton(device, dtype)
+    is_native = not is_triton and device.type == "cpu" and native.supports(dtype)
+    if dense_dtype == "int8" and not is_native:
+        raise ValueError(f"'int8' needs the native CPU kernels, which do not run here on {device} in {dtype}")
+    if is_triton:
         from gptoss.kernels.triton.backend import TritonBackend  # a server on a CPU never loads triton
 
         return TritonBackend(shape, dtype, device, batch_invariant=batch_invariant)
-    if device.type == "cpu" and native.supports(dtype):
-        return CpuBackend(shape)
+    if is_native:
+        return CpuBackend(shape, dense_dtype)
     return ReferenceBackend(shape, dtype, device)
 
 

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 
 import torch
 
+from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
 FULL_GROUP, SLIDING_GROUP = 0, 1  # layers that attend alike: indexes of block tables, windows and attention metadata
 
-DenseWeight = torch.Tensor  # [outputs, inputs]; a storage type that a backend's prepare_layer makes is added here
+DenseWeight = torch.Tensor | Int8Matrix  # [outputs, inputs]; int8 only where a backend's prepare_layer makes it
 
 
 @dataclass(frozen=True, slots=True)
 class SharedRows:
     """A matrix [N, K] many of whose rows are equal: each distinct row once."""
 
-    rows: torch.Tensor  # [D, K]
+    rows: DenseWeight  # [D, K]
     row_of: torch.Tensor  # int64 [N], index into `rows`
 
 
@@ -107,7 +108,7 @@ class LayerWeights:
     out: DenseWeight  # [H, N D]
     out_bias: torch.Tensor
     mlp_norm: torch.Tensor  # [H]
-    router: DenseWeight  # [E, H]
+    router: torch.Tensor  # [E, H]
     router_bias: torch.Tensor
     experts: ExpertWeights | PackedExperts
 

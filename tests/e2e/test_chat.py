@@ -139,6 +139,7 @@ def test_health_stats_and_metrics(server: ServerProcess, client: openai.OpenAI) 
     answer = ask(client)
     after = server.wait_idle()
     assert after["requests"]["ok"] == before["requests"]["ok"] + 1
+    assert after["dense_dtype"] == after["dtype"]
     assert after["tokens"]["output"] == before["tokens"]["output"] + answer.usage.completion_tokens
     assert after["tokens"]["prompt"] == before["tokens"]["prompt"] + answer.usage.prompt_tokens
     health = httpx.get(f"{server.url}/health").json()

@@ -160,6 +160,8 @@ def run(*flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedP
         (("--profiles", "{balanced: {deadline_s: -1}}"), ("profiles.balanced.deadline_s", "-1")),
         (("--dtype", "float8"), ("dtype", "float8")),
         (("--device", "cuda"), ("device", "cpu")),
+        (("--dense-dtype", "int8", "--dtype", "float32"), ("--dense-dtype", "dtype 'float32'")),
+        (("--dense-dtype", "int8", "--backend", "transformers"), ("--dense-dtype", "backend 'transformers'")),
     ],
 )
 def test_impossible_combinations_name_the_key(

@@ -82,6 +82,19 @@ def test_whole_or_chunked(dtype: str, alone: Answer, chunk: int) -> None:
     assert run(core(dtype, max_num_batched_tokens=chunk), [request("r", PROMPT)])["r"] == alone
 
 
+@pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
+def test_with_int8_matrices() -> None:
+    def answer(others: int = 0, **changes: Any) -> Answer:
+        batch = [request(f"o{i}", PROMPT[i : 7 * i + 1], seed=i) for i in range(others)]
+        return run(core("bfloat16", enable_prefix_caching=False, **changes), [*batch, request("r", PROMPT)])["r"]
+
+    alone = answer(dense_dtype="int8")
+    assert answer(9, dense_dtype="int8") == alone
+    assert answer(dense_dtype="int8", max_num_batched_tokens=77) == alone
+    assert answer(dense_dtype="int8", num_threads=3) == alone
+    assert answer() != alone
+
+
 def test_prefix_cache_hit_or_miss(dtype: str, alone: Answer) -> None:
     engine = core(dtype)
     assert run(engine, [request("first", PROMPT)])["first"] == alone

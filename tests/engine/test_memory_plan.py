@@ -20,11 +20,14 @@ from gptoss.engine.parallel.memory_plan import (
     activation_bytes,
     choose_plan,
     kv_bytes_per_token,
+    make_plan,
     stage_layers,
     weight_bytes,
 )
 from gptoss.engine.parallel.shards import make_shard, split, split_layers, whole
-from gptoss.engine.worker.worker import listed_dtype
+from gptoss.engine.worker.worker import Worker, listed_dtype
+from gptoss.kernels.backend import DenseDtype
+from gptoss.kernels.cpu import native
 from tests.support.helpers import checkpoint, load_model
 
 
@@ -90,13 +93,51 @@ def test_published_sizes() -> None:
         assert weight_bytes(c, whole(c), 2) / GB == pytest.approx(gigabytes, abs=0.01)
 
 
-@pytest.mark.parametrize("experts", ["mxfp4", "bf16"])
-def test_planned_bytes_are_loaded_bytes(experts: str) -> None:
+@pytest.mark.parametrize(
+    ("experts", "dense_dtype"),
+    [
+        ("mxfp4", "auto"),
+        ("bf16", "auto"),
+        pytest.param(
+            "mxfp4", "int8", marks=pytest.mark.skipif(native.library() is None, reason="no native CPU kernels")
+        ),
+    ],
+)
+def test_planned_bytes_are_loaded_bytes(experts: str, dense_dtype: DenseDtype) -> None:
     import torch
 
-    model = load_model(checkpoint(experts=experts), torch.bfloat16, dequantize=False)
+    model = load_model(checkpoint(experts=experts), torch.bfloat16, dequantize=False, dense_dtype=dense_dtype)
     loaded = sum(t.nbytes for t in iterate_tensors(model.weights))
-    assert weight_bytes(model.config, whole(model.config), 2) == loaded
+    assert weight_bytes(model.config, whole(model.config), 2, dense_dtype) == loaded
+
+
+def test_int8_takes_half_of_the_dense_bytes_from_the_plan() -> None:
+    c = config("20b").model
+    numbers = 24 * (5120 * 2880 + 2880 * 4096) + 201_088 * 2880
+    scales = 4 * (24 * (5120 + 2880) + 201_088)
+    saved = weight_bytes(c, whole(c), 2) - weight_bytes(c, whole(c), 2, "int8")
+    assert saved == numbers - scales
+    memory = [24 * GB]
+    plans = [
+        make_plan(config("20b", dense_dtype=name), memory, memory, tensor_size=1, stages=1, element=2)
+        for name in ("auto", "int8")
+    ]
+    assert plans[0].ranks[0].weight_bytes - plans[1].ranks[0].weight_bytes == saved
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"backend": "transformers"}, "backend"), ({"device": "cuda"}, "device"), ({"dtype": "float16"}, "dtype")],
+)
+def test_int8_with_a_key_that_rules_it_out_is_refused(options: dict[str, str], word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--dense-dtype.* {word} '{options[word]}'"):
+        config("20b", dense_dtype="int8", **options)
+
+
+def test_int8_without_the_compiled_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    with pytest.raises(ConfigError, match=r"dense_dtype \(--dense-dtype\) 'int8' needs the native CPU kernels"):
+        Worker(config("20b", dense_dtype="int8", dtype="bfloat16", device="cpu"))
 
 
 def test_parts_add_up_to_the_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from gptoss.engine.model.checkpoint import Checkpoint
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.weights import WeightLoader
+from gptoss.kernels.backend import DenseDtype
 from gptoss.kernels.cpu import native
 from gptoss.kernels.cpu.shared_rows import share_rows
 from gptoss.kernels.layers import SharedRows
@@ -141,26 +143,30 @@ def test_rows_of_the_head_that_are_alike_are_computed_once() -> None:
 
 
 @pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
-def test_a_head_with_shared_rows_gives_the_same_logits() -> None:
+@pytest.mark.parametrize("dense_dtype", ["auto", "int8"])
+def test_a_head_with_shared_rows_gives_the_same_logits(dense_dtype: DenseDtype) -> None:
     config = ModelConfig.from_folder(checkpoint())
     loader = WeightLoader(Checkpoint(checkpoint(), config), config, torch.bfloat16, dequantize=False)
     weights = loader.load()
     assert isinstance(weights.lm_head, torch.Tensor)
     weights.lm_head[1000:90_000] = weights.lm_head[7].clone()
-    model = one_rank(config, weights)
-    assert isinstance(model.weights.lm_head, SharedRows) and len(model.weights.lm_head.rows) < 113_000
+    model = one_rank(config, weights, dense_dtype=dense_dtype)
+    assert isinstance(model.weights.lm_head, SharedRows) and model.weights.lm_head.rows.shape[0] < 113_000
     found = model_logits(model, [5, 6, 7, 8])
-    whole = one_rank(config, weights)
-    whole.weights = weights
+    head = weights.lm_head if dense_dtype == "auto" else native.quantize_int8(weights.lm_head)
+    whole = one_rank(config, weights, dense_dtype=dense_dtype)
+    whole.weights = dataclasses.replace(whole.weights, lm_head=head)
     assert torch.equal(found, model_logits(whole, [5, 6, 7, 8]))
 
 
 @pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
-@pytest.mark.parametrize("dequantize", [False, True])
-def test_all_layers_in_one_call_are_bit_for_bit_the_layers_one_by_one(dequantize: bool) -> None:
+@pytest.mark.parametrize(("dequantize", "dense_dtype"), [(False, "auto"), (True, "auto"), (False, "int8")])
+def test_all_layers_in_one_call_are_bit_for_bit_the_layers_one_by_one(
+    dequantize: bool, dense_dtype: DenseDtype
+) -> None:
     config = ModelConfig.from_folder(checkpoint())
     loader = WeightLoader(Checkpoint(checkpoint(), config), config, torch.bfloat16, dequantize=dequantize)
-    model = one_rank(config, loader.load())
+    model = one_rank(config, loader.load(), dense_dtype=dense_dtype)
     assert model._stack is not None
     ids = prompt(150)
     at_once = [model_logits(model, ids, chunk) for chunk in (150, 7)]

@@ -47,6 +47,20 @@ def test_the_backend_follows_from_device_and_type(monkeypatch: pytest.MonkeyPatc
     assert backend.name == "triton" and backend.is_batch_invariant
 
 
+def test_int8_is_refused_where_the_native_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.library() is not None:
+        assert choose_backend(CPU, torch.bfloat16, SHAPE, dense_dtype="int8").name == "native"
+    with pytest.raises(ValueError, match=r"'int8' needs the native CPU kernels.* on cpu in torch.float32"):
+        choose_backend(CPU, torch.float32, SHAPE, dense_dtype="int8")
+    monkeypatch.setattr(support, "runs_triton", lambda device, dtype: True)
+    with pytest.raises(ValueError, match="on cuda:0"):
+        choose_backend(torch.device("cuda", 0), torch.bfloat16, SHAPE, dense_dtype="int8")
+    monkeypatch.setattr(support, "runs_triton", lambda device, dtype: False)
+    monkeypatch.setattr(native, "library", lambda: None)
+    with pytest.raises(ValueError, match="on cpu in torch.bfloat16"):
+        choose_backend(CPU, torch.bfloat16, SHAPE, dense_dtype="int8")
+
+
 def test_triton_runs_bfloat16_on_a_gpu_with_matrix_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(support, "_capability", lambda device: (8, 0))

@@ -26,7 +26,7 @@ from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.batch import RequestTable, build_batch
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
-from gptoss.kernels.backend import KernelBackend, choose_backend
+from gptoss.kernels.backend import DenseDtype, KernelBackend, choose_backend
 from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.reference.backend import ReferenceBackend
 from tests.support.caches import CHECKPOINTS
@@ -60,20 +60,28 @@ def sized_checkpoint(name: str, size: Size) -> Path:
 
 @functools.cache
 def load_model(
-    folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = True, kernels: str = "auto"
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    dequantize: bool = True,
+    kernels: str = "auto",
+    dense_dtype: DenseDtype = "auto",
 ) -> GptOss:
     """`kernels`: "torch" for the reference backend."""
     config = ModelConfig.from_folder(folder)
     loader = WeightLoader(Checkpoint(folder, config), config, dtype, dequantize=dequantize)
-    return one_rank(config, loader.load(), kernels)
+    return one_rank(config, loader.load(), kernels, dense_dtype)
 
 
-def one_rank(config: ModelConfig, weights: ModelWeights, kernels: str = "auto") -> GptOss:
-    """The whole model on one rank."""
-    cpu, dtype, shape = torch.device("cpu"), weights.layers[0].qkv.dtype, layer_shape(config, whole(config), 1 << 17)
-    backend: KernelBackend[Any] = choose_backend(cpu, dtype, shape)
+def one_rank(
+    config: ModelConfig, weights: ModelWeights, kernels: str = "auto", dense_dtype: DenseDtype = "auto"
+) -> GptOss:
+    """The whole model on one rank, of weights as they were loaded."""
+    cpu, dtype, shape = torch.device("cpu"), weights.layers[0].router.dtype, layer_shape(config, whole(config), 1 << 17)
+    backend: KernelBackend[Any] = choose_backend(cpu, dtype, shape, dense_dtype=dense_dtype)
     if kernels == "torch":
         backend = ReferenceBackend(shape, dtype, cpu)
+    weights = dataclasses.replace(weights, layers=[backend.prepare_layer(layer) for layer in weights.layers])
     return GptOss(config, weights, Communicator(whole(config), cpu), backend)
 
 

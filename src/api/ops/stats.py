@@ -36,6 +36,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
     queried = live.num_prefix_queried_total
     return {
         **context.tags,
+        "dense_dtype": context.dense_dtype,
         "version": __version__,
         "uptime_s": time.monotonic() - metrics.started,
         "requests": {

@@ -11,9 +11,11 @@ from tqdm import tqdm
 from gptoss.engine.model.checkpoint import Checkpoint
 from gptoss.engine.model.model_config import SLIDING, ModelConfig
 from gptoss.engine.parallel.shards import Shard, whole
+from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.layers import (
     FULL_GROUP,
     SLIDING_GROUP,
+    DenseWeight,
     ExpertWeights,
     HeadWeight,
     LayerWeights,
@@ -247,10 +249,15 @@ def dummy_weights(
 def iterate_tensors(weights: ModelWeights) -> Iterator[torch.Tensor]:
     """Every stored tensor, packed ones included: for byte counts."""
     head = weights.lm_head
-    heads = (head.rows, head.row_of) if isinstance(head, SharedRows) else (head,)
-    yield from (t for t in (weights.embedding, weights.final_norm, *heads) if t is not None)
+    yield from (t for t in (weights.embedding, weights.final_norm) if t is not None)
+    if isinstance(head, SharedRows):
+        yield head.row_of
+        head = head.rows
+    if head is not None:
+        yield from _parts(head)
     for layer in weights.layers:
-        yield from (layer.attention_norm, layer.qkv, layer.qkv_bias, layer.sinks, layer.out, layer.out_bias)
+        yield from (layer.attention_norm, *_parts(layer.qkv), layer.qkv_bias, layer.sinks)
+        yield from (*_parts(layer.out), layer.out_bias)
         yield from (layer.mlp_norm, layer.router, layer.router_bias, layer.experts.b1, layer.experts.b2)
         for w in (layer.experts.w1, layer.experts.w2):
             match w:
@@ -260,3 +267,7 @@ def iterate_tensors(weights: ModelWeights) -> Iterator[torch.Tensor]:
                     yield from (w.words, w.scales)
                 case _:
                     yield w
+
+
+def _parts(w: DenseWeight) -> tuple[torch.Tensor, ...]:
+    return (w.values, w.scales) if isinstance(w, Int8Matrix) else (w,)

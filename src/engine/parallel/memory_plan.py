@@ -2,9 +2,9 @@
 
 No torch.
 
-
 Sizes are those of stored parameters: MXFP4 experts take 17 bytes for 32 weights, with columns padded for the kernels in
-a plan, everything else two bytes per weight (four in float32). GB are 10^9 bytes, as for cards.
+a plan, int8 matrices one byte per weight and four per row, everything else two bytes per weight (four in float32).
+GB are 10^9 bytes, as for cards.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gptoss.engine.parallel.shards import SCALE_GROUP, Shard, check_tensor_size,
 
 GB = 10**9
 KERNEL_COLUMNS = 128  # of a block of words (kernels/triton/mxfp4_layout.py)
+SCALE_BYTES = 4  # of a row in int8
 MXFP4_BYTES = (SCALE_GROUP // 2 + 1) / SCALE_GROUP
 RUNTIME_BYTES = 700 * 10**6  # of an empty process on a card: CUDA context, libraries, communication buffers
 USEFUL_KV_TOKENS = 65_536  # below this a card is full of weights and cannot batch
@@ -85,19 +86,23 @@ class MemoryPlan:
         return shown
 
 
-def weight_bytes(c: ModelConfig, shard: Shard, element: int) -> int:
+def weight_bytes(c: ModelConfig, shard: Shard, element: int, dense_dtype: str = "auto") -> int:
     """Bytes of the parameters that a shard holds. `element`: bytes of an unquantised one."""
+
+    def matrix(rows: int, columns: int) -> int:
+        return rows * (columns + SCALE_BYTES) if dense_dtype == "int8" else rows * columns * element
+
     hidden, inter = c.hidden_size, len(shard.intermediate)
     q_dim, kv_dim = len(shard.query_heads) * c.head_dim, len(shard.kv_heads) * c.head_dim
-    attention = hidden * (2 * q_dim + 2 * kv_dim) + q_dim + 2 * kv_dim + hidden + len(shard.query_heads)
+    attention = q_dim + 2 * kv_dim + hidden + len(shard.query_heads)
     router = c.num_experts * (hidden + 1)
     experts = len(shard.experts) * 3 * hidden * inter * (MXFP4_BYTES if c.quantized else element)
     biases = len(shard.experts) * (2 * inter + hidden)
-    layer = (attention + router + biases + 2 * hidden) * element + experts
-    ends = (len(shard.vocab) * hidden if shard.is_first else 0) + (
-        len(shard.vocab) * hidden + hidden if shard.is_last else 0
-    )
-    return int(len(shard.layers) * layer) + ends * element
+    dense = matrix(q_dim + 2 * kv_dim, hidden) + matrix(hidden, q_dim)
+    layer = (attention + router + biases + 2 * hidden) * element + dense + experts
+    embedding = len(shard.vocab) * hidden * element if shard.is_first else 0
+    head = matrix(len(shard.vocab), hidden) + hidden * element if shard.is_last else 0
+    return int(len(shard.layers) * layer) + embedding + head
 
 
 def padding_bytes(c: ModelConfig, shard: Shard) -> int:
@@ -186,7 +191,7 @@ def make_plan(
         ranks.append(
             RankPlan(
                 shard,
-                weight_bytes(c, shard, element) + padding_bytes(c, shard),
+                weight_bytes(c, shard, element, config.dense_dtype) + padding_bytes(c, shard),
                 activation_bytes(c, shard, element, config.max_num_batched_tokens, config.max_num_seqs),
                 kv_bytes_per_token(c, shard, element),
                 free[rank],

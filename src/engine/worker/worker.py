@@ -61,12 +61,16 @@ class Worker:
             expert_parallel=config.enable_expert_parallel,
         )
         self.comm = Communicator(self.shard, self.device, rendezvous, ordered=config.batch_invariant)
-        self.kernels = choose_backend(
-            self.device,
-            self.dtype,
-            layer_shape(config.model, self.shard, config.max_model_len),
-            batch_invariant=config.batch_invariant,
-        )
+        try:
+            self.kernels = choose_backend(
+                self.device,
+                self.dtype,
+                layer_shape(config.model, self.shard, config.max_model_len),
+                batch_invariant=config.batch_invariant,
+                dense_dtype=config.dense_dtype,
+            )
+        except ValueError as error:
+            raise ConfigError(f"dense_dtype (--dense-dtype) {error}") from None
 
     def load(self) -> None:
         started = time.monotonic()
@@ -93,8 +97,8 @@ class Worker:
                 shard=self.shard,
                 prepare_layer=self.kernels.prepare_layer,
             ).load()
-        self.weight_bytes = sum(t.nbytes for t in iterate_tensors(weights))
         self.model = GptOss(config.model, weights, self.comm, self.kernels)
+        self.weight_bytes = sum(t.nbytes for t in iterate_tensors(self.model.weights))
         self.load_s = time.monotonic() - started
         logger.info("loaded %.2f GiB of weights in %.1f s", self.weight_bytes / GIB, self.load_s)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import torch
 
 from gptoss.kernels.cpu import native
@@ -21,8 +24,12 @@ from gptoss.kernels.reference.moe import only_local_ref
 from gptoss.kernels.reference.rope import Rotation
 from gptoss.kernels.step_layout import StepLayout
 
+DenseDtype = Literal["auto", "int8"]
+
 
 class CpuBackend:
+    """With `dense_dtype` int8 the matrices of QKV, O and the head are int8; the router and biases stay in bfloat16."""
+
     name = "native"
     is_batch_invariant = True
     reads_mxfp4 = True
@@ -30,15 +37,25 @@ class CpuBackend:
     dtype = torch.bfloat16
     device = torch.device("cpu")
 
-    def __init__(self, shape: LayerShape) -> None:
+    def __init__(self, shape: LayerShape, dense_dtype: DenseDtype = "auto") -> None:
         self.shape = shape
+        self._dense_dtype = dense_dtype
         self._rotation = Rotation(shape.head_dim, shape.rope, self.device)
 
     def prepare_layer(self, layer: LayerWeights) -> LayerWeights:
-        return layer
+        return replace(layer, qkv=self._stored(layer.qkv), out=self._stored(layer.out))
 
-    def prepare_head(self, weight: DenseWeight) -> HeadWeight:
-        return share_rows(weight) or weight
+    def prepare_head(self, weight: torch.Tensor) -> HeadWeight:
+        shared = share_rows(weight)
+        if shared is None:
+            return self._stored(weight)
+        return replace(shared, rows=self._stored(shared.rows))
+
+    def _stored(self, weight: DenseWeight) -> DenseWeight:
+        """The matrix in the type that the kernels read."""
+        if self._dense_dtype == "int8" and isinstance(weight, torch.Tensor):
+            return native.quantize_int8(weight)
+        return weight
 
     def prepare_step(self, layout: StepLayout) -> CpuStep:
         full, sliding = (attention_metadata(layout, group, w) for group, w in enumerate(self.shape.windows))

@@ -5,8 +5,14 @@
 
 #include <memory>
 
-struct LayerPointers {  // a row of CpuLayerStack's table; scales are null where the experts are bfloat16
-    const bf16 *attention_norm, *qkv, *qkv_bias, *sinks, *out, *out_bias, *mlp_norm, *router, *router_bias;
+struct LayerPointers {  // a row of CpuLayerStack's table; scales are null where the matrix is bfloat16
+    const bf16* attention_norm;
+    const void* qkv;
+    const float* qkv_scales;
+    const bf16 *qkv_bias, *sinks;
+    const void* out;
+    const float* out_scales;
+    const bf16 *out_bias, *mlp_norm, *router, *router_bias;
     const void* w1;
     const uint8_t* s1;
     const bf16* b1;
@@ -39,13 +45,13 @@ extern "C" void decoder(const LayerPointers* layers, const PlanPointers* plans, 
         const LayerPointers& layer = layers[n];
         const PlanPointers& plan = plans[layer.plan];
         rms_norm(x, layer.attention_norm, normed.get(), eps, T, H);
-        linear(normed.get(), layer.qkv, layer.qkv_bias, nullptr, qkv.get(), 0, T, width, H);
+        linear(normed.get(), layer.qkv, layer.qkv_scales, layer.qkv_bias, nullptr, qkv.get(), 0, T, width, H);
         rope_and_store(qkv.get(), cos, sin, plan.mapping, layer.key_cache, layer.value_cache, T, heads, groups, D);
         attention(qkv.get(), layer.key_cache, layer.value_cache, layer.sinks, seen.get(), plan.slots, plan.base, plan.first,
                   plan.last, scale, T, heads, groups);
-        linear(seen.get(), layer.out, layer.out_bias, x, x, 0, T, H, heads * D);
+        linear(seen.get(), layer.out, layer.out_scales, layer.out_bias, x, x, 0, T, H, heads * D);
         rms_norm(x, layer.mlp_norm, normed.get(), eps, T, H);
-        linear(normed.get(), layer.router, layer.router_bias, nullptr, logits.get(), 0, T, E, H);
+        linear(normed.get(), layer.router, nullptr, layer.router_bias, nullptr, logits.get(), 0, T, E, H);
         for (int64_t i = 0; i < T * E; i++) wide[i] = to_float(logits[i]);
         route(wide.get(), experts.get(), weights.get(), T, E, k);
         moe(normed.get(), experts.get(), weights.get(), layer.w1, layer.s1, layer.b1, layer.w2, layer.s2, layer.b2, x, x,

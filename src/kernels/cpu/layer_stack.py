@@ -8,7 +8,7 @@ from gptoss.kernels.cpu import native
 from gptoss.kernels.cpu.metadata import CpuStep
 from gptoss.kernels.layers import ExpertWeights, LayerCache, LayerShape, LayerWeights
 
-NUM_POINTERS = 17
+NUM_POINTERS = 19
 
 
 class CpuLayerStack:
@@ -54,10 +54,10 @@ class CpuLayerStack:
             assert isinstance(experts, ExpertWeights)
             tensors = [
                 layer.attention_norm,
-                layer.qkv,
+                *native.matrix_parts(layer.qkv),
                 layer.qkv_bias,
                 layer.sinks,
-                layer.out,
+                *native.matrix_parts(layer.out),
                 layer.out_bias,
                 layer.mlp_norm,
                 layer.router,

@@ -26,7 +26,7 @@ static void by_rows(int64_t T, const Body& body) {
 
 // The rows of x [M, K] as products() reads them.
 template <int USE>
-static const X* const* rows_of_x(const bf16* x, int64_t M, int64_t K, bool packed) {
+static const X* const* rows_of_x(const bf16* x, int64_t M, int64_t K, Format format) {
     const X** rows = kept_scratch<const X*, USE>(M);
 #ifdef __AVX512BF16__
     for (int64_t m = 0; m < M; m++) rows[m] = x + m * K;
@@ -35,18 +35,32 @@ static const X* const* rows_of_x(const bf16* x, int64_t M, int64_t K, bool packe
     float* wide = kept_scratch<float, USE>(M * width);
     for (int64_t m = 0; m < M; m++) rows[m] = wide + m * width;
     Pool::shared().run((M + piece - 1) / piece, [=](int64_t n) {
-        for (int64_t m = n * piece; m < std::min(M, (n + 1) * piece); m++) spread(x + m * K, K, packed, wide + m * width);
+        for (int64_t m = n * piece; m < std::min(M, (n + 1) * piece); m++) spread(x + m * K, K, format, wide + m * width);
     });
 #endif
     return rows;
 }
 
-extern "C" void linear(const bf16* x, const bf16* w, const bf16* bias, const bf16* residual, void* out, int out_is_float,
-                       int64_t M, int64_t N, int64_t K) {
-    const Matrix matrix{w, nullptr, K};
+static inline F to_int8(F x, F inverse) { return f_max(f_min(f_round(f_mul(x, inverse)), f_set(127.0f)), f_set(-127.0f)); }
+
+// Squared error of the row, whose largest number is 1, when `ratio` becomes 127.
+static float rounding_error(const float* row, int64_t width, float ratio) {
+    const F inverse = f_set(127.0f / ratio), step = f_set(ratio / 127.0f);
+    F sum = f_set(0);
+    for (int64_t k = 0; k < width; k += 16) {
+        const F x = f_load(row + k), lost = f_sub(x, f_mul(to_int8(x, inverse), step));
+        sum = f_fma(lost, lost, sum);
+    }
+    return f_sum(sum);
+}
+
+// scales [N]: w is int8 and its rows are multiplied by them; null: w is bfloat16.
+extern "C" void linear(const bf16* x, const void* w, const float* scales, const bf16* bias, const bf16* residual, void* out,
+                       int out_is_float, int64_t M, int64_t N, int64_t K) {
+    const Matrix matrix{w, nullptr, K, scales ? Format::INT8 : Format::BF16};
     const int64_t threads = omp_get_max_threads(), width = N >= 4 * threads * WIDTH ? WIDTH : 16;
     const int64_t blocks = (N + width - 1) / width, tiles = (M + MOST_ROWS - 1) / MOST_ROWS;
-    const X* const* rows = rows_of_x<0>(x, M, K, false);
+    const X* const* rows = rows_of_x<0>(x, M, K, matrix.format);
     Pool::shared().run(blocks * tiles, [&](int64_t piece) {
         const int64_t n0 = piece / tiles * width, columns = std::min(width, N - n0);
         const int64_t m0 = piece % tiles * MOST_ROWS, count = std::min(MOST_ROWS, M - m0);
@@ -55,11 +69,42 @@ extern "C" void linear(const bf16* x, const bf16* w, const bf16* bias, const bf1
         for (int64_t m = 0; m < count; m++)
             for (int64_t j = 0; j < columns; j++) {
                 const int64_t at = (m0 + m) * N + n0 + j;
-                float value = part[m * WIDTH + j] + (bias ? to_float(bias[n0 + j]) : 0.0f);
+                const float sum = scales ? part[m * WIDTH + j] * scales[n0 + j] : part[m * WIDTH + j];
+                float value = sum + (bias ? to_float(bias[n0 + j]) : 0.0f);
                 if (residual) value += to_float(residual[at]);
                 if (out_is_float) ((float*)out)[at] = value;
                 else ((bf16*)out)[at] = to_bf16(value);
             }
+    });
+}
+
+// Rows of w [N, K] as int8 [N, padded(K)] and a scale each: of RATIOS the part of the row's largest number that becomes 127 with
+// the least squared error. A row of zeros, or of numbers below the normal ones, has scale 0; one with infinities or NaN, NaN.
+extern "C" void quantize_int8(const bf16* w, int8_t* out, float* scales, int64_t N, int64_t K) {
+    static const float RATIOS[] = {1.0f, 0.99f, 0.98f, 0.97f, 0.95f, 0.92f, 0.88f, 0.8f};
+    const int64_t width = padded(K);
+    by_rows(N, [=](int64_t n) {
+        float* row = kept_scratch<float, 7>(width);
+        std::fill(row + K, row + width, 0.0f);
+        float peak = 0;
+        for (int64_t k = 0; k < K; k++) {
+            row[k] = to_float(w[n * K + k]);
+            peak = std::max(peak, std::abs(row[k]));
+        }
+        const bool is_zero = peak < 1.17549435e-38f;
+        for (int64_t k = 0; k < K; k++) row[k] = is_zero ? 0.0f : row[k] / peak;
+        float best = RATIOS[0], least = INFINITY;
+        for (const float ratio : RATIOS) {
+            const float error = rounding_error(row, width, ratio);
+            if (error < least) best = ratio, least = error;
+        }
+        scales[n] = is_zero ? 0.0f : least < INFINITY ? peak * (best / 127.0f) : NAN;
+        const F inverse = f_set(127.0f / best);
+        for (int64_t k = 0; k < width; k += 16) {
+            float line[16];
+            f_store(line, to_int8(f_load(row + k), inverse));
+            for (int i = 0; i < 16; i++) out[n * width + k + i] = int8_t(line[i]);
+        }
     });
 }
 
@@ -233,7 +278,7 @@ static const int64_t CHUNK = 32;  // columns of a piece; I and H are multiples o
 
 // 32 columns n0 .. of the hidden rows of one expert, from its gate and up rows of w1.
 static void hidden_chunk(const X* const* x, X* const* hidden, int64_t rows, const Matrix& gate, const Matrix& up,
-                         const bf16* bias_gate, const bf16* bias_up, float limit, int64_t n0, bool packed) {
+                         const bf16* bias_gate, const bf16* bias_up, float limit, int64_t n0) {
     float gates[MOST_ROWS * CHUNK], ups[MOST_ROWS * CHUNK], *partials = kept_scratch<float, 1>(PARTIALS);
     for (int64_t m = 0; m < rows; m += MOST_ROWS) {
         const int64_t count = std::min(MOST_ROWS, rows - m);
@@ -245,7 +290,7 @@ static void hidden_chunk(const X* const* x, X* const* hidden, int64_t rows, cons
 #else
             bf16 line[CHUNK];
             clamped_swiglu(gates + r * CHUNK, ups + r * CHUNK, bias_gate, bias_up, limit, line);
-            spread_group(line, packed, hidden[m + r] + n0);
+            spread_group(line, gate.format, hidden[m + r] + n0);
 #endif
         }
     }
@@ -257,8 +302,8 @@ extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights,
                     const bf16* b1, const void* w2, const uint8_t* s2, const bf16* b2, const bf16* residual, bf16* out,
                     float* parts, float limit, int64_t T, int64_t k, int64_t E, int64_t H, int64_t I) {
     const ByExpert by(experts, T * k, E);
-    const bool packed = s1 != nullptr;
-    const X* const* tokens = rows_of_x<2>(x, T, H, packed);
+    const Format format = s1 ? Format::MXFP4 : Format::BF16;
+    const X* const* tokens = rows_of_x<2>(x, T, H, format);
     X* hidden = kept_scratch<X, 3>(T * k * I);
     std::vector<const X*> x_of(T * k);
     std::vector<X*> hidden_of(T * k);
@@ -266,12 +311,12 @@ extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights,
         x_of[r] = tokens[by.rows[r] / k];
         hidden_of[r] = hidden + r * I;
     }
-    const Matrix first_layer{w1, s1, H}, second_layer{w2, s2, I};
+    const Matrix first_layer{w1, s1, H, format}, second_layer{w2, s2, I, format};
     const int64_t chunks1 = I / CHUNK, chunks2 = H / CHUNK, active = by.active.size();
     Pool::shared().run(active * chunks1, [&](int64_t piece) {
         const int64_t e = by.active[piece / chunks1], n0 = piece % chunks1 * CHUNK, begin = by.first[e];
         hidden_chunk(&x_of[begin], &hidden_of[begin], by.first[e + 1] - begin, first_layer.from(e * 2 * I + n0),
-                     first_layer.from(e * 2 * I + I + n0), b1 + e * 2 * I + n0, b1 + e * 2 * I + I + n0, limit, n0, packed);
+                     first_layer.from(e * 2 * I + I + n0), b1 + e * 2 * I + n0, b1 + e * 2 * I + I + n0, limit, n0);
     });
     Pool::shared().run(active * chunks2, [&](int64_t piece) {
         const int64_t e = by.active[piece / chunks2], n0 = piece % chunks2 * CHUNK, end = by.first[e + 1];

@@ -24,6 +24,7 @@ import torch
 
 from gptoss.cached_files import CacheError, cached, default_cache_folder
 from gptoss.kernels.cpu.metadata import CpuAttentionMetadata
+from gptoss.kernels.int8 import Int8Matrix, padded_columns
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,10 @@ INSTRUCTION_SETS = {
 HEAD_DIM = 64  # what the attention kernel is written for
 TENSOR, INDEX, REAL, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 ARGUMENT_TYPES = {  # the signatures in native.cpp, decoder.h and sampling.h
-    # x, w, bias, residual, out; out_is_float; M, N, K
-    "linear": [TENSOR] * 5 + [FLAG] + [INDEX] * 3,
+    # x, w, scales, bias, residual, out; out_is_float; M, N, K
+    "linear": [TENSOR] * 6 + [FLAG] + [INDEX] * 3,
+    # w, values, scales; N, K
+    "quantize_int8": [TENSOR] * 3 + [INDEX] * 2,
     # x, scale, out; eps; T, H
     "rms_norm": [TENSOR] * 3 + [REAL] + [INDEX] * 2,
     # qkv, cos, sin, slots, key_cache, value_cache; T, heads, groups, D
@@ -117,14 +120,28 @@ def supports(dtype: torch.dtype) -> bool:
     return dtype is torch.bfloat16 and library() is not None
 
 
-def matrix_parts(w: torch.Tensor | Mxfp4Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def matrix_parts(w: torch.Tensor | Mxfp4Tensor | Int8Matrix) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A matrix as the kernels take it: its elements, and its scales if it has any."""
-    return (w.blocks, w.scales) if isinstance(w, Mxfp4Tensor) else (w, None)
+    match w:
+        case Mxfp4Tensor():
+            return w.blocks, w.scales
+        case Int8Matrix():
+            return w.values, w.scales
+    return w, None
+
+
+def quantize_int8(weight: torch.Tensor) -> Int8Matrix:
+    """bfloat16 [N, K] -> int8 with a scale for each row: of a few, the one with the least squared error."""
+    rows, columns = weight.shape
+    values = torch.empty(rows, padded_columns(columns), dtype=torch.int8)
+    scales = torch.empty(rows)
+    _call("quantize_int8", weight, values, scales, rows, columns)
+    return Int8Matrix(values, scales, columns)
 
 
 def linear(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Int8Matrix,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
@@ -133,7 +150,7 @@ def linear(
     rows, columns = x.shape[0], weight.shape[0]
     out = torch.empty(rows, columns, dtype=out_dtype)
     _call(
-        "linear", x, weight, bias, residual, out, out_dtype == torch.float32, rows, columns, x.shape[1]
+        "linear", x, *matrix_parts(weight), bias, residual, out, out_dtype == torch.float32, rows, columns, x.shape[1]
     )  # fmt: skip
     return out
 

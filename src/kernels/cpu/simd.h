@@ -73,6 +73,11 @@ static inline B b_decode(const uint8_t* block, Table table) {  // 16 bytes of MX
     const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)block));
     return (__m512bh)_mm512_permutexvar_epi16(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), table);
 }
+static inline B b_from_int8(const int8_t* p) {
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(p + 16))));
+    return _mm512_cvtne2ps_pbh(high, low);
+}
 // Four sums at once: lane j of the result is the sum of the 16 lanes of a_j.
 static inline __m128 f_sum4(F a0, F a1, F a2, F a3) {
     const __m512 r01 = _mm512_add_ps(_mm512_unpacklo_ps(a0, a1), _mm512_unpackhi_ps(a0, a1));

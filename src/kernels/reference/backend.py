@@ -45,7 +45,7 @@ class ReferenceBackend:
     def prepare_layer(self, layer: LayerWeights) -> LayerWeights:
         return layer
 
-    def prepare_head(self, weight: DenseWeight) -> HeadWeight:
+    def prepare_head(self, weight: torch.Tensor) -> HeadWeight:
         return weight
 
     def prepare_step(self, layout: StepLayout) -> ReferenceStep:
@@ -62,6 +62,7 @@ class ReferenceBackend:
     def norm_qkv(self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: ReferenceStep) -> torch.Tensor:
         s = self.shape
         t = self._norm(x, layer.attention_norm)
+        assert isinstance(layer.qkv, torch.Tensor)
         qkv = linear_ref(t, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, s.head_dim)
         rotated = apply_rope_ref(qkv[:, : s.num_heads + s.num_kv_heads], *step.rope)
         value = qkv[:, s.num_heads + s.num_kv_heads :]
@@ -84,6 +85,7 @@ class ReferenceBackend:
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
 
     def linear(self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        assert isinstance(weight, torch.Tensor)
         return linear_ref(x, weight, bias, residual)
 
     def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: object) -> torch.Tensor:

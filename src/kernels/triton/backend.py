@@ -54,7 +54,7 @@ class TritonBackend:
         packed = PackedExperts(pack_experts(w1, order), experts.b1, pack_experts(w2), experts.b2)
         return replace(layer, experts=packed)
 
-    def prepare_head(self, weight: DenseWeight) -> HeadWeight:
+    def prepare_head(self, weight: torch.Tensor) -> HeadWeight:
         return weight
 
     def prepare_step(self, layout: StepLayout) -> TritonStep:
@@ -64,6 +64,7 @@ class TritonBackend:
         return None
 
     def norm_qkv(self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: TritonStep) -> torch.Tensor:
+        assert isinstance(layer.qkv, torch.Tensor)
         return fused_layers.norm_qkv(
             x,
             layer.attention_norm,
@@ -93,6 +94,7 @@ class TritonBackend:
         )
 
     def linear(self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        assert isinstance(weight, torch.Tensor)
         return fused_layers.linear(x, weight, bias, residual, None, invariant=self.is_batch_invariant)
 
     def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: TritonStep) -> torch.Tensor:

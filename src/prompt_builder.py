@@ -153,7 +153,7 @@ class PromptBuilder:
             total += lengths[message]
         return total
 
-    def remember(self, token_ids: Sequence[int], scope: str = "", *, after: PromptTokens | None = None) -> None:
+    def remember(self, token_ids: Sequence[int], scope: str = "", after: PromptTokens | None = None) -> None:
         """Keeps the ids generated after a prompt of this scope, for when the client sends them back as history."""
         if self._generated is not None:
             self._generated.add(token_ids, b"" if after is None else after.context, scope)

@@ -16,6 +16,7 @@ from gptoss.api.access.api_keys import ApiKeys, Caller
 from gptoss.api.context import ServerContext
 from gptoss.api.http import errors
 from gptoss.api.http.limited_paths import LimitedPaths
+from gptoss.api.http.profiles import Profiles
 from gptoss.api.middleware.auth import AuthMiddleware
 from gptoss.api.middleware.head_as_get import HeadAsGet
 from gptoss.api.middleware.request_id import RequestIdMiddleware
@@ -82,6 +83,7 @@ def create_app(
 
     app = FastAPI(title="gpt-oss server", version=__version__, lifespan=lifespan)
     tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
+    profiles = config.all_profiles()
     metrics, access, store = Metrics(), Access(ApiKeys(config, callers)), ResponseStore(config.response_store_bytes)
     context = ServerContext(
         config=config,
@@ -89,11 +91,9 @@ def create_app(
         prompt_builder=_prompt_builder(vocabulary, config),
         vocabulary=vocabulary,
         metrics=metrics,
-        model_id=model_id,
         model_size=model_size,
         model_repetition_guard=repetition_guard,
-        model_names=aliases | {model_id},
-        profiles=config.all_profiles(),
+        profiles=Profiles(profiles, profiles[config.profile], model_id, aliases | {model_id}),
         access=access,
         tracker=RequestTracker(engine, metrics, access, tracing),
         stored_responses=store,

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 from fastapi import Depends, Request
 
 from gptoss import __version__
 from gptoss.api.access.access import Access
-from gptoss.api.access.api_keys import ANONYMOUS, Caller, tenant_of
-from gptoss.api.http.body import read_json_object
-from gptoss.api.http.errors import ApiError, InvalidRequest, NotFound, from_engine
-from gptoss.api.http.fields import SamplingFields
-from gptoss.api.http.work_pool import INLINE_BYTES, Sender, Stopped, WorkPool
+from gptoss.api.access.api_keys import Caller, tenant_of
+from gptoss.api.http.profiles import Profiles
+from gptoss.api.http.sender import ANONYMOUS, Sender, client_of
+from gptoss.api.http.work_pool import WorkPool
 from gptoss.api.telemetry.metrics import Metrics
-from gptoss.api.telemetry.relaxations import warn_relaxed
 from gptoss.api.telemetry.request_accounting import RequestAccounting
 from gptoss.api.telemetry.request_record import RequestRecord
 from gptoss.api.telemetry.request_tracker import RequestTracker
@@ -28,15 +23,10 @@ from gptoss.api.telemetry.unknown_fields import UnknownFields
 from gptoss.config.profiles import Profile
 from gptoss.config.schema import ServerConfig
 from gptoss.engine.client.client import EngineClient
-from gptoss.engine.client.errors import EngineError
-from gptoss.generation import session
-from gptoss.generation.plan import Plan
 from gptoss.generation.planner import PlanLimits, Planner
-from gptoss.generation.request import GenerationRequest, TextPrompts
-from gptoss.generation.session import Choice, Generation, VisibleDelta
-from gptoss.harmony.conversation import Conversation
+from gptoss.generation.session import Choice, VisibleDelta
 from gptoss.harmony.vocabulary_files import Vocabulary
-from gptoss.prompt_builder import PromptBuilder, PromptTokens
+from gptoss.prompt_builder import PromptBuilder
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Choice[VisibleDelta])
@@ -58,11 +48,9 @@ class ServerContext:
     prompt_builder: PromptBuilder
     vocabulary: Vocabulary
     metrics: Metrics
-    model_id: str
     model_size: str
     model_repetition_guard: int  # the model's own, where the configuration has none
-    model_names: frozenset[str]  # the id and its aliases
-    profiles: Mapping[str, Profile]
+    profiles: Profiles
     access: Access
     tracker: RequestTracker
     stored_responses: StoredResponses
@@ -73,7 +61,11 @@ class ServerContext:
     @property
     def profile(self) -> Profile:
         """The server's own; a request may name another."""
-        return self.profiles[self.config.profile]
+        return self.profiles.default
+
+    @property
+    def model_id(self) -> str:
+        return self.profiles.model_id
 
     @property
     def repetition_guard(self) -> int:
@@ -111,7 +103,6 @@ class ServerContext:
         text = f"{__version__} {sorted(self.tags.items())} {self.dense_dtype}"
         return "fp_" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
-    @property
     def planner(self) -> Planner:
         config = self.config
         limits = PlanLimits(
@@ -119,134 +110,53 @@ class ServerContext:
         )
         return Planner(limits, self.vocabulary, self.prompt_builder)
 
-    def profile_of(self, model: str, name: str | None = None) -> Profile:
-        """`name`, else the suffix of `model:profile`, else the server's own. Raises InvalidRequest or NotFound."""
-        base, _, suffix = model.rpartition(":")
-        has_suffix = suffix in self.profiles and base in self.model_names
-        if not has_suffix and model not in self.model_names:
-            text = f"The model '{model}' does not exist. This server serves {self.model_id!r}."
-            raise NotFound(text, "model", "model_not_found")
-        if name is None:
-            return self.profiles[suffix] if has_suffix else self.profile
-        if name not in self.profiles:
-            raise InvalidRequest(f"Unknown profile {name!r}; there are {', '.join(self.profiles)}.", "profile")
-        return self.profiles[name]
-
-    def generation_request(
-        self,
-        fields: SamplingFields,
-        prompt: Conversation | TextPrompts,
-        caller: Caller | None,
-        *,
-        id_prefix: str,
-        profile: str | None = None,
-        logprobs: int | None = None,
-        **own: Any,
-    ) -> GenerationRequest:
-        """What all endpoints read alike; `own`: the other fields of the GenerationRequest."""
-        return GenerationRequest(
-            request_id=id_prefix + secrets.token_hex(12),
-            prompt=prompt,
-            profile=self.profile_of(fields.model, profile),
-            sampling=fields.sampling(logprobs),
-            stop=fields.stop or (),
-            num_choices=fields.n or 1,
-            priority=fields.priority,
-            tenant=tenant_of(caller),
-            cache_scope=self.access.keys.cache_scope(caller),
-            cache_salt=fields.cache_salt or "",
-            **own,
+    def incoming(self, request: Request) -> Incoming:
+        """What a request needs that has just arrived."""
+        state, caller, planner = request.state, caller_of(request), self.planner()
+        record = RequestRecord(
+            endpoint=request.url.path,
+            request_id=getattr(state, "request_id", ""),
+            caller=caller,
+            allowance=getattr(state, "allowance", None),
+            trace_headers=tuple(
+                (name, request.headers[name]) for name in ("traceparent", "tracestate") if name in request.headers
+            ),
         )
-
-    async def plan(self, request: GenerationRequest, sender: Sender, *, counts_all: bool = False) -> Plan:
-        """`counts_all`: see Planner.plan. Raises GenerationError, or what `read` raises."""
-        planner = self.planner
-
-        def work(stopped: Stopped) -> Plan:
-            return planner.plan(request, stopped, counts_all=counts_all)
-
-        if sender.body_bytes < INLINE_BYTES and request.has_schemas:  # which take a while to compile
-            plan = await asyncio.to_thread(work, _never)
-        else:
-            plan = await self.read(sender, work)
-        warn_relaxed(plan.relaxed)
-        return plan
-
-    async def start(
-        self, plan: Plan, choices: Sequence[C], record: RequestRecord, *, streams: bool
-    ) -> Generation[C, Any]:
-        """Admits every choice, or none. Raises EngineError or RateLimited."""
-        record.stream = streams
+        tenant, cache_scope = tenant_of(caller), self.access.keys.cache_scope(caller)
+        address = f" {request.client.host}" if tenant == ANONYMOUS and request.client is not None else ""
         shown_text = self.vocabulary.decode if self.config.log_content else None
-        accounting = RequestAccounting(
-            record, self.access.limits, self.tracker, self.metrics, lambda: self.tags, shown_text
+        return Incoming(
+            Sender(
+                owner=tenant + address,
+                receive=request.receive,
+                client=client_of(request),
+                tenant=tenant,
+                cache_scope=cache_scope,
+            ),
+            planner,
+            RequestAccounting(record, self.access.limits, self.tracker, self.metrics, lambda: self.tags, shown_text),
+            self.pool,
+            self.profiles,
+            self.unknown_fields,
         )
-        return await session.start(plan, choices, self.engine, accounting, self._remember)
-
-    def _remember(self, token_ids: Sequence[int], scope: str, prompt: PromptTokens) -> None:
-        self.prompt_builder.remember(token_ids, scope, after=prompt)
-
-    async def read(self, sender: Sender, work: Callable[[Stopped], T]) -> T:
-        """The result of work on a request's body, without holding up other requests. Raises ClientGone, or RateLimited
-        where the caller has too much of it."""
-        if sender.body_bytes < INLINE_BYTES:
-            return work(_never)
-        return await self.pool.run(sender, work)
 
 
-def _never() -> bool:
-    return False
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One request: who sent it, and what reads, plans and counts it."""
 
-
-async def read_body(request: Request, context: ServerContext) -> dict[str, Any]:
-    """The request's JSON object. Raises what `read_json_object` and `WorkPool.run` raise."""
-    return await read_json_object(request, context.config, lambda work: context.pool.run(sender_of(request), work))
-
-
-def sender_of(request: Request) -> Sender:
-    """To be called when the body has been read. Without keys senders differ by their address."""
-    state = request.state
-    caller = getattr(state, "caller", None)
-    owner = ANONYMOUS if caller is None else caller.name
-    if owner == ANONYMOUS and request.client is not None:
-        owner = f"{owner} {request.client.host}"
-    return Sender(owner, getattr(state, "body_bytes", 0), request.receive)
+    sender: Sender
+    planner: Planner
+    accounting: RequestAccounting
+    pool: WorkPool
+    profiles: Profiles
+    unknown_fields: UnknownFields
 
 
 def caller_of(request: Request) -> Caller | None:
     """Who sends the request; None where no middleware has identified a caller."""
     caller: Caller | None = getattr(request.state, "caller", None)
     return caller
-
-
-def new_record(request: Request) -> RequestRecord:
-    """The record of a request that arrives now."""
-    state = request.state
-    return RequestRecord(
-        endpoint=request.url.path,
-        request_id=getattr(state, "request_id", ""),
-        caller=caller_of(request),
-        allowance=getattr(state, "allowance", None),
-        trace_headers=tuple(
-            (name, request.headers[name]) for name in ("traceparent", "tracestate") if name in request.headers
-        ),
-    )
-
-
-@contextlib.contextmanager
-def counted_rejections(context: ServerContext) -> Iterator[None]:
-    """For what happens before a request runs: what ends it here is counted, and the engine's refusals become HTTP's."""
-    try:
-        yield
-    except (ApiError, ValueError):
-        context.metrics.reject()
-        raise
-    except EngineError as error:
-        context.metrics.reject()
-        raise from_engine(error) from error
-    except Exception:  # a bug, which becomes a 500
-        context.metrics.fail()
-        raise
 
 
 def get_context(request: Request) -> ServerContext:

@@ -11,6 +11,7 @@ from gptoss.engine.messages import FinishReason, TokenOutput
 from gptoss.generation.logprobs import ContentLogprobs
 from gptoss.generation.plan import Plan
 from gptoss.generation.request import Beginning
+from gptoss.generation.session import Accounting, Engine, Generation, Remember, start
 from gptoss.generation.stop_strings import StopStrings
 from gptoss.harmony.deltas import Delta, Kind
 from gptoss.harmony.parser import ResponseParser
@@ -168,6 +169,20 @@ def chat_choices(plan: Plan, vocabulary: Vocabulary, *, joins_messages: bool = T
         )
         for index in range(len(plan.requests))
     ]
+
+
+async def start_chat(
+    plan: Plan,
+    vocabulary: Vocabulary,
+    engine: Engine,
+    accounting: Accounting,
+    remember: Remember,
+    *,
+    joins_messages: bool = True,
+) -> Generation[ChatChoice, ChatDelta]:
+    """See session.start; `joins_messages`: see ChatChoice."""
+    choices = chat_choices(plan, vocabulary, joins_messages=joins_messages)
+    return await start(plan, choices, engine, accounting, remember)
 
 
 def start_parser(parser: ResponseParser, begins: Beginning) -> ResponseParser:

@@ -21,6 +21,7 @@ class Plan:
     num_choices: int  # for each prompt
     has_max_tokens: bool  # whether the request limits the answer
     stop: Sequence[str]
+    stream: bool = False
     relaxed: Sequence[RelaxedSchema] = ()
     cache_scope: str = ""
     # of a conversation

@@ -83,6 +83,9 @@ class TextPrompts:
     echo: bool = False  # the answer begins with the prompt, with its logprobs if any are wanted
 
 
+Prompt = Conversation | TextPrompts
+
+
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """A final message that has been begun, and the reasoning before it: the answer continues its text."""
@@ -96,7 +99,7 @@ class GenerationRequest:
     """What a client asks of the model."""
 
     request_id: str  # begins the ids of its engine requests
-    prompt: Conversation | TextPrompts
+    prompt: Prompt
     profile: Profile  # gives what the request leaves open
     effort: ReasoningEffort | None = None
     reasoning_budget: int | None = None  # tokens of analysis; 0: none
@@ -107,6 +110,7 @@ class GenerationRequest:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     stop: Sequence[str] = ()  # strings that end the answer
     max_tokens: int | None = None  # of each choice, reasoning included
+    stream: bool = False  # the client reads the answer as it is generated
     num_choices: int = 1  # for each prompt
     priority: int | None = None  # lower runs sooner
     tenant: str = ""  # shares the engine equally with other tenants

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from gptoss.engine.messages import FinishReason, TokenLogprobs, TokenOutput
 from gptoss.generation.plan import Plan
+from gptoss.generation.session import Accounting, Engine, Generation, start
 from gptoss.generation.stop_strings import StopStrings
 from gptoss.harmony.deltas import Kind
 from gptoss.harmony.special_tokens import STOP_TOKEN_IDS
@@ -133,3 +134,10 @@ def text_choices(plan: Plan, vocabulary: Vocabulary) -> Sequence[TextChoice]:
         )
         for index, request in enumerate(plan.requests)
     ]
+
+
+async def start_text(
+    plan: Plan, vocabulary: Vocabulary, engine: Engine, accounting: Accounting
+) -> Generation[TextChoice, TextDelta]:
+    """See session.start."""
+    return await start(plan, text_choices(plan, vocabulary), engine, accounting)

@@ -16,13 +16,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gptoss.api.http.errors import Unauthorized
+from gptoss.api.http.sender import ANONYMOUS
 from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
 from gptoss.config.text import check_key_text, read_yaml
 
 logger = logging.getLogger(__name__)
-
-ANONYMOUS = "anonymous"
 
 
 class KeyEntry(BaseModel):

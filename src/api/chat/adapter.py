@@ -8,16 +8,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from gptoss.api.access.api_keys import Caller
 from gptoss.api.chat.messages import FIELDS, read_messages, read_prefill
 from gptoss.api.chat.output import ChatPlan
 from gptoss.api.chat.schema import ChatCompletionRequest
-from gptoss.api.chat.tools import is_legacy, read_tools
-from gptoss.api.context import ServerContext
+from gptoss.api.chat.tools import read_tools
+from gptoss.api.context import Incoming
 from gptoss.api.http.errors import field_names
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import output_format
-from gptoss.api.http.work_pool import Sender
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.errors import Path
 from gptoss.generation.planner import check_num_messages
@@ -29,26 +27,23 @@ NAMED_ROLES = ("user", "function")  # whose `name` the model reads
 _warn_names = WarnOnce(logger, "names of messages are not shown to the model for roles: %s")
 
 
-async def plan_chat(
-    body: Mapping[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
-) -> ChatPlan:
-    """`client`: whose unknown fields are reported. Raises ApiError or pydantic's ValidationError; nothing has been sent
+async def plan_chat(body: Mapping[str, Any], incoming: Incoming) -> ChatPlan:
+    """Raises ApiError or pydantic's ValidationError; nothing has been sent
     to the engine then."""
-    tools = body.get("tools")
+    sender, pool, tools = incoming.sender, incoming.pool, body.get("tools")
     legacy = bool(body.get("functions")) and not tools
     with field_names(partial(field_name, legacy=legacy, tools=tools if isinstance(tools, list) else ())):
-        request, asked = await context.read(sender, lambda _: read_chat(body, context, caller, client))
-        plan = await context.plan(asked, sender)
+        request, asked = await pool.read(sender, lambda _: read_chat(body, incoming))
+        plan = await pool.read(sender, partial(incoming.planner.plan, asked), is_slow=asked.has_schemas)
     reasoning = request.reasoning
     return ChatPlan(
         plan,
         created=int(time.time()),
         model=request.model,
-        stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         include_reasoning=request.include_reasoning is not False and not (reasoning and reasoning.exclude),
         include_relaxations=bool(request.include_relaxations),
-        is_legacy=is_legacy(request),
+        is_legacy=legacy,
         service_tier="default" if request.service_tier is not None else None,
     )
 
@@ -75,26 +70,23 @@ def field_name(path: Path, legacy: bool = False, tools: Sequence[Any] = ()) -> s
     return str(path[0]) if path else None
 
 
-def read_chat(
-    body: Mapping[str, Any], context: ServerContext, caller: Caller | None, client: str
-) -> tuple[ChatCompletionRequest, GenerationRequest]:
+def read_chat(body: Mapping[str, Any], incoming: Incoming) -> tuple[ChatCompletionRequest, GenerationRequest]:
     """Raises ApiError, GenerationError or pydantic's ValidationError."""
     sent = body.get("messages")
-    check_num_messages(_num_rendered(sent if isinstance(sent, list) else []), context.planner.limits)
+    check_num_messages(_num_rendered(sent if isinstance(sent, list) else []), incoming.planner.limits)
     request = ChatCompletionRequest.model_validate(dict(body))
     _warn_names({m.role for m in request.messages if m.name and m.role not in NAMED_ROLES})
-    context.unknown_fields.check(body, request, client)
+    incoming.unknown_fields.check(body, request, incoming.sender.client)
     tools = read_tools(request)
     own = request.response_format.output_format if request.response_format is not None else None
     wanted = output_format(request, own)
     prefill = read_prefill(request, constrained=tools.must_call or wanted is not None)
     messages = request.messages if prefill is None else request.messages[:-1]
-    asked = context.generation_request(
-        request,
+    asked = request.generation_request(
+        incoming.sender,
         read_messages(messages),
-        caller,
         id_prefix="chatcmpl-",
-        profile=request.profile,
+        profile=incoming.profiles.of(request.model, request.profile),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         effort=_effort(request),
         reasoning_budget=_reasoning_budget(request),

@@ -26,7 +26,6 @@ class ChatPlan:
     plan: Plan
     created: int
     model: str  # as the client wrote it
-    stream: bool
     include_usage: bool
     include_reasoning: bool
     include_relaxations: bool

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from gptoss.api.access.api_keys import Caller
 from gptoss.api.completions.schema import DEFAULT_MAX_TOKENS, CompletionRequest
-from gptoss.api.context import ServerContext
+from gptoss.api.context import Incoming
 from gptoss.api.http.errors import InvalidRequest, field_names
 from gptoss.api.http.output_format import output_format
-from gptoss.api.http.work_pool import Sender
 from gptoss.generation.errors import Path
 from gptoss.generation.plan import Plan
 from gptoss.generation.request import GenerationRequest, TextPrompts
@@ -26,7 +25,6 @@ class CompletionPlan:
     plan: Plan
     created: int
     model: str  # as the client wrote it
-    stream: bool
     include_usage: bool
     include_relaxations: bool
 
@@ -39,18 +37,16 @@ class CompletionPlan:
         return self.plan.params.prompt_logprobs is not None
 
 
-async def plan_completion(
-    body: dict[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
-) -> CompletionPlan:
+async def plan_completion(body: dict[str, Any], incoming: Incoming) -> CompletionPlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
-    request, asked = await context.read(sender, lambda _: read_completion(body, context, caller, client))
+    sender, pool = incoming.sender, incoming.pool
+    request, asked = await pool.read(sender, lambda _: read_completion(body, incoming))
     with field_names(field_name):
-        plan = await context.plan(asked, sender)
+        plan = await pool.read(sender, partial(incoming.planner.plan, asked), is_slow=asked.has_schemas)
     return CompletionPlan(
         plan,
         created=int(time.time()),
         model=request.model,
-        stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         include_relaxations=bool(request.include_relaxations),
     )
@@ -61,20 +57,18 @@ def field_name(path: Path) -> str | None:
     return str(path[-1]) if path else None
 
 
-def read_completion(
-    body: dict[str, Any], context: ServerContext, caller: Caller | None, client: str
-) -> tuple[CompletionRequest, GenerationRequest]:
+def read_completion(body: dict[str, Any], incoming: Incoming) -> tuple[CompletionRequest, GenerationRequest]:
     """Raises ApiError or pydantic's ValidationError."""
     request = CompletionRequest.model_validate(body)
-    context.unknown_fields.check(body, request, client)
+    incoming.unknown_fields.check(body, request, incoming.sender.client)
     prompts = read_prompts(request.prompt)
     _check_completions(len(prompts) * (request.n or 1))
     own = request.response_format.output_format if request.response_format is not None else None
-    asked = context.generation_request(
-        request,
+    asked = request.generation_request(
+        incoming.sender,
         TextPrompts(prompts, echo=bool(request.echo)),
-        caller,
         id_prefix="cmpl-",
+        profile=incoming.profiles.of(request.model),
         logprobs=request.logprobs,
         output_format=None if request.ignore_eos else output_format(request, own),
         max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
@@ -15,18 +15,15 @@ from starlette.requests import ClientDisconnect, Request
 
 from gptoss.api.http.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
 from gptoss.api.http.large_json import CountingDecoder, TooManyValuesError, takes_long
-from gptoss.api.http.work_pool import INLINE_BYTES, Stopped
+from gptoss.api.http.sender import Sender
+from gptoss.api.http.work_pool import WorkPool
 from gptoss.config.schema import ServerConfig
 
-Parse = Callable[[Stopped], dict[str, Any]]
 
+async def read_json_object(request: Request, sender: Sender, config: ServerConfig, pool: WorkPool) -> dict[str, Any]:
+    """Reads and parses the body; of a large one, in a thread.
 
-async def read_json_object(
-    request: Request, config: ServerConfig, run: Callable[[Parse], Awaitable[dict[str, Any]]]
-) -> dict[str, Any]:
-    """Reads and parses the body. `run` parses a large one in a thread.
-
-    Raises InvalidRequest, BodyTooLarge, BodyTooSlow, UnsupportedMediaType or what `run` raises.
+    Raises InvalidRequest, BodyTooLarge, BodyTooSlow, UnsupportedMediaType or what WorkPool.run raises.
     """
     max_bytes = config.max_body_bytes
     if config.require_json_content_type:
@@ -50,10 +47,8 @@ async def read_json_object(
     except ClientDisconnect:
         raise InvalidRequest("The client disconnected before its body was complete.") from None
     data = b"".join(chunks)
-    request.state.body_bytes = size
-    if size < INLINE_BYTES:
-        return parse_json_object(data)
-    return await run(lambda stopped: parse_json_object(data, stopped))
+    sender.body_bytes = size
+    return await pool.read(sender, lambda stopped: parse_json_object(data, stopped))
 
 
 def check_content_type(headers: Headers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -18,8 +19,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from gptoss.api.http.sender import Sender
 from gptoss.engine.sampling_params import LogitBias
-from gptoss.generation.request import SamplingOptions
+from gptoss.generation.request import GenerationRequest, Prompt, SamplingOptions
 from gptoss.harmony.render import ReasoningEffort
 from gptoss.harmony.special_tokens import VOCAB_SIZE
 
@@ -178,6 +180,30 @@ class SamplingFields(Strict):
         self._bias = LogitBias.of({int(k): v for k, v in (self.logit_bias or {}).items()})
         self.logit_bias = None  # as an object it may take 25 MB
         return self
+
+    def generation_request(
+        self,
+        sender: Sender,
+        prompt: Prompt,
+        *,
+        id_prefix: str,
+        logprobs: int | None = None,
+        **own: Any,
+    ) -> GenerationRequest:
+        """What all endpoints read alike; `own`: the other fields of the GenerationRequest."""
+        return GenerationRequest(
+            request_id=id_prefix + secrets.token_hex(12),
+            prompt=prompt,
+            sampling=self.sampling(logprobs),
+            stop=self.stop or (),
+            stream=bool(self.stream),
+            num_choices=self.n or 1,
+            priority=self.priority,
+            tenant=sender.tenant,
+            cache_scope=sender.cache_scope,
+            cache_salt=self.cache_salt or "",
+            **own,
+        )
 
     def sampling(self, logprobs: int | None) -> SamplingOptions:
         return SamplingOptions(

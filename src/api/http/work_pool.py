@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from starlette.types import Receive
-
 from gptoss.api.http.errors import InvalidRequest, RateLimited
+from gptoss.api.http.sender import Sender
 
 T = TypeVar("T")
 Stopped = Callable[[], bool]
@@ -27,25 +26,11 @@ SHARE = 2  # threads that one owner may have at once
 MAX_WAITING = 64  # jobs of one owner
 
 
-@dataclass(frozen=True, slots=True)
-class Sender:
-    """The sender of a request, the size of its body, and the channel that reports a disconnect."""
-
-    owner: str
-    body_bytes: int = 0
-    receive: Receive | None = None
-
-    async def gone(self) -> None:
-        """Returns when the client has disconnected. Await it only after the body has been read."""
-        if self.receive is None:
-            await asyncio.Future()
-        else:
-            while (await self.receive())["type"] != "http.disconnect":
-                pass
-
-
-LOCAL = Sender("")  # the server itself
 MANY_BYTES = sys.maxsize
+
+
+def _never() -> bool:
+    return False
 
 
 class ClientGone(InvalidRequest):
@@ -72,6 +57,15 @@ class WorkPool:
         self._share = share
         self._waiting: dict[str, deque[_Job]] = {}  # by owner; whose turn it is comes first
         self._running: Counter[str] = Counter()
+
+    async def read(self, sender: Sender, work: Callable[[Stopped], T], *, is_slow: bool = False) -> T:
+        """Returns the result of `work` on the sender's body without blocking the event loop.
+
+        `is_slow`: also if the body is small. Raises what `run` raises if the body is large.
+        """
+        if sender.body_bytes >= INLINE_BYTES:
+            return await self.run(sender, work)
+        return await asyncio.to_thread(work, _never) if is_slow else work(_never)
 
     async def run(self, sender: Sender, work: Callable[[Stopped], T]) -> T:
         """Returns the result of `work`, whose argument returns true once the result is no longer needed.

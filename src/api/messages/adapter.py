@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gptoss.api.access.api_keys import Caller
-from gptoss.api.context import ServerContext
+from gptoss.api.context import Incoming
 from gptoss.api.http.errors import InvalidRequest, Location, field_names, from_validation
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import output_format
-from gptoss.api.http.work_pool import Sender
 from gptoss.api.messages.conversation import num_rendered, read_conversation
 from gptoss.api.messages.output import MessagePlan
 from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
 from gptoss.api.messages.tools import read_tools
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.errors import ContextTooLongError, Path
+from gptoss.generation.plan import Plan
 from gptoss.generation.planner import MESSAGE_TOKENS, check_num_messages
 from gptoss.generation.request import GenerationRequest, OutputFormat
 from gptoss.harmony.render import ReasoningEffort
@@ -55,17 +55,15 @@ class _Asked:
         return str(path[0]) if path else None
 
 
-async def plan_message(
-    body: dict[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
-) -> MessagePlan:
+async def plan_message(body: dict[str, Any], incoming: Incoming) -> MessagePlan:
     """Raises ApiError; nothing has been sent to the engine then."""
-    request, asked = await _read(MessagesRequest, body, context, caller, sender, client)
+    request, asked = await _read(MessagesRequest, body, incoming)
     with field_names(asked.field_name):
         try:
-            plan = await context.plan(asked.generation, sender, counts_all=True)
+            plan = await _plan(asked.generation, incoming)
         except ContextTooLongError as error:
-            raise _too_long(error.num_tokens, context) from error
-    num_tokens, most = len(plan.prompts[0]), context.max_model_len
+            raise _too_long(error.num_tokens, incoming) from error
+    num_tokens, most = len(plan.prompts[0]), incoming.planner.limits.max_model_len
     if num_tokens + request.max_tokens > most:
         raise InvalidRequest(
             f"input length and `max_tokens` exceed context limit: {num_tokens} + {request.max_tokens} > {most}, "
@@ -75,14 +73,12 @@ async def plan_message(
     return MessagePlan(plan, request)
 
 
-async def count_tokens(
-    body: dict[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
-) -> int:
+async def count_tokens(body: dict[str, Any], incoming: Incoming) -> int:
     """Tokens of the prompt, also of one that is too long. Raises ApiError."""
-    _, asked = await _read(CountTokensRequest, body, context, caller, sender, client)
+    _, asked = await _read(CountTokensRequest, body, incoming)
     with field_names(asked.field_name):
         try:
-            plan = await context.plan(asked.generation, sender, counts_all=True)
+            plan = await _plan(asked.generation, incoming)
         except ContextTooLongError as error:
             if error.num_tokens is None:
                 raise
@@ -90,27 +86,30 @@ async def count_tokens(
     return len(plan.prompts[0])
 
 
-async def _read(
-    model: type[R], body: dict[str, Any], context: ServerContext, caller: Caller | None, sender: Sender, client: str
-) -> tuple[R, _Asked]:
+async def _plan(asked: GenerationRequest, incoming: Incoming) -> Plan:
+    plan = partial(incoming.planner.plan, asked, counts_all=True)
+    return await incoming.pool.read(incoming.sender, plan, is_slow=asked.has_schemas)
+
+
+async def _read(model: type[R], body: dict[str, Any], incoming: Incoming) -> tuple[R, _Asked]:
     def read() -> tuple[R, _Asked]:
         messages = body.get("messages")
         count = num_rendered(messages) if isinstance(messages, list) else 0
         try:
-            check_num_messages(count, context.planner.limits)
+            check_num_messages(count, incoming.planner.limits)
         except ContextTooLongError as error:
-            raise _too_long(count * MESSAGE_TOKENS, context) from error
+            raise _too_long(count * MESSAGE_TOKENS, incoming) from error
         request = model.model_validate(body)
-        context.unknown_fields.check(body, request, client)
-        return request, _asked(request, context, caller)
+        incoming.unknown_fields.check(body, request, incoming.sender.client)
+        return request, _asked(request, incoming)
 
     try:
-        return await context.read(sender, lambda _: read())
+        return await incoming.pool.read(incoming.sender, lambda _: read())
     except ValidationError as error:
         raise invalid(error) from None
 
 
-def _asked(request: CountTokensRequest, context: ServerContext, caller: Caller | None) -> _Asked:
+def _asked(request: CountTokensRequest, incoming: Incoming) -> _Asked:
     _warn_ignored(field for field in IGNORED if getattr(request, field) is not None)
     tools = read_tools(request)
     wanted = output_format(request, _format(request))
@@ -121,12 +120,11 @@ def _asked(request: CountTokensRequest, context: ServerContext, caller: Caller |
         raise InvalidRequest(message, last)
     thinking = request.thinking
     is_disabled = thinking is not None and thinking.type == "disabled"
-    generation = context.generation_request(
-        request,
+    generation = request.generation_request(
+        incoming.sender,
         conversation,
-        caller,
         id_prefix="msg_",
-        profile=request.profile,
+        profile=incoming.profiles.of(request.model, request.profile),
         effort="low" if is_disabled else _effort(request),
         reasoning_budget=0 if is_disabled else thinking.budget_tokens if thinking is not None else None,
         prefill=prefill,
@@ -150,9 +148,9 @@ def _format(request: CountTokensRequest) -> OutputFormat | None:
     return OutputFormat("json", wanted.schema_, field, ("output_config", field), "response", strict=True)
 
 
-def _too_long(num_tokens: int | None, context: ServerContext) -> InvalidRequest:
+def _too_long(num_tokens: int | None, incoming: Incoming) -> InvalidRequest:
     """In Anthropic's words, which clients read the two numbers of."""
-    most = context.max_model_len
+    most = incoming.planner.limits.max_model_len
     message = f"prompt is too long: {most + 1 if num_tokens is None else num_tokens} tokens > {most} maximum"
     return InvalidRequest(message, code="context_length_exceeded")
 

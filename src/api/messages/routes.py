@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
-from gptoss.api.context import Context, caller_of, counted_rejections, new_record, read_body, sender_of
+from gptoss.api.context import Context
+from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import NotFound
 from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import json_body
@@ -16,8 +17,7 @@ from gptoss.api.http.sse import respond
 from gptoss.api.messages.adapter import count_tokens, plan_message
 from gptoss.api.messages.output import MessageRenderer
 from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
-from gptoss.api.telemetry.unknown_fields import client_of
-from gptoss.generation.chat_output import chat_choices
+from gptoss.generation.chat_output import start_chat
 
 router = APIRouter()
 PING = ServerSentEvent(data='{"type":"ping"}', event="ping", sep="\n")
@@ -26,23 +26,28 @@ PING = ServerSentEvent(data='{"type":"ping"}', event="ping", sep="\n")
 @router.post("/v1/messages", openapi_extra=json_body(MessagesRequest))
 @generates
 async def messages(request: Request, context: Context) -> Response:
-    record = new_record(request)
-    with counted_rejections(context):
-        body = await read_body(request, context)
-        message = await plan_message(body, context, record.caller, sender_of(request), client_of(request))
-        choices = chat_choices(message.plan, context.vocabulary, joins_messages=False)
-        streams = bool(message.request.stream)
-        generation = await context.start(message.plan, choices, record, streams=streams)
-    renderer = MessageRenderer(message, generation, record.request_id)
-    return respond(renderer, generation.close, context.config, streams=streams, keep_alive=PING)
+    incoming = context.incoming(request)
+    with incoming.accounting.counted_rejections():
+        body = await read_json_object(request, incoming.sender, context.config, context.pool)
+        message = await plan_message(body, incoming)
+        generation = await start_chat(
+            message.plan,
+            context.vocabulary,
+            context.engine,
+            incoming.accounting,
+            context.prompt_builder.remember,
+            joins_messages=False,
+        )
+    renderer = MessageRenderer(message, generation, incoming.accounting.record.request_id)
+    return respond(renderer, generation.close, context.config, streams=message.plan.stream, keep_alive=PING)
 
 
 @router.post("/v1/messages/count_tokens", openapi_extra=json_body(CountTokensRequest))
 async def count_message_tokens(request: Request, context: Context) -> dict[str, Any]:
     """How many tokens the model would read."""
-    body = await read_body(request, context)
-    num_tokens = await count_tokens(body, context, caller_of(request), sender_of(request), client_of(request))
-    return {"input_tokens": num_tokens}
+    incoming = context.incoming(request)
+    body = await read_json_object(request, incoming.sender, context.config, context.pool)
+    return {"input_tokens": await count_tokens(body, incoming)}
 
 
 @router.post("/v1/messages/batches")

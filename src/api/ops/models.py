@@ -32,6 +32,6 @@ async def list_models(context: Context) -> dict[str, Any]:
 
 @router.get("/v1/models/{name:path}")
 async def get_model(name: str, context: Context) -> dict[str, Any]:
-    if name not in context.model_names:
+    if name not in context.profiles.model_names:
         raise NotFound(f"The model '{name}' does not exist.", "model", "model_not_found")
     return _model(name, context)

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gptoss.api.chat.adapter import plan_chat
-from gptoss.api.context import Context, ServerContext, caller_of, read_body, sender_of
+from gptoss.api.context import Context, Incoming
+from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import field_names
 from gptoss.api.http.fields import FIRST_PROBLEM, Strict
 from gptoss.api.http.openapi import json_body
 from gptoss.api.http.work_pool import Stopped
-from gptoss.api.telemetry.unknown_fields import client_of
 from gptoss.generation.errors import Path
 from gptoss.generation.planner import check_token_ids, too_long
 from gptoss.harmony.bpe import Limits, TooManyTokensError
@@ -53,23 +53,23 @@ async def tokenize(request: Request, context: Context) -> Response:
     With `messages` any field of POST /v1/chat/completions is allowed. Special tokens in a text stay text unless
     `parse_special` is true, or vLLM's `add_special_tokens` is present with any value: the model adds none.
     """
-    raw = await read_body(request, context)
-    sender, client = sender_of(request), client_of(request)
+    incoming = context.incoming(request)
+    raw = await read_json_object(request, incoming.sender, context.config, context.pool)
     more: dict[str, Any] = {}
     if "messages" in raw:
         body = {"model": context.model_id} | raw
-        chat = await plan_chat(body, context, caller_of(request), sender, client)
+        chat = await plan_chat(body, incoming)
         ids, more = chat.plan.prompts[0], {"prompt_version": context.prompt_builder.version}
     else:
-        ids = await context.read(sender, lambda stopped: _encode(raw, client, context, stopped))
+        ids = await context.pool.read(incoming.sender, lambda stopped: _encode(raw, incoming, stopped))
     answer = {"tokens": ids, "count": len(ids), "max_model_len": context.max_model_len}
     return Response(msgspec.json.encode(answer | more), media_type="application/json")
 
 
-def _encode(raw: dict[str, Any], client: str, context: ServerContext, stopped: Stopped) -> list[int]:
+def _encode(raw: dict[str, Any], incoming: Incoming, stopped: Stopped) -> list[int]:
     body = TokenizeRequest.model_validate(raw)
-    context.unknown_fields.check(raw, body, client)
-    vocabulary, max_tokens = context.vocabulary, context.max_model_len
+    incoming.unknown_fields.check(raw, body, incoming.sender.client)
+    vocabulary, max_tokens = incoming.planner.vocabulary, incoming.planner.limits.max_model_len
     encode = vocabulary.encode_with_special if body.reads_special else vocabulary.encode
     try:
         return encode(body.prompt, Limits(max_tokens, stopped))
@@ -84,22 +84,22 @@ def _field_name(path: Path) -> str:
 
 @router.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
 async def detokenize(request: Request, context: Context) -> Response:
-    raw = await read_body(request, context)
-    client = client_of(request)
-    text = await context.read(sender_of(request), lambda _: _decode(raw, client, context))
+    incoming = context.incoming(request)
+    raw = await read_json_object(request, incoming.sender, context.config, context.pool)
+    text = await context.pool.read(incoming.sender, lambda _: _decode(raw, incoming))
     return Response(msgspec.json.encode({"prompt": text}), media_type="application/json")
 
 
-def _decode(raw: dict[str, Any], client: str, context: ServerContext) -> str:
-    tokens, max_tokens = raw.get("tokens"), context.max_model_len
+def _decode(raw: dict[str, Any], incoming: Incoming) -> str:
+    tokens, max_tokens = raw.get("tokens"), incoming.planner.limits.max_model_len
     if isinstance(tokens, list) and len(tokens) > max_tokens:
         with field_names(_field_name):
             raise too_long(max_tokens, len(tokens), ("tokens",))
     body = DetokenizeRequest.model_validate(raw)
-    context.unknown_fields.check(raw, body, client)
+    incoming.unknown_fields.check(raw, body, incoming.sender.client)
     with field_names(_field_name):
         check_token_ids(body.tokens, ("tokens",))
-    return context.vocabulary.decode(body.tokens)
+    return incoming.planner.vocabulary.decode(body.tokens)
 
 
 @router.get("/tokenizer_info")

@@ -8,7 +8,6 @@ import time
 
 from gptoss.api.access.api_keys import tenant_of
 from gptoss.api.context import ServerContext
-from gptoss.api.http.work_pool import LOCAL
 from gptoss.engine.client.errors import EngineError
 from gptoss.generation.request import FunctionTool, GenerationRequest, ToolPolicy
 from gptoss.harmony.conversation import Conversation, UserMessage
@@ -48,6 +47,6 @@ async def _run(context: ServerContext, tools: ToolPolicy) -> None:
         max_tokens=4,
         tenant=tenant_of(None),
     )
-    plan = await context.plan(request, LOCAL)
+    plan = await asyncio.to_thread(context.planner().plan, request)
     async for _ in await context.engine.add_request(plan.requests[0]):
         pass

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptoss.api.access.api_keys import Caller
-from gptoss.api.context import ServerContext
+from gptoss.api.context import Incoming
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import named_format, output_format
 from gptoss.api.http.tool_choice import read_tool_choice
@@ -37,21 +36,18 @@ class ReadRequest:
         messages = self.messages if kept is None else [self.messages[index] for index in kept]
         return conversation_of(self.request.instructions, messages)
 
-    def generation_request(
-        self, context: ServerContext, caller: Caller | None, kept: Sequence[int] | None = None
-    ) -> GenerationRequest:
+    def generation_request(self, incoming: Incoming, kept: Sequence[int] | None = None) -> GenerationRequest:
         """Raises ApiError, or GenerationError for too many messages."""
         request, conversation = self.request, self.conversation(kept)
         texts = DeveloperMessage | AssistantMessage  # may come to nothing
         num_messages = sum(not isinstance(one, texts) for one in conversation.messages)
-        check_num_messages(num_messages, context.planner.limits)
+        check_num_messages(num_messages, incoming.planner.limits)
         has_logprobs = LOGPROBS in (request.include or ())
-        return context.generation_request(
-            request,
+        return request.generation_request(
+            incoming.sender,
             conversation,
-            caller,
             id_prefix="resp_",
-            profile=request.profile,
+            profile=incoming.profiles.of(request.model, request.profile),
             logprobs=(request.top_logprobs or 0) if has_logprobs else None,
             effort=_effort(request),
             reasoning_budget=request.reasoning_budget,

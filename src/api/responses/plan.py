@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from gptoss.api.access.api_keys import ANONYMOUS, Caller
-from gptoss.api.context import ServerContext
+from gptoss.api.context import Incoming
 from gptoss.api.http.errors import field_names
-from gptoss.api.http.work_pool import MANY_BYTES, Sender, Stopped
+from gptoss.api.http.work_pool import MANY_BYTES, Stopped
 from gptoss.api.responses.adapter import ReadRequest, field_name, read_request
 from gptoss.api.responses.items import PlacedItem, num_rendered
 from gptoss.api.responses.schema import ResponsesRequest
@@ -45,21 +45,15 @@ class ResponsePlan:
         return self.store.add(self.caller, body, inputs, previous=self.request.previous_response_id)
 
 
-async def plan_response(
-    body: dict[str, Any],
-    context: ServerContext,
-    store: ResponseStore,
-    caller: Caller | None,
-    sender: Sender,
-    client: str,
-) -> ResponsePlan:
+async def plan_response(body: dict[str, Any], store: ResponseStore, incoming: Incoming) -> ResponsePlan:
     """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
+    sender = incoming.sender
     with field_names(field_name):
-        request = await context.read(sender, lambda _: _read(body, context, client))
-    resolved = resolve(request, store, caller_name(caller))
+        request = await incoming.pool.read(sender, lambda _: _read(body, incoming))
+    resolved = resolve(request, store, sender.tenant)
     if resolved.uses_store:  # of unknown size
-        sender = replace(sender, body_bytes=MANY_BYTES)
-    planner = _Planner(request, context, caller, sender)
+        incoming = replace(incoming, sender=replace(sender, body_bytes=MANY_BYTES))
+    planner = _Planner(request, incoming)
     if request.truncation == "auto":
         tools, plan = await planner.plan_cut(resolved.items)
     else:
@@ -67,38 +61,37 @@ async def plan_response(
         with field_names(read.field_name):
             tools, plan = read.tools, await planner.plan(read)
     kept = store if store.enabled and request.store is not False else None
-    return ResponsePlan(plan, request, tools, resolved.own, caller_name(caller), kept)
+    return ResponsePlan(plan, request, tools, resolved.own, sender.tenant, kept)
 
 
-def _read(body: dict[str, Any], context: ServerContext, client: str) -> ResponsesRequest:
+def _read(body: dict[str, Any], incoming: Incoming) -> ResponsesRequest:
     sent = body.get("input")
     if isinstance(sent, list) and body.get("truncation") != "auto":
-        check_num_messages(num_rendered(sent), context.planner.limits)
+        check_num_messages(num_rendered(sent), incoming.planner.limits)
     request = ResponsesRequest.model_validate(body)
-    context.unknown_fields.check(body, request, client)
+    incoming.unknown_fields.check(body, request, incoming.sender.client)
     return request
 
 
 @dataclass(frozen=True, slots=True)
 class _Planner:
     request: ResponsesRequest
-    context: ServerContext
-    caller: Caller | None
-    sender: Sender
+    incoming: Incoming
 
     async def read(self, items: Sequence[PlacedItem]) -> ReadRequest:
         """Raises InvalidRequest."""
-        return await self.context.read(self.sender, lambda _: read_request(self.request, items))
+        return await self.incoming.pool.read(self.incoming.sender, lambda _: read_request(self.request, items))
 
     async def plan(self, read: ReadRequest, kept: Sequence[int] | None = None) -> Plan:
         """The plan of these items; None: of all. Raises ApiError or GenerationError."""
-        context = self.context
-        asked = await context.read(self.sender, lambda _: read.generation_request(context, self.caller, kept))
-        return await context.plan(asked, self.sender, counts_all=self.request.truncation == "auto")
+        sender, pool, planner = self.incoming.sender, self.incoming.pool, self.incoming.planner
+        asked = await pool.read(sender, lambda _: read.generation_request(self.incoming, kept))
+        plan = partial(planner.plan, asked, counts_all=self.request.truncation == "auto")
+        return await pool.read(sender, plan, is_slow=asked.has_schemas)
 
     async def plan_cut(self, items: Sequence[PlacedItem]) -> tuple[ToolTable, Plan]:
         """The same, of items of which the oldest are cut as far as the context requires it. Raises ApiError."""
-        cuts, limits = Cuts(items), self.context.planner.limits
+        cuts, limits = Cuts(items), self.incoming.planner.limits
         first = cuts.smallest(lambda kept: num_rendered([items[index].item for index in kept]) <= limits.max_messages)
         if first is None:
             with field_names(field_name):
@@ -119,8 +112,8 @@ class _Planner:
             counted = error.num_tokens
             if counted is None:
                 raise
-            cut = await self.context.read(
-                replace(self.sender, body_bytes=MANY_BYTES),
+            cut = await self.incoming.pool.run(
+                replace(self.incoming.sender, body_bytes=MANY_BYTES),
                 lambda stopped: self._cut(cuts, first, read, counted, stopped),
             )
             if cut is None:
@@ -138,9 +131,9 @@ class _Planner:
 
         def measure(kept: Sequence[int]) -> int:
             conversation = read.conversation(_positions(kept, all_kept))
-            return self.context.prompt_builder.measure(conversation, lengths, Limits(stopped=stopped))
+            return self.incoming.planner.prompt_builder.measure(conversation, lengths, Limits(stopped=stopped))
 
-        room = self.context.max_model_len
+        room = self.incoming.planner.limits.max_model_len
         others = num_tokens - measure(all_kept)  # tools, formats
         limit = room - others - answer_tokens(self.request.max_output_tokens, room)
         cut = cuts.smallest(lambda kept: measure(kept) <= limit, first)
@@ -154,7 +147,3 @@ def _positions(kept: Sequence[int], read: Sequence[int]) -> list[int]:
     """The positions in `read` of the indices `kept`; both ascend."""
     wanted = set(kept)
     return [position for position, index in enumerate(read) if index in wanted]
-
-
-def caller_name(caller: Caller | None) -> str:
-    return ANONYMOUS if caller is None else caller.name

@@ -8,17 +8,18 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from gptoss.api.context import Context, caller_of, counted_rejections, new_record, read_body, sender_of
+from gptoss.api.access.api_keys import tenant_of
+from gptoss.api.context import Context, caller_of
+from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import InvalidRequest, NotFound
 from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import json_body
 from gptoss.api.http.sse import respond
-from gptoss.api.responses.plan import caller_name, plan_response
+from gptoss.api.responses.plan import plan_response
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore
 from gptoss.api.responses.writer import ResponsesRenderer
-from gptoss.api.telemetry.unknown_fields import client_of
-from gptoss.generation.chat_output import chat_choices
+from gptoss.generation.chat_output import start_chat
 
 router = APIRouter()
 
@@ -34,23 +35,29 @@ Store = Annotated[ResponseStore, Depends(get_store)]
 @router.post("/v1/responses", openapi_extra=json_body(ResponsesRequest))
 @generates
 async def responses(request: Request, context: Context, store: Store) -> Response:
-    record = new_record(request)
-    with counted_rejections(context):
-        body = await read_body(request, context)
-        plan = await plan_response(body, context, store, record.caller, sender_of(request), client_of(request))
-        streams = bool(plan.request.stream)
-        choices = chat_choices(plan.plan, context.vocabulary, joins_messages=False)
-        generation = await context.start(plan.plan, choices, record, streams=streams)
+    incoming = context.incoming(request)
+    with incoming.accounting.counted_rejections():
+        body = await read_json_object(request, incoming.sender, context.config, context.pool)
+        plan = await plan_response(body, store, incoming)
+        generation = await start_chat(
+            plan.plan,
+            context.vocabulary,
+            context.engine,
+            incoming.accounting,
+            context.prompt_builder.remember,
+            joins_messages=False,
+        )
     keep = plan.keep if plan.store is not None else None
     renderer = ResponsesRenderer(plan.request, plan.tools, generation, keep)
-    return respond(renderer, generation.close, context.config, streams=streams)
+    return respond(renderer, generation.close, context.config, streams=plan.plan.stream)
 
 
 @router.post("/v1/responses/input_tokens", openapi_extra=json_body(ResponsesRequest))
 async def count_input_tokens(request: Request, context: Context, store: Store) -> dict[str, Any]:
     """How many tokens the model would read; what a response would refuse is refused here too."""
-    body = {"model": context.model_id} | await read_body(request, context)
-    plan = await plan_response(body, context, store, caller_of(request), sender_of(request), client_of(request))
+    incoming = context.incoming(request)
+    body = await read_json_object(request, incoming.sender, context.config, context.pool)
+    plan = await plan_response({"model": context.model_id} | body, store, incoming)
     return {"object": "response.input_tokens", "input_tokens": len(plan.plan.prompts[0])}
 
 
@@ -105,4 +112,4 @@ async def list_input_items(response_id: str, request: Request, store: Store) -> 
 
 
 def _caller(request: Request) -> str:
-    return caller_name(caller_of(request))
+    return tenant_of(caller_of(request))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gptoss.api.access.rate_limits import RateLimits, Work
+from gptoss.api.http.errors import ApiError, from_engine
 from gptoss.api.telemetry.metrics import Metrics
+from gptoss.api.telemetry.relaxations import warn_relaxed
 from gptoss.api.telemetry.request_record import RequestRecord
 from gptoss.api.telemetry.request_tracker import RequestTracker
+from gptoss.engine.client.errors import EngineError
 from gptoss.engine.messages import TokenOutput
 from gptoss.generation.plan import Plan
 from gptoss.generation.session import Choice, Usage, VisibleDelta
@@ -27,16 +31,31 @@ class RequestAccounting:
         shown_text: Callable[[list[int]], str] | None,
     ) -> None:
         """`shown_text` decodes prompts and answers for the log; None: they are not logged."""
-        self._record, self._limits, self._tracker, self._metrics = record, limits, tracker, metrics
+        self.record, self._limits, self._tracker, self._metrics = record, limits, tracker, metrics
         self._tags, self._shown_text = tags, shown_text
 
     @property
     def is_cancelled(self) -> bool:
-        return self._record.cancelled
+        return self.record.cancelled
+
+    @contextlib.contextmanager
+    def counted_rejections(self) -> Iterator[None]:
+        """Counts what ends the request before it runs; refusals of the engine become errors of the API."""
+        try:
+            yield
+        except (ApiError, ValueError):
+            self._metrics.reject()
+            raise
+        except EngineError as error:
+            self._metrics.reject()
+            raise from_engine(error) from error
+        except Exception:  # a bug, which becomes a 500
+            self._metrics.fail()
+            raise
 
     def admit(self, plan: Plan) -> None:
         """Raises RateLimited."""
-        if self._record.allowance is None:
+        if self.record.allowance is None:
             return
         work = Work(
             num_choices=len(plan.requests),
@@ -44,29 +63,30 @@ class RequestAccounting:
             max_tokens=sum(request.params.max_tokens for request in plan.requests),
             has_max_tokens=plan.has_max_tokens,
         )
-        self._limits.admit(self._record.allowance, work)
+        self._limits.admit(self.record.allowance, work)
 
     def begin(self, plan: Plan) -> None:
-        record = self._record
-        record.completion_id, record.profile = plan.request_id, plan.profile.name
+        record = self.record
+        record.completion_id, record.profile, record.stream = plan.request_id, plan.profile.name, plan.stream
+        warn_relaxed(plan.relaxed)
         self._tracker.begin(record, [request.request_id for request in plan.requests])
 
     def arrived(self, output: TokenOutput, num_tokens: int) -> None:
-        record = self._record
+        record = self.record
         if num_tokens:
             record.tokens_arrived(num_tokens)
         if output.queue_s is not None and record.queue_s is None:
             record.queue_s, record.prefill_s = output.queue_s, output.prefill_s
 
     def shown(self, kind: Kind) -> None:
-        record = self._record
+        record = self.record
         if kind == "reasoning":
             record.first_reasoning = record.first_reasoning or record.last_token
         else:
             record.first_content = record.first_content or record.last_token
 
     def end(self, usage: Usage, choices: Sequence[Choice[VisibleDelta]], prompts: Sequence[list[int]]) -> None:
-        record, show = self._record, self._shown_text
+        record, show = self.record, self._shown_text
         record.num_prompt_tokens = usage.num_prompt_tokens
         record.num_cached_tokens = usage.num_cached_tokens
         record.num_reasoning_tokens = usage.num_reasoning_tokens

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptoss.api.access.access import Access
-from gptoss.api.access.api_keys import ANONYMOUS, Caller
+from gptoss.api.access.api_keys import Caller
+from gptoss.api.http.sender import ANONYMOUS
 from gptoss.api.telemetry.metrics import Metrics
 from gptoss.api.telemetry.request_record import RequestRecord
 from gptoss.api.telemetry.tracing import Tracing

@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel
-from starlette.requests import Request
 
-from gptoss.api.access.api_keys import ANONYMOUS
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.http.fields import Strict
 
@@ -26,16 +24,6 @@ MAX_PAIRS = 1000  # logged pairs of client and field
 MAX_REPORTED = 20  # logged fields of one request
 MAX_NAME = 64
 _INDEX = re.compile(r"\[\d+\]")
-_PRODUCT = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, 5.6.2
-
-
-def client_of(request: Request) -> str:
-    """The name of the client's key, else the product of its User-Agent."""
-    caller = getattr(request.state, "caller", None)
-    if caller is not None and caller.name != ANONYMOUS:
-        return str(caller.name)
-    product = _PRODUCT.match(request.headers.get("user-agent", "").strip())
-    return product[0][:MAX_NAME] if product is not None else "unknown"
 
 
 class UnknownFields:

@@ -20,6 +20,8 @@ from gptoss.api.access.hosts import HostCheck, is_loopback
 from gptoss.api.http.body import check_content_type, read_json_object
 from gptoss.api.http.errors import Unauthorized, UnsupportedMediaType
 from gptoss.api.http.limited_paths import LimitedPaths
+from gptoss.api.http.sender import Sender
+from gptoss.api.http.work_pool import WorkPool
 from gptoss.api.middleware.auth import AuthMiddleware
 from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
@@ -317,7 +319,8 @@ def test_a_switch_takes_bodies_of_any_type(content_type: str) -> None:
     def read(required: bool, *, named: bool = True) -> dict[str, Any]:
         headers = {"content_type": content_type} if named else {}
         config = ServerConfig(require_json_content_type=required)
-        return asyncio.run(read_json_object(body_request(b'{"a": 1}', **headers), config, run=pytest.fail))
+        request = body_request(b'{"a": 1}', **headers)
+        return asyncio.run(read_json_object(request, Sender(""), config, WorkPool()))
 
     for named in (True, False):
         with pytest.raises(UnsupportedMediaType, match="Send the header 'Content-Type: application/json'"):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from gptoss.api.context import counted_rejections
 from gptoss.api.http.errors import InvalidRequest, Unavailable
 from gptoss.api.telemetry import metrics as m
 from gptoss.api.telemetry import request_record
+from gptoss.api.telemetry.request_accounting import RequestAccounting
 from gptoss.engine.client.errors import EngineError
 
 
@@ -94,8 +93,9 @@ def test_gaps_are_told_while_the_answer_runs(clock: Clock) -> None:
 def test_each_request_that_ends_before_it_runs_is_counted_once(
     error: Exception, raised: type[Exception], outcome: str
 ) -> None:
-    context: Any = SimpleNamespace(metrics=m.Metrics())
-    with pytest.raises(raised), counted_rejections(context):
+    metrics, unused = m.Metrics(), cast(Any, None)
+    accounting = RequestAccounting(request_record.RequestRecord(), unused, unused, metrics, unused, None)
+    with pytest.raises(raised), accounting.counted_rejections():
         raise error
-    assert context.metrics.outcomes == {outcome: 1}
-    assert f'gptoss_requests_total{{outcome="{outcome}"}} 1.0' in context.metrics.render({}, vllm_names=False).decode()
+    assert metrics.outcomes == {outcome: 1}
+    assert f'gptoss_requests_total{{outcome="{outcome}"}} 1.0' in metrics.render({}, vllm_names=False).decode()

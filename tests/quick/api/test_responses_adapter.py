@@ -11,11 +11,14 @@ from pydantic import ValidationError
 
 from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import InvalidRequest, field_names, from_validation
+from gptoss.api.http.profiles import Profiles
+from gptoss.api.http.sender import Sender
 from gptoss.api.responses import items as responses_items
 from gptoss.api.responses.adapter import ReadRequest, read_request
 from gptoss.api.responses.items import placed_items
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.telemetry.warn_once import WarnOnce
+from gptoss.config.profiles import PROFILES
 from gptoss.generation.errors import GenerationError
 from gptoss.generation.planner import PlanLimits
 from gptoss.generation.request import FunctionTool, OutputFormat, ToolPolicy
@@ -289,17 +292,18 @@ def test_tools_formats_and_limits_are_those_of_every_endpoint() -> None:
         temperature=0.5,
         store=True,
     )
-    context: Any = SimpleNamespace(
+    incoming: Any = SimpleNamespace(
         planner=SimpleNamespace(limits=PlanLimits(4096)),
-        generation_request=lambda fields, prompt, caller, **own: (fields.sampling(None), prompt, own),
+        profiles=Profiles(PROFILES, PROFILES["balanced"], "m", frozenset({"m"})),
+        sender=Sender(""),
     )
-    sampling, conversation, own = read.generation_request(context, None)  # type: ignore[misc]
-    assert (sampling.temperature, conversation) == (0.5, Conversation((ASKED,)))
-    assert own["tools"] == ToolPolicy(
+    asked = read.generation_request(incoming)
+    assert (asked.sampling.temperature, asked.prompt) == (0.5, Conversation((ASKED,)))
+    assert asked.tools == ToolPolicy(
         [FunctionTool("f", "d", {"type": "object"}, strict=True, label="'f'")], "required", ["f"], max_calls=1
     )
-    assert own["output_format"] == OutputFormat("json", schema, "text.format.schema", ("response_format", "s"), "s")
-    assert (own["effort"], own["max_tokens"], own["logprobs"]) == ("high", 9, None)
+    assert asked.output_format == OutputFormat("json", schema, "text.format.schema", ("response_format", "s"), "s")
+    assert (asked.effort, asked.max_tokens, asked.sampling.logprobs) == ("high", 9, None)
 
 
 @pytest.mark.parametrize(

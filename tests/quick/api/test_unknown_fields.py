@@ -9,12 +9,13 @@ import pytest
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from gptoss.api.access.api_keys import ANONYMOUS, Caller
+from gptoss.api.access.api_keys import Caller
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.completions.schema import CompletionRequest
 from gptoss.api.http.errors import InvalidRequest
+from gptoss.api.http.sender import ANONYMOUS, client_of
 from gptoss.api.responses.schema import ResponsesRequest
-from gptoss.api.telemetry.unknown_fields import MAX_PAIRS, UnknownFields, client_of, find_unknown
+from gptoss.api.telemetry.unknown_fields import MAX_PAIRS, UnknownFields, find_unknown
 
 USER = {"role": "user", "content": "x"}
 CHAT = {"model": "m", "messages": [USER]}

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from gptoss.api.http.errors import RateLimited
-from gptoss.api.http.work_pool import MAX_WAITING, ClientGone, Sender, WorkPool
+from gptoss.api.http.sender import Sender
+from gptoss.api.http.work_pool import MAX_WAITING, ClientGone, WorkPool
 
 
 class Gate:

@@ -29,7 +29,7 @@ from gptoss.cli.remote.load import (
     take_turns,
 )
 from gptoss.cli.remote.options import add_server_options, api_key_of, command_parser, count, positive, url_of
-from gptoss.cli.terminal.style import Style
+from gptoss.cli.terminal.style import Style, printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         return OK
     style = Style.of(sys.stdout)
     for number, target in enumerate(targets, 1):
-        sys.stdout.write(style(f"{number}: {target.model} at {target.url}", "bold") + "\n")
+        sys.stdout.write(style(f"{number}: {printable(target.model)} at {target.url}", "bold") + "\n")
     sys.stdout.write("\n".join(table(results)) + "\n")
     return OK
 

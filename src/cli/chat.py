@@ -106,6 +106,8 @@ class ChatSession:
                 return OK
             except KeyboardInterrupt:
                 sys.stdout.write("\n")
+            except UnicodeDecodeError:
+                self._note("error: that is not UTF-8 text", "red")
             except CommandError as error:
                 if not self._is_interactive:
                     raise
@@ -213,5 +215,5 @@ class ChatSession:
         raise EOFError
 
     def _note(self, text: str, colour: str = "dim") -> None:
-        sys.stdout.write(self._style(text, colour) + "\n")
+        sys.stdout.write(self._style(printable(text), colour) + "\n")
         sys.stdout.flush()

@@ -8,6 +8,7 @@ this file too.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -59,13 +60,17 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     """Runs the command. What ends it is one line on standard error, never a traceback of a foreseen failure."""
     from gptoss.cli.remote.errors import INTERRUPTED, CommandError
+    from gptoss.cli.terminal.style import printable
 
     sys.argv[0] = f"gptoss {name}"  # the program's name in argparse's messages
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # JSON can hold half of a surrogate pair
     try:
         result: int = importlib.import_module(f"gptoss.cli.{name.replace('-', '_')}").main(arguments)
         sys.stdout.flush()
     except CommandError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

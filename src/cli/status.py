@@ -17,7 +17,7 @@ from gptoss.cli.remote.answer import CHAT, WITH_USAGE, Answer, read
 from gptoss.cli.remote.connection import Connection
 from gptoss.cli.remote.errors import NO, OK, Refused
 from gptoss.cli.remote.options import add_server_options, command_parser, connection_of
-from gptoss.cli.terminal.style import Style
+from gptoss.cli.terminal.style import Style, printable
 
 TIMING_TOKENS = 32
 
@@ -99,15 +99,21 @@ def lines(found: dict[str, Any], style: Style) -> list[str]:
     health = found["health"]
     state = style("ready", "green") if found["ready"] else style("not ready", "red")
     rows = [("server", f"{found['url']} is {state}")]
-    rows += [("because", text) for text in health.get("reasons", ())]
-    rows.append(("version", f"{health.get('version')}, up {duration(health.get('uptime_s', 0))}"))
-    rows.append(("model", f"{health.get('model_id')} in {health.get('dtype')}, {health.get('gpu_mode')}"))
-    rows.append(("profile", f"{health.get('profile')}, prompt version {health.get('prompt_version')}"))
-    rows += figure_rows(found["figures"]) if found["figures"] else [("figures", found["figures_error"])]
+    rows += [("because", shown(text)) for text in health.get("reasons", ())]
+    tags = {name: shown(value) for name, value in health.items()}
+    rows.append(("version", f"{tags.get('version')}, up {duration(health.get('uptime_s', 0))}"))
+    rows.append(("model", f"{tags.get('model_id')} in {tags.get('dtype')}, {tags.get('gpu_mode')}"))
+    rows.append(("profile", f"{tags.get('profile')}, prompt version {tags.get('prompt_version')}"))
+    rows += figure_rows(found["figures"]) if found["figures"] else [("figures", shown(found["figures_error"]))]
     if timing := found["timing"]:
         rate = f", {timing['tokens_per_s']:.1f} tok/s" if timing["tokens_per_s"] else ""
         rows.append(("timing", f"first token {milliseconds(timing['ttft_s'])}, {timing['tokens']} tokens{rate}"))
     return [f"{style(f'{name:10}', 'dim')}{value}" for name, value in rows]
+
+
+def shown(value: Any) -> str:
+    """Returns a value that the server sent, for a terminal."""
+    return printable(str(value))
 
 
 def figure_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -89,11 +89,18 @@ def test_raw_mode_shows_harmony(url: str, home: Path) -> None:
 
 def test_ctrl_c_ends_the_answer_and_not_the_program(home: Path) -> None:
     slow = served("a b c d e f g h i j k l m n o p q r s t u v w x y z" * 9, pause_s=0.02)
-    with slow as url, terminal("chat", "--url", url, "--plain") as chat:
+    with (
+        slow as url,
+        terminal("generate", "Count", "--url", url) as answer,
+        terminal("chat", "--url", url, "--plain") as chat,
+    ):
+        answer.expect("a b c")
+        answer.send("\x03")
+        assert answer.wait() == 130 and "Traceback" not in answer.text
         chat.expect("> ")
         chat.send("half a question\x03")
         chat.expect("> ")
-        for number, mode in enumerate(("off", "on"), 1):
+        for number, mode in enumerate(("off", "on"), 2):
             file = home / f"{mode}.json"
             ask(chat, "/clear", "a new conversation")
             ask(chat, f"/raw {mode}", f"raw mode is {mode}")

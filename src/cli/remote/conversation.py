@@ -65,7 +65,7 @@ def save(conversation: Conversation, path: Path) -> None:
     """Writes the file. Raises UsageError, also if the file exists and is not a conversation."""
     if path.exists():
         load(path)
-    text = json.dumps({"format": FORMAT, **asdict(conversation)}, indent=2, ensure_ascii=False)
+    text = json.dumps({"format": FORMAT, **asdict(conversation)}, indent=2)
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:

@@ -38,7 +38,7 @@ def write_record(file: TextIO, connection: Connection, path: str, request: dict[
         "answer": found,
         "timings": timings,
     }
-    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    file.write(json.dumps(line) + "\n")
     file.flush()
 
 

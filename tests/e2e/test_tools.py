@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -52,6 +53,31 @@ def test_a_named_choice_calls_that_function(client: openai.OpenAI, choice: Any) 
         answer = ask(client, tools=TOOLS, tool_choice=choice, seed=seed, max_tokens=200).choices[0]
         assert [c.function.name for c in answer.message.tool_calls] == ["get_weather"]
         jsonschema.validate(json.loads(answer.message.tool_calls[0].function.arguments), CITY)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "definition", "form"),
+    [
+        ("regex", "[0-9]{3}[a-c]?", r"[0-9]{3}[a-c]?"),
+        ("lark", 'start: line~1..2\nline: "+ " /[a-z]{1,4}/ LF\n%import common.LF\n', r"(\+ [a-z]{1,4}\r?\n){1,2}"),
+    ],
+)
+def test_the_text_of_a_custom_tool_follows_its_definition(
+    client: openai.OpenAI, syntax: Any, definition: str, form: str
+) -> None:
+    grammar: Any = {"syntax": syntax, "definition": definition}
+    of_chat: Any = {"type": "custom", "custom": {"name": "x", "format": {"type": "grammar", "grammar": grammar}}}
+    choice: Any = {"type": "custom", "custom": {"name": "x"}}
+    for seed in range(3):
+        answer = ask(client, tools=[*TOOLS, of_chat], tool_choice=choice, seed=seed, max_tokens=100).choices[0]
+        (made,) = answer.message.tool_calls
+        assert made.custom.name == "x" and re.fullmatch(form, made.custom.input)
+    flat: Any = {"type": "custom", "name": "x", "format": {"type": "grammar", **grammar}}
+    response = client.responses.create(
+        model=MODEL, input="Go", tools=[flat], tool_choice={"type": "custom", "name": "x"}, max_output_tokens=100
+    )
+    item: Any = response.output[-1]
+    assert item.type == "custom_tool_call" and re.fullmatch(form, item.input)
 
 
 def test_none_never_calls_and_keeps_the_instructions(client: openai.OpenAI, server: ServerProcess) -> None:

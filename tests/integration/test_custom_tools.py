@@ -163,6 +163,15 @@ def test_a_patch_that_was_cut_off_is_not_lost(server: Server) -> None:
     assert item.input and patch(ADD).partition("<|message|>")[2].startswith(item.input)
 
 
+def test_a_command_that_was_not_ended_is_not_run(server: Server) -> None:
+    written = call("shell", '{"commands":["ls"]}')
+    server.says(written)
+    tokens = len(server.engine.vocabulary.encode_with_special(written))
+    (item,) = server.respond(tools=[{"type": "shell"}], max_output_tokens=tokens - 1).output
+    assert (item.type, item.name, item.status) == ("function_call", "shell", "incomplete")
+    assert item.arguments == '{"commands":["ls"]}'
+
+
 def test_commands_are_told_one_by_one(server: Server) -> None:
     server.says(call("shell", '{"commands": ["ls", "cat a"], "timeout_ms": 9}'))
     events = server.events(tools=[{"type": "shell"}])

@@ -276,6 +276,18 @@ def test_a_turn_comes_back_as_it_was_written(client: type[Any], replays: bool) -
     check()
 
 
+def test_no_text_of_a_custom_tool_is_another_than_braces() -> None:
+    builder, history = PromptBuilder(VOCABULARY, replay_generated_ids=True), Items()
+    prompt = builder.build(history.conversation())
+    for text in ("", "{}"):
+        builder.remember(generated([Message("custom", text, False)]), after=prompt)
+    nothing = Message("custom", "", True)
+    history.answered(generated([nothing]))
+    history.told("R")
+    wanted = [*prompt.token_ids, *nothing.ids(), *render_message(tool_result("g", "R"), VOCABULARY), *ASSISTANT]
+    assert builder.build(history.conversation()).token_ids == wanted
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> LLTokenizer:
     return public_tokenizer()

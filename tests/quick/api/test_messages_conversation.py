@@ -271,7 +271,7 @@ def test_what_is_accepted_is_not_reported_as_unknown() -> None:
         "system": [text_block("Hi") | cached],
         "messages": [
             user([text_block("Hi") | cached]),
-            assistant(THOUGHT | cached, CALLED | cached | {"input": {"type": "function", "odd": 1}}, foreign),
+            assistant(THOUGHT | cached, CALLED | cached | {"input": {"odd": 1}}, foreign),
             user([RESULT | cached]),
         ],
         "tools": [TOOL | cached | {"input_examples": [{"x": 1}], "defer_loading": True}],

@@ -6,7 +6,7 @@
 
 Start each server with `--debug-endpoints` on the same model and machine; requests are sent one at a time. The status,
 the headers, every JSON field, and in streams the events after joining adjacent deltas of one field, must be equal.
-Ids, times and the text of `error.message` may differ.
+Ids, times, the version (and the fingerprint, which holds it) and the text of `error.message` may differ.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PERSON = {
 QUESTIONS = ("What is 17 plus 25?", "What is the weather in Paris?", "My name is Anna. What is my name?")
 VOLATILE_HEADERS = frozenset({"date", "x-request-id", "openai-processing-ms", "server", "content-length"})
 VOLATILE_FIELDS = frozenset(
-    {"created", "created_at", "completed_at", "obfuscation", "sequence_number", "uptime_s", "version"}
+    {"created", "created_at", "completed_at", "obfuscation", "sequence_number", "uptime_s", "version", "system_fingerprint"}
 )
 ID = re.compile(r"\b(chatcmpl|cmpl|resp|msg|rs|fc|call|req|item|call_)[-_][0-9a-zA-Z]{8,}(-\d+)?")
 

@@ -58,7 +58,16 @@ PERSON = {
 QUESTIONS = ("What is 17 plus 25?", "What is the weather in Paris?", "My name is Anna. What is my name?")
 VOLATILE_HEADERS = frozenset({"date", "x-request-id", "openai-processing-ms", "server", "content-length"})
 VOLATILE_FIELDS = frozenset(
-    {"created", "created_at", "completed_at", "obfuscation", "sequence_number", "uptime_s", "version", "system_fingerprint"}
+    {
+        "created",
+        "created_at",
+        "completed_at",
+        "obfuscation",
+        "sequence_number",
+        "uptime_s",
+        "version",
+        "system_fingerprint",
+    }
 )
 ID = re.compile(r"\b(chatcmpl|cmpl|resp|msg|rs|fc|call|req|item|call_)[-_][0-9a-zA-Z]{8,}(-\d+)?")
 

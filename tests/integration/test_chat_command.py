@@ -69,10 +69,13 @@ def test_three_turns_with_commands(url: str, home: Path) -> None:
     assert saved["messages"][1]["reasoning"] == "Hm."
     history = home / "gpt-oss-server" / "chat_history"
     assert history.stat().st_mode & 0o777 == 0o600 and "Hello\n" in history.read_text()
+    other = home / "other.json"
+    other.write_text("{}")
     with terminal("chat", "--url", url, "--load", str(file), "--no-history") as chat:
-        ask(chat, "/save /etc/hostname", "error: /etc/hostname is not a saved conversation")
+        ask(chat, f"/save {other}", f"error: {other} is not a saved conversation")
         chat.send("/quit\n")
         assert chat.wait() == 0
+    assert other.read_text() == "{}"
 
 
 def test_raw_mode_shows_harmony(url: str, home: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gptoss.engine.messages import AddRequest
@@ -91,16 +91,10 @@ class Planner:
             "grammar": grammar,
             "loop_guard": self._loop_guard(request) if grammar is not None else None,
         }
-        return Plan(
-            request_id=request.request_id,
-            profile=request.profile,
-            requests=_engine_requests(request, [(prompt.token_ids, max_tokens)], params),
-            num_choices=request.num_choices,
-            has_max_tokens=request.max_tokens is not None,
-            stop=request.stop,
-            stream=request.stream,
-            relaxed=relaxed,
-            cache_scope=request.cache_scope,
+        return _plan(
+            request,
+            _engine_requests(request, [(prompt.token_ids, max_tokens)], params),
+            relaxed,
             prompt=prompt,
             begins=request.begins,
             tool_names=[tool.name for tool in tools.callable],
@@ -116,18 +110,8 @@ class Planner:
             "prompt_logprobs": request.sampling.logprobs if raw.echo else None,
         }
         sized = [(ids, self._max_tokens(request, len(ids))) for ids in prompts]
-        return Plan(
-            request_id=request.request_id,
-            profile=request.profile,
-            requests=_engine_requests(request, sized, params),
-            num_choices=request.num_choices,
-            has_max_tokens=request.max_tokens is not None,
-            stop=request.stop,
-            stream=request.stream,
-            relaxed=final.relaxed,
-            echo=raw.echo,
-            is_silent=request.max_tokens == 0,
-        )
+        engine_requests = _engine_requests(request, sized, params)
+        return _plan(request, engine_requests, final.relaxed, echo=raw.echo, is_silent=request.max_tokens == 0)
 
     def _ids(self, prompt: str | list[int], limits: Limits) -> list[int]:
         if isinstance(prompt, str):
@@ -205,18 +189,9 @@ class Planner:
     def _sampling(request: GenerationRequest) -> dict[str, Any]:
         options, profile = request.sampling, request.profile
         temperature = profile.temperature if options.temperature is None else options.temperature
-        return {
+        return {field.name: getattr(options, field.name) for field in fields(options) if field.name != "seed"} | {
             "temperature": 0.0 if temperature < GREEDY_BELOW else temperature,
             "top_p": profile.top_p if options.top_p is None else options.top_p,
-            "top_k": options.top_k,
-            "min_p": options.min_p,
-            "presence_penalty": options.presence_penalty,
-            "frequency_penalty": options.frequency_penalty,
-            "repetition_penalty": options.repetition_penalty,
-            "logit_bias": options.logit_bias,
-            "logprobs": options.logprobs,
-            "min_tokens": options.min_tokens,
-            "ignore_eos": options.ignore_eos,
             "stop_token_ids": STOP_TOKEN_IDS,
         }
 
@@ -276,6 +251,24 @@ def check_token_ids(ids: Sequence[int], path: Path) -> None:
     """Raises GenerationError."""
     if not all(0 <= token_id < VOCAB_SIZE for token_id in ids):
         raise GenerationError(f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", path, "invalid_value")
+
+
+def _plan(
+    request: GenerationRequest, requests: Sequence[AddRequest], relaxed: Sequence[RelaxedSchema], **own: Any
+) -> Plan:
+    """`own`: the fields of one kind of prompt."""
+    return Plan(
+        request_id=request.request_id,
+        profile=request.profile,
+        requests=requests,
+        num_choices=request.num_choices,
+        has_max_tokens=request.max_tokens is not None,
+        stop=request.stop,
+        stream=request.stream,
+        relaxed=relaxed,
+        cache_scope=request.cache_scope,
+        **own,
+    )
 
 
 def _engine_requests(

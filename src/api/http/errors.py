@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from pydantic import ValidationError
@@ -121,6 +121,7 @@ def from_generation(error: GenerationFailedError) -> ApiError:
 
 
 Location = tuple[int | str, ...]
+E = TypeVar("E", bound=Exception)
 
 
 def openai_param(location: Location) -> str | None:
@@ -186,21 +187,18 @@ def error_response(scope: Scope, error: ApiError, status: int | None = None) -> 
 
 
 def install(app: FastAPI) -> None:
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> Response:
-        return error_response(request.scope, error)
+    """Makes the app answer these exceptions with errors in the API's format."""
 
-    @app.exception_handler(EngineError)
-    async def engine_error(request: Request, error: EngineError) -> Response:
-        return error_response(request.scope, from_engine(error))
+    def answer(kind: type[E], converted: Callable[[E], ApiError]) -> None:
+        async def handler(request: Request, error: E) -> Response:
+            return error_response(request.scope, converted(error))
 
-    @app.exception_handler(GenerationFailedError)
-    async def generation_failed(request: Request, error: GenerationFailedError) -> Response:
-        return error_response(request.scope, from_generation(error))
+        app.exception_handler(kind)(handler)
 
-    @app.exception_handler(ValidationError)
-    async def validation_error(request: Request, error: ValidationError) -> Response:
-        return error_response(request.scope, from_validation(error))
+    answer(ApiError, lambda error: error)
+    answer(EngineError, from_engine)
+    answer(GenerationFailedError, from_generation)
+    answer(ValidationError, from_validation)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -41,53 +42,33 @@ def register_live_metrics(context: ServerContext) -> None:
             "gpu_temperature_celsius": values("temperature_c"),
         }
 
+    gauge, counter = ScrapedValue, partial(ScrapedValue, counter=True)
     values = [
-        ScrapedValue("num_requests_running", "Requests in the engine's batch.", lambda: engine.stats.num_running),
-        ScrapedValue("num_requests_waiting", "Requests waiting for the engine.", lambda: engine.num_waiting),
-        ScrapedValue("requests_active", "Requests not answered yet.", lambda: context.metrics.active),
-        ScrapedValue("kv_cache_usage_ratio", "Share of KV blocks in use.", lambda: engine.stats.kv_usage),
-        ScrapedValue("engine_ready", "1 while the engine serves.", lambda: float(engine.is_ready)),
-        ScrapedValue("engine_last_step_seconds", "Duration of the last step.", lambda: engine.stats.last_step_s),
-        ScrapedValue("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
-        ScrapedValue("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
-        ScrapedValue(
-            "stored_responses_bytes", "Size of the stored responses.", lambda: context.stored_responses.num_bytes
-        ),
-        ScrapedValue("engine_restarts", "Restarts of the engine.", lambda: engine.num_restarts, counter=True),
-        ScrapedValue(
-            "requests_resumed", "Requests that continued in the next engine.", lambda: engine.num_resumed, counter=True
-        ),
-        ScrapedValue("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens, counter=True),
-        ScrapedValue("generation_tokens", "Generated tokens.", lambda: context.metrics.num_output_tokens, counter=True),
-        ScrapedValue("prompt_cache_hits", "Prompts with a cached prefix.", lambda: prompts.stats.hits, counter=True),
-        ScrapedValue("prompt_cache_builds", "Prompts built.", lambda: prompts.stats.builds, counter=True),
-        ScrapedValue("preemptions", "Requests preempted.", lambda: engine.stats.num_preemptions_total, counter=True),
-        ScrapedValue(
-            "prefix_cache_queries",
-            "Prompt tokens looked up.",
-            lambda: engine.stats.num_prefix_queried_total,
-            counter=True,
-        ),
-        ScrapedValue(
-            "prefix_cache_hits", "Prompt tokens found.", lambda: engine.stats.num_prefix_hit_total, counter=True
-        ),
-        ScrapedValue(
-            "spec_decode_num_draft_tokens", "Draft tokens.", lambda: engine.stats.num_draft_total, counter=True
-        ),
-        ScrapedValue(
-            "spec_decode_num_accepted_tokens",
-            "Accepted draft tokens.",
-            lambda: engine.stats.num_accepted_total,
-            counter=True,
-        ),
-        ScrapedValue("engine_steps", "Steps of the engine.", lambda: engine.stats.num_steps_total, counter=True),
-        ScrapedValue("engine_step_seconds", "Time in steps.", lambda: engine.stats.step_s_total, counter=True),
-        ScrapedValue("engine_batch_size", "Requests in the last step.", lambda: engine.stats.last_step_seqs),
-        ScrapedValue(
-            "requests_refused",
-            "Requests refused by the auth middleware.",
-            lambda: sum(context.access.refused.values()),
-            counter=True,
+        gauge("num_requests_running", "Requests in the engine's batch.", lambda: engine.stats.num_running),
+        gauge("num_requests_waiting", "Requests waiting for the engine.", lambda: engine.num_waiting),
+        gauge("requests_active", "Requests not answered yet.", lambda: context.metrics.active),
+        gauge("kv_cache_usage_ratio", "Share of KV blocks in use.", lambda: engine.stats.kv_usage),
+        gauge("engine_ready", "1 while the engine serves.", lambda: float(engine.is_ready)),
+        gauge("engine_last_step_seconds", "Duration of the last step.", lambda: engine.stats.last_step_s),
+        gauge("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
+        gauge("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
+        gauge("stored_responses_bytes", "Size of the stored responses.", lambda: context.stored_responses.num_bytes),
+        counter("engine_restarts", "Restarts of the engine.", lambda: engine.num_restarts),
+        counter("requests_resumed", "Requests that continued in the next engine.", lambda: engine.num_resumed),
+        counter("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens),
+        counter("generation_tokens", "Generated tokens.", lambda: context.metrics.num_output_tokens),
+        counter("prompt_cache_hits", "Prompts with a cached prefix.", lambda: prompts.stats.hits),
+        counter("prompt_cache_builds", "Prompts built.", lambda: prompts.stats.builds),
+        counter("preemptions", "Requests preempted.", lambda: engine.stats.num_preemptions_total),
+        counter("prefix_cache_queries", "Prompt tokens looked up.", lambda: engine.stats.num_prefix_queried_total),
+        counter("prefix_cache_hits", "Prompt tokens found.", lambda: engine.stats.num_prefix_hit_total),
+        counter("spec_decode_num_draft_tokens", "Draft tokens.", lambda: engine.stats.num_draft_total),
+        counter("spec_decode_num_accepted_tokens", "Accepted draft tokens.", lambda: engine.stats.num_accepted_total),
+        counter("engine_steps", "Steps of the engine.", lambda: engine.stats.num_steps_total),
+        counter("engine_step_seconds", "Time in steps.", lambda: engine.stats.step_s_total),
+        gauge("engine_batch_size", "Requests in the last step.", lambda: engine.stats.last_step_seqs),
+        counter(
+            "requests_refused", "Requests refused by the auth middleware.", lambda: sum(context.access.refused.values())
         ),
     ]
     context.metrics.registry.register(ScrapeCollector(values, gpu_gauges, lambda: context.tags))

@@ -37,8 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         answer = {"port": record.port, "pid": record.pid, "killed": killed, "elapsed_s": elapsed_s}
         sys.stdout.write(json.dumps(answer) + "\n")
     else:
-        how = f"killed, as it had not ended after {args.timeout:g} s" if killed else f"stopped in {elapsed_s:.1f} s"
-        sys.stdout.write(f"the server on port {record.port} (pid {record.pid}) is {how}\n")
+        server = f"the server on port {record.port} (pid {record.pid})"
+        late = f"killed {server}: it had not ended after {args.timeout:g} s"
+        sys.stdout.write(f"{late}\n" if killed else f"stopped {server} in {elapsed_s:.1f} s\n")
     return NO if killed else OK
 
 

@@ -51,11 +51,12 @@ def test_three_turns_with_commands(url: str, home: Path) -> None:
         ask(chat, "first line\\\nsecond line", "2 two")
         assert chat.text.count("Hm.") == 1 and "\x1b[2mthinking ..." in chat.seen
         ask(chat, '"""/a block\nof text"""', "2 two")
+        ask(chat, "\x1b[200~pasted\nlines\x1b[201~", "2 two")
         ask(chat, "/nothing", "error: no command /nothing: /help lists them")
         ask(chat, f"/save {file}", "saved in ")
         ask(chat, "/clear", "a new conversation")
         ask(chat, "/retry", "error: there is no question yet")
-        ask(chat, f"/load {file}", "6 messages with gpt-oss-nano")
+        ask(chat, f"/load {file}", "8 messages with gpt-oss-nano")
         ask(chat, f"/load {home}", "error: cannot read ")
         ask(chat, "/retry", "2 two")
         ask(chat, "/he\t", "/quit")
@@ -63,7 +64,7 @@ def test_three_turns_with_commands(url: str, home: Path) -> None:
         assert chat.wait() == 0
     saved = json.loads(file.read_text())
     assert [m["content"] for m in saved["messages"]] == [
-        *("Hello", ANSWER, "first line\nsecond line", ANSWER, "/a block\nof text", ANSWER)
+        *("Hello", ANSWER, "first line\nsecond line", ANSWER, "/a block\nof text", ANSWER, "pasted\nlines", ANSWER)
     ]
     assert (saved["system"], saved["effort"], saved["profile"]) == ("S", "high", "latency_first")
     assert saved["messages"][1]["reasoning"] == "Hm."

@@ -30,6 +30,7 @@ class LineInput:
             readline.set_completer(self._complete)
             readline.set_completer_delims(" ")
             readline.parse_and_bind("tab: complete")
+            readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one question
 
     def read(self) -> tuple[str, bool]:
         """Returns the text and whether it is a block, which is never a command. Raises EOFError at ctrl-D."""

@@ -44,8 +44,8 @@ class Server:
         self.client = openai.OpenAI(api_key="none")
 
     def says(self, *lines: str) -> None:
-        self.engine._lines.clear()
-        self.engine._lines.extend(lines)
+        self.engine.lines.clear()
+        self.engine.lines.extend(lines)
         self.engine.requests.clear()
 
     def respond(self, *items: Any, **options: Any) -> Any:

@@ -68,12 +68,6 @@ class ServerContext:
         return self.profiles.model_id
 
     @property
-    def repetition_guard(self) -> int:
-        """Maximum consecutive repeats of a token run; 0 disables the guard."""
-        set_to = self.config.repetition_guard
-        return self.model_repetition_guard if set_to is None else set_to
-
-    @property
     def max_model_len(self) -> int:
         ready = self.engine.ready
         return ready.max_model_len if ready is not None else self.engine.config.max_model_len
@@ -104,10 +98,10 @@ class ServerContext:
         return "fp_" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
     def planner(self) -> Planner:
-        config = self.config
-        limits = PlanLimits(
-            self.max_model_len, config.guided_harmony, config.guided_tool_arguments, self.repetition_guard
-        )
+        """Of the limits that hold now."""
+        config, guard = self.config, self.config.repetition_guard
+        guard = self.model_repetition_guard if guard is None else guard
+        limits = PlanLimits(self.max_model_len, config.guided_harmony, config.guided_tool_arguments, guard)
         return Planner(limits, self.vocabulary, self.prompt_builder)
 
     def incoming(self, request: Request) -> Incoming:

@@ -154,23 +154,6 @@ class ChatChoice:
         return ChatDelta(Delta("content", text), entries)
 
 
-def chat_choices(plan: Plan, vocabulary: Vocabulary, *, joins_messages: bool = True) -> Sequence[ChatChoice]:
-    """One for each request of a conversation's plan. `joins_messages`: see ChatChoice."""
-    bytes_of = vocabulary.bytes_of if plan.params.logprobs is not None else None
-    return [
-        ChatChoice(
-            index,
-            start_parser(ResponseParser(vocabulary, plan.tool_names, plan.custom_names), plan.begins),
-            plan.stop,
-            bytes_of,
-            stop_on_calls_after=plan.max_calls,
-            joins_messages=joins_messages,
-            custom_names=plan.custom_names,
-        )
-        for index in range(len(plan.requests))
-    ]
-
-
 async def start_chat(
     plan: Plan,
     vocabulary: Vocabulary,
@@ -180,8 +163,19 @@ async def start_chat(
     *,
     joins_messages: bool = True,
 ) -> Generation[ChatChoice, ChatDelta]:
-    """See session.start; `joins_messages`: see ChatChoice."""
-    choices = chat_choices(plan, vocabulary, joins_messages=joins_messages)
+    """Runs a conversation's plan: see session.start. `joins_messages`: see ChatChoice."""
+    choices = [
+        ChatChoice(
+            index,
+            start_parser(ResponseParser(vocabulary, plan.tool_names, plan.custom_names), plan.begins),
+            plan.stop,
+            vocabulary.bytes_of if plan.params.logprobs is not None else None,
+            stop_on_calls_after=plan.max_calls,
+            joins_messages=joins_messages,
+            custom_names=plan.custom_names,
+        )
+        for index in range(len(plan.requests))
+    ]
     return await start(plan, choices, engine, accounting, remember)
 
 

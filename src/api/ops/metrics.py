@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from gptoss.api.context import Context, ServerContext
-from gptoss.api.ops.gpus import gpu_report
+from gptoss.api.ops.stats import gpu_report
 from gptoss.api.telemetry.scrape import ScrapeCollector, ScrapedValue
 
 router = APIRouter()

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 
 from gptoss import __version__
 from gptoss.api.context import Context, ServerContext, caller_of
-from gptoss.api.ops.gpus import gpu_report
 from gptoss.engine.client.client import EngineClient
+from gptoss.engine.parallel.gpus import visible_gpus
 
 router = APIRouter()
 MAX_LISTED = 1000  # running requests of the caller in /stats
@@ -81,6 +81,21 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
         "engine": _engine_report(engine),
         "profile_settings": _profile_settings(context),
     }
+
+
+def gpu_report() -> list[dict[str, Any]]:
+    """The driver's figures for the GPUs that the server may use; empty without a driver."""
+    return [
+        {
+            "index": gpu.index,
+            "name": gpu.name,
+            "total_bytes": gpu.total_bytes,
+            "used_bytes": gpu.total_bytes - gpu.free_bytes,
+            "utilization": gpu.utilization,
+            "temperature_c": gpu.temperature_c,
+        }
+        for gpu in visible_gpus()
+    ]
 
 
 def _engine_report(engine: EngineClient) -> dict[str, Any]:

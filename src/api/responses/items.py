@@ -164,6 +164,7 @@ ITEMS: dict[str, type[Item]] = {
     "local_shell_call_output": LocalShellOutputItem,
     "reasoning": ReasoningItem,
 }
+ALWAYS_RENDERED = ITEMS.keys() - {"message", "reasoning"}
 INPUT_PARTS = dict.fromkeys(("input_text", "text"), "text")
 OUTPUT_PARTS = dict.fromkeys(("output_text", "input_text", "text"), "text")
 ASSISTANT_PARTS = OUTPUT_PARTS | {"refusal": "refusal"}
@@ -176,7 +177,7 @@ def num_rendered(items: Sequence[Any]) -> int:
     return sum(
         not isinstance(item, Mapping)
         or item.get("role") == "user"
-        or (item.get("type") in ITEMS and item["type"] not in ("message", "reasoning"))
+        or (isinstance(item.get("type"), str) and item["type"] in ALWAYS_RENDERED)
         or not (item.get("role") or item.get("type"))
         for item in items
     )

@@ -199,7 +199,7 @@ def test_results_of_calls_that_are_left_out_are_left_out_too(made: Any, caplog: 
     assert told(3, 3) in messages_of(ASK, made, call(2), output(3))  # an error of the client
 
 
-@pytest.mark.parametrize("kind", ["banana", "function_cal", "messages", "", 5])
+@pytest.mark.parametrize("kind", ["banana", "function_cal", "messages", "", 5, ["message"], {"a": 1}])
 def test_items_of_no_known_kind_are_refused(kind: Any) -> None:
     if kind == "":  # as if there were none
         assert messages_of(ASK | {"type": ""}) == messages_of(ASK)
@@ -207,6 +207,7 @@ def test_items_of_no_known_kind_are_refused(kind: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
         body_of(ASK, {"type": kind})
     assert caught.value.param == "input[1].type"
+    assert responses_items.num_rendered([{"type": kind}]) == 0
 
 
 def test_calls_of_custom_tools_are_read() -> None:

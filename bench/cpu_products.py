@@ -1,16 +1,18 @@
 """Measures the CPU kernels' matrix products in the shapes of gpt-oss-20b against the limits of memory and cores.
 
-    python bench/cpu_products.py [--isa avx2] [--rows 1 4 16 128 512] [--vs FOLDER]
+    python bench/cpu_products.py [--isa avx2] [--rows 1 4 16 128 512] [--vs FOLDER | --int8]
 
 With one row a product is bound by reading its weights (GB/s), with many by arithmetic (GFLOP/s). The limits are a plain
 read of memory and chains of float32 FMA on AVX2. --vs: the kernels folder of another version (its `native.cpp`), called
-alternately with this one's.
+alternately with this one's. --int8: the dense products with int8 weights alternately with bfloat16; the last column is
+the time of bfloat16 / int8. --threads 1 counts CPU time, not time on the clock: for a machine that has other work.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import statistics
 import subprocess
 import sys
@@ -78,7 +80,8 @@ class Version:
             native.linear(x, weight)
             return
         out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.bfloat16)
-        pointers = [t.data_ptr() if t is not None else 0 for t in (x, weight, None, None, out)]
+        scales = [None] if hasattr(self._library, "quantize_int8") else []  # earlier versions have no such argument
+        pointers = [t.data_ptr() if t is not None else 0 for t in (x, weight, *scales, None, None, out)]
         sizes = [x.shape[0], *weight.shape]
         self._library.linear(*map(ctypes.c_void_p, pointers), 0, *map(ctypes.c_int64, sizes))
 
@@ -125,15 +128,16 @@ class MoeWeights:
 
 def compare(name: str, calls: list[Callable[[], None]], gigabytes: float, gflop: float) -> None:
     """Prints the rate of each call, taken in turns, and the first one's time as a share of the other's."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     taken: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
     started = time.perf_counter()
     while time.perf_counter() - started < SECONDS * len(calls) or len(taken[0]) < 3:
         for call, times in zip(calls, taken, strict=True):
-            begun = time.perf_counter()
+            begun = clock()
             call()
-            times.append(time.perf_counter() - begun)
+            times.append(clock() - begun)
     medians = [statistics.median(times) for times in taken]
     line = f"{name:14}{1e3 * medians[0]:9.2f} ms{gigabytes / medians[0]:9.1f} GB/s{gflop / medians[0]:9.1f} GFLOP/s"
     print(line + (f"{medians[1] / medians[0]:9.2f}x" if len(medians) == 2 else ""))
@@ -152,6 +156,21 @@ def dense(name: str, rows: int, versions: list[Version]) -> None:
 
     calls = [lambda i=i: call(i) for i in range(len(versions))]
     compare(f"{name}, {rows}", calls, size / 1e9, 2e-9 * rows * shape[0] * shape[1])
+
+
+def dense_int8(name: str, rows: int) -> None:
+    """Prints int8's rates, and the time of bfloat16 divided by its own."""
+    outputs, inputs = DENSE[name]
+    copies = [torch.rand(outputs, inputs).sub(0.5).bfloat16() for _ in range(max(1, int(1e8 // (outputs * inputs))))]
+    small = [native.quantize_int8(weight) for weight in copies]
+    x = torch.randn(rows, inputs).bfloat16()
+    turns = itertools.count()
+    calls = [
+        lambda: native.linear(x, small[next(turns) // 2 % len(small)]),
+        lambda: native.linear(x, copies[next(turns) // 2 % len(copies)]),
+    ]
+    bytes_read = outputs * (inputs + 4)
+    compare(f"{name} int8, {rows}", calls, bytes_read / 1e9, 2e-9 * rows * outputs * inputs)
 
 
 def experts(rows: int, weights: MoeWeights, versions: list[Version]) -> None:
@@ -175,7 +194,9 @@ def main() -> None:
     parser.add_argument("--isa", default="auto", choices=("auto", *native.INSTRUCTION_SETS))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 128, 512])
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--vs", type=Path, help="folder of another version's native.cpp")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--vs", type=Path, help="folder of another version's native.cpp")
+    other.add_argument("--int8", action="store_true", help="compare int8 weights with bfloat16")
     args = parser.parse_args()
     native.choose_instruction_set(args.isa)
     if native.library() is None:
@@ -191,12 +212,13 @@ def main() -> None:
         versions = [Version(None)]
         if args.vs:
             versions.append(Version(compiled(args.vs / "native.cpp", flags, folder)))
-        weights = MoeWeights()
+        weights = None if args.int8 else MoeWeights()
         for rows in args.rows:
             for name in DENSE:
                 if name != "head" or rows <= 16:  # only the last position of a prompt needs it
-                    dense(name, rows, versions)
-            experts(rows, weights, versions)
+                    dense_int8(name, rows) if weights is None else dense(name, rows, versions)
+            if weights is not None:
+                experts(rows, weights, versions)
 
 
 if __name__ == "__main__":

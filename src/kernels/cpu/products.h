@@ -480,13 +480,14 @@ static inline void panel_products(const X* const* x, int64_t rows, const Matrix&
 template <Format FORMAT>
 static inline void products_of(const X* const* x, int64_t rows, const Matrix& w, int64_t count, float* out, int64_t stride,
                                float* partials) {
+    constexpr bool IS_INT8 = FORMAT == Format::INT8;
     switch (rows) {
         case 1: return stream_rows<FORMAT, 1, 8, 1>(x, w, count, out, stride);
         case 2: return stream_rows<FORMAT, 2, 4, 1>(x, w, count, out, stride);
-        case 3: return stream_rows<FORMAT, 3, 2, 2>(x, w, count, out, stride);
-        case 4: return stream_rows<FORMAT, 4, 2, 2>(x, w, count, out, stride);
+        case 3: return stream_rows<FORMAT, 3, IS_INT8 ? 4 : 2, 2>(x, w, count, out, stride);
+        case 4: return stream_rows<FORMAT, 4, IS_INT8 ? 3 : 2, IS_INT8 ? 3 : 2>(x, w, count, out, stride);
         case 5: case 6: case 7: case 8:
-            stream_rows<FORMAT, 4, 2, 2>(x, w, count, out, stride);
+            products_of<FORMAT>(x, 4, w, count, out, stride, partials);
             return products_of<FORMAT>(x + 4, rows - 4, w, count, out + 4 * stride, stride, partials);
         default: return panel_products<FORMAT>(x, rows, w, count, out, stride, partials);
     }

@@ -67,7 +67,7 @@ class Startup:
         return self.config.served_model_name or self.located.name
 
     def renewed_engine_config(self) -> EngineConfig:
-        """Returns the configuration of an engine that is started again, with files of the cache that are intact."""
+        """Returns the configuration for an engine that is started again, with intact cached files."""
         folder, cache = self.located.folder, default_cache_folder()
         if is_embedded(self.model, self.config.model_path) and folder is not None:
             folder = locate_model(self.model, None, cache).folder
@@ -104,7 +104,7 @@ def check_backend(config: ServerConfig) -> None:
 
 
 def choose_model(config: ServerConfig) -> str:
-    """Returns the configured model, or else the profile's on a machine with a GPU and the embedded one without."""
+    """Returns the configured model, else the profile's with a GPU and the embedded one without."""
     if config.model is not None:
         return config.model
     if config.model_path is not None:
@@ -116,7 +116,9 @@ def choose_model(config: ServerConfig) -> str:
 
 
 def check_access(config: ServerConfig, origin: Mapping[str, str]) -> list[Caller]:
-    """Returns the callers that have a key. Warns if the network or other users of this machine have access.
+    """Returns the callers that have a key.
+
+    Warns if the network or other users of this machine have access.
 
     Raises:
         ConfigError: a key is invalid, or require_api_key is set and there is none.
@@ -137,7 +139,7 @@ def check_access(config: ServerConfig, origin: Mapping[str, str]) -> list[Caller
 
 
 def engine_config(config: ServerConfig, located: LocatedModel, vocabulary: Vocabulary) -> EngineConfig:
-    """Returns the engine's groups of keys, and what follows from the profile, the model and the vocabulary."""
+    """Returns the engine's configuration: its keys, and what profile, model and vocabulary imply."""
     keys = {key: config.resolved(key) for group in (DeviceKeys, EngineKeys) for key in group.__dataclass_fields__}
     keys["max_model_len"] = config.max_model_len or located.config.max_position
     return EngineConfig(
@@ -324,7 +326,7 @@ def _refuse(error: Exception) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Loads the configuration, reserves the port, finds model and vocabulary, and serves. Returns the exit code."""
+    """Loads the configuration, reserves the port, finds the model, serves; returns the exit code."""
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA numbers the GPUs as the driver does
     try:
         config, origin, print_config = load_config(argv)

@@ -2,7 +2,6 @@
 
 The socket that was tested is the socket that serves, so no other process can take the port in between.
 
-
     python src/port_manager.py --check 8000    # exit code 0: free, 1: in use
     python src/port_manager.py --list          # our running servers, one per line
     python src/port_manager.py --free 8000     # exit code 0: now free, 1: still in use, because it is not our server
@@ -235,7 +234,6 @@ def _check_folder(path: Path) -> None:
     """Checks that only this user can write to `path`.
 
     Any user can create a folder of this name in /tmp first.
-
 
     Raises:
         PortError: `path` is not a folder, or another user owns it or can write to it.

@@ -68,8 +68,11 @@ class PromptBuilder:
         cache_ttl_s: float = 3600.0,
         replay_generated_ids: bool = False,
     ) -> None:
-        """`replay_generated_ids`: assistant history that this server generated is rendered with the generated ids,
-        which may not be the canonical ones. The prompt then depends on earlier answers."""
+        """Makes a builder with an empty cache.
+
+        `replay_generated_ids`: assistant history that this server generated is rendered with the generated ids, which
+        may not be the canonical ones. The prompt then depends on earlier answers.
+        """
         self._vocabulary = vocabulary
         self._current_date = current_date
         self._cache = ids_cache(cache_bytes, cache_ttl_s)
@@ -140,7 +143,9 @@ class PromptBuilder:
     def measure(
         self, conversation: Conversation, lengths: dict[HarmonyMessage, int], limits: Limits = UNLIMITED
     ) -> int:
-        """The number of tokens of the messages without tools and schema. `lengths` caches the number of each message.
+        """The number of tokens of the messages without tools and schema.
+
+        `lengths` caches the number of each message.
 
         Raises:
             PromptError: a message cannot be rendered.
@@ -154,7 +159,10 @@ class PromptBuilder:
         return total
 
     def remember(self, token_ids: Sequence[int], scope: str = "", after: PromptTokens | None = None) -> None:
-        """Keeps the ids generated after a prompt of this scope, for when the client sends them back as history."""
+        """Keeps the ids generated after a prompt of this scope, to render them when they come back.
+
+        The client sends them back as history.
+        """
         if self._generated is not None:
             self._generated.add(token_ids, b"" if after is None else after.context, scope)
 
@@ -165,7 +173,10 @@ class PromptBuilder:
         schema: ResponseSchema | None,
         effort: ReasoningEffort,
     ) -> Iterator[HarmonyMessage]:
-        """The prompt's messages. Instructions at the beginning share one developer message with tools and schema."""
+        """The prompt's messages.
+
+        Instructions at the beginning share one developer message with tools and schema.
+        """
         yield system_message(effort, has_tools=bool(tools), current_date=self._current_date)
         messages = conversation.messages
         instructions = _opening_instructions(messages)
@@ -186,7 +197,10 @@ def _opening_instructions(messages: Sequence[Message]) -> list[str]:
 
 
 def _head_length(rendered: Sequence[HarmonyMessage]) -> int:
-    """The number of messages that conversations with the same settings share: system and first developer message."""
+    """The number of messages that conversations with the same settings share.
+
+    These are the system message and the first developer message.
+    """
     return 2 if len(rendered) > 1 and rendered[1].header == "developer" else 1
 
 

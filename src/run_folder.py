@@ -1,9 +1,7 @@
 """A temporary folder for the lifetime of a process.
 
-The next process that needs one removes what killed ones left.
-
-
-The owner holds a lock (flock) on its folder, which the kernel releases however the process ends.
+The next process that needs one removes what killed ones left. The owner holds a lock (flock) on its folder, which the
+kernel releases however the process ends.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ class RunFolder:
     """A locked temporary folder; as a context manager it is removed at the end."""
 
     def __init__(self) -> None:
-        """Raises OSError if no folder can be created."""
+        """Creates the folder. Raises OSError if that is not possible."""
         remove_abandoned()
         self.path, self._descriptor = _create()
 
@@ -60,7 +58,7 @@ def remove_abandoned() -> None:
 
 
 def _remove_if_unlocked(path: Path) -> None:
-    """Raises OSError if the folder is in use or gone."""
+    """Removes a folder. Raises OSError if it is in use or gone."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

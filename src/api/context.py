@@ -87,7 +87,10 @@ class ServerContext:
 
     @property
     def dense_dtype(self) -> str:
-        """The type of the attention's and the output head's matrices; the engine refuses one that it does not have."""
+        """The type of the matrices of attention and output head.
+
+        The engine rejects a type that it does not have.
+        """
         chosen = self.engine.config.dense_dtype
         return self.tags["dtype"] if chosen == "auto" else chosen
 

@@ -1,8 +1,8 @@
-"""Shows what this machine has and lacks for a server, before one is started, with a remedy for each lack.
+"""Shows what this machine has and lacks for a server, with a remedy for each lack.
 
     gptoss check [--model 20b] [--json]
 
-Nothing is downloaded, compiled or loaded.
+No server is started; nothing is downloaded, compiled or loaded.
 
 exit codes: 0 a server can start, 1 something is missing, 2 usage
 """

@@ -1,4 +1,4 @@
-"""Answers a prompt from the command line or from standard input, on standard output, as it is generated.
+"""Writes the answer to a prompt, from the command line or standard input, as it is generated.
 
 gptoss generate 'What is 12 + 30?'
 gptoss generate --raw 'Once upon a time' --max-tokens 50 < /dev/null

@@ -58,7 +58,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    """Runs the command. What ends it is one line on standard error, never a traceback of a foreseen failure."""
+    """Runs the command and returns its exit code.
+
+    A foreseen failure is one line on standard error, never a traceback.
+    """
     from gptoss.cli.remote.errors import INTERRUPTED, CommandError
     from gptoss.cli.terminal.style import printable
 

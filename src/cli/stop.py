@@ -1,4 +1,4 @@
-"""Stops one of our servers on this machine: it takes no new requests and finishes the running ones first.
+"""Stops one of our servers on this machine after it has finished its running requests.
 
     gptoss stop [--url URL]
 

@@ -36,7 +36,7 @@ class Profile:
 
 
 def overridden(profile: Profile, changes: Mapping[str, Any]) -> Profile:
-    """Returns the profile with changes. Raises ValueError, which names the key, if one is unknown or invalid."""
+    """Returns the profile with changes. Raises ValueError, which names an unknown or invalid key."""
     checked: dict[str, Any] = {}
     for key, value in changes.items():
         where = f"profiles.{profile.name}.{key}"

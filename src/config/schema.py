@@ -189,7 +189,10 @@ class ServerConfig(LogKeys, PromptKeys, EngineKeys, DeviceKeys, ModelKeys, Acces
         return self.all_profiles()[self.profile]
 
     def all_profiles(self) -> dict[str, Profile]:
-        """Returns the profiles with the operator's changes. Raises ValueError for an unknown key or a bad value."""
+        """Returns the profiles with the operator's changes.
+
+        Raises ValueError for an unknown key or a bad value.
+        """
         changes: Mapping[str, dict[str, Any]] = {str(k): v for k, v in self.profiles.items()}
         return {name: overridden(PROFILES[name], changes.get(name, {})) for name in PROFILES}
 

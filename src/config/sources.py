@@ -83,7 +83,10 @@ def _config_error(error: ValidationError, origin: Mapping[str, str]) -> ConfigEr
 
 
 def _check_text(values: Mapping[str, Any], origin: Mapping[str, str]) -> None:
-    """Raises ConfigError for a value of the environment or a flag that is not UTF-8, and for an empty file name."""
+    """Raises ConfigError for text that is not UTF-8 and for an empty `api_keys_file`.
+
+    The values are those of the environment and of flags.
+    """
     for key, value in values.items():
         if isinstance(value, str):
             try:

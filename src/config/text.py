@@ -92,7 +92,10 @@ def masked_value(value: Any) -> Any:
 
 
 def quoted_value(value: Any) -> str:
-    """Returns ", got VALUE" for an error about a number or a text without the marks of a secret, else nothing."""
+    """Returns ", got VALUE" for an error message, or nothing if the value may be a secret.
+
+    Numbers are shown, and texts without the marks of a secret.
+    """
     is_shown = isinstance(value, (int, float)) or (
         isinstance(value, str) and len(value) <= 200 and not re.search(r"[@?#;=\\]", value)
     )
@@ -105,13 +108,19 @@ def shown_name(name: str) -> str:
 
 
 def shown_flag(name: str) -> str:
-    """Returns the name of an unknown flag, unless it may be a secret, or contain one after another sign than "="."""
+    """Returns the name of an unknown flag, unless it may be a secret.
+
+    That includes a secret after another sign than "=".
+    """
     return name if _FLAG_NAME.fullmatch(name) else "one that is not shown (names have lower-case letters and hyphens)"
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Exits with a message that quotes no values, unlike argparse's: a misspelt --api-key is followed by a key."""
+        """Exits with a message that quotes no values, unlike argparse's.
+
+        A misspelt --api-key is followed by a key.
+        """
         kind, _, rest = message.partition("unrecognized arguments: ")
         if rest and not kind:
             names = [shown_flag(word.partition("=")[0]) for word in rest.split() if word.startswith("--")]

@@ -69,7 +69,7 @@ def _tensors(folded: Mapping[str, torch.Tensor], config: ModelConfig, vocabulary
 
 
 def _rows(folded: Mapping[str, torch.Tensor], name: str, traits: TokenTraits) -> torch.Tensor:
-    """-> bfloat16 [V, H], as TokenTable.rows makes them."""
+    """Returns the rows bfloat16 [V, H], as TokenTable.rows makes them."""
     common = folded["common"].long()
     shares = f"{name}.unwritten" in folded
     code = torch.zeros(folded[f"{name}.code"].shape)

@@ -1,4 +1,4 @@
-"""EngineConfig: what the engine's process gets at start. Facts that only the device knows are not here."""
+"""EngineConfig: what the engine's process gets at start, without facts that only the device knows."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ ToEngine = AddRequest | AddRequests | AbortRequests | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
-    """Of the model's raw distribution, before temperature and penalties."""
+    """Logprobs of the model's raw distribution, before temperature and penalties."""
 
     logprob: float
     alternatives: list[tuple[int, float]]  # (token id, logprob), most likely first

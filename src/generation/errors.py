@@ -1,4 +1,4 @@
-"""How a generation fails. An adapter translates `path` to the name that its endpoint has for the field."""
+"""How a generation fails. An adapter translates `path` to its endpoint's name of the field."""
 
 from __future__ import annotations
 

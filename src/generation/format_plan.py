@@ -26,7 +26,7 @@ class FormatPlan:
 
     @property
     def rule(self) -> str:
-        """In the language of the grammar; any text where there is no format."""
+        """The rule in the language of the grammar; any text if there is no format."""
         if self.schema is not None:
             return json_rule(self.schema)
         return self.text_rule or "TEXT"
@@ -36,7 +36,7 @@ FREE_TEXT = FormatPlan()
 
 
 def plan_format(wanted: OutputFormat | None) -> FormatPlan:
-    """Raises GenerationError for what cannot be enforced."""
+    """The plan of an output format. Raises GenerationError for what cannot be enforced."""
     if wanted is None:
         return FREE_TEXT
     if wanted.kind == "json":

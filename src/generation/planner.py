@@ -63,7 +63,9 @@ class Planner:
     prompt_builder: PromptBuilder
 
     def plan(self, request: GenerationRequest, stopped: Stopped | None = None, *, counts_all: bool = False) -> Plan:
-        """`counts_all`: a prompt that is too long is counted to its end.
+        """Plans a request: its prompt, its grammar and its requests to the engine.
+
+        `counts_all`: a prompt that is too long is counted to its end.
 
         Raises:
             GenerationError: the request cannot be run.
@@ -157,7 +159,7 @@ class Planner:
     def _grammar(
         self, request: GenerationRequest, tools: ToolPlan, final: FormatPlan, budget: int | None
     ) -> tuple[str | None, Sequence[RelaxedSchema]]:
-        """-> (the turn's grammar, what of the schemas it does not enforce)."""
+        """Returns the turn's grammar, and what of the schemas it does not enforce."""
         if request.begins == "final":
             guided = self.limits.guided_harmony and not request.sampling.ignore_eos
             return text_grammar(ends=[RETURN]) if guided else None, tools.relaxed
@@ -178,7 +180,10 @@ class Planner:
         return grammar, [*tools.relaxed, *final.relaxed, *too_complex]
 
     def _loop_guard(self, request: GenerationRequest) -> LoopGuard | None:
-        """None where `min_tokens` keeps the message open that the guard would end."""
+        """The guard against repetition; None if it is off.
+
+        It is off with `min_tokens`, which keeps the message open that the guard would end.
+        """
         if self.limits.repetition_guard <= 1 or request.sampling.min_tokens:
             return None
         # what ends a string or an array, where no message may end yet
@@ -218,7 +223,10 @@ def _begun(prefill: Prefill, opening: list[int], vocabulary: Vocabulary, limits:
 
 
 def reasoning_budget(request: GenerationRequest, max_tokens: int) -> int | None:
-    """Tokens of analysis. A forced call or a schema must still fit after it, so there it is bounded by default."""
+    """The number of analysis tokens that are allowed; None: unlimited.
+
+    A forced call or a schema must still fit after them, so there it is bounded by default.
+    """
     asked, default = request.reasoning_budget, request.profile.reasoning_budget
     if not request.constrained:
         return default if asked is None else asked
@@ -229,7 +237,7 @@ def reasoning_budget(request: GenerationRequest, max_tokens: int) -> int | None:
 
 
 def too_long(max_model_len: int, num_tokens: int | None, path: Path = PROMPT) -> ContextTooLongError:
-    """`num_tokens`: of the prompt; None: more than max_model_len."""
+    """The error for a prompt of `num_tokens`; None: more than max_model_len."""
     message = (
         f"This model's maximum context length is {max_model_len} tokens. However, your input has "
         f"{num_tokens or f'more than {max_model_len}'} tokens. Please reduce its length."
@@ -238,17 +246,17 @@ def too_long(max_model_len: int, num_tokens: int | None, path: Path = PROMPT) ->
 
 
 def check_num_messages(count: int, limits: PlanLimits) -> None:
-    """Refuses so many messages that they cannot fit whatever they say, before they are read one by one."""
+    """Raises ContextTooLongError for more messages than fit, before they are read one by one."""
     if count > limits.max_messages:
         message = (
             f"This model's maximum context length is {limits.max_model_len} tokens. However, your {count} messages "
-            "take more, whatever they say. Please reduce the number of messages."
+            "exceed it even if all are empty. Please reduce the number of messages."
         )
         raise ContextTooLongError(message, PROMPT)
 
 
 def check_token_ids(ids: Sequence[int], path: Path) -> None:
-    """Raises GenerationError."""
+    """Raises GenerationError if an id is not in the vocabulary."""
     if not all(0 <= token_id < VOCAB_SIZE for token_id in ids):
         raise GenerationError(f"Token ids must lie between 0 and {VOCAB_SIZE - 1}.", path, "invalid_value")
 
@@ -256,7 +264,7 @@ def check_token_ids(ids: Sequence[int], path: Path) -> None:
 def _plan(
     request: GenerationRequest, requests: Sequence[AddRequest], relaxed: Sequence[RelaxedSchema], **own: Any
 ) -> Plan:
-    """`own`: the fields of one kind of prompt."""
+    """The plan of a request. `own`: the fields of one kind of prompt."""
     return Plan(
         request_id=request.request_id,
         profile=request.profile,

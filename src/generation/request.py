@@ -1,7 +1,8 @@
-"""One request to the model, whatever its wire format. Adapters make it; planner.py and session.py run it.
+"""One request to the model, independent of the wire format.
 
-Values are validated by the adapter: ranges, types, names. What needs the vocabulary, the grammar compiler or the
-engine's limits is checked by the planner, which raises a GenerationError with the path of the part at fault.
+Adapters make it; planner.py and session.py run it. Values are validated by the adapter: ranges, types, names. What
+needs the vocabulary, the grammar compiler or the engine's limits is checked by the planner, which raises a
+GenerationError with the path of the part at fault.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class ToolPolicy:
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """What the text of the final message must follow: a JSON schema, a regular expression or one of several texts."""
+    """What the final message must follow: a JSON schema, a regular expression or one of several texts."""
 
     kind: Literal["json", "regex", "choice"]
     value: Any  # the schema, the pattern, or the texts

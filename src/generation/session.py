@@ -57,7 +57,7 @@ class Accounting(Protocol):
     def is_cancelled(self) -> bool: ...
 
     def admit(self, plan: Plan) -> None:
-        """Raises where a limit refuses the request."""
+        """Admits the plan, or raises if a limit refuses it."""
 
     def begin(self, plan: Plan) -> None: ...
 

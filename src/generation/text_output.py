@@ -19,7 +19,7 @@ from gptoss.harmony.vocabulary_files import Vocabulary
 
 
 class TextLogprob(NamedTuple):
-    """Of one token of the prompt or of the answer; the prompt's first token has none."""
+    """The logprob of one token of the prompt or the answer; the prompt's first token has none."""
 
     token: str
     logprob: float | None
@@ -73,7 +73,7 @@ class TextChoice:
         return len(self.prompt_logprobs) == len(self.prompt_ids) - 1
 
     def echo_logprobs(self) -> list[TextLogprob]:
-        """Of the prompt's tokens."""
+        """The logprobs of the prompt's tokens."""
         out, decoder, num_chars = [], _decoder(), 0
         for token_id, logprobs in zip(self.prompt_ids, [None, *self.prompt_logprobs], strict=True):
             out.append(self._logprob(token_id, logprobs, num_chars))

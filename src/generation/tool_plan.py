@@ -30,8 +30,10 @@ class ToolPlan:
 
 
 def plan_tools(policy: ToolPolicy, *, guide_arguments: bool = False) -> ToolPlan:
-    """`guide_arguments`: arguments follow the tool's schema even where the request does not ask for it, if the
-    schema can be enforced. Raises GenerationError.
+    """The plan of a request's tools. Raises GenerationError.
+
+    `guide_arguments`: arguments follow the tool's schema even where the request does not ask for it, if the schema can
+    be enforced.
     """
     _check_names(policy)
     _check_definitions(policy)
@@ -56,7 +58,7 @@ def plan_tools(policy: ToolPolicy, *, guide_arguments: bool = False) -> ToolPlan
 
 
 def _custom_spec(name: str, wanted: FreeText, index: int) -> ToolSpec:
-    """Its text follows its definition, if it has one."""
+    """The grammar's entry of a custom tool, whose text follows its definition if it has one."""
     is_defined = wanted.syntax is not None
     try:
         return ToolSpec(name, None, is_defined, is_defined, strict=True, text_rule=free_text_rule(wanted))
@@ -100,7 +102,7 @@ def _enforced(tool: FunctionTool, index: int, *, strict: bool) -> Enforced | Non
 def _spec(
     tool: FunctionTool, enforced: Enforced | None, *, forced: bool, guide: bool
 ) -> tuple[ToolSpec, Sequence[Relaxed]]:
-    """-> (what the grammar gets, what it does not enforce)."""
+    """Returns the grammar's entry of a function, and what of its schema it does not enforce."""
     asked = forced or tool.strict
     if enforced is None:
         return ToolSpec(tool.name, None, asked or guide, asked, tool.strict), ()

@@ -43,7 +43,7 @@ class Limits:
         return Limits(self.max_tokens - num_tokens, self.stopped)
 
     def check(self, num_tokens: int = 0) -> None:
-        """Raises TooManyTokensError or EncodingStoppedError."""
+        """Raises TooManyTokensError or EncodingStoppedError if encoding must end here."""
         if num_tokens > self.max_tokens:
             raise TooManyTokensError
         if self.stopped():

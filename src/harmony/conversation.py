@@ -1,6 +1,5 @@
 """The domain types of a conversation and its tools: every wire format is read into them.
 
-
 Each message stands for one Harmony message. An assistant's message of a wire format that has reasoning, words and calls
 is several of them, in this order unless it says otherwise.
 """

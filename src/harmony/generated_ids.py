@@ -106,6 +106,6 @@ def _rewritten(text: str) -> str:
 
 
 def _number(text: str) -> int | float:
-    """As JavaScript has it."""
+    """The number as JavaScript parses it."""
     value = float(text)
     return int(value) if value.is_integer() and abs(value) < 2**53 else value

@@ -91,7 +91,9 @@ def choose_backend(
     batch_invariant: bool = False,
     dense_dtype: DenseDtype = "auto",
 ) -> KernelBackend[Any]:
-    """The fastest backend for that device and type. `batch_invariant` costs some of the Triton kernels' speed.
+    """The fastest backend for that device and type.
+
+    `batch_invariant` costs some of the Triton kernels' speed.
 
     Raises:
         ValueError: that backend does not have `dense_dtype`.

@@ -1,7 +1,7 @@
-"""What the kernels are given: the sizes that all layers of a rank share, a layer's weights and its cache.
+"""What the kernels are given: the sizes all layers of a rank share, a layer's weights, its cache.
 
-Shapes, all of one rank: T tokens, H hidden, N query heads, G key-value heads, D head_dim, E experts, I intermediate,
-V vocabulary.
+Shapes, all of one rank: T tokens, H hidden, N query heads, G key-value heads, D head_dim, E experts, I intermediate, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """Matrices in MXFP4, or dense in the compute type. Of w1 the I gate rows come first, then the I up rows."""
+    """Matrices in MXFP4, or dense in the compute type.
+
+    The rows of w1 are the I gate rows, then the I up rows.
+    """
 
     w1: torch.Tensor | Mxfp4Tensor  # [E, 2 I, H]
     b1: torch.Tensor  # [E, 2 I]

@@ -33,7 +33,10 @@ class Mxfp4Tensor:
 
 
 def dequantize_mxfp4(w: Mxfp4Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """-> [..., R, K] in `dtype`. Exact in bfloat16 and float32 while the scaled value is a normal number."""
+    """Returns the tensor [..., R, K] in `dtype`.
+
+    Exact in bfloat16 and float32 while the scaled value is a normal number.
+    """
     table = torch.tensor(E2M1_VALUES, dtype=torch.float32, device=w.blocks.device)
     pairs = torch.stack((table.repeat(16), table.repeat_interleave(16)), dim=-1)  # [256, 2]: byte -> (even, odd)
     values = pairs[w.blocks.int()].flatten(-2)  # [..., R, G, 32]

@@ -78,7 +78,6 @@ def load_callers(config: ServerConfig) -> list[Caller]:
 
     The list is empty only if no key is configured, which leaves the server open.
 
-
     Raises:
         ConfigError: the keys file is missing, invalid or has no key. The message contains no key.
     """

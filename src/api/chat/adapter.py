@@ -28,8 +28,10 @@ _warn_names = WarnOnce(logger, "names of messages are not shown to the model for
 
 
 async def plan_chat(body: Mapping[str, Any], incoming: Incoming) -> ChatPlan:
-    """Raises ApiError or pydantic's ValidationError; nothing has been sent
-    to the engine then."""
+    """The plan of a chat request; nothing has been sent to the engine yet.
+
+    Raises ApiError or pydantic's ValidationError.
+    """
     sender, pool, tools = incoming.sender, incoming.pool, body.get("tools")
     legacy = bool(body.get("functions")) and not tools
     with field_names(partial(field_name, legacy=legacy, tools=tools if isinstance(tools, list) else ())):
@@ -71,7 +73,10 @@ def field_name(path: Path, legacy: bool = False, tools: Sequence[Any] = ()) -> s
 
 
 def read_chat(body: Mapping[str, Any], incoming: Incoming) -> tuple[ChatCompletionRequest, GenerationRequest]:
-    """Raises ApiError, GenerationError or pydantic's ValidationError."""
+    """The validated request, and what it asks of the model.
+
+    Raises ApiError, GenerationError or pydantic's ValidationError.
+    """
     sent = body.get("messages")
     check_num_messages(_num_rendered(sent if isinstance(sent, list) else []), incoming.planner.limits)
     request = ChatCompletionRequest.model_validate(dict(body))
@@ -100,7 +105,10 @@ def read_chat(body: Mapping[str, Any], incoming: Incoming) -> tuple[ChatCompleti
 
 
 def _num_rendered(messages: list[Any]) -> int:
-    """The number of Harmony messages at least: system messages are joined, and assistants' may come to nothing."""
+    """The least number of Harmony messages that these are rendered to.
+
+    System messages are joined, and an assistant's message may be rendered to none.
+    """
     count = 0
     for message in messages:
         if isinstance(message, Mapping):

@@ -1,4 +1,4 @@
-"""The validated messages of a chat request as a conversation, and the message that the answer continues."""
+"""The validated messages of a chat request as a conversation, and the message the answer continues."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def read_messages(messages: Sequence[Message]) -> Conversation:
 
 
 def read_prefill(request: ChatCompletionRequest, *, constrained: bool) -> Prefill | None:
-    """The last message where the answer continues it. `constrained`: the answer has to be a call, or of a given format.
+    """The last message if the answer continues it, else None.
 
-    Raises InvalidRequest.
+    `constrained`: the answer has to be a call, or of a given format. Raises InvalidRequest.
     """
     if not request.continue_final_message:
         return None

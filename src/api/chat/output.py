@@ -69,7 +69,7 @@ class ChatRenderer:
         yield DONE
 
     async def collect(self) -> bytes:
-        """The same deltas, folded into one body. Raises GenerationFailedError."""
+        """All deltas of the answer as one body. Raises GenerationFailedError."""
         generation, has_logprobs = self._generation, self._chat.plan.params.logprobs is not None
         messages: list[dict[str, Any]] = [
             {"role": "assistant", "content": None, "refusal": None} for _ in generation.choices

@@ -144,7 +144,7 @@ class ChatCompletionRequest(SamplingFields):
 
 
 def check_tool(tool: Tool, where: str) -> None:
-    """Raises for a tool without its definition."""
+    """Raises a contract error if a tool has no definition."""
     missing = f"{where}.{tool.type}" if getattr(tool, tool.type) is None else None
     wanted = tool.custom.format if tool.custom is not None else None
     if wanted is not None and wanted.type == "grammar" and wanted.grammar is None:
@@ -154,7 +154,10 @@ def check_tool(tool: Tool, where: str) -> None:
 
 
 def check_message(message: Message, where: str) -> None:
-    """Raises for what a role does not allow; `where` is the message's field, as in `messages[2]`."""
+    """Raises a contract error for what the role does not allow.
+
+    `where` is the message's field, as in `messages[2]`.
+    """
     role = message.role
     if role not in ROLES:
         raise contract_error(f"Invalid value: {role!r}. Supported roles are {', '.join(ROLES)}.", f"{where}.role")

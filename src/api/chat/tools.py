@@ -11,7 +11,7 @@ from gptoss.harmony.conversation import FreeText
 
 
 def read_tools(request: ChatCompletionRequest) -> ToolPolicy:
-    """Raises InvalidRequest naming the field."""
+    """The tools and how the model may call them. Raises InvalidRequest, which names the field."""
     if is_legacy(request):
         tools, choice = [_function(one) for one in request.functions or ()], _legacy_choice(request.function_call)
     else:

@@ -38,7 +38,10 @@ class CompletionPlan:
 
 
 async def plan_completion(body: dict[str, Any], incoming: Incoming) -> CompletionPlan:
-    """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
+    """The plan of a completion request; nothing has been sent to the engine yet.
+
+    Raises ApiError or pydantic's ValidationError.
+    """
     sender, pool = incoming.sender, incoming.pool
     request, asked = await pool.read(sender, lambda _: read_completion(body, incoming))
     with field_names(field_name):
@@ -58,7 +61,10 @@ def field_name(path: Path) -> str | None:
 
 
 def read_completion(body: dict[str, Any], incoming: Incoming) -> tuple[CompletionRequest, GenerationRequest]:
-    """Raises ApiError or pydantic's ValidationError."""
+    """The validated request, and what it asks of the model.
+
+    Raises ApiError or pydantic's ValidationError.
+    """
     request = CompletionRequest.model_validate(body)
     incoming.unknown_fields.check(body, request, incoming.sender.client)
     prompts = read_prompts(request.prompt)
@@ -77,7 +83,10 @@ def read_completion(body: dict[str, Any], incoming: Incoming) -> tuple[Completio
 
 
 def read_prompts(prompt: Any) -> list[str | list[int]]:
-    """string | [string] | [int] | [[int]] -> texts or token ids. Raises InvalidRequest."""
+    """The prompts as texts or token ids. Raises InvalidRequest.
+
+    A prompt is a string, a list of strings, a list of token ids or a list of such lists.
+    """
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt, list) and prompt:

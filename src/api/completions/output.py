@@ -55,7 +55,7 @@ class CompletionRenderer:
         yield DONE
 
     async def collect(self) -> bytes:
-        """Raises GenerationFailedError."""
+        """The whole answer as one body. Raises GenerationFailedError."""
         generation = self._generation
         collected: dict[int, list[TextDelta]] = {choice.index: [] for choice in generation.choices}
         async with contextlib.aclosing(generation.events()) as events:

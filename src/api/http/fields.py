@@ -83,7 +83,7 @@ Choices = Annotated[list[str], Field(min_length=1, max_length=1000, fail_fast=Tr
 
 
 class StructuredOutputs(Strict):
-    """vLLM's: exactly one of the first four."""
+    """vLLM's `structured_outputs`: exactly one of the first four fields is set."""
 
     json_: Annotated[Any, Field(alias="json")] = None
     regex: str | None = None
@@ -223,7 +223,10 @@ class SamplingFields(Strict):
 
 
 def check_parts(parts: list[Any], allowed: Mapping[str, str], where: str) -> None:
-    """Raises if an array of content parts is not valid. `allowed`: type -> field with the text."""
+    """Raises a contract error if an array of content parts is not valid.
+
+    `allowed` maps each type to its field with the text.
+    """
     if not parts:
         raise contract_error("An array of content parts must not be empty.", where, "empty_array")
     for index, part in enumerate(parts):
@@ -253,7 +256,7 @@ def joined_parts(content: str | list[Any], allowed: Mapping[str, str], between: 
 
 
 def check_user_name(name: str, where: str) -> None:
-    """Raises if a user's name cannot be in the header of a Harmony message."""
+    """Raises a contract error if a user's name cannot be in the header of a Harmony message."""
     if not _USER_NAME.fullmatch(name):
         raise contract_error(
             f"{name!r} is not a valid name: up to 64 characters without spaces, '<', '|', '\\', '/' and '>' "

@@ -54,7 +54,7 @@ class ResponseFormat(Strict):
 
     @property
     def output_format(self) -> OutputFormat | None:
-        """None for free text."""
+        """The format that the answer must follow; None for free text."""
         if self.type == "text":
             return None
         if self.json_schema is None:

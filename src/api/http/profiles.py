@@ -19,7 +19,10 @@ class Profiles:
     model_names: frozenset[str]  # the id and its aliases
 
     def of(self, model: str, name: str | None = None) -> Profile:
-        """`name`, else the suffix of `model:profile`, else the server's own. Raises InvalidRequest or NotFound."""
+        """The profile `name`, else the suffix of `model:profile`, else the server's own.
+
+        Raises InvalidRequest or NotFound.
+        """
         base, _, suffix = model.rpartition(":")
         has_suffix = suffix in self.by_name and base in self.model_names
         if not has_suffix and model not in self.model_names:

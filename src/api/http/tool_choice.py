@@ -34,7 +34,10 @@ class ToolChoice(NamedTuple):
 
 
 def read_tool_choice(choice: Any, name_field: str = "tool_choice.function.name") -> ToolChoice:
-    """`name_field`: the field of a single function's name. Raises InvalidRequest."""
+    """Reads `tool_choice`. Raises InvalidRequest.
+
+    `name_field`: the field with the name of a single function.
+    """
     if choice is None or choice == "auto":
         return ToolChoice()
     if choice == "none" or choice == "required":

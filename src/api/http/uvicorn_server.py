@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits that it does not have.
+"""uvicorn's HTTP protocol with limits that uvicorn itself does not have.
 
 They apply to the time and size of headers, the time an answer waits for its client, the number of connections, in total
 and per address, and the number of pipelined requests. Invalid HTTP gets an error in the API's own format.

@@ -56,7 +56,7 @@ class _Asked:
 
 
 async def plan_message(body: dict[str, Any], incoming: Incoming) -> MessagePlan:
-    """Raises ApiError; nothing has been sent to the engine then."""
+    """The plan of a Messages request; nothing has been sent to the engine yet. Raises ApiError."""
     request, asked = await _read(MessagesRequest, body, incoming)
     with field_names(asked.field_name):
         try:
@@ -149,7 +149,7 @@ def _format(request: CountTokensRequest) -> OutputFormat | None:
 
 
 def _too_long(num_tokens: int | None, incoming: Incoming) -> InvalidRequest:
-    """In Anthropic's words, which clients read the two numbers of."""
+    """The error in Anthropic's wording, from which clients read the two numbers."""
     most = incoming.planner.limits.max_model_len
     message = f"prompt is too long: {most + 1 if num_tokens is None else num_tokens} tokens > {most} maximum"
     return InvalidRequest(message, code="context_length_exceeded")

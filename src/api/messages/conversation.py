@@ -46,7 +46,7 @@ BETWEEN = "\n\n"  # two blocks
 
 
 def read_conversation(request: CountTokensRequest) -> tuple[Conversation, Prefill | None]:
-    """-> (the conversation, the answer that the last message begins). Raises InvalidRequest."""
+    """Returns the conversation, and the answer that its last message begins. Raises InvalidRequest."""
     prefill = _prefill(request.messages)
     messages = request.messages if prefill is None else request.messages[:-1]
     read: list[Message] = [*_system(request.system or "")]
@@ -158,7 +158,10 @@ def _assistant(blocks: Sequence[AssistantBlock], where: str) -> Iterator[Message
 
 
 def _channel(text: str, after: Sequence[AssistantBlock]) -> Channel | None:
-    """A text before another one is a preamble. None: the turn decides, which leaves out a message without text."""
+    """The channel of a text; a text before another one is a preamble.
+
+    None: it depends on the turn, which leaves out a message without text.
+    """
     if any(isinstance(block, TextBlock) for block in after):
         return "commentary"
     if text:

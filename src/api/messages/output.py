@@ -86,7 +86,10 @@ class MessageContent:
         return [self._delta("thinking_delta", thinking=text)]
 
     def _add_arguments(self, text: str) -> list[Event]:
-        """Without blanks at the beginning, which are an error to Anthropic's SDK as long as they are alone."""
+        """The events of a piece of the arguments, without blanks at the beginning.
+
+        Anthropic's SDK raises an error while the arguments are only blanks.
+        """
         added = text if self._text else text.lstrip()
         self._text += added
         return [self._delta("input_json_delta", partial_json=added)] if added and not self._holds_arguments else []
@@ -145,7 +148,7 @@ class MessageRenderer:
         yield _encode([{"type": "message_delta", "delta": delta, "usage": self._usage()}, {"type": "message_stop"}])
 
     async def collect(self) -> bytes:
-        """The same as one body. Raises GenerationFailedError."""
+        """All events of the answer as one body. Raises GenerationFailedError."""
         async with contextlib.aclosing(self._events()) as batches:
             async for _ in batches:
                 pass
@@ -163,7 +166,7 @@ class MessageRenderer:
                     yield events
 
     def _stop(self) -> tuple[str, str | None]:
-        """-> (stop_reason, the stop sequence)."""
+        """Returns the stop reason and the stop sequence."""
         choice = self._generation.choices[0]
         if choice.finish_reason == "length":
             return "max_tokens", None

@@ -25,7 +25,9 @@ class OfferedTools:
 
 
 def read_tools(request: CountTokensRequest) -> OfferedTools:
-    """Tools that are added later stand last, and removed ones may not be called: the prompt's beginning stays equal.
+    """The tools that the model may call, in an order that keeps the beginning of the prompt.
+
+    Tools that are added later come last, and removed ones are shown but may not be called.
 
     Raises InvalidRequest naming the field.
     """

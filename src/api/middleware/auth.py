@@ -73,7 +73,7 @@ class AuthMiddleware:
         return caller, self._access.enter(caller, generates=path in self._limited.generates)
 
     def _check_host(self, scope: Scope) -> None:
-        """Raises Forbidden."""
+        """Raises Forbidden if the Host header is not allowed."""
         for name, value in scope["headers"]:
             if name == b"host" and not self._hosts.allows(value):
                 shown = value[:100].decode("latin-1")

@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 class RequestIdMiddleware:
     """Adds x-request-id and openai-processing-ms, and turns uncaught errors into a plain 500.
 
-
     Pure ASGI: Starlette's BaseHTTPMiddleware would hide a client's disconnect from the routes.
     """
 

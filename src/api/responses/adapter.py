@@ -32,12 +32,18 @@ class ReadRequest:
     output_format: OutputFormat | None
 
     def conversation(self, kept: Sequence[int] | None = None) -> Conversation:
-        """Of the items of these indices, in order; None: of all. Raises InvalidRequest where the model reads none."""
+        """The conversation of the items at these indices, in order; None: of all items.
+
+        Raises InvalidRequest if the model reads none of them.
+        """
         messages = self.messages if kept is None else [self.messages[index] for index in kept]
         return conversation_of(self.request.instructions, messages)
 
     def generation_request(self, incoming: Incoming, kept: Sequence[int] | None = None) -> GenerationRequest:
-        """Raises ApiError, or GenerationError for too many messages."""
+        """What the request asks of the model, with the items at `kept`; None: with all.
+
+        Raises ApiError, or GenerationError for too many messages.
+        """
         request, conversation = self.request, self.conversation(kept)
         texts = DeveloperMessage | AssistantMessage  # may come to nothing
         num_messages = sum(not isinstance(one, texts) for one in conversation.messages)
@@ -79,21 +85,24 @@ def field_name(path: Path, tools: ToolTable | None = None) -> str | None:
 
 
 def read_request(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ReadRequest:
-    """`items`: the whole conversation. Raises InvalidRequest."""
+    """Reads tools and input of a request. Raises InvalidRequest.
+
+    `items`: the whole conversation.
+    """
     tools = read_tools(request.tools or ())
     messages = read_items(items, tools.model_name)
     return ReadRequest(request, messages, tools, tool_policy(request, tools), read_format(request))
 
 
 def tool_policy(request: ResponsesRequest, tools: ToolTable) -> ToolPolicy:
-    """Raises InvalidRequest."""
+    """The tools and how the model may call them. Raises InvalidRequest."""
     choice = read_tool_choice(read_choice(request.tool_choice, tools), "tool_choice.name")
     max_calls = 1 if request.parallel_tool_calls is False else None
     return ToolPolicy(tools.functions(), choice.mode, choice.allowed, max_calls)
 
 
 def read_format(request: ResponsesRequest) -> OutputFormat | None:
-    """None for free text. Raises InvalidRequest."""
+    """The format that the answer must follow; None for free text. Raises InvalidRequest."""
     own = None
     if request.text is not None and request.text.format is not None:
         own = _own_format(request.text.format)

@@ -173,7 +173,10 @@ SUMMARY_PARTS = dict.fromkeys(("summary_text", "text"), "text")
 
 
 def num_rendered(items: Sequence[Any]) -> int:
-    """At least so many Harmony messages, or items that are none. Reasoning may go, system messages are joined."""
+    """The least number of Harmony messages that the items become; invalid items are counted too.
+
+    Reasoning may be left out, and system messages are joined.
+    """
     return sum(
         not isinstance(item, Mapping)
         or item.get("role") == "user"

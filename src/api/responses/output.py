@@ -33,8 +33,11 @@ class OutputItems:
         *,
         encodes_reasoning: bool,
     ) -> None:
-        """`client_name`: the fields of a call that name the tool, of the name that the model used; `kind_of`: its kind.
-        `encodes_reasoning`: reasoning that is whole gets `encrypted_content` too."""
+        """Starts without items.
+
+        `client_name` maps the name that the model used to the fields of a call that name the tool, `kind_of` to the
+        call's kind. `encodes_reasoning`: reasoning that is whole gets `encrypted_content` too.
+        """
         self._client_name, self._kind_of = client_name, kind_of
         self._list = ItemList()
         self._encodes_reasoning = encodes_reasoning

@@ -46,7 +46,10 @@ class ResponsePlan:
 
 
 async def plan_response(body: dict[str, Any], store: ResponseStore, incoming: Incoming) -> ResponsePlan:
-    """Raises ApiError or pydantic's ValidationError; nothing has been sent to the engine then."""
+    """The plan of a Responses request; nothing has been sent to the engine yet.
+
+    Raises ApiError or pydantic's ValidationError.
+    """
     sender = incoming.sender
     with field_names(field_name):
         request = await incoming.pool.read(sender, lambda _: _read(body, incoming))
@@ -79,7 +82,7 @@ class _Planner:
     incoming: Incoming
 
     async def read(self, items: Sequence[PlacedItem]) -> ReadRequest:
-        """Raises InvalidRequest."""
+        """Reads the request with these items as its conversation. Raises InvalidRequest."""
         return await self.incoming.pool.read(self.incoming.sender, lambda _: read_request(self.request, items))
 
     async def plan(self, read: ReadRequest, kept: Sequence[int] | None = None) -> Plan:
@@ -90,7 +93,10 @@ class _Planner:
         return await pool.read(sender, plan, is_slow=asked.has_schemas)
 
     async def plan_cut(self, items: Sequence[PlacedItem]) -> tuple[ToolTable, Plan]:
-        """The same, of items of which the oldest are cut as far as the context requires it. Raises ApiError."""
+        """The plan of the items, the oldest cut as far as the context requires it, and its tools.
+
+        Raises ApiError.
+        """
         cuts, limits = Cuts(items), self.incoming.planner.limits
         first = cuts.smallest(lambda kept: num_rendered([items[index].item for index in kept]) <= limits.max_messages)
         if first is None:
@@ -105,7 +111,10 @@ class _Planner:
                 raise ContextTooLongError(f"{error.message} {NEVER_CUT}", error.path) from error
 
     async def _plan_cut(self, read: ReadRequest, cuts: Cuts, first: int) -> Plan:
-        """`read`: the items after the first cut."""
+        """The plan of the items that are left after the smallest cut that fits.
+
+        `read`: the items after the first cut.
+        """
         try:
             return await self.plan(read)
         except ContextTooLongError as error:
@@ -122,9 +131,10 @@ class _Planner:
         return await self.plan(read, _positions(cuts.kept(cut), cuts.kept(first)))
 
     def _cut(self, cuts: Cuts, first: int, read: ReadRequest, num_tokens: int, stopped: Stopped) -> int | None:
-        """The smallest cut that leaves what the answer takes, else the largest if that fits at all; None: it does not.
+        """The smallest cut that leaves enough tokens for the answer, else the largest that fits.
 
-        `read`: the items after the first cut; `num_tokens`: of their whole prompt.
+        None: even the largest cut does not fit. `read`: the items after the first cut; `num_tokens`: of their whole
+        prompt.
         """
         lengths: dict[HarmonyMessage, int] = {}
         all_kept = cuts.kept(first)

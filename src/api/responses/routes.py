@@ -91,7 +91,10 @@ async def delete_response(response_id: str, request: Request, store: Store) -> d
 
 @router.get("/v1/responses/{response_id}/input_items")
 async def list_input_items(response_id: str, request: Request, store: Store) -> dict[str, Any]:
-    """What the response was made from, earlier responses included; the newest first unless `order` says otherwise."""
+    """The items a response was made from, those of earlier responses included.
+
+    The newest comes first unless `order` is "asc".
+    """
     page = PageQuery.model_validate(dict(request.query_params))
     items = store.inputs(_caller(request), response_id)
     if page.order == "desc":

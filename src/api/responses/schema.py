@@ -113,7 +113,10 @@ class ResponsesRequest(SamplingFields):
 
     @property
     def encodes_reasoning(self) -> bool:
-        """Whether reasoning items get `encrypted_content`: where they may have to come back, or it was asked for."""
+        """Whether reasoning items get `encrypted_content`.
+
+        They do if `include` lists it, or if the client may have to send the items back.
+        """
         return bool(self.tools) or SEALED_REASONING in (self.include or ())
 
     @property

@@ -1,7 +1,7 @@
-"""Responses that a client may come back to by their ids: `previous_response_id`, item references, GET and DELETE.
+"""Responses that clients refer to by id: `previous_response_id`, item references, GET and DELETE.
 
-They are in this process's memory. A caller sees its own alone. Where there is no room left, the caller that holds the
-most loses what it has not used for longest, so that none can push out another that holds less.
+They are in this process's memory. A caller sees only its own. When the memory is full, the caller that holds the most
+loses what it has not used for longest, so that no caller can evict the responses of one that holds less.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ID_PREFIX = {
     "custom_tool_call_output": "ctco_",
 }
 REFERENCE = "item_reference"
-RESPONSE_BYTES, ITEM_BYTES = 500, 130  # what one costs beside its JSON, measured by tracemalloc
+RESPONSE_BYTES, ITEM_BYTES = 500, 130  # what one costs in addition to its JSON, measured by tracemalloc
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class StoredResponse:
         return RESPONSE_BYTES + ITEM_BYTES * len(self.item_ids) + len(self.input) + len(self.body)
 
     def items(self) -> list[Item]:
-        """Of its request, then those that the model wrote."""
+        """The items of its request, then those that the model wrote."""
         return [*msgspec.json.decode(self.input), *msgspec.json.decode(self.body)["output"]]
 
 
@@ -93,7 +93,10 @@ class ResponseStore:
         return self._max_bytes > 0
 
     def add(self, caller: str, response: Item, inputs: Sequence[Item], *, previous: str | None) -> bool:
-        """Whether it is stored; False: it is larger than all that may be. `inputs`: the items of its own request."""
+        """Stores a response; returns whether it fits: False if it alone is larger than the store.
+
+        `inputs`: the items of its own request.
+        """
         listed = [_as_input_item(item) for item in inputs]
         stored = StoredResponse(
             previous,
@@ -109,7 +112,7 @@ class ResponseStore:
         return True
 
     def get(self, caller: str, response_id: str) -> StoredResponse:
-        """Raises NotFound."""
+        """The caller's response of this id. Raises NotFound."""
         own = self._of_caller.get(caller)
         stored = None if own is None else own.responses.get(response_id)
         if stored is None:
@@ -117,7 +120,10 @@ class ResponseStore:
         return stored
 
     def delete(self, caller: str, response_id: str) -> None:
-        """Raises NotFound. Later responses of its conversation cannot be continued any more."""
+        """Removes a response. Its conversation's later responses cannot be continued any more.
+
+        Raises NotFound.
+        """
         self.get(caller, response_id)
         self._remove(caller, response_id)
 
@@ -187,7 +193,10 @@ class ResolvedInput:
 
 
 def resolve(request: ResponsesRequest, store: ResponseStore, caller: str) -> ResolvedInput:
-    """Raises InvalidRequest for an id that is not stored, and NotFound for such a reference."""
+    """The input of a request with the items of earlier responses and references filled in.
+
+    Raises InvalidRequest if `previous_response_id` is not stored, NotFound if a referenced item is not.
+    """
     earlier: list[PlacedItem] = []
     if request.previous_response_id is not None:
         field = "previous_response_id"

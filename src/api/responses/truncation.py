@@ -1,4 +1,4 @@
-"""`truncation: "auto"`: the items that are cut from the beginning of a conversation that is too long for the model.
+"""`truncation: "auto"`: the items that are cut from a conversation too long for the model.
 
 Whole items are cut, the oldest first, never a call without its results. Never cut are the instructions (the field, and
 the system and developer messages at the beginning), the last user message and the last item.

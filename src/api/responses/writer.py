@@ -56,7 +56,7 @@ class ResponsesRenderer:
                 yield encode(events)
 
     async def collect(self) -> bytes:
-        """The same as one body. Raises GenerationFailedError."""
+        """All events of the answer as one body. Raises GenerationFailedError."""
         async with contextlib.aclosing(self._events()) as batches:
             async for events in batches:
                 last = events[-1]

@@ -54,7 +54,7 @@ class RequestAccounting:
             raise
 
     def admit(self, plan: Plan) -> None:
-        """Raises RateLimited."""
+        """Counts a planned request against the caller's limits. Raises RateLimited."""
         if self.record.allowance is None:
             return
         work = Work(

@@ -45,7 +45,7 @@ class RequestRecord:
         return self.seconds_to(self.first_token)
 
     def seconds_to(self, moment: float | None) -> float | None:
-        """From arrival to `moment`; None if it has not come."""
+        """Seconds from arrival to `moment`; None if it has not come."""
         return None if moment is None else moment - self.arrival
 
     def tokens_arrived(self, count: int) -> None:

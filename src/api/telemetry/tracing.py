@@ -16,10 +16,8 @@ from gptoss.config.errors import ConfigError
 class Tracing:
     """Creates spans with the fields of the request's log line.
 
-    They continue the client's trace (W3C trace context).
-
-
-    Fields have the names of the GenAI conventions if these have one (OpenTelemetry semantic conventions 1.38, gen-ai).
+    They continue the client's trace (W3C trace context). Fields have the names of the GenAI conventions if these have
+    one (OpenTelemetry semantic conventions 1.38, gen-ai).
     """
 
     def __init__(self, endpoint: str, processor: Any = None) -> None:

@@ -8,7 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`missing`: no server starts without it. `note`: a server starts, but slower, or not with every model."""
+    """One thing that this machine has or lacks.
+
+    `missing`: no server starts without it. `note`: a server starts, but slower, or not with every model.
+    """
 
     name: str
     state: Literal["ok", "note", "missing"]

@@ -50,7 +50,10 @@ class Connection:
         return self._json("POST", path, body, ())
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """Yields the events of a streamed answer. Closing the iterator ends the generation. Raises CommandError."""
+        """Yields the events of a streamed answer. Raises CommandError.
+
+        Closing the iterator ends the generation.
+        """
         with self._open("POST", path, body | {"stream": True}, ()) as response, self._plain_errors():
             for line in response:
                 if not line.startswith(b"data:"):
@@ -110,7 +113,9 @@ class Connection:
 
 
 def base_url(text: str) -> str:
-    """Returns scheme, host, port and prefix without `/v1`: `host:8000` and `http://host:8000/v1/` name the same server.
+    """Returns scheme, host, port and prefix, without `/v1`.
+
+    `host:8000` and `http://host:8000/v1/` name the same server.
 
     Raises:
         UsageError: it is not the URL of a server.

@@ -91,7 +91,7 @@ class Target:
         self.stream(self.prompt(16), 8)
 
     def prompt(self, words: int) -> str:
-        """Returns words that are never the same twice after the shared ones, as the prefix cache must not help."""
+        """Returns the shared words, then random ones, for which the prefix cache does not help."""
         shared = round(self._prefix_share * words)
         return " ".join((WORDS * (shared // len(WORDS) + 1))[:shared] + self._rng.choices(WORDS, k=words - shared))
 
@@ -212,9 +212,10 @@ def streams(
 def arrivals(
     target: Target, rate: float, count: int, tokens: int, words: int = PROMPT_WORDS, level: ServiceLevel | None = None
 ) -> dict[str, float]:
-    """Measures requests that arrive by chance, `rate` a second on average, whether or not earlier ones have ended.
+    """Measures requests that arrive at random, `rate` a second on average.
 
-    Refused requests are counted; latencies begin when a request was due.
+    They arrive whether or not earlier ones have ended. Refused requests are counted; latencies begin when a request was
+    due.
     """
     prompts, rng, started = [target.prompt(words) for _ in range(count)], random.Random(1), time.perf_counter()
     due = started
@@ -285,7 +286,10 @@ def short_answers(target: Target, count: int) -> dict[str, float]:
 
 
 def take_turns(targets: Sequence[Target], jobs: Iterable[Job], repeat: int) -> list[dict[str, float]]:
-    """Returns each target's medians of `repeat` runs of each job; the targets take turns. Raises CommandError."""
+    """Returns each target's medians of `repeat` runs of each job. Raises CommandError.
+
+    The targets take turns.
+    """
     collected: list[dict[str, list[float]]] = [{} for _ in targets]
     try:
         for target in targets:

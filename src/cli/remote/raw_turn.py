@@ -1,4 +1,4 @@
-"""A turn as Harmony: the prompt's own text, and each generated token as it comes, special tokens included.
+"""A turn as Harmony: the prompt's text, then each generated token, special tokens included.
 
 /v1/completions shows special tokens only among its logprobs, so the text is put together from these.
 """
@@ -23,8 +23,10 @@ class RawTurn:
     """One turn; `answer` is complete once `pieces` has ended."""
 
     def __init__(self, connection: Connection, chat: dict[str, Any], shown_ids: list[int]) -> None:
-        """`shown_ids`: ids of the last turn's prompt; only what follows their common beginning is shown. Raises
-        CommandError."""
+        """Requests the prompt's tokens from the server. Raises CommandError.
+
+        `shown_ids`: ids of the last turn's prompt; only what follows their common beginning is shown.
+        """
         self._connection = connection
         body = {name: value for name, value in chat.items() if name != "stream_options"}
         found = connection.post("/tokenize", body)
@@ -68,7 +70,10 @@ class RawTurn:
 
 
 def token_bytes(token: str) -> bytes:
-    r"""Returns the bytes of a token as logprobs name it: text, or `bytes:\xe2\x82` for a part of a character."""
+    r"""Returns the bytes of a token from its name in logprobs.
+
+    The name is its text, or `bytes:\xe2\x82` for a part of a character.
+    """
     escaped = token.removeprefix("bytes:")
     if escaped != token and re.fullmatch(r"(\\x[0-9a-f]{2})+", escaped):
         return bytes.fromhex(escaped.replace("\\x", ""))

@@ -37,7 +37,10 @@ def show(pieces: Iterable[tuple[str, str]], style: Style, *, reasoning: bool, ma
 
 
 def _show_reasoning(piece: str, style: Style, before: str, *, shown: bool) -> str:
-    """Returns what `_end_reasoning` has to know: the last piece, or the notice that stands for hidden reasoning."""
+    """Shows a piece of reasoning, and returns what `_end_reasoning` needs.
+
+    That is the last piece, or the notice that stands for hidden reasoning.
+    """
     if shown:
         _write(style(printable(piece), "dim"))
         return piece

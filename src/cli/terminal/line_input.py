@@ -1,4 +1,4 @@
-"""Questions typed in a terminal: line editing, history and completion by readline, several lines where wanted."""
+"""Questions typed in a terminal: line editing, history and completion by readline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ except ImportError:  # a Python without it: no editing, no history
 
 
 class LineInput:
-    """Reads questions. A line that ends with a backslash goes on in the next; three quotes begin and end a block."""
+    """Reads questions, which may have several lines.
+
+    A line that ends with a backslash continues in the next; three quotes begin and end a block.
+    """
 
     def __init__(self, style: Style, words: Sequence[str]) -> None:
         """`words`: completed by the tab key."""

@@ -1,4 +1,4 @@
-"""Markdown that grows: finished blocks are printed once, the one that is being written is drawn again and again."""
+"""Markdown that grows: finished blocks are printed once, the unfinished one is redrawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 
 
 class MarkdownView:
-    """As a context manager: `write` pieces; at the end the last block is printed."""
+    """A context manager: `write` adds pieces; at the end the last block is printed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

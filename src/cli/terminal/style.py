@@ -27,7 +27,10 @@ class Style:
 
 
 def printable(text: str) -> str:
-    """Returns the text with control characters other than line breaks and tabs shown, not sent to the terminal."""
+    """Returns the text with control characters shown instead of sent to the terminal.
+
+    Line breaks and tabs stay.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

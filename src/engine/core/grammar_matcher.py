@@ -1,6 +1,5 @@
 """Compiles grammars, advances them with each token and computes masks for the sampler.
 
-
 The engine runs any grammar without knowing what it is for.
 """
 

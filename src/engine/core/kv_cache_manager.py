@@ -80,10 +80,7 @@ class KVCacheManager:
         return max(usable // 2, usable - sliding) * self.block_size
 
     def get_computed_blocks(self, request: Request) -> ComputedBlocks:
-        """The longest cached prefix.
-
-        It consists of all its full-group blocks and the sliding blocks that its next token sees.
-
+        """The longest cached prefix: its full-group blocks, and the sliding blocks its next token sees.
 
         At least one token is left to compute, because its logits are needed; with prompt logprobs all are.
         """

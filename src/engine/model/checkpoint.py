@@ -1,7 +1,8 @@
-"""Reading a gpt-oss checkpoint: Hugging Face's layout or `original/`, MXFP4 or BF16 experts, one file or many.
+"""Reads a gpt-oss checkpoint in Hugging Face's layout or that of `original/`.
 
-Everything is checked against the shapes that config.json implies before the first tensor is read, so a broken
-download is an error that names file and tensor, not a crash or a wrong answer later.
+Experts are MXFP4 or BF16, in one file or many. Everything is checked against the shapes that config.json implies before
+the first tensor is read, so a broken download is an error that names file and tensor, not a crash or a wrong answer
+later.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Checkpoint:
         self._check(expected_tensors(config, original=self.original, packed=self.packed))
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Raises CheckpointError if the bytes cannot be read."""
+        """The tensor of that name. Raises CheckpointError if its bytes cannot be read."""
         path = self._file_of[name]
         try:
             value: torch.Tensor = self._files[path.name].get_tensor(name)
@@ -149,9 +150,9 @@ class Checkpoint:
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
             self._files[path.name] = handle
-            for name in handle.keys():  # noqa: SIM118  a safetensors handle is no mapping
+            for name in handle.keys():  # noqa: SIM118  a safetensors handle is not a mapping
                 if name in file_of:
-                    raise CheckpointError(f"tensor {name!r} stands in {file_of[name].name} and in {path.name}")
+                    raise CheckpointError(f"tensor {name!r} is in both {file_of[name].name} and {path.name}")
                 file_of[name] = path
         return file_of
 

@@ -38,7 +38,7 @@ class ModelWeights:
 
 
 class WeightLoader:
-    """Reads one rank's ModelWeights from a checkpoint, in the compute type, one tensor in flight at a time.
+    """Reads one rank's ModelWeights from a checkpoint, in the compute type, one tensor at a time.
 
     `dequantize` unpacks MXFP4 experts once, at load: four times the memory, the fastest form for plain torch. Each
     layer goes through `prepare_layer`, the kernel backend's. Of tensors that are cut between ranks only this rank's
@@ -200,7 +200,10 @@ def dummy_weights(
     shard: Shard | None = None,
     prepare_layer: PrepareLayer = _as_loaded,
 ) -> ModelWeights:
-    """Random weights of one rank's true shapes and types, without a file: for benchmarks. Experts are MXFP4."""
+    """Random weights of one rank's true shapes and types, without a file: for benchmarks.
+
+    Experts are MXFP4.
+    """
     s = shard or whole(c)
     generator = torch.Generator(device=device).manual_seed(seed)
 

@@ -1,9 +1,7 @@
 """Communication of ranks during a step, by torch.distributed.
 
-The backend is NCCL between GPUs and gloo between CPU processes.
-
-
-Each rank has one Communicator. With one rank every method is the identity, so the model code is the same.
+The backend is NCCL between GPUs and gloo between CPU processes. Each rank has one Communicator. With one rank every
+method is the identity, so the model code is the same.
 """
 
 from __future__ import annotations
@@ -100,7 +98,6 @@ class Communicator:
         """The best token of each row over the whole vocabulary.
 
         `local`: each rank's logits [R, V_r], of tokens from `first_id` on.
-
 
         Returns (token ids int64 [R], their logits [R]) on the stage's first rank. Two numbers per row are sent. The
         lowest id wins a tie.

@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 def choose_devices(config: EngineConfig) -> EngineConfig:
     """Returns the configuration with both parallel sizes chosen, and logs the plan.
 
-
     On a CPU the ranks are processes that share the machine's memory; there is more than one only if a size is set.
 
     Raises:

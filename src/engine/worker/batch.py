@@ -65,7 +65,7 @@ class ScoredTokens:
 
     @classmethod
     def among(cls, state: RequestState, count: int) -> ScoredTokens | None:
-        """Of its next `count` tokens."""
+        """The scored ones of the request's next `count` tokens; None if there are none."""
         start = state.num_computed_tokens
         scored = min(start + count, state.num_prompt_tokens - 1) - start
         wanted = state.params.prompt_logprobs is not None and scored > 0
@@ -113,7 +113,10 @@ class RequestTable:
         return StepRows(states, counts, drafts=out.draft_tokens)
 
     def extend(self, sampled: dict[str, int]) -> None:
-        """Appends tokens of earlier steps that another rank sampled. Requests that have ended since are skipped."""
+        """Appends tokens of earlier steps that another rank sampled.
+
+        Requests that have ended since are skipped.
+        """
         for request_id, token in sampled.items():
             if request_id in self._states:
                 self._states[request_id].tokens.extend([token])
@@ -160,7 +163,7 @@ def build_batch(rows: StepRows, kernels: KernelBackend[Any], block_size: int) ->
 
 
 def _rows_with_logits(rows: StepRows, ends: np.ndarray) -> list[int]:
-    """Fills `rows.sampled` and `rows.scored`, and returns the rows of the batch that they need, in this order."""
+    """Fills `rows.sampled` and `rows.scored`, and returns the batch's rows that they need, in order."""
     sampled: list[int] = []
     scored: list[int] = []
     for state, count, end in zip(rows.states, rows.counts, ends.tolist(), strict=True):

@@ -120,10 +120,10 @@ class GraphRunner:
         return self.replay(size)[: len(states)]
 
     def prelaunch(self, states: list[RequestState], token_ids: torch.Tensor) -> PrelaunchedStep | None:
-        """Starts the next step from this one's tokens, int64 [B] on the device, which the host has not read yet.
+        """Starts the next step from this step's tokens, before the host has read them.
 
-        Requests are skipped that reach their limit with this token, or whose next token needs a block that they do not
-        have yet.
+        `token_ids`: int64 [B] on the device. Requests are skipped that reach their limit with this token, or whose next
+        token needs a block that they do not have yet.
         """
         rows = [(row, state, state.tokens.size) for row, state in enumerate(states) if self._can_continue(state)]
         if not rows or not self.holds(len(rows)):
@@ -169,7 +169,10 @@ class GraphRunner:
         return ForwardBatch(self._long[0, :size], self._rows[:size], step)
 
     def _fill(self, rows: list[tuple[RequestState, int]], size: int, token_ids: torch.Tensor | None) -> None:
-        """`rows`: states and the positions of their tokens; `token_ids`: set where the host does not know them yet."""
+        """Fills the graph's inputs with rows: states and the positions of their tokens.
+
+        `token_ids`: set if the host does not know them yet.
+        """
         self._staging.reverse()
         staging = self._staging[0]
         staging.wait()
@@ -210,7 +213,7 @@ class _Staging:
         self._copied = torch.cuda.Event() if pinned else None
 
     def mark_copied(self) -> None:
-        """To be called once all copies from here are queued on the device."""
+        """Records that all copies from these buffers are queued on the device."""
         if self._copied is not None:
             self._copied.record()
 

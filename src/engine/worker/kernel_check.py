@@ -1,5 +1,6 @@
-"""Before a GPU serves: the Triton kernels against plain torch on the model's own first layers, and every kernel
-compiled.
+"""Checks the Triton kernels before a GPU serves, and compiles every one.
+
+They are compared with plain torch on the model's own first layers.
 
 Shapes: T tokens, H hidden.
 """
@@ -46,7 +47,7 @@ class Unpacking:
 
 @torch.inference_mode()
 def check_layers(model: GptOss, cache: list[LayerCache], comm: Communicator, block_size: int) -> float:
-    """The relative error of one sliding and one full layer given random hidden states: the larger of the two.
+    """The larger relative error of one sliding and one full layer, given random hidden states.
 
     Of each the median over tokens counts, because a token whose fourth and fifth expert are nearly alike may take
     either.

@@ -80,7 +80,10 @@ class ModelRunner:
         return self._comm.shard.is_last and self._comm.shard.is_tensor_leader
 
     def _run_invariant(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
-        """Runs every token through the model alone: torch's matrix products round differently for other shapes."""
+        """Runs every token through the model alone.
+
+        torch's matrix products round differently for other shapes.
+        """
         merged = ModelRunnerOutput({}, {}, {})
         for state, count in zip(rows.states, rows.counts, strict=True):
             start = state.num_computed_tokens
@@ -96,7 +99,10 @@ class ModelRunner:
         return merged
 
     def _run_one_by_one(self, rows: StepRows, out: SchedulerOutput, cause: Exception) -> ModelRunnerOutput:
-        """Runs each request alone. A step can be repeated: it writes the same keys and values to the same slots."""
+        """Runs each request alone, after a step of all failed.
+
+        A step can be repeated: it writes the same keys and values to the same slots.
+        """
         merged = ModelRunnerOutput({}, {}, {})
         for index, state in enumerate(rows.states):
             try:
@@ -224,8 +230,10 @@ def sample_states(
     kernels: SamplingKernels,
     sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> ModelRunnerOutput:
-    """logits float32 [R, V], a row for each state and one more for each of its drafts. `sampled` gets the tokens,
-    int64 [R], before the host waits for them, and again where they were wrong (sampler.py).
+    """Samples a token for each state, and keeps the drafts that equal the tokens drawn.
+
+    logits float32 [R, V], a row for each state and one more for each of its drafts. `sampled` gets the tokens, int64
+    [R], before the host waits for them, and again where they were wrong (sampler.py).
 
     A token depends on the logits, the seed and its position alone, so the token drawn at a draft's position is the one
     that would have been drawn there anyway: drafts that equal it are kept, and drafts never change an answer.
@@ -266,7 +274,10 @@ def sample_states(
 def _masks(
     states: list[RequestState], first_rows: list[int], out: SchedulerOutput, vocab_size: int
 ) -> tuple[list[int], np.ndarray]:
-    """Returns the sampled rows that have a mask, and the masks. A request's masks are for its first rows, in order."""
+    """Returns the sampled rows that have a mask, and the masks.
+
+    A request's masks are for its first rows, in order.
+    """
     bitmask = np.frombuffer(out.grammar_bitmask, np.int32).reshape(-1, -(-vocab_size // 32))
     next_row = {s.request_id: row for s, row in zip(states, first_rows, strict=True)}
     rows, kept = [], []

@@ -1,4 +1,4 @@
-"""A rank in a process of its own: runs the steps that rank 0's process sends, and ends with that process."""
+"""A rank in its own process: runs the steps that rank 0's process sends, and ends with that process."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ def run_rank(
     errors: Connection,
     log: dict[str, Any] | None,
 ) -> None:
-    """The process's main function: reads Step messages; the rank that samples answers each with a ModelRunnerOutput."""
+    """The process's main function: reads Step messages and runs them.
+
+    The rank that samples answers each with a ModelRunnerOutput.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if log is not None:

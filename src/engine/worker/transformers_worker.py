@@ -1,7 +1,7 @@
-"""The model as transformers runs it, behind the same interface: for hardware that our kernels do not know, and as an
-oracle. accelerate lays the layers over whatever devices there are (device_map "auto").
+"""The model as transformers runs it: for hardware without kernels of ours, and as an oracle.
 
-Each request has a cache of its own and is computed by itself: correct everywhere, fast nowhere.
+It has the same interface. accelerate lays the layers over whatever devices there are (device_map "auto"). Each request
+has a cache of its own and is computed by itself: correct everywhere, fast nowhere.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class TransformersWorker:
         logger.info("transformers loaded %.2f GiB of weights in %.1f s", self.weight_bytes / GIB, self.load_s)
 
     def init_cache(self) -> int:
-        """-> how many blocks of tokens the scheduler may hand out. The caches themselves grow with the requests."""
+        """Returns how many blocks of tokens the scheduler may hand out.
+
+        The caches themselves grow with the requests.
+        """
         c = self.config.model
         element = torch.empty((), dtype=self.dtype).element_size()
         block_bytes = c.num_layers * 2 * c.num_key_value_heads * c.head_dim * element * self.config.block_size
@@ -102,7 +105,7 @@ class TransformersWorker:
 
     @torch.inference_mode()
     def _forward(self, state: RequestState, count: int, keep: int) -> torch.Tensor:
-        """-> logits float32 [keep, V] after the last of `count` new tokens."""
+        """Returns the logits float32 [keep, V] after the last of `count` new tokens."""
         start = state.num_computed_tokens
         if start == 0:
             self._caches[state.request_id] = DynamicCache(config=self._model.config)

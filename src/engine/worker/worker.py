@@ -1,4 +1,4 @@
-"""One rank: chooses device, type and kernels, loads weights, allocates the cache, checks itself, runs steps."""
+"""One rank: chooses device, type and kernels, loads weights, allocates the cache, runs steps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class KernelError(ConfigError):
 
 
 class Worker:
-    """With several ranks, each calls the same methods in the same order: they meet in collective operations."""
+    """Runs the steps of one rank.
+
+    All ranks call the same methods in the same order: they meet in collective operations.
+    """
 
     def __init__(self, config: EngineConfig, rank: int = 0, rendezvous: Path | None = None) -> None:
         """`rendezvous`: the file through which the ranks connect; None with one rank."""
@@ -156,7 +159,10 @@ class Worker:
         return graphs
 
     def execute_model(self, out: SchedulerOutput, sampled: dict[str, int] | None = None) -> ModelRunnerOutput | None:
-        """`sampled`: tokens sampled since the last step, on any rank. Returns None where another rank samples."""
+        """Runs one step. Returns None where another rank samples.
+
+        `sampled`: tokens sampled since the last step, on any rank.
+        """
         return self.runner.execute_model(out, sampled or {})
 
     def close(self) -> None:
@@ -171,7 +177,10 @@ class Worker:
         return self.runner.prelaunches_steps
 
     def _dequantize(self) -> bool:
-        """Whether MXFP4 experts are unpacked at load: with plain torch, if that takes at most half the free memory."""
+        """Whether MXFP4 experts are unpacked at load.
+
+        With plain torch they are, if that takes at most half the free memory.
+        """
         if self.kernels.reads_mxfp4:
             return False
         c = self.config.model
@@ -212,8 +221,10 @@ def choose_device(name: str, rank: int = 0, world: int = 1) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, gpu_dtypes: Mapping[str, str]) -> torch.dtype:
-    """The type of that name. auto: the table's entry for the GPU; else bfloat16 where the hardware multiplies it,
-    else float16 on a GPU and float32 on a CPU."""
+    """The type of that name; for "auto" the table's entry for the GPU, if it has one.
+
+    Else it is bfloat16 where the hardware multiplies it, else float16 on a GPU and float32 on a CPU.
+    """
     if name == "auto" and device.type == "cuda":
         name = listed_dtype(torch.cuda.get_device_name(device), gpu_dtypes) or name
     if name != "auto":

@@ -60,10 +60,9 @@ def merged(target: Any, schema: Schema) -> Any:
 
 
 def split(schema: Schema, target: Any) -> tuple[Schema | None, list[Any], list[list[Any]]]:
-    """A schema's own keywords, the schemas of `allOf`, and the variants of each union.
+    """Splits a schema into its own keywords, the schemas of `allOf` and the variants of each union.
 
     The keywords are None if they constrain nothing.
-
 
     Keywords that constrain nothing by themselves are handed down: the type to variants that have none, and required
     names to the variants that declare them. `target` resolves a reference.

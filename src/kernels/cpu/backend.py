@@ -28,7 +28,10 @@ DenseDtype = Literal["auto", "int8"]
 
 
 class CpuBackend:
-    """With `dense_dtype` int8 the matrices of QKV, O and the head are int8; the router and biases stay in bfloat16."""
+    """The compiled CPU kernels.
+
+    With `dense_dtype` int8 the matrices of QKV, O and the head are int8; the router and biases stay in bfloat16.
+    """
 
     name = "native"
     is_batch_invariant = True

@@ -1,8 +1,8 @@
-"""The compiled CPU kernels (native.cpp): built once with the machine's C++ compiler, called with tensors' addresses.
+"""The compiled CPU kernels (native.cpp), built once and called with tensors' addresses.
 
 They serve bfloat16 on CPUs with AVX-512 and its BF16 dot product, or with AVX2 and FMA (`choose_instruction_set` forces
-one). Without such a CPU or without a compiler the plain torch functions (`*_ref`) run instead: slower, and `library()`
-says why in the log.
+one). Without such a CPU or without a C++ compiler the plain torch functions (`*_ref`) run instead: slower, and
+`library()` says why in the log.
 
 Shapes: see native.cpp.
 """
@@ -220,7 +220,7 @@ def moe(
     residual: torch.Tensor,
     limit: float,
 ) -> torch.Tensor:
-    """-> residual + the weighted sum of the experts [T, H]."""
+    """Returns residual + the weighted sum of the experts [T, H]."""
     tokens, hidden = x.shape
     per_token, num_experts, inter = experts.shape[1], b1.shape[0], b1.shape[1] // 2
     out = torch.empty_like(x)
@@ -248,7 +248,10 @@ def decoder(
     experts_per_token: int,
     intermediate: int,
 ) -> None:
-    """All layers, whose tensors' addresses are the rows of `layers` and `plans` (decoder.h), over x [T, H] in place."""
+    """Runs all layers over x [T, H] in place.
+
+    The addresses of the layers' tensors are the rows of `layers` and `plans` (decoder.h).
+    """
     head_dim = 2 * cos.shape[-1]
     if head_dim != HEAD_DIM:
         raise ValueError(f"head_dim is {head_dim}, the kernels are written for {HEAD_DIM}")
@@ -261,8 +264,9 @@ def decoder(
 def pick(
     logits: torch.Tensor, masks: np.ndarray, integers: list[list[int]], reals: list[list[float]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits float32 [R, V], masked in place -> (token ids int64 [R], the largest allowed logit of each row, NaN if the
-    row has one).
+    """Picks a token for each row of logits float32 [R, V], which are masked in place.
+
+    Returns (token ids int64 [R], the largest allowed logit of each row, NaN if the row has one).
 
     `masks` int32 [.., words]; `integers` [4][R]: the row's mask among them (-1: none), seed, position, top-k (0: off);
     `reals` [3][R]: temperature (0 is greedy), top-p, min-p.

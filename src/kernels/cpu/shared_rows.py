@@ -11,7 +11,7 @@ MIN_SHARED = 0.1
 
 
 def share_rows(weight: torch.Tensor) -> SharedRows | None:
-    """The rows of `weight` bfloat16 [N, K] with its largest set of equal rows stored once, as the last one.
+    """The rows of `weight` bfloat16 [N, K], its largest set of equal rows stored once, as the last.
 
     None where fewer than a tenth of the rows are equal: it would not pay. A step with one token reads the whole head,
     and the rows of tokens that a small model never writes may all be equal.

@@ -1,4 +1,4 @@
-"""Attention over the block-structured cache in plain torch, with attention sinks and an optional sliding window.
+"""Attention over the block-structured cache in plain torch, with sinks and an optional window.
 
 A sink is one more softmax column per query head with a learned logit and no value (gpt-oss model card, section 2.2).
 With lse = log sum exp of the real columns, adding the sink multiplies the output by sigmoid(lse - sink); so any
@@ -30,7 +30,10 @@ class DecodePlan:
 
 @dataclass(frozen=True, slots=True)
 class PrefillPlan:
-    """One sequence's new tokens and the cached tokens that they may see. The same for every layer of a group."""
+    """One sequence's new tokens and the cached tokens that they may see.
+
+    It is the same for every layer of a group.
+    """
 
     first_token: int  # row of the first new token in the batch
     num_tokens: int
@@ -53,7 +56,7 @@ class ReferenceAttentionMetadata:
 def attention_metadata(
     layout: StepLayout, group: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> ReferenceAttentionMetadata:
-    """`dtype`: of the queries."""
+    """The attention's metadata for one step and group. `dtype`: of the queries."""
     decodes = layout.num_decodes
     return ReferenceAttentionMetadata(
         to_device(layout.slot_mapping(group), torch.int64, device),

@@ -1,4 +1,4 @@
-"""The mixture of experts in plain torch: route, up-project with clamped SwiGLU, down-project, weighted sum.
+"""The mixture of experts in plain torch: route, W1 with clamped SwiGLU, W2, weighted sum.
 
 Formulas: gpt-oss model card, section 2.3, and its reference implementation: top-k of the router logits, softmax over
 the chosen k alone; gate = min(gate, limit), up = clamp(up, -limit, limit), out = gate * sigmoid(1.702 gate) * (up + 1).

@@ -32,7 +32,7 @@ class Rotation:
 def yarn_inverse_frequencies(
     head_dim: int, theta: float, factor: float, beta_fast: float, beta_slow: float, original_max_position: int
 ) -> tuple[torch.Tensor, float]:
-    """-> (inverse frequencies float32 [D / 2] in radians per token, concentration)."""
+    """Returns the inverse frequencies, float32 [D / 2] in radians per token, and the concentration."""
     base = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if factor <= 1.0:
         return 1.0 / base, 1.0

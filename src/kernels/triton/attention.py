@@ -63,7 +63,10 @@ def attend_split(
     WINDOW: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, BS: tl.constexpr, BLOCK_M: tl.constexpr,
     TILE: tl.constexpr, STAGES: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Keys low ... high - 1, `low` a multiple of TILE. -> (maximum [BLOCK_M], sum [BLOCK_M], values [BLOCK_M, D])"""
+    """Attends to keys low ... high - 1, `low` a multiple of TILE.
+
+    -> (maximum [BLOCK_M], sum [BLOCK_M], values [BLOCK_M, D])
+    """
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, D), tl.float32)
@@ -107,8 +110,11 @@ def add_split(peak, total, acc, split_peak, split_total, split_acc):
 def add_pieces(
     peak, total, acc, peaks_ptr, totals_ptr, parts_ptr, at, valid, left, D: tl.constexpr, TOGETHER: tl.constexpr
 ):  # fmt: skip
-    """Adds the next TOGETHER pieces of each row, or the `left` ones, in their order. They are loaded all at once: one
-    wait for the memory. What is not there has no weight, and leaves all bits as they are."""
+    """Adds the next TOGETHER pieces of each row, or the `left` ones, in their order.
+
+    They are loaded all at once: one wait for the memory. What is not there has no weight, and leaves all bits as they
+    are.
+    """
     d = tl.arange(0, D)
     peak_0, total_0, part_0 = load_piece(peaks_ptr, totals_ptr, parts_ptr, at + 0, valid & (left > 0), d, D)
     peak_1, total_1, part_1 = load_piece(peaks_ptr, totals_ptr, parts_ptr, at + 1, valid & (left > 1), d, D)
@@ -281,8 +287,11 @@ def paged_attention(
     *,
     fixed: bool,
 ) -> torch.Tensor:
-    """query [T, N, D], rotated, its keys and values in the cache [NB, BS, G, D] already -> [T, N D]. `window` counts
-    the token itself; `block_m` of `prefill` is not used: TILE_TOKENS tokens with all heads of a group make a tile."""
+    """Returns the attention [T, N D] of query [T, N, D], rotated.
+
+    Its keys and values are in the cache [NB, BS, G, D] already. `window` counts the token itself; `block_m` of
+    `prefill` is not used: TILE_TOKENS tokens with all heads of a group make a tile.
+    """
     out = torch.empty_like(query)
     launch = functools.partial(_launch, query, key_cache, value_cache, sinks, metadata, window, scale, out, fixed=fixed)
     if metadata.num_decodes:

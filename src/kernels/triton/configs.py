@@ -1,7 +1,8 @@
-"""How kernels are launched: tile sizes, warps and pipeline stages, by architecture, kernel and number of tokens.
+"""How kernels are launched: tile sizes, warps and pipeline stages.
 
-The table is launch_configs.json, written by bench/gpu/tune.py from measurements and kept in the repository: nothing is
-tuned at start-up. An architecture that is not in it takes the one with the nearest lower number.
+They depend on architecture, kernel and number of tokens. The table is launch_configs.json, written by bench/gpu/tune.py
+from measurements and kept in the repository: nothing is tuned at start-up. An architecture that is not in it takes the
+one with the nearest lower number.
 
 `block_n` counts rows of the weights, `block_m` tokens (or assignments).
 """

@@ -27,10 +27,10 @@ def project(
     w_ptr, w_row, x_ptr, x_row, valid, norm_ptr, r_ptr, eps, K: tl.constexpr, NORM: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Rows `w_row` [BLOCK_N] of w [N, K] times rows `x_row` [BLOCK_M] of x [M, K] -> float32 [BLOCK_N, BLOCK_M].
+    """Rows `w_row` of w [N, K] times rows `x_row` of x [M, K] -> float32 [BLOCK_N, BLOCK_M].
 
-    NORM "none": as it is; "fused": x is normed with the scale at `norm_ptr` [K]; "done": x is scaled already, and
-    `r_ptr` [M] holds the numbers to multiply by (norm_tokens).
+    `w_row` [BLOCK_N], `x_row` [BLOCK_M]. NORM "none": as it is; "fused": x is normed with the scale at `norm_ptr` [K];
+    "done": x is scaled already, and `r_ptr` [M] holds the numbers to multiply by (norm_tokens).
     """
     k = tl.arange(0, BLOCK_K)
     w = w_ptr + w_row.to(tl.int64)[:, None] * K + k[None, :]
@@ -59,8 +59,10 @@ def project(
 
 @triton.jit
 def prefetch(w_ptr, w_row, K: tl.constexpr):
-    """Asks for rows `w_row` [BLOCK_N] of w [N, K], 16-bit numbers, to be brought into the L2 cache. Weights do not
-    depend on the kernel before, so this comes before the wait for it, while the memory has little to do."""
+    """Asks for rows `w_row` [BLOCK_N] of w [N, K], 16-bit numbers, to be brought into the L2 cache.
+
+    Weights do not depend on the kernel before, so this comes before the wait for it, while the memory has little to do.
+    """
     LINE: tl.constexpr = 64  # numbers of 128 bytes
     LINES: tl.constexpr = triton.next_power_of_2((K + LINE - 1) // LINE)
     at = tl.minimum(tl.arange(0, LINES) * LINE, K - LINE)
@@ -76,7 +78,10 @@ def _linear_kernel(
     N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (N / BLOCK_N, M / BLOCK_M). bias [N], residual [M, N] and rows int [M] (which rows of x) may be None."""
+    """Grid (N / BLOCK_N, M / BLOCK_M).
+
+    bias [N], residual [M, N] and rows int [M] (which rows of x) may be None.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     w_row = n
     if N % BLOCK_N != 0:
@@ -126,10 +131,11 @@ def _qkv_kernel(
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr,
     COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Queries, rotated, to q [M, N, D]; keys, rotated, and values to the cache [NB, BS, G, D] at `slots` int64 [M].
+    """Rotated queries to q [M, N, D]; rotated keys, and values, to the cache [NB, BS, G, D].
 
-    rope float32 [positions, 2, D / 2], cosines first. Rows are taken in units of 16: 8 dimensions d of a head and the 8
-    at d + D / 2 that they are rotated with, which one lane of an m16n8 accumulator then holds both.
+    They go to `slots` int64 [M]. rope float32 [positions, 2, D / 2], cosines first. Rows are taken in units of 16: 8
+    dimensions d of a head and the 8 at d + D / 2 that they are rotated with, which one lane of an m16n8 accumulator
+    then holds both.
     """
     N: tl.constexpr = (HEADS + 2 * GROUPS) * D
     HALF: tl.constexpr = D // 2
@@ -196,10 +202,10 @@ def linear(
     out_dtype: torch.dtype | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x [M, K], weight [N, K], bias [N], residual [M', N] -> [M', N], in `out` where given; M' = len(rows), if
-    given, else M.
+    """Returns x W^T, [M', N], in `out` where given, with the bias and the residual added.
 
-    `norm` [K]: x is normed first. `r` float32 [M]: x is what norm_tokens returned.
+    x [M, K], weight [N, K], bias [N], residual [M', N]; M' = len(rows), if given, else M. `norm` [K]: x is normed
+    first. `r` float32 [M]: x is what norm_tokens returned.
     """
     count = x.shape[0] if rows is None else rows.shape[0]
     outputs, inputs = weight.shape
@@ -254,8 +260,10 @@ def qkv(
 
 
 def _prefetches(config: TileConfig) -> bool:
-    """Whether weights are asked for early: where there are few tokens. With more, many programs read the same part. The
-    head, which is always normed, is larger than the cache."""
+    """Whether weights are asked for early: where there are few tokens.
+
+    With more, many programs read the same part. The head, which is always normed, is larger than the cache.
+    """
     return config.block_m <= 32
 
 

@@ -26,7 +26,10 @@ from gptoss.kernels.triton.routing import Routed, TileList, choose_experts
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """What the expert kernels walk: a list, or (`direct`) each assignment by itself, its expert found in the kernel."""
+    """What the expert kernels walk: a list of tiles, or (`direct`) each assignment by itself.
+
+    With `direct` the kernel finds the assignment's expert.
+    """
 
     logits: torch.Tensor  # float32 [T, E]; read if direct
     num_tokens: torch.Tensor  # int32 [1]: rows of the batch that are tokens
@@ -107,8 +110,10 @@ def expert_product(
     words_ptr, scales_ptr, x_ptr, x_row, valid, first_row, first_block, end_block, N: tl.constexpr, K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr, COMPUTE: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Rows first_row ... of one expert's matrix times x's rows `x_row` [BLOCK_M] -> float32 [BLOCK_N, BLOCK_M], over
-    the blocks of 128 columns from first_block to end_block - 1."""
+    """Rows first_row ... of one expert's matrix times x's rows `x_row`, float32 [BLOCK_N, BLOCK_M].
+
+    The product is over the blocks of 128 columns from first_block to end_block - 1; `x_row` [BLOCK_M].
+    """
     SLICE: tl.constexpr = 32
     UNIT: tl.constexpr = 16
     BLOCK_K: tl.constexpr = 4 * SLICE
@@ -167,7 +172,10 @@ def direct_tile(
 
 @triton.jit
 def listed_tile(tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr, BLOCK_M: tl.constexpr):
-    """The tile of program_id(1) from the list. -> (expert or -1, assignments [BLOCK_M], which are real [BLOCK_M])"""
+    """The tile of program_id(1) from the list.
+
+    -> (expert or -1, assignments [BLOCK_M], which are real [BLOCK_M])
+    """
     p = tl.program_id(1)
     expert = tl.load(tile_expert_ptr + p)
     m = tl.arange(0, BLOCK_M)
@@ -223,8 +231,11 @@ def add_split_parts(
     acc, expert, routing, n, bias_ptr, residual_ptr, out_ptr, parts_ptr, counters_ptr, batch_size, HIDDEN: tl.constexpr,
     PER_TOKEN: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """What follows the product of one assignment, the first column of `acc` [BLOCK_N, BLOCK_M], of which SPLIT programs
-    have a part each: parts float32 [T, k SPLIT to a power of two, H], weighted. The last program loads all at once."""
+    """Adds and stores the product of one assignment, of which SPLIT programs have a part each.
+
+    The assignment is the first column of `acc` [BLOCK_N, BLOCK_M]. parts float32 [T, k SPLIT to a power of two, H],
+    weighted. The last program loads all at once.
+    """
     PARTS: tl.constexpr = triton.next_power_of_2(PER_TOKEN * SPLIT)
     slot = tl.program_id(1) % PER_TOKEN
     token = tl.program_id(1) // PER_TOKEN
@@ -259,9 +270,11 @@ def _moe_w2_kernel(
     PER_TOKEN: tl.constexpr, DIRECT: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     STAGES: tl.constexpr, COMPUTE: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (H / BLOCK_N, tiles, SPLIT). SPLIT programs share the columns; more than one only if DIRECT. parts float32
-    [A, H]; counters int32 [H / BLOCK_N, T], zero before and after. The last of a token's parts to be done adds them all
-    to the residual, in the order of the slots."""
+    """Grid (H / BLOCK_N, tiles, SPLIT). SPLIT programs share the columns.
+
+    SPLIT is more than one only if DIRECT. parts float32 [A, H]; counters int32 [H / BLOCK_N, T], zero before and after.
+    The last of a token's parts to be done adds them all to the residual, in the order of the slots.
+    """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -325,8 +338,10 @@ def _moe_w2_kernel(
 def moe_w1(
     x: torch.Tensor, r: torch.Tensor, w: PackedMxfp4, bias: torch.Tensor, limit: float, tiles: Tiles, config: TileConfig
 ) -> torch.Tensor:
-    """x [T, H], r float32 [T] -> clamped SwiGLU of r x W1 + b1, [A, I] in the type of x. b1 [E, 2 I], gate half
-    first."""
+    """Returns the clamped SwiGLU of r x W1 + b1, [A, I] in the type of x.
+
+    x [T, H], r float32 [T], b1 [E, 2 I], gate half first.
+    """
     hidden, rows = w.num_columns, w.num_rows
     act = torch.empty(x.shape[0] * tiles.per_token, rows // 2, dtype=x.dtype, device=x.device)
     _moe_w1_kernel[(triton.cdiv(rows, config.block_n), tiles.count)](

@@ -1,4 +1,4 @@
-"""The operations of a layer as the Triton kernels compute them: which kernels run, in which configuration.
+"""The operations of a layer as the Triton kernels compute them, and in which configuration.
 
 Up to FUSED_TOKENS tokens a layer takes six launches: norm + QKV + rotation + cache, attention, output projection +
 residual, norm + router, W1 + SwiGLU, W2 + weighted sum + residual. Up to DIRECT_TOKENS tokens the expert kernels find
@@ -93,7 +93,10 @@ def norm_moe(
     local: range | None,
     invariant: bool,
 ) -> torch.Tensor:
-    """x, residual [T, H] -> residual + what the experts add to x. `num_tokens` int32 [1]: later rows are padding."""
+    """x, residual [T, H] -> residual + what the experts add to x.
+
+    `num_tokens` int32 [1]: later rows are padding.
+    """
     name, tokens = support.architecture(x.device), len(x)
     config, first, second = (
         config_for(name, kernel, tokens, invariant=invariant) for kernel in ("router", "moe_w1", "moe_w2")

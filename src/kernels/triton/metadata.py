@@ -71,7 +71,7 @@ def attention_metadata(layout: StepLayout, group: int, device: torch.device) -> 
 
 
 def _tiles(first_rows: Sequence[int] | np.ndarray, decodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """-> (sequence, first row) of each tile of the sequences after the first `decodes`."""
+    """Returns sequence and first row of each tile of the sequences after the first `decodes`."""
     tiles = [
         (seq, row)
         for seq in range(decodes, len(first_rows) - 1)

@@ -30,8 +30,10 @@ CODE_BITS = (3, 2, 1, 0)
 
 
 def gate_up_order(intermediate: int, device: torch.device | None = None) -> torch.Tensor:
-    """int64 [2 I]: rows of [gate rows, up rows] in units of 16, 8 gate rows and the 8 up rows that belong to them: one
-    lane of an m16n8 accumulator then holds both."""
+    """The order int64 [2 I] of the rows [gate rows, up rows] in units of 16.
+
+    A unit is 8 gate rows and the 8 up rows that belong to them: one lane of an m16n8 accumulator then holds both.
+    """
     gate = torch.arange(intermediate, device=device).view(-1, HALF_UNIT)
     return torch.cat((gate, gate + intermediate), dim=1).flatten()
 

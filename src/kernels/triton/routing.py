@@ -1,4 +1,4 @@
-"""The router: RMSNorm, logits, which experts a token goes to, and the list of tiles that the expert kernels walk.
+"""The router: RMSNorm, logits, each token's experts, and the tiles that the expert kernels walk.
 
 Top-k of the router's logits, softmax over the chosen k alone (gpt-oss model card, section 2.3). Equal logits: the lower
 expert first. RMSNorm as in dense.py: the products take x * scale and are multiplied by r.
@@ -7,8 +7,8 @@ Up to FEW_TOKENS tokens one kernel does all of it: plain dot products, K split o
 longest chain is short; the last program to finish chooses experts and lists tiles. For more tokens a program takes a
 block of them by matrix instructions and counts how many go to each expert; a second kernel places them by those counts.
 
-Shapes: T tokens, K hidden, E experts, k experts per token, A = T k assignments (assignment a = token * k + slot),
-B blocks of tokens. A tile is up to `block_m` assignments of one expert; what the kernels need of it:
+Shapes: T tokens, K hidden, E experts, k experts per token, A = T k assignments (assignment a = token * k + slot), B
+blocks of tokens. A tile is up to `block_m` assignments of one expert; what the kernels need of it:
     tile_expert  int32 [P]  -1: no tile
     tile_first   int32 [P]  where its assignments begin in `rows`
     tile_count   int32 [P]
@@ -52,16 +52,21 @@ class Routed:
 
 
 def max_tiles(assignments: int, num_experts: int, block_m: int) -> int:
-    """No routing needs more: each expert that is used adds at most one tile that is not full. A multiple of 4, so that
-    arrays of that length that share a buffer are all aligned alike, and take one compilation."""
+    """The most tiles that a routing needs: each expert used adds at most one that is not full.
+
+    A multiple of 4, so that arrays of that length that share a buffer are all aligned alike, and take one compilation.
+    """
     needed = min(assignments, num_experts) + assignments // block_m
     return -(-needed // 4) * 4
 
 
 @triton.jit
 def choose_experts(logits, expert, PER_TOKEN: tl.constexpr):
-    """logits [E'], expert = arange(E'); what is past the last expert holds -inf.
-    -> (int32 [PER_TOKEN] in falling order of their logits, float32 [PER_TOKEN] weights that sum to 1)."""
+    """The PER_TOKEN experts with the largest logits, int32 [PER_TOKEN], and their weights.
+
+    logits [E'], expert = arange(E'); what is past the last expert holds -inf. The experts are in falling order of their
+    logits; the weights float32 [PER_TOKEN] sum to 1.
+    """
     slot = tl.arange(0, PER_TOKEN)
     chosen = tl.zeros((PER_TOKEN,), tl.int32)
     values = tl.full((PER_TOKEN,), float("-inf"), tl.float32)
@@ -77,7 +82,7 @@ def choose_experts(logits, expert, PER_TOKEN: tl.constexpr):
 
 @triton.jit
 def choose_for_all(logits, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PER_TOKEN: tl.constexpr):
-    """As choose_experts, for rows: logits [TOKENS, EXPERTS] -> ([TOKENS, PER_TOKEN], [TOKENS, PER_TOKEN])."""
+    """choose_experts for rows: logits [TOKENS, EXPERTS] -> two of [TOKENS, PER_TOKEN]."""
     expert = tl.arange(0, EXPERTS)
     slot = tl.arange(0, PER_TOKEN)
     chosen = tl.zeros((TOKENS, PER_TOKEN), tl.int32)
@@ -93,8 +98,11 @@ def choose_for_all(logits, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PER_TOKE
 
 @triton.jit
 def only_local(chosen, weights, PER_TOKEN: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr):
-    """Experts of all ranks -> numbered from this rank's first. Those elsewhere become the token's first local one, or
-    expert 0, with weight 0, so that every token keeps k parts and no further expert is read."""
+    """Experts of all ranks -> numbered from this rank's first.
+
+    Those elsewhere become the token's first local one, or expert 0, with weight 0, so that every token keeps k parts
+    and no further expert is read.
+    """
     mine = (chosen >= FIRST) & (chosen < FIRST + COUNT)
     local = chosen - FIRST
     slot = tl.arange(0, PER_TOKEN)
@@ -105,8 +113,11 @@ def only_local(chosen, weights, PER_TOKEN: tl.constexpr, FIRST: tl.constexpr, CO
 
 @triton.jit
 def sort_by_expert(chosen_ptr, num_real, EXPERTS: tl.constexpr, COUNT: tl.constexpr):
-    """COUNT assignments, of which the first `num_real` are real -> (int32 [COUNT]: expert * COUNT + assignment in
-    rising order, those that are not real last; int32 [EXPERTS]: how many each expert has)."""
+    """Sorts COUNT assignments by expert, and counts each expert's.
+
+    The first `num_real` are real. -> (int32 [COUNT]: expert * COUNT + assignment in rising order, those that are not
+    real last; int32 [EXPERTS]: how many each expert has).
+    """
     a = tl.arange(0, COUNT)
     expert = tl.load(chosen_ptr + a, mask=a < num_real, other=EXPERTS)
     counts = tl.histogram(expert, EXPERTS, mask=expert < EXPERTS)
@@ -118,7 +129,7 @@ def write_tiles(
     counts, offsets, first, step, tile_expert_ptr, tile_first_ptr, tile_count_ptr, max_tiles, EXPERTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Of each expert's tiles every `step`-th from `first` on, and as many of the unused ones."""
+    """Writes every `step`-th of each expert's tiles from `first` on, and as many of the unused ones."""
     expert = tl.arange(0, EXPERTS)
     tiles = (counts + BLOCK_M - 1) // BLOCK_M
     begin = tl.cumsum(tiles, axis=0) - tiles
@@ -141,8 +152,10 @@ def _route_few_kernel(
     ALL_TOKENS: tl.constexpr, PADDED_EXPERTS: tl.constexpr, PER_TOKEN: tl.constexpr, LOCAL_FIRST: tl.constexpr,
     LOCAL: tl.constexpr, PADDED_LOCAL: tl.constexpr, BLOCK_M: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (E / ROWS, T / TOKENS): logits, and by the first column of programs x * scale and r. K is cut into LEFT and
-    RIGHT, powers of two. Weights and scale do not depend on the kernel before: they are asked for before the wait.
+    """Grid (E / ROWS, T / TOKENS): logits, and by the first column of programs x * scale and r.
+
+    K is cut into LEFT and RIGHT, powers of two. Weights and scale do not depend on the kernel before: they are asked
+    for before the wait.
 
     ALL_TOKENS > 0: the last program, by the counter int32 [1], chooses experts and lists tiles for all.
     """
@@ -219,7 +232,10 @@ def _route_many_kernel(
     PADDED_LOCAL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B,): for a block of BLOCK_M tokens all that follows from their hidden states, and counts int32 [B, E']."""
+    """Grid (B,): all that follows from the hidden states of a block of BLOCK_M tokens.
+
+    That includes counts int32 [B, E'].
+    """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -309,9 +325,11 @@ def route_few(
     block_m: int | None,
     local: range | None = None,
 ) -> Routed:
-    """x [T, K], T <= FEW_TOKENS, weight [E, K], num_tokens int32 [1]: rows of the batch that are tokens, the rest is
-    padding. `block_m`: of the tiles that are listed; None: none are, and the expert kernels choose for themselves.
-    `local`: this rank's experts; None: all."""
+    """Routes up to FEW_TOKENS tokens x [T, K] by weight [E, K].
+
+    num_tokens int32 [1]: rows of the batch that are tokens, the rest is padding. `block_m`: of the tiles that are
+    listed; None: none are, and the expert kernels choose for themselves. `local`: this rank's experts; None: all.
+    """
     made = _Made(x, len(weight), per_token, block_m, local)
     left = 1 << (x.shape[1].bit_length() - 1)
     right = x.shape[1] - left
@@ -339,7 +357,7 @@ def route_many(
     block_m: int | None,
     local: range | None = None,
 ) -> Routed:
-    """As route_few, for any number of tokens, a row of the same bits in each."""
+    """Routes any number of tokens as route_few does, a row of the same bits in each."""
     made = _Made(x, len(weight), per_token, block_m, local)
     padded, padded_local = max(config.block_n, triton.next_power_of_2(len(weight))), made.local[2]
     blocks = triton.cdiv(len(x), config.block_m)
@@ -419,7 +437,7 @@ def tile_list_ref(experts: torch.Tensor, num_tokens: torch.Tensor, num_experts: 
 
 
 def only_local_ref(experts: torch.Tensor, weights: torch.Tensor, local: range) -> tuple[torch.Tensor, torch.Tensor]:
-    """only_local by torch: experts int32 [T, k] of all ranks, weights float32 [T, k]."""
+    """Does what only_local does, by torch: experts int32 [T, k] of all ranks, weights float32 [T, k]."""
     mine = (experts >= local.start) & (experts < local.stop)
     first = torch.gather(experts, 1, mine.int().argmax(dim=1, keepdim=True))
     stand_in = torch.where(mine.any(dim=1, keepdim=True), first, local.start)

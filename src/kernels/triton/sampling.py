@@ -1,8 +1,9 @@
-"""One token a row from its logits: the best, or one drawn in proportion, of those that a grammar allows.
+"""One token a row from its logits: the best, or one drawn in proportion, among those allowed.
 
-Two kernels, so that one row of 200,000 logits keeps many processors busy: the first leaves each tile's maximum and
-its sum of exponentials, the second picks a tile by them and a token in it. A draw inverts the cumulative
-distribution at a given uniform number, tile by tile and then token by token, so it depends on the row alone.
+A grammar's mask says what is allowed. Two kernels, so that one row of 200,000 logits keeps many processors busy: the
+first leaves each tile's maximum and its sum of exponentials, the second picks a tile by them and a token in it. A draw
+inverts the cumulative distribution at a given uniform number, tile by tile and then token by token, so it depends on
+the row alone.
 
 Shapes: R rows, V vocabulary, W = ceil(V / 32) words of a grammar's mask, P tiles of a row.
 """
@@ -34,7 +35,10 @@ def _tile_kernel(
     logits_ptr, words_ptr, mask_rows_ptr, temperature_ptr, peaks_ptr, places_ptr, sums_ptr,
     VOCAB: tl.constexpr, WORDS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (P, R). -> of each tile its maximum (NaN if it holds one), where that is, and sum exp((l - maximum) / T)."""
+    """Grid (P, R). Writes each tile's maximum, where that is, and sum exp((l - maximum) / T).
+
+    The maximum is NaN if the tile holds one.
+    """
     tile = tl.program_id(0)
     row = tl.program_id(1)
     token = tile * TILE + tl.arange(0, TILE)
@@ -58,7 +62,10 @@ def _pick_kernel(
     best_ptr,
     VOCAB: tl.constexpr, WORDS: tl.constexpr, TILES: tl.constexpr, PADDED_TILES: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (R,). -> token int64 [R], the row's largest logit [R]: NaN or infinite if nothing can be sampled."""
+    """Grid (R,). Writes the token int64 [R] and the row's largest logit [R].
+
+    The logit is NaN or infinite if nothing can be sampled.
+    """
     row = tl.program_id(0)
     p = tl.arange(0, PADDED_TILES)
     at = row * TILES + p
@@ -104,8 +111,11 @@ class Picked:
 def pick(
     logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor, mask_rows: torch.Tensor, words: torch.Tensor
 ) -> Picked:
-    """logits float32 [R, V], temperature float32 [R] (0: the best, the lowest id of equals), uniform float32 [R] in
-    [0, 1), mask_rows int32 [R] (a row of `words`, or -1), words int32 [.., W] with a bit set for each allowed token."""
+    """Picks a token for each row of logits float32 [R, V].
+
+    temperature float32 [R] (0: the best, the lowest id of equals), uniform float32 [R] in [0, 1), mask_rows int32 [R]
+    (a row of `words`, or -1), words int32 [.., W] with a bit set for each allowed token.
+    """
     rows, vocab = logits.shape
     tiles = triton.cdiv(vocab, TILE)
     # each by itself, as parts of one would be aligned or not with the number of rows, which takes two compilations
@@ -126,7 +136,7 @@ def pick(
 def pick_ref(
     logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor, mask_rows: torch.Tensor, words: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by torch, in float64."""
+    """Does what pick does, by torch in float64."""
     token = torch.arange(logits.shape[1], device=logits.device)
     bits = (words[:, token // 32] >> (token % 32)) & 1
     allowed = torch.where(mask_rows.unsqueeze(1) >= 0, bits[mask_rows.clamp(min=0).long()] != 0, True)

@@ -1,9 +1,10 @@
-"""Where the Triton kernels run, and in which form. Imports no triton: a server on a CPU never loads it.
+"""Where the Triton kernels run, and in which form.
 
-Kernels take three options as constexpr, so that the interpreter runs the same logic as a GPU:
+Imports no triton: a server on a CPU never loads it. Kernels take three options as constexpr, so that the interpreter
+runs the same logic as a GPU:
     COMPUTE  the type of matrix operands. The interpreter adds and multiplies bfloat16 as raw bits (triton 3.6, 3.7),
              so it computes in float32
-    ASM      inline PTX, which the interpreter does not know; its twin in plain tl stands beside it
+    ASM      inline PTX, which the interpreter does not support; it runs an equivalent in plain tl
     PDL      programmatic dependent launch (CUDA programming guide, 7.x "Programmatic Dependent Launch"): from sm_90
 """
 
@@ -20,7 +21,10 @@ PDL_CAPABILITY = (9, 0)
 
 
 def interpreted() -> bool:
-    """Whether triton runs kernels in its interpreter, on the CPU. It decides that when a kernel is defined."""
+    """Whether triton runs kernels in its interpreter, on the CPU.
+
+    It decides that when a kernel is defined.
+    """
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -35,7 +39,7 @@ def samples(device: torch.device) -> bool:
 
 
 def launch_options(device: torch.device, *names: str) -> dict[str, Any]:
-    """The named constexprs of COMPUTE and ASM, and PDL, which every kernel takes; and the launch option for PDL."""
+    """The named constexprs of COMPUTE and ASM, PDL, which every kernel takes, and its launch option."""
     import triton.language as tl
 
     compiled = not interpreted()

@@ -1,9 +1,9 @@
-"""One token for each row that top-k, top-p or min-p cuts, in two launches and without waiting for the device.
+"""One token for each row that top-k, top-p or min-p cuts, without waiting for the device.
 
-The first leaves the TOP likeliest tokens of each tile of the vocabulary. The second sorts them all. Down to the
-largest of the tiles' last ones they are the row's likeliest in their order, and where what is kept ends before that,
-the draw is right. Else the row has to be drawn from everything (engine/worker/sampling/truncation.py), which is rare:
-the kernel says so.
+It takes two launches. The first leaves the TOP likeliest tokens of each tile of the vocabulary. The second sorts them
+all. Down to the largest of the tiles' last ones they are the row's likeliest in their order, and where what is kept
+ends before that, the draw is right. Else the row has to be drawn from everything
+(engine/worker/sampling/truncation.py), which is rare: the kernel says so.
 
 Shapes: R rows, C rows that are cut, V vocabulary, P tiles of a row.
 """
@@ -48,8 +48,10 @@ def _draw_kernel(
     candidates_ptr, rows_ptr, numbers_ptr, temperature_ptr, peaks_ptr, sums_ptr, best_ptr, tokens_ptr, right_ptr,
     count, VOCAB: tl.constexpr, TILES: tl.constexpr, PADDED_TILES: tl.constexpr, TOP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (C,). numbers float64 [4, C]: uniform, top-p, min-p, top-k. peaks, sums and best: see sampling.py. The token
-    goes to tokens int64 [R], whether it is right to right int8 [C]."""
+    """Grid (C,). The token goes to tokens int64 [R], whether it is right to right int8 [C].
+
+    numbers float64 [4, C]: uniform, top-p, min-p, top-k. peaks, sums and best: see sampling.py.
+    """
     c = tl.program_id(0)
     row = tl.load(rows_ptr + c)
     uniform = tl.load(numbers_ptr + c)

@@ -48,14 +48,14 @@ def test_choices_and_prompts_count_as_requests() -> None:
 def test_choices_count_as_requests_that_run() -> None:
     limits, who = RateLimits(), caller(concurrent=4)
     first = admitted(limits, who, choices=2)
-    door = limits.enter(who, generates=True)
+    allowance = limits.enter(who, generates=True)
     with pytest.raises(RateLimited, match="5 choices of this key run at once; the limit is 4"):
-        limits.admit(door, work(choices=3))
-    limits.admit(door, work(choices=2))
+        limits.admit(allowance, work(choices=3))
+    limits.admit(allowance, work(choices=2))
     with pytest.raises(RateLimited, match="are running already"):
         limits.enter(who, generates=False)
     limits.leave(first)
-    limits.leave(door)
+    limits.leave(allowance)
     assert admitted(limits, who, choices=4).num_concurrent == 4
 
 
@@ -82,7 +82,7 @@ def test_a_refused_request_reserves_nothing() -> None:
     assert admitted(limits, who, prompt=50, answer=50).num_reserved == 100
 
 
-def test_what_can_never_fit_is_told() -> None:
+def test_what_can_never_fit_is_refused() -> None:
     error = refused(RateLimits(), caller(tokens=100), work(prompt=50, answer=51))
     assert error.message.startswith("This request may use 101 tokens; the limit of this key is 100")
 

@@ -1,4 +1,7 @@
-"""Calls as items of a response. Most are written as the model writes them; what a client is to run is sent whole."""
+"""Calls as items of a response.
+
+Most are streamed as the model writes them; calls that a client runs by itself are sent whole.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +139,7 @@ class ClientCall:
 
 
 def start_call(items: ItemList, kind: CallKind, named: dict[str, str]) -> Call:
-    """`named`: the fields that name the tool."""
+    """Starts the item of a call, and returns the call. `named`: the fields that name the tool."""
     if kind == "function":
         return FunctionCall(items, named)
     return CustomCall(items, named) if kind == "custom" else ClientCall(items, kind, named)

@@ -1,4 +1,4 @@
-"""Patches of several files, as the model writes them (V4A), and the operations that the client is sent.
+"""Patches of several files, as the model writes them (V4A), and the operations sent to the client.
 
 A patch of several files is several items. The ids of the calls after the first end in `_o1`, `_o2`, so that the items
 become one patch again when they come back.
@@ -106,9 +106,9 @@ def joined_patches(messages: Sequence[Message]) -> Iterator[Message]:
             if message is run[0]:
                 yield replace(message, arguments=write_patch([one for call in run for one in _operations(call)]))
         else:
-            told = results.pop(_call_id(run[0]), None)  # with the first of them
-            if told is not None:
-                yield _joined_result(run, told)
+            result_of = results.pop(_call_id(run[0]), None)  # with the first of them
+            if result_of is not None:
+                yield _joined_result(run, result_of)
 
 
 def _call_id(message: Message) -> str:
@@ -139,13 +139,13 @@ def _continues(first: ToolCall, call: ToolCall) -> bool:
     return found is not None and found[1] == first.id and not call.is_json
 
 
-def _joined_result(run: Sequence[ToolCall], told: dict[str, ToolResult]) -> ToolResult:
-    """One result of what the operations came to, in their order, each with its file."""
+def _joined_result(run: Sequence[ToolCall], result_of: dict[str, ToolResult]) -> ToolResult:
+    """One result with each operation's file and outcome, in their order."""
     lines = [
-        f"{one.path}: {told[_call_id(call)].text}"
+        f"{one.path}: {result_of[_call_id(call)].text}"
         for call in run
         for one in _operations(call)
-        if _call_id(call) in told
+        if _call_id(call) in result_of
     ]
-    first = next(iter(told.values()))
+    first = next(iter(result_of.values()))
     return replace(first, text="\n".join(lines), call_id=run[0].id)

@@ -1,4 +1,4 @@
-"""The tools of a Responses request. Those inside a namespace are offered to the model under joined names.
+"""The tools of a Responses request. Tools in a namespace are offered under joined names.
 
 `{"type": "namespace", "name": "crm", "tools": [{"type": "function", "name": "find"}]}` becomes the function
 `crm__find`; a call of it is returned as `{"name": "find", "namespace": "crm"}`.
@@ -86,7 +86,7 @@ class ToolTable:
     _names: dict[tuple[str | None, str], str] = field(default_factory=dict)  # the client's: model's
 
     def add(self, one: Offered) -> None:
-        """Raises InvalidRequest for a tool that is there already."""
+        """Adds a tool. Raises InvalidRequest if it is there already."""
         key = (one.namespace, one.tool.name)
         if key in self._names:
             within = "" if one.namespace is None else f" in namespace {one.namespace!r}"
@@ -102,7 +102,10 @@ class ToolTable:
         self.offered[name] = one
 
     def model_name(self, namespace: str | None, name: str) -> str:
-        """Without a namespace: of the function of that name, or of the only one in a namespace."""
+        """The name under which the model calls a function.
+
+        Without a namespace: the function of that name, or the only one of that name in a namespace.
+        """
         known = self._names.get((namespace, name))
         if known is not None:
             return known
@@ -132,7 +135,7 @@ class ToolTable:
         return [space for space, child in self._names if child == name and space is not None]
 
     def functions(self) -> list[FunctionTool]:
-        """Under the names that the model uses."""
+        """All tools as functions, under the names that the model uses."""
         return [_shown(name, one) for name, one in self.offered.items()]
 
     def where(self, index: int) -> str:
@@ -217,7 +220,7 @@ def _check_format(wanted: InputFormat | None, where: str) -> None:
 
 
 def _dump(tool: Entry) -> dict[str, Any]:
-    """As the response repeats it."""
+    """A tool as the response repeats it."""
     return tool.model_dump(exclude_none=isinstance(tool, ClientTool))
 
 
@@ -248,7 +251,10 @@ def _shown(name: str, one: Offered) -> FunctionTool:
 
 
 def read_choice(choice: Any, table: ToolTable) -> Any:
-    """`tool_choice` in chat's form, with the model's names. What is not valid is left for `read_tool_choice`."""
+    """`tool_choice` in chat's form, with the model's names.
+
+    Values that are not valid are left for `read_tool_choice`.
+    """
     if not isinstance(choice, Mapping):
         return choice
     if choice.get("type") == "namespace":

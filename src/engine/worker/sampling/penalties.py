@@ -44,7 +44,10 @@ def _counts(token_ids: list[np.ndarray], vocab: int, device: torch.device) -> to
 
 
 def apply_bias(logits: torch.Tensor, rows: list[SamplingRow]) -> None:
-    """Few tokens of all rows are changed at once; a bias of many is spread out once for all rows that share it."""
+    """Adds the requests' biases to their rows of the logits.
+
+    Few tokens of all rows are changed at once; a bias of many is spread out once for all rows that share it.
+    """
     few: list[tuple[int, LogitBias]] = []
     many: dict[int, tuple[LogitBias, list[int]]] = {}
     for place, row in enumerate(rows):

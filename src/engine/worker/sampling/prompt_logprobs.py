@@ -16,7 +16,7 @@ PromptScores = tuple[dict[str, list[TokenLogprobs]], dict[str, str]]
 
 
 def score_prompts(logits: torch.Tensor, scored: list[ScoredTokens]) -> PromptScores:
-    """logits float32 [N, V], the rows of these tokens in order -> the logprobs of the tokens that follow."""
+    """The logprobs of the tokens that follow these, from logits float32 [N, V] in their order."""
     found: dict[str, list[TokenLogprobs]] = {}
     failed: dict[str, str] = {}
     row = 0

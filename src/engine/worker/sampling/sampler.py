@@ -48,10 +48,12 @@ def sample(
     kernels: SamplingKernels,
     sampled: Callable[[torch.Tensor], None] | None = None,
 ) -> SamplerOutput:
-    """logits float32 [R, V], changed in place. `bitmask` int32 [len(mask_rows), ceil(V / 32)] holds a set bit for
-    each allowed token of row mask_rows[i]. `sampled` gets the tokens, int64 [R], before the device is waited for; work
-    that it queues on the device is not waited for. It is called again where some tokens turn out wrong: rows for which
-    the likeliest tokens did not suffice."""
+    """Samples a token for each row of the logits, float32 [R, V], which are changed in place.
+
+    `bitmask` int32 [len(mask_rows), ceil(V / 32)] holds a set bit for each allowed token of row mask_rows[i]. `sampled`
+    gets the tokens, int64 [R], before the device is waited for; work that it queues on the device is not waited for. It
+    is called again where some tokens turn out wrong: rows for which the likeliest tokens did not suffice.
+    """
     params = [row.params for row in rows]
     raw = _raw_logprobs(logits, params)
     apply_penalties(logits, rows)
@@ -85,7 +87,7 @@ def _is_greedy(p: SamplingParams) -> bool:
 def _pick(
     logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (token ids int64 [R], the largest allowed logit of each row)."""
+    """Returns the token ids, int64 [R], and the largest allowed logit of each row."""
     apply_bitmask(logits, mask_rows, bitmask)
     greedy = [_is_greedy(row.params) for row in rows]
     token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
@@ -103,7 +105,7 @@ def _pick(
 def _pick_natively(
     logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As _pick, by a kernel."""
+    """Does what _pick does, by a native kernel."""
     params = [row.params for row in rows]
     mask_of = [-1] * len(rows)
     for index, row in enumerate(mask_rows):
@@ -125,7 +127,10 @@ def _pick_natively(
 def _pick_on_gpu(
     logits: torch.Tensor, rows: list[SamplingRow], mask_rows: list[int], bitmask: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor, UnresolvedRows | None]:
-    """As _pick, without waiting for the device: two kernels, and two more for truncated rows."""
+    """Does what _pick does without waiting for the device.
+
+    It takes two kernels, and two more for truncated rows.
+    """
     from gptoss.kernels.triton import sampling, truncated
 
     device = logits.device
@@ -154,8 +159,10 @@ def _pick_on_gpu(
 
 
 def _masked(logits: torch.Tensor, mask_of: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """logits [R, V], the row of `words` int32 [.., ceil(V / 32)] that says what is allowed, or -1 -> logits, -inf where
-    it is not."""
+    """The logits [R, V] with -inf for the tokens that are not allowed.
+
+    `mask_of`: each row's row of `words` int32 [.., ceil(V / 32)], whose bits are the allowed tokens, or -1.
+    """
     bits = torch.arange(32, dtype=torch.int32, device=logits.device)
     allowed = (words[mask_of.clamp(min=0)].unsqueeze(-1) >> bits) & 1
     forbidden = (allowed.flatten(1)[:, : logits.shape[1]] == 0) & (mask_of >= 0).unsqueeze(1)
@@ -193,15 +200,18 @@ class UnresolvedRows:
 
 
 def _uniform(rows: list[SamplingRow]) -> torch.Tensor:
-    """float64 [R], on the CPU: one number for each request's seed and the position that it has reached."""
+    """One number for each request's seed and the position it has reached: float64 [R] on the CPU."""
     seeds = [row.params.seed for row in rows]
     positions = [len(row.prompt_ids) + len(row.output_ids) for row in rows]
     return torch.from_numpy(philox_uniform(np.array(seeds, np.int64), np.array(positions, np.int64)))
 
 
 def apply_bitmask(logits: torch.Tensor, mask_rows: list[int], bitmask: np.ndarray) -> None:
-    """Sets the logits of disallowed tokens to -inf. Words that allow all their 32 tokens cost nothing: in free text
-    only the few words with special tokens or stray bytes are touched."""
+    """Sets the logits of disallowed tokens to -inf.
+
+    Words that allow all their 32 tokens cost nothing: in free text only the few words with special tokens or stray
+    bytes are touched.
+    """
     for row, words in zip(mask_rows, bitmask, strict=True):
         banned = _banned(words.tobytes(), logits.shape[1])
         if banned.numel():
@@ -219,13 +229,16 @@ def _banned(mask: bytes, vocab: int) -> torch.Tensor:
 
 
 def _argmax(logits: torch.Tensor, rows: list[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (int64 [R], their logits; NaN wins, so a row with one shows)."""
+    """Returns the best tokens, int64 [R], and their logits; NaN wins, so a row with one shows."""
     token_ids = logits.argmax(dim=-1)
     return token_ids, logits.gather(1, token_ids.unsqueeze(1)).squeeze(1)
 
 
 def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (int64 [R], the largest logit of each row). Changes `logits` in place."""
+    """Draws tokens, int64 [R], and returns them with each row's largest logit.
+
+    Changes `logits` in place.
+    """
     params = [row.params for row in rows]
     peak = _scale(logits, params)
     uniform = _uniform(rows).to(logits.device)
@@ -259,7 +272,7 @@ def _raw_logprobs(logits: torch.Tensor, params: list[SamplingParams]) -> dict[in
 def _chosen_and_best(
     raw: dict[int, torch.Tensor], params: list[SamplingParams], token_ids: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Of each row in `raw` three: the logprob of its token [1], its largest logprobs and their ids."""
+    """Three tensors for each row in `raw`: its token's logprob [1], its largest logprobs, their ids."""
     found: list[torch.Tensor] = []
     for i, logprobs in raw.items():
         best = torch.topk(logprobs, params[i].logprobs or 0)

@@ -49,7 +49,7 @@ class Truncated:
         return Truncated(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def draw(self) -> torch.Tensor:
-        """-> token ids int64 [R]."""
+        """Draws the token ids, int64 [R]."""
         token_ids, right = self.draw_among_likeliest()
         if not bool(right.all()):
             wrong = (~right).nonzero().squeeze(1)
@@ -60,8 +60,10 @@ class Truncated:
         return self._draw(self.scaled.shape[1])[0]
 
     def draw_among_likeliest(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """-> (token ids int64 [R], bool [R]: whether it is final; if not, draw_among_all decides). Does not
-        wait for the device."""
+        """Draws token ids, int64 [R], without waiting for the device, and returns whether each is final.
+
+        draw_among_all decides the tokens that are not.
+        """
         return self._draw(min(NUM_CANDIDATES, self.scaled.shape[1]))
 
     def _draw(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +86,10 @@ class Truncated:
 
 
 def _candidates(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (probabilities float64 [R, width] in falling order, ids). Equal logits keep the order of their ids."""
+    """Returns probabilities, float64 [R, width] in falling order, and their ids.
+
+    Equal logits keep the order of their ids.
+    """
     log_z = torch.logsumexp(scaled, dim=-1, keepdim=True)
     if width < scaled.shape[1]:
         values, ids = torch.topk(scaled, width, dim=-1)
@@ -98,9 +103,10 @@ def _candidates(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.T
 
 
 def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """weights [R, C] >= 0, not necessarily summing to 1, uniform [R] -> index [R] drawn in proportion.
+    """Returns an index [R] for each row of weights, drawn in proportion to them.
 
-    Two levels: first the block of INVERT_BLOCK candidates, then the candidate in it, so that the running sum is short.
+    weights [R, C] >= 0 need not sum to 1; uniform [R] in [0, 1). Two levels: first the block of INVERT_BLOCK
+    candidates, then the candidate in it, so that the running sum is short.
     """
     num_rows, width = weights.shape
     if width % INVERT_BLOCK:
@@ -113,7 +119,7 @@ def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 def _step(weights: torch.Tensor, target: torch.Tensor, *, scale: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (index [R] whose share of the running sum holds the target, the target within that share)."""
+    """Returns the index [R] whose share of the running sum holds the target, and the target in it."""
     cumulative = weights.cumsum(dim=-1)
     if scale:
         target = target * cumulative[:, -1]

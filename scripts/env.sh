@@ -8,7 +8,7 @@ ensure_environment() { # $1: requirements file
     if [ -f "$stamp" ]; then install_package; return 0; fi
     python="$(find_python)" || return 1
     [ -x .venv/bin/python ] || "$python" -m venv .venv || return 1
-    echo "installing $requirements into .venv" >&2
+    echo "installing $requirements into .venv (about 2 GB; takes some minutes)" >&2
     install_torch || return 1
     .venv/bin/pip install -qq --disable-pip-version-check -r "$requirements" -c "$lock" || return 1
     touch "$stamp"

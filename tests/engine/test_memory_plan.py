@@ -67,7 +67,7 @@ def test_auto_chooses_by_free_memory(size: str, cards: int, gigabytes: int, mode
 @pytest.mark.parametrize(
     ("size", "cards", "gigabytes", "hint"),
     [
-        ("120b", 1, 24, "4 such devices would do; --model 20b"),
+        ("120b", 1, 24, "4 such devices are enough; --model 20b"),
         ("120b", 2, 24, "4 such devices"),
         ("20b", 1, 12, "2 such devices"),
     ],

@@ -67,7 +67,7 @@ def test_a_model_is_planned_on_the_gpus_that_are_there(monkeypatch: pytest.Monke
     monkeypatch.setattr(software, "_probe", lambda: (probe, ""))
     monkeypatch.setattr(check, "visible_gpus", lambda: [H200])
     found = {finding.name: finding for finding in check.check(None, None, "127.0.0.1", int(free_port()))}
-    assert found["memory"].state == "ok" and found["memory"].text.startswith("single: 1 rank(s)")
+    assert found["memory"].state == "ok" and found["memory"].text.startswith("single: 1 rank,")
     assert "NVIDIA H200 (140 of 141 GB free); driver " in found["GPU"].text
     assert found["torch"].text.endswith("for CUDA 13.0")
     assert memory.plan("120b", memory._named("openai/gpt-oss-120b"), [SMALL]).state == "missing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from gptoss.kernels.layers import (
 )
 from gptoss.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4
 
+tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a rank that is ended would leak
 PrepareLayer = Callable[[LayerWeights], LayerWeights]
 
 

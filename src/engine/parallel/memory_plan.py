@@ -68,7 +68,8 @@ class MemoryPlan:
 
     def lines(self) -> list[str]:
         """The plan for the log, one line per rank."""
-        shown = [f"{self.gpu_mode}: {len(self.ranks)} rank(s), KV cache for {self.kv_tokens:,} tokens"]
+        noun = "rank" if len(self.ranks) == 1 else "ranks"
+        shown = [f"{self.gpu_mode}: {len(self.ranks)} {noun}, KV cache for {self.kv_tokens:,} tokens"]
         for rank in self.ranks:
             s = rank.shard
             shown.append(
@@ -81,7 +82,7 @@ class MemoryPlan:
         if len(self.ranks) >= 4 and max_bytes > MEMORY_SLA_BYTES:
             shown.append(
                 f"weights take {max_bytes / GB:.1f} GB a card, above {MEMORY_SLA_BYTES / GB:.0f} GB: the model has "
-                f"{sum(r.weight_bytes for r in self.ranks) / GB:.1f} GB of weights, so it takes more cards"
+                f"{sum(r.weight_bytes for r in self.ranks) / GB:.1f} GB of weights; more cards would take less each"
             )
         return shown
 
@@ -278,9 +279,9 @@ def _does_not_fit(config: EngineConfig, tried: list[MemoryPlan], element: int) -
         f"{tight.usable_bytes / GB:.1f} GB of {tight.free_bytes / GB:.1f} GB free may be used "
         f"(gpu_memory_utilization {config.gpu_memory_utilization:g})"
     )
-    smaller = "; --model 20b needs a fifth" if config.model.num_experts > 32 else ""
+    smaller = "; --model 20b needs a fifth of the memory" if config.model.num_experts > 32 else ""
     count = _cards_needed(config, tight, element)
-    more = f"; {count} such devices would do" if count else ""
+    more = f"; {count} such devices are enough" if count else ""
     if needed < tight.usable_bytes:
         tokens = (tight.usable_bytes - needed) // tight.kv_bytes_per_token
         return f"{text}; --max-model-len {max(64, tokens)} fits{more}{smaller}"

@@ -63,7 +63,7 @@ def _compiled(wanted: FreeText) -> str:
 
 
 def lark_definition(text: str) -> str:
-    """The same grammar, written anew line by line. Raises FreeTextError for what is not supported."""
+    """Rewrites a Lark grammar line by line. Raises FreeTextError for what is not supported."""
     lines: list[list[str]] = [[]]
     for kind, token in _tokens(text):
         if kind == "line":

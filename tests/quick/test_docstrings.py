@@ -12,7 +12,7 @@ import pytest
 SRC = Path(__file__).resolve().parents[2] / "src"
 MAX_FIRST_LINE = 100
 SENTENCE_END = re.compile(r"[.!?:][\"'`)]*$")
-STARTS_MID_WAY = re.compile(r"Of (?!the )|->|None\b|Raises \w+(?:(?:,| or) (?:\w+'s )?\w+)*[.;]")
+STARTS_MID_WAY = re.compile(r"Of (?!the )|The same\b|->|None\b|Raises \w+(?:(?:,| or) (?:\w+'s )?\w+)*[.;]")
 NODES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

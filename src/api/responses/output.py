@@ -1,4 +1,4 @@
-"""Deltas of an answer as the items of a response, and as the events that tell of them."""
+"""Deltas of an answer as the items of a response, and as the events that report them."""
 
 from __future__ import annotations
 

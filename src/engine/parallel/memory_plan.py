@@ -153,7 +153,7 @@ def stage_layers(c: ModelConfig, stages: int, tensor_size: int, element: int = 2
 
 
 def _middle(shard: Shard) -> Shard:
-    """The same shard in a stage that is neither first nor last."""
+    """The shard moved to a stage that is neither first nor last."""
     return Shard(
         shard.rank,
         shard.tensor_rank,

@@ -25,7 +25,7 @@ from gptoss.kernels.triton.mxfp4_layout import gate_up_order, pack_experts
 
 
 class TritonBackend:
-    """`batch_invariant`: a token's bits do not depend on the rest of the batch."""
+    """The Triton kernels. `batch_invariant`: a token's bits do not depend on the rest of the batch."""
 
     name = "triton"
     reads_mxfp4 = True

@@ -281,7 +281,7 @@ def _chosen_and_best(
 
 
 def _collect_logprobs(rows: list[int], numbers: list[Any], count: int) -> list[TokenLogprobs | None]:
-    """`numbers`: what _chosen_and_best found for each of `rows`."""
+    """The logprobs of `rows` from `numbers`, which _chosen_and_best found for each."""
     out: list[TokenLogprobs | None] = [None] * count
     for i, (chosen,), values, ids in zip(rows, numbers[::3], numbers[1::3], numbers[2::3], strict=True):
         out[i] = floored(chosen, values, ids)

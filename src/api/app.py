@@ -16,6 +16,7 @@ from gptoss.api.access.api_keys import ApiKeys, Caller
 from gptoss.api.context import ServerContext
 from gptoss.api.http import errors
 from gptoss.api.http.limited_paths import LimitedPaths
+from gptoss.api.http.openapi import OPENAI_ERROR, DocumentedApi, error_responses
 from gptoss.api.http.profiles import Profiles
 from gptoss.api.middleware.auth import AuthMiddleware
 from gptoss.api.middleware.head_as_get import HeadAsGet
@@ -81,7 +82,12 @@ def create_app(
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(title="gpt-oss server", version=__version__, lifespan=lifespan)
+    app = DocumentedApi(
+        title="gpt-oss server",
+        version=__version__,
+        lifespan=lifespan,
+        responses=error_responses(OPENAI_ERROR),
+    )
     tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
     profiles = config.all_profiles()
     metrics, access, store = Metrics(), Access(ApiKeys(config, callers)), ResponseStore(config.response_store_bytes)

@@ -70,7 +70,7 @@ def variants(case: Case, rng: random.Random) -> Iterator[Case]:
         yield case
         return
     schema = case.operation.body[0].optimized_schema
-    required = set(schema.get("required", ())) if isinstance(schema, dict) else set()
+    required = _required(schema, whole) if isinstance(schema, dict) else set()
     optional = [name for name in whole if name not in required]
     for repeat in range(REPEATS):
         kept = required | set(rng.sample(optional, min(FIELDS, len(optional))))
@@ -79,6 +79,12 @@ def variants(case: Case, rng: random.Random) -> Iterator[Case]:
             body |= {name: value for name, value in PLAIN.items() if name in body}
         case.body = _bounded(body, case.path) if case.path in GENERATES else body
         yield case
+
+
+def _required(schema: dict[str, Any], body: dict[str, Any]) -> set[str]:
+    """The required fields, of several forms of a body those of the one it has."""
+    forms = [set(form.get("required", ())) for form in schema.get("anyOf", [schema])]
+    return next((required for required in forms if required <= body.keys()), set())
 
 
 def _bounded(body: dict[str, Any], path: str) -> dict[str, Any]:

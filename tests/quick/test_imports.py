@@ -46,7 +46,7 @@ ALLOWED = {
     "gptoss.api.responses": f"gptoss.api.responses {ENDPOINT}",
     "gptoss.api.ops": f"gptoss.api.ops {ENDPOINT} gptoss.resources gptoss.engine.parallel.gpus",
     # with `messages` it takes any chat request
-    "gptoss.api.ops.tokenize": f"gptoss.api.chat.adapter {ENDPOINT}",
+    "gptoss.api.ops.tokenize": f"gptoss.api.chat.adapter gptoss.api.chat.schema {ENDPOINT}",
     "gptoss.generation": REQUEST,
     "gptoss.prompt_builder": "gptoss.harmony",
     "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources",

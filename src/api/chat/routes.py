@@ -20,7 +20,7 @@ from gptoss.generation.chat_output import start_chat
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", openapi_extra=json_body(ChatCompletionRequest))
+@router.post("/v1/chat/completions", openapi_extra=json_body(ChatCompletionRequest, streams=True))
 @generates
 async def chat_completions(request: Request, context: Context) -> Response:
     incoming = context.incoming(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from gptoss.api.http.fields import (
     FIRST_PROBLEM,
@@ -19,14 +19,22 @@ from gptoss.api.http.fields import (
     contract_error,
     json_type,
 )
+from gptoss.api.http.openapi import parts_schema
 from gptoss.api.http.output_format import ResponseFormat
-from gptoss.api.http.tool_choice import CustomDefinition, FunctionDefinition, TextGrammar
+from gptoss.api.http.tool_choice import (
+    CHOICE_SCHEMA,
+    LEGACY_CHOICE_SCHEMA,
+    CustomDefinition,
+    FunctionDefinition,
+    TextGrammar,
+)
 
 MAX_TOOLS = 128
 RESULT_ROLES = ("tool", "function")
 ROLES = ("developer", "system", "user", "assistant", *RESULT_ROLES)
 PARTS = {"text": "text"}  # types of content parts, and the field of each that has its text
 ASSISTANT_PARTS = PARTS | {"refusal": "refusal"}
+_CONTENT = {"anyOf": [{"type": ["string", "null"]}, parts_schema(ASSISTANT_PARTS)]}
 
 
 class InputFormat(Strict):
@@ -81,8 +89,8 @@ class ToolCall(Strict):
 class Message(Strict):
     also_known = frozenset({"annotations", "audio", "parsed"})
 
-    role: str
-    content: Any = None
+    role: Annotated[str, WithJsonSchema({"enum": [*ROLES]})]
+    content: Annotated[Any, WithJsonSchema(_CONTENT)] = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], FIRST_PROBLEM] | None = None
     tool_call_id: str | None = None
@@ -102,10 +110,10 @@ class ChatCompletionRequest(SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Any = None
+    tool_choice: Annotated[Any, WithJsonSchema(CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[FunctionDefinition], Field(max_length=128)] | None = None
-    function_call: Any = None
+    function_call: Annotated[Any, WithJsonSchema(LEGACY_CHOICE_SCHEMA)] = None
     reasoning_effort: Effort | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gptoss.api.completions.schema import DEFAULT_MAX_TOKENS, CompletionRequest
+from gptoss.api.completions.schema import DEFAULT_MAX_TOKENS, MAX_COMPLETIONS, CompletionRequest
 from gptoss.api.context import Incoming
 from gptoss.api.http.errors import InvalidRequest, field_names
 from gptoss.api.http.output_format import output_format
 from gptoss.generation.errors import Path
 from gptoss.generation.plan import Plan
 from gptoss.generation.request import GenerationRequest, TextPrompts
-
-MAX_COMPLETIONS = 128  # of one request
 
 
 @dataclass(frozen=True, slots=True)

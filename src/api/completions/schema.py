@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from gptoss.api.http.fields import SamplingFields, contract_error
 from gptoss.api.http.output_format import ResponseFormat
+from gptoss.harmony.special_tokens import VOCAB_SIZE
 
+MAX_COMPLETIONS = 128  # of one request
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": VOCAB_SIZE - 1}}
+_PROMPT = {
+    "anyOf": [
+        {"type": "string"},
+        _TOKENS,
+        *(
+            {"type": "array", "minItems": 1, "maxItems": MAX_COMPLETIONS, "items": one}
+            for one in ({"type": "string"}, _TOKENS)
+        ),
+    ]
+}
 
 
 class CompletionRequest(SamplingFields):
-    prompt: Any = None
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT)] = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     best_of: Annotated[int, Field(ge=1, le=20)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 from collections.abc import Mapping
@@ -45,12 +44,6 @@ def contract_error(message: str, param: str | None = None, code: str = "invalid_
     return PydanticCustomError("contract", "{text}", {"text": message, "param": param, "code": code})
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise contract_error("a number must be finite")
-    return value
-
-
 def _function_name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise contract_error(
@@ -59,7 +52,7 @@ def _function_name(value: str) -> str:
     return value
 
 
-Number = Annotated[float, AfterValidator(_finite)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 FunctionName = Annotated[str, AfterValidator(_function_name)]
 
 
@@ -113,7 +106,7 @@ def max_entries(limit: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Metadata = Annotated[dict[str, str], max_entries(16)]
+Metadata = Annotated[dict[str, str], max_entries(16), Field(json_schema_extra={"maxProperties": 16})]
 # Whether an assistant's text introduces a call or is the answer; without it the calls of the turn decide.
 Phase = Literal["commentary", "final_answer"]
 CHANNELS: dict[Phase, Literal["commentary", "final"]] = {"commentary": "commentary", "final_answer": "final"}
@@ -121,6 +114,13 @@ CHANNELS: dict[Phase, Literal["commentary", "final"]] = {"commentary": "commenta
 
 def stop_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+_BIASES: dict[str, Any] = {
+    "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+}
+_Stop = Annotated[str, Field(min_length=1)]
 
 
 class ChatTemplateKwargs(Strict):
@@ -137,10 +137,15 @@ class SamplingFields(Strict):
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Annotated[Annotated[list[str], Field(max_length=MAX_STOPS)] | None, BeforeValidator(stop_list)] = None
+    stop: Annotated[
+        Annotated[list[str], Field(max_length=MAX_STOPS)] | None,
+        BeforeValidator(
+            stop_list, json_schema_input_type=_Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None
+        ),
+    ] = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[str, Number], max_entries(VOCAB_SIZE)] | None = None
+    logit_bias: Annotated[dict[str, Number], max_entries(VOCAB_SIZE), Field(json_schema_extra=_BIASES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

@@ -1,21 +1,128 @@
-"""The entries of /openapi.json for bodies that the routes read themselves."""
+"""The parts of /openapi.json that FastAPI cannot derive: bodies, query parameters, errors and API keys."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
+from gptoss.api.http.paths import ALWAYS_OPEN
 
-def json_body(model: type[BaseModel]) -> dict[str, Any]:
-    """A route's `openapi_extra`: its body is a JSON object of this model."""
-    schema = model.model_json_schema()
-    inlined = _inlined(schema, schema.pop("$defs", {}))
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined}}}}
+Schema = dict[str, Any]
+_WHEN = {"description": "Required if the server has API keys."}
+_KEYS: Schema = {
+    "bearer": {"type": "http", "scheme": "bearer"} | _WHEN,
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"} | _WHEN,
+    "api-key": {"type": "apiKey", "in": "header", "name": "api-key"} | _WHEN,
+}
+_STRING: Schema = {"type": "string"}
+_NULLABLE: Schema = {"type": ["string", "null"]}
 
 
-def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
+class DocumentedApi(FastAPI):
+    """An app whose /openapi.json lists the headers that an API key may be sent in."""
+
+    def openapi(self) -> Schema:
+        schema = super().openapi()
+        if "security" not in schema:
+            schema.setdefault("components", {})["securitySchemes"] = _KEYS
+            schema["security"] = [{name: []} for name in _KEYS]
+            for path in ALWAYS_OPEN & schema["paths"].keys():
+                schema["paths"][path]["get"]["security"] = []
+        return schema
+
+
+def json_body(*bodies: type[BaseModel] | Schema, streams: bool = False) -> Schema:
+    """A route's `openapi_extra`: its body is a JSON object of one of these models or schemas.
+
+    `streams`: whether the answer may be server-sent events.
+    """
+    schemas = [body if isinstance(body, dict) else schema_of(body) for body in bodies]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    extra: Schema = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    if streams:
+        extra["responses"] = {"200": {"content": {"text/event-stream": {"schema": _STRING}}}}
+    return extra
+
+
+def schema_of(
+    model: type[BaseModel],
+    *,
+    required: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    fields: Mapping[str, Schema] | None = None,
+) -> Schema:
+    """The schema of a model without references.
+
+    `required` and `optional`: fields that the endpoint, unlike the model, requires or does not require. `fields`:
+    schemas of fields that the model leaves untyped.
+    """
+    schema = inlined(model.model_json_schema())
+    names = [name for name in schema.get("required", ()) if name not in optional]
+    schema["required"] = [*names, *required]
+    schema["properties"] |= fields or {}
+    for name in required:
+        schema["properties"][name].pop("default", None)
+    return schema
+
+
+def query(model: type[BaseModel]) -> Schema:
+    """A route's `openapi_extra`: the fields of the model are its query parameters."""
+    schema = schema_of(model)
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": name in schema["required"], "schema": _without_null(field)}
+            for name, field in schema["properties"].items()
+        ]
+    }
+
+
+def _without_null(field: Schema) -> Schema:
+    return {key: value for key, value in field.items() if (key, value) != ("default", None)}
+
+
+def error_responses(error: Schema) -> dict[int | str, Schema]:
+    """The `responses` of routes that answer every error with this schema."""
+    answer = {"content": {"application/json": {"schema": error}}}
+    return {
+        "4XX": {"description": "The request's error"} | answer,
+        "5XX": {"description": "The server's error"} | answer,
+    }
+
+
+def object_of(fields: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
+    """The schema of an object that has `fields`, all of them required, and may have the `optional` ones."""
+    return {"type": "object", "required": [*fields], "properties": {**fields, **(optional or {})}}
+
+
+def parts_schema(allowed: Mapping[str, str]) -> Schema:
+    """The schema of an array of content parts. `allowed`: type -> field with the text."""
+    parts = [object_of({"type": {"const": kind}, field: _STRING}) for kind, field in allowed.items()]
+    return {"type": "array", "items": parts[0] if len(parts) == 1 else {"anyOf": parts}}
+
+
+OPENAI_ERROR = object_of(
+    {"error": object_of({"message": _STRING, "type": _STRING, "param": _NULLABLE, "code": _NULLABLE})}
+)
+ANTHROPIC_ERROR = object_of(
+    {
+        "type": {"const": "error"},
+        "error": object_of({"type": _STRING, "message": _STRING}, {"details": {"type": "object"}}),
+        "request_id": _NULLABLE,
+    }
+)
+
+
+def inlined(schema: Schema) -> Schema:
     """The schema with its definitions inlined: `#/$defs` would refer to the root of the OpenAPI document."""
+    definitions = schema.get("$defs", {})
+    whole: Schema = _inlined({key: value for key, value in schema.items() if key != "$defs"}, definitions)
+    return whole
+
+
+def _inlined(value: Any, definitions: Schema) -> Any:
     if isinstance(value, list):
         return [_inlined(item, definitions) for item in value]
     if not isinstance(value, dict):

@@ -7,8 +7,22 @@ from typing import Any, Literal, NamedTuple
 
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.http.fields import FunctionName, Strict
+from gptoss.api.http.openapi import object_of
 
 Mode = Literal["auto", "none", "required"]
+_NAMED = object_of({"name": {"type": "string"}})
+_CHOSEN = [object_of({"type": {"const": kind}, kind: _NAMED}) for kind in ("function", "custom")]
+_ALLOWED = object_of(
+    {"tools": {"type": "array", "minItems": 1, "items": {"anyOf": _CHOSEN}}}, {"mode": {"enum": ["auto", "required"]}}
+)
+CHOICE_SCHEMA = {
+    "anyOf": [
+        {"enum": ["auto", "none", "required", None]},
+        *_CHOSEN,
+        object_of({"type": {"const": "allowed_tools"}, "allowed_tools": _ALLOWED}),
+    ]
+}
+LEGACY_CHOICE_SCHEMA = {"anyOf": [{"enum": ["auto", "none", None]}, _NAMED]}
 
 
 class FunctionDefinition(Strict):

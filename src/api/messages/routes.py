@@ -12,18 +12,18 @@ from gptoss.api.context import Context
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import NotFound
 from gptoss.api.http.limited_paths import generates
-from gptoss.api.http.openapi import json_body
+from gptoss.api.http.openapi import ANTHROPIC_ERROR, error_responses, json_body
 from gptoss.api.http.sse import respond
 from gptoss.api.messages.adapter import count_tokens, plan_message
 from gptoss.api.messages.output import MessageRenderer
 from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
 from gptoss.generation.chat_output import start_chat
 
-router = APIRouter()
+router = APIRouter(responses=error_responses(ANTHROPIC_ERROR))
 PING = ServerSentEvent(data='{"type":"ping"}', event="ping", sep="\n")
 
 
-@router.post("/v1/messages", openapi_extra=json_body(MessagesRequest))
+@router.post("/v1/messages", openapi_extra=json_body(MessagesRequest, streams=True))
 @generates
 async def messages(request: Request, context: Context) -> Response:
     incoming = context.incoming(request)
@@ -50,7 +50,7 @@ async def count_message_tokens(request: Request, context: Context) -> dict[str, 
     return {"input_tokens": await count_tokens(body, incoming)}
 
 
-@router.post("/v1/messages/batches")
-@router.get("/v1/messages/batches")
+@router.post("/v1/messages/batches", include_in_schema=False)
+@router.get("/v1/messages/batches", include_in_schema=False)
 async def batches() -> None:
     raise NotFound("Message batches are not supported. Send each request to /v1/messages.")

@@ -16,7 +16,7 @@ router = APIRouter()
 
 
 @router.post("/v1/cancel/{request_id}")
-@router.post("/cancel/{request_id}")
+@router.post("/cancel/{request_id}", include_in_schema=False)
 async def cancel(request_id: str, request: Request, context: Context) -> dict[str, Any]:
     """Cancels a request by the id of its completion, or by the x-request-id header of its response.
 

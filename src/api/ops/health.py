@@ -15,6 +15,8 @@ from gptoss.api.ops.stats import stall
 from gptoss.engine.client.supervisor import EngineState
 
 router = APIRouter()
+# a 503 has the same report as a 200
+UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 def health_report(context: ServerContext) -> dict[str, Any]:
@@ -47,14 +49,14 @@ def health_report(context: ServerContext) -> dict[str, Any]:
     }
 
 
-@router.get("/health")
+@router.get("/health", responses=UNAVAILABLE)
 async def health(context: Context) -> Response:
     """Liveness: 503 only if the engine is dead, when the process should be restarted."""
     report = health_report(context)
     return json_response(503 if report["status"] == "unhealthy" else 200, report)
 
 
-@router.get("/ready")
+@router.get("/ready", responses=UNAVAILABLE)
 async def ready(context: Context) -> Response:
     """Readiness: 200 only if a request sent now would be served immediately."""
     engine = context.engine

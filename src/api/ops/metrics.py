@@ -8,7 +8,7 @@ from functools import partial
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from gptoss.api.context import Context, ServerContext
 from gptoss.api.ops.stats import gpu_report
@@ -17,7 +17,7 @@ from gptoss.api.telemetry.scrape import ScrapeCollector, ScrapedValue
 router = APIRouter()
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(context: Context) -> Response:
     names = context.config.vllm_metric_names
     text = await asyncio.to_thread(  # takes milliseconds

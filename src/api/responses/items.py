@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from gptoss.api.http.encrypted_content import ForeignContentError, decode_text
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import CHANNELS, Phase, Strict, check_parts, check_user_name, joined_parts
+from gptoss.api.http.openapi import Schema, inlined, object_of, parts_schema
 from gptoss.api.responses.tools.client_tools import (
     LocalShellAction,
     ShellAction,
@@ -60,10 +61,19 @@ def placed_items(sent: str | list[Any]) -> list[PlacedItem]:
     return [PlacedItem(item, f"input[{index}]") for index, item in enumerate(sent)]
 
 
+INPUT_PARTS = dict.fromkeys(("input_text", "text"), "text")
+OUTPUT_PARTS = dict.fromkeys(("output_text", "input_text", "text"), "text")
+ASSISTANT_PARTS = OUTPUT_PARTS | {"refusal": "refusal"}
+REASONING_PARTS = dict.fromkeys(("reasoning_text", "text"), "text")
+SUMMARY_PARTS = dict.fromkeys(("summary_text", "text"), "text")
+MessageParts = Annotated[list[Any], WithJsonSchema(parts_schema(ASSISTANT_PARTS))]
+OutputParts = Annotated[list[Any], WithJsonSchema(parts_schema(OUTPUT_PARTS))]
+
+
 class InputMessage(Strict):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Any]
+    content: str | MessageParts
     name: str | None = None
     phase: Phase | None = None
 
@@ -87,7 +97,7 @@ class CustomCallItem(Strict):
 class CallOutputItem(Strict):
     type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
-    output: str | list[Any]
+    output: str | OutputParts
 
 
 class PatchOperation(Strict):
@@ -142,9 +152,9 @@ class LocalShellOutputItem(Strict):
 
 class ReasoningItem(Strict):
     type: Literal["reasoning"]
-    content: list[Any] | None = None
+    content: Annotated[list[Any], WithJsonSchema(parts_schema(REASONING_PARTS))] | None = None
     encrypted_content: str | None = None
-    summary: list[Any] | None = None
+    summary: Annotated[list[Any], WithJsonSchema(parts_schema(SUMMARY_PARTS))] | None = None
 
 
 CallItem = FunctionCallItem | CustomCallItem | PatchCallItem | ShellCallItem | LocalShellCallItem
@@ -165,11 +175,13 @@ ITEMS: dict[str, type[Item]] = {
     "reasoning": ReasoningItem,
 }
 ALWAYS_RENDERED = ITEMS.keys() - {"message", "reasoning"}
-INPUT_PARTS = dict.fromkeys(("input_text", "text"), "text")
-OUTPUT_PARTS = dict.fromkeys(("output_text", "input_text", "text"), "text")
-ASSISTANT_PARTS = OUTPUT_PARTS | {"refusal": "refusal"}
-REASONING_PARTS = dict.fromkeys(("reasoning_text", "text"), "text")
-SUMMARY_PARTS = dict.fromkeys(("summary_text", "text"), "text")
+
+
+def input_schema() -> Schema:
+    """The JSON schema of `input`: a text, or items, also those that only another server can read."""
+    foreign = object_of({"type": {"type": "string", "pattern": f"^({_FOREIGN.pattern})$", "not": {"enum": [*ITEMS]}}})
+    items = [*inlined(TypeAdapter(Item).json_schema())["anyOf"], foreign]
+    return {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"anyOf": items}}]}
 
 
 def num_rendered(items: Sequence[Any]) -> int:

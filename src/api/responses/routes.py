@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.responses import Response
 
 from gptoss.api.access.api_keys import tenant_of
@@ -13,8 +13,9 @@ from gptoss.api.context import Context, caller_of
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import InvalidRequest, NotFound
 from gptoss.api.http.limited_paths import generates
-from gptoss.api.http.openapi import json_body
+from gptoss.api.http.openapi import json_body, query, schema_of
 from gptoss.api.http.sse import respond
+from gptoss.api.responses.items import input_schema
 from gptoss.api.responses.plan import plan_response
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore
@@ -22,6 +23,7 @@ from gptoss.api.responses.writer import ResponsesRenderer
 from gptoss.generation.chat_output import start_chat
 
 router = APIRouter()
+INPUT = {"input": input_schema()}
 
 
 def get_store(request: Request) -> ResponseStore:
@@ -32,7 +34,7 @@ def get_store(request: Request) -> ResponseStore:
 Store = Annotated[ResponseStore, Depends(get_store)]
 
 
-@router.post("/v1/responses", openapi_extra=json_body(ResponsesRequest))
+@router.post("/v1/responses", openapi_extra=json_body(schema_of(ResponsesRequest, fields=INPUT), streams=True))
 @generates
 async def responses(request: Request, context: Context, store: Store) -> Response:
     incoming = context.incoming(request)
@@ -52,7 +54,10 @@ async def responses(request: Request, context: Context, store: Store) -> Respons
     return respond(renderer, generation.close, context.config, streams=plan.plan.stream)
 
 
-@router.post("/v1/responses/input_tokens", openapi_extra=json_body(ResponsesRequest))
+@router.post(
+    "/v1/responses/input_tokens",
+    openapi_extra=json_body(schema_of(ResponsesRequest, optional=("model",), fields=INPUT)),
+)
 async def count_input_tokens(request: Request, context: Context, store: Store) -> dict[str, Any]:
     """How many tokens the model would read; what a response would refuse is refused here too."""
     incoming = context.incoming(request)
@@ -72,10 +77,10 @@ class PageQuery(BaseModel):
 
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     order: Literal["asc", "desc"] = "desc"
-    after: str | None = None
+    after: Annotated[str | None, WithJsonSchema({"type": "string"})] = None
 
 
-@router.get("/v1/responses/{response_id}")
+@router.get("/v1/responses/{response_id}", openapi_extra=query(RetrievalQuery))
 async def get_response(response_id: str, request: Request, store: Store) -> Response:
     if RetrievalQuery.model_validate(dict(request.query_params)).stream:
         raise InvalidRequest("A stored response is not streamed again.", "stream", "unsupported_value")
@@ -89,7 +94,7 @@ async def delete_response(response_id: str, request: Request, store: Store) -> d
     return {"id": response_id, "object": "response", "deleted": True}
 
 
-@router.get("/v1/responses/{response_id}/input_items")
+@router.get("/v1/responses/{response_id}/input_items", openapi_extra=query(PageQuery))
 async def list_input_items(response_id: str, request: Request, store: Store) -> dict[str, Any]:
     """The items a response was made from, those of earlier responses included.
 

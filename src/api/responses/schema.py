@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from gptoss.api.http.fields import (
     FIRST_PROBLEM,
@@ -15,10 +15,27 @@ from gptoss.api.http.fields import (
     Strict,
     contract_error,
 )
+from gptoss.api.http.openapi import object_of
 from gptoss.api.http.output_format import FormatType, SchemaName
+from gptoss.api.http.tool_choice import CHOICE_SCHEMA
+from gptoss.api.responses.tools.client_tools import KINDS
 
 SEALED_REASONING = "reasoning.encrypted_content"
 ELSEWHERE = ("conversation", "prompt")  # what OpenAI keeps apart from responses
+_STRING = {"type": "string"}
+_TYPED = object_of({"type": _STRING})
+_CHOICE = {
+    "anyOf": [
+        *CHOICE_SCHEMA["anyOf"],
+        object_of({"type": {"enum": ["function", "custom"]}, "name": _STRING}, {"namespace": _STRING}),
+        object_of({"type": {"const": "namespace"}, "name": _STRING}),
+        object_of(
+            {"type": {"const": "allowed_tools"}, "tools": {"type": "array", "minItems": 1, "items": _TYPED}},
+            {"mode": {"enum": ["auto", "required"]}},
+        ),
+        object_of({"type": {"enum": [*KINDS]}}),
+    ]
+}
 # Chat's fields that would change the answer: the values that ask for nothing, and what to do instead.
 OF_CHAT = {
     "response_format": (None, "Use 'text.format'."),
@@ -63,8 +80,8 @@ class ResponsesRequest(SamplingFields):
     input: str | list[Any]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    tools: Annotated[list[Any], Field(max_length=128)] | None = None
-    tool_choice: Any = None
+    tools: Annotated[list[Annotated[Any, WithJsonSchema(_TYPED)]], Field(max_length=128)] | None = None
+    tool_choice: Annotated[Any, WithJsonSchema(_CHOICE)] = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None

@@ -1,4 +1,4 @@
-"""The parts of /openapi.json that FastAPI cannot derive: bodies, query parameters, errors and API keys."""
+"""Parts of /openapi.json that FastAPI cannot derive: bodies, query parameters, errors, API keys."""
 
 from __future__ import annotations
 

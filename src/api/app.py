@@ -14,7 +14,7 @@ from gptoss import __version__
 from gptoss.api.access.access import Access
 from gptoss.api.access.api_keys import ApiKeys, Caller
 from gptoss.api.context import ServerContext
-from gptoss.api.http import errors
+from gptoss.api.http.error_responses import install as install_error_handlers
 from gptoss.api.http.limited_paths import LimitedPaths
 from gptoss.api.http.openapi import OPENAI_ERROR, DocumentedApi, error_responses
 from gptoss.api.http.profiles import Profiles
@@ -108,9 +108,10 @@ def create_app(
     engine.on_step = metrics.step
     app.state.context, app.state.response_store = context, store
     register_live_metrics(context)
-    errors.install(app)
+    install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.documented = ROUTERS
     app.add_middleware(HeadAsGet)
     app.add_middleware(AuthMiddleware, config=config, access=access, limited=LIMITED_PATHS)
     if config.cors_origins:

@@ -92,7 +92,7 @@ def test_raw_mode_shows_harmony(url: str, home: Path) -> None:
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_program(home: Path) -> None:
-    slow = served("a b c d e f g h i j k l m n o p q r s t u v w x y z" * 9, pause_s=0.02)
+    slow = served("a b c d e f g h i j k l m n o p q r s t u v w x y z" * 90, pause_s=0.02)
     with (
         slow as url,
         terminal("generate", "Count", "--url", url) as answer,

@@ -11,16 +11,14 @@ from gptoss.api.completions.schema import CompletionRequest
 from gptoss.api.context import Context
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.limited_paths import generates
-from gptoss.api.http.openapi import json_body, schema_of
+from gptoss.api.http.openapi import Body, json_body
 from gptoss.api.http.sse import respond
 from gptoss.generation.text_output import start_text
 
 router = APIRouter()
 
 
-@router.post(
-    "/v1/completions", openapi_extra=json_body(schema_of(CompletionRequest, required=("prompt",)), streams=True)
-)
+@router.post("/v1/completions", openapi_extra=json_body(Body(CompletionRequest, required=("prompt",)), streams=True))
 @generates
 async def completions(request: Request, context: Context) -> Response:
     incoming = context.incoming(request)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from gptoss.api.http.paths import ALWAYS_OPEN
@@ -22,9 +24,16 @@ _NULLABLE: Schema = {"type": ["string", "null"]}
 
 
 class DocumentedApi(FastAPI):
-    """An app whose /openapi.json lists the headers that an API key may be sent in."""
+    """An app whose /openapi.json has the bodies of json_body, and the headers of API keys."""
+
+    documented: Sequence[APIRouter] = ()  # with the routes that json_body describes
 
     def openapi(self) -> Schema:
+        if self.openapi_schema is None:
+            for router in self.documented:
+                for route in router.routes:
+                    if isinstance(route, APIRoute) and route.openapi_extra:
+                        _write_schema(route.openapi_extra)
         schema = super().openapi()
         if "security" not in schema:
             schema.setdefault("components", {})["securitySchemes"] = _KEYS
@@ -34,47 +43,55 @@ class DocumentedApi(FastAPI):
         return schema
 
 
-def json_body(*bodies: type[BaseModel] | Schema, streams: bool = False) -> Schema:
-    """A route's `openapi_extra`: its body is a JSON object of one of these models or schemas.
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A model with what an endpoint changes of its schema."""
 
+    model: type[BaseModel]
+    required: Sequence[str] = ()  # fields that the endpoint, unlike the model, requires
+    optional: Sequence[str] = ()  # fields that the endpoint, unlike the model, does not require
+    fields: Callable[[], Mapping[str, Schema]] = dict  # schemas of fields that the model leaves untyped
+
+    def schema(self) -> Schema:
+        """The schema, without references."""
+        schema = inlined(self.model.model_json_schema())
+        names = [name for name in schema.get("required", ()) if name not in self.optional]
+        schema["required"] = [*names, *self.required]
+        schema["properties"] |= self.fields()
+        for name in self.required:
+            schema["properties"][name].pop("default", None)
+        return schema
+
+
+def json_body(*bodies: type[BaseModel] | Body, streams: bool = False) -> Schema:
+    """A route's `openapi_extra`: its body is a JSON object of one of these models.
+
+    The schema is written when a DocumentedApi is first asked for it: all of them together take 0.1 s.
     `streams`: whether the answer may be server-sent events.
     """
-    schemas = [body if isinstance(body, dict) else schema_of(body) for body in bodies]
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    extra: Schema = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    known = [body if isinstance(body, Body) else Body(body) for body in bodies]
+    extra: Schema = {"requestBody": {"required": True, "content": {"application/json": {"schema": known}}}}
     if streams:
         extra["responses"] = {"200": {"content": {"text/event-stream": {"schema": _STRING}}}}
     return extra
 
 
-def schema_of(
-    model: type[BaseModel],
-    *,
-    required: Sequence[str] = (),
-    optional: Sequence[str] = (),
-    fields: Mapping[str, Schema] | None = None,
-) -> Schema:
-    """The schema of a model without references.
-
-    `required` and `optional`: fields that the endpoint, unlike the model, requires or does not require. `fields`:
-    schemas of fields that the model leaves untyped.
-    """
-    schema = inlined(model.model_json_schema())
-    names = [name for name in schema.get("required", ()) if name not in optional]
-    schema["required"] = [*names, *required]
-    schema["properties"] |= fields or {}
-    for name in required:
-        schema["properties"][name].pop("default", None)
-    return schema
+def _write_schema(extra: Schema) -> None:
+    """Replaces the bodies of a json_body by their schema."""
+    json = extra.get("requestBody", {}).get("content", {}).get("application/json", {})
+    bodies = json.get("schema")
+    if isinstance(bodies, list):
+        schemas = [body.schema() for body in bodies]
+        json["schema"] = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
 def query(model: type[BaseModel]) -> Schema:
     """A route's `openapi_extra`: the fields of the model are its query parameters."""
-    schema = schema_of(model)
+    schema = Body(model).schema()
     return {
         "parameters": [
-            {"name": name, "in": "query", "required": name in schema["required"], "schema": _without_null(field)}
-            for name, field in schema["properties"].items()
+            {"name": name, "in": "query", "required": name in schema["required"], "schema": _without_null(value)}
+            for name, value in schema["properties"].items()
         ]
     }
 

@@ -18,15 +18,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from gptoss.api.http.errors import (
-    ApiError,
-    HeadersTooLarge,
-    HeadersTooSlow,
-    InvalidRequest,
-    RateLimited,
-    Unavailable,
-    error_response,
-)
+from gptoss.api.http.error_responses import error_response
+from gptoss.api.http.errors import ApiError, HeadersTooLarge, HeadersTooSlow, InvalidRequest, RateLimited, Unavailable
 from gptoss.api.http.paths import ALWAYS_OPEN
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from gptoss.api.access.access import Access
 from gptoss.api.access.api_keys import Caller
 from gptoss.api.access.hosts import HostCheck
 from gptoss.api.access.rate_limits import Allowance
-from gptoss.api.http.errors import ApiError, Forbidden, HeadersTooLarge, error_response
+from gptoss.api.http.error_responses import error_response
+from gptoss.api.http.errors import ApiError, Forbidden, HeadersTooLarge
 from gptoss.api.http.limited_paths import LimitedPaths
 from gptoss.api.http.paths import ALWAYS_OPEN, DEBUG, PAGE
 from gptoss.config.schema import ServerConfig

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gptoss.api.http import errors
+from gptoss.api.http import error_responses
 from gptoss.api.http.anthropic_errors import speaks_anthropic
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class RequestIdMiddleware:
             logger.exception("unhandled error in %s (%s)", scope["path"], request_id)
             if begun:
                 raise
-            await errors.internal_error(scope)(scope, receive, send_with_headers)
+            await error_responses.internal_error(scope)(scope, receive, send_with_headers)
 
 
 def _redirect_path(scope: Scope) -> bytes:

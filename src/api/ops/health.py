@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from gptoss import __version__
 from gptoss.api.context import Context, ServerContext
-from gptoss.api.http.errors import json_response
+from gptoss.api.http.error_responses import json_response
 from gptoss.api.ops.stats import stall
 from gptoss.engine.client.supervisor import EngineState
 

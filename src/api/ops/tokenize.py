@@ -15,7 +15,7 @@ from gptoss.api.context import Context, Incoming
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import field_names
 from gptoss.api.http.fields import FIRST_PROBLEM, Strict
-from gptoss.api.http.openapi import json_body, schema_of
+from gptoss.api.http.openapi import Body, json_body
 from gptoss.api.http.work_pool import Stopped
 from gptoss.generation.errors import Path
 from gptoss.generation.planner import check_token_ids, too_long
@@ -47,9 +47,7 @@ class DetokenizeRequest(Strict):
     tokens: Annotated[list[int], FIRST_PROBLEM]
 
 
-@router.post(
-    "/tokenize", openapi_extra=json_body(TokenizeRequest, schema_of(ChatCompletionRequest, optional=("model",)))
-)
+@router.post("/tokenize", openapi_extra=json_body(TokenizeRequest, Body(ChatCompletionRequest, optional=("model",))))
 async def tokenize(request: Request, context: Context) -> Response:
     """Converts text to ids or, with `messages`, a chat request to its prompt.
 

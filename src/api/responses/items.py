@@ -177,11 +177,11 @@ ITEMS: dict[str, type[Item]] = {
 ALWAYS_RENDERED = ITEMS.keys() - {"message", "reasoning"}
 
 
-def input_schema() -> Schema:
+def untyped_fields() -> dict[str, Schema]:
     """The JSON schema of `input`: a text, or items, also those that only another server can read."""
     foreign = object_of({"type": {"type": "string", "pattern": f"^({_FOREIGN.pattern})$", "not": {"enum": [*ITEMS]}}})
     items = [*inlined(TypeAdapter(Item).json_schema())["anyOf"], foreign]
-    return {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"anyOf": items}}]}
+    return {"input": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"anyOf": items}}]}}
 
 
 def num_rendered(items: Sequence[Any]) -> int:

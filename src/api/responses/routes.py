@@ -13,9 +13,9 @@ from gptoss.api.context import Context, caller_of
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import InvalidRequest, NotFound
 from gptoss.api.http.limited_paths import generates
-from gptoss.api.http.openapi import json_body, query, schema_of
+from gptoss.api.http.openapi import Body, json_body, query
 from gptoss.api.http.sse import respond
-from gptoss.api.responses.items import input_schema
+from gptoss.api.responses.items import untyped_fields
 from gptoss.api.responses.plan import plan_response
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore
@@ -23,7 +23,6 @@ from gptoss.api.responses.writer import ResponsesRenderer
 from gptoss.generation.chat_output import start_chat
 
 router = APIRouter()
-INPUT = {"input": input_schema()}
 
 
 def get_store(request: Request) -> ResponseStore:
@@ -34,7 +33,7 @@ def get_store(request: Request) -> ResponseStore:
 Store = Annotated[ResponseStore, Depends(get_store)]
 
 
-@router.post("/v1/responses", openapi_extra=json_body(schema_of(ResponsesRequest, fields=INPUT), streams=True))
+@router.post("/v1/responses", openapi_extra=json_body(Body(ResponsesRequest, fields=untyped_fields), streams=True))
 @generates
 async def responses(request: Request, context: Context, store: Store) -> Response:
     incoming = context.incoming(request)
@@ -56,7 +55,7 @@ async def responses(request: Request, context: Context, store: Store) -> Respons
 
 @router.post(
     "/v1/responses/input_tokens",
-    openapi_extra=json_body(schema_of(ResponsesRequest, optional=("model",), fields=INPUT)),
+    openapi_extra=json_body(Body(ResponsesRequest, optional=("model",), fields=untyped_fields)),
 )
 async def count_input_tokens(request: Request, context: Context, store: Store) -> dict[str, Any]:
     """How many tokens the model would read; what a response would refuse is refused here too."""

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from gptoss.api.http import errors
+from gptoss.api.http import error_responses
 from gptoss.api.ops.dashboard import HEADERS, router
 from gptoss.resources import resource
 
@@ -26,7 +26,7 @@ NAMED_ONLY = {"www.w3.org", "github.com"}  # namespaces, and where a library's c
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     app = FastAPI()
-    errors.install(app)
+    error_responses.install(app)
     app.include_router(router)
     with TestClient(app) as made:
         yield made

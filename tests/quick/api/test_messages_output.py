@@ -11,7 +11,8 @@ from pydantic_core import from_json
 
 from gptoss.api.http.anthropic_errors import anthropic_error
 from gptoss.api.http.encrypted_content import encode_text
-from gptoss.api.http.errors import InvalidRequest, RateLimited, Unauthorized, Unavailable, error_response
+from gptoss.api.http.error_responses import error_response
+from gptoss.api.http.errors import InvalidRequest, RateLimited, Unauthorized, Unavailable
 from gptoss.api.messages.output import MessageContent, read_arguments
 from gptoss.engine.messages import FinishReason, TokenOutput
 from gptoss.generation.chat_output import ChatChoice

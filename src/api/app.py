@@ -111,7 +111,6 @@ def create_app(
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
-    app.documented = ROUTERS
     app.add_middleware(HeadAsGet)
     app.add_middleware(AuthMiddleware, config=config, access=access, limited=LIMITED_PATHS)
     if config.cors_origins:

@@ -26,11 +26,17 @@ _NULLABLE: Schema = {"type": ["string", "null"]}
 class DocumentedApi(FastAPI):
     """An app whose /openapi.json has the bodies of json_body, and the headers of API keys."""
 
-    documented: Sequence[APIRouter] = ()  # with the routes that json_body describes
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._routers: list[APIRouter] = []  # an app's own list of routes does not have those of its routers
+
+    def include_router(self, router: APIRouter, **options: Any) -> None:
+        self._routers.append(router)
+        super().include_router(router, **options)
 
     def openapi(self) -> Schema:
         if self.openapi_schema is None:
-            for router in self.documented:
+            for router in self._routers:
                 for route in router.routes:
                     if isinstance(route, APIRoute) and route.openapi_extra:
                         _write_schema(route.openapi_extra)

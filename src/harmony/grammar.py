@@ -8,13 +8,14 @@ token that can be sampled is the message's end.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 
 from gptoss.harmony.digest_cache import DigestCache
 from gptoss.harmony.schema.checks import SchemaError
@@ -195,6 +196,18 @@ def _relaxed(spec: TurnSpec, numbers: Sequence[int]) -> TurnSpec:
 def grammar_error(grammar: str) -> str | None:
     """Why a grammar does not compile, such as its size; None if it does."""
     return LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar), None) or None
+
+
+def matches_nothing(grammar: str) -> bool:
+    """Whether no text at all follows a Lark grammar without special tokens, as `start: start`."""
+    matcher = LLMatcher(_byte_tokenizer(), LLMatcher.grammar_from_lark(grammar), log_level=0)
+    matcher.compute_bitmask()
+    return bool(matcher.is_error())
+
+
+@functools.cache
+def _byte_tokenizer() -> LLTokenizer:
+    return LLTokenizer("byte")
 
 
 _fitted: DigestCache[tuple[int, ...]] = DigestCache(MAX_CHECKED, sys.maxsize)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import pytest
@@ -283,3 +284,14 @@ def test_forced_tokens_do_not_count() -> None:
     assert steps == [3, 3] + [2] * 7  # the third token was remembered, and wrong
     guided.forcing = False
     assert propose_and_observe(drafter, request, 0) == 0  # the pause goes on: right forced tokens have not ended it
+
+
+@pytest.mark.timeout(60)
+def test_forced_text_without_end_costs_no_time() -> None:
+    guided = GuidedDecoding(public_tokenizer())
+    guided.add("endless", 'start: "x" start')
+    guided.add("short", 'start: "I must say exactly this sentence."')
+    started = time.monotonic()
+    assert guided.forced("endless") == []
+    assert time.monotonic() - started < 5
+    assert len(guided.forced("short")) > 3

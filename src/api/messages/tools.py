@@ -64,6 +64,8 @@ def _policy(request: CountTokensRequest, tools: list[FunctionTool], removed: set
             message = f"'tool_choice.name' is {choice.name!r}, a tool that was removed."
             raise InvalidRequest(message, "tool_choice.name", "invalid_value")
         allowed = [choice.name]
+    elif choice.type == "any" and allowed == []:
+        raise InvalidRequest("'tool_choice' is 'any', but every tool was removed.", "tool_choice", "invalid_value")
     return ToolPolicy(tools, _MODES[choice.type], allowed, max_calls)
 
 

@@ -216,6 +216,9 @@ def test_tools_that_change_in_mid_conversation() -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_tools(request(user("Hi"), system([removed]), tools=[TOOL], tool_choice={"type": "tool", "name": "f"}))
     assert caught.value.param == "tool_choice.name"
+    with pytest.raises(InvalidRequest, match="every tool was removed") as caught:
+        read_tools(request(user("Hi"), system([removed]), tools=[TOOL], tool_choice={"type": "any"}))
+    assert caught.value.param == "tool_choice"
 
 
 def wrong(**body: Any) -> InvalidRequest:

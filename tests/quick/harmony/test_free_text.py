@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,3 +206,17 @@ def test_the_empty_text_of_a_custom_tool_stays_empty() -> None:
             for delta in parser.push(token):
                 message.add(delta)
         assert message.tool_calls[0].arguments == text
+
+
+@pytest.mark.parametrize(
+    ("syntax", "definition"),
+    [
+        ("lark", "start: a\na: a"),
+        ("lark", "start: a\na: b\nb: a"),
+        ("lark", r"start: /[^\s\S]/"),
+        ("regex", r"[^\s\S]"),
+    ],
+)
+def test_a_definition_that_no_text_follows_is_refused(syntax: Any, definition: str) -> None:
+    with pytest.raises(FreeTextError, match="no text follows it"):
+        free_text_rule(FreeText(syntax, definition))

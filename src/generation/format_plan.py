@@ -10,7 +10,7 @@ from gptoss.generation.errors import GenerationError
 from gptoss.generation.relaxed_schema import RelaxedSchema
 from gptoss.generation.request import OutputFormat
 from gptoss.harmony.conversation import ResponseSchema
-from gptoss.harmony.grammar import choice_rule, grammar_error, json_rule, matches_nothing, pattern_rule, text_grammar
+from gptoss.harmony.grammar import begin_error, choice_rule, grammar_error, json_rule, pattern_rule, text_grammar
 from gptoss.harmony.schema.checks import SchemaError
 from gptoss.harmony.schema.enforce import enforceable
 
@@ -47,10 +47,9 @@ def plan_format(wanted: OutputFormat | None) -> FormatPlan:
         raise GenerationError(
             f"'{wanted.field}' cannot be enforced: {_reason(problem)}.", ("output_format", wanted.field)
         )
-    if wanted.kind == "regex" and matches_nothing(f"start: {rule}"):
-        raise GenerationError(
-            f"'{wanted.field}' cannot be enforced: no text follows it.", ("output_format", wanted.field)
-        )
+    problem = begin_error(f"start: {rule}") if wanted.kind == "regex" else None
+    if problem is not None:
+        raise GenerationError(f"'{wanted.field}' cannot be enforced: {problem}.", ("output_format", wanted.field))
     return FormatPlan(text_rule=rule)
 
 

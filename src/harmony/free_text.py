@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from gptoss.harmony.conversation import FreeText
 from gptoss.harmony.digest_cache import DigestCache
-from gptoss.harmony.grammar import grammar_error, matches_nothing, pattern_rule, text_grammar
+from gptoss.harmony.grammar import begin_error, grammar_error, pattern_rule, text_grammar
 
 MAX_DEFINITION = 20_000  # characters
 MAX_CACHED, MAX_CACHED_CHARS = 1_000, 4 * 2**20
@@ -30,7 +30,6 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.MULTILINE,
 )
-EMPTY = "no text follows it"
 _STATEMENTS = ("%import", "%ignore")
 _PLACE = re.compile(r"^(?:at )?(?:\d+\(\d+\): )+")
 
@@ -54,17 +53,21 @@ def _compiled(wanted: FreeText) -> str:
         problem = grammar_error(text_grammar(rule))
         if problem is not None:
             raise FreeTextError(_reason(problem).rpartition(": ")[2])
-        if matches_nothing(f"start: {rule}"):
-            raise FreeTextError(EMPTY)
+        _check_begin(f"start: {rule}")
         return rule
     definition = lark_definition(wanted.definition)
     rule = f"%lark {{\n{definition}\n}}"
     problem = grammar_error(definition) or grammar_error(text_grammar(rule))
     if problem is not None:
         raise FreeTextError(_reason(problem))
-    if matches_nothing(definition):
-        raise FreeTextError(EMPTY)
+    _check_begin(definition)
     return rule
+
+
+def _check_begin(grammar: str) -> None:
+    problem = begin_error(grammar)
+    if problem is not None:
+        raise FreeTextError(problem)
 
 
 def lark_definition(text: str) -> str:

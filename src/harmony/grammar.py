@@ -198,11 +198,13 @@ def grammar_error(grammar: str) -> str | None:
     return LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar), None) or None
 
 
-def matches_nothing(grammar: str) -> bool:
-    """Whether no text at all follows a Lark grammar without special tokens, as `start: start`."""
+def begin_error(grammar: str) -> str | None:
+    """Why no text can begin by a Lark grammar without special tokens, as `start: start`; None if one can."""
     matcher = LLMatcher(_byte_tokenizer(), LLMatcher.grammar_from_lark(grammar), log_level=0)
+    if len(matcher.compute_ff_bytes()) > MAX_FORCED_BYTES:
+        return f"it begins with more than {MAX_FORCED_BYTES} bytes that it leaves no choice of"
     matcher.compute_bitmask()
-    return bool(matcher.is_error())
+    return "no text follows it" if matcher.is_error() else None
 
 
 @functools.cache
@@ -210,6 +212,8 @@ def _byte_tokenizer() -> LLTokenizer:
     return LLTokenizer("byte")
 
 
+# llguidance splits forced text into tokens in quadratic time, in each step
+MAX_FORCED_BYTES = 4096
 _fitted: DigestCache[tuple[int, ...]] = DigestCache(MAX_CHECKED, sys.maxsize)
 
 

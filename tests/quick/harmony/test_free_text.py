@@ -220,3 +220,9 @@ def test_the_empty_text_of_a_custom_tool_stays_empty() -> None:
 def test_a_definition_that_no_text_follows_is_refused(syntax: Any, definition: str) -> None:
     with pytest.raises(FreeTextError, match="no text follows it"):
         free_text_rule(FreeText(syntax, definition))
+
+
+@pytest.mark.parametrize("definition", ['start: "x" start', 'start: "a" b\nb: "c" b', 'start: "a"~200000'])
+def test_a_definition_that_forces_too_long_a_text_is_refused(definition: str) -> None:
+    with pytest.raises(FreeTextError, match="more than 4096 bytes"):
+        free_text_rule(FreeText("lark", definition))

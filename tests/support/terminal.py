@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # in the child: the terminal becomes the controlling one, so that ctrl-C reaches it as a signal
+# a test run in the background ignores SIGINT, and its children with it
+HEED_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 RUN = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from gptoss.cli.main import main; sys.exit(main())"
 ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[=>]|\x1b\][^\x07]*\x07")
 
@@ -25,7 +27,7 @@ class Terminal:
         environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "GPTOSS_URL", "INPUTRC")}
         environment |= {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40", **(env or {})}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", RUN, *arguments],
+            [sys.executable, "-c", HEED_INTERRUPTS + RUN, *arguments],
             cwd=ROOT, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True,
         )  # fmt: skip
         os.close(child)

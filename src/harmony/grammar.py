@@ -202,7 +202,7 @@ def begin_error(grammar: str) -> str | None:
     """Why no text can begin by a Lark grammar without special tokens, as `start: start`; None if one can."""
     matcher = LLMatcher(_byte_tokenizer(), LLMatcher.grammar_from_lark(grammar), log_level=0)
     if len(matcher.compute_ff_bytes()) > MAX_FORCED_BYTES:
-        return f"it begins with more than {MAX_FORCED_BYTES} bytes that it leaves no choice of"
+        return f"it begins with more than {MAX_FORCED_BYTES} bytes that leave no choice"
     matcher.compute_bitmask()
     return "no text follows it" if matcher.is_error() else None
 
@@ -212,8 +212,7 @@ def _byte_tokenizer() -> LLTokenizer:
     return LLTokenizer("byte")
 
 
-# llguidance splits forced text into tokens in quadratic time, in each step
-MAX_FORCED_BYTES = 4096
+MAX_FORCED_BYTES = 20_000  # of endless text llguidance sees 25,000
 _fitted: DigestCache[tuple[int, ...]] = DigestCache(MAX_CHECKED, sys.maxsize)
 
 

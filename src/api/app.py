@@ -66,28 +66,6 @@ def create_app(
 
     `callers`: the keys, if they have been read already.
     """
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
-        warming = asyncio.create_task(warm_up(context))
-        try:
-            yield
-        finally:
-            warming.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await warming
-            context.pool.close()
-            await engine.stop()
-            if tracing is not None:
-                await asyncio.to_thread(tracing.close)
-
-    app = DocumentedApi(
-        title="gpt-oss server",
-        version=__version__,
-        lifespan=lifespan,
-        responses=error_responses(OPENAI_ERROR),
-    )
     tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
     profiles = config.all_profiles()
     metrics, access, store = Metrics(), Access(ApiKeys(config, callers)), ResponseStore(config.response_store_bytes)
@@ -106,11 +84,40 @@ def create_app(
         unknown_fields=UnknownFields(config.unknown_fields),
     )
     engine.on_step = metrics.step
+    app = DocumentedApi(
+        title="gpt-oss server",
+        version=__version__,
+        lifespan=lambda _: _running(context, tracing),
+        responses=error_responses(OPENAI_ERROR),
+    )
     app.state.context, app.state.response_store = context, store
     register_live_metrics(context)
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    _add_middleware(app, config, access)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _running(context: ServerContext, tracing: Tracing | None) -> AsyncIterator[None]:
+    """Starts the engine and the warm-up, and ends them."""
+    await context.engine.start()
+    warming = asyncio.create_task(warm_up(context))
+    try:
+        yield
+    finally:
+        warming.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await warming
+        context.pool.close()
+        await context.engine.stop()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
+
+
+def _add_middleware(app: FastAPI, config: ServerConfig, access: Access) -> None:
+    """Adds the layers from the inside out."""
     app.add_middleware(HeadAsGet)
     app.add_middleware(AuthMiddleware, config=config, access=access, limited=LIMITED_PATHS)
     if config.cors_origins:
@@ -121,8 +128,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "request-id", "retry-after"],
         )
-    app.add_middleware(RequestIdMiddleware)  # the last one added is the outermost
-    return app
+    app.add_middleware(RequestIdMiddleware)
 
 
 def _prompt_builder(vocabulary: Vocabulary, config: ServerConfig) -> PromptBuilder:

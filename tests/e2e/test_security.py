@@ -346,6 +346,7 @@ class TestMachine:
                     connection.sendall(request)
             wait_until(lambda: "did not read its answer for 1 s" in worn.server.log)
             wait_until(lambda: process.num_fds() <= before)
+        assert httpx.get(f"{worn.url}/health").status_code == 200
 
     def test_health_is_answered_when_no_connection_is_left(self, worn: Worn) -> None:
         with contextlib.ExitStack() as held:

@@ -41,6 +41,10 @@ def test_choices_and_patterns_hold_on_every_endpoint(server: ServerProcess, fiel
     assert text["text"] in ANSWERS and text["finish_reason"] == "stop"
 
 
+def follows_city(text: str) -> bool:
+    return jsonschema.Draft202012Validator(CITY).is_valid(json.loads(text))
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -53,15 +57,15 @@ def test_schemas_hold_on_every_endpoint(server: ServerProcess, fields: dict[str,
     post = functools.partial(httpx.post, timeout=60)
     body = ASK | {"model": MODEL, "max_tokens": 200} | fields
     chat = post(f"{server.url}/v1/chat/completions", json=body | {"messages": [USER]}).json()
-    jsonschema.validate(json.loads(chat["choices"][0]["message"]["content"]), CITY)
+    assert follows_city(chat["choices"][0]["message"]["content"])
     raw = post(f"{server.url}/v1/completions", json=body | {"prompt": "A city:"}).json()
-    jsonschema.validate(json.loads(raw["choices"][0]["text"]), CITY)
+    assert follows_city(raw["choices"][0]["text"])
     in_responses = {key: value for key, value in body.items() if key != "response_format"}
     if "response_format" in fields:
         in_responses["text"] = {"format": fields["response_format"]}
     in_responses["max_output_tokens"] = in_responses.pop("max_tokens")
     response = post(f"{server.url}/v1/responses", json=in_responses | {"input": "x"}).json()
-    jsonschema.validate(json.loads(response["output"][-1]["content"][0]["text"]), CITY)
+    assert follows_city(response["output"][-1]["content"][0]["text"])
 
 
 def test_a_final_message_is_continued(client: openai.OpenAI, server: ServerProcess) -> None:

@@ -173,13 +173,23 @@ def test_an_answer_that_its_client_does_not_read_is_given_up(
     assert "did not read its answer for 0.4 s: aborting the connection" in caplog.text
 
 
-def test_small_answers_that_their_client_does_not_read_are_given_up(strict: tuple[int, OpenConnections]) -> None:
+def test_a_client_that_sends_without_reading_is_closed(
+    strict: tuple[int, OpenConnections], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the limit of pipelined requests, before the unread answers are many."""
     port, opened = strict
     with socket.create_connection(("127.0.0.1", port), timeout=0.5) as client:
         with contextlib.suppress(TimeoutError, ConnectionError):
             while True:
                 client.sendall(GET.format("/json").encode() * 1000)
         wait_until(lambda: opened.total == 0)
+        assert "Traceback" not in caplog.text
+        client.settimeout(5)
+        answers = b""
+        with contextlib.suppress(ConnectionError):
+            while part := client.recv(2**20):
+                answers += part
+    assert answers.startswith(b"HTTP/1.1 200")
 
 
 def test_a_slow_reader_gets_all_of_its_answer(strict: tuple[int, OpenConnections]) -> None:

@@ -93,7 +93,6 @@ class EngineStats(msgspec.Struct):
     num_accepted_total: int = 0  # accepted draft tokens
     step_s_total: float = 0.0
     last_step_s: float = 0.0
-    last_step_tokens: int = 0
     last_step_seqs: int = 0
 
 

@@ -12,10 +12,10 @@ import difflib
 import enum
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from gptoss.harmony.deltas import SEPARATOR, Delta, Kind, ParsedMessage
+from gptoss.harmony.deltas import SEPARATOR, Delta, Kind
 from gptoss.harmony.special_tokens import (
     CALL,
     CHANNEL,
@@ -388,17 +388,3 @@ def _nearest_channel(name: str) -> str | None:
 
 def _is_content_type(text: str) -> bool:
     return text.strip() in _CONTENT_TYPES
-
-
-def parse_tokens(
-    vocabulary: Vocabulary, token_ids: Iterable[int], tool_names: Collection[str] = (), *, truncated: bool = False
-) -> ParsedMessage:
-    """Parses a whole answer, through the same deltas as a stream."""
-    parser = ResponseParser(vocabulary, tool_names)
-    message = ParsedMessage()
-    for token_id in token_ids:
-        for delta in parser.push(token_id):
-            message.add(delta)
-    for delta in parser.finish(truncated=truncated):
-        message.add(delta)
-    return message

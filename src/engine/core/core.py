@@ -164,7 +164,6 @@ class EngineCore:
         self.stats.num_steps_total += 1
         self.stats.last_step_s = time.monotonic() - started
         self.stats.step_s_total += self.stats.last_step_s
-        self.stats.last_step_tokens = scheduled.total_tokens
         self.stats.last_step_seqs = len(scheduled.num_scheduled_tokens)
 
     def _schedule(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss.harmony.deltas import ParsedMessage, ToolCall
-from gptoss.harmony.parser import ResponseParser, parse_tokens
+from gptoss.harmony.parser import ResponseParser
 from gptoss.harmony.render import assistant_text, render_message, tool_call
 from gptoss.harmony.special_tokens import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, SPECIAL_TOKENS, START
+from gptoss.harmony.vocabulary_files import Vocabulary
 from tests.support.tiers import sized
 from tests.support.vocabulary import public_vocabulary
 
@@ -22,6 +24,20 @@ TOOLS = ("get_weather", "f", "bash")
 C, M, E, S, K, R, X = ["<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|call|>", "<|return|>", "<|constrain|>"]
 CALL_F = f"{C}commentary to=functions.f {X}json{M}"
 THINK = f"{C}analysis{M}think{E}{S}assistant"
+
+
+def parse_tokens(
+    vocabulary: Vocabulary, token_ids: Iterable[int], tool_names: Collection[str] = (), *, truncated: bool = False
+) -> ParsedMessage:
+    """Parses a whole answer, through the same deltas as a stream."""
+    parser = ResponseParser(vocabulary, tool_names)
+    message = ParsedMessage()
+    for token_id in token_ids:
+        for delta in parser.push(token_id):
+            message.add(delta)
+    for delta in parser.finish(truncated=truncated):
+        message.add(delta)
+    return message
 
 
 def ids(text: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gptoss.harmony.conversation import ToolDefinition
@@ -349,6 +349,7 @@ def test_public_mcp_servers_are_enforced_in_full(schema: dict[str, Any]) -> None
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(tool_schemas(), st.booleans())
+@example(o(a=S, b=S) | {"additionalProperties": False, "if": {"required": ["b"]}, "then": {"required": ["a"]}}, True)
 def test_generated_schemas(schema: dict[str, Any], arguments: bool) -> None:
     text = render_tools([ToolDefinition("odd", "A tool.", schema)])
     assert "type odd = (" in text
@@ -389,6 +390,8 @@ def values_are_right(schema: dict[str, Any], enforced: Enforced) -> int:
 
 def keywords_of(error: jsonschema.ValidationError) -> set[str]:
     found = {str(error.validator)} | {str(part) for part in error.absolute_schema_path}
+    if found & {"then", "else"}:  # jsonschema leaves `if` out of such a path
+        found.add("if")
     for inner in error.context or ():
         found |= keywords_of(inner)
     return found

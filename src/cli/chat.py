@@ -3,7 +3,7 @@
     gptoss chat [--effort low] [--system TEXT]
 
 Answers are shown as Markdown while they are written, reasoning is dimmed. ctrl-C ends the answer, ctrl-D the program. A
-line that ends with a backslash goes on in the next one; three quotes begin and end a text of several lines. /help lists
+line that ends with a backslash continues on the next; three quotes begin and end a text of several lines. /help lists
 the commands.
 """
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hide-reasoning", action="store_true", help="do not show the reasoning")
     parser.add_argument("--raw", action="store_true", help="show prompts and answers as Harmony")
     parser.add_argument("--plain", action="store_true", help="show the text as it comes, not as Markdown")
-    parser.add_argument("--load", type=Path, metavar="FILE", help="go on with a saved conversation")
+    parser.add_argument("--load", type=Path, metavar="FILE", help="continue a saved conversation")
     parser.add_argument(
         "--history", action=argparse.BooleanOptionalAction, default=True, help="read and keep earlier questions"
     )
@@ -87,7 +87,7 @@ class ChatSession:
             "/retry": ("answer the last question again", self._retry),
             "/clear": ("begin a new conversation with the same settings", self._clear),
             "/save": ("FILE: write conversation and settings", self._save),
-            "/load": ("FILE: go on with a saved conversation", self._load),
+            "/load": ("FILE: continue a saved conversation", self._load),
             "/quit": ("end; so does ctrl-D", self._quit),
         }
 

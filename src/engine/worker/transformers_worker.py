@@ -1,4 +1,4 @@
-"""The model as transformers runs it: for hardware without kernels of ours, and as an oracle.
+"""The model as transformers runs it: for hardware that our kernels do not support, and as an oracle.
 
 It has the same interface. accelerate lays the layers over whatever devices there are (device_map "auto"). Each request
 has a cache of its own and is computed by itself: correct everywhere, fast nowhere.

@@ -68,6 +68,9 @@ class EngineKeys:
     priority_ageing_s: float = key(5.0, "waiting time worth one priority step", gt=0)
     engine_step_timeout_s: float = key(300.0, "restart the engine after this long without a step or a heartbeat", gt=0)
     engine_heartbeat_timeout_s: float = key(10.0, "answer /ready with 503 after this long without a heartbeat", gt=1)
+    idle_keep_warm_s: float = key(
+        0.0, "run a step of one token this often while idle, so that caches and clocks stay warm; 0: never", ge=0
+    )
     max_engine_restarts: int = key(5, "consecutive restarts before the server gives up", ge=0)
     max_request_resumes: int = key(
         0, "times that a request continues in a restarted engine; 0: it ends with an error", ge=0

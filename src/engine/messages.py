@@ -146,6 +146,7 @@ FromEngine = Outputs | Ready | Failed | Heartbeat
 # --- scheduler -> workers, each step ---
 
 PROBE_ID = "self-test"  # the request id of the self-test
+NULL_BLOCK = 0  # never allocated, and no request reads it; stands for sliding blocks outside the window
 
 
 class NewRequest(msgspec.Struct):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,28 @@ def test_the_engine_gives_all_of_them_the_same_bias() -> None:
     assert [o.request_id for o in process._receive(idle=False)] == ["b"]
     first, second = added
     assert first.params.logit_bias is second.params.logit_bias == bias
+
+
+@pytest.mark.parametrize("interval_s, steps", [(0.0, 0), (0.02, 3)])
+def test_an_idle_engine_keeps_warm_if_told_to(interval_s: float, steps: int) -> None:
+    ran: list[float] = []
+
+    class Core:
+        class executor:
+            @staticmethod
+            def keep_warm() -> None:
+                ran.append(time.monotonic())
+
+    class Socket:
+        def poll(self, timeout_ms: float) -> bool:
+            time.sleep(min(timeout_ms, 30) / 1e3)
+            return False
+
+    process = EngineProcess(Core(), Socket(), None, 0, interval_s)  # type: ignore[arg-type]
+    for _ in range(6):
+        process._receive(idle=True)
+    assert len(ran) >= steps and bool(ran) == bool(steps)
+    assert all(b - a >= interval_s for a, b in zip(ran, ran[1:], strict=False))
 
 
 def test_requests_that_come_before_an_engines_death_shows_go_on_in_the_next() -> None:

@@ -208,3 +208,23 @@ def test_abort_gives_a_terminal_output() -> None:
     assert [(o.request_id, o.finish_reason) for o in core.abort(["a", "unknown"])] == [("a", FinishReason.ABORT)]
     assert not core.scheduler.has_requests()
     core.kv.check_integrity()
+
+
+def test_a_step_that_keeps_an_idle_engine_warm_changes_nothing() -> None:
+    def answers(core: EngineCore) -> list[TokenOutput]:
+        core.add_request(request("r", list(range(70)), params={"logprobs": 1}))
+        found = []
+        while core.has_work:
+            found += core.step()
+        return found
+
+    plain, warm = make_core(), make_core()
+    first = answers(plain), answers(warm)
+    before = warm.current_stats().num_steps_total
+    for _ in range(3):
+        warm.executor.keep_warm()
+    assert warm.current_stats().num_steps_total == before
+    second = answers(plain), answers(warm)  # their prefix is cached: what the steps wrote is not in it
+    assert [o.logprobs for o in first[0]] == [o.logprobs for o in first[1]]
+    assert [o.logprobs for o in second[0]] == [o.logprobs for o in second[1]]
+    assert second[0][0].num_cached_tokens == second[1][0].num_cached_tokens == 64

@@ -21,7 +21,15 @@ import msgspec
 
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
-from gptoss.engine.messages import PROBE_ID, ModelRunnerOutput, NewRequest, RankReport, SchedulerOutput, Step
+from gptoss.engine.messages import (
+    NULL_BLOCK,
+    PROBE_ID,
+    ModelRunnerOutput,
+    NewRequest,
+    RankReport,
+    SchedulerOutput,
+    Step,
+)
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.rank import make_worker, report_of, run_rank
 from gptoss.run_folder import RunFolder
@@ -142,12 +150,19 @@ class Executor:
         self.submit(out)
         return self.collect()[1]
 
-    def _self_test(self, config: EngineConfig) -> None:
-        probe = self_test_probe(config)
-        first = SchedulerOutput([probe], {}, {PROBE_ID: len(probe.token_ids)}, [])
-        result = self.execute_model(first)
+    def keep_warm(self) -> None:
+        """Runs a step of one token on all ranks, which writes to the null block only."""
+        self._run_alone(warm_up_probe())
+
+    def _run_alone(self, probe: NewRequest) -> ModelRunnerOutput:
+        """Runs a request's only step and forgets the request."""
+        result = self.execute_model(SchedulerOutput([probe], {}, {PROBE_ID: len(probe.token_ids)}, []))
         self.execute_model(SchedulerOutput([], {}, {}, [PROBE_ID]))
         self._sampled = {}
+        return result
+
+    def _self_test(self, config: EngineConfig) -> None:
+        result = self._run_alone(self_test_probe(config))
         if result.failed:
             raise SelfTestError(
                 f"self-test failed in {self.worker.dtype} on {self.worker.device}: {result.failed[PROBE_ID]}"
@@ -196,6 +211,12 @@ def self_test_probe(config: EngineConfig) -> NewRequest:
     tokens = list(config.probe_token_ids[: config.block_size])
     params = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
     return NewRequest(PROBE_ID, tokens, len(tokens), params, ([1], [2]), 0)
+
+
+def warm_up_probe() -> NewRequest:
+    """A prompt of one token in the null block, whose keys and values no request reads."""
+    params = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
+    return NewRequest(PROBE_ID, [0], 1, params, ([NULL_BLOCK], [NULL_BLOCK]), 0)
 
 
 def exit_on_rank_death(report: Callable[[str, bool], None]) -> OnDeath:

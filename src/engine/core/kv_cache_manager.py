@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from gptoss.engine.block_hash import extend_hashes
 from gptoss.engine.core.request import Request
+from gptoss.engine.messages import NULL_BLOCK
 
-NULL_BLOCK = 0  # never allocated; stands for sliding blocks outside the window
 FULL_GROUP, SLIDING_GROUP = 0, 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
@@ -40,8 +41,18 @@ RANK_DEATH_GRACE_S = 1.5
 class EngineProcess:
     """EngineCore with two ZeroMQ sockets. Ends on Shutdown, or when its parent process ends."""
 
-    def __init__(self, core: EngineCore, receive: zmq.Socket[bytes], send: zmq.Socket[bytes], parent_pid: int) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        receive: zmq.Socket[bytes],
+        send: zmq.Socket[bytes],
+        parent_pid: int,
+        keep_warm_s: float = 0.0,
+    ) -> None:
+        """`keep_warm_s`: time between the steps of an idle engine; 0: it runs none."""
         self._core = core
+        self._keep_warm_s = keep_warm_s
+        self._last_step = time.monotonic()
         self._receive_socket, self._send_socket = receive, send
         self._parent_pid = parent_pid
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
@@ -54,6 +65,7 @@ class EngineProcess:
             outputs = self._receive(idle=not self._core.has_work)
             if self._core.has_work:
                 outputs += self._core.step()
+                self._last_step = time.monotonic()
             elif outputs or self._was_busy:
                 self._core.kv.check_integrity()
             self._was_busy = self._core.has_work
@@ -63,7 +75,8 @@ class EngineProcess:
     def _receive(self, *, idle: bool) -> list[TokenOutput]:
         """Handles all messages that have arrived, waiting for one if `idle`; returns terminal outputs."""
         outputs: list[TokenOutput] = []
-        if idle and not self._receive_socket.poll(IDLE_POLL_MS):
+        if idle and not self._receive_socket.poll(self._idle_poll_ms()):
+            self._keep_warm()
             return outputs
         while self._receive_socket.poll(0):
             message = self._decoder.decode(self._receive_socket.recv())
@@ -78,6 +91,18 @@ class EngineProcess:
             elif isinstance(message, Shutdown):
                 self._stopping = True
         return outputs
+
+    def _idle_poll_ms(self) -> int:
+        if not self._keep_warm_s:
+            return IDLE_POLL_MS
+        left = self._last_step + self._keep_warm_s - time.monotonic()
+        return min(IDLE_POLL_MS, max(0, math.ceil(left * 1e3)))
+
+    def _keep_warm(self) -> None:
+        """Runs a step of one token if none has run for `keep_warm_s`. The statistics do not count it."""
+        if self._keep_warm_s and time.monotonic() - self._last_step >= self._keep_warm_s:
+            self._core.executor.keep_warm()
+            self._last_step = time.monotonic()
 
     def _add(self, message: AddRequest) -> list[TokenOutput]:
         refused = self._core.add_request(message)
@@ -107,7 +132,7 @@ def run_engine(config: EngineConfig, input_address: str, output_address: str, pa
 
     try:
         core = EngineCore(choose_devices(config), exit_on_rank_death(report), log)
-        process = EngineProcess(core, receive, send, parent_pid)
+        process = EngineProcess(core, receive, send, parent_pid, config.idle_keep_warm_s)
         process._send(_ready(core))
         with heartbeats(context, output_address):
             process.run()

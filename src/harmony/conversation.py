@@ -88,6 +88,23 @@ class ToolDefinition:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolNamespace:
+    """A built-in tool as the system message shows it: ToolNamespaceConfig of openai-harmony.
+
+    With functions it is called as `browser.search`, with JSON; without, by its own name, as `python`, with plain text.
+    """
+
+    name: str
+    description: str | None = None
+    functions: tuple[ToolDefinition, ...] = ()
+
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """What calls are addressed to."""
+        return tuple(f"{self.name}.{one.name}" for one in self.functions) or (self.name,)
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseSchema:
     """A JSON schema of the final message, as the developer message shows it."""
 

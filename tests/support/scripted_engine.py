@@ -38,6 +38,11 @@ def call(name: str, arguments: str) -> str:
     return f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}<|call|>"
 
 
+def call_builtin(recipient: str, text: str) -> str:
+    """A call of a built-in tool as gpt-oss writes it: `browser.search` with JSON, `python` with code."""
+    return f"<|channel|>analysis to={recipient} code<|message|>{text}<|call|>"
+
+
 class ScriptedEngine(InstantEngine):
     """One token for each output; what remains after the script is the answer "Done."."""
 

@@ -48,6 +48,8 @@ ALLOWED = {
     # with `messages` it takes any chat request
     "gptoss.api.ops.tokenize": f"gptoss.api.chat.adapter gptoss.api.chat.schema {ENDPOINT}",
     "gptoss.generation": REQUEST,
+    # tools that the server runs know what a tool is, and no endpoint
+    "gptoss.tools": "gptoss.tools gptoss.generation.tool_types gptoss.harmony.conversation gptoss.config.errors",
     "gptoss.prompt_builder": "gptoss.harmony",
     "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources",
     # the engine's process

@@ -88,7 +88,7 @@ class AddressPolicy:
         self.check_host(host)
 
     def check_host(self, host: str) -> None:
-        """Raises AddressRefusedError if the host is not one of `hosts`, or is an address that may not be reached."""
+        """Raises AddressRefusedError if the host is not one of `hosts`, or is an address that is refused."""
         name = host.rstrip(".").lower().strip("[]")
         if self.hosts is not None and not any(_matches(name, pattern) for pattern in self.hosts):
             raise AddressRefusedError(f"the host {host!r} is not on the allow-list")

@@ -1,7 +1,7 @@
-"""An HTTP client that connects only to addresses an AddressPolicy allows; proxies of the environment are ignored.
+"""An HTTP client that connects only to addresses that an AddressPolicy allows.
 
-Every connection passes through it, also the one after a redirect: the host is checked, resolved once, and the
-connection goes to one of the addresses that were checked. TLS still verifies the name.
+It ignores the proxies of the environment. For each connection, also that after a redirect, the host is checked and
+resolved once, and the connection goes to one of the addresses that were checked. TLS still verifies the name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Raises AddressRefusedError, httpcore2.ConnectTimeout or httpcore2.ConnectError."""
+        """Connects to one of the addresses of the host. Raises AddressRefusedError or errors of httpcore2."""
         self._policy.check_host(host)
         loop = asyncio.get_running_loop()
         end = None if timeout is None else loop.time() + timeout

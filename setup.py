@@ -24,18 +24,17 @@ def read_requirements(name: str) -> dict[str, list[str]]:
 
 runtime = read_requirements("requirements.txt")
 tracing = read_requirements("requirements-tracing.txt")[""]
-dev = [
-    *runtime["transformers"],
-    *runtime["tools"],
-    *tracing,
-    *runtime["dev"],
-    *read_requirements("requirements-dev.txt")[""],
-]
+dev = [*(line for name, lines in runtime.items() if name for line in lines), *tracing]
+dev += read_requirements("requirements-dev.txt")[""]
 
 setup(
     packages=["gptoss", *(f"gptoss.{name}" for name in find_packages("src")), *data],
     package_dir={"gptoss": "src", **data},
     include_package_data=True,  # MANIFEST.in
     install_requires=runtime[""],
-    extras_require={"transformers": runtime["transformers"], "tools": runtime["tools"], "tracing": tracing, "dev": dev},
+    extras_require={
+        **{name: lines for name, lines in runtime.items() if name not in ("", "dev")},
+        "tracing": tracing,
+        "dev": dev,
+    },
 )

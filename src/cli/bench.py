@@ -2,7 +2,7 @@
 
     gptoss bench --streams 1 16 --tokens 128
     gptoss bench --rate 4 --requests 100 --sla-ttft-ms 500 --sla-itl-ms 50
-    gptoss bench --url http://127.0.0.1:8000 --vs http://127.0.0.1:8001
+    gptoss bench --url http://127.0.0.1:8000 --vs http://127.0.0.1:8001 --plot bench.png
 
 itl is the time between tokens. goodput counts only requests that keep the service level. The median of --repeat runs is
 shown; with --vs the last column is first / second.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from gptoss.cli.remote.errors import OK
 from gptoss.cli.remote.load import (
@@ -29,16 +30,21 @@ from gptoss.cli.remote.load import (
     take_turns,
 )
 from gptoss.cli.remote.options import add_server_options, api_key_of, command_parser, count, positive, url_of
+from gptoss.cli.remote.plot import check_plot, write_plot
 from gptoss.cli.terminal.style import Style, printable
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = options_parser().parse_args(argv)
+    if args.plot:
+        check_plot(args.plot)
     more = {"prefix_share": args.prefix_share, "timeout_s": args.timeout}
     targets = [Target(url_of(args), args.model, plain=args.plain, api_key=api_key_of(args), **more)]
     if args.vs:
         targets.append(Target(args.vs, args.vs_model, plain=args.vs_plain, api_key=args.vs_api_key, **more))
     results = take_turns(targets, jobs(args), args.repeat)
+    if args.plot:
+        write_plot(args.plot, [f"{target.model} at {target.url}" for target in targets], results)
     if args.json:
         measured = [
             {"url": target.url, "model": target.model, "figures": figures}
@@ -53,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     return OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = command_parser(__doc__ or "")
     add_server_options(parser)
     parser.add_argument("--vs", metavar="URL", help="a second server, measured in turns with the first")
@@ -75,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sla-ttft-ms", type=positive, metavar="MS", help="service level: time to the first token")
     parser.add_argument("--sla-itl-ms", type=positive, metavar="MS", help="service level: mean time between tokens")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the figures: .png, .svg or .pdf")
     return parser
 
 

@@ -33,7 +33,7 @@ SETTINGS = ("system", "effort", "profile", "max_tokens", "temperature", "seed")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = options_parser().parse_args(argv)
     connection = connection_of(args)
     listed = args.model or connection.first_model()
     conversation = load(args.load) if args.load else Conversation(listed)
@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         return session.run()
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = command_parser(__doc__ or "")
     add_server_options(parser)
     parser.add_argument("--model", help="default: the first that the server lists")

@@ -28,7 +28,7 @@ COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = options_parser().parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a checkpoint is looked for, not downloaded
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the server does
     findings = check(args.model, args.model_path, args.host, args.port)
@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     return NO if lacking else OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = command_parser(__doc__ or "", epilog="")
     parser.add_argument("--model", help="as for `gptoss serve` (default: what it would serve here)")
     parser.add_argument("--model-path", type=Path, metavar="DIR", help="as for `gptoss serve`")

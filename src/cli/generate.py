@@ -28,7 +28,7 @@ CHAT_ONLY = ("system", "effort", "profile", "show_reasoning")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = _parser()
+    parser = options_parser()
     args = parser.parse_args(argv)
     if args.raw and (given := [name for name in CHAT_ONLY if getattr(args, name)]):
         parser.error(f"--{given[0].replace('_', '-')} has no meaning with --raw, which sends the prompt as it is")
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     return OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = command_parser(__doc__ or "")
     parser.add_argument("prompt", nargs="?", help="the prompt (default, or with -: standard input)")
     add_server_options(parser)

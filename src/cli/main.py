@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "answer one prompt, on standard output",
     "replay": "send recorded requests again and compare the answers",
     "bench": "measure latency and throughput of a server, or of two in turns",
+    "completion": "print a script that completes these commands in a shell",
     "memory-plan": "print how a model fits on a number of equal GPUs",
     "make-checkpoint": "write a small checkpoint with random weights",
     "unfold": "write the embedded model as a checkpoint",

@@ -118,13 +118,19 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def main(argv: list[str] | None = None) -> int:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("nano", "mini"), required=True)
     parser.add_argument("--layout", choices=("hf", "original"), default="hf")
     parser.add_argument("--experts", choices=("mxfp4", "bf16"), default="mxfp4")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = options_parser()
     args = parser.parse_args(argv)
     if args.layout == "original" and args.experts != "mxfp4":
         parser.error("--layout original exists only with --experts mxfp4")

@@ -50,12 +50,18 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str] | None = None) -> int:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(SIZES))
     parser.add_argument("--cards", type=int, default=1, help="number of GPUs")
     parser.add_argument("--gb", type=float, help="memory of one GPU, in units of 10^9 bytes")
     parser.add_argument("--table", action="store_true", help="print both models on common machines")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = options_parser()
     args = parser.parse_args(argv)
     if args.table:
         sys.stdout.write(table())

@@ -40,11 +40,16 @@ def missing(model: str, model_path: Path | None, gpus: list[Gpu]) -> list[str]:
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("nano", "20b", "120b"), required=True)
     parser.add_argument("--model-path", type=Path)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = options_parser().parse_args(argv)
     problems = missing(args.model, args.model_path, visible_gpus())
     for problem in problems:
         sys.stderr.write(f"missing for {args.model}: {problem}\n")

@@ -26,7 +26,7 @@ STOPPING = (401, 403)  # the server would refuse every other request too
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = options_parser().parse_args(argv)
     connection, style = connection_of(args), Style.of(sys.stdout)
     results = []
     for number, record in read_records(args.file):
@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     return OK if equal == len(results) else NO
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = command_parser(__doc__ or "", epilog="")
     parser.add_argument("file", type=Path, metavar="FILE", help="JSON lines of `gptoss generate --record`")
     add_server_options(parser)

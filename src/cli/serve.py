@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 
 def main(argv: list[str] | None = None) -> int:
     import signal
@@ -12,3 +14,10 @@ def main(argv: list[str] | None = None) -> int:
     from gptoss.launcher import main as launch
 
     return launch(argv)
+
+
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the server's flags."""
+    from gptoss.config.sources import flag_parser
+
+    return flag_parser()

@@ -23,7 +23,7 @@ TIMING_TOKENS = 32
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = options_parser().parse_args(argv)
     connection = connection_of(args)
     found = report(connection, timing=args.timing)
     if args.json:
@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     return OK if found["ready"] else NO
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = command_parser(__doc__ or "", epilog="")
     add_server_options(parser, timeout_s=10.0)
     parser.add_argument("--timing", action="store_true", help="also send one request of 32 tokens and time it")

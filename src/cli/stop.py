@@ -24,7 +24,7 @@ from gptoss.port_manager import PortError, ServerRecord
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = options_parser().parse_args(argv)
     try:
         record = choose(args.url or os.environ.get("GPTOSS_URL"), port_manager.running_servers())
         started = time.monotonic()
@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     return NO if killed else OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = command_parser(__doc__ or "", epilog="")
     parser.add_argument("--url", help="the server; it must be on this machine (default: $GPTOSS_URL, or the only one)")
     parser.add_argument(

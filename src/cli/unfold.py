@@ -25,12 +25,17 @@ def end_with_parent(pid: int) -> None:
         sys.exit("the parent process ended")
 
 
-def main(argv: list[str] | None = None) -> int:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--asset", type=Path, help="the folded model (default: the embedded one)")
     parser.add_argument("--parent", type=int, metavar="PID", help="end when this process ends")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = options_parser().parse_args(argv)
     if args.parent is not None:
         end_with_parent(args.parent)
     from gptoss.embedded.unfold import ASSET, unfold

@@ -48,7 +48,7 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
     Raises:
         ConfigError: an unknown key or an invalid value; the message names the key and its source.
     """
-    flags = {k: v for k, v in vars(_parser().parse_args(argv)).items() if v is not None}
+    flags = {k: v for k, v in vars(flag_parser().parse_args(argv)).items() if v is not None}
     print_config = flags.pop("print_config", False)
     path = Path(flags.pop("config", None) or os.environ.get(f"{ENV_PREFIX}CONFIG") or DEFAULT_CONFIG_FILE)
     environment = _from_environment()
@@ -112,7 +112,7 @@ def describe(config: ServerConfig, origin: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parser() -> argparse.ArgumentParser:
+def flag_parser() -> argparse.ArgumentParser:
     """Returns a parser with one flag per key, in the groups of the schema."""
     parser = Parser(
         usage="%(prog)s [flags]",

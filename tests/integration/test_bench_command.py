@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptoss.cli.main import main
+from gptoss.cli.remote.plot import panels
 from tests.support.instant_engine import served
 from tests.support.terminal import ROOT, terminal
 
@@ -92,3 +93,19 @@ def test_the_script_prints_and_writes_the_same_figures(url: str, tmp_path: Path)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["targets"] == [url] and set(found["results"][0]) == FIGURES
     assert len(done.stdout.splitlines()) == len(FIGURES)
+
+
+def test_a_picture_of_the_figures(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--url", url, "--vs", url, *SMALL, "--plot", str(tmp_path / "bench.png")]) == 0
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    for wrong, problem in (("bench.txt", ".png, .svg or .pdf"), ("none/bench.png", "there is no folder")):
+        assert main(["bench", "--url", url, *SMALL, "--plot", str(tmp_path / wrong)]) == 2
+        assert problem in capsys.readouterr().err
+
+
+def test_the_panels_of_a_picture() -> None:
+    one = {"tok/s at 1": 5.0, "tok/s at 16": 40.0, "itl p50 ms at 1": 2.0, "itl p95 ms at 1": 3.0, "prefill tok/s": 9.0}
+    assert panels([one, {"tok/s at 1": 6.0}]) == {
+        "tok/s": {(0, ""): [(1, 5.0), (16, 40.0)], (1, ""): [(1, 6.0)]},
+        "itl ms": {(0, "p50"): [(1, 2.0)], (0, "p95"): [(1, 3.0)]},
+    }

@@ -18,6 +18,7 @@ from gptoss.config.errors import ConfigError
 from gptoss.engine.client import client
 from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import QueueFullError
+from gptoss.engine.client.streams import OpenStreams, OutputStream
 from gptoss.engine.client.supervisor import EngineState, RestartPolicy
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.core import process
@@ -259,3 +260,16 @@ def test_openmp_threads_do_not_spin_next_to_those_of_the_kernels(
         monkeypatch.delenv("GOMP_SPINCOUNT")
     client._child(engine_config(checkpoint(), backend=backend), "", "", os.getpid(), {})
     assert seen == [wanted]
+
+
+def test_background_requests_take_no_capacity_of_live_ones() -> None:
+    streams = OpenStreams()
+    for i in range(50):
+        streams.add(OutputStream(AddRequest(f"b{i}", [1] * 100, SamplingParams(max_tokens=5, seed=0), background=True)))
+    assert streams.refusal("t", 1, 10, 1, 10) is None
+    assert (streams.num_unstarted, streams.num_unstarted_tokens, streams.num_background) == (0, 0, 50)
+    streams.add(OutputStream(AddRequest("live", [1], SamplingParams(max_tokens=5, seed=0), tenant="t")))
+    assert streams.refusal("t", 1, 10, 1, 10) == "requests"
+    for stream in streams:
+        streams.remove(stream.request.request_id)
+    assert (len(streams), streams.num_background, streams.of_tenant) == (0, 0, {})

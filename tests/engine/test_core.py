@@ -120,6 +120,31 @@ def test_what_cannot_run_is_refused_with_a_reason() -> None:
     finish(core)
 
 
+def test_a_request_that_does_not_fit_yet_does_not_keep_a_pipeline_from_its_results() -> None:
+    core = make_core(enable_prefix_caching=False, num_speculative_tokens=0, cpu_kv_cache_gib=0.0024)
+    core.executor.max_in_flight = core.scheduler._max_in_flight = 2
+    num_tokens = core.max_model_len - 20
+    for name in "ab":
+        assert core.add_request(request(name, [7] * num_tokens)) is None
+    ended = [output.request_id for _ in range(200) for output in core.step() if output.finish_reason is not None]
+    assert ended == ["a", "b"]
+
+
+def test_background_requests_run_when_nothing_else_does() -> None:
+    core = make_core()
+    core.add_request(request("b", params={"max_tokens": 20}, background=True))
+    core.step()
+    core.add_request(request("live"))
+    stats = core.current_stats()
+    assert (stats.num_running, stats.num_waiting) == (0, 1)
+    assert (stats.num_background_running, stats.num_background_waiting) == (1, 0)
+    steps = []
+    while "live" in core.scheduler:
+        steps.append({output.request_id for output in core.step()})
+    assert steps == [{"live"}] * len(steps)
+    assert finish(core)["b"].finish_reason is FinishReason.LENGTH
+
+
 def make_guided_core() -> EngineCore:
     return make_core(
         ranks_path=public_vocabulary().ranks_path,

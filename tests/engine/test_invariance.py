@@ -112,7 +112,7 @@ def test_after_preemption(dtype: str, alone: Answer) -> None:
     def preempt(step: int) -> None:
         nonlocal seen
         scheduler = engine.scheduler
-        victim = next((r for r in scheduler._running if r.request_id == "r"), None)
+        victim = next((r for r in scheduler._live.running if r.request_id == "r"), None)
         if step in (3, 9) and victim is not None:
             from gptoss.engine.messages import SchedulerOutput
 

@@ -60,8 +60,12 @@ class FakeRunner:
 
     def step(self) -> SchedulerOutput:
         scheduler = self.scheduler
+        has_live = bool(scheduler.num_running or scheduler.num_waiting)
         out = scheduler.schedule()
         assert out.total_tokens <= scheduler._config.max_num_batched_tokens
+        background = [name for name in out.num_scheduled_tokens if scheduler._requests[name].background]
+        assert not background or (not has_live and len(background) == len(out.num_scheduled_tokens))
+        assert sum(n for name, n in out.num_scheduled_tokens.items() if name in background and n > 1) <= 256
         assert len(out.num_scheduled_tokens) <= scheduler._config.max_num_seqs
         for name in out.finished_or_preempted_ids:
             del self.tables[name]
@@ -131,7 +135,7 @@ def test_decoding_goes_before_a_long_prompt() -> None:
     runner.step()
     scheduler.add_request(make_request("long", 1000, 5))
     for _ in range(10):
-        scheduler._running.reverse()  # preempted requests come back in any order
+        scheduler._live.running.reverse()  # preempted requests come back in any order
         out = runner.step()
         assert out.num_scheduled_tokens["short"] == 1
         assert out.num_scheduled_tokens["long"] == 63
@@ -324,10 +328,11 @@ def test_a_failed_request_leaves_the_others_alone() -> None:
     batched=st.integers(8, 64),
     lookahead=st.integers(0, 1),
     tenants=st.sampled_from(["a", "ab", "aaab", "abcde"]),
+    background=st.sampled_from([0.0, 0.5, 0.9]),
 )
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_arrives_every_request_ends_once(
-    data: st.DataObject, num_blocks: int, seqs: int, batched: int, lookahead: int, tenants: str
+    data: st.DataObject, num_blocks: int, seqs: int, batched: int, lookahead: int, tenants: str, background: float
 ) -> None:
     batched = max(batched, seqs)
     scheduler = make_scheduler(
@@ -348,7 +353,12 @@ def test_whatever_arrives_every_request_ends_once(
             room = max(1, min(60, limit - prompt))
             scheduler.add_request(
                 make_request(
-                    name, shared, rng.randrange(1, room + 1), priority=rng.randrange(-3, 3), tenant=rng.choice(tenants)
+                    name,
+                    shared,
+                    rng.randrange(1, room + 1),
+                    priority=rng.randrange(-3, 3),
+                    tenant=rng.choice(tenants),
+                    background=rng.random() < background,
                 )
             )
         elif action < 0.45 and added:
@@ -404,13 +414,13 @@ def test_tenants_share_the_places_of_a_step_equally() -> None:
     for _ in range(20):
         runner.step()
     # c wants one place of its two: what it leaves goes by arrival
-    assert scheduler._running_of == {"a": 3, "b": 2, "c": 1}
+    assert scheduler._live.running_of == {"a": 3, "b": 2, "c": 1}
     preempted = scheduler.num_preemptions
     for _ in range(20):
         runner.step()
     assert scheduler.num_preemptions == preempted, "shares do not change, so nothing is preempted"
     runner.run()
-    assert not scheduler._running_of
+    assert not scheduler._live.running_of
 
 
 def test_priority_counts_within_a_share_and_between_tenants_below_theirs() -> None:
@@ -461,3 +471,87 @@ def test_status_follows_the_request() -> None:
     assert request.status is RequestStatus.RUNNING
     scheduler.finish_requests(["a"])
     assert request.status is RequestStatus.FINISHED
+
+
+# --- background requests ---
+
+
+def test_background_requests_pause_while_a_live_one_runs_and_keep_their_blocks() -> None:
+    scheduler = make_scheduler()
+    runner = FakeRunner(scheduler)
+    for name in ("b0", "b1"):
+        scheduler.add_request(make_request(name, 40, 50, background=True))
+    for _ in range(6):
+        runner.step()
+    computed, tables = dict(runner.computed), {name: runner.tables[name] for name in ("b0", "b1")}
+    scheduler.add_request(make_request("live", [7] * 30, 5))
+    for _ in range(5):
+        assert list(runner.step().num_scheduled_tokens) == ["live"]
+        assert (scheduler.num_running, scheduler.num_background_running) in ((1, 2), (0, 2))
+    assert runner.ended == {"live": 1} | dict.fromkeys(["b0", "b1"], 0)
+    assert {name: runner.computed[name] for name in ("b0", "b1")} == computed
+    assert list(runner.step().num_scheduled_tokens) == ["b0", "b1"]
+    assert {name: runner.tables[name] for name in ("b0", "b1")} == tables
+    assert scheduler.num_background_preemptions == 0
+    runner.run()
+    assert all(len(tokens) == 50 for name, tokens in runner.outputs.items() if name != "live")
+
+
+def test_a_live_request_takes_the_blocks_of_paused_ones_when_it_needs_them() -> None:
+    scheduler = make_scheduler(num_blocks=40, enable_prefix_caching=False)
+    runner = FakeRunner(scheduler)
+    for i in range(4):
+        scheduler.add_request(make_request(f"b{i}", [1000 * i + k for k in range(60)], 10, background=True))
+    while scheduler.num_background_waiting:
+        runner.step()
+    scheduler.add_request(make_request("live", 60, 60))
+    assert list(runner.step().num_scheduled_tokens) == ["live"]
+    assert _steps_to_the_end(runner, "live") <= 60
+    assert 0 < scheduler.num_background_preemptions < 4
+    assert scheduler.num_preemptions == 0
+    runner.run()
+    assert runner.ended == dict.fromkeys(["live", "b0", "b1", "b2", "b3"], 1)
+    assert {len(tokens) for name, tokens in runner.outputs.items() if name != "live"} == {10}
+
+
+def test_paused_requests_take_no_place_of_live_ones() -> None:
+    scheduler = make_scheduler(max_num_seqs=4)
+    runner = FakeRunner(scheduler)
+    for i in range(8):
+        scheduler.add_request(make_request(f"b{i}", 20, 50, background=True))
+    for _ in range(10):
+        runner.step()
+    _many(scheduler, "a", 4)
+    for _ in range(5):
+        out = runner.step()
+    assert set(out.num_scheduled_tokens) == {"a0", "a1", "a2", "a3"}
+    assert (scheduler.num_running, scheduler.num_waiting) == (4, 0)
+    assert (scheduler.num_background_running, scheduler.num_background_waiting) == (4, 4)
+
+
+def test_a_step_of_background_requests_computes_few_prompt_tokens() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=2048, num_blocks=2000)
+    runner = FakeRunner(scheduler)
+    scheduler.add_request(make_request("b0", 10, 50, background=True))
+    runner.step()
+    for i in range(2):
+        scheduler.add_request(make_request(f"long{i}", [1000 * i + k for k in range(1000)], 2, background=True))
+    out = runner.step()
+    assert out.num_scheduled_tokens == {"b0": 1, "long0": 256}
+    out = runner.step()
+    assert out.num_scheduled_tokens == {"b0": 1, "long0": 256}
+    scheduler.add_request(make_request("live", 1500, 1))
+    assert runner.step().num_scheduled_tokens == {"live": 1500}
+    runner.run()
+
+
+def test_priority_and_age_do_not_lift_a_background_request() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    scheduler.add_request(make_request("b", 10, 3, background=True, priority=-100, arrival=-1e6))
+    runner = FakeRunner(scheduler)
+    for i in range(5):
+        scheduler.add_request(make_request(f"live{i}", 10, 3, priority=100))
+    order: list[str] = []
+    while scheduler.has_requests():
+        order += [n for n in runner.step().num_scheduled_tokens if n not in order]
+    assert order == ["live0", "live1", "live2", "live3", "live4", "b"]

@@ -180,7 +180,8 @@ class EngineClient:
         if not self.is_ready:
             await self.wait_ready(self.policy.ready_wait_s)
         num_tokens = sum(len(r.token_ids) for r in requests)
-        self.check_capacity(num_tokens, len(requests), requests[0].tenant)
+        if not requests[0].background:
+            self.check_capacity(num_tokens, len(requests), requests[0].tenant)
         if not len(self._streams):
             self._watch.work_begins()
         streams = [OutputStream(request) for request in requests]

@@ -71,6 +71,7 @@ class OpenStreams:
         self.unstarted_tokens_of: Counter[str] = Counter()  # prompt tokens by tenant, without zeros
         self.num_unstarted = 0  # requests without a token
         self.num_unstarted_tokens = 0  # of their prompts
+        self.num_background = 0  # which no limit and no other count here includes
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -84,6 +85,10 @@ class OpenStreams:
 
     def add(self, stream: OutputStream) -> None:
         self._streams[stream.request.request_id] = stream
+        if stream.request.background:
+            self.num_background += 1
+            stream.started = True
+            return
         self.of_tenant[stream.request.tenant] += 1
         self.unstarted_tokens_of[stream.request.tenant] += stream.num_prompt_tokens
         self.num_unstarted += 1
@@ -104,7 +109,8 @@ class OpenStreams:
         A tenant with less than an equal share of all requests, or of the unstarted prompts, may exceed the limits.
         """
         of_tenant = self.of_tenant[tenant] + num_requests
-        if len(self) + num_requests > max_requests and not _is_within_share(
+        num_live = len(self) - self.num_background
+        if num_live + num_requests > max_requests and not _is_within_share(
             of_tenant, max_requests, self.of_tenant, tenant
         ):
             return "requests"
@@ -121,8 +127,11 @@ class OpenStreams:
         """Removes a stream; returns whether it was open."""
         stream = self._streams.pop(request_id, None)
         if stream is not None:
-            self.mark_started(stream)
-            _take(self.of_tenant, stream.request.tenant, 1)
+            if stream.request.background:
+                self.num_background -= 1
+            else:
+                self.mark_started(stream)
+                _take(self.of_tenant, stream.request.tenant, 1)
         return stream is not None
 
 

@@ -102,6 +102,7 @@ class EngineCore:
             cache_salt=message.cache_salt,
             tenant=message.tenant,
             num_scored_tokens=message.num_scored_tokens,
+            background=message.background,
         )
         request.token_ids += message.output_ids
         self.scheduler.add_request(request)
@@ -138,8 +139,8 @@ class EngineCore:
         if not self.scheduler.has_requests() and not self.executor.num_in_flight:
             self._wait_for_grammar()
             return ended
-        self._schedule()
-        if self.executor.num_in_flight < self.executor.max_in_flight and self.scheduler.can_schedule():
+        submitted = self._schedule()
+        if submitted and self.executor.num_in_flight < self.executor.max_in_flight and self.scheduler.can_schedule():
             return ended  # another batch fits into the pipeline before this one's tokens are needed
         scheduled, result = self.executor.collect()
         outputs = self.scheduler.update_from_output(scheduled, result)
@@ -166,16 +167,17 @@ class EngineCore:
         self.stats.step_s_total += self.stats.last_step_s
         self.stats.last_step_seqs = len(scheduled.num_scheduled_tokens)
 
-    def _schedule(self) -> None:
-        """Submits the next step, unless it is empty and others are in flight."""
+    def _schedule(self) -> bool:
+        """Submits the next step, unless it is empty and others are in flight; returns whether it did."""
         scheduled = self.scheduler.schedule()
         if not scheduled.num_scheduled_tokens and self.executor.num_in_flight:
             self.scheduler.take_back(scheduled)
-            return
+            return False
         if self.guided is not None:
             ids = list(scheduled.num_scheduled_tokens)
             scheduled.grammar_rows, scheduled.grammar_bitmask = self.guided.bitmask(ids, scheduled.draft_tokens)
         self.executor.submit(scheduled)
+        return True
 
     @property
     def gpu_mode(self) -> str:
@@ -193,7 +195,11 @@ class EngineCore:
     def current_stats(self) -> EngineStats:
         stats, scheduler, kv = self.stats, self.scheduler, self.kv
         stats.num_running = scheduler.num_running
-        stats.num_waiting = scheduler.num_waiting + len(self._uncompiled)
+        num_background = sum(message.background for message, _ in self._uncompiled.values())
+        stats.num_waiting = scheduler.num_waiting + len(self._uncompiled) - num_background
+        stats.num_background_running = scheduler.num_background_running
+        stats.num_background_waiting = scheduler.num_background_waiting + num_background
+        stats.num_background_preemptions_total = scheduler.num_background_preemptions
         stats.num_waiting_tokens = scheduler.num_waiting_tokens
         stats.kv_usage, stats.num_free_blocks = kv.usage, kv.num_free_blocks
         stats.num_preemptions_total = scheduler.num_preemptions

@@ -32,6 +32,7 @@ class Request:
     deadline: float | None = None  # monotonic seconds; past it the request ends with an error
     cache_salt: str = ""
     tenant: str = ""  # whose share of the engine it takes
+    background: bool = False  # runs only while no other request runs or waits
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission

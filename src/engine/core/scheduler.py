@@ -10,7 +10,8 @@ from gptoss.engine.config import SCORED_ROWS, EngineConfig
 from gptoss.engine.core.draft_proposer import Drafter
 from gptoss.engine.core.kv_cache_manager import ComputedBlocks, KVCacheManager
 from gptoss.engine.core.request import Request, RequestStatus
-from gptoss.engine.core.waiting import Entry, WaitingQueue
+from gptoss.engine.core.request_group import RequestGroup
+from gptoss.engine.core.waiting import Entry
 from gptoss.engine.messages import (
     FinishReason,
     ModelRunnerOutput,
@@ -21,6 +22,7 @@ from gptoss.engine.messages import (
 )
 
 MAX_SKIPPED = 64  # waiting requests, in one step
+BACKGROUND_PROMPT_TOKENS = 256  # in a step of background requests, for whose end a live request waits
 
 
 class Scheduler:
@@ -30,6 +32,9 @@ class Scheduler:
     `num_computed_tokens` are in the cache; each step hands out a budget of tokens so that the second number catches
     up with the first. Chunked prefill, prefix hits, recompute after preemption and speculative tokens are all that
     one subtraction. (After vLLM's v1 scheduler.)
+
+    A step holds background requests only while no live request runs or waits. Until then those that run keep their
+    blocks, unless a live request needs them.
     """
 
     def __init__(
@@ -55,29 +60,37 @@ class Scheduler:
         self._in_flight: set[str] = set()
         self._kv = kv
         self._requests: dict[str, Request] = {}
-        self._running: list[Request] = []
-        self._running_of: Counter[str] = Counter()  # by tenant, without zeros
-        self._waiting = WaitingQueue()
+        self._live, self._background = RequestGroup(config), RequestGroup(config)
         self._known: set[str] = set()  # request ids that the workers hold state for
         self._finished_or_preempted: list[str] = []  # since the last step
         self._scored_rows_left = SCORED_ROWS  # of the step being scheduled
-        self._num_waiting = 0
-        self._num_waiting_tokens = 0
-        self.num_preemptions = 0
+        self.num_preemptions = 0  # of live requests
+        self.num_background_preemptions = 0
         self.num_drafts = 0
         self.num_accepted = 0
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        """Live requests that run."""
+        return len(self._live.running)
 
     @property
     def num_waiting(self) -> int:
-        return self._num_waiting
+        """Live requests that wait."""
+        return self._live.num_waiting
 
     @property
     def num_waiting_tokens(self) -> int:
-        return self._num_waiting_tokens
+        return self._live.num_waiting_tokens
+
+    @property
+    def num_background_running(self) -> int:
+        """Background requests that hold blocks, in a step or not."""
+        return len(self._background.running)
+
+    @property
+    def num_background_waiting(self) -> int:
+        return self._background.num_waiting
 
     def has_requests(self) -> bool:
         return bool(self._requests)
@@ -87,7 +100,7 @@ class Scheduler:
 
     def add_request(self, request: Request) -> None:
         self._requests[request.request_id] = request
-        self._enqueue(request)
+        self._group_of(request).enqueue(request)
 
     def finish_requests(self, request_ids: Iterable[str]) -> list[Request]:
         """Ends requests at any time and frees their blocks immediately; returns those that had not ended."""
@@ -102,14 +115,15 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Chooses the requests and tokens of the next step: running requests first, then waiting ones."""
-        out = SchedulerOutput([], {}, {}, [])
-        self._preempt_for_share(out)
-        preemptions_before = self.num_preemptions
-        max_requests = self._max_requests_per_step()
+        out, group = SchedulerOutput([], {}, {}, []), self._scheduled_group()
+        if (over := group.over_share(self._in_flight)) is not None:
+            self._preempt(over, out)
+        preemptions_before = self._num_preemptions_of(group)
+        max_requests = self._max_requests_per_step(group)
         self._scored_rows_left = SCORED_ROWS
-        budget = self._schedule_running(self._config.max_num_batched_tokens, out, max_requests)
-        if self.num_preemptions == preemptions_before:  # otherwise admission would take the blocks just freed
-            self._admit(budget, out, max_requests)
+        budget = self._schedule_running(group, self._budget(group), out, max_requests)
+        if self._num_preemptions_of(group) == preemptions_before:  # otherwise admission would take what was freed
+            self._admit(group, budget, out, max_requests)
         if self._drafter is not None:
             self._add_drafts(self._drafter, out)
         out.finished_or_preempted_ids, self._finished_or_preempted = self._finished_or_preempted, []
@@ -117,11 +131,31 @@ class Scheduler:
             self._in_flight |= out.num_scheduled_tokens.keys()
         return out
 
-    def _schedule_running(self, budget: int, out: SchedulerOutput, max_requests: int) -> int:
+    def _scheduled_group(self) -> RequestGroup:
+        """The requests that the next step may hold."""
+        return self._live or self._background
+
+    def _group_of(self, request: Request) -> RequestGroup:
+        return self._background if request.background else self._live
+
+    def _num_preemptions_of(self, group: RequestGroup) -> int:
+        return self.num_preemptions if group is self._live else self.num_background_preemptions
+
+    def _budget(self, group: RequestGroup) -> int:
+        """Tokens of the next step.
+
+        For background requests: one for each that decodes, and a short chunk of prompts.
+        """
+        if group is self._live:
+            return self._config.max_num_batched_tokens
+        num_decoding = sum(r.num_new_tokens == 1 and r.request_id not in self._in_flight for r in group.running)
+        return min(self._config.max_num_batched_tokens, num_decoding + BACKGROUND_PROMPT_TOKENS)
+
+    def _schedule_running(self, group: RequestGroup, budget: int, out: SchedulerOutput, max_requests: int) -> int:
         """Adds tokens of running requests to `out`; returns what is left of the budget."""
-        max_prompt_tokens, num_prompt_tokens = self._prompt_tokens_per_tenant(budget), Counter[str]()
+        max_prompt_tokens, num_prompt_tokens = group.prompt_tokens_per_tenant(budget), Counter[str]()
         # Requests that need one token come first, so that a long prompt cannot starve them of the budget.
-        for request in sorted(self._running, key=lambda r: r.num_new_tokens > 1):
+        for request in sorted(group.running, key=lambda r: r.num_new_tokens > 1):
             if budget == 0 or len(out.num_scheduled_tokens) == max_requests:
                 break
             running = request.status is RequestStatus.RUNNING  # an earlier one may have preempted it
@@ -179,19 +213,19 @@ class Scheduler:
 
     def can_schedule(self) -> bool:
         """Whether a step scheduled now might hold a request."""
-        return self._num_waiting > 0 or len(self._running) > len(self._in_flight)
+        group = self._scheduled_group()
+        return group.num_waiting > 0 or any(r.request_id not in self._in_flight for r in group.running)
 
     def take_back(self, out: SchedulerOutput) -> None:
         """Undoes an empty step that is not executed: its finished_or_preempted_ids go into the next one."""
         assert not out.num_scheduled_tokens
         self._finished_or_preempted = out.finished_or_preempted_ids + self._finished_or_preempted
 
-    def _max_requests_per_step(self) -> int:
+    def _max_requests_per_step(self, group: RequestGroup) -> int:
         """Requests in one of the steps in flight, so that every stage of a pipeline has an equal share."""
         if self._max_in_flight == 1:
             return self._config.max_num_seqs
-        known = min(len(self._running) + self._num_waiting, self._config.max_num_seqs)
-        return max(1, -(-known // self._max_in_flight))
+        return max(1, -(-group.num_known() // self._max_in_flight))
 
     def update_from_output(self, scheduled: SchedulerOutput, result: ModelRunnerOutput) -> list[TokenOutput]:
         """Accounts for a finished step; returns one output for each request that got a token or ended."""
@@ -253,12 +287,11 @@ class Scheduler:
             self._finish(request)
         return output
 
-    def _admit(self, budget: int, out: SchedulerOutput, max_requests: int) -> None:
+    def _admit(self, group: RequestGroup, budget: int, out: SchedulerOutput, max_requests: int) -> None:
         """Adds waiting requests to `out`, in order, while budget, blocks and `max_requests` allow."""
-        share, max_running = self._share(), self._config.max_num_seqs
         skipped: list[Entry] = []
-        while budget > 0 and len(self._running) < max_running and len(out.num_scheduled_tokens) < max_requests:
-            request = self._waiting.first(lambda tenant: self._running_of[tenant] >= share)
+        while budget > 0 and not group.is_full and len(out.num_scheduled_tokens) < max_requests:
+            request = group.first_waiting()
             if request is None:
                 break
             computed = self._kv.get_computed_blocks(request)
@@ -269,12 +302,14 @@ class Scheduler:
             if not num_new:  # requests without prompt logprobs need not wait for those with them
                 if len(skipped) == MAX_SKIPPED:
                     break
-                skipped.append(self._waiting.pop(request))
+                skipped.append(group.waiting.pop(request))
                 continue
             added = self._allocate(request, num_new, computed)
+            while added is None and group is self._live and self._preempt_background(out):
+                added = self._allocate(request, num_new, computed)
             if added is None:
                 break  # no request overtakes: a large one would wait forever
-            self._waiting.pop(request)
+            group.waiting.pop(request)
             self._start(request, computed.num_tokens)
             budget -= num_new
             self._scored_rows_left -= min(num_new, request.num_unscored_tokens)
@@ -290,12 +325,11 @@ class Scheduler:
                 )
             )
         for entry in skipped:
-            self._waiting.push_back(entry)
+            group.waiting.push_back(entry)
 
     def _start(self, request: Request, num_cached: int) -> None:
         """Makes a waiting request a running one; `num_cached` of its tokens are in the prefix cache."""
-        self._num_waiting -= 1
-        self._num_waiting_tokens -= request.num_tokens
+        self._group_of(request).start(request)
         request.num_computed_tokens = num_cached
         if request.status is RequestStatus.WAITING:
             request.first_scheduled = time.monotonic()
@@ -303,40 +337,7 @@ class Scheduler:
             self._kv.num_queried_tokens += request.num_tokens
             self._kv.num_hit_tokens += num_cached
         request.status = RequestStatus.RUNNING
-        self._running.append(request)
-        self._running_of[request.tenant] += 1
         self._known.add(request.request_id)
-
-    def _share(self) -> int:
-        """Requests that each tenant may run at once while others wait."""
-        tenants = {*self._running_of, *self._waiting.tenants()}
-        return max(1, self._config.max_num_seqs // max(1, len(tenants)))
-
-    def _preempt_for_share(self, out: SchedulerOutput) -> None:
-        """Preempts a request of the tenant that runs most.
-
-        Only if that exceeds its share and a tenant below its share waits.
-        """
-        if len(self._running) < self._config.max_num_seqs or not self._num_waiting:
-            return
-        share = self._share()
-        tenant, num_running = max(self._running_of.items(), key=lambda item: item[1])
-        if num_running <= share or all(self._running_of[t] >= share for t in self._waiting.tenants()):
-            return
-        of_tenant = (r for r in self._running if r.tenant == tenant)
-        idle = [r for r in of_tenant if r.request_id not in self._in_flight]
-        if idle:
-            self._preempt(max(idle, key=self._key), out)
-
-    def _prompt_tokens_per_tenant(self, budget: int) -> int:
-        """Prompt tokens that each tenant may compute in this step.
-
-        So one tenant's long prompts do not fill the step.
-        """
-        tenants = {r.tenant for r in self._running if r.num_new_tokens > 1}
-        if len(self._running) < self._config.max_num_seqs:
-            tenants.update(self._waiting.tenants())
-        return max(1, budget // max(1, len(tenants)))
 
     def _limit_scored(self, request: Request, num_new: int) -> int:
         """Limits the next tokens so that the prompt logits of a step stay within SCORED_ROWS."""
@@ -383,39 +384,46 @@ class Scheduler:
         """
         num_released = 0
         while (added := self._allocate(request, num_new)) is None:
-            idle = [r for r in self._running if r.request_id not in self._in_flight]
-            victim = max(idle, key=self._key)  # `request` at least is idle
+            if not request.background and self._preempt_background(out):
+                continue
+            victim = self._group_of(request).last_idle(self._in_flight)
+            assert victim is not None  # `request` at least is idle
             num_released += self._preempt(victim, out)
             if victim is request:
                 return None, num_released
         return added, num_released
 
+    def _preempt_background(self, out: SchedulerOutput) -> bool:
+        """Preempts the background request that should run last; returns whether there was one."""
+        victim = self._background.last_idle(self._in_flight)
+        if victim is not None:
+            self._preempt(victim, out)
+        return victim is not None
+
     def _preempt(self, request: Request, out: SchedulerOutput) -> int:
         """Puts a running request back into the queue; returns its tokens in this step."""
-        self._stop_running(request)
+        group = self._group_of(request)
+        group.stop(request)
         self._kv.free(request)
         self._forget(request)
         out.new_block_ids.pop(request.request_id, None)
         request.status = RequestStatus.PREEMPTED
         request.num_computed_tokens = 0
         request.num_preemptions += 1
-        self.num_preemptions += 1
-        self._enqueue(request)
+        if request.background:
+            self.num_background_preemptions += 1
+        else:
+            self.num_preemptions += 1
+        group.enqueue(request)
         return out.num_scheduled_tokens.pop(request.request_id, 0)
 
-    def _stop_running(self, request: Request) -> None:
-        self._running.remove(request)
-        self._running_of[request.tenant] -= 1
-        if not self._running_of[request.tenant]:
-            del self._running_of[request.tenant]
-
     def _finish(self, request: Request) -> None:
+        group = self._group_of(request)
         if request.status is RequestStatus.RUNNING:
-            self._stop_running(request)
+            group.stop(request)
             self._kv.free(request)
         else:
-            self._num_waiting -= 1
-            self._num_waiting_tokens -= request.num_tokens
+            group.leave_queue(request)
         request.status = RequestStatus.FINISHED
         if self._drafter is not None:
             self._drafter.finish(request)
@@ -426,12 +434,3 @@ class Scheduler:
         if request.request_id in self._known:
             self._known.remove(request.request_id)
             self._finished_or_preempted.append(request.request_id)
-
-    def _enqueue(self, request: Request) -> None:
-        self._waiting.push(self._key(request), request)
-        self._num_waiting += 1
-        self._num_waiting_tokens += request.num_tokens
-
-    def _key(self, request: Request) -> float:
-        """The order of requests, lowest first. Priority shifts the arrival time, so no request waits forever."""
-        return request.arrival + request.priority * self._config.priority_ageing_s

@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "talk with a model in the terminal",
     "generate": "answer one prompt, on standard output",
     "replay": "send recorded requests again and compare the answers",
+    "apply-patch": "apply a patch in the model's form to the files of a folder",
     "bench": "measure latency and throughput of a server, or of two in turns",
     "completion": "print a script that completes these commands in a shell",
     "memory-plan": "print how a model fits on a number of equal GPUs",

@@ -27,7 +27,7 @@ ALLOWED = {
     "gptoss.__main__": "gptoss.cli.main",
     "gptoss.server": "gptoss.launcher",
     "gptoss.cli": "gptoss.cli gptoss.launcher gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
-    "gptoss.kernels gptoss.embedded gptoss.engine gptoss.config gptoss.cached_files gptoss.run_folder gptoss.resources",
+    "gptoss.kernels gptoss.embedded gptoss.engine gptoss.config gptoss.cached_files gptoss.run_folder gptoss.resources gptoss.tools",
     "gptoss.launcher": "gptoss.api gptoss.config gptoss.model_locator gptoss.port_manager gptoss.logging_setup gptoss.harmony "
     "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config gptoss.engine.parallel.gpus",
     "gptoss.model_locator": f"gptoss.config.errors gptoss.engine.config {SHAPES} gptoss.cached_files gptoss.resources",
@@ -47,11 +47,14 @@ ALLOWED = {
     "gptoss.api.ops": f"gptoss.api.ops {ENDPOINT} gptoss.resources gptoss.engine.parallel.gpus",
     # with `messages` it takes any chat request
     "gptoss.api.ops.tokenize": f"gptoss.api.chat.adapter gptoss.api.chat.schema {ENDPOINT}",
+    # its items hold a patch's operations
+    "gptoss.api.responses.tools.patch": f"gptoss.api.responses {ENDPOINT} gptoss.tools.apply_patch.parser",
     "gptoss.generation": REQUEST,
     # tools that the server runs know what a tool is, and no endpoint
     "gptoss.tools": "gptoss.tools gptoss.generation.tool_types gptoss.harmony.conversation gptoss.config.errors",
     "gptoss.prompt_builder": "gptoss.harmony",
     "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources",
+    "gptoss.tools.apply_patch": "gptoss.tools.apply_patch",
     # the engine's process
     "gptoss.engine.config": "gptoss.config.errors gptoss.config.engine_keys gptoss.engine.model.model_config",
     "gptoss.engine.block_hash": "",

@@ -9,17 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from gptoss.harmony.conversation import Message, ToolCall, ToolResult
+from gptoss.tools.apply_patch.parser import BEGIN, END, HEADERS, Kind, PatchError, parse
 
-Kind = Literal["create_file", "update_file", "delete_file"]
-BEGIN, END = "*** Begin Patch", "*** End Patch"
-HEADERS: dict[Kind, str] = {
-    "create_file": "*** Add File: ",
-    "update_file": "*** Update File: ",
-    "delete_file": "*** Delete File: ",
-}
 GRAMMAR = r"""start: "*** Begin Patch\n" file+ "*** End Patch"
 file: added | updated | deleted
 added: "*** Add File: " path "\n" new_line*
@@ -48,32 +41,13 @@ class Operation:
 
 def parse_patch(text: str) -> list[Operation] | None:
     """The operations; None for a text that is no patch, or asks for what no operation can say."""
-    lines = text.strip().split("\n")
-    if len(lines) < 3 or lines[0].rstrip() != BEGIN or lines[-1] != END:
+    try:
+        changes = parse(text)
+    except PatchError:
         return None
-    found: list[tuple[Kind, str, list[str]]] = []
-    for line in lines[1:-1]:
-        header = _header(line)
-        if header is not None:
-            found.append((*header, []))
-        elif not found or not _is_line_of(found[-1][0], line):
-            return None
-        else:
-            found[-1][2].append(line)
-    return [Operation(kind, path, "\n".join(diff)) for kind, path, diff in found]
-
-
-def _header(line: str) -> tuple[Kind, str] | None:
-    for kind, prefix in HEADERS.items():
-        if line.startswith(prefix) and line[len(prefix) :].strip():
-            return kind, line[len(prefix) :].strip()
-    return None
-
-
-def _is_line_of(kind: Kind, line: str) -> bool:
-    if kind == "create_file":
-        return line.startswith("+")
-    return kind == "update_file" and (line.startswith(("+", "-", " ", "@@")) or line in ("", "*** End of File"))
+    if any(change.move_to is not None for change in changes):
+        return None
+    return [Operation(change.kind, change.path, change.diff) for change in changes]
 
 
 def write_patch(operations: Sequence[Operation]) -> str:

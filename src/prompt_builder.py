@@ -15,7 +15,14 @@ from threading import Lock
 import msgspec
 
 from gptoss.harmony.bpe import UNLIMITED, Limits
-from gptoss.harmony.conversation import Conversation, DeveloperMessage, Message, ResponseSchema, ToolDefinition
+from gptoss.harmony.conversation import (
+    Conversation,
+    DeveloperMessage,
+    Message,
+    ResponseSchema,
+    ToolDefinition,
+    ToolNamespace,
+)
 from gptoss.harmony.generated_ids import GeneratedIds
 from gptoss.harmony.history import render_history
 from gptoss.harmony.ids_cache import ids_cache
@@ -100,6 +107,7 @@ class PromptBuilder:
         conversation: Conversation,
         *,
         tools: Sequence[ToolDefinition] = (),
+        builtins: Sequence[ToolNamespace] = (),
         schema: ResponseSchema | None = None,
         effort: ReasoningEffort = "medium",
         scope: str = "",
@@ -107,13 +115,14 @@ class PromptBuilder:
     ) -> PromptTokens:
         """The prompt's ids, ending where the assistant begins.
 
-        `schema`: of the final message. `scope`: only prompts of the same scope share cached prefixes and replayed ids.
+        `builtins`: of the system message. `schema`: of the final message. `scope`: only prompts of the same scope share
+        cached prefixes and replayed ids.
 
         Raises:
             PromptError: a message cannot be rendered; nothing was cached.
             TooManyTokensError, EncodingStoppedError: see `limits`; the whole prompt was not cached.
         """
-        rendered = list(self._rendered(conversation, tools, schema, effort))
+        rendered = list(self._rendered(conversation, tools, schema, effort, builtins))
         known: list[array[int] | None] = [None] * len(rendered)
         context = b""
         if self._generated is not None:
@@ -172,12 +181,14 @@ class PromptBuilder:
         tools: Sequence[ToolDefinition],
         schema: ResponseSchema | None,
         effort: ReasoningEffort,
+        builtins: Sequence[ToolNamespace] = (),
     ) -> Iterator[HarmonyMessage]:
         """The prompt's messages.
 
         Instructions at the beginning share one developer message with tools and schema.
         """
-        yield system_message(effort, has_tools=bool(tools), current_date=self._current_date)
+        date = self._current_date
+        yield system_message(effort, has_tools=bool(tools), current_date=date, builtins=builtins)
         messages = conversation.messages
         instructions = _opening_instructions(messages)
         developer = developer_message("\n\n".join(filter(None, instructions)), tools, schema)

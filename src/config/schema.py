@@ -65,6 +65,7 @@ class AccessKeys:
     requests_per_minute: int = key(0, "limit per key, or for all clients together without keys; 0: no limit", ge=0)
     tokens_per_minute: int = key(0, "limit of prompt and output per key; 0: no limit", ge=0)
     max_concurrent_requests: int = key(0, "limit per key; 0: no limit", ge=0)
+    tool_calls_per_minute: int = key(0, "limit per key of calls of tools that the server runs; 0: no limit", ge=0)
     public_metrics: bool = key(False, "serve /metrics without a key")
     public_page: bool = key(True, "serve the page at / without a key; its requests still need one")
     debug_endpoints: bool = key(False, "serve /docs, /redoc, /openapi.json and /v1/chat/completions/render")

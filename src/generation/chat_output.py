@@ -13,6 +13,7 @@ from gptoss.generation.plan import Plan
 from gptoss.generation.request import Beginning
 from gptoss.generation.session import Accounting, Engine, Generation, Remember, start
 from gptoss.generation.stop_strings import StopStrings
+from gptoss.generation.tool_types import Citation
 from gptoss.harmony.deltas import Delta, Kind
 from gptoss.harmony.parser import ResponseParser
 from gptoss.harmony.vocabulary_files import Vocabulary
@@ -20,8 +21,11 @@ from gptoss.harmony.vocabulary_files import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class ChatDelta:
+    """A piece of an answer with what belongs to it."""
+
     delta: Delta
     logprobs: list[dict[str, Any]] | None = None  # of the content tokens that this text completes
+    citations: tuple[Citation, ...] = ()  # that this text completes
 
     @property
     def visible_kind(self) -> Kind | None:
@@ -165,18 +169,24 @@ async def start_chat(
 ) -> Generation[ChatChoice, ChatDelta]:
     """Runs a conversation's plan: see session.start. `joins_messages`: see ChatChoice."""
     choices = [
-        ChatChoice(
-            index,
-            start_parser(ResponseParser(vocabulary, plan.tool_names, plan.custom_names), plan.begins),
-            plan.stop,
-            vocabulary.bytes_of if plan.params.logprobs is not None else None,
-            stop_on_calls_after=plan.max_calls,
-            joins_messages=joins_messages,
-            custom_names=plan.custom_names,
-        )
-        for index in range(len(plan.requests))
+        make_choice(plan, index, vocabulary, joins_messages=joins_messages) for index in range(len(plan.requests))
     ]
     return await start(plan, choices, engine, accounting, remember)
+
+
+def make_choice(
+    plan: Plan, index: int, vocabulary: Vocabulary, *, joins_messages: bool, begun: Collection[Kind] = ()
+) -> ChatChoice:
+    """Makes the choice of one engine request. `begun`: kinds of text that the answer has already."""
+    return ChatChoice(
+        index,
+        start_parser(ResponseParser(vocabulary, plan.tool_names, plan.custom_names, begun), plan.begins),
+        plan.stop,
+        vocabulary.bytes_of if plan.params.logprobs is not None else None,
+        stop_on_calls_after=plan.max_calls,
+        joins_messages=joins_messages,
+        custom_names=plan.custom_names,
+    )
 
 
 def start_parser(parser: ResponseParser, begins: Beginning) -> ResponseParser:

@@ -13,8 +13,28 @@ from gptoss.generation.request import Beginning
 from gptoss.prompt_builder import PromptTokens
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """How the model goes on after the results of tools that the server ran."""
+
+    params: SamplingParams  # `seed` is not set; `max_tokens` are those of the whole answer
+    tool_names: Sequence[str]
+    custom_names: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Rounds in which the model may call tools of the server, and those in which it may not any more."""
+
+    hosted: frozenset[str]  # names of the tools that the server runs
+    calling: Round
+    answering: Round
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
+    """A request's engine requests, and what its answer is read with."""
+
     request_id: str
     profile: Profile
     requests: Sequence[AddRequest]  # one for each choice, those of the first prompt first
@@ -30,6 +50,7 @@ class Plan:
     tool_names: Sequence[str] = ()
     custom_names: Sequence[str] = ()  # of those whose calls are plain text
     max_calls: int | None = None
+    rounds: Rounds | None = None  # after the first one, where the server runs tools
     # of raw prompts
     echo: bool = False
     is_silent: bool = False  # the prompt is scored, and nothing is generated

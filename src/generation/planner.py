@@ -12,7 +12,7 @@ from gptoss.engine.messages import AddRequest
 from gptoss.engine.sampling_params import LoopGuard, SamplingParams
 from gptoss.generation.errors import ContextTooLongError, GenerationError, Path
 from gptoss.generation.format_plan import FormatPlan, plan_format
-from gptoss.generation.plan import Plan
+from gptoss.generation.plan import Plan, Round, Rounds
 from gptoss.generation.relaxed_schema import RelaxedSchema
 from gptoss.generation.request import GenerationRequest, Prefill, TextPrompts
 from gptoss.generation.tool_plan import ToolPlan, plan_tools
@@ -89,6 +89,7 @@ class Planner:
         prompt = self._prompt(request, conversation, tools, final, limits)
         max_tokens = self._max_tokens(request, len(prompt.token_ids))
         grammar, relaxed = self._grammar(request, tools, final, reasoning_budget(request, max_tokens))
+        tool_names, custom_names = _names(tools)
         params = self._sampling(request) | {
             "grammar": grammar,
             "loop_guard": self._loop_guard(request) if grammar is not None else None,
@@ -99,10 +100,24 @@ class Planner:
             relaxed,
             prompt=prompt,
             begins=request.begins,
-            tool_names=[tool.name for tool in tools.callable],
-            custom_names=[tool.name for tool in tools.callable if tool.text_rule is not None],
+            tool_names=tool_names,
+            custom_names=custom_names,
             max_calls=request.tools.max_calls,
+            rounds=self._rounds(request, tools, final, max_tokens) if request.tools.hosted else None,
         )
+
+    def _rounds(self, request: GenerationRequest, tools: ToolPlan, final: FormatPlan, max_tokens: int) -> Rounds:
+        """The rounds after the results of the server's tools: a call that was required has been made."""
+        again = replace(request, tools=replace(request.tools, mode="auto"), opens_turn=False, prefill=None)
+        others = replace(tools, callable=[one for one in tools.callable if one.name not in request.tools.hosted])
+        rounds = [self._round(again, one, final, max_tokens) for one in (tools, others)]
+        return Rounds(request.tools.hosted, *rounds)
+
+    def _round(self, request: GenerationRequest, tools: ToolPlan, final: FormatPlan, max_tokens: int) -> Round:
+        grammar, _ = self._grammar(request, tools, final, reasoning_budget(request, max_tokens))
+        guard = self._loop_guard(request) if grammar is not None else None
+        options = self._sampling(request) | {"grammar": grammar, "loop_guard": guard, "min_tokens": 0}
+        return Round(SamplingParams(seed=0, max_tokens=max_tokens, **options), *_names(tools))
 
     def _plan_texts(self, request: GenerationRequest, raw: TextPrompts, limits: Limits) -> Plan:
         prompts = [self._ids(prompt, limits) for prompt in raw.prompts]
@@ -133,6 +148,7 @@ class Planner:
             prompt = self.prompt_builder.build(
                 conversation,
                 tools=tools.shown,
+                builtins=tools.builtins,
                 schema=final.shown,
                 effort=request.effort or request.profile.effort,
                 scope=request.cache_scope,
@@ -199,6 +215,12 @@ class Planner:
             "top_p": profile.top_p if options.top_p is None else options.top_p,
             "stop_token_ids": STOP_TOKEN_IDS,
         }
+
+
+def _names(tools: ToolPlan) -> tuple[list[str], list[str]]:
+    """Returns the names of what may be called, and of those whose calls are plain text."""
+    called = tools.callable
+    return [one.name for one in called], [one.name for one in called if one.text_rule is not None]
 
 
 def continued(prompt: PromptTokens, request: GenerationRequest, vocabulary: Vocabulary, limits: Limits) -> PromptTokens:

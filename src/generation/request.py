@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from gptoss.config.profiles import Profile
 from gptoss.engine.sampling_params import LogitBias
-from gptoss.harmony.conversation import Conversation, ToolDefinition
+from gptoss.harmony.conversation import Conversation, ToolDefinition, ToolNamespace
 from gptoss.harmony.render import ReasoningEffort
 
 # Where the answer begins: after `<|start|>assistant`; before it; within the text of the final message
@@ -36,6 +36,8 @@ class ToolPolicy:
     mode: Literal["auto", "none", "required"] = "auto"
     allowed: Sequence[str] | None = None  # names; None: all of them
     max_calls: int | None = None  # in one answer; None: no limit
+    builtins: Sequence[ToolNamespace] = ()  # of the system message; `allowed` has the names of their recipients
+    hosted: frozenset[str] = frozenset()  # names of tools and recipients that the server runs: see tool_loop.py
 
     @property
     def must_call(self) -> bool:
@@ -126,7 +128,7 @@ class GenerationRequest:
 
     @property
     def has_schemas(self) -> bool:
-        return bool(self.tools.tools) or self.output_format is not None
+        return bool(self.tools.tools or self.tools.builtins) or self.output_format is not None
 
     @property
     def constrained(self) -> bool:

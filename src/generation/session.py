@@ -44,6 +44,22 @@ class Choice(Protocol[D_co]):
     def feed(self, output: TokenOutput) -> Sequence[D_co]: ...
 
 
+class EndedChoice(Protocol):
+    """What the accounting reads of a choice."""
+
+    @property
+    def finish_reason(self) -> str | None: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    @property
+    def token_ids(self) -> list[int]: ...
+
+    @property
+    def recoveries(self) -> Counter[str]: ...
+
+
 class Engine(Protocol):
     async def add_requests(self, requests: Sequence[AddRequest]) -> list[AsyncIterator[TokenOutput]]: ...
 
@@ -65,7 +81,23 @@ class Accounting(Protocol):
 
     def shown(self, kind: Kind) -> None: ...
 
-    def end(self, usage: Usage, choices: Sequence[Choice[VisibleDelta]], prompts: Sequence[list[int]]) -> None: ...
+    def end(self, usage: Usage, choices: Sequence[EndedChoice], prompts: Sequence[list[int]]) -> None: ...
+
+
+class LoopAccounting(Accounting, Protocol):
+    """The accounting of an answer in several rounds."""
+
+    def follow(self, request_ids: Sequence[str]) -> None:
+        """Adds the engine requests of a later round."""
+
+    def on_cancel(self, stop: Callable[[], None] | None) -> None:
+        """Has `stop` called when the request is cancelled; None: no longer."""
+
+    def take_tool_call(self) -> str | None:
+        """Counts a tool call against the caller's limits; returns what refuses it, or None."""
+
+    def tool_ended(self, tool: str, function: str, seconds: float, failure: str | None) -> None:
+        """Counts, logs and traces a call of a tool. `failure`: its kind; None: it succeeded."""
 
 
 @dataclass(frozen=True, slots=True)

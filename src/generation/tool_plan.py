@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gptoss.generation.errors import GenerationError
 from gptoss.generation.relaxed_schema import RelaxedSchema
 from gptoss.generation.request import FunctionTool, ToolPolicy
-from gptoss.harmony.conversation import FreeText
+from gptoss.harmony.conversation import FreeText, ToolNamespace
 from gptoss.harmony.free_text import FreeTextError, free_text_rule
 from gptoss.harmony.grammar import ToolSpec
 from gptoss.harmony.schema.checks import SchemaError
@@ -24,7 +24,8 @@ TOO_LARGE = Relaxed("parameters", ALL, "too large to be enforced unasked")
 
 @dataclass(frozen=True, slots=True)
 class ToolPlan:
-    shown: Sequence[FunctionTool]  # in the prompt
+    shown: Sequence[FunctionTool]  # in the developer message
+    builtins: Sequence[ToolNamespace] = ()  # in the system message
     callable: list[ToolSpec] = field(default_factory=list)
     relaxed: list[RelaxedSchema] = field(default_factory=list)
 
@@ -37,7 +38,8 @@ def plan_tools(policy: ToolPolicy, *, guide_arguments: bool = False) -> ToolPlan
     """
     _check_names(policy)
     _check_definitions(policy)
-    plan = ToolPlan([] if policy.mode == "none" else policy.tools)
+    is_none = policy.mode == "none"
+    plan = ToolPlan([] if is_none else policy.tools, () if is_none else policy.builtins)
     num_properties = 0
     for index, tool in enumerate(policy.tools):
         may_call = policy.may_call(tool.name)
@@ -54,7 +56,20 @@ def plan_tools(policy: ToolPolicy, *, guide_arguments: bool = False) -> ToolPlan
             spec, not_enforced = _spec(tool, enforced, forced=policy.must_call, guide=guide_arguments)
             plan.callable.append(spec)
             plan.relaxed.extend(RelaxedSchema("function", tool.name, relaxed) for relaxed in not_enforced)
+    plan.callable.extend(_builtin_specs(policy, guide=guide_arguments))
     return plan
+
+
+def _builtin_specs(policy: ToolPolicy, *, guide: bool) -> Iterator[ToolSpec]:
+    """The grammar's entries of the built-in tools that may be called."""
+    for space in policy.builtins:
+        if not space.functions and policy.may_call(space.name):
+            yield ToolSpec(space.name, None, False, policy.must_call, text_rule="TEXT", is_builtin=True)
+        for tool in space.functions:
+            name = f"{space.name}.{tool.name}"
+            if policy.may_call(name):
+                asked = policy.must_call
+                yield ToolSpec(name, tool.parameters, asked or guide, asked, is_builtin=True)
 
 
 def _custom_spec(name: str, wanted: FreeText, index: int) -> ToolSpec:
@@ -76,13 +91,14 @@ def _check_definitions(policy: ToolPolicy) -> None:
 
 def _check_names(policy: ToolPolicy) -> None:
     names = [tool.name for tool in policy.tools]
+    recipients = [name for space in policy.builtins for name in space.recipients]
     for index, name in enumerate(names):
         if name in names[:index]:
             raise GenerationError(f"Two tools are named {name!r}.", ("tools", index, "name"), "invalid_value")
-    if policy.must_call and not names:
+    if policy.must_call and not names and not recipients:
         raise GenerationError("A call is required, and no tools are offered.", ("tool_choice",), "invalid_value")
     for name in policy.allowed or ():
-        if name not in names:
+        if name not in names and name not in recipients:
             message = f"The tool choice names {name!r}, which is not among the tools."
             raise GenerationError(message, ("tool_choice",), "invalid_value")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,8 @@ class ToolSpec:
     constrained: bool  # arguments follow `parameters`, or `text_rule`; otherwise any text
     asked: bool = True  # whether the client requested that
     strict: bool = False  # nothing may be relaxed
-    text_rule: str | None = None  # of a custom tool: the rule of its text, which is not JSON
+    text_rule: str | None = None  # of a tool whose text is not JSON: its rule
+    is_builtin: bool = False  # called by its name alone, on the analysis channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,10 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
     rules = []
     for number, tool in enumerate(spec.tools):
         is_json = tool.text_rule is None
+        if tool.is_builtin:
+            header = _builtin_header(tool.name, ids)
+            rules += [f"call{number}: {header} arguments{number} <[{CALL}]>", f"arguments{number}: {_body(tool)}"]
+            continue
         name = json.dumps(f".{tool.name} " if is_json else f".{tool.name}")
         header = f"<[{CHANNEL}]> {ids('commentary to=functions')} {name} {constrain if is_json else ''} <[{MESSAGE}]>"
         rules.append(f"call{number}: {header} arguments{number} <[{CALL}]>")
@@ -88,6 +93,16 @@ def turn_grammar(spec: TurnSpec, vocabulary: Vocabulary) -> str:
     if not spec.is_opened:
         start = f"<[{START}]> {ids('assistant')} ({start})"
     return _lark(start, rules)
+
+
+def _builtin_header(name: str, ids: Callable[[str], str]) -> str:
+    """The rule of the header of a built-in tool's call.
+
+    The model writes ` code` after the recipient, whatever the text is; it also knows other content types.
+    """
+    kinds = f'(" code" | " " <[{CONSTRAIN}]> ({ids("json")} | {ids("code")}))?'
+    channel = f"({ids('analysis')} | {ids('commentary')})"
+    return f"<[{CHANNEL}]> {channel} {json.dumps(f' to={name}')} {kinds} <[{MESSAGE}]>"
 
 
 def _body(tool: ToolSpec) -> str:

@@ -70,9 +70,13 @@ class ResponseParser:
     """Parses one answer. It begins where the prompt ends, after `<|start|>assistant`."""
 
     def __init__(
-        self, vocabulary: Vocabulary, tool_names: Collection[str] = (), custom_names: Collection[str] = ()
+        self,
+        vocabulary: Vocabulary,
+        tool_names: Collection[str] = (),
+        custom_names: Collection[str] = (),
+        begun: Collection[Kind] = (),
     ) -> None:
-        """`custom_names`: of the tools whose calls are plain text."""
+        """`custom_names`: of the tools whose calls are plain text. `begun`: kinds that the answer has text of."""
         self._vocabulary = vocabulary
         self._tools = frozenset(tool_names)
         self._custom = frozenset(custom_names)
@@ -83,7 +87,7 @@ class ResponseParser:
         self._held: list[int] = []  # tokens whose bytes have not been emitted
         self._undecided: list[tuple[str, tuple[int, ...]]] = []
         self._undecided_tokens = 0
-        self._separate: set[Kind] = set()  # kinds that already had a message with text
+        self._separate: set[Kind] = set(begun)  # kinds that already had a message with text
         self._message_has_text = False
         self._num_calls = 0
         self._arguments_empty = True
@@ -92,6 +96,11 @@ class ResponseParser:
         self._begun: list[Delta] = []  # of a message that the prompt opened
         self.num_reasoning_tokens = 0
         self.recoveries: Counter[str] = Counter()
+
+    @property
+    def kinds_with_text(self) -> frozenset[Kind]:
+        """Kinds that had a message with text; another one is separated from it."""
+        return frozenset(self._separate)
 
     def open_final(self) -> None:
         """Begins within the text of a final message, where the prompt ends."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptoss.harmony.bpe import UNLIMITED, Limits
-from gptoss.harmony.conversation import Channel, ResponseSchema, ToolDefinition
+from gptoss.harmony.conversation import Channel, ResponseSchema, ToolDefinition, ToolNamespace
 from gptoss.harmony.special_tokens import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START
-from gptoss.harmony.tool_schema import render_tools
+from gptoss.harmony.tool_schema import render_namespace, render_tools
 from gptoss.harmony.vocabulary_files import Vocabulary
 
 ReasoningEffort = Literal["low", "medium", "high"]
@@ -103,15 +103,22 @@ def generation_prefix(vocabulary: Vocabulary) -> list[int]:
 
 
 def system_message(
-    effort: ReasoningEffort, *, has_tools: bool, current_date: str | None, identity: str = IDENTITY
+    effort: ReasoningEffort,
+    *,
+    has_tools: bool,
+    current_date: str | None,
+    identity: str = IDENTITY,
+    builtins: Sequence[ToolNamespace] = (),
 ) -> HarmonyMessage:
+    """The system message. `has_tools`: of the developer message; `builtins` are shown here."""
     lines = [identity, f"Knowledge cutoff: {KNOWLEDGE_CUTOFF}"]
     if current_date:
         lines.append(f"Current date: {current_date}")
     channels = "# Valid channels: analysis, commentary, final. Channel must be included for every message."
     if has_tools:
         channels += "\nCalls to these tools must go to the commentary channel: 'functions'."
-    return HarmonyMessage("system", "\n\n".join(["\n".join(lines), f"Reasoning: {effort}", channels]))
+    tools = ["# Tools", *map(render_namespace, builtins)] if builtins else []
+    return HarmonyMessage("system", "\n\n".join(["\n".join(lines), f"Reasoning: {effort}", *tools, channels]))
 
 
 def developer_message(
@@ -142,6 +149,11 @@ def tool_call(name: str, text: str, *, is_json: bool = True) -> HarmonyMessage:
         content_type="json" if is_json else None,
         ends_with_call=True,
     )
+
+
+def builtin_result(recipient: str, text: str) -> HarmonyMessage:
+    """The result of a built-in tool: its author is the recipient of the call."""
+    return HarmonyMessage(f"{recipient} to=assistant", text, "analysis")
 
 
 def tool_result(name: str, text: str) -> HarmonyMessage:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from gptoss.harmony.conversation import FreeText, ToolDefinition
+from gptoss.harmony.conversation import FreeText, ToolDefinition, ToolNamespace
 from gptoss.harmony.schema.combinators import (
     ANNOTATIONS,
     COMBINATORS,
@@ -36,8 +36,19 @@ _MOST_REPEATED = 8000
 
 def render_tools(tools: Sequence[ToolDefinition]) -> str:
     """The `# Tools` section of the developer message."""
-    lines = ["## functions\n", "namespace functions {\n"]
-    for tool in tools:
+    return "# Tools\n\n" + render_namespace(ToolNamespace("functions", functions=tuple(tools)))
+
+
+def render_namespace(space: ToolNamespace) -> str:
+    """One namespace of a `# Tools` section."""
+    lines = [f"## {space.name}\n"]
+    if space.description:
+        comment = "// " if space.functions else ""
+        lines += [f"{comment}{line}" for line in space.description.split("\n")]
+    if not space.functions:
+        return "\n".join(lines)
+    lines.append(f"namespace {space.name} {{\n")
+    for tool in space.functions:
         lines += [f"// {line}" for line in _lines(tool.description or "")]
         if tool.free_text is not None:
             lines += [f"// {line}" for line in _definition(tool.free_text)]
@@ -46,8 +57,8 @@ def render_tools(tools: Sequence[ToolDefinition]) -> str:
             lines.append(f"type {tool.name} = {_Renderer(tool.parameters).signature()}\n")
         else:
             lines.append(f"type {tool.name} = () => any;\n")
-    lines.append("} // namespace functions")
-    return "# Tools\n\n" + "\n".join(lines)
+    lines.append(f"}} // namespace {space.name}")
+    return "\n".join(lines)
 
 
 def _definition(wanted: FreeText) -> list[str]:

@@ -10,7 +10,8 @@ import pytest
 
 from gptoss.harmony.special_tokens import CALL
 from tests.support.instant_engine import served
-from tests.support.scripted_engine import ScriptedEngine, call, say, think
+from tests.support.script import call, say, think
+from tests.support.scripted_engine import ScriptedEngine
 
 MODEL = "gpt-oss-nano"
 NOTE: Any = {"type": "custom", "name": "note", "description": "Writes a note."}

@@ -18,7 +18,8 @@ from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullE
 from tests.support.coding_agent import first_turn, next_turn
 from tests.support.instant_engine import served
 from tests.support.message_stream import folded_message, read_events
-from tests.support.scripted_engine import BLOCK, Dies, ScriptedEngine, call, say, think
+from tests.support.script import BLOCK, Dies, call, say, think
+from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tiers import sized
 
 MODEL = "gpt-oss-nano"

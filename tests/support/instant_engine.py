@@ -20,9 +20,9 @@ from gptoss.engine.client.supervisor import EngineState
 from gptoss.engine.messages import AddRequest, FinishReason, Ready, TokenLogprobs, TokenOutput
 from gptoss.harmony.vocabulary_files import load_vocabulary
 from tests.support.helpers import checkpoint, engine_config
+from tests.support.script import NEXT
 
 MAX_MODEL_LEN = 1024
-NEXT = "<|start|>assistant"
 
 
 class InstantEngine(EngineClient):

@@ -35,6 +35,7 @@ class KeyEntry(BaseModel):
     requests_per_minute: int | None = Field(None, ge=0)
     tokens_per_minute: int | None = Field(None, ge=0)
     max_concurrent_requests: int | None = Field(None, ge=0)
+    tool_calls_per_minute: int | None = Field(None, ge=0)
 
     @field_validator("name")
     @classmethod
@@ -71,6 +72,7 @@ class Caller:
     requests_per_minute: int
     tokens_per_minute: int
     max_concurrent_requests: int
+    tool_calls_per_minute: int = 0
 
 
 def load_callers(config: ServerConfig) -> list[Caller]:
@@ -110,7 +112,14 @@ def _check_distinct(callers: Sequence[Caller]) -> None:
 
 
 def anonymous(config: ServerConfig) -> Caller:
-    return Caller(ANONYMOUS, b"", config.requests_per_minute, config.tokens_per_minute, config.max_concurrent_requests)
+    return Caller(
+        ANONYMOUS,
+        b"",
+        config.requests_per_minute,
+        config.tokens_per_minute,
+        config.max_concurrent_requests,
+        config.tool_calls_per_minute,
+    )
 
 
 def _read_entries(path: Path) -> list[KeyEntry]:
@@ -151,6 +160,7 @@ def _caller(entry: KeyEntry, default: Caller) -> Caller:
         limit(entry.requests_per_minute, default.requests_per_minute),
         limit(entry.tokens_per_minute, default.tokens_per_minute),
         limit(entry.max_concurrent_requests, default.max_concurrent_requests),
+        limit(entry.tool_calls_per_minute, default.tool_calls_per_minute),
     )
 
 

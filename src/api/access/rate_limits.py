@@ -76,6 +76,13 @@ class RateLimits:
         allowance.num_reserved += reserved
         self._reserved[caller.name] += reserved
 
+    def take_tool_call(self, caller: Caller) -> str | None:
+        """Takes a call of a tool that the server runs; returns what refuses it, or None."""
+        limit = caller.tool_calls_per_minute
+        if not limit or self._requests.hit(RateLimitItemPerMinute(limit), caller.name, "tools"):
+            return None
+        return f"Not run: the limit of {limit} tool calls per minute is reached."
+
     def settle(self, allowance: Allowance, num_tokens: int) -> None:
         """Charges the tokens a request has used instead of those reserved, at most all that are left."""
         self._release_tokens(allowance)

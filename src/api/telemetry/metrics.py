@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from gptoss.api.telemetry.request_record import RequestRecord
+from gptoss.api.telemetry.request_record import RequestRecord, ToolCallRecord
 from gptoss.api.telemetry.scrape import RelabelledRegistry
 from gptoss.engine.messages import EngineStats
 
@@ -71,6 +71,19 @@ class Metrics:
         self._recovered = Counter(
             "gptoss_harmony_recoveries", "Repairs of malformed model output, by kind.", ["kind"], registry=self.registry
         )
+        self._tool_calls = Counter(
+            "gptoss_tool_calls",
+            "Calls of tools that the server ran; outcome: ok, or the kind of failure.",
+            ["tool", "outcome"],
+            registry=self.registry,
+        )
+        self._tool_seconds = Histogram(
+            "gptoss_tool_call_duration_seconds",
+            "Time of a tool call.",
+            ["tool"],
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
         for outcome in ("ok", "failed", "cancelled", "rejected"):
             self._requests.labels(outcome)
 
@@ -116,6 +129,11 @@ class Metrics:
                 record.num_output_tokens,
             )
         )
+
+    def tool_ended(self, call: ToolCallRecord) -> None:
+        """Counts a call of a tool."""
+        self._tool_calls.labels(call.tool, call.failure or "ok").inc()
+        self._tool_seconds.labels(call.tool).observe(call.seconds)
 
     def step(self, stats: EngineStats) -> None:
         self._step.observe(stats.last_step_s)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gptoss.api.access.rate_limits import RateLimits, Work
 from gptoss.api.http.errors import ApiError, from_engine
 from gptoss.api.telemetry.metrics import Metrics
 from gptoss.api.telemetry.relaxations import warn_relaxed
-from gptoss.api.telemetry.request_record import RequestRecord
+from gptoss.api.telemetry.request_record import RequestRecord, ToolCallRecord
 from gptoss.api.telemetry.request_tracker import RequestTracker
 from gptoss.engine.client.errors import EngineError
 from gptoss.engine.messages import TokenOutput
 from gptoss.generation.plan import Plan
-from gptoss.generation.session import Choice, Usage, VisibleDelta
+from gptoss.generation.session import EndedChoice, Usage
 from gptoss.harmony.deltas import Kind
+
+tool_logger = logging.getLogger("tool")
 
 
 class RequestAccounting:
@@ -85,7 +89,25 @@ class RequestAccounting:
         else:
             record.first_content = record.first_content or record.last_token
 
-    def end(self, usage: Usage, choices: Sequence[Choice[VisibleDelta]], prompts: Sequence[list[int]]) -> None:
+    def follow(self, request_ids: Sequence[str]) -> None:
+        self.record.last_token = None  # the time of the tools is no gap between tokens
+        self._tracker.follow(self.record, request_ids)
+
+    def on_cancel(self, stop: Callable[[], None] | None) -> None:
+        self.record.on_cancel = stop
+
+    def take_tool_call(self) -> str | None:
+        allowance = self.record.allowance
+        return None if allowance is None else self._limits.take_tool_call(allowance.caller)
+
+    def tool_ended(self, tool: str, function: str, seconds: float, failure: str | None) -> None:
+        call = ToolCallRecord(tool, function, time.monotonic(), seconds, failure)
+        self.record.tool_calls.append(call)
+        self._metrics.tool_ended(call)
+        fields = {"tool": tool, "function": function, "ms": round(seconds * 1000), "id": self.record.completion_id}
+        tool_logger.info(failure or "ok", extra=fields)
+
+    def end(self, usage: Usage, choices: Sequence[EndedChoice], prompts: Sequence[list[int]]) -> None:
         record, show = self.record, self._shown_text
         record.num_prompt_tokens = usage.num_prompt_tokens
         record.num_cached_tokens = usage.num_cached_tokens

@@ -10,6 +10,17 @@ from gptoss.api.access.api_keys import Caller
 from gptoss.api.access.rate_limits import Allowance
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCallRecord:
+    """One call of a tool that the server ran. Times are monotonic seconds."""
+
+    tool: str
+    function: str
+    ended: float
+    seconds: float
+    failure: str | None  # its kind
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """One request from arrival to end. Times are monotonic seconds."""
@@ -36,6 +47,8 @@ class RequestRecord:
     profile: str = ""
     stream: bool = False
     cancelled: bool = False  # by POST /v1/cancel
+    on_cancel: Callable[[], None] | None = None  # stops what runs outside the engine
+    tool_calls: list[ToolCallRecord] = field(default_factory=list)  # of the server's tools
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent, tracestate
     shown_prompt: str | None = None  # only with log_content
     shown_answer: str | None = None

@@ -47,6 +47,13 @@ class RequestTracker:
         if record.request_id:
             self._running[record.request_id] = entry
 
+    def follow(self, record: RequestRecord, engine_ids: Sequence[str]) -> None:
+        """Replaces the engine requests of a running request: a round of its answer has ended."""
+        for name in (record.completion_id, record.request_id):
+            entry = self._running.get(name)
+            if entry is not None:
+                entry[1][:] = engine_ids
+
     def end(
         self, record: RequestRecord, finish_reasons: Sequence[str | None], tags: Mapping[str, str], error: str | None
     ) -> None:
@@ -80,6 +87,8 @@ class RequestTracker:
         record.cancelled = True
         for engine_id in engine_ids:
             self._engine.abort(engine_id)
+        if record.on_cancel is not None:
+            record.on_cancel()
         return True
 
     @staticmethod
@@ -102,6 +111,9 @@ class RequestTracker:
             "queue_ms": ms(record.queue_s),
             "ttft_ms": ms(record.ttft_s),
             "e2e_ms": ms(record.seconds_to(time.monotonic())),
+            "tool_calls": len(record.tool_calls) or None,
+            "tool_failures": sum(call.failure is not None for call in record.tool_calls) or None,
+            "tool_ms": ms(sum(call.seconds for call in record.tool_calls)) if record.tool_calls else None,
             "finish": ",".join(reason or "gone" for reason in finish_reasons),
             "error": error,
             **tags,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from gptoss.api.telemetry.request_record import RequestRecord
+from gptoss.api.telemetry.request_record import RequestRecord, ToolCallRecord
 from gptoss.config.errors import ConfigError
 
 
@@ -55,7 +55,30 @@ class Tracing:
             span.add_event("first token", timestamp=start + int(record.ttft_s * 1e9))
         if record.outcome == "failed":
             span.set_status(Status(StatusCode.ERROR, str(fields.get("error", ""))))
+        for call in record.tool_calls:
+            self._tool_span(call, span, start + int((call.ended - record.arrival) * 1e9))
         span.end(now)
+
+    def _tool_span(self, call: ToolCallRecord, parent: Any, end: int) -> None:
+        """Creates the span of a tool call. `end`: nanoseconds since the epoch."""
+        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+
+        span = self._tracer.start_span(
+            f"execute_tool {call.function}",
+            context=set_span_in_context(parent),
+            kind=SpanKind.INTERNAL,
+            start_time=end - int(call.seconds * 1e9),
+            attributes={
+                "gen_ai.operation.name": "execute_tool",
+                "gen_ai.tool.name": call.function,
+                "gen_ai.tool.type": "extension",
+                "gptoss.tool": call.tool,
+            },
+        )
+        if call.failure is not None:
+            span.set_attribute("error.type", call.failure)
+            span.set_status(Status(StatusCode.ERROR, call.failure))
+        span.end(end)
 
     def close(self) -> None:
         """Sends the remaining spans."""

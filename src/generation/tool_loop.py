@@ -1,0 +1,374 @@
+"""Answers in several rounds: generate, run the tools that were called, append their results, go on.
+
+A ToolLoop is what a Generation is to a renderer, with ToolEvents among its deltas. Each round's prompt is the one
+before, what was generated after it, and the results, token by token, so that the prefix cache holds all but the last
+block of it. The rounds know no wire format; tools are reached through tool_types.ToolRunner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from gptoss.engine.client.errors import EngineError
+from gptoss.generation.chat_output import ChatChoice, ChatDelta, make_choice
+from gptoss.generation.errors import GenerationCancelledError, GenerationError, GenerationFailedError
+from gptoss.generation.hosted import Approved, HostedCall, HostedTools, ToolEvent
+from gptoss.generation.plan import Plan, Round
+from gptoss.generation.planner import derived_seed
+from gptoss.generation.round_prompt import Answered, next_prompt
+from gptoss.generation.round_reader import AnswerDelta, LoopChoice, RoundReader
+from gptoss.generation.session import EndedChoice, Engine, Generation, LoopAccounting, Remember, Usage, start
+from gptoss.generation.tool_run import run_call, text_for_model
+from gptoss.generation.tool_types import AnswerFilter, ToolCall, ToolResult, ToolUnavailableError
+from gptoss.harmony.vocabulary_files import Vocabulary
+
+logger = logging.getLogger(__name__)
+Batch = list[tuple[LoopChoice, Sequence[AnswerDelta]]]
+# Plans the request again with the results of approved calls, by their origin
+Replan = Callable[[Mapping[str, str]], Awaitable[Plan]]
+NO_USAGE = Usage(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What every round is run with."""
+
+    vocabulary: Vocabulary
+    engine: Engine
+    accounting: LoopAccounting
+    remember: Remember
+    max_model_len: int
+    joins_messages: bool = True  # see ChatChoice
+
+
+class ToolLoop:
+    """An admitted request whose answer may take several rounds. Close it, or read `events` to the end."""
+
+    def __init__(self, plan: Plan, tools: HostedTools, runtime: Runtime, replan: Replan | None = None) -> None:
+        self.plan, self.choices = plan, [LoopChoice()]
+        self._tools, self._runtime, self._replan = tools, runtime, replan
+        self._choice = self.choices[0]
+        self._reader = RoundReader(self._choice, tools.by_name, self._new_filters)
+        self._generation: Generation[ChatChoice, ChatDelta] | None = None
+        self._usage = NO_USAGE  # of the rounds before
+        self._num_run = 0
+        self._deadline = time.monotonic() + tools.limits.deadline_s
+        self._approved: Sequence[Approved] = ()
+        self._closed = False
+
+    @property
+    def usage(self) -> Usage:
+        """The sum over all rounds: a prompt counts again in each, with what the cache held of it."""
+        return self._usage if self._generation is None else _sum(self._usage, self._generation.usage)
+
+    async def begin(self, approved: Sequence[Approved] = ()) -> None:
+        """Admits the request, and starts the first round unless approved calls come before it.
+
+        Raises EngineError, or what a limit raises.
+        """
+        if not approved:
+            await self._start(self.plan, is_first=True)
+            return
+        self._approved = approved
+        self._runtime.accounting.admit(self.plan)
+        self._runtime.accounting.begin(self.plan)
+
+    async def events(self) -> AsyncGenerator[Batch, None]:
+        """Deltas as they come. Closing it stops what runs.
+
+        Raises GenerationFailedError or GenerationCancelledError, after the last deltas.
+        """
+        try:
+            async with contextlib.aclosing(self._events()) as batches:
+                async for batch in batches:
+                    yield batch
+        except GenerationFailedError as error:
+            self._choice.fail(str(error))
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the round that runs, the sessions and the accounting. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._generation is not None:
+            self._generation.close()
+        self._tools.chain.finish(self.plan.request_id if self._tools.keeps_sessions else None)
+        prompts = self.plan.prompts if self._generation is None else self._generation.plan.prompts
+        self._runtime.accounting.end(self.usage, self.choices, prompts)
+
+    async def _events(self) -> AsyncGenerator[Batch, None]:
+        if self._approved:
+            async with contextlib.aclosing(self._run_approved()) as events:
+                async for event in events:
+                    yield [(self._choice, [event])]
+        while self._choice.finish_reason is None:
+            async with contextlib.aclosing(self._round()) as batches:
+                async for batch in batches:
+                    yield batch
+
+    async def _round(self) -> AsyncGenerator[Batch, None]:
+        """One round: what is generated, then what it called."""
+        choice, reader, generation = self._choice, self._reader, self._generation
+        assert generation is not None
+        inner = generation.choices[0]
+        async with contextlib.aclosing(generation.events()) as batches:
+            async for batch in batches:
+                events = [event for _, deltas in batch for event in reader.read(inner, deltas)]
+                if inner.finish_reason is not None and inner.error is None:
+                    events += reader.end_round(is_whole=inner.finish_reason in ("stop", "tool_calls"))
+                    choice.finish_reason = self._finish_reason(inner)
+                if events or choice.finish_reason is not None:
+                    yield [(choice, events)]
+        if choice.finish_reason is not None:
+            return
+        async with contextlib.aclosing(self._run([c for c in reader.calls if not c.needs_approval])) as ran:
+            async for event in ran:
+                yield [(choice, [event])]
+        if reader.num_client_calls or any(call.needs_approval for call in reader.calls):
+            choice.finish_reason = "tool_calls"
+        else:
+            await self._go_on(generation)
+        if choice.finish_reason is not None:
+            yield [(choice, ())]
+
+    def _finish_reason(self, inner: ChatChoice) -> str | None:
+        """How the answer ends with this round; None: it goes on."""
+        runs = any(not call.needs_approval for call in self._reader.calls)
+        return None if inner.finish_reason == "tool_calls" and runs else inner.finish_reason
+
+    async def _go_on(self, before: Generation[ChatChoice, ChatDelta]) -> None:
+        """Starts the next round, or ends the answer where there is no room for it."""
+        plan, inner = before.plan, before.choices[0]
+        assert plan.prompt is not None
+        ids = await asyncio.to_thread(
+            next_prompt,
+            plan.prompts[0],
+            inner.token_ids,
+            [_answered(call) for call in self._reader.calls],
+            self._runtime.vocabulary,
+            self._runtime.max_model_len,
+        )
+        this = self._next_round()
+        max_tokens = min(this.params.max_tokens - self._choice.num_tokens, self._runtime.max_model_len - len(ids))
+        if max_tokens < 1:
+            self._choice.finish_reason = "length"
+            return
+        number, first = len(self._choice.rounds), self.plan.requests[0]
+        params = msgspec.structs.replace(
+            this.params, max_tokens=max_tokens, seed=derived_seed(self.plan.params.seed, number)
+        )
+        request = msgspec.structs.replace(
+            first, request_id=f"{self.plan.request_id}-r{number}", token_ids=ids, params=params
+        )
+        await self._start(
+            replace(
+                plan,
+                requests=[request],
+                prompt=replace(plan.prompt, token_ids=ids),
+                begins="message",
+                tool_names=this.tool_names,
+                custom_names=this.custom_names,
+            ),
+            inner,
+        )
+
+    def _next_round(self) -> Round:
+        rounds, limits = self.plan.rounds, self._tools.limits
+        assert rounds is not None
+        is_over = self._num_run >= limits.max_calls or time.monotonic() >= self._deadline
+        return rounds.answering if is_over else rounds.calling
+
+    async def _start(self, plan: Plan, after: ChatChoice | None = None, *, is_first: bool = False) -> None:
+        """Starts a round. `after`: the one before."""
+        runtime = self._runtime
+        begun = after.parser.kinds_with_text if after is not None else ()
+        choice = make_choice(plan, 0, runtime.vocabulary, joins_messages=runtime.joins_messages, begun=begun)
+        accounting = _RoundAccounting(runtime.accounting, is_first=is_first)
+        if not is_first and runtime.accounting.is_cancelled:
+            raise GenerationCancelledError
+        try:
+            generation: Generation[ChatChoice, ChatDelta] = await start(
+                plan, [choice], runtime.engine, accounting, runtime.remember
+            )
+        except EngineError as error:
+            if is_first:
+                raise
+            raise GenerationFailedError(str(error)) from error
+        self._usage = self.usage
+        self._generation = generation
+        self._choice.rounds.append(choice)
+        self._reader.begin_round()
+
+    # --- calls ---
+
+    async def _run_approved(self) -> AsyncGenerator[ToolEvent, None]:
+        """Runs the calls of an earlier answer, and plans this one with their results."""
+        calls: list[HostedCall] = []
+        for one in self._approved:
+            call = self._reader.new_call(one.name)
+            call.text, call.approval_id = one.text, one.approval_id
+            calls.append(call)
+            yield ToolEvent(call, "begun")
+            yield ToolEvent(call, "text", one.text)
+            yield ToolEvent(call, "whole")
+        async with contextlib.aclosing(self._run(calls)) as events:
+            async for event in events:
+                yield event
+        texts = {one.origin: _answered(call).text for one, call in zip(self._approved, calls, strict=True)}
+        assert self._replan is not None
+        try:
+            plan = await self._replan(texts)
+        except GenerationError as error:
+            raise GenerationFailedError(error.message) from error
+        await self._start(plan)
+
+    async def _run(self, calls: Sequence[HostedCall]) -> AsyncGenerator[ToolEvent, None]:
+        """Runs calls, all at once or one after the other. Closing it stops them."""
+        for group in [calls] if self._tools.parallel else [[call] for call in calls]:
+            async with contextlib.aclosing(self._run_together(group)) as events:
+                async for event in events:
+                    yield event
+
+    async def _run_together(self, calls: Sequence[HostedCall]) -> AsyncGenerator[ToolEvent, None]:
+        accounting, queue = self._runtime.accounting, asyncio.Queue[ToolEvent | BaseException]()
+        if accounting.is_cancelled:
+            raise GenerationCancelledError
+        accounting.on_cancel(lambda: queue.put_nowait(GenerationCancelledError()))
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(self._run_one(call, queue.put_nowait)) for call in calls]
+        for task in tasks:
+            task.add_done_callback(lambda ended: _report_bug(ended, queue))
+        try:
+            running = len(calls)
+            while running:
+                event = await queue.get()
+                if isinstance(event, BaseException):
+                    raise event
+                running -= event.state == "finished"
+                yield event
+        finally:
+            accounting.on_cancel(None)
+            for task in tasks:
+                if not task.done():
+                    task.cancel()
+                self._tools.background.adopt(task)
+
+    async def _run_one(self, call: HostedCall, emit: Callable[[ToolEvent], None]) -> None:
+        started, failure = time.monotonic(), "cancelled"
+        try:
+            call.result = await self._result(call, emit)
+            failure = call.result.failure.kind if call.result.failure is not None else ""
+        finally:
+            seconds = time.monotonic() - started
+            tool = call.tool
+            self._runtime.accounting.tool_ended(tool.runner.name, tool.recipient, seconds, failure or None)
+        emit(ToolEvent(call, "finished"))
+
+    async def _result(self, call: HostedCall, emit: Callable[[ToolEvent], None]) -> ToolResult:
+        """What a call comes to; raises CancelledError alone."""
+        tool, limits = call.tool, self._tools.limits
+        refused = self._refusal()
+        if refused is not None:
+            emit(ToolEvent(call, "running"))
+            return ToolResult.failed("limit", refused)
+        self._num_run += 1
+        deadline = min(time.monotonic() + limits.call_timeout_s, self._deadline)
+        ran = False
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()) as timeout:
+                held = await self._tools.chain.get(tool.runner, tool.options, tool.session_id)
+                call.session_id = held.session.id
+                emit(ToolEvent(call, "running"))
+                ran = True
+                async with held.used():
+                    timeout.reschedule(None)  # run_call has its own
+                    made = ToolCall(
+                        recipient=tool.recipient,
+                        text=call.text,
+                        call_id=call.call_id,
+                        deadline=deadline,
+                        max_bytes=limits.max_result_bytes,
+                        options=tool.options,
+                    )
+                    return await run_call(tool.runner, made, held.session, self._tools.background)
+        except ToolUnavailableError as error:
+            failed = ToolResult.failed(error.kind, error.message)
+        except TimeoutError:
+            failed = ToolResult.failed("timeout", "The tool was not ready in time.")
+        except Exception:
+            logger.exception("a session of %s cannot be opened", tool.runner.name)
+            failed = ToolResult.failed("internal", "the tool failed")
+        if not ran:
+            emit(ToolEvent(call, "running"))
+        return failed
+
+    def _refusal(self) -> str | None:
+        """Why no further call may run."""
+        limits = self._tools.limits
+        if self._num_run >= limits.max_calls:
+            return f"Not run: this answer may make {limits.max_calls} tool calls, and has made them."
+        if time.monotonic() >= self._deadline:
+            return f"Not run: the tools of this answer have had their {limits.deadline_s:g} s."
+        return self._runtime.accounting.take_tool_call()
+
+    def _new_filters(self) -> list[AnswerFilter]:
+        runners = {tool.runner.name: tool.runner for tool in self._tools.by_name.values()}
+        return self._tools.chain.answer_filters(runners.values())
+
+
+def _report_bug(task: asyncio.Task[None], queue: asyncio.Queue[ToolEvent | BaseException]) -> None:
+    """Ends the wait for a call that ended without a result."""
+    if task.cancelled():
+        queue.put_nowait(GenerationFailedError("a tool call was stopped"))
+    elif (error := task.exception()) is not None:
+        queue.put_nowait(error)
+
+
+def _answered(call: HostedCall) -> Answered:
+    assert call.result is not None
+    is_builtin = call.tool.runner.namespace is not None
+    return Answered(call.name, is_builtin, text_for_model(call.result))
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    return Usage(
+        one.num_prompt_tokens + other.num_prompt_tokens,
+        one.num_cached_tokens + other.num_cached_tokens,
+        one.num_completion_tokens + other.num_completion_tokens,
+        one.num_reasoning_tokens + other.num_reasoning_tokens,
+    )
+
+
+class _RoundAccounting:
+    """The accounting of one round: the loop begins and ends that of the request."""
+
+    def __init__(self, whole: LoopAccounting, *, is_first: bool) -> None:
+        self._whole, self._is_first = whole, is_first
+        self.arrived, self.shown = whole.arrived, whole.shown
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._whole.is_cancelled
+
+    def admit(self, plan: Plan) -> None:
+        if self._is_first:
+            self._whole.admit(plan)
+
+    def begin(self, plan: Plan) -> None:
+        if self._is_first:
+            self._whole.begin(plan)
+        else:
+            self._whole.follow([request.request_id for request in plan.requests])
+
+    def end(self, usage: Usage, choices: Sequence[EndedChoice], prompts: Sequence[list[int]]) -> None:
+        """Does nothing: the loop ends the accounting."""

@@ -22,6 +22,7 @@ COMMANDS = {
     "replay": "send recorded requests again and compare the answers",
     "apply-patch": "apply a patch in the model's form to the files of a folder",
     "bench": "measure latency and throughput of a server, or of two in turns",
+    "eval": "run evaluations against a server, beside OpenAI's scores",
     "completion": "print a script that completes these commands in a shell",
     "memory-plan": "print how a model fits on a number of equal GPUs",
     "make-checkpoint": "write a small checkpoint with random weights",

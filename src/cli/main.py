@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "answer one prompt, on standard output",
     "replay": "send recorded requests again and compare the answers",
     "apply-patch": "apply a patch in the model's form to the files of a folder",
+    "batch": "answer the requests of a file, with an engine of its own and no server",
     "bench": "measure latency and throughput of a server, or of two in turns",
     "eval": "run evaluations against a server, beside OpenAI's scores",
     "completion": "print a script that completes these commands in a shell",

@@ -28,6 +28,9 @@ ALLOWED = {
     "gptoss.server": "gptoss.launcher",
     "gptoss.cli": "gptoss.cli gptoss.launcher gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
     "gptoss.kernels gptoss.embedded gptoss.engine gptoss.config gptoss.cached_files gptoss.run_folder gptoss.resources gptoss.tools",
+    # the only command that runs requests itself
+    "gptoss.cli.batch": f"gptoss.cli.remote gptoss.launcher gptoss.logging_setup gptoss.cached_files gptoss.config "
+    f"gptoss.engine.client gptoss.harmony.vocabulary_files {rooms('gptoss.api', 'dispatch batches')}",
     "gptoss.launcher": "gptoss.api gptoss.config gptoss.model_locator gptoss.port_manager gptoss.logging_setup gptoss.harmony "
     "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config gptoss.engine.parallel.gpus",
     "gptoss.model_locator": f"gptoss.config.errors gptoss.engine.config {SHAPES} gptoss.cached_files gptoss.resources",
@@ -44,6 +47,8 @@ ALLOWED = {
     "gptoss.api.completions": f"gptoss.api.completions {ENDPOINT}",
     "gptoss.api.messages": f"gptoss.api.messages {ENDPOINT}",
     "gptoss.api.responses": f"gptoss.api.responses {ENDPOINT}",
+    "gptoss.api.dispatch": f"{rooms('gptoss.api', 'chat completions messages responses')} {ENDPOINT}",
+    "gptoss.api.batches": f"gptoss.api.batches gptoss.api.dispatch gptoss.api.access {ENDPOINT}",
     "gptoss.api.ops": f"gptoss.api.ops {ENDPOINT} gptoss.resources gptoss.engine.parallel.gpus",
     # with `messages` it takes any chat request
     "gptoss.api.ops.tokenize": f"gptoss.api.chat.adapter gptoss.api.chat.schema {ENDPOINT}",

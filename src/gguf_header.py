@@ -90,7 +90,9 @@ TYPES = _types()
 
 
 def read_model(path: Path) -> GgufModel:
-    """Reads the headers of a model: of one file, or of all files of a split one, whichever of them `path` names.
+    """Reads the headers of a model: of one file, or of all files of a split one.
+
+    `path` may name any of them.
 
     Raises:
         GgufError: a file is missing, truncated, or not a GGUF file of a supported version.

@@ -11,5 +11,8 @@ from gptoss.engine.model.tensor_source import TensorSource
 
 
 def open_source(path: Path, config: ModelConfig) -> TensorSource:
-    """The checkpoint at `path`: a folder of safetensors files, or a GGUF file. Raises as the two classes do."""
+    """Opens the checkpoint at `path`: a folder of safetensors files, or a GGUF file.
+
+    Raises as the two classes do.
+    """
     return GgufCheckpoint(path, config) if path.is_file() else Checkpoint(path, config)

@@ -28,9 +28,9 @@ class TensorSource(Protocol):
     files: tuple[FileState, ...]
 
     def part(self, name: str, *cut: slice) -> torch.Tensor:
-        """The part of a canonical tensor that `cut` selects: a view of the mapped file where its layout allows.
+        """The part of a canonical tensor that `cut` selects.
 
-        Raises CheckpointError if its bytes cannot be read.
+        It is a view of the mapped file where the layout allows. Raises CheckpointError if its bytes cannot be read.
         """
         ...
 
@@ -61,9 +61,9 @@ def check_unchanged(source: TensorSource) -> None:
 
 
 def mapped_bytes(path: Path, num_bytes: int) -> torch.UntypedStorage:
-    """The file's bytes, mapped: pages are read when they are used, and shared by all processes that map it.
+    """Maps a file's bytes: pages are read when they are used.
 
-    A write to them is private to this process and does not reach the file.
+    All processes that map the file share them. A write to them is private to this process and does not reach the file.
     """
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=num_bytes)
     assert isinstance(storage, torch.UntypedStorage)

@@ -40,12 +40,13 @@ class ModelWeights:
 
 
 class WeightLoader:
-    """Places one rank's ModelWeights: mapped where the file has a tensor in the form that the kernels read.
+    """Places one rank's ModelWeights.
 
-    Only what is in another type, order or place is copied, one tensor at a time. `dequantize` unpacks MXFP4 experts
-    once, at load: four times the memory, the fastest form for plain torch. Each layer goes through `prepare_layer`, the
-    kernel backend's. Of tensors that are cut between ranks only this rank's part is read; biases that must be added
-    once are zero on all but the stage's first rank.
+    They are mapped where the file has a tensor in the form that the kernels read. Only what is in another type, order
+    or place is copied, one tensor at a time. `dequantize` unpacks MXFP4 experts once, at load: four times the memory,
+    the fastest form for plain torch. Each layer goes through `prepare_layer`, the kernel backend's. Of tensors that are
+    cut between ranks only this rank's part is read; biases that must be added once are zero on all but the stage's
+    first rank.
     """
 
     def __init__(

@@ -187,6 +187,27 @@ def test_moe(tokens: int, num: int, hidden: int, inter: int, packed: bool) -> No
     assert torch.equal(alone[0], out[-1]), "a token's result depends on the others"
 
 
+def moe_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What 4 experts of 96 columns add to 0, and the same by plain torch in float32."""
+    w, exact = experts_of(4, 96, 64)
+    experts, weights = torch.arange(4).expand(len(x), 4).contiguous(), torch.full((len(x), 4), 0.25)
+    nothing = torch.zeros_like(x)
+    out = native.moe(x, experts, weights, w.w1, w.b1, w.w2, w.b2, nothing, 7.0)
+    floats = ExpertWeights(*(v.float() for v in (exact.w1, exact.b1, exact.w2, exact.b2)))  # type: ignore[union-attr]
+    return out, moe_forward_ref(x.float(), experts, weights, floats, 7.0)
+
+
+@pytest.mark.parametrize("exponent", [-120, -40, -8, 0, 8, 40])
+def test_experts_of_columns_of_very_different_size(exponent: int) -> None:
+    x = bf16(3, 96, seed=5)
+    x[:, 1::7] *= 2.0**exponent
+    out, wanted = moe_of(x)
+    assert_close("moe", wanted, out, 5e-3)
+    x[:] = bf16(3, 96, seed=5) * 2.0**exponent
+    out, wanted = moe_of(x)
+    assert_close("moe", wanted, out, 5e-3)
+
+
 @pytest.mark.parametrize("scale", [0, 1, 127, 200, 240])
 def test_moe_decodes_every_code_at_the_scales_edges(scale: int) -> None:
     codes = torch.arange(16, dtype=torch.uint8).repeat(2)

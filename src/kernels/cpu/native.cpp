@@ -31,11 +31,11 @@ static const X* const* rows_of_x(const bf16* x, int64_t M, int64_t K, Format for
 #ifdef __AVX512BF16__
     for (int64_t m = 0; m < M; m++) rows[m] = x + m * K;
 #else
-    const int64_t width = x_columns(K), piece = 8;
+    const int64_t width = x_columns(K, format), piece = 8;
     float* wide = kept_scratch<float, USE>(M * width);
     for (int64_t m = 0; m < M; m++) rows[m] = wide + m * width;
     Pool::shared().run((M + piece - 1) / piece, [=](int64_t n) {
-        for (int64_t m = n * piece; m < std::min(M, (n + 1) * piece); m++) spread(x + m * K, K, format, wide + m * width);
+        for (int64_t m = n * piece; m < std::min(M, (n + 1) * piece); m++) store_row(x + m * K, K, format, wide + m * width);
     });
 #endif
     return rows;
@@ -278,7 +278,7 @@ static const int64_t CHUNK = 32;  // columns of a piece; I and H are multiples o
 
 // 32 columns n0 .. of the hidden rows of one expert, from its gate and up rows of w1.
 static void hidden_chunk(const X* const* x, X* const* hidden, int64_t rows, const Matrix& gate, const Matrix& up,
-                         const bf16* bias_gate, const bf16* bias_up, float limit, int64_t n0) {
+                         const bf16* bias_gate, const bf16* bias_up, float limit, int64_t n0, int64_t I) {
     float gates[MOST_ROWS * CHUNK], ups[MOST_ROWS * CHUNK], *partials = kept_scratch<float, 1>(PARTIALS);
     for (int64_t m = 0; m < rows; m += MOST_ROWS) {
         const int64_t count = std::min(MOST_ROWS, rows - m);
@@ -290,7 +290,7 @@ static void hidden_chunk(const X* const* x, X* const* hidden, int64_t rows, cons
 #else
             bf16 line[CHUNK];
             clamped_swiglu(gates + r * CHUNK, ups + r * CHUNK, bias_gate, bias_up, limit, line);
-            spread_group(line, gate.format, hidden[m + r] + n0);
+            store_group(line, n0 / CHUNK, I, gate.format, hidden[m + r]);
 #endif
         }
     }
@@ -304,19 +304,20 @@ extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights,
     const ByExpert by(experts, T * k, E);
     const Format format = s1 ? Format::MXFP4 : Format::BF16;
     const X* const* tokens = rows_of_x<2>(x, T, H, format);
-    X* hidden = kept_scratch<X, 3>(T * k * I);
+    const int64_t width = x_columns(I, format);
+    X* hidden = kept_scratch<X, 3>(T * k * width);
     std::vector<const X*> x_of(T * k);
     std::vector<X*> hidden_of(T * k);
     for (int64_t r = 0; r < T * k; r++) {
         x_of[r] = tokens[by.rows[r] / k];
-        hidden_of[r] = hidden + r * I;
+        hidden_of[r] = hidden + r * width;
     }
     const Matrix first_layer{w1, s1, H, format}, second_layer{w2, s2, I, format};
     const int64_t chunks1 = I / CHUNK, chunks2 = H / CHUNK, active = by.active.size();
     Pool::shared().run(active * chunks1, [&](int64_t piece) {
         const int64_t e = by.active[piece / chunks1], n0 = piece % chunks1 * CHUNK, begin = by.first[e];
         hidden_chunk(&x_of[begin], &hidden_of[begin], by.first[e + 1] - begin, first_layer.from(e * 2 * I + n0),
-                     first_layer.from(e * 2 * I + I + n0), b1 + e * 2 * I + n0, b1 + e * 2 * I + I + n0, limit, n0);
+                     first_layer.from(e * 2 * I + I + n0), b1 + e * 2 * I + n0, b1 + e * 2 * I + I + n0, limit, n0, I);
     });
     Pool::shared().run(active * chunks2, [&](int64_t piece) {
         const int64_t e = by.active[piece / chunks2], n0 = piece % chunks2 * CHUNK, end = by.first[e + 1];

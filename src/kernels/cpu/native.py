@@ -30,7 +30,19 @@ from gptoss.kernels.mxfp4 import Mxfp4Tensor
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native.cpp")
-HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("simd", "pool", "products", "sampling", "decoder"))
+HEADERS = tuple(
+    Path(__file__).with_name(f"{name}.h")
+    for name in (
+        "simd",
+        "pool",
+        "products",
+        "products_avx512",
+        "products_avx2",
+        "packed_avx2",
+        "sampling",
+        "decoder",
+    )
+)
 COMPILE_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off")
 # name -> the CPU's flags, the compiler's; the best first
 INSTRUCTION_SETS = {

@@ -122,10 +122,11 @@ class Pool {
     Region regions_[RING];
 };
 
-// A buffer that its thread keeps; its content is undefined.
+// A buffer that its thread keeps, at the start of a cache line; its content is undefined.
 template <typename T, int USE>
 static T* kept_scratch(int64_t count) {
-    thread_local std::vector<T> buffer;
-    if (int64_t(buffer.size()) < count) buffer.resize(count);
-    return buffer.data();
+    thread_local std::vector<uint8_t> buffer;
+    const size_t bytes = count * sizeof(T) + 63;
+    if (buffer.size() < bytes) buffer.resize(bytes);
+    return (T*)((uintptr_t(buffer.data()) + 63) / 64 * 64);
 }

@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -31,8 +32,10 @@ from gptoss.config.sources import describe, load_config, service_variables
 from gptoss.config.text import without_secrets
 from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import EngineError
+from gptoss.engine.client.pool import AnyEngine, EnginePool
 from gptoss.engine.client.supervisor import RestartPolicy
 from gptoss.engine.config import EngineConfig
+from gptoss.engine.parallel.device_placement import place_engines
 from gptoss.engine.parallel.gpus import visible_gpus
 from gptoss.harmony.special_tokens import PROBE_TOKEN_IDS, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS
 from gptoss.harmony.vocabulary import find_ranks
@@ -49,44 +52,30 @@ FINISH_S = 2  # time for connections to close after the last answer
 
 
 @dataclass(frozen=True, slots=True)
-class ModelStartup:
-    """What an engine needs to start, with or without a server."""
+class Startup:
+    """What is known before the engine starts."""
 
     config: ServerConfig
-    engine_config: EngineConfig
+    engine_configs: list[EngineConfig]  # of each engine
     model: str  # a size, a folder or a Hub id
     located: LocatedModel
     vocabulary: Vocabulary
+    callers: list[Caller]
+    bound: socket.socket
+    max_connections: int
 
     @property
     def model_id(self) -> str:
         """The name in /v1/models."""
         return self.config.served_model_name or self.located.name
 
-    @property
-    def aliases(self) -> frozenset[str]:
-        """Other names that requests may use."""
-        size = self.located.size
-        if size == "custom":
-            return frozenset()
-        return frozenset((size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"))
-
-    def renewed_engine_config(self) -> EngineConfig:
+    def renewed_engine_config(self, number: int) -> EngineConfig:
         """Returns the configuration for an engine that is started again, with intact cached files."""
         folder, cache = self.located.folder, default_cache_folder()
         if is_embedded(self.model, self.config.model_path) and folder is not None:
             folder = locate_model(self.model, None, cache).folder
         ranks_path = find_ranks(folder, cache) or self.vocabulary.ranks_path
-        return dataclasses.replace(self.engine_config, model_path=folder, ranks_path=ranks_path)
-
-
-@dataclass(frozen=True, slots=True)
-class Startup(ModelStartup):
-    """What is known before the server's engine starts."""
-
-    callers: list[Caller]
-    bound: socket.socket
-    max_connections: int
+        return dataclasses.replace(self.engine_configs[number], model_path=folder, ranks_path=ranks_path)
 
 
 def prepare(config: ServerConfig, origin: Mapping[str, str]) -> Startup:
@@ -99,18 +88,11 @@ def prepare(config: ServerConfig, origin: Mapping[str, str]) -> Startup:
     callers = check_access(config, origin)
     max_connections = allowed_connections(config.max_connections)
     bound = port_manager.reserve(config.host, config.port, auto=config.auto_port, force=config.force_port)
-    model = prepare_model(config)
-    return Startup(
-        config, model.engine_config, model.model, model.located, model.vocabulary, callers, bound, max_connections
-    )
-
-
-def prepare_model(config: ServerConfig) -> ModelStartup:
-    """Returns what an engine needs to start. Raises ConfigError, CacheError or VocabularyError."""
     cache, model = default_cache_folder(), choose_model(config)
     located = locate_model(model, config.model_path, cache, dummy=config.load_format == "dummy")
     vocabulary = load_vocabulary(located.folder, cache)
-    return ModelStartup(config, engine_config(config, located, vocabulary), model, located, vocabulary)
+    settings = engine_config(config, located, vocabulary)
+    return Startup(config, place_engines(settings), model, located, vocabulary, callers, bound, max_connections)
 
 
 def check_backend(config: ServerConfig) -> None:
@@ -230,7 +212,7 @@ class Server(uvicorn.Server):
 
 async def serve(start: Startup) -> int:
     """Runs the engine and the HTTP server until a signal or the engine ends them. Returns the exit code."""
-    engine = create_engine(start)
+    engine = _engine(start)
     await engine.start()  # it loads while the app is imported and built
     try:
         app = await _app(engine, start)
@@ -243,7 +225,17 @@ async def serve(start: Startup) -> int:
     return await _serve_until_the_end(server, engine, start)
 
 
-async def _serve_until_the_end(server: Server, engine: EngineClient, start: Startup) -> int:
+def _engine(start: Startup) -> AnyEngine:
+    """Returns the engine, or the pool of several."""
+    policy, log, count = _restart_policy(start.config), _log_settings(start.config), len(start.engine_configs)
+    engines = [
+        EngineClient(config, policy, log, partial(start.renewed_engine_config, number), number if count > 1 else None)
+        for number, config in enumerate(start.engine_configs)
+    ]
+    return EnginePool(engines) if count > 1 else engines[0]
+
+
+async def _serve_until_the_end(server: Server, engine: AnyEngine, start: Startup) -> int:
     """Returns 1 if the engine never became ready, else 0."""
     serving = asyncio.create_task(server.serve(sockets=[start.bound]))
     failed = False
@@ -259,13 +251,6 @@ async def _serve_until_the_end(server: Server, engine: EngineClient, start: Star
     return 1 if failed else 0
 
 
-def create_engine(start: ModelStartup) -> EngineClient:
-    """Returns the client of an engine that has not been started."""
-    return EngineClient(
-        start.engine_config, _restart_policy(start.config), _log_settings(start.config), start.renewed_engine_config
-    )
-
-
 def _restart_policy(config: ServerConfig) -> RestartPolicy:
     return RestartPolicy(
         max_restarts=config.max_engine_restarts,
@@ -279,20 +264,22 @@ def _log_settings(config: ServerConfig) -> dict[str, str]:
     return {"level": config.log_level, "log_format": config.log_format}
 
 
-async def _app(engine: EngineClient, start: Startup) -> FastAPI:
+async def _app(engine: AnyEngine, start: Startup) -> FastAPI:
     """Returns the app, whose lifespan stops the engine. Raises ConfigError."""
     await asyncio.to_thread(importlib.import_module, "gptoss.api.app")  # not on the loop, which is starting the engine
     from gptoss.api.app import create_app
 
+    size = start.located.size
+    aliases = {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"} if size != "custom" else set()
     return create_app(
         engine,
         start.config,
         start.vocabulary,
         callers=start.callers,
         model_id=start.model_id,
-        model_size=start.located.size,
+        model_size=size,
         repetition_guard=start.located.repetition_guard,
-        aliases=start.aliases,
+        aliases=frozenset(aliases),
     )
 
 
@@ -321,10 +308,10 @@ def _uvicorn_config(app: FastAPI, start: Startup) -> uvicorn.Config:
     )
 
 
-async def _announce(engine: EngineClient, start: Startup) -> bool:
-    """Logs the address once the engine is ready. Returns False if the engine gave up before."""
+async def _announce(engine: AnyEngine, start: Startup) -> bool:
+    """Logs the address once the engines are ready. Returns False if all of them gave up before."""
     try:
-        ready = await engine.wait_ready()
+        ready = await engine.wait_started()
     except EngineError as error:
         logger.critical("cannot serve: %s", error)
         return False

@@ -11,8 +11,11 @@ import structlog
 LogFormat = Literal["text", "json"]
 
 
-def configure(level: str, log_format: LogFormat) -> None:
-    """Sends all logging, including libraries', to stderr through one formatter. May be called again."""
+def configure(level: str, log_format: LogFormat, engine: int | None = None) -> None:
+    """Sends all logging, including libraries', to stderr through one formatter. May be called again.
+
+    `engine`: the number of this process's engine, for every line, if there are several.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -20,6 +23,7 @@ def configure(level: str, log_format: LogFormat) -> None:
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         _without_colors,
+        *([_numbered(engine)] if engine is not None else []),
     ]
     last = structlog.processors.JSONRenderer(default=str) if log_format == "json" else _line
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -45,6 +49,15 @@ def _without_colors(_: object, __: str, event: structlog.typing.EventDict) -> st
     """Drops the coloured copy of the message that uvicorn adds for terminals."""
     event.pop("color_message", None)
     return event
+
+
+def _numbered(engine: int) -> structlog.typing.Processor:
+    """Returns a processor that adds the engine's number."""
+
+    def add(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**event, "engine": engine}
+
+    return add
 
 
 def _line(_: object, __: str, event: structlog.typing.EventDict) -> str:

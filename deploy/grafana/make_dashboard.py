@@ -22,7 +22,7 @@ def per_second(metric: str, by: str = "") -> str:
 
 PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("Requests by outcome", "reqps", [(per_second("gptoss_requests_total", "outcome"), "{{outcome}}")]),
-    ("Running and waiting", "short", [(f"gptoss_num_requests_running{{{P}}}", "running"), (f"gptoss_num_requests_waiting{{{P}}}", "waiting")]),
+    ("Running and waiting", "short", [(f"sum without (engine) (gptoss_num_requests_running{{{P}}})", "running"), (f"sum without (engine) (gptoss_num_requests_waiting{{{P}}})", "waiting")]),
     ("Tokens per second", "short", [(per_second("gptoss_generation_tokens_total"), "output"), (per_second("gptoss_prompt_tokens_total"), "prompt")]),
     ("Time to first token", "s", quantiles("gptoss_time_to_first_token_seconds")),
     ("Time to first content token", "s", quantiles("gptoss_time_to_first_content_token_seconds")),
@@ -30,14 +30,14 @@ PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("Whole answer", "s", quantiles("gptoss_e2e_request_latency_seconds")),
     ("Queue", "s", quantiles("gptoss_request_queue_time_seconds")),
     ("Prefill", "s", quantiles("gptoss_request_prefill_time_seconds")),
-    ("KV cache in use", "percentunit", [(f"gptoss_kv_cache_usage_ratio{{{P}}}", "share")]),
+    ("KV cache in use", "percentunit", [(f"gptoss_kv_cache_usage_ratio{{{P}}}", "share {{engine}}")]),
     ("Cache hits", "percentunit", [
         (f"{per_second('gptoss_prompt_cache_hits_total')} / {per_second('gptoss_prompt_cache_builds_total')}", "prompt cache"),
         (f"{per_second('gptoss_prefix_cache_hits_total')} / {per_second('gptoss_prefix_cache_queries_total')}", "prefix cache"),
         (f"{per_second('gptoss_spec_decode_num_accepted_tokens_total')} / {per_second('gptoss_spec_decode_num_draft_tokens_total')}", "guessed tokens")]),
     ("Step time", "s", quantiles("gptoss_engine_step_duration_seconds")),
     ("Requests in a step", "short", quantiles("gptoss_engine_step_requests")),
-    ("Preemptions and restarts", "short", [(f"increase(gptoss_preemptions_total{{{P}}}[5m])", "preemptions"), (f"increase(gptoss_engine_restarts_total{{{P}}}[5m])", "restarts")]),
+    ("Preemptions and restarts", "short", [(f"sum without (engine) (increase(gptoss_preemptions_total{{{P}}}[5m]))", "preemptions"), (f"sum without (engine) (increase(gptoss_engine_restarts_total{{{P}}}[5m]))", "restarts")]),
     ("Prompt length", "short", quantiles("gptoss_request_prompt_tokens")),
     ("Answer length", "short", quantiles("gptoss_request_generation_tokens")),
     ("GPU memory", "bytes", [(f"gptoss_gpu_memory_used_bytes{{{P}}}", "GPU {{gpu}}")]),

@@ -42,6 +42,9 @@ class DeviceKeys:
     )
     tensor_parallel_size: int = key(0, "ranks that share each layer; 0: what gpu_mode needs", ge=0, le=64)
     pipeline_parallel_size: int = key(0, "stages of consecutive layers; 0: what gpu_mode needs", ge=0, le=64)
+    data_parallel_size: int = key(
+        1, "engines, each with the whole model; 0 or auto: as many as fit on the GPUs, one on a CPU", ge=0, le=64
+    )
     enable_expert_parallel: bool = key(False, "tensor-parallel ranks hold whole experts instead of a slice of each")
 
 
@@ -62,8 +65,8 @@ class EngineKeys:
     block_size: int = key(64, "tokens in a KV block, a power of two", ge=1)
     enable_prefix_caching: bool = key(True, "reuse the KV cache of equal prompt prefixes")
     gpu_memory_utilization: float = key(0.9, "fraction of each GPU's memory to use", gt=0, le=1)
-    cpu_kv_cache_gib: float = key(1.0, "size of the KV cache on a CPU", gt=0)
-    num_threads: int = key(0, "compute threads on a CPU; 0: one per physical core", ge=0)
+    cpu_kv_cache_gib: float = key(1.0, "size of the KV cache on a CPU, of each engine", gt=0)
+    num_threads: int = key(0, "compute threads of each rank on a CPU; 0: its share of the physical cores", ge=0)
     cpu_isa: Literal["auto", "avx2", "avx512"] = key("auto", "instruction set of the CPU kernels; auto: the best")
     priority_ageing_s: float = key(5.0, "waiting time worth one priority step", gt=0)
     engine_step_timeout_s: float = key(300.0, "restart the engine after this long without a step or a heartbeat", gt=0)
@@ -71,8 +74,8 @@ class EngineKeys:
     idle_keep_warm_s: float = key(
         0.0, "run a step of one token this often while idle, so that caches and clocks stay warm; 0: never", ge=0
     )
-    max_engine_restarts: int = key(5, "consecutive restarts before the server gives up", ge=0)
+    max_engine_restarts: int = key(5, "consecutive restarts of an engine before the server gives it up", ge=0)
     max_request_resumes: int = key(
-        0, "times that a request continues in a restarted engine; 0: it ends with an error", ge=0
+        0, "times that a request continues in another or a restarted engine; 0: it ends with an error", ge=0
     )
     seed: int = key(0, "seed of random weights")

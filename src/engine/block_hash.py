@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Sequence
+from hashlib import blake2b
 
 HASH_BYTES = 16
 
@@ -22,16 +22,22 @@ def block_hash(parent: bytes | None, token_ids: Sequence[int], cache_salt: str =
         HASH_BYTES bytes, equal in every process.
     """
     key = parent if parent is not None else _root(cache_salt, adapter)
-    return hashlib.blake2b(array("I", token_ids).tobytes(), digest_size=HASH_BYTES, key=key).digest()
+    return blake2b(array("I", token_ids), digest_size=HASH_BYTES, key=key).digest()
 
 
 def extend_hashes(
     hashes: list[bytes], token_ids: Sequence[int], count: int, block_size: int, cache_salt: str = "", adapter: str = ""
 ) -> None:
     """Extends `hashes`, those of the first blocks, to `count` of them."""
-    for index in range(len(hashes), count):
-        tokens = token_ids[index * block_size : (index + 1) * block_size]
-        hashes.append(block_hash(hashes[-1] if hashes else None, tokens, cache_salt, adapter))
+    first = len(hashes)
+    if count <= first:
+        return
+    words = array("I", token_ids[first * block_size : count * block_size])
+    parent = hashes[-1] if hashes else _root(cache_salt, adapter)
+    for start in range(0, (count - first) * block_size, block_size):
+        block = words[start : start + block_size]
+        parent = blake2b(block, digest_size=HASH_BYTES, key=parent).digest()
+        hashes.append(parent)
 
 
 def _root(cache_salt: str, adapter: str) -> bytes:
@@ -39,4 +45,4 @@ def _root(cache_salt: str, adapter: str) -> bytes:
     salt, name = cache_salt.encode(), adapter.encode()
     if not salt and not name:
         return b""
-    return hashlib.blake2b(b"%d %b%b" % (len(salt), salt, name), digest_size=HASH_BYTES).digest()
+    return blake2b(b"%d %b%b" % (len(salt), salt, name), digest_size=HASH_BYTES).digest()

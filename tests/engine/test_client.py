@@ -18,7 +18,7 @@ from gptoss.config.errors import ConfigError
 from gptoss.engine.client import client
 from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import QueueFullError
-from gptoss.engine.client.streams import OpenStreams, OutputStream
+from gptoss.engine.client.streams import OpenStreams, OutputStream, refusal
 from gptoss.engine.client.supervisor import EngineState, RestartPolicy
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.core import process
@@ -184,9 +184,9 @@ def test_a_tenant_below_its_share_is_let_in_beyond_the_bounds() -> None:
         with pytest.raises(QueueFullError):
             await add("b", 1)
         await add("c", 2)
-        for stream in client._streams:
+        for stream in client.streams:
             client.discard(stream.request.request_id)
-        assert not client._streams.of_tenant and not client._streams.unstarted_tokens_of
+        assert not client.streams.of_tenant and not client.streams.unstarted_tokens_of
         client._context.destroy(linger=0)
 
     asyncio.run(add())
@@ -266,10 +266,10 @@ def test_background_requests_take_no_capacity_of_live_ones() -> None:
     streams = OpenStreams()
     for i in range(50):
         streams.add(OutputStream(AddRequest(f"b{i}", [1] * 100, SamplingParams(max_tokens=5, seed=0), background=True)))
-    assert streams.refusal("t", 1, 10, 1, 10) is None
+    assert refusal([streams], "t", 1, 10, 1, 10) is None
     assert (streams.num_unstarted, streams.num_unstarted_tokens, streams.num_background) == (0, 0, 50)
     streams.add(OutputStream(AddRequest("live", [1], SamplingParams(max_tokens=5, seed=0), tenant="t")))
-    assert streams.refusal("t", 1, 10, 1, 10) == "requests"
+    assert refusal([streams], "t", 1, 10, 1, 10) == "requests"
     for stream in streams:
         streams.remove(stream.request.request_id)
     assert (len(streams), streams.num_background, streams.of_tenant) == (0, 0, {})

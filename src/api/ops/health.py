@@ -11,7 +11,7 @@ from starlette.responses import Response
 from gptoss import __version__
 from gptoss.api.context import Context, ServerContext
 from gptoss.api.http.error_responses import json_response
-from gptoss.api.ops.stats import stall
+from gptoss.engine.client.pool import AnyEngine
 from gptoss.engine.client.supervisor import EngineState
 
 router = APIRouter()
@@ -22,13 +22,7 @@ UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"content": {"application/j
 def health_report(context: ServerContext) -> dict[str, Any]:
     """The status, and the reasons why it is not "ok"."""
     engine = context.engine
-    reasons = []
-    if engine.state is EngineState.DEAD:
-        reasons.append(f"engine is dead: {engine.failure}")
-    elif not engine.is_ready:
-        reasons.append(f"engine is {engine.state}")
-    elif (stalled := stall(context)) is not None:
-        reasons.append(stalled)
+    reasons = engine_problems(engine)
     waiting = engine.num_waiting
     if waiting > context.engine.config.max_num_waiting * 0.9:
         reasons.append(f"{waiting} requests are waiting")
@@ -49,9 +43,24 @@ def health_report(context: ServerContext) -> dict[str, Any]:
     }
 
 
+def engine_problems(engine: AnyEngine) -> list[str]:
+    """Why engines do not serve, one line for each that does not; with its number if there are several."""
+    problems = []
+    for number, one in enumerate(engine.engines):
+        several = len(engine.engines) > 1
+        name = f"engine {number}" if several else "engine"
+        if one.state is EngineState.DEAD:
+            problems.append(f"{name} is dead: {one.failure}")
+        elif not one.is_ready:
+            problems.append(f"{name} is {one.state}")
+        elif one.stall is not None:
+            problems.append(f"{name}: {one.stall}" if several else one.stall)
+    return problems
+
+
 @router.get("/health", responses=UNAVAILABLE)
 async def health(context: Context) -> Response:
-    """Liveness: 503 only if the engine is dead, when the process should be restarted."""
+    """Liveness: 503 only if every engine is dead, when the process should be restarted."""
     report = health_report(context)
     return json_response(503 if report["status"] == "unhealthy" else 200, report)
 
@@ -61,6 +70,6 @@ async def ready(context: Context) -> Response:
     """Readiness: 200 only if a request sent now would be served immediately."""
     engine = context.engine
     draining, warm = context.access.draining, context.warm.is_set()
-    serving = engine.is_ready and warm and not draining and stall(context) is None
+    serving = engine.serves and warm and not draining
     body = {"ready": serving, "engine": str(engine.state), "warm": warm, "draining": draining}
     return json_response(200 if serving else 503, body, {} if serving else {"retry-after": "5"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from functools import partial
 
 from fastapi import APIRouter
@@ -12,7 +13,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from gptoss.api.context import Context, ServerContext
 from gptoss.api.ops.stats import gpu_report
-from gptoss.api.telemetry.scrape import ScrapeCollector, ScrapedValue
+from gptoss.api.telemetry.scrape import Labelled, ScrapeCollector, ScrapedValue
+from gptoss.engine.client.client import EngineClient
 
 router = APIRouter()
 
@@ -29,10 +31,10 @@ async def metrics(context: Context) -> Response:
 def register_live_metrics(context: ServerContext) -> None:
     engine, prompts = context.engine, context.prompt_builder
 
-    def gpu_gauges() -> dict[str, list[tuple[dict[str, str], float]]]:
+    def gpu_gauges() -> dict[str, Labelled]:
         gpus = gpu_report()
 
-        def values(key: str) -> list[tuple[dict[str, str], float]]:
+        def values(key: str) -> Labelled:
             return [({"gpu": str(g["index"])}, float(g[key])) for g in gpus if g[key] is not None]
 
         return {
@@ -42,31 +44,39 @@ def register_live_metrics(context: ServerContext) -> None:
             "gpu_temperature_celsius": values("temperature_c"),
         }
 
+    def each(read: Callable[[EngineClient], float]) -> Callable[[], float | Labelled]:
+        """Reads a figure of the engine; of several, one for each with its number."""
+        if len(engine.engines) == 1:
+            return lambda: read(engine.engines[0])
+        return lambda: [({"engine": str(number)}, read(one)) for number, one in enumerate(engine.engines)]
+
     gauge, counter = ScrapedValue, partial(ScrapedValue, counter=True)
     values = [
-        gauge("num_requests_running", "Requests in the engine's batch.", lambda: engine.stats.num_running),
-        gauge("num_requests_waiting", "Requests waiting for the engine.", lambda: engine.num_waiting),
+        gauge("num_requests_running", "Requests in the engine's batch.", each(lambda e: e.stats.num_running)),
+        gauge("num_requests_waiting", "Requests waiting for the engine.", each(lambda e: e.num_waiting)),
         gauge("requests_active", "Requests not answered yet.", lambda: context.metrics.active),
-        gauge("kv_cache_usage_ratio", "Share of KV blocks in use.", lambda: engine.stats.kv_usage),
-        gauge("engine_ready", "1 while the engine serves.", lambda: float(engine.is_ready)),
-        gauge("engine_last_step_seconds", "Duration of the last step.", lambda: engine.stats.last_step_s),
+        gauge("kv_cache_usage_ratio", "Share of KV blocks in use.", each(lambda e: e.stats.kv_usage)),
+        gauge("engine_ready", "1 while the engine serves.", each(lambda e: float(e.is_ready))),
+        gauge("engine_last_step_seconds", "Duration of the last step.", each(lambda e: e.stats.last_step_s)),
         gauge("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
         gauge("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
         gauge("stored_responses_bytes", "Size of the stored responses.", lambda: context.stored_responses.num_bytes),
-        counter("engine_restarts", "Restarts of the engine.", lambda: engine.num_restarts),
-        counter("requests_resumed", "Requests that continued in the next engine.", lambda: engine.num_resumed),
+        counter("engine_restarts", "Restarts of the engine.", each(lambda e: e.num_restarts)),
+        counter("requests_resumed", "Requests that continued in the next engine.", each(lambda e: e.num_resumed)),
         counter("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens),
         counter("generation_tokens", "Generated tokens.", lambda: context.metrics.num_output_tokens),
         counter("prompt_cache_hits", "Prompts with a cached prefix.", lambda: prompts.stats.hits),
         counter("prompt_cache_builds", "Prompts built.", lambda: prompts.stats.builds),
-        counter("preemptions", "Requests preempted.", lambda: engine.stats.num_preemptions_total),
-        counter("prefix_cache_queries", "Prompt tokens looked up.", lambda: engine.stats.num_prefix_queried_total),
-        counter("prefix_cache_hits", "Prompt tokens found.", lambda: engine.stats.num_prefix_hit_total),
-        counter("spec_decode_num_draft_tokens", "Draft tokens.", lambda: engine.stats.num_draft_total),
-        counter("spec_decode_num_accepted_tokens", "Accepted draft tokens.", lambda: engine.stats.num_accepted_total),
-        counter("engine_steps", "Steps of the engine.", lambda: engine.stats.num_steps_total),
-        counter("engine_step_seconds", "Time in steps.", lambda: engine.stats.step_s_total),
-        gauge("engine_batch_size", "Requests in the last step.", lambda: engine.stats.last_step_seqs),
+        counter("preemptions", "Requests preempted.", each(lambda e: e.stats.num_preemptions_total)),
+        counter("prefix_cache_queries", "Prompt tokens looked up.", each(lambda e: e.stats.num_prefix_queried_total)),
+        counter("prefix_cache_hits", "Prompt tokens found.", each(lambda e: e.stats.num_prefix_hit_total)),
+        counter("spec_decode_num_draft_tokens", "Draft tokens.", each(lambda e: e.stats.num_draft_total)),
+        counter(
+            "spec_decode_num_accepted_tokens", "Accepted draft tokens.", each(lambda e: e.stats.num_accepted_total)
+        ),
+        counter("engine_steps", "Steps of the engine.", each(lambda e: e.stats.num_steps_total)),
+        counter("engine_step_seconds", "Time in steps.", each(lambda e: e.stats.step_s_total)),
+        gauge("engine_batch_size", "Requests in the last step.", each(lambda e: e.stats.last_step_seqs)),
         counter(
             "requests_refused", "Requests refused by the auth middleware.", lambda: sum(context.access.refused.values())
         ),

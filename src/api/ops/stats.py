@@ -11,21 +11,11 @@ from fastapi import APIRouter, Request
 
 from gptoss import __version__
 from gptoss.api.context import Context, ServerContext, caller_of
-from gptoss.engine.client.client import EngineClient
+from gptoss.engine.client.pool import AnyEngine
 from gptoss.engine.parallel.gpus import visible_gpus
 
 router = APIRouter()
 MAX_LISTED = 1000  # running requests of the caller in /stats
-
-
-def stall(context: ServerContext) -> str | None:
-    """Why a request sent now would not be served although the engine is ready; None if it would."""
-    engine, config = context.engine, context.config
-    if engine.heartbeat_age_s > config.engine_heartbeat_timeout_s:
-        return f"no heartbeat of the engine for {engine.heartbeat_age_s:.0f} s"
-    if engine.num_active > 0 and engine.last_sign_age_s > config.engine_step_timeout_s / 2:
-        return f"no step for {engine.last_sign_age_s:.0f} s while work is waiting"
-    return None
 
 
 @router.get("/stats")
@@ -79,6 +69,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
         "access": context.access.report(),
         "gpus": await asyncio.to_thread(gpu_report),
         "engine": _engine_report(engine),
+        "engines": [_engine_report(one) for one in engine.engines],
         "profile_settings": _profile_settings(context),
     }
 
@@ -98,7 +89,8 @@ def gpu_report() -> list[dict[str, Any]]:
     ]
 
 
-def _engine_report(engine: EngineClient) -> dict[str, Any]:
+def _engine_report(engine: AnyEngine) -> dict[str, Any]:
+    """The state and the figures of one engine, or of all of them added up."""
     return {
         "state": str(engine.state),
         "pid": engine.pid,

@@ -13,7 +13,7 @@ from gptoss.api.http.sender import ANONYMOUS
 from gptoss.api.telemetry.metrics import Metrics
 from gptoss.api.telemetry.request_record import RequestRecord
 from gptoss.api.telemetry.tracing import Tracing
-from gptoss.engine.client.client import EngineClient
+from gptoss.engine.client.pool import AnyEngine
 
 logger = logging.getLogger("request")
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("request")
 class RequestTracker:
     """The running requests of one app."""
 
-    def __init__(self, engine: EngineClient, metrics: Metrics, access: Access, tracing: Tracing | None = None) -> None:
+    def __init__(self, engine: AnyEngine, metrics: Metrics, access: Access, tracing: Tracing | None = None) -> None:
         self._engine, self._metrics, self._access = engine, metrics, access
         self._tracing = tracing
         self._running: dict[str, tuple[RequestRecord, list[str]]] = {}

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+Labelled = list[tuple[dict[str, str], float]]  # labels and value of each instance, such as a GPU
+NO_LABELS: dict[str, str] = {}
 
 # Our names -> vLLM's, for metrics with the same meaning
 VLLM_NAMES = {
@@ -56,18 +59,25 @@ def _renamed(metric: Metric, name: str, labels: Mapping[str, str]) -> Metric:
     copy = Metric(name, metric.documentation, metric.type)
     for sample in metric.samples:
         own = sample.name.replace(metric.name, name, 1)
-        copy.samples.append(sample._replace(name=own, labels={**sample.labels, **labels}))
+        copy.samples.append(sample._replace(name=own, labels={**labels, **sample.labels}))
     return copy
 
 
 @dataclass(frozen=True, slots=True)
 class ScrapedValue:
-    """A value that is read at scrape time."""
+    """A value that is read at scrape time, or one with labels for each instance."""
 
     name: str
     text: str
-    read: Callable[[], float]
+    read: Callable[[], float | Labelled]
     counter: bool = False
+
+    def metric(self) -> Metric:
+        metric = Metric(f"gptoss_{self.name}", self.text, "counter" if self.counter else "gauge")
+        found = self.read()
+        for labels, number in found if isinstance(found, list) else [(NO_LABELS, found)]:
+            metric.add_sample(metric.name + ("_total" if self.counter else ""), labels, number)
+        return metric
 
 
 class ScrapeCollector(Collector):
@@ -76,10 +86,10 @@ class ScrapeCollector(Collector):
     def __init__(
         self,
         values: list[ScrapedValue],
-        gauges: Callable[[], Mapping[str, list[tuple[dict[str, str], float]]]],
+        gauges: Callable[[], Mapping[str, Labelled]],
         tags: Callable[[], dict[str, str]],
     ) -> None:
-        """`gauges`: name -> (labels, value) of each instance, such as a GPU."""
+        """`gauges`: by name, one for each instance."""
         self._values = values
         self._gauges = gauges
         self._tags = tags
@@ -95,5 +105,4 @@ class ScrapeCollector(Collector):
                 labelled.add_sample(f"gptoss_{name}", labels, number)
             yield labelled
         for value in self._values:
-            family = CounterMetricFamily if value.counter else GaugeMetricFamily
-            yield family(f"gptoss_{value.name}", value.text, value=value.read())
+            yield value.metric()

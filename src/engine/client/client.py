@@ -12,8 +12,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -22,7 +20,8 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullError
+from gptoss.engine.client.admission import FinishRate, check_capacity
+from gptoss.engine.client.errors import EngineDeadError, EngineError
 from gptoss.engine.client.streams import OpenStreams, OutputStream
 from gptoss.engine.client.supervisor import EngineState, RestartPolicy, SilenceWatch, start_process
 from gptoss.engine.config import EngineConfig
@@ -47,7 +46,10 @@ logger = logging.getLogger(__name__)
 
 
 class EngineClient:
-    """One engine process at a time. Belongs to the event loop that `start` was called on."""
+    """One engine process at a time. Belongs to the event loop that `start` was called on.
+
+    EnginePool (pool.py) has the same interface for several engines, and sets what begins with `on_`.
+    """
 
     def __init__(
         self,
@@ -55,30 +57,43 @@ class EngineClient:
         policy: RestartPolicy | None = None,
         log: dict[str, Any] | None = None,
         renewed: Callable[[], EngineConfig] | None = None,
+        number: int | None = None,
     ):
-        """`renewed` is called before each restart; it returns the config after repairing damaged cache files."""
+        """
+        Args:
+            renewed: called before each restart; returns the config after repairing damaged cache files.
+            number: of this engine if there are several; the log has it.
+        """
         self.config = config
         self.policy = policy or RestartPolicy()
         self.state = EngineState.LOADING
         self.ready: Ready | None = None
         self.stats = EngineStats()
         self.on_step: Callable[[EngineStats], None] | None = None  # called for each reported step
+        self.on_outputs: Callable[[], None] | None = None  # called after a message with outputs
+        self.on_ready: Callable[[], None] | None = None
+        self.on_death: Callable[[], None] | None = None  # called when the requests that may not continue have ended
         self.num_restarts = 0
         self.num_resumed = 0
         self.failure: str | None = None
         self._renewed = renewed
-        self._log = log or {"level": "info", "log_format": "text"}
-        self._streams = OpenStreams()
-        self._finished_recently: deque[float] = deque(maxlen=64)
+        self._log = {"level": "info", "log_format": "text", **(log or {})}
+        self._log_fields: dict[str, Any] = {}
+        if number is not None:
+            self._log["engine"] = self._log_fields["engine"] = number
+        self.streams = OpenStreams()
+        self.finish_rate = FinishRate()
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._ready_event = asyncio.Event()
+        self._settled_event = asyncio.Event()
         self._context = zmq.asyncio.Context()
         self._process: BaseProcess | None = None
         self._send_socket: zmq.Socket[bytes] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._watch = SilenceWatch(self.policy)
         self._attempts = 0
+        self._has_ended = False  # the process, before its end is handled
 
     # --- start and stop ---
 
@@ -100,6 +115,14 @@ class EngineClient:
             raise EngineDeadError(self.failure or f"the engine is {self.state}")
         return self.ready
 
+    async def wait_started(self) -> Ready:
+        """Returns once the engine is ready. Raises EngineDeadError if it cannot start."""
+        return await self.wait_ready()
+
+    async def wait_settled(self) -> None:
+        """Returns once the engine has been ready, or has died, for the first time."""
+        await self._settled_event.wait()
+
     async def stop(self) -> None:
         """Ends all requests with an error, then the engine process."""
         self.state = EngineState.STOPPED
@@ -120,6 +143,11 @@ class EngineClient:
         self._context.destroy(linger=200)
 
     @property
+    def engines(self) -> Sequence[EngineClient]:
+        """Each engine."""
+        return (self,)
+
+    @property
     def started(self) -> bool:
         return self._supervisor is not None
 
@@ -128,17 +156,22 @@ class EngineClient:
         return self.state is EngineState.READY
 
     @property
+    def serves(self) -> bool:
+        """Whether a request sent now would be served."""
+        return self.is_ready and not self._has_ended and self.stall is None
+
+    @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
     @property
     def num_active(self) -> int:
-        return len(self._streams)
+        return len(self.streams)
 
     @property
     def num_waiting(self) -> int:
         """Requests without a token that the engine is not running yet."""
-        return max(0, self._streams.num_unstarted - self.stats.num_running)
+        return max(0, self.streams.num_unstarted - self.stats.num_running)
 
     @property
     def last_sign_age_s(self) -> float:
@@ -153,20 +186,27 @@ class EngineClient:
         """
         return self._watch.message_age_s
 
+    @property
+    def stall(self) -> str | None:
+        """Why a request sent now would not be served although the engine is ready; None if it would."""
+        if self.heartbeat_age_s > self.policy.heartbeat_timeout_s:
+            return f"no heartbeat of the engine for {self.heartbeat_age_s:.0f} s"
+        if self.num_active > 0 and self.last_sign_age_s > self.policy.step_timeout_s / 2:
+            return f"no step for {self.last_sign_age_s:.0f} s while work is waiting"
+        return None
+
     # --- requests ---
 
     def check_capacity(self, num_tokens: int, num_requests: int = 1, tenant: str = "") -> None:
         """Raises QueueFullError if this many more requests or prompt tokens may not wait."""
-        config = self.config
-        max_requests = config.max_num_seqs + config.max_num_waiting
-        problem = self._streams.refusal(tenant, num_requests, num_tokens, max_requests, config.max_num_waiting_tokens)
-        if problem == "requests":
-            text = f"{config.max_num_waiting} requests are waiting already (max_num_waiting)"
-            raise QueueFullError(text, self._retry_after())
-        if problem == "tokens":
-            num_held = self._streams.num_unstarted_tokens
-            text = f"the waiting requests hold {num_held} tokens already (max_num_waiting_tokens)"
-            raise QueueFullError(text, self._retry_after())
+        check_capacity(
+            [self.streams],
+            self.config,
+            [self.finish_rate],
+            tenant=tenant,
+            num_requests=num_requests,
+            num_tokens=num_tokens,
+        )
 
     async def add_request(self, request: AddRequest) -> AsyncIterator[TokenOutput]:
         """Admits one request, as `add_requests` does."""
@@ -182,24 +222,44 @@ class EngineClient:
         num_tokens = sum(len(r.token_ids) for r in requests)
         if not requests[0].background:
             self.check_capacity(num_tokens, len(requests), requests[0].tenant)
-        if not len(self._streams):
-            self._watch.work_begins()
         streams = [OutputStream(request) for request in requests]
-        for stream in streams:
-            self._streams.add(stream)
-        self._send_requests(requests)
+        self.submit(streams)
         return [self._outputs(stream.request.request_id, stream) for stream in streams]
+
+    def submit(self, streams: Sequence[OutputStream]) -> None:
+        """Sends requests to the engine without checking capacity."""
+        self.keep(streams)
+        self._send_requests([stream.request for stream in streams])
+
+    def resume(self, streams: Sequence[OutputStream]) -> None:
+        """Sends what is left of requests that another engine does not continue."""
+        self.keep(streams)
+        self._send_requests([stream.rest() for stream in streams])
+
+    def keep(self, streams: Sequence[OutputStream]) -> None:
+        """Holds requests, which are sent when the engine is ready, if it is not."""
+        if not len(self.streams):
+            self._watch.work_begins()
+        for stream in streams:
+            self.streams.add(stream)
+
+    def release(self, request_id: str) -> OutputStream | None:
+        """Takes a request back, for another engine; None if it has ended."""
+        stream = self.streams.remove(request_id)
+        if stream is not None and self.is_ready:
+            self._send(AbortRequests([request_id]))
+        return stream
 
     def fail_requests(self, reason: str) -> None:
         """Ends every request with an error immediately."""
-        running = [stream.request.request_id for stream in self._streams]
+        running = [stream.request.request_id for stream in self.streams]
         self._fail_all(reason)
         with contextlib.suppress(zmq.ZMQError):
             self._send(AbortRequests(running))
 
     def abort(self, request_id: str) -> bool:
         """Aborts a request: its iterator gets a terminal output. Returns whether it was running or waiting."""
-        stream = self._streams.get(request_id)
+        stream = self.streams.get(request_id)
         if stream is None:
             return False
         stream.aborted = True  # the engine may die before it reads the message
@@ -211,30 +271,16 @@ class EngineClient:
 
     async def _outputs(self, request_id: str, stream: OutputStream) -> AsyncIterator[TokenOutput]:
         try:
-            while True:
-                if not stream.items:
-                    stream.arrived.clear()
-                    await stream.arrived.wait()
-                output = stream.take()
+            async for output in stream.read():
                 yield output
-                if output.finish_reason is not None:
-                    return
         finally:
             self.discard(request_id)
 
     def discard(self, request_id: str) -> None:
         """Ends a request whose outputs are no longer read, if it has not ended. Idempotent."""
-        if self._streams.remove(request_id):
+        if self.streams.remove(request_id):
             with contextlib.suppress(zmq.ZMQError):
                 self._send(AbortRequests([request_id]))
-
-    def _retry_after(self) -> float:
-        """Seconds until capacity should be free, from the rate at which requests ended recently."""
-        if len(self._finished_recently) < 2:
-            return 1.0
-        span = time.monotonic() - self._finished_recently[0]
-        per_second = len(self._finished_recently) / max(span, 0.001)
-        return min(60.0, max(1.0, self.config.max_num_seqs / max(per_second, 0.01) / 4))
 
     # --- the engine process ---
 
@@ -271,25 +317,27 @@ class EngineClient:
                 self.failure = self.failure or "internal error in the engine supervisor"
             died_ready = self.state is EngineState.READY
             self._ready_event.clear()
+            self._settled_event.set()
             fatal = self.state is EngineState.DEAD
-            self._attempts = 1 if died_ready and self._finished_recently else self._attempts + 1
-            self._finished_recently.clear()
+            self._attempts = 1 if died_ready and self.finish_rate else self._attempts + 1
+            self.finish_rate.clear()
+            self.stats = EngineStats()
             if fatal or self._attempts > self.policy.max_restarts:
                 self.state = EngineState.DEAD
-                self._fail_all(f"the engine is dead: {self.failure}")
+                self._hand_over(f"the engine is dead: {self.failure}")
                 self._ready_event.set()
-                logger.critical("giving up on the engine: %s", self.failure)
+                logger.critical("giving up on the engine: %s", self.failure, extra=self._log_fields)
                 return
             self.state = EngineState.RESTARTING
-            self.stats = EngineStats()
-            self._end_or_keep(f"the engine died: {self.failure}")
+            self._hand_over(f"the engine died: {self.failure}")
             delay = min(self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1))
             logger.error(
                 "engine died (%s), restart %d in %.1f s; %d requests will continue",
                 self.failure,
                 self._attempts,
                 delay,
-                len(self._streams),
+                len(self.streams),
+                extra=self._log_fields,
             )
             self.num_restarts += 1
             await asyncio.sleep(delay)
@@ -343,6 +391,7 @@ class EngineClient:
 
     async def _read(self, receive: zmq.asyncio.Socket, gone: asyncio.Event) -> None:
         """Handles messages until the process is gone, or silent for too long."""
+        self._has_ended = False
         gone_task = asyncio.create_task(gone.wait())
         suspicious = False
         try:
@@ -367,11 +416,12 @@ class EngineClient:
                     return
                 suspicious = silence is not None  # this process itself may have been suspended: check twice
         finally:
+            self._has_ended = True
             gone_task.cancel()
 
     def _silence(self) -> str | None:
         """Why a ready engine counts as dead although its process exists; None if it does not."""
-        return self._watch.problem(has_work=bool(self._streams)) if self.is_ready else None
+        return self._watch.problem(has_work=bool(self.streams)) if self.is_ready else None
 
     def _handle(self, message: FromEngine) -> None:
         self._watch.message_arrived(is_heartbeat=isinstance(message, Heartbeat))
@@ -382,33 +432,49 @@ class EngineClient:
                 self.on_step(message.stats)
             for output in message.outputs:
                 self._deliver(output)
+            if self.on_outputs is not None:
+                self.on_outputs()
         elif isinstance(message, Ready):
             self.ready, self.failure = message, None
             self.state = EngineState.READY
-            self._send_requests(stream.rest() for stream in self._streams)  # of an engine that died
+            self._send_requests(stream.rest() for stream in self.streams)  # of an engine that died
             self._ready_event.set()
+            self._settled_event.set()
+            if self.on_ready is not None:
+                self.on_ready()
         elif isinstance(message, Failed):
             self.failure = message.message
             if message.fatal:
                 self.state = EngineState.DEAD
 
     def _deliver(self, output: TokenOutput) -> None:
-        stream = self._streams.get(output.request_id)
+        stream = self.streams.get(output.request_id)
         if stream is None:
             return  # the client disconnected during the step
-        self._streams.mark_started(stream)
+        self.streams.mark_started(stream)
         if output.finish_reason is not None:
-            self._finished_recently.append(time.monotonic())
-            self._streams.remove(output.request_id)
+            self.finish_rate.count()
+            self.streams.remove(output.request_id)
         stream.put(output)
 
     def _fail_all(self, reason: str) -> None:
-        for stream in self._streams:
+        for stream in self.streams:
             self._end(stream, FinishReason.ERROR, reason)
+
+    def _hand_over(self, reason: str) -> None:
+        """Ends the requests that no engine continues; `on_death` may move the others."""
+        if self.on_death is None and self.state is EngineState.DEAD:
+            self._fail_all(reason)
+            return
+        self._end_or_keep(reason)
+        if self.on_death is not None:
+            self.on_death()
+        if self.state is EngineState.DEAD:
+            self._fail_all(reason)
 
     def _end_or_keep(self, reason: str) -> None:
         """Ends the requests that may not continue in the next engine."""
-        for stream in self._streams:
+        for stream in self.streams:
             if stream.aborted:
                 self._end(stream, FinishReason.ABORT)
             elif stream.num_resumes >= self.policy.max_resumes:
@@ -419,7 +485,7 @@ class EngineClient:
 
     def _end(self, stream: OutputStream, why: FinishReason, error: str | None = None) -> None:
         request_id = stream.request.request_id
-        self._streams.remove(request_id)
+        self.streams.remove(request_id)
         stream.put(TokenOutput(request_id, [], why, error=error))
 
 
@@ -428,8 +494,19 @@ def _without_bias(request: AddRequest) -> AddRequest:
     return msgspec.structs.replace(request, params=params)
 
 
+def narrowed_devices(visible: str | None, gpus: Sequence[int]) -> str:
+    """Returns CUDA_VISIBLE_DEVICES for a process that sees only `gpus` of those that this one sees.
+
+    `visible`: this process's CUDA_VISIBLE_DEVICES; None: not set.
+    """
+    entries = None if visible is None else [part.strip() for part in visible.split(",")]
+    return ",".join(str(gpu) if entries is None else entries[gpu] for gpu in gpus)
+
+
 def _child(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: dict[str, Any]) -> None:
     """Runs the engine; only this process loads torch."""
+    if config.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = narrowed_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), config.gpus)
     if config.backend == "native":
         # Otherwise torch's OpenMP threads spin for a millisecond after each parallel operation, on the cores that the
         # CPU kernels' threads need. Read when the library is loaded, in ranks too.

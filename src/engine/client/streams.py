@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,7 @@ from gptoss.engine.messages import AddRequest, TokenOutput
 @dataclass(slots=True)
 class OutputStream:
     request: AddRequest
+    num_cached_tokens: int = 0  # of the prompt, expected in the engine's prefix cache
     added: float = field(default_factory=time.monotonic)
     items: deque[TokenOutput] = field(default_factory=deque)  # not read yet
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -29,6 +30,17 @@ class OutputStream:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.request.token_ids)
+
+    async def read(self) -> AsyncIterator[TokenOutput]:
+        """Iterates over the outputs up to the terminal one."""
+        while True:
+            if not self.items:
+                self.arrived.clear()
+                await self.arrived.wait()
+            output = self.take()
+            yield output
+            if output.finish_reason is not None:
+                return
 
     def put(self, output: TokenOutput) -> None:
         self.output_ids += output.token_ids
@@ -72,6 +84,7 @@ class OpenStreams:
         self.num_unstarted = 0  # requests without a token
         self.num_unstarted_tokens = 0  # of their prompts
         self.num_background = 0  # which no limit and no other count here includes
+        self.num_uncached_tokens = 0  # of these, what no cached prefix holds
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -90,49 +103,62 @@ class OpenStreams:
             stream.started = True
             return
         self.of_tenant[stream.request.tenant] += 1
-        self.unstarted_tokens_of[stream.request.tenant] += stream.num_prompt_tokens
-        self.num_unstarted += 1
-        self.num_unstarted_tokens += stream.num_prompt_tokens
+        if not stream.started:
+            self._count_unstarted(stream, 1)
 
     def mark_started(self, stream: OutputStream) -> None:
         if not stream.started:
+            self._count_unstarted(stream, -1)
             stream.started = True
-            self.num_unstarted -= 1
-            self.num_unstarted_tokens -= stream.num_prompt_tokens
-            _take(self.unstarted_tokens_of, stream.request.tenant, stream.num_prompt_tokens)
 
-    def refusal(
-        self, tenant: str, num_requests: int, num_tokens: int, max_requests: int, max_unstarted_tokens: int
-    ) -> Literal["requests", "tokens"] | None:
-        """Which limit more requests of a tenant would exceed; None if they may be added.
-
-        A tenant with less than an equal share of all requests, or of the unstarted prompts, may exceed the limits.
-        """
-        of_tenant = self.of_tenant[tenant] + num_requests
-        num_live = len(self) - self.num_background
-        if num_live + num_requests > max_requests and not _is_within_share(
-            of_tenant, max_requests, self.of_tenant, tenant
-        ):
-            return "requests"
-        tokens_of_tenant = self.unstarted_tokens_of[tenant] + num_tokens
-        if (
-            self.num_unstarted
-            and self.num_unstarted_tokens + num_tokens > max_unstarted_tokens
-            and not _is_within_share(tokens_of_tenant, max_unstarted_tokens, self.unstarted_tokens_of, tenant)
-        ):
-            return "tokens"
-        return None
-
-    def remove(self, request_id: str) -> bool:
-        """Removes a stream; returns whether it was open."""
+    def remove(self, request_id: str) -> OutputStream | None:
+        """Removes and returns a stream; None if it is not open."""
         stream = self._streams.pop(request_id, None)
         if stream is not None:
             if stream.request.background:
                 self.num_background -= 1
-            else:
-                self.mark_started(stream)
-                _take(self.of_tenant, stream.request.tenant, 1)
-        return stream is not None
+                return stream
+            if not stream.started:
+                self._count_unstarted(stream, -1)
+            _add(self.of_tenant, stream.request.tenant, -1)
+        return stream
+
+    @property
+    def num_live(self) -> int:
+        """Requests that are not background ones."""
+        return len(self._streams) - self.num_background
+
+    def _count_unstarted(self, stream: OutputStream, sign: int) -> None:
+        num_tokens = sign * stream.num_prompt_tokens
+        self.num_unstarted += sign
+        self.num_unstarted_tokens += num_tokens
+        self.num_uncached_tokens += num_tokens - sign * stream.num_cached_tokens
+        _add(self.unstarted_tokens_of, stream.request.tenant, num_tokens)
+
+
+def refusal(
+    streams: Sequence[OpenStreams],
+    tenant: str,
+    num_requests: int,
+    num_tokens: int,
+    max_requests: int,
+    max_unstarted_tokens: int,
+) -> Literal["requests", "tokens"] | None:
+    """Which limit more requests of a tenant would exceed; None if they may be added.
+
+    A tenant with less than an equal share of all requests, or of the unstarted prompts, may exceed the limits.
+    `streams`: of each engine; the limits are for all of them together.
+    """
+    if sum(s.num_live for s in streams) + num_requests > max_requests:
+        requests_of = sum((s.of_tenant for s in streams), Counter[str]())
+        if not _is_within_share(requests_of[tenant] + num_requests, max_requests, requests_of, tenant):
+            return "requests"
+    num_unstarted_tokens = sum(s.num_unstarted_tokens for s in streams)
+    if any(s.num_unstarted for s in streams) and num_unstarted_tokens + num_tokens > max_unstarted_tokens:
+        tokens_of = sum((s.unstarted_tokens_of for s in streams), Counter[str]())
+        if not _is_within_share(tokens_of[tenant] + num_tokens, max_unstarted_tokens, tokens_of, tenant):
+            return "tokens"
+    return None
 
 
 def _is_within_share(count: int, limit: int, counts: Mapping[str, int], tenant: str) -> bool:
@@ -140,7 +166,7 @@ def _is_within_share(count: int, limit: int, counts: Mapping[str, int], tenant: 
     return count <= limit // len({*counts, tenant})
 
 
-def _take(counts: Counter[str], name: str, number: int) -> None:
-    counts[name] -= number
+def _add(counts: Counter[str], name: str, number: int) -> None:
+    counts[name] += number
     if not counts[name]:
         del counts[name]

@@ -103,6 +103,7 @@ class EngineCore:
             tenant=message.tenant,
             num_scored_tokens=message.num_scored_tokens,
             background=message.background,
+            block_hashes=list(message.block_hashes),
         )
         request.token_ids += message.output_ids
         self.scheduler.add_request(request)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +15,12 @@ import torch
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
+from gptoss.engine.model.checkpoint import Checkpoint
 from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import FULL, SLIDING
-from gptoss.engine.model.sources import open_source
 from gptoss.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
 from gptoss.engine.parallel.communicator import Communicator
+from gptoss.engine.parallel.device_placement import usable_cores
 from gptoss.engine.parallel.memory_plan import activation_bytes, stage_layers
 from gptoss.engine.parallel.shards import make_shard
 from gptoss.engine.worker.cuda_graphs import GraphRunner
@@ -90,8 +90,9 @@ class Worker:
         else:
             if config.model_path is None:
                 raise ConfigError("model_path is needed unless load_format is 'dummy'")
+            checkpoint = Checkpoint(config.model_path, config.model)
             weights = WeightLoader(
-                open_source(config.model_path, config.model),
+                checkpoint,
                 config.model,
                 self.dtype,
                 dequantize=self._dequantize(),
@@ -250,8 +251,7 @@ def choose_cpu_isa(name: str) -> None:
 
 def set_threads(wanted: int, world: int = 1) -> None:
     """Sets the compute threads of this rank; 0: its share of the physical cores that the process may use."""
-    cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
-    torch.set_num_threads(wanted or max(1, cores // world))
+    torch.set_num_threads(wanted or max(1, usable_cores() // world))
     _keep_freed_memory()
 
 

@@ -24,6 +24,7 @@ def read_requirements(name: str) -> dict[str, list[str]]:
 
 runtime = read_requirements("requirements.txt")
 tracing = read_requirements("requirements-tracing.txt")[""]
+evaluations = read_requirements("requirements-eval.txt")[""]
 dev = [*(line for name, lines in runtime.items() if name for line in lines), *tracing]
 dev += read_requirements("requirements-dev.txt")[""]
 
@@ -35,6 +36,7 @@ setup(
     extras_require={
         **{name: lines for name, lines in runtime.items() if name not in ("", "dev")},
         "tracing": tracing,
+        "eval": evaluations,
         "dev": dev,
     },
 )

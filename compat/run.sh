@@ -3,11 +3,12 @@
 # Their clients, in Python and JavaScript (node must be on PATH), against a running server of nano:  compat/run.sh clients [URL]
 # Claude Code, headless (node and npm must be on PATH; the API is started in the test's process):  compat/run.sh claude-code
 # Codex, headless (npm must be on PATH; the API runs in the test's process):  compat/run.sh codex
+# Evaluations with inspect-ai and BFCL's data, against a running server of nano:  compat/run.sh eval [URL]
 # The page in a browser (chromium must be on PATH; starts a server of its own):  compat/run.sh page
 # All of them, long, against a server that this starts:  compat/run.sh nightly
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suite="${1:?langchain, schemathesis, clients, claude-code, codex, page or nightly}"
+suite="${1:?langchain, schemathesis, clients, claude-code, codex, page, eval or nightly}"
 export TEST_SERVER_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
 if [[ "$suite" != claude-code && "$suite" != codex && compat/requirements.txt -nt "$venv/.installed" ]]; then
@@ -42,6 +43,14 @@ case "$suite" in
             "@openai/codex@${CODEX_VERSION:-0.171.0}"
         CODEX="$PWD/.venv-node/codex/node_modules/.bin/codex" .venv/bin/python -m pytest compat/test_codex.py -q
         ;;
+    eval)
+        if [[ requirements-eval.txt -nt .venv-eval/.installed ]]; then
+            python3 -m venv .venv-eval
+            .venv-eval/bin/pip install -qq --disable-pip-version-check -r requirements-eval.txt pytest
+            touch .venv-eval/.installed
+        fi
+        .venv-eval/bin/python -m pytest -c /dev/null --rootdir compat compat/test_eval.py -q
+        ;;
     page)
         mkdir -p reports
         TEST_SERVER_PYTHON="$PWD/.venv/bin/python" \
@@ -58,7 +67,7 @@ case "$suite" in
             sleep 1
         done
         curl -fsS -o /dev/null "$url/ready" || { cat "$log"; exit 1; }
-        for part in langchain schemathesis clients claude-code codex page; do
+        for part in langchain schemathesis clients claude-code codex page eval; do
             EXAMPLES=10000 compat/run.sh $part "$url" || { echo "compat $part: FAILED"; failed=1; }
         done
         exit $failed

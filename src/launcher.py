@@ -52,22 +52,27 @@ FINISH_S = 2  # time for connections to close after the last answer
 
 
 @dataclass(frozen=True, slots=True)
-class Startup:
-    """What is known before the engine starts."""
+class ModelStartup:
+    """What an engine needs to start, with or without a server."""
 
     config: ServerConfig
     engine_configs: list[EngineConfig]  # of each engine
     model: str  # a size, a folder or a Hub id
     located: LocatedModel
     vocabulary: Vocabulary
-    callers: list[Caller]
-    bound: socket.socket
-    max_connections: int
 
     @property
     def model_id(self) -> str:
         """The name in /v1/models."""
         return self.config.served_model_name or self.located.name
+
+    @property
+    def aliases(self) -> frozenset[str]:
+        """Other names that requests may use."""
+        size = self.located.size
+        if size == "custom":
+            return frozenset()
+        return frozenset((size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"))
 
     def renewed_engine_config(self, number: int) -> EngineConfig:
         """Returns the configuration for an engine that is started again, with intact cached files."""
@@ -76,6 +81,15 @@ class Startup:
             folder = locate_model(self.model, None, cache).folder
         ranks_path = find_ranks(folder, cache) or self.vocabulary.ranks_path
         return dataclasses.replace(self.engine_configs[number], model_path=folder, ranks_path=ranks_path)
+
+
+@dataclass(frozen=True, slots=True)
+class Startup(ModelStartup):
+    """What is known before the server's engine starts."""
+
+    callers: list[Caller]
+    bound: socket.socket
+    max_connections: int
 
 
 def prepare(config: ServerConfig, origin: Mapping[str, str]) -> Startup:
@@ -88,11 +102,19 @@ def prepare(config: ServerConfig, origin: Mapping[str, str]) -> Startup:
     callers = check_access(config, origin)
     max_connections = allowed_connections(config.max_connections)
     bound = port_manager.reserve(config.host, config.port, auto=config.auto_port, force=config.force_port)
+    model = prepare_model(config)
+    return Startup(
+        config, model.engine_configs, model.model, model.located, model.vocabulary, callers, bound, max_connections
+    )
+
+
+def prepare_model(config: ServerConfig) -> ModelStartup:
+    """Returns what an engine needs to start. Raises ConfigError, CacheError or VocabularyError."""
     cache, model = default_cache_folder(), choose_model(config)
     located = locate_model(model, config.model_path, cache, dummy=config.load_format == "dummy")
     vocabulary = load_vocabulary(located.folder, cache)
     settings = engine_config(config, located, vocabulary)
-    return Startup(config, place_engines(settings), model, located, vocabulary, callers, bound, max_connections)
+    return ModelStartup(config, place_engines(settings), model, located, vocabulary)
 
 
 def check_backend(config: ServerConfig) -> None:
@@ -212,7 +234,7 @@ class Server(uvicorn.Server):
 
 async def serve(start: Startup) -> int:
     """Runs the engine and the HTTP server until a signal or the engine ends them. Returns the exit code."""
-    engine = _engine(start)
+    engine = create_engine(start)
     await engine.start()  # it loads while the app is imported and built
     try:
         app = await _app(engine, start)
@@ -225,8 +247,8 @@ async def serve(start: Startup) -> int:
     return await _serve_until_the_end(server, engine, start)
 
 
-def _engine(start: Startup) -> AnyEngine:
-    """Returns the engine, or the pool of several."""
+def create_engine(start: ModelStartup) -> AnyEngine:
+    """Returns the engine, or the pool of several; none has been started."""
     policy, log, count = _restart_policy(start.config), _log_settings(start.config), len(start.engine_configs)
     engines = [
         EngineClient(config, policy, log, partial(start.renewed_engine_config, number), number if count > 1 else None)
@@ -269,17 +291,15 @@ async def _app(engine: AnyEngine, start: Startup) -> FastAPI:
     await asyncio.to_thread(importlib.import_module, "gptoss.api.app")  # not on the loop, which is starting the engine
     from gptoss.api.app import create_app
 
-    size = start.located.size
-    aliases = {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"} if size != "custom" else set()
     return create_app(
         engine,
         start.config,
         start.vocabulary,
         callers=start.callers,
         model_id=start.model_id,
-        model_size=size,
+        model_size=start.located.size,
         repetition_guard=start.located.repetition_guard,
-        aliases=frozenset(aliases),
+        aliases=start.aliases,
     )
 
 

@@ -1,4 +1,4 @@
-"""Finds the folder of a model by its name. No torch: the API process imports this."""
+"""Finds the files of a model by its name. No torch: the API process imports this."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from urllib.parse import urlsplit
 
 from gptoss.cached_files import cached
 from gptoss.config.errors import ConfigError
+from gptoss.engine.model.gguf_config import read_gguf_config
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
+from gptoss.ollama_store import PREFIX as OLLAMA
+from gptoss.ollama_store import find_blob
 from gptoss.resources import resource
 
 logger = logging.getLogger(__name__)
@@ -26,13 +30,14 @@ HUB_IDS = {"20b": "openai/gpt-oss-20b", "120b": "openai/gpt-oss-120b"}
 FILES = ["*.json", "*.safetensors"]
 SKIPPED = ["original/*", "metal/*"]
 NETWORK_TIMEOUT_S = 1.5
+LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")  # of a split file
 NANO_ASSETS = resource("assets", "nano")
 FOLD_VERSION = b"2"  # raise when unfolding writes other bytes
 
 
 @dataclass(frozen=True, slots=True)
 class LocatedModel:
-    folder: Path | None  # None: random weights, no file
+    folder: Path | None  # of the checkpoint, or a GGUF file; None: random weights, no file
     config: ModelConfig
     size: str  # "20b", "120b", "nano", "mini" or "custom"
     name: str  # default for served_model_name
@@ -40,7 +45,7 @@ class LocatedModel:
 
 
 def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dummy: bool = False) -> LocatedModel:
-    """Finds a model on disk, in the Hugging Face cache or on the Hub.
+    """Finds a model on disk, in Ollama's store, in the Hugging Face cache or on the Hub.
 
     Raises ConfigError with the paths that were searched and the command that fetches the model.
     """
@@ -50,7 +55,7 @@ def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dumm
             raise ConfigError(f"load_format 'dummy' needs model to be one of {', '.join(SIZES)}, not {name!r}")
         return LocatedModel(None, ModelConfig.from_json(hf_config(SIZES[short])), short, f"gpt-oss-{short}")
     folder = _embedded_nano(cache_folder) if is_embedded(name, model_path) else _find(name, short, model_path)
-    config = ModelConfig.from_folder(folder)
+    config = read_gguf_config(folder) if folder.is_file() else ModelConfig.from_folder(folder)
     size = next(
         (
             s
@@ -60,8 +65,18 @@ def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dumm
         "custom",
     )
     return LocatedModel(
-        folder, config, size, f"gpt-oss-{size}" if size != "custom" else folder.name, _repetition_guard(folder)
+        folder,
+        config,
+        size,
+        f"gpt-oss-{size}" if size != "custom" else _own_name(name, folder),
+        _repetition_guard(folder),
     )
+
+
+def _own_name(name: str, folder: Path) -> str:
+    if name.startswith(OLLAMA):  # the file is named by its sum
+        return name.removeprefix(OLLAMA)
+    return folder.stem if folder.is_file() else folder.name
 
 
 def is_embedded(name: str, model_path: Path | None) -> bool:
@@ -88,6 +103,9 @@ def _short_name(name: str) -> str:
 
 
 def _find(name: str, short: str, model_path: Path | None) -> Path:
+    """The folder of the checkpoint, or the GGUF file. Raises ConfigError."""
+    if name.startswith(OLLAMA):
+        return find_blob(name.removeprefix(OLLAMA))
     hub_id = HUB_IDS.get(short, name)
     base = hub_id.rsplit("/", 1)[-1]
     candidates = [Path(name).expanduser()]
@@ -95,11 +113,13 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
         candidates += [model_path / base, model_path / hub_id, model_path]
     candidates += [models_folder() / base, models_folder() / hub_id]
     for candidate in candidates:
-        if (candidate / "config.json").is_file():
+        if candidate.is_file() or (candidate / "config.json").is_file():
             return candidate.resolve()
+        if candidate.is_dir() and (file := _gguf_in(candidate)) is not None:
+            return file.resolve()
     looked = [str(c) for c in candidates]
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
-        raise ConfigError(f"no model {name!r}: no config.json in {', '.join(looked)}")
+        raise ConfigError(f"no model {name!r}: no config.json in {', '.join(looked)}, nor a GGUF file")
     # imported here: it takes a quarter of a second
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -124,6 +144,14 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
             f"could not download {hub_id} into {cache}: {reason}. Set HF_HOME to a writable folder with free space, "
             "or model_path to the checkpoint"
         ) from error
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The GGUF file of a folder, the first of a split one. Raises ConfigError if there are several models."""
+    files = [path for path in sorted(folder.glob("*.gguf")) if not LATER_PART.search(path.name)]
+    if len(files) > 1:
+        raise ConfigError(f"{folder} holds {len(files)} GGUF models: name one of {', '.join(p.name for p in files)}")
+    return files[0] if files else None
 
 
 def _hub_reachable() -> bool:

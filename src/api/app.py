@@ -12,26 +12,21 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gptoss import __version__
 from gptoss.api.access.access import Access
-from gptoss.api.access.api_keys import ApiKeys, Caller
-from gptoss.api.context import ServerContext
+from gptoss.api.access.api_keys import Caller
+from gptoss.api.context import ServerContext, create_context
 from gptoss.api.http.error_responses import install as install_error_handlers
 from gptoss.api.http.limited_paths import LimitedPaths
 from gptoss.api.http.openapi import OPENAI_ERROR, DocumentedApi, error_responses
-from gptoss.api.http.profiles import Profiles
 from gptoss.api.middleware.auth import AuthMiddleware
 from gptoss.api.middleware.head_as_get import HeadAsGet
 from gptoss.api.middleware.request_id import RequestIdMiddleware
 from gptoss.api.ops.metrics import register_live_metrics
 from gptoss.api.ops.warm_up import warm_up
 from gptoss.api.responses.store import ResponseStore
-from gptoss.api.telemetry.metrics import Metrics
-from gptoss.api.telemetry.request_tracker import RequestTracker
 from gptoss.api.telemetry.tracing import Tracing
-from gptoss.api.telemetry.unknown_fields import UnknownFields
 from gptoss.config.schema import ServerConfig
 from gptoss.engine.client.pool import AnyEngine
 from gptoss.harmony.vocabulary_files import Vocabulary
-from gptoss.prompt_builder import PromptBuilder
 
 # Modules of gptoss.api with routes; each has a `router`
 ENDPOINTS = (
@@ -67,23 +62,20 @@ def create_app(
     `callers`: the keys, if they have been read already.
     """
     tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-    profiles = config.all_profiles()
-    metrics, access, store = Metrics(), Access(ApiKeys(config, callers)), ResponseStore(config.response_store_bytes)
-    context = ServerContext(
-        config=config,
-        engine=engine,
-        prompt_builder=_prompt_builder(vocabulary, config),
-        vocabulary=vocabulary,
-        metrics=metrics,
+    store = ResponseStore(config.response_store_bytes)
+    context = create_context(
+        engine,
+        config,
+        vocabulary,
+        store,
+        callers=callers,
+        model_id=model_id,
         model_size=model_size,
-        model_repetition_guard=repetition_guard,
-        profiles=Profiles(profiles, profiles[config.profile], model_id, aliases | {model_id}),
-        access=access,
-        tracker=RequestTracker(engine, metrics, access, tracing),
-        stored_responses=store,
-        unknown_fields=UnknownFields(config.unknown_fields),
+        repetition_guard=repetition_guard,
+        aliases=aliases,
+        tracing=tracing,
     )
-    engine.on_step = metrics.step
+    engine.on_step = context.metrics.step
     app = DocumentedApi(
         title="gpt-oss server",
         version=__version__,
@@ -95,7 +87,7 @@ def create_app(
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
-    _add_middleware(app, config, access)
+    _add_middleware(app, config, context.access)
     return app
 
 
@@ -129,17 +121,3 @@ def _add_middleware(app: FastAPI, config: ServerConfig, access: Access) -> None:
             expose_headers=["x-request-id", "request-id", "retry-after"],
         )
     app.add_middleware(RequestIdMiddleware)
-
-
-def _prompt_builder(vocabulary: Vocabulary, config: ServerConfig) -> PromptBuilder:
-    return PromptBuilder(
-        vocabulary,
-        current_date=config.current_date,
-        cache_bytes=config.prompt_cache_bytes,
-        cache_ttl_s=config.prompt_cache_ttl_s,
-        replay_generated_ids=(
-            not config.resolved("batch_invariant")
-            if config.replay_generated_ids is None
-            else config.replay_generated_ids
-        ),
-    )

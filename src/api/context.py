@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 
 from gptoss import __version__
 from gptoss.api.access.access import Access
-from gptoss.api.access.api_keys import Caller, tenant_of
+from gptoss.api.access.api_keys import ApiKeys, Caller, tenant_of
 from gptoss.api.http.profiles import Profiles
 from gptoss.api.http.sender import ANONYMOUS, Sender, client_of
 from gptoss.api.http.work_pool import WorkPool
@@ -19,6 +19,7 @@ from gptoss.api.telemetry.metrics import Metrics
 from gptoss.api.telemetry.request_accounting import RequestAccounting
 from gptoss.api.telemetry.request_record import RequestRecord
 from gptoss.api.telemetry.request_tracker import RequestTracker
+from gptoss.api.telemetry.tracing import Tracing
 from gptoss.api.telemetry.unknown_fields import UnknownFields
 from gptoss.config.profiles import Profile
 from gptoss.config.schema import ServerConfig
@@ -109,7 +110,7 @@ class ServerContext:
 
     def incoming(self, request: Request) -> Incoming:
         """What a request needs that has just arrived."""
-        state, caller, planner = request.state, caller_of(request), self.planner()
+        state, caller = request.state, caller_of(request)
         record = RequestRecord(
             endpoint=request.url.path,
             request_id=getattr(state, "request_id", ""),
@@ -119,35 +120,95 @@ class ServerContext:
                 (name, request.headers[name]) for name in ("traceparent", "tracestate") if name in request.headers
             ),
         )
-        tenant, cache_scope = tenant_of(caller), self.access.keys.cache_scope(caller)
+        tenant = tenant_of(caller)
         address = f" {request.client.host}" if tenant == ANONYMOUS and request.client is not None else ""
         shown_text = self.vocabulary.decode if self.config.log_content else None
+        sender = Sender(
+            owner=tenant + address,
+            receive=request.receive,
+            client=client_of(request),
+            tenant=tenant,
+            cache_scope=self.access.keys.cache_scope(caller),
+        )
         return Incoming(
-            Sender(
-                owner=tenant + address,
-                receive=request.receive,
-                client=client_of(request),
-                tenant=tenant,
-                cache_scope=cache_scope,
-            ),
-            planner,
-            RequestAccounting(record, self.access.limits, self.tracker, self.metrics, lambda: self.tags, shown_text),
+            sender,
+            self.planner(),
             self.pool,
             self.profiles,
             self.unknown_fields,
+            RequestAccounting(record, self.access.limits, self.tracker, self.metrics, lambda: self.tags, shown_text),
         )
+
+    def reading(self, sender: Sender) -> Reading:
+        """What a request needs that did not arrive over HTTP."""
+        return Reading(sender, self.planner(), self.pool, self.profiles, self.unknown_fields)
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
-    """One request: who sent it, and what reads, plans and counts it."""
+class Reading:
+    """One request: who sent it, and what reads and plans it."""
 
     sender: Sender
     planner: Planner
-    accounting: RequestAccounting
     pool: WorkPool
     profiles: Profiles
     unknown_fields: UnknownFields
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming(Reading):
+    """A request that arrived over HTTP, and what counts it."""
+
+    accounting: RequestAccounting
+
+
+def create_context(
+    engine: AnyEngine,
+    config: ServerConfig,
+    vocabulary: Vocabulary,
+    stored_responses: StoredResponses,
+    *,
+    callers: list[Caller] | None = None,
+    model_id: str,
+    model_size: str,
+    repetition_guard: int = 0,
+    aliases: frozenset[str] = frozenset(),
+    tracing: Tracing | None = None,
+) -> ServerContext:
+    """Returns the context of one app.
+
+    `callers`: the keys, if they have been read already. Raises ConfigError.
+    """
+    profiles = config.all_profiles()
+    metrics, access = Metrics(), Access(ApiKeys(config, callers))
+    return ServerContext(
+        config=config,
+        engine=engine,
+        prompt_builder=_prompt_builder(vocabulary, config),
+        vocabulary=vocabulary,
+        metrics=metrics,
+        model_size=model_size,
+        model_repetition_guard=repetition_guard,
+        profiles=Profiles(profiles, profiles[config.profile], model_id, aliases | {model_id}),
+        access=access,
+        tracker=RequestTracker(engine, metrics, access, tracing),
+        stored_responses=stored_responses,
+        unknown_fields=UnknownFields(config.unknown_fields),
+    )
+
+
+def _prompt_builder(vocabulary: Vocabulary, config: ServerConfig) -> PromptBuilder:
+    return PromptBuilder(
+        vocabulary,
+        current_date=config.current_date,
+        cache_bytes=config.prompt_cache_bytes,
+        cache_ttl_s=config.prompt_cache_ttl_s,
+        replay_generated_ids=(
+            not config.resolved("batch_invariant")
+            if config.replay_generated_ids is None
+            else config.replay_generated_ids
+        ),
+    )
 
 
 def caller_of(request: Request) -> Caller | None:

@@ -84,8 +84,11 @@ class ModelKeys:
 
     profile: ProfileName = key("balanced", "named limits, effort and sampling defaults")
     profiles: dict[ProfileName, dict[str, Any]] = key({}, "changes to profiles: {latency_first: {max_num_seqs: 4}}")
-    model: str | None = key(None, "20b, 120b, nano, a folder or a Hub id; unset: the profile's on a GPU, else nano")
-    model_path: Path | None = key(None, "folder of the checkpoint, or a folder that contains it by name")
+    model: str | None = key(
+        None,
+        "20b, 120b, nano, a folder, a GGUF file, ollama:NAME or a Hub id; unset: the profile's on a GPU, else nano",
+    )
+    model_path: Path | None = key(None, "folder or GGUF file of the model, or a folder that contains it by name")
     served_model_name: str | None = key(None, "name in /v1/models; unset: gpt-oss-<size>")
 
 

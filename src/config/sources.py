@@ -48,7 +48,12 @@ def load_config(argv: list[str] | None = None) -> tuple[ServerConfig, dict[str, 
     Raises:
         ConfigError: an unknown key or an invalid value; the message names the key and its source.
     """
-    flags = {k: v for k, v in vars(flag_parser().parse_args(argv)).items() if v is not None}
+    return load_flags(vars(flag_parser().parse_args(argv)))
+
+
+def load_flags(given: Mapping[str, Any]) -> tuple[ServerConfig, dict[str, str], bool]:
+    """Returns what `load_config` does, for the values of the flags of `add_flags`; None: not given."""
+    flags = {k: v for k, v in given.items() if v is not None}
     print_config = flags.pop("print_config", False)
     path = Path(flags.pop("config", None) or os.environ.get(f"{ENV_PREFIX}CONFIG") or DEFAULT_CONFIG_FILE)
     environment = _from_environment()
@@ -121,15 +126,20 @@ def flag_parser() -> argparse.ArgumentParser:
         "GPTOSS_MAX_NUM_SEQS. docs/configuration.md lists them all.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file (default: configs/server_config.yaml)")
+    add_flags(parser)
     parser.add_argument(
         "--print-config", action="store_const", const=True, help="print every key with its value and source, and exit"
     )
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --config and a flag for each key, in the groups of the schema."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file (default: configs/server_config.yaml)")
     for group in GROUPS:
         section = parser.add_argument_group(group.__doc__)
         for name in group.__dataclass_fields__:
             _add_flag(section, name, KEYS[name])
-    return parser
 
 
 def _add_flag(section: argparse._ArgumentGroup, name: str, info: FieldInfo) -> None:

@@ -17,7 +17,7 @@ class EngineConfig(EngineKeys, DeviceKeys):
     """The engine's keys of the configuration, and what the launcher derives. Limits are named as in vLLM."""
 
     model: ModelConfig = field(kw_only=False)
-    model_path: Path | None = field(kw_only=False)  # None only with load_format "dummy"
+    model_path: Path | None = field(kw_only=False)  # a folder or a GGUF file; None only with load_format "dummy"
     # keys that the server leaves to the profile or the model until the engine starts
     max_model_len: int = 131_072
     max_num_seqs: int = 32
@@ -37,6 +37,11 @@ class EngineConfig(EngineKeys, DeviceKeys):
         self._check_limits()
         self._check_gpu_mode()
         self._check_dense_dtype()
+        if self.backend == "transformers" and self.model_path is not None and self.model_path.is_file():
+            raise ConfigError(
+                f"backend 'transformers' does not read GGUF files: drop it, or convert {self.model_path} with "
+                "`gptoss convert`"
+            )
 
     def _check_limits(self) -> None:
         """Raises ConfigError for limits that contradict each other or the model."""

@@ -1,4 +1,4 @@
-"""Reads the two file formats for the ranks of a byte-pair encoding."""
+"""Reads the three file formats for the ranks of a byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -6,17 +6,44 @@ import base64
 import json
 from pathlib import Path
 
-from gptoss.harmony.special_tokens import FIRST_SPECIAL
+from gptoss.gguf_header import GgufError, StringArray, read_model, read_strings
+from gptoss.harmony.special_tokens import FIRST_SPECIAL, SPECIAL_TEXT
+
+RESERVED = "<|reserved_"  # files name these as they like
 
 
 def ranks_from_tokenizer_json(path: Path) -> bytes:
     """Converts a Hugging Face byte-level BPE file to tiktoken's format (base64 token, space, rank)."""
     vocab: dict[str, int] = json.loads(path.read_bytes())["model"]["vocab"]
-    byte_of = {char: byte for byte, char in byte_to_char().items()}
-    translate = str.maketrans({char: chr(byte) for char, byte in byte_of.items()})
-    by_id = sorted((rank, token) for token, rank in vocab.items() if rank < FIRST_SPECIAL)
+    return _tiktoken(sorted((rank, token) for token, rank in vocab.items() if rank < FIRST_SPECIAL))
+
+
+def ranks_from_gguf(path: Path) -> bytes:
+    """Converts the vocabulary of a GGUF file to tiktoken's format.
+
+    Raises:
+        KeyError: the file has no vocabulary.
+        ValueError: a special token is not where Harmony has it, or the file cannot be read.
+    """
+    try:
+        tokens = read_model(path).keys["tokenizer.ggml.tokens"]
+        if not isinstance(tokens, StringArray):
+            raise ValueError("tokenizer.ggml.tokens is not a list of strings")
+        names = read_strings(tokens)
+    except GgufError as error:
+        raise ValueError(str(error)) from error
+    for token_id, text in SPECIAL_TEXT.items():
+        found = names[token_id] if token_id < len(names) else None
+        if not text.startswith(RESERVED) and found != text:
+            raise ValueError(f"token {token_id} is {found!r}, expected {text!r}")
+    return _tiktoken(list(enumerate(names[:FIRST_SPECIAL])))
+
+
+def _tiktoken(tokens: list[tuple[int, str]]) -> bytes:
+    """Ranks and tokens in GPT-2's characters -> tiktoken's format."""
+    translate = str.maketrans({char: chr(byte) for byte, char in byte_to_char().items()})
     lines = [
-        b"%s %d\n" % (base64.b64encode(token.translate(translate).encode("latin-1")), rank) for rank, token in by_id
+        b"%s %d\n" % (base64.b64encode(token.translate(translate).encode("latin-1")), rank) for rank, token in tokens
     ]
     return b"".join(lines)
 

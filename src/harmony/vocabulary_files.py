@@ -1,7 +1,8 @@
 """The o200k_harmony vocabulary, found without a network.
 
-Order: the checkpoint's own tokenizer.json (byte-level BPE turned back into ranks), the ranks bundled with the project,
-then openai-harmony's download. Whatever the source, the ranks must have the sha256 that openai-harmony itself checks.
+Order: the checkpoint's own tokenizer.json or GGUF file (byte-level BPE turned back into ranks), the ranks bundled with
+the project, then openai-harmony's download. Whatever the source, the ranks must have the sha256 that openai-harmony
+itself checks. A GGUF file with another vocabulary is refused: its tokens would mean something else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from openai_harmony import HarmonyEncoding, HarmonyEncodingName, HarmonyError, l
 
 from gptoss.cached_files import cached, default_cache_folder
 from gptoss.harmony.bpe import UNLIMITED, BytePairs, Limits, TooManyTokensError
-from gptoss.harmony.ranks import ranks_from_tokenizer_json, read_ranks
+from gptoss.harmony.ranks import ranks_from_gguf, ranks_from_tokenizer_json, read_ranks
 from gptoss.harmony.special_tokens import FIRST_SPECIAL, SPECIAL_TEXT, SPECIAL_TOKENS, SPLIT_PATTERN
 from gptoss.resources import resource
 
@@ -197,18 +198,23 @@ def load_vocabulary(checkpoint: Path | None = None, cache_folder: Path | None = 
 def _find_ranks(checkpoint: Path | None, cache: Path, tried: list[str]) -> tuple[Path | None, str]:
     target = cache / "vocabulary" / RANKS_NAME
     cached_is_right = _has_right_hash(target)
-    tokenizer = checkpoint / "tokenizer.json" if checkpoint else None
+    is_gguf = checkpoint is not None and checkpoint.is_file()
+    tokenizer = checkpoint if checkpoint is None or is_gguf else checkpoint / "tokenizer.json"
     if tokenizer is not None and tokenizer.is_file():
         if cached_is_right and _cached_source(target, tokenizer):
             return target, f"{tokenizer} (cached)"
         try:
-            data = ranks_from_tokenizer_json(tokenizer)
+            data = ranks_from_gguf(tokenizer) if is_gguf else ranks_from_tokenizer_json(tokenizer)
         except (ValueError, KeyError, OSError) as error:
+            if is_gguf and not isinstance(error, KeyError):
+                raise VocabularyError(f"{tokenizer}: its vocabulary is not o200k_harmony: {error}") from error
             tried.append(f"{tokenizer}: {error}")
         else:
             if hashlib.sha256(data).hexdigest() == RANKS_SHA256:
                 _remember_source(target, tokenizer)
                 return _kept(target, data), str(tokenizer)
+            if is_gguf:
+                raise VocabularyError(f"{tokenizer}: its vocabulary is not o200k_harmony: {_difference(data)}")
             tried.append(f"{tokenizer}: its ranks have another sha256")
     else:
         tried.append(f"{tokenizer or 'checkpoint'}: not there")
@@ -223,6 +229,14 @@ def _find_ranks(checkpoint: Path | None, cache: Path, tried: list[str]) -> tuple
         tried.append(f"{BUNDLED_RANKS}: wrong sha256")
         return None, "openai-harmony's download"
     return _kept(target, data), f"{BUNDLED_RANKS.name} bundled with the project"
+
+
+def _difference(data: bytes) -> str:
+    """What distinguishes ranks from the right ones."""
+    found, right = data.splitlines(), gzip.decompress(BUNDLED_RANKS.read_bytes()).splitlines()
+    pairs = zip(found, right, strict=False)
+    number = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(found), len(right)))
+    return f"it has {len(found)} ordinary tokens of {len(right)}, and token {number} is another"
 
 
 def _has_right_hash(path: Path) -> bool:

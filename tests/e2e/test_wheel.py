@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.message
+import re
 import subprocess
 import sys
 import venv
@@ -104,7 +105,8 @@ def test_the_wheel_has_the_package_and_its_data_and_nothing_else(wheel: Path) ->
 def test_the_wheel_requires_what_every_server_needs_and_offers_the_rest(wheel: Path) -> None:
     found = metadata_of(wheel)
     assert found["License-Expression"] == "Apache-2.0"
-    assert set(found.get_all("Provides-Extra", [])) == {"transformers", "tracing", "dev"}
+    headings = re.findall(r"^# --- extra (\w+):", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert set(found.get_all("Provides-Extra", [])) == {"transformers", "tracing", "eval", "dev", *headings}
     needs: dict[str, set[str]] = {}
     for line in found.get_all("Requires-Dist", []):
         requirement = Requirement(line)

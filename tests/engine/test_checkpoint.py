@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from gptoss.cli.make_checkpoint import make_checkpoint
 from gptoss.config.errors import ConfigError
-from gptoss.engine.model.checkpoint import Checkpoint, CheckpointError
+from gptoss.engine.model.checkpoint import Checkpoint
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, Size, hf_config
+from gptoss.engine.model.tensor_source import CheckpointError
 from gptoss.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
 from tests.support.helpers import checkpoint, model_logits, one_rank
 

@@ -242,4 +242,6 @@ def test_commands_and_scripts_take_the_options_shown(doc: Path) -> None:
         assert path.is_file(), path
         if path.name != "serve.py" or "bench" in path.parts:
             text = path.read_text() + (shared if "cli" in path.parts else "")
+            if "add_flags(parser)" in text:  # those of the server too
+                text += "".join(f'"--{name.replace("_", "-")}"' for name in KEYS)
             assert all(f'"{option}"' in text for option in re.findall(r"--[a-z][\w-]*", rest)), (path, rest)

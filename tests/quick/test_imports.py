@@ -18,7 +18,7 @@ def rooms(prefix: str, names: str) -> str:
 
 
 WIRE = rooms("gptoss.engine", "messages sampling_params config block_hash")  # what crosses to the engine's process
-SHAPES = rooms("gptoss.engine.model", "model_config named_sizes")
+SHAPES = rooms("gptoss.engine.model", "model_config named_sizes gguf_config")
 REQUEST = f"gptoss.generation gptoss.prompt_builder gptoss.harmony gptoss.config gptoss.engine.client {WIRE}"
 ENDPOINT = f"{rooms('gptoss.api', 'context http telemetry access.api_keys access.rate_limits')} {REQUEST}"
 # The longest name that fits is a module's rule. Every module may import the version from `gptoss`, and
@@ -28,10 +28,14 @@ ALLOWED = {
     "gptoss.server": "gptoss.launcher",
     "gptoss.cli": "gptoss.cli gptoss.launcher gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
     "gptoss.kernels gptoss.embedded gptoss.engine gptoss.config gptoss.cached_files gptoss.run_folder gptoss.resources gptoss.tools",
+    # the only command that runs requests itself
+    "gptoss.cli.batch": f"gptoss.cli.remote gptoss.launcher gptoss.logging_setup gptoss.cached_files gptoss.config "
+    f"gptoss.engine.client gptoss.harmony.vocabulary_files {rooms('gptoss.api', 'dispatch batches')}",
     "gptoss.launcher": "gptoss.api gptoss.config gptoss.model_locator gptoss.port_manager gptoss.logging_setup gptoss.harmony "
     "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config "
     "gptoss.engine.parallel.device_placement gptoss.engine.parallel.gpus",
-    "gptoss.model_locator": f"gptoss.config.errors gptoss.engine.config {SHAPES} gptoss.cached_files gptoss.resources",
+    "gptoss.model_locator": f"gptoss.config.errors gptoss.engine.config {SHAPES} gptoss.cached_files gptoss.resources "
+    "gptoss.ollama_store",
     "gptoss.embedded": f"gptoss.embedded gptoss.harmony gptoss.kernels gptoss.resources {SHAPES}",
     # the API process
     "gptoss.api": f"gptoss.api {REQUEST} gptoss.engine.parallel.gpus",
@@ -45,6 +49,8 @@ ALLOWED = {
     "gptoss.api.completions": f"gptoss.api.completions {ENDPOINT}",
     "gptoss.api.messages": f"gptoss.api.messages {ENDPOINT}",
     "gptoss.api.responses": f"gptoss.api.responses {ENDPOINT}",
+    "gptoss.api.dispatch": f"{rooms('gptoss.api', 'chat completions messages responses')} {ENDPOINT}",
+    "gptoss.api.batches": f"gptoss.api.batches gptoss.api.dispatch gptoss.api.access {ENDPOINT}",
     "gptoss.api.ops": f"gptoss.api.ops {ENDPOINT} gptoss.resources gptoss.engine.parallel.gpus",
     # with `messages` it takes any chat request
     "gptoss.api.ops.tokenize": f"gptoss.api.chat.adapter gptoss.api.chat.schema {ENDPOINT}",
@@ -54,7 +60,7 @@ ALLOWED = {
     # tools that the server runs know what a tool is, and no endpoint
     "gptoss.tools": "gptoss.tools gptoss.generation.tool_types gptoss.harmony.conversation gptoss.config.errors",
     "gptoss.prompt_builder": "gptoss.harmony",
-    "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources",
+    "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources gptoss.gguf_header",
     "gptoss.tools.apply_patch": "gptoss.tools.apply_patch",
     # the engine's process
     "gptoss.engine.config": "gptoss.config.errors gptoss.config.engine_keys gptoss.engine.model.model_config",
@@ -63,18 +69,22 @@ ALLOWED = {
     "gptoss.engine.sampling_params": "",
     "gptoss.engine.client": f"gptoss.engine.client gptoss.engine.core.process gptoss.config.errors gptoss.run_folder {WIRE}",
     "gptoss.engine.core": f"gptoss.engine.core gptoss.config.errors gptoss.logging_setup {WIRE} "
-    "gptoss.engine.parallel.device_placement gptoss.engine.model.checkpoint",
+    "gptoss.engine.parallel.device_placement gptoss.engine.model.tensor_source",
     "gptoss.engine.core.executor": f"gptoss.engine.worker gptoss.config.errors gptoss.run_folder {WIRE}",
     "gptoss.engine.worker": f"gptoss.engine.worker gptoss.engine.model gptoss.engine.parallel gptoss.kernels "
     f"gptoss.config.errors gptoss.logging_setup {WIRE}",
-    "gptoss.engine.model": "gptoss.engine.model gptoss.engine.parallel gptoss.kernels gptoss.config.errors",
+    "gptoss.engine.model": "gptoss.engine.model gptoss.engine.parallel gptoss.kernels gptoss.config.errors "
+    "gptoss.gguf_header",
     "gptoss.engine.model.model_config": "gptoss.config.errors",
     "gptoss.engine.model.named_sizes": "gptoss.engine.model.model_config",
+    "gptoss.engine.model.gguf_config": "gptoss.config.errors gptoss.engine.model.model_config gptoss.gguf_header",
     "gptoss.engine.parallel": f"gptoss.engine.parallel gptoss.engine.model.model_config gptoss.config.errors {WIRE}",
     "gptoss.kernels": "gptoss.kernels",
     # the compiled library is a derived file: locked, checksummed and kept where all of them are
     "gptoss.kernels.cpu.native": "gptoss.kernels gptoss.cached_files",
     # used by all
+    "gptoss.gguf_header": "",
+    "gptoss.ollama_store": "gptoss.config.errors",
     "gptoss.config": "gptoss.config gptoss.resources",
     "gptoss.config.engine_keys": "gptoss.config.key",
     "gptoss.config.key": "",

@@ -12,7 +12,7 @@ from gptoss.api.chat.messages import FIELDS, read_messages, read_prefill
 from gptoss.api.chat.output import ChatPlan
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.chat.tools import read_tools
-from gptoss.api.context import Incoming
+from gptoss.api.context import Reading
 from gptoss.api.http.errors import field_names
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import output_format
@@ -27,7 +27,7 @@ NAMED_ROLES = ("user", "function")  # whose `name` the model reads
 _warn_names = WarnOnce(logger, "names of messages are not shown to the model for roles: %s")
 
 
-async def plan_chat(body: Mapping[str, Any], incoming: Incoming) -> ChatPlan:
+async def plan_chat(body: Mapping[str, Any], incoming: Reading) -> ChatPlan:
     """The plan of a chat request; nothing has been sent to the engine yet.
 
     Raises ApiError or pydantic's ValidationError.
@@ -72,7 +72,7 @@ def field_name(path: Path, legacy: bool = False, tools: Sequence[Any] = ()) -> s
     return str(path[0]) if path else None
 
 
-def read_chat(body: Mapping[str, Any], incoming: Incoming) -> tuple[ChatCompletionRequest, GenerationRequest]:
+def read_chat(body: Mapping[str, Any], incoming: Reading) -> tuple[ChatCompletionRequest, GenerationRequest]:
     """The validated request, and what it asks of the model.
 
     Raises ApiError, GenerationError or pydantic's ValidationError.

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from gptoss.api.completions.schema import DEFAULT_MAX_TOKENS, MAX_COMPLETIONS, CompletionRequest
-from gptoss.api.context import Incoming
+from gptoss.api.context import Reading
 from gptoss.api.http.errors import InvalidRequest, field_names
 from gptoss.api.http.output_format import output_format
 from gptoss.generation.errors import Path
@@ -35,7 +35,7 @@ class CompletionPlan:
         return self.plan.params.prompt_logprobs is not None
 
 
-async def plan_completion(body: dict[str, Any], incoming: Incoming) -> CompletionPlan:
+async def plan_completion(body: dict[str, Any], incoming: Reading) -> CompletionPlan:
     """The plan of a completion request; nothing has been sent to the engine yet.
 
     Raises ApiError or pydantic's ValidationError.
@@ -58,7 +58,7 @@ def field_name(path: Path) -> str | None:
     return str(path[-1]) if path else None
 
 
-def read_completion(body: dict[str, Any], incoming: Incoming) -> tuple[CompletionRequest, GenerationRequest]:
+def read_completion(body: dict[str, Any], incoming: Reading) -> tuple[CompletionRequest, GenerationRequest]:
     """The validated request, and what it asks of the model.
 
     Raises ApiError or pydantic's ValidationError.

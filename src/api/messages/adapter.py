@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gptoss.api.context import Incoming
+from gptoss.api.context import Reading
 from gptoss.api.http.errors import InvalidRequest, Location, field_names, from_validation
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import output_format
@@ -55,7 +55,7 @@ class _Asked:
         return str(path[0]) if path else None
 
 
-async def plan_message(body: dict[str, Any], incoming: Incoming) -> MessagePlan:
+async def plan_message(body: dict[str, Any], incoming: Reading) -> MessagePlan:
     """The plan of a Messages request; nothing has been sent to the engine yet. Raises ApiError."""
     request, asked = await _read(MessagesRequest, body, incoming)
     with field_names(asked.field_name):
@@ -73,7 +73,7 @@ async def plan_message(body: dict[str, Any], incoming: Incoming) -> MessagePlan:
     return MessagePlan(plan, request)
 
 
-async def count_tokens(body: dict[str, Any], incoming: Incoming) -> int:
+async def count_tokens(body: dict[str, Any], incoming: Reading) -> int:
     """Tokens of the prompt, also of one that is too long. Raises ApiError."""
     _, asked = await _read(CountTokensRequest, body, incoming)
     with field_names(asked.field_name):
@@ -86,12 +86,12 @@ async def count_tokens(body: dict[str, Any], incoming: Incoming) -> int:
     return len(plan.prompts[0])
 
 
-async def _plan(asked: GenerationRequest, incoming: Incoming) -> Plan:
+async def _plan(asked: GenerationRequest, incoming: Reading) -> Plan:
     plan = partial(incoming.planner.plan, asked, counts_all=True)
     return await incoming.pool.read(incoming.sender, plan, is_slow=asked.has_schemas)
 
 
-async def _read(model: type[R], body: dict[str, Any], incoming: Incoming) -> tuple[R, _Asked]:
+async def _read(model: type[R], body: dict[str, Any], incoming: Reading) -> tuple[R, _Asked]:
     def read() -> tuple[R, _Asked]:
         messages = body.get("messages")
         count = num_rendered(messages) if isinstance(messages, list) else 0
@@ -109,7 +109,7 @@ async def _read(model: type[R], body: dict[str, Any], incoming: Incoming) -> tup
         raise invalid(error) from None
 
 
-def _asked(request: CountTokensRequest, incoming: Incoming) -> _Asked:
+def _asked(request: CountTokensRequest, incoming: Reading) -> _Asked:
     _warn_ignored(field for field in IGNORED if getattr(request, field) is not None)
     tools = read_tools(request)
     wanted = output_format(request, _format(request))
@@ -148,7 +148,7 @@ def _format(request: CountTokensRequest) -> OutputFormat | None:
     return OutputFormat("json", wanted.schema_, field, ("output_config", field), "response", strict=True)
 
 
-def _too_long(num_tokens: int | None, incoming: Incoming) -> InvalidRequest:
+def _too_long(num_tokens: int | None, incoming: Reading) -> InvalidRequest:
     """The error in Anthropic's wording, from which clients read the two numbers."""
     most = incoming.planner.limits.max_model_len
     message = f"prompt is too long: {most + 1 if num_tokens is None else num_tokens} tokens > {most} maximum"

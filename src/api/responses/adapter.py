@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptoss.api.context import Incoming
+from gptoss.api.context import Reading
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import named_format, output_format
 from gptoss.api.http.tool_choice import read_tool_choice
@@ -39,7 +39,7 @@ class ReadRequest:
         messages = self.messages if kept is None else [self.messages[index] for index in kept]
         return conversation_of(self.request.instructions, messages)
 
-    def generation_request(self, incoming: Incoming, kept: Sequence[int] | None = None) -> GenerationRequest:
+    def generation_request(self, incoming: Reading, kept: Sequence[int] | None = None) -> GenerationRequest:
         """What the request asks of the model, with the items at `kept`; None: with all.
 
         Raises ApiError, or GenerationError for too many messages.

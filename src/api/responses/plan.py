@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from gptoss.api.context import Incoming
+from gptoss.api.context import Reading
 from gptoss.api.http.errors import field_names
 from gptoss.api.http.work_pool import MANY_BYTES, Stopped
 from gptoss.api.responses.adapter import ReadRequest, field_name, read_request
@@ -45,7 +45,7 @@ class ResponsePlan:
         return self.store.add(self.caller, body, inputs, previous=self.request.previous_response_id)
 
 
-async def plan_response(body: dict[str, Any], store: ResponseStore, incoming: Incoming) -> ResponsePlan:
+async def plan_response(body: dict[str, Any], store: ResponseStore, incoming: Reading) -> ResponsePlan:
     """The plan of a Responses request; nothing has been sent to the engine yet.
 
     Raises ApiError or pydantic's ValidationError.
@@ -67,7 +67,7 @@ async def plan_response(body: dict[str, Any], store: ResponseStore, incoming: In
     return ResponsePlan(plan, request, tools, resolved.own, sender.tenant, kept)
 
 
-def _read(body: dict[str, Any], incoming: Incoming) -> ResponsesRequest:
+def _read(body: dict[str, Any], incoming: Reading) -> ResponsesRequest:
     sent = body.get("input")
     if isinstance(sent, list) and body.get("truncation") != "auto":
         check_num_messages(num_rendered(sent), incoming.planner.limits)
@@ -79,7 +79,7 @@ def _read(body: dict[str, Any], incoming: Incoming) -> ResponsesRequest:
 @dataclass(frozen=True, slots=True)
 class _Planner:
     request: ResponsesRequest
-    incoming: Incoming
+    incoming: Reading
 
     async def read(self, items: Sequence[PlacedItem]) -> ReadRequest:
         """Reads the request with these items as its conversation. Raises InvalidRequest."""

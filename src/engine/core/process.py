@@ -30,7 +30,7 @@ from gptoss.engine.messages import (
     ToEngine,
     TokenOutput,
 )
-from gptoss.engine.model.checkpoint import CheckpointError
+from gptoss.engine.model.tensor_source import CheckpointError
 from gptoss.engine.parallel.device_placement import choose_devices
 
 logger = logging.getLogger(__name__)

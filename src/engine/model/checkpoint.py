@@ -8,6 +8,7 @@ later.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.tensor_source import CheckpointError, FileState, Shape
 from gptoss.kernels.mxfp4 import GROUP_SIZE
 
-Shape = tuple[int, ...]
 FLOAT_TYPES = frozenset({"BF16", "F16", "F32"})
 PACKED_TYPES = frozenset({"U8"})
-
-
-class CheckpointError(Exception):
-    """The checkpoint cannot be served. The message names the file and the tensor."""
 
 
 def expected_tensors(c: ModelConfig, *, original: bool, packed: bool) -> dict[str, tuple[Shape, frozenset[str]]]:
@@ -107,7 +104,7 @@ def _hf_layer(c: ModelConfig, n: int) -> LayerTensors:
 
 
 class Checkpoint:
-    """The tensors of a folder by name, memory-mapped. Checked whole when opened.
+    """The tensors of a folder, memory-mapped. Checked whole when opened.
 
     Raises:
         CheckpointError: a file or a tensor is missing, extra, truncated, or of another shape or type.
@@ -117,24 +114,26 @@ class Checkpoint:
         self.folder = folder
         self._files: dict[str, Any] = {}
         self._file_of = self._index()
+        self.files = tuple(FileState.of(path) for path in sorted(set(self._file_of.values())))
         self.original = "embedding.weight" in self._file_of
         self.packed = any(name.endswith(("_blocks", ".blocks")) for name in self._file_of)
         self._check(expected_tensors(config, original=self.original, packed=self.packed))
+        places = _original_places(config) if self.original else {}
+        self._places = places | _expert_places(config, original=self.original, packed=self.packed)
+
+    def part(self, name: str, *cut: slice) -> torch.Tensor:
+        """The part of a canonical tensor (tensor_source.py) that `cut` selects, as a view of the mapped file.
+
+        Raises CheckpointError if its bytes cannot be read.
+        """
+        stored, look = self._places.get(name, (name, _as_stored))
+        return look(self.tensor(stored))[cut]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor of that name. Raises CheckpointError if its bytes cannot be read."""
+        """The tensor of that name in the files, mapped. Raises CheckpointError if its bytes cannot be read."""
         path = self._file_of[name]
         try:
             value: torch.Tensor = self._files[path.name].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: cannot read tensor {name!r}: {error}") from error
-        return value
-
-    def part(self, name: str, cut: tuple[slice, ...]) -> torch.Tensor:
-        """The part of a tensor that `cut` selects; only that is read. Raises CheckpointError as tensor() does."""
-        path = self._file_of[name]
-        try:
-            value: torch.Tensor = self._files[path.name].get_slice(name)[cut]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: cannot read tensor {name!r}: {error}") from error
         return value
@@ -182,3 +181,75 @@ class Checkpoint:
         for name, path in self._file_of.items():
             if name not in expected:
                 raise CheckpointError(f"{path}: unexpected tensor {name!r}")
+
+
+# where a canonical tensor is: a tensor of the file, and the view of it
+Places = dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]
+
+
+def _as_stored(stored: torch.Tensor) -> torch.Tensor:
+    return stored
+
+
+def _transposed(stored: torch.Tensor) -> torch.Tensor:
+    return stored.transpose(1, 2)
+
+
+def _rows(start: int, stop: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda stored: stored[start:stop]
+
+
+def _every_other(first: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A view of the gate rows (first 0) or the up rows (1), which alternate."""
+    return lambda stored: stored[:, first::2]
+
+
+def _original_places(c: ModelConfig) -> Places:
+    q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    ends = {"q": (0, q_dim), "k": (q_dim, q_dim + kv_dim), "v": (q_dim + kv_dim, q_dim + 2 * kv_dim)}
+    names = {
+        "input_layernorm.weight": "attn.norm.scale",
+        "self_attn.sinks": "attn.sinks",
+        "self_attn.o_proj.weight": "attn.out.weight",
+        "self_attn.o_proj.bias": "attn.out.bias",
+        "post_attention_layernorm.weight": "mlp.norm.scale",
+        "mlp.router.weight": "mlp.gate.weight",
+        "mlp.router.bias": "mlp.gate.bias",
+    }
+    places: Places = {
+        "model.embed_tokens.weight": ("embedding.weight", _as_stored),
+        "lm_head.weight": ("unembedding.weight", _as_stored),
+        "model.norm.weight": ("norm.scale", _as_stored),
+    }
+    for n in range(c.num_layers):
+        layer, block = f"model.layers.{n}.", f"block.{n}."
+        places |= {layer + name: (block + stored, _as_stored) for name, stored in names.items()}
+        for kind in ("weight", "bias"):
+            for x, (start, stop) in ends.items():
+                places[f"{layer}self_attn.{x}_proj.{kind}"] = (f"{block}attn.qkv.{kind}", _rows(start, stop))
+    return places
+
+
+def _expert_places(c: ModelConfig, *, original: bool, packed: bool) -> Places:
+    separator = "_weight." if original else "_"
+    parts = {
+        "_bias": "_bias",
+        **({f"{separator}{part}": f"_{part}" for part in ("blocks", "scales")} if packed else {}),
+    }
+    places: Places = {}
+    for n in range(c.num_layers):
+        experts = f"model.layers.{n}.mlp.experts."
+        gate_up, down = (
+            (f"block.{n}.mlp.mlp1", f"block.{n}.mlp.mlp2")
+            if original
+            else (f"{experts}gate_up_proj", f"{experts}down_proj")
+        )
+        for stored, name in parts.items():
+            places[f"{experts}gate_proj{name}"] = (gate_up + stored, _every_other(0))
+            places[f"{experts}up_proj{name}"] = (gate_up + stored, _every_other(1))
+            places[f"{experts}down_proj{name}"] = (down + stored, _as_stored)
+        if not packed:
+            places[f"{experts}gate_proj"] = (gate_up, lambda stored: _transposed(stored)[:, 0::2])
+            places[f"{experts}up_proj"] = (gate_up, lambda stored: _transposed(stored)[:, 1::2])
+            places[f"{experts}down_proj"] = (down, _transposed)
+    return places

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from gptoss.engine.model.checkpoint import Checkpoint
 from gptoss.engine.model.model_config import SLIDING, ModelConfig
+from gptoss.engine.model.tensor_source import TensorSource, check_unchanged
 from gptoss.engine.parallel.shards import Shard, whole
 from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.layers import (
@@ -40,16 +40,18 @@ class ModelWeights:
 
 
 class WeightLoader:
-    """Reads one rank's ModelWeights from a checkpoint, in the compute type, one tensor at a time.
+    """Places one rank's ModelWeights.
 
-    `dequantize` unpacks MXFP4 experts once, at load: four times the memory, the fastest form for plain torch. Each
-    layer goes through `prepare_layer`, the kernel backend's. Of tensors that are cut between ranks only this rank's
-    part is read; biases that must be added once are zero on all but the stage's first rank.
+    They are mapped where the file has a tensor in the form that the kernels read. Only what is in another type, order
+    or place is copied, one tensor at a time. `dequantize` unpacks MXFP4 experts once, at load: four times the memory,
+    the fastest form for plain torch. Each layer goes through `prepare_layer`, the kernel backend's. Of tensors that are
+    cut between ranks only this rank's part is read; biases that must be added once are zero on all but the stage's
+    first rank.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        source: TensorSource,
         config: ModelConfig,
         dtype: torch.dtype,
         *,
@@ -60,83 +62,56 @@ class WeightLoader:
     ) -> None:
         self._prepare_layer = prepare_layer or _as_loaded
         self._device = device or torch.device("cpu")
-        self._checkpoint = checkpoint
+        self._source = source
         self._config = config
         self._shard = shard or whole(config)
         self._dtype = dtype
         self._dequantize = dequantize
-        # [g0 u0 g1 u1 ...] -> [g0 g1 ... u0 u1 ...]
-        rows = torch.arange(2 * len(self._shard.intermediate))
-        self._gate_then_up = torch.cat((rows[0::2], rows[1::2]))
 
     def load(self) -> ModelWeights:
-        original = self._checkpoint.original
-        embedding, head, norm = (
-            ("embedding.weight", "unembedding.weight", "norm.scale")
-            if original
-            else ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight")
-        )
-        read_layer = self._original_layer if original else self._hf_layer
-        s = self._shard
+        """Raises CheckpointError if a file cannot be read, or was changed meanwhile."""
+        s, vocab = self._shard, _cut(self._shard.vocab)
         steps = tqdm(s.layers, desc="loading weights", unit="layer", disable=None if s.rank == 0 else True)
-        layers = [self._prepare_layer(read_layer(n)) for n in steps]
-        return ModelWeights(
-            self._read(embedding, _cut(s.vocab)) if s.is_first else None,
+        layers = [self._prepare_layer(self._layer(n)) for n in steps]
+        weights = ModelWeights(
+            self._read("model.embed_tokens.weight", vocab) if s.is_first else None,
             layers,
-            self._read(norm) if s.is_last else None,
-            self._read(head, _cut(s.vocab)) if s.is_last else None,
+            self._read("model.norm.weight") if s.is_last else None,
+            self._read("lm_head.weight", vocab) if s.is_last else None,
         )
+        check_unchanged(self._source)
+        return weights
 
     def _read(self, name: str, *cut: slice) -> torch.Tensor:
-        return self._checkpoint.part(name, cut or (slice(None),)).to(self._device, self._dtype, copy=True)
+        return self._source.part(name, *cut).to(self._device, self._dtype).contiguous()
+
+    def _joined(self, names: list[str], rows: tuple[slice, ...]) -> torch.Tensor:
+        """Rows of several tensors as one tensor: a view where they lie one after another."""
+        parts = [self._read(name, part) for name, part in zip(names, rows, strict=True)]
+        if not _adjacent(parts):
+            return torch.cat(parts)
+        return parts[0].as_strided((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].stride())
 
     def _on_leader_only(self, bias: torch.Tensor) -> torch.Tensor:
         """A bias on the one rank that adds it, zeros on the others."""
         return bias if self._shard.is_tensor_leader else torch.zeros_like(bias)
 
-    def _hf_layer(self, n: int) -> LayerWeights:
+    def _layer(self, n: int) -> LayerWeights:
         layer = f"model.layers.{n}."
         a, m = layer + "self_attn.", layer + "mlp."
         heads = self._head_rows()
         return LayerWeights(
             group=_group(self._config, n),
             attention_norm=self._read(layer + "input_layernorm.weight"),
-            qkv=torch.cat([self._read(f"{a}{x}_proj.weight", rows) for x, rows in zip("qkv", heads, strict=True)]),
-            qkv_bias=torch.cat([self._read(f"{a}{x}_proj.bias", rows) for x, rows in zip("qkv", heads, strict=True)]),
+            qkv=self._joined([f"{a}{x}_proj.weight" for x in "qkv"], heads),
+            qkv_bias=self._joined([f"{a}{x}_proj.bias" for x in "qkv"], heads),
             sinks=self._read(a + "sinks", _cut(self._shard.query_heads)),
-            out=self._read(a + "o_proj.weight", slice(None), heads[0]).contiguous(),
+            out=self._read(a + "o_proj.weight", slice(None), heads[0]),
             out_bias=self._on_leader_only(self._read(a + "o_proj.bias")),
             mlp_norm=self._read(layer + "post_attention_layernorm.weight"),
             router=self._read(m + "router.weight"),
             router_bias=self._read(m + "router.bias"),
-            experts=self._experts(
-                m + "experts.gate_up_proj",
-                m + "experts.gate_up_proj_bias",
-                m + "experts.down_proj",
-                m + "experts.down_proj_bias",
-            ),
-        )
-
-    def _original_layer(self, n: int) -> LayerWeights:
-        a, m = f"block.{n}.attn.", f"block.{n}.mlp."
-        c, heads = self._config, self._head_rows()
-        q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        rows = [
-            slice(base + part.start, base + part.stop)
-            for base, part in zip((0, q_dim, q_dim + kv_dim), heads, strict=True)
-        ]
-        return LayerWeights(
-            group=_group(self._config, n),
-            attention_norm=self._read(a + "norm.scale"),
-            qkv=torch.cat([self._read(a + "qkv.weight", part) for part in rows]),
-            qkv_bias=torch.cat([self._read(a + "qkv.bias", part) for part in rows]),
-            sinks=self._read(a + "sinks", _cut(self._shard.query_heads)),
-            out=self._read(a + "out.weight", slice(None), heads[0]).contiguous(),
-            out_bias=self._on_leader_only(self._read(a + "out.bias")),
-            mlp_norm=self._read(m + "norm.scale"),
-            router=self._read(m + "gate.weight"),
-            router_bias=self._read(m + "gate.bias"),
-            experts=self._experts(m + "mlp1_weight", m + "mlp1_bias", m + "mlp2_weight", m + "mlp2_bias"),
+            experts=self._experts(m + "experts."),
         )
 
     def _head_rows(self) -> tuple[slice, slice, slice]:
@@ -145,41 +120,60 @@ class WeightLoader:
         q, kv = (slice(h.start * size, h.stop * size) for h in (s.query_heads, s.kv_heads))
         return q, kv, kv
 
-    def _experts(self, w1: str, b1: str, w2: str, b2: str) -> ExpertWeights:
+    def _experts(self, prefix: str) -> ExpertWeights:
         s = self._shard
-        experts, inter = _cut(s.experts), s.intermediate
-        gate_up = slice(2 * inter.start, 2 * inter.stop)
-        everywhere = len(inter) == self._config.intermediate_size  # then no other rank adds the same bias
-        bias2 = self._read(b2, experts)
+        experts, rows = _cut(s.experts), _cut(s.intermediate)
+        everywhere = len(s.intermediate) == self._config.intermediate_size  # then no other rank adds the same bias
+        bias2 = self._read(f"{prefix}down_proj_bias", experts)
+        halves = [f"{prefix}gate_proj", f"{prefix}up_proj"]
         return ExpertWeights(
-            w1=self._expert_matrix(w1, experts, gate_up, slice(None), self._gate_then_up),
-            b1=self._read(b1, experts, gate_up)[:, self._gate_then_up.to(self._device)],
-            w2=self._expert_matrix(w2, experts, slice(None), _cut(inter), None),
+            w1=self._expert_matrix(halves, experts, rows, slice(None)),
+            b1=torch.cat([self._read(f"{half}_bias", experts, rows) for half in halves], dim=1),
+            w2=self._expert_matrix([f"{prefix}down_proj"], experts, slice(None), rows),
             b2=bias2 if everywhere else self._on_leader_only(bias2),
         )
 
     def _expert_matrix(
-        self, name: str, experts: slice, rows: slice, columns: slice, row_order: torch.Tensor | None
+        self, names: list[str], experts: slice, rows: slice, columns: slice
     ) -> torch.Tensor | Mxfp4Tensor:
-        def ordered(t: torch.Tensor) -> torch.Tensor:
-            return t if row_order is None else t[:, row_order.to(t.device)]
+        """The rows of one matrix after those of another, for each expert."""
+        if not self._source.packed:
+            return self._stacked([self._source.part(name, experts, rows, columns) for name in names], self._dtype)
+        groups = slice(*(None if n is None else n // GROUP_SIZE for n in (columns.start, columns.stop)))
+        packed = Mxfp4Tensor(
+            *(
+                self._stacked(
+                    [self._source.part(f"{name}_{part}", experts, rows, groups) for name in names], torch.uint8
+                )
+                for part in ("blocks", "scales")
+            )
+        )
+        return self._unpacked(packed) if self._dequantize else packed
 
-        def packed_part(part: str) -> torch.Tensor:
-            separator = "." if self._checkpoint.original else "_"
-            groups = slice(*(None if n is None else n // GROUP_SIZE for n in (columns.start, columns.stop)))
-            tensor = self._checkpoint.part(f"{name}{separator}{part}", (experts, rows, groups))
-            return ordered(tensor.to(self._device, copy=True)).contiguous()
+    def _stacked(self, parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Tensors [E, R, ...] as one with all their rows; a single contiguous one as it is."""
+        if len(parts) == 1:
+            return parts[0].to(self._device, dtype).contiguous()
+        count, rows, *rest = parts[0].shape
+        out = torch.empty((count, rows * len(parts), *rest), dtype=dtype, device=self._device)
+        for number, part in enumerate(parts):
+            out[:, number * rows : (number + 1) * rows].copy_(part)
+        return out
 
-        if not self._checkpoint.packed:
-            return ordered(self._read(name, experts, columns, rows).transpose(1, 2)).contiguous()
-        packed = Mxfp4Tensor(packed_part("blocks"), packed_part("scales"))
-        if not self._dequantize:
-            return packed
+    def _unpacked(self, packed: Mxfp4Tensor) -> torch.Tensor:
         count, height, groups = packed.scales.shape
         out = torch.empty((count, height, groups * GROUP_SIZE), dtype=self._dtype, device=self._device)
         for expert in range(count):
             out[expert] = dequantize_mxfp4(packed[expert], self._dtype)
         return out
+
+
+def _adjacent(parts: list[torch.Tensor]) -> bool:
+    """Whether the parts are contiguous and each begins where the one before ends."""
+    if len({part.untyped_storage().data_ptr() for part in parts}) > 1 or not all(p.is_contiguous() for p in parts):
+        return False
+    ends = [part.storage_offset() + part.numel() for part in parts]
+    return all(part.storage_offset() == end for part, end in zip(parts[1:], ends, strict=False))
 
 
 def _group(config: ModelConfig, layer: int) -> int:

@@ -18,7 +18,7 @@ from gptoss import logging_setup
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import ModelRunnerOutput, RankReport, SchedulerOutput, Step
-from gptoss.engine.model.checkpoint import CheckpointError
+from gptoss.engine.model.tensor_source import CheckpointError
 from gptoss.engine.parallel.shards import Shard
 from gptoss.engine.worker.worker import Worker
 

@@ -15,9 +15,9 @@ import torch
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
-from gptoss.engine.model.checkpoint import Checkpoint
 from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import FULL, SLIDING
+from gptoss.engine.model.sources import open_source
 from gptoss.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.device_placement import usable_cores
@@ -90,9 +90,8 @@ class Worker:
         else:
             if config.model_path is None:
                 raise ConfigError("model_path is needed unless load_format is 'dummy'")
-            checkpoint = Checkpoint(config.model_path, config.model)
             weights = WeightLoader(
-                checkpoint,
+                open_source(config.model_path, config.model),
                 config.model,
                 self.dtype,
                 dequantize=self._dequantize(),

@@ -17,6 +17,8 @@ from gptoss.config.schema import ServerConfig
 ROOT = Path(__file__).resolve().parents[3]
 # used without an import of ours: uvicorn's HTTP parser, and what transformers loads with
 INDIRECT = {"httptools", "accelerate"}
+# of requirements-eval.txt, which are not installed with the others; pyarrow and the checker of BFCL only on request
+EVALUATIONS = {"inspect_ai", "langdetect", "pyarrow", "bfcl_eval"}
 # come with fastapi and pydantic, whose versions choose theirs
 IMPLIED = {"starlette", "pydantic-core"}
 
@@ -48,7 +50,7 @@ def imported() -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules.add(node.module.partition(".")[0])
     distributions = metadata.packages_distributions()
-    foreign = modules - sys.stdlib_module_names - {"gptoss", "opentelemetry"}
+    foreign = modules - sys.stdlib_module_names - {"gptoss", "opentelemetry"} - EVALUATIONS
     return {_normal(distributions[module][0]) for module in foreign}
 
 

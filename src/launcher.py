@@ -337,11 +337,13 @@ async def _announce(engine: AnyEngine, start: Startup) -> bool:
         return False
     host, port = start.bound.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    count = sum(one.is_ready for one in engine.engines)
     logger.info(
-        "ready: %s in %s on %s (%s kernels), %d KV blocks, up to %d tokens, at %s",
+        "ready: %s in %s on %s%s (%s kernels), %d KV blocks, up to %d tokens, at %s",
         start.model_id,
         ready.dtype,
         ready.device,
+        f", {count} of {len(engine.engines)} engines" if len(engine.engines) > 1 else "",
         ready.kernel_path,
         ready.num_blocks,
         ready.max_model_len,

@@ -79,6 +79,7 @@ def figures(stats: dict[str, Any]) -> dict[str, Any]:
         "prefix_cache_hit_rate": stats["prefix_cache"]["hit_rate"],
         "kv_usage": engine["kv_usage"],
         "engine_restarts": engine["restarts"],
+        "engines": [one["state"] for one in stats.get("engines", ())],
         "device": engine.get("device"),
         "kernel_path": engine.get("kernel_path"),
         "gpus": stats["gpus"],
@@ -131,6 +132,8 @@ def figure_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if found["device"]:
         rows.append(("device", f"{found['device']} ({found['kernel_path']} kernels)"))
+    if len(found["engines"]) > 1:
+        rows.append(("engines", f"{found['engines'].count('ready')} of {len(found['engines'])} are ready"))
     if found["engine_restarts"]:
         rows.append(("restarts", f"{found['engine_restarts']} of the engine"))
     return rows

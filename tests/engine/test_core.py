@@ -120,6 +120,18 @@ def test_what_cannot_run_is_refused_with_a_reason() -> None:
     finish(core)
 
 
+def test_blocks_are_known_by_the_hashes_that_came_with_the_request() -> None:
+    """Other tokens with the same hashes find them, which shows that they are not computed again."""
+    core = make_core()
+    hashes = [b"first" + bytes(11), b"second" + bytes(10)]
+    for name, token in (("a", 5), ("b", 6)):
+        message = request(name, [token] * 40)
+        message.block_hashes = hashes
+        core.add_request(message)
+        num_cached = finish(core)[name].num_cached_tokens
+        assert num_cached == (0 if name == "a" else 2 * core.kv.block_size)
+
+
 def test_a_request_that_does_not_fit_yet_does_not_keep_a_pipeline_from_its_results() -> None:
     core = make_core(enable_prefix_caching=False, num_speculative_tokens=0, cpu_kv_cache_gib=0.0024)
     core.executor.max_in_flight = core.scheduler._max_in_flight = 2

@@ -169,6 +169,7 @@ def test_requests_of_a_dead_engine_continue_on_another_where_they_were() -> None
         fakes[0].says("a", 11, 12)
         fakes[0].sent.clear()
         fakes[0].dies()
+        assert fakes[1].streams.num_unstarted == 0, "it has begun"
         (moved,) = fakes[1].added()
         assert moved.token_ids == ids and moved.output_ids == [11, 12] and len(moved.block_hashes) == 200 // 16
         fakes[0].says("a", 99)  # what the dead one had still sent
@@ -177,6 +178,9 @@ def test_requests_of_a_dead_engine_continue_on_another_where_they_were() -> None
         assert pool.num_resumed == 1 and pool.num_active == 0
         fakes[0].becomes_ready()
         assert not fakes[0].added(), "nothing is answered twice"
+        await pool.add_request(request("next turn", [*ids, 7]))
+        assert fakes[1].num_active == 1, "the first engine's cache is gone"
+        assert [fake.streams.num_unstarted for fake in fakes] == [0, 1]
 
     run(test)
 
@@ -191,10 +195,11 @@ def test_requests_wait_for_the_first_engine_that_is_back() -> None:
             await pool.add_request(request("new"))
         for fake in fakes:
             fake.added()
-        fakes[1].becomes_ready()
-        assert sorted(r.request_id for r in fakes[1].added()) == ["0", "1", "2", "3"]
+        assert [fake.num_active for fake in fakes] == [0, 4]
         fakes[0].becomes_ready()
-        assert not fakes[0].added()
+        assert sorted(r.request_id for r in fakes[0].added()) == ["0", "1", "2", "3"]
+        fakes[1].becomes_ready()
+        assert not fakes[1].added()
 
     run(test)
 

@@ -329,14 +329,14 @@ class EngineClient:
                 logger.critical("giving up on the engine: %s", self.failure, extra=self._log_fields)
                 return
             self.state = EngineState.RESTARTING
-            self._hand_over(f"the engine died: {self.failure}")
+            num_continued = self._hand_over(f"the engine died: {self.failure}")
             delay = min(self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1))
             logger.error(
                 "engine died (%s), restart %d in %.1f s; %d requests will continue",
                 self.failure,
                 self._attempts,
                 delay,
-                len(self.streams),
+                num_continued,
                 extra=self._log_fields,
             )
             self.num_restarts += 1
@@ -461,16 +461,22 @@ class EngineClient:
         for stream in self.streams:
             self._end(stream, FinishReason.ERROR, reason)
 
-    def _hand_over(self, reason: str) -> None:
-        """Ends the requests that no engine continues; `on_death` may move the others."""
+    def _hand_over(self, reason: str) -> int:
+        """Ends the requests that no engine continues, and lets `on_death` move the others.
+
+        Returns how many continue.
+        """
         if self.on_death is None and self.state is EngineState.DEAD:
             self._fail_all(reason)
-            return
+            return 0
         self._end_or_keep(reason)
+        num_continued = len(self.streams)
         if self.on_death is not None:
             self.on_death()
         if self.state is EngineState.DEAD:
+            num_continued -= len(self.streams)
             self._fail_all(reason)
+        return num_continued
 
     def _end_or_keep(self, reason: str) -> None:
         """Ends the requests that may not continue in the next engine."""

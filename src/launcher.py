@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -237,7 +237,7 @@ async def serve(start: Startup) -> int:
     engine = create_engine(start)
     await engine.start()  # it loads while the app is imported and built
     try:
-        app = await _app(engine, start)
+        app = await _app(engine, start, start.callers)
     except BaseException as error:
         await engine.stop()
         if not isinstance(error, ConfigError):
@@ -286,7 +286,28 @@ def _log_settings(config: ServerConfig) -> dict[str, str]:
     return {"level": config.log_level, "log_format": config.log_format}
 
 
-async def _app(engine: AnyEngine, start: Startup) -> FastAPI:
+@contextlib.asynccontextmanager
+async def local_app(config: ServerConfig) -> AsyncIterator[FastAPI]:
+    """Yields an app without a port and without keys once its engine is ready; ends both.
+
+    Raises:
+        ConfigError, CacheError, VocabularyError, EngineError: it cannot start.
+    """
+    check_backend(config)
+    start = await asyncio.to_thread(prepare_model, config)
+    engine = create_engine(start)
+    await engine.start()
+    try:
+        app = await _app(engine, start, [])
+    except BaseException:
+        await engine.stop()
+        raise
+    async with app.router.lifespan_context(app):
+        await engine.wait_ready()
+        yield app
+
+
+async def _app(engine: AnyEngine, start: ModelStartup, callers: list[Caller]) -> FastAPI:
     """Returns the app, whose lifespan stops the engine. Raises ConfigError."""
     await asyncio.to_thread(importlib.import_module, "gptoss.api.app")  # not on the loop, which is starting the engine
     from gptoss.api.app import create_app
@@ -295,7 +316,7 @@ async def _app(engine: AnyEngine, start: Startup) -> FastAPI:
         engine,
         start.config,
         start.vocabulary,
-        callers=start.callers,
+        callers=callers,
         model_id=start.model_id,
         model_size=start.located.size,
         repetition_guard=start.located.repetition_guard,

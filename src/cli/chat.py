@@ -1,6 +1,7 @@
 """Talks with a model in the terminal.
 
     gptoss chat [--effort low] [--system TEXT]
+    gptoss chat --local --model 20b
 
 Answers are shown as Markdown while they are written, reasoning is dimmed. ctrl-C ends the answer, ctrl-D the program. A
 line that ends with a backslash continues on the next; three quotes begin and end a text of several lines. /help lists
@@ -20,7 +21,7 @@ from gptoss.cli.remote.answer import CHAT, Answer, read
 from gptoss.cli.remote.connection import Connection
 from gptoss.cli.remote.conversation import Conversation, load, save
 from gptoss.cli.remote.errors import OK, CommandError, UsageError
-from gptoss.cli.remote.options import add_server_options, command_parser, connection_of, count
+from gptoss.cli.remote.options import add_local_options, add_server_options, command_parser, count, opened_connection
 from gptoss.cli.remote.raw_turn import RawTurn
 from gptoss.cli.terminal.answer_view import show
 from gptoss.cli.terminal.line_input import LineInput, history_path, kept_history
@@ -34,11 +35,14 @@ SETTINGS = ("system", "effort", "profile", "max_tokens", "temperature", "seed")
 
 def main(argv: list[str] | None = None) -> int:
     args = options_parser().parse_args(argv)
-    connection = connection_of(args)
-    listed = args.model or connection.first_model()
-    conversation = load(args.load) if args.load else Conversation(listed)
-    if args.model or not args.load:
-        conversation.model = listed
+    with opened_connection(args) as (connection, model):
+        return _talk(connection, model, args)
+
+
+def _talk(connection: Connection, model: str, args: argparse.Namespace) -> int:
+    conversation = load(args.load) if args.load else Conversation(model)
+    if args.model or args.local or not args.load:
+        conversation.model = model
     for name in SETTINGS:
         if getattr(args, name) is not None:
             setattr(conversation, name, getattr(args, name))
@@ -51,6 +55,7 @@ def options_parser() -> argparse.ArgumentParser:
     """Returns the parser of this command's options."""
     parser = command_parser(__doc__ or "")
     add_server_options(parser)
+    add_local_options(parser)
     parser.add_argument("--model", help="default: the first that the server lists")
     parser.add_argument("--system", metavar="TEXT", help="instructions for the whole conversation")
     parser.add_argument("--effort", choices=EFFORTS, help="reasoning effort")

@@ -1,6 +1,7 @@
 """Writes the answer to a prompt, from the command line or standard input, as it is generated.
 
 gptoss generate 'What is 12 + 30?'
+gptoss generate --local --model 20b 'What is 12 + 30?'
 gptoss generate --raw 'Once upon a time' --max-tokens 50 < /dev/null
 git diff | gptoss generate --system 'Write a commit message.' --record requests.jsonl
 """
@@ -19,7 +20,7 @@ from typing import Any
 from gptoss.cli.remote.answer import CHAT, COMPLETIONS, WITH_USAGE, Answer, read
 from gptoss.cli.remote.connection import Connection, reason
 from gptoss.cli.remote.errors import OK, UsageError
-from gptoss.cli.remote.options import add_server_options, command_parser, connection_of, count
+from gptoss.cli.remote.options import add_local_options, add_server_options, command_parser, count, opened_connection
 from gptoss.cli.remote.recording import open_record, write_record
 from gptoss.cli.terminal.style import Style, printable
 
@@ -32,11 +33,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.raw and (given := [name for name in CHAT_ONLY if getattr(args, name)]):
         parser.error(f"--{given[0].replace('_', '-')} has no meaning with --raw, which sends the prompt as it is")
-    connection = connection_of(args)
+    prompt = read_prompt(args.prompt)
     with ExitStack() as stack:
+        connection, model = stack.enter_context(opened_connection(args))
         record = stack.enter_context(open_record(args.record)) if args.record else None
-        path, request = request_of(args, read_prompt(args.prompt))
-        request["model"] = args.model or connection.first_model()
+        path, request = request_of(args, prompt)
+        request["model"] = model
         answer = Answer()
         write_answer(connection, path, request, answer, args)
         if record is not None:
@@ -49,6 +51,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__ or "")
     parser.add_argument("prompt", nargs="?", help="the prompt (default, or with -: standard input)")
     add_server_options(parser)
+    add_local_options(parser)
     parser.add_argument("--model", help="default: the first that the server lists")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without Harmony")
     parser.add_argument("--system", metavar="TEXT", help="instructions before the prompt")

@@ -26,7 +26,7 @@ ENDPOINT = f"{rooms('gptoss.api', 'context http telemetry access.api_keys access
 ALLOWED = {
     "gptoss.__main__": "gptoss.cli.main",
     "gptoss.server": "gptoss.launcher",
-    "gptoss.cli": "gptoss.cli gptoss.launcher gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
+    "gptoss.cli": "gptoss.cli gptoss.launcher gptoss.logging_setup gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
     "gptoss.kernels gptoss.embedded gptoss.engine gptoss.config gptoss.cached_files gptoss.run_folder gptoss.resources gptoss.tools",
     # the only command that runs requests itself
     "gptoss.cli.batch": f"gptoss.cli.remote gptoss.launcher gptoss.logging_setup gptoss.cached_files gptoss.config "

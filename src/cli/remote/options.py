@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator
 
 from gptoss.cli.remote.connection import DEFAULT_URL, Connection
+from gptoss.cli.remote.errors import UsageError
 
 EXIT_CODES = "exit codes: 0 done, 1 the answer is no, 2 usage, 3 server not reachable, 4 server refused, 130 ctrl-C"
 
@@ -46,6 +49,33 @@ def api_key_of(args: argparse.Namespace) -> str | None:
 def connection_of(args: argparse.Namespace) -> Connection:
     """Returns the connection that the options describe. Raises UsageError."""
     return Connection(url_of(args), api_key_of(args), args.timeout)
+
+
+def add_local_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --local and --config."""
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        help="load the model here instead: --model, --config and GPTOSS_... as for serve",
+    )
+    parser.add_argument("--config", metavar="FILE", help="with --local: the server's YAML file")
+
+
+@contextlib.contextmanager
+def opened_connection(args: argparse.Namespace) -> Iterator[tuple[Connection, str]]:
+    """Yields a connection, to a server or with --local, and the model's name. Raises CommandError."""
+    if not args.local:
+        if args.config:
+            raise UsageError("--config has a meaning only with --local")
+        connection = connection_of(args)
+        yield connection, args.model or connection.first_model()
+        return
+    if args.url:
+        raise UsageError("--url and --local contradict each other")
+    from gptoss.cli.remote.local import local_connection
+
+    with local_connection(args.model, args.config, args.timeout) as connection:
+        yield connection, connection.first_model()
 
 
 def positive(text: str) -> float:

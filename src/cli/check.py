@@ -2,7 +2,7 @@
 
     gptoss check [--model 20b] [--json]
 
-No server is started; nothing is downloaded, compiled or loaded.
+No server is started; nothing is downloaded, compiled or loaded. One sandbox is started and ended.
 
 exit codes: 0 a server can start, 1 something is missing, 2 usage
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gptoss.cli.machine import memory, software
 from gptoss.cli.machine.finding import Finding
+from gptoss.cli.machine.sandbox import python_sandbox
 from gptoss.cli.remote.errors import NO, OK
 from gptoss.cli.remote.options import command_parser, port_number
 from gptoss.cli.terminal.style import Style
@@ -69,6 +70,7 @@ def check(model: str | None, model_path: Path | None, host: str, port: int) -> l
         memory.plan(chosen, located, gpus),
         memory.cache_folder(),
         software.port(host, port),
+        python_sandbox(),
     ]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from gptoss.cli import check
 from gptoss.cli.machine import memory, software
+from gptoss.cli.machine.finding import Finding
 from gptoss.cli.main import main
 from gptoss.engine.parallel.gpus import Gpu
 from gptoss.port_manager import recorded
@@ -27,6 +28,7 @@ SMALL = Gpu(0, "NVIDIA T4", 16 * GB, 15 * GB, None, None)
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No GPU, no records of servers, no checkpoint, an empty cache."""
     monkeypatch.setattr(check, "visible_gpus", lambda: [])
+    monkeypatch.setattr(check, "python_sandbox", lambda: Finding("sandbox", "ok", "bubblewrap"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -47,7 +49,7 @@ def test_a_machine_without_a_gpu_can_serve_nano(capsys: pytest.CaptureFixture[st
     states = {finding["name"]: finding["state"] for finding in found["findings"]}
     assert found["can_serve"] and states["checkpoint"] == states["memory"] == states["port"] == "ok"
     assert list(states) == [
-        *("Python", "packages", "torch", "GPU", "compiler", "CPU", "checkpoint", "memory", "cache", "port")
+        *("Python", "packages", "torch", "GPU", "compiler", "CPU", "checkpoint", "memory", "cache", "port", "sandbox")
     ]
 
 

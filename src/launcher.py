@@ -99,6 +99,7 @@ def prepare(config: ServerConfig, origin: Mapping[str, str]) -> Startup:
         ConfigError, CacheError, VocabularyError, PortError: the server cannot start.
     """
     check_backend(config)
+    check_batches(config)
     callers = check_access(config, origin)
     max_connections = allowed_connections(config.max_connections)
     bound = port_manager.reserve(config.host, config.port, auto=config.auto_port, force=config.force_port)
@@ -125,6 +126,15 @@ def check_backend(config: ServerConfig) -> None:
         raise ConfigError(
             f"backend 'transformers' requires {' and '.join(missing)}; install the package's extra 'transformers', or "
             f"run: pip install {' '.join(packages)}"
+        )
+
+
+def check_batches(config: ServerConfig) -> None:
+    """Raises ConfigError if the package that reads uploads is not installed."""
+    if config.batch_dir is not None and importlib.util.find_spec("python_multipart") is None:
+        raise ConfigError(
+            "batch_dir requires python-multipart; install the package's extra 'batches', or run: pip install "
+            "python-multipart"
         )
 
 

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from gptoss import __version__
 from gptoss.api.access.access import Access
 from gptoss.api.access.api_keys import Caller
+from gptoss.api.batches.service import BatchService, create_batches
 from gptoss.api.context import ServerContext, create_context
 from gptoss.api.http.error_responses import install as install_error_handlers
 from gptoss.api.http.limited_paths import LimitedPaths
@@ -30,6 +31,7 @@ from gptoss.harmony.vocabulary_files import Vocabulary
 
 # Modules of gptoss.api with routes; each has a `router`
 ENDPOINTS = (
+    "batches.routes",
     "chat.routes",
     "completions.routes",
     "messages.routes",
@@ -76,13 +78,14 @@ def create_app(
         tracing=tracing,
     )
     engine.on_step = context.metrics.step
+    batches = create_batches(context) if config.batch_dir is not None else None
     app = DocumentedApi(
         title="gpt-oss server",
         version=__version__,
-        lifespan=lambda _: _running(context, tracing),
+        lifespan=lambda _: _running(context, tracing, batches),
         responses=error_responses(OPENAI_ERROR),
     )
-    app.state.context, app.state.response_store = context, store
+    app.state.context, app.state.response_store, app.state.batches = context, store, batches
     register_live_metrics(context)
     install_error_handlers(app)
     for router in ROUTERS:
@@ -92,13 +95,19 @@ def create_app(
 
 
 @contextlib.asynccontextmanager
-async def _running(context: ServerContext, tracing: Tracing | None) -> AsyncIterator[None]:
-    """Starts the engine and the warm-up, and ends them."""
+async def _running(
+    context: ServerContext, tracing: Tracing | None, batches: BatchService | None
+) -> AsyncIterator[None]:
+    """Starts engine, warm-up and batches, and ends them."""
     await context.engine.start()
     warming = asyncio.create_task(warm_up(context))
+    if batches is not None:
+        batches.start()
     try:
         yield
     finally:
+        if batches is not None:
+            await batches.stop()
         warming.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await warming

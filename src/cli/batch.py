@@ -26,9 +26,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gptoss import launcher, logging_setup
-from gptoss.api.batches.job import BatchJob
-from gptoss.api.batches.lines import Checked, check_file
-from gptoss.api.batches.runner import BatchRunner
+from gptoss.api.batches.run.job import BatchJob
+from gptoss.api.batches.run.lines import Checked, check_file
+from gptoss.api.batches.run.runner import BatchRunner
 from gptoss.api.dispatch import URLS, Dispatcher, create_dispatcher
 from gptoss.cached_files import CacheError
 from gptoss.cli.remote.errors import NO, OK, CommandError, UsageError

@@ -113,6 +113,19 @@ class PromptKeys:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchKeys:
+    """batches"""
+
+    batch_dir: Path | None = key(None, "folder for the files of /v1/files and /v1/batches; unset: both are off")
+    batch_max_file_bytes: int = key(200 * 2**20, "largest uploaded file", ge=1024)
+    batch_quota_bytes: int = key(2 * 2**30, "files that one key may keep, answers included", ge=1024)
+    batch_expiry_s: float = key(86_400.0, "time for a batch to be answered, completion_window 24h", gt=0)
+    batch_retention_s: float = key(
+        30 * 86_400.0, "time that files are kept unless expires_after is set, and batches after their end", ge=60
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LogKeys:
     """logs and metrics"""
 
@@ -125,7 +138,7 @@ class LogKeys:
     log_level: Literal["debug", "info", "warning", "error"] = key("info", "lowest severity that is logged")
 
 
-GROUPS = (ServingKeys, AccessKeys, ModelKeys, DeviceKeys, EngineKeys, PromptKeys, LogKeys)
+GROUPS = (ServingKeys, AccessKeys, ModelKeys, DeviceKeys, EngineKeys, PromptKeys, BatchKeys, LogKeys)
 FIELDS = [item for group in GROUPS for item in dataclasses.fields(group)]
 PROFILE_KEYS = tuple(item.name for item in FIELDS if item.metadata["from_profile"])
 SECRET_KEYS = tuple(item.name for item in FIELDS if item.metadata["secret"])
@@ -134,7 +147,7 @@ TABLE_KEYS = tuple(item.name for item in FIELDS if str(item.type).startswith(("l
 
 # dataclasses collect the fields of their bases from the last to the first
 @validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class ServerConfig(LogKeys, PromptKeys, EngineKeys, DeviceKeys, ModelKeys, AccessKeys, ServingKeys):
+class ServerConfig(LogKeys, BatchKeys, PromptKeys, EngineKeys, DeviceKeys, ModelKeys, AccessKeys, ServingKeys):
     """The validated configuration of a server."""
 
     @field_validator(*TABLE_KEYS, mode="before")

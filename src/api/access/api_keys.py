@@ -218,6 +218,11 @@ class ApiKeys:
             raise Unauthorized("Incorrect API key provided.", None, "invalid_api_key")
         return found
 
+    def named(self, name: str) -> Caller | None:
+        """The caller with this name; None if its key has been removed."""
+        known = self._callers or [self.anonymous]
+        return next((caller for caller in known if caller.name == name), None)
+
     def cache_scope(self, caller: Caller | None) -> str:
         """The scope of a caller's cached prefixes; requests share prefixes only within one scope.
 

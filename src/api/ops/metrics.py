@@ -54,6 +54,16 @@ def register_live_metrics(context: ServerContext) -> None:
     values = [
         gauge("num_requests_running", "Requests in the engine's batch.", each(lambda e: e.stats.num_running)),
         gauge("num_requests_waiting", "Requests waiting for the engine.", each(lambda e: e.num_waiting)),
+        gauge(
+            "batch_requests_running",
+            "Requests of batches that hold KV blocks, in a step or paused.",
+            each(lambda e: e.stats.num_background_running),
+        ),
+        gauge(
+            "batch_requests_waiting",
+            "Requests of batches that wait in the engine.",
+            each(lambda e: e.stats.num_background_waiting),
+        ),
         gauge("requests_active", "Requests not answered yet.", lambda: context.metrics.active),
         gauge("kv_cache_usage_ratio", "Share of KV blocks in use.", each(lambda e: e.stats.kv_usage)),
         gauge("engine_ready", "1 while the engine serves.", each(lambda e: float(e.is_ready))),
@@ -77,6 +87,11 @@ def register_live_metrics(context: ServerContext) -> None:
         counter("engine_steps", "Steps of the engine.", each(lambda e: e.stats.num_steps_total)),
         counter("engine_step_seconds", "Time in steps.", each(lambda e: e.stats.step_s_total)),
         gauge("engine_batch_size", "Requests in the last step.", each(lambda e: e.stats.last_step_seqs)),
+        counter(
+            "batch_preemptions",
+            "Requests of batches whose KV blocks a live request or another one took.",
+            each(lambda e: e.stats.num_background_preemptions_total),
+        ),
         counter(
             "requests_refused", "Requests refused by the auth middleware.", lambda: sum(context.access.refused.values())
         ),

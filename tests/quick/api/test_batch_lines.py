@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gptoss.api.batches import line_writer
-from gptoss.api.batches.line_writer import LineWriter, append_durably, write_durably
-from gptoss.api.batches.lines import (
+from gptoss.api.batches.run import line_writer
+from gptoss.api.batches.run.line_writer import LineWriter, append_durably, write_durably
+from gptoss.api.batches.run.lines import (
     BatchUsage,
     LineError,
     check_file,
@@ -92,7 +92,7 @@ def test_a_file_is_checked_whole(tmp_path: Path) -> None:
 
 def test_the_number_of_lines_and_of_reported_errors_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(checked(tmp_path, b"{\n" * 500).errors) == 100
-    monkeypatch.setattr("gptoss.api.batches.lines.MAX_LINES", 3)
+    monkeypatch.setattr("gptoss.api.batches.run.lines.MAX_LINES", 3)
     lines = [request(custom_id=str(i)) for i in range(4)]
     assert not checked(tmp_path, encoded(*lines[:3])).errors
     assert [e.code for e in checked(tmp_path, encoded(*lines)).errors] == ["too_many_lines"]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gptoss.api.batches.job import BatchJob
-from gptoss.api.batches.runner import MAX_ATTEMPTS, BatchRunner
+from gptoss.api.batches.run.job import BatchJob
+from gptoss.api.batches.run.runner import MAX_ATTEMPTS, BatchRunner
 from gptoss.api.dispatch import Answer
 from gptoss.api.http.sender import Sender
 
@@ -58,7 +58,7 @@ def make_job(folder: Path, names: list[str], owner: str = "a") -> BatchJob:
     source = folder / f"{owner}-in.jsonl"
     write_input(source, names)
     paths = folder / f"{owner}-out.jsonl", folder / f"{owner}-err.jsonl"
-    job = BatchJob(source, *paths, endpoint=URL, max_line_bytes=10_000, sender=Sender(owner, tenant=owner))
+    job = BatchJob(source, *paths, endpoint=URL, max_line_bytes=10_000, owner=owner)
     job.recover(len(names))
     return job
 

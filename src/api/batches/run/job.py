@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from gptoss.api.batches.line_writer import LineWriter
-from gptoss.api.batches.lines import (
+from gptoss.api.batches.run.line_writer import LineWriter
+from gptoss.api.batches.run.lines import (
     BatchUsage,
     InputLine,
     LineError,
@@ -22,7 +22,7 @@ from gptoss.api.batches.lines import (
     unanswered_line,
 )
 from gptoss.api.dispatch import URLS, Answer
-from gptoss.api.http.sender import Sender
+from gptoss.api.http.sender import ANONYMOUS, Sender
 
 logger = logging.getLogger(__name__)
 LINES_AT_ONCE = 1000  # that are written for requests that were not run
@@ -50,13 +50,21 @@ class BatchJob:
         *,
         endpoint: str | None,
         max_line_bytes: int,
-        sender: Sender | None = None,
+        owner: str = ANONYMOUS,
+        sender_of: Callable[[str], Sender] = Sender,
+        on_written: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`errors` may be the same file as `output`."""
-        self.sender = Sender(owner="batch") if sender is None else sender
+        """
+        Args:
+            errors: may be the same file as `output`.
+            sender_of: the sender of an owner's requests, as it is now.
+            on_written: called with the bytes that are written, and with those that an earlier process has written.
+        """
+        self.owner = owner
         self.counts, self.usage = Counts(), BatchUsage()
         self.ended = asyncio.Event()  # every request has an answer, or the job has been stopped
         self.failure: Exception | None = None
+        self._sender_of, self._on_written = sender_of, on_written
         self._source, self._output, self._errors = source, output, errors
         self._endpoint, self._max_line_bytes = endpoint, max_line_bytes
         self._written: set[str] = set()  # custom ids
@@ -79,6 +87,7 @@ class BatchJob:
                 self._count(answer is not None and answer.status_code == 200)
                 if answer is not None:
                     self.usage.add(answer.body)
+            self._on_written(path.stat().st_size if path.exists() else 0)
         self._file = self._source.open("rb")
         self._lines = raw_lines(self._file, self._max_line_bytes)
 
@@ -109,7 +118,7 @@ class BatchJob:
 
     def sender_of(self, line: InputLine) -> Sender:
         """The sender of one request."""
-        return replace(self.sender, body_bytes=line.num_bytes)
+        return replace(self._sender_of(self.owner), body_bytes=line.num_bytes)
 
     def begin(self, row: asyncio.Task[None]) -> None:
         """Notes a request that is running."""
@@ -186,6 +195,7 @@ class BatchJob:
 
     async def _record(self, custom_ids: Sequence[str], text: bytes, is_error: bool, body: bytes | None) -> None:
         await self._writer.append(self._errors if is_error else self._output, text)
+        self._on_written(len(text))
         self._written.update(custom_ids)
         for _ in custom_ids:
             self._count(not is_error)

@@ -8,8 +8,8 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from gptoss.api.batches.job import BatchJob
-from gptoss.api.batches.lines import InputLine, LineError
+from gptoss.api.batches.run.job import BatchJob
+from gptoss.api.batches.run.lines import InputLine, LineError
 from gptoss.api.dispatch import Answer, Dispatcher
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class BatchRunner:
         window: int,
         *,
         is_idle: Callable[[], bool] = lambda: True,
+        may_run: Callable[[str], bool] = lambda _: True,
         waits_for_engine: bool = True,
         retry_s: float = RETRY_S,
         on_answer: Callable[[Answer], None] = lambda _: None,
@@ -40,10 +41,11 @@ class BatchRunner:
         Args:
             window: requests that run or wait in the engine at once.
             is_idle: whether new ones may be planned, which takes time from the event loop.
+            may_run: whether an owner's requests may run now.
             waits_for_engine: without it, jobs end when the engine is not available.
             on_answer: called with each answer once it is recorded.
         """
-        self._dispatcher, self._window, self._is_idle = dispatcher, window, is_idle
+        self._dispatcher, self._window, self._is_idle, self._may_run = dispatcher, window, is_idle, may_run
         self._waits_for_engine, self._retry_s, self._on_answer = waits_for_engine, retry_s, on_answer
         self._jobs: dict[str, deque[BatchJob]] = {}  # by owner, whose turn it is first
         self._changed = asyncio.Event()
@@ -61,17 +63,16 @@ class BatchRunner:
 
     def add(self, job: BatchJob) -> None:
         """Runs the job after its owner's earlier ones; `job.ended` is set at its end."""
-        self._jobs.setdefault(job.sender.tenant, deque()).append(job)
+        self._jobs.setdefault(job.owner, deque()).append(job)
         self._changed.set()
 
     def remove(self, job: BatchJob) -> None:
         """Takes no further request of the job. Idempotent."""
-        owner = job.sender.tenant
-        jobs = self._jobs.get(owner)
+        jobs = self._jobs.get(job.owner)
         if jobs is not None and job in jobs:
             jobs.remove(job)
             if not jobs:
-                del self._jobs[owner]
+                del self._jobs[job.owner]
 
     async def _work(self) -> None:
         while True:
@@ -93,11 +94,10 @@ class BatchRunner:
                 while not self._jobs:
                     self._changed.clear()
                     await self._changed.wait()
-                while not self._is_idle():
+                owner = next(filter(self._may_run, self._jobs), None) if self._is_idle() else None
+                if owner is None:
                     await asyncio.sleep(POLL_S)
-                if not self._jobs:
                     continue
-                owner = next(iter(self._jobs))
                 jobs = self._jobs[owner] = self._jobs.pop(owner)  # after the others
                 job = jobs[0]
                 line = await self._line_of(job)
@@ -125,8 +125,7 @@ class BatchRunner:
         """Repeats the request while the engine is not available, and a few times if the engine fails it."""
         num_failures, wait_s = 0, self._retry_s
         while True:
-            sender = job.sender_of(line)
-            answer = await self._dispatcher.answer(line.url, line.body, sender)
+            answer = await self._dispatcher.answer(line.url, line.body, job.sender_of(line))
             num_failures += answer.failed
             if not answer.unavailable and (not answer.failed or num_failures == MAX_ATTEMPTS):
                 return answer

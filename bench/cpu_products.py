@@ -91,8 +91,9 @@ class Version:
             native.moe(x, experts, shares, w.w1, w.b1, w.w2, w.b2, x, 7.0)
             return
         rows = experts.numel()
-        out, middle = torch.empty_like(x), torch.empty(rows, INTERMEDIATE, dtype=x.dtype)
-        parts = torch.empty(rows, HIDDEN)
+        out, parts = torch.empty_like(x), torch.empty(rows, HIDDEN)
+        is_early = not hasattr(self._library, "quantize_int8")
+        middle = [torch.empty(rows, INTERMEDIATE, dtype=x.dtype)] if is_early else []  # 0.20's further argument
         tensors = (
             x,
             experts,
@@ -105,7 +106,7 @@ class Version:
             w.b2,
             x,
             out,
-            middle,
+            *middle,
             parts,
         )
         sizes = (x.shape[0], PER_TOKEN, EXPERTS, HIDDEN, INTERMEDIATE)
@@ -150,9 +151,11 @@ def dense(name: str, rows: int, versions: list[Version]) -> None:
     x = torch.randn(rows, shape[1]).bfloat16()
     turns = [0] * len(versions)
 
-    def call(index: int) -> None:  # on other weights each time: the caches hold none of them
+    def call(
+        index: int,
+    ) -> None:  # on other weights each time: the caches hold none of them, nor what the other has read
         turns[index] += 1
-        versions[index].linear(x, copies[turns[index] % len(copies)])
+        versions[index].linear(x, copies[(turns[index] + index * len(copies) // 2) % len(copies)])
 
     calls = [lambda i=i: call(i) for i in range(len(versions))]
     compare(f"{name}, {rows}", calls, size / 1e9, 2e-9 * rows * shape[0] * shape[1])
@@ -180,7 +183,7 @@ def experts(rows: int, weights: MoeWeights, versions: list[Version]) -> None:
 
     def call(index: int) -> None:
         turns[index] += 1
-        versions[index].moe(x, chosen[turns[index] % len(chosen)], weights)
+        versions[index].moe(x, chosen[(turns[index] + index * len(chosen) // 2) % len(chosen)], weights)
 
     used = statistics.mean(len(set(ids.flatten().tolist())) for ids in chosen)
     size = 3 * HIDDEN * INTERMEDIATE / 32 * 17

@@ -188,8 +188,10 @@ def test_moe(tokens: int, num: int, hidden: int, inter: int, packed: bool) -> No
 
 
 def moe_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What 4 experts of 96 columns add to 0, and the same by plain torch in float32."""
+    """What 4 experts of 96 columns, without biases, add to 0; and the same by plain torch in float32."""
     w, exact = experts_of(4, 96, 64)
+    for bias in (w.b1, w.b2, exact.b1, exact.b2):
+        bias.zero_()
     experts, weights = torch.arange(4).expand(len(x), 4).contiguous(), torch.full((len(x), 4), 0.25)
     nothing = torch.zeros_like(x)
     out = native.moe(x, experts, weights, w.w1, w.b1, w.w2, w.b2, nothing, 7.0)
@@ -197,7 +199,7 @@ def moe_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return out, moe_forward_ref(x.float(), experts, weights, floats, 7.0)
 
 
-@pytest.mark.parametrize("exponent", [-120, -40, -8, 0, 8, 40])
+@pytest.mark.parametrize("exponent", [-90, -40, -8, 0, 8, 40])
 def test_experts_of_columns_of_very_different_size(exponent: int) -> None:
     x = bf16(3, 96, seed=5)
     x[:, 1::7] *= 2.0**exponent

@@ -25,7 +25,7 @@ static TILE void dot_tile(const X* const* x, const bf16* w, int64_t K, float* ou
         UNROLLED
         for (int j = 0; j < RN; j++) {
             const B b = b_load(w + j * K + k, K - k);
-            if (PREFETCH) _mm_prefetch((const char*)(w + j * K + k + ahead), _MM_HINT_T0);
+            if (PREFETCH) prefetch(w + j * K + k, 512, 2 * ahead);
             UNROLLED
             for (int i = 0; i < RM; i++) acc[i][j] = b_dot(acc[i][j], a[i], b);
         }
@@ -58,64 +58,96 @@ static inline void dot_rows(const X* const* x, int64_t rows, const bf16* w, int6
     for (; m < rows; m++) dot_tile<1, RN>(x + m, w, K, out + m * stride, stride);
 }
 
-// 2^(s - 127) of `groups` E8M0 scales; s = 0 is the denormal 2^-127
-static inline void decode_scales(const uint8_t* scales, int64_t groups, float* out) {
-    for (int64_t g = 0; g < groups; g++) {
-        const uint32_t bits = scales[g] ? uint32_t(scales[g]) << 23 : 0x00400000;
-        std::memcpy(out + g, &bits, 4);
+// bfloat16 of each code under the scales 2^-254 to 1, twice: the fifth bit of an index does not matter.
+struct ScaledCodes {
+    alignas(64) bf16 words[255][32];
+    ScaledCodes() {
+        for (int e = 0; e < 255; e++)
+            for (int i = 0; i < 32; i++)
+                words[e][i] = to_bf16(std::ldexp(i & 8 ? -E2M1[i & 7] : E2M1[i & 7], e - 254));
     }
+};
+static const ScaledCodes SCALED_CODES;
+
+// A row of MXFP4. Its codes are decoded under the ratios of their scales to the row's largest, so that neither the largest nor
+// the smallest E8M0 scales leave what bfloat16 holds; sums are multiplied by `factor`.
+struct PackedRow {
+    const uint8_t *data, *scales;
+    const bf16* codes;  // under scale 0
+    float factor;
+
+    PackedRow(const Matrix& w, int64_t row) {
+        const int64_t groups = w.K / 32;
+        data = (const uint8_t*)w.data + row * (w.K / 2);
+        scales = w.scales + row * groups;
+        const int largest = *std::max_element(scales, scales + groups);
+        codes = SCALED_CODES.words[254 - std::min(largest, 254)];
+        const uint32_t bits = largest ? uint32_t(largest) << 23 : 0x00400000;  // 2^-127 is a denormal
+        std::memcpy(&factor, &bits, 4);
+    }
+
+    B group(int64_t g) const {
+        // byte b -> words (b, b >> 4)
+        const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(data + 16 * g)));
+        const __m512i indices = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+        return (__m512bh)_mm512_permutexvar_epi16(indices, _mm512_load_si512(codes + 32 * scales[g]));
+    }
+};
+
+static inline void store4(float* out, F a0, F a1, F a2, F a3, const PackedRow* rows) {
+    _mm_storeu_ps(out, _mm_mul_ps(f_sum4(a0, a1, a2, a3),
+                                  _mm_setr_ps(rows[0].factor, rows[1].factor, rows[2].factor, rows[3].factor)));
 }
 
 // RM rows of x against 4 neighbouring rows of the matrix.
 template <int RM>
-static TILE void mxfp4_tile(const X* const* x, const uint8_t* block, const float* scale, int64_t groups, Table table,
-                              float* out, int64_t stride) {
+static TILE void packed_tile(const X* const* x, const PackedRow* rows, int64_t K, float* out, int64_t stride) {
     F acc[RM][4];
     UNROLLED
     for (int i = 0; i < RM; i++)
         UNROLLED
         for (int j = 0; j < 4; j++) acc[i][j] = f_set(0);
-    const int64_t row_bytes = groups * 16;
-    for (int64_t g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < K / 32; g++) {
         B a[RM];
         UNROLLED
-        for (int i = 0; i < RM; i++) a[i] = b_load(x[i] + g * 32, 32);
+        for (int i = 0; i < RM; i++) a[i] = b_load(x[i] + 32 * g, 32);
         UNROLLED
         for (int j = 0; j < 4; j++) {
-            const uint8_t* at = block + j * row_bytes + g * 16;
-            const B weights = b_decode(at, table);
-            const F s = f_set(scale[j * groups + g]);
+            if (g % 4 == 0) prefetch(rows[j].data + 16 * g, 128, 8 * K);
+            const B b = rows[j].group(g);
             UNROLLED
-            for (int i = 0; i < RM; i++)
-                acc[i][j] = f_fma(b_dot(f_set(0), weights, a[i]), s, acc[i][j]);
+            for (int i = 0; i < RM; i++) acc[i][j] = b_dot(acc[i][j], a[i], b);
         }
     }
     UNROLLED
-    for (int i = 0; i < RM; i++)
-        _mm_storeu_ps(out + i * stride, f_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
+    for (int i = 0; i < RM; i++) store4(out + i * stride, acc[i][0], acc[i][1], acc[i][2], acc[i][3], rows);
 }
 
-static inline void mxfp4_rows(const X* const* x, int64_t rows, const Matrix& w, float* out, int64_t stride) {
-    const int64_t groups = w.K / 32;
-    const Table table = e2m1_table();
-    const uint8_t* block = (const uint8_t*)w.data;
-    for (int64_t byte = 0; byte < 64 * groups; byte += 64) _mm_prefetch((const char*)(block + 64 * groups + byte), _MM_HINT_T0);
-    float scale[4096];  // 4 rows, K up to 32,768
-    decode_scales(w.scales, 4 * groups, scale);
-    for (int64_t m = 0; m < rows;) {
-        float* to = out + m * stride;
-        switch (std::min<int64_t>(rows - m, MAX_ROWS)) {
-            case 1: mxfp4_tile<1>(x + m, block, scale, groups, table, to, stride); m += 1; break;
-            case 2: mxfp4_tile<2>(x + m, block, scale, groups, table, to, stride); m += 2; break;
-            case 3: mxfp4_tile<3>(x + m, block, scale, groups, table, to, stride); m += 3; break;
-            case 4: mxfp4_tile<4>(x + m, block, scale, groups, table, to, stride); m += 4; break;
-            case 5: mxfp4_tile<5>(x + m, block, scale, groups, table, to, stride); m += 5; break;
-            default: mxfp4_tile<6>(x + m, block, scale, groups, table, to, stride); m += 6; break;
-        }
+// Four rows of the matrix: for few rows of x decoded in registers, for many once.
+static inline void packed_rows(const X* const* x, int64_t count, const Matrix& w, float* out, int64_t stride) {
+    const PackedRow rows[4] = {{w, 0}, {w, 1}, {w, 2}, {w, 3}};
+    for (int64_t byte = 0; byte < w.K / 8; byte += 64) _mm_prefetch((const char*)(w.scales + w.K / 8 + byte), _MM_HINT_T0);
+    switch (count) {
+        case 1: return packed_tile<1>(x, rows, w.K, out, stride);
+        case 2: return packed_tile<2>(x, rows, w.K, out, stride);
+        case 3: return packed_tile<3>(x, rows, w.K, out, stride);
+        case 4: return packed_tile<4>(x, rows, w.K, out, stride);
+        case 5: return packed_tile<5>(x, rows, w.K, out, stride);
+        case 6: return packed_tile<6>(x, rows, w.K, out, stride);
     }
+    bf16* decoded = kept_scratch<bf16, 6>(4 * w.K);
+    for (int j = 0; j < 4; j++)
+        for (int64_t g = 0; g < w.K / 32; g++) {
+            if (g % 4 == 0) prefetch(rows[j].data + 16 * g, 128, 8 * w.K);
+            _mm512_store_si512(decoded + j * w.K + 32 * g, (__m512i)rows[j].group(g));
+        }
+    dot_rows<4, false>(x, count, decoded, w.K, out, stride, 0);
+    const __m128 factors = _mm_setr_ps(rows[0].factor, rows[1].factor, rows[2].factor, rows[3].factor);
+    for (int64_t m = 0; m < count; m++)
+        _mm_storeu_ps(out + m * stride, _mm_mul_ps(_mm_loadu_ps(out + m * stride), factors));
 }
 
-// RM rows of x against RN neighbouring rows of the matrix; the row of weights after them is asked for on the way.
+// RM rows of x against RN neighbouring rows of the matrix; the weights after them are asked for on the way.
 template <int RM, int RN>
 static TILE void int8_tile(const X* const* x, const int8_t* w, int64_t K, float* out, int64_t stride) {
     const int64_t row = padded(K);
@@ -131,7 +163,7 @@ static TILE void int8_tile(const X* const* x, const int8_t* w, int64_t K, float*
         UNROLLED
         for (int j = 0; j < RN; j++) {
             const int8_t* at = w + j * row + k;
-            if (k % 64 == 0) _mm_prefetch((const char*)(at + RN * row), _MM_HINT_T0);
+            if (k % 64 == 0) prefetch(at, 512, 2 * RN * row);
             const B b = b_from_int8(at);
             UNROLLED
             for (int i = 0; i < RM; i++) acc[i][j] = b_dot(acc[i][j], a[i], b);
@@ -165,7 +197,7 @@ static inline void int8_rows(const X* const* x, int64_t rows, const int8_t* w, i
     for (int j = 0; j < 4; j++)
         for (int64_t k = 0; k < K; k += 32) {
             const int8_t* at = w + j * row + k;
-            if (k % 64 == 0) _mm_prefetch((const char*)(at + 4 * row), _MM_HINT_T0);
+            if (k % 64 == 0) prefetch(at, 512, 8 * row);
             _mm512_storeu_si512(decoded + j * K + k, (__m512i)b_from_int8(at));
         }
     dot_rows<4, false>(x, rows, decoded, K, out, stride, 0);
@@ -176,7 +208,7 @@ static inline void products(const X* const* x, int64_t rows, const Matrix& w, in
                             float*) {
     int64_t n = 0;
     if (w.format == Format::MXFP4) {
-        for (; n < count; n += 4) mxfp4_rows(x, rows, w.from(n), out + n, stride);
+        for (; n < count; n += 4) packed_rows(x, rows, w.from(n), out + n, stride);
         return;
     }
     if (w.format == Format::INT8) {

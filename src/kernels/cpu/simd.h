@@ -31,7 +31,6 @@ static const float E2M1[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
 
 typedef __m512 F;
 typedef __m512bh B;
-typedef __m512i Table;
 static const int MAX_ROWS = 6;  // rows of x against four rows of weights that the registers hold
 
 static inline F f_set(float x) { return _mm512_set1_ps(x); }
@@ -59,20 +58,6 @@ static inline B b_load(const bf16* p, int64_t left) {  // `left` of 32 are there
     return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
 }
 static inline F b_dot(F acc, B x, B y) { return _mm512_dpbf16_ps(acc, x, y); }
-static inline Table e2m1_table() {
-    alignas(64) static bf16 table[32];
-    static const bool ready = [] {
-        for (int i = 0; i < 32; i++) table[i] = to_bf16((i & 8) ? -E2M1[i & 7] : E2M1[i & 7]);
-        return true;
-    }();
-    (void)ready;
-    return *(const __m512i*)table;
-}
-static inline B b_decode(const uint8_t* block, Table table) {  // 16 bytes of MXFP4 codes
-    // byte b -> words (b, b >> 4): the table repeats after 16 entries, so bit 4 of the lower word does not matter
-    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)block));
-    return (__m512bh)_mm512_permutexvar_epi16(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), table);
-}
 static inline B b_from_int8(const int8_t* p) {
     const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
     const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(p + 16))));

@@ -176,6 +176,7 @@ def check_access(config: ServerConfig, origin: Mapping[str, str]) -> list[Caller
 def engine_config(config: ServerConfig, located: LocatedModel, vocabulary: Vocabulary) -> EngineConfig:
     """Returns the engine's configuration: its keys, and what profile, model and vocabulary imply."""
     keys = {key: config.resolved(key) for group in (DeviceKeys, EngineKeys) for key in group.__dataclass_fields__}
+    keys["weights_cache_dir"] = config.weights_cache_dir or default_cache_folder() / "weights"
     keys["max_model_len"] = config.max_model_len or located.config.max_position
     return EngineConfig(
         located.config,

@@ -6,6 +6,7 @@ One line a key, as in schema.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from gptoss.config.key import key
@@ -16,6 +17,12 @@ class DeviceKeys:
     """weights and devices"""
 
     load_format: Literal["auto", "dummy"] = key("auto", "dummy: random weights, no files")
+    weights_cache_dir: Path | None = key(
+        None, "folder of weights that were laid out for the CPU kernels; unset: `weights` in the cache folder"
+    )
+    weights_cache_gib: float = key(
+        64.0, "largest total size of weights_cache_dir; 0: weights are laid out in memory, at each start", ge=0
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = key("auto", "type of the weights and the KV cache")
     dense_dtype: Literal["auto", "int8"] = key(
         "auto",

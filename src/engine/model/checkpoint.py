@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gptoss.engine.model.model_config import ModelConfig
-from gptoss.engine.model.tensor_source import CheckpointError, FileState, Shape
+from gptoss.engine.model.tensor_source import CheckpointError, MappedFile, Shape
 from gptoss.kernels.mxfp4 import GROUP_SIZE
 
 FLOAT_TYPES = frozenset({"BF16", "F16", "F32"})
 PACKED_TYPES = frozenset({"U8"})
+TORCH_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "U8": torch.uint8}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    type: str  # as safetensors names it
+    shape: Shape
+    offset: int  # from the beginning of the file
 
 
 def expected_tensors(c: ModelConfig, *, original: bool, packed: bool) -> dict[str, tuple[Shape, frozenset[str]]]:
@@ -112,48 +121,33 @@ class Checkpoint:
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         self.folder = folder
-        self._files: dict[str, Any] = {}
-        self._file_of = self._index()
-        self.files = tuple(FileState.of(path) for path in sorted(set(self._file_of.values())))
-        self.original = "embedding.weight" in self._file_of
-        self.packed = any(name.endswith(("_blocks", ".blocks")) for name in self._file_of)
+        paths = self._listed_files()
+        headers = [_read_header(path) for path in paths]
+        self.files = tuple(MappedFile(path) for path in paths)
+        self._stored: dict[str, tuple[MappedFile, StoredTensor]] = {}
+        for file, header in zip(self.files, headers, strict=True):
+            for name, tensor in header.items():
+                if name in self._stored:
+                    raise CheckpointError(f"tensor {name!r} is in both {self._path_of(name).name} and {file.path.name}")
+                self._stored[name] = (file, tensor)
+        self.original = "embedding.weight" in self._stored
+        self.packed = any(name.endswith(("_blocks", ".blocks")) for name in self._stored)
         self._check(expected_tensors(config, original=self.original, packed=self.packed))
         places = _original_places(config) if self.original else {}
         self._places = places | _expert_places(config, original=self.original, packed=self.packed)
 
     def part(self, name: str, *cut: slice) -> torch.Tensor:
-        """The part of a canonical tensor (tensor_source.py) that `cut` selects, as a view of the mapped file.
-
-        Raises CheckpointError if its bytes cannot be read.
-        """
+        """The part of a canonical tensor (tensor_source.py) that `cut` selects, as a view of the mapped file."""
         stored, look = self._places.get(name, (name, _as_stored))
         return look(self.tensor(stored))[cut]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor of that name in the files, mapped. Raises CheckpointError if its bytes cannot be read."""
-        path = self._file_of[name]
-        try:
-            value: torch.Tensor = self._files[path.name].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: cannot read tensor {name!r}: {error}") from error
-        return value
+        """The tensor of that name in the files, mapped."""
+        file, stored = self._stored[name]
+        return file.view(TORCH_TYPES[stored.type], stored.shape, stored.offset)
 
-    def _index(self) -> dict[str, Path]:
-        listed = self._listed_files()
-        file_of: dict[str, Path] = {}
-        for path in listed:
-            try:
-                handle = safe_open(path, framework="pt")
-            except FileNotFoundError:
-                raise CheckpointError(f"{path} is missing, though the index names it") from None
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
-            self._files[path.name] = handle
-            for name in handle.keys():  # noqa: SIM118  a safetensors handle is not a mapping
-                if name in file_of:
-                    raise CheckpointError(f"tensor {name!r} is in both {file_of[name].name} and {path.name}")
-                file_of[name] = path
-        return file_of
+    def _path_of(self, name: str) -> Path:
+        return self._stored[name][0].path
 
     def _listed_files(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"
@@ -167,20 +161,35 @@ class Checkpoint:
 
     def _check(self, expected: dict[str, tuple[Shape, frozenset[str]]]) -> None:
         for name, (shape, types) in expected.items():
-            path = self._file_of.get(name)
-            if path is None:
+            if name not in self._stored:
                 raise CheckpointError(f"{self.folder}: tensor {name!r} is missing")
-            view = self._files[path.name].get_slice(name)
-            found = tuple(view.get_shape())
-            if found != shape:
-                raise CheckpointError(f"{path}: tensor {name!r} has shape {found}, expected {shape}")
-            if view.get_dtype() not in types:
+            path, found = self._path_of(name), self._stored[name][1]
+            if found.shape != shape:
+                raise CheckpointError(f"{path}: tensor {name!r} has shape {found.shape}, expected {shape}")
+            if found.type not in types:
                 raise CheckpointError(
-                    f"{path}: tensor {name!r} has type {view.get_dtype()}, expected {' or '.join(sorted(types))}"
+                    f"{path}: tensor {name!r} has type {found.type}, expected {' or '.join(sorted(types))}"
                 )
-        for name, path in self._file_of.items():
+        for name in self._stored:
             if name not in expected:
-                raise CheckpointError(f"{path}: unexpected tensor {name!r}")
+                raise CheckpointError(f"{self._path_of(name)}: unexpected tensor {name!r}")
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, whose header and size its own library has checked."""
+    try:
+        with safe_open(path, framework="pt"), path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing, though the index names it") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
 
 
 # where a canonical tensor is: a tensor of the file, and the view of it

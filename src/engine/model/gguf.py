@@ -18,7 +18,7 @@ import torch
 
 from gptoss.config.errors import ConfigError
 from gptoss.engine.model.model_config import ModelConfig
-from gptoss.engine.model.tensor_source import CheckpointError, FileState, Shape, mapped_bytes, typed_view
+from gptoss.engine.model.tensor_source import CheckpointError, MappedFile, Shape
 from gptoss.gguf_header import GgufError, GgufTensor, read_model
 from gptoss.kernels.mxfp4 import GROUP_SIZE
 
@@ -77,8 +77,8 @@ class GgufCheckpoint:
             model = read_model(path)
         except GgufError as error:
             raise CheckpointError(str(error)) from error
-        self.files = tuple(FileState.of(part) for part in model.paths)
-        self._storages = {state.path: mapped_bytes(state.path, state.num_bytes) for state in self.files}
+        self.files = tuple(MappedFile(part) for part in model.paths)
+        self._file_of = {file.path: file for file in self.files}
         self._dense: dict[str, tuple[GgufTensor, slice]] = {}  # canonical -> where, and its rows
         self._experts: dict[str, GgufTensor] = {}
         tensors = {_common_name(name): tensor for name, tensor in model.tensors.items()}
@@ -102,7 +102,7 @@ class GgufCheckpoint:
         return self._dequantised(tensor, slice(rows.start + start, rows.start + stop))[(slice(None), *rest)]
 
     def _view(self, tensor: GgufTensor, dtype: torch.dtype, shape: Shape) -> torch.Tensor:
-        return typed_view(self._storages[tensor.path], dtype, shape, tensor.offset)
+        return self._file_of[tensor.path].view(dtype, shape, tensor.offset)
 
     def _blocks(self, tensor: GgufTensor) -> torch.Tensor:
         """uint8 [E, R, G, 17]"""

@@ -52,8 +52,8 @@ class GptOss:
         self.residual_dtype = torch.float32 if kernels.dtype == torch.float16 else kernels.dtype
         self._comm = comm
         self._shard = comm.shard
-        if isinstance(weights.lm_head, torch.Tensor):
-            weights = replace(weights, lm_head=kernels.prepare_head(weights.lm_head))
+        if isinstance(weights.lm_head, torch.Tensor) and not weights.head_is_prepared:
+            weights = replace(weights, lm_head=kernels.prepare_head(weights.lm_head), head_is_prepared=True)
         self.weights = weights
         # ranks that share a stage meet between the operations of a layer
         self._stack = kernels.layer_stack(weights.layers) if comm.shard.tensor_size == 1 else None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from gptoss.engine.model.model_config import SLIDING, ModelConfig
-from gptoss.engine.model.tensor_source import TensorSource, check_unchanged
+from gptoss.engine.model.tensor_source import TensorSource
 from gptoss.engine.parallel.shards import Shard, whole
 from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.layers import (
@@ -27,6 +28,7 @@ from gptoss.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4
 
 tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a rank that is ended would leak
 PrepareLayer = Callable[[LayerWeights], LayerWeights]
+PrepareHead = Callable[[torch.Tensor], HeadWeight]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class ModelWeights:
     layers: list[LayerWeights]
     final_norm: torch.Tensor | None  # [H]
     lm_head: HeadWeight | None  # [V, H]
+    head_is_prepared: bool = False  # whether lm_head is in the backend's form
 
 
 class WeightLoader:
@@ -59,8 +62,12 @@ class WeightLoader:
         device: torch.device | None = None,
         shard: Shard | None = None,
         prepare_layer: PrepareLayer | None = None,
+        prepare_head: PrepareHead | None = None,
     ) -> None:
+        """Without `prepare_head` the model prepares the head."""
         self._prepare_layer = prepare_layer or _as_loaded
+        self._prepare_head = prepare_head or _head_as_loaded
+        self._head_is_prepared = prepare_head is not None
         self._device = device or torch.device("cpu")
         self._source = source
         self._config = config
@@ -70,17 +77,23 @@ class WeightLoader:
 
     def load(self) -> ModelWeights:
         """Raises CheckpointError if a file cannot be read, or was changed meanwhile."""
+        *layers, embedding, final_norm, lm_head = self.parts()
+        self.check_unchanged()
+        return ModelWeights(embedding, layers, final_norm, lm_head, head_is_prepared=self._head_is_prepared)
+
+    def parts(self) -> Iterator[Any]:
+        """Yields the layers in order, then the embedding, the last norm and the head."""
         s, vocab = self._shard, _cut(self._shard.vocab)
-        steps = tqdm(s.layers, desc="loading weights", unit="layer", disable=None if s.rank == 0 else True)
-        layers = [self._prepare_layer(self._layer(n)) for n in steps]
-        weights = ModelWeights(
-            self._read("model.embed_tokens.weight", vocab) if s.is_first else None,
-            layers,
-            self._read("model.norm.weight") if s.is_last else None,
-            self._read("lm_head.weight", vocab) if s.is_last else None,
-        )
-        check_unchanged(self._source)
-        return weights
+        for n in tqdm(s.layers, desc="loading weights", unit="layer", disable=None if s.rank == 0 else True):
+            yield self._prepare_layer(self._layer(n))
+        yield self._read("model.embed_tokens.weight", vocab) if s.is_first else None
+        yield self._read("model.norm.weight") if s.is_last else None
+        yield self._prepare_head(self._read("lm_head.weight", vocab)) if s.is_last else None
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError if a file of the checkpoint was changed since it was opened."""
+        for file in self._source.files:
+            file.check_unchanged()
 
     def _read(self, name: str, *cut: slice) -> torch.Tensor:
         return self._source.part(name, *cut).to(self._device, self._dtype).contiguous()
@@ -182,6 +195,10 @@ def _group(config: ModelConfig, layer: int) -> int:
 
 def _as_loaded(layer: LayerWeights) -> LayerWeights:
     return layer
+
+
+def _head_as_loaded(head: torch.Tensor) -> HeadWeight:
+    return head
 
 
 def _cut(part: range) -> slice:

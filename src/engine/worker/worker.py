@@ -18,7 +18,9 @@ from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
 from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import FULL, SLIDING
 from gptoss.engine.model.sources import open_source
-from gptoss.engine.model.weights import WeightLoader, dummy_weights, iterate_tensors
+from gptoss.engine.model.tensor_source import populate
+from gptoss.engine.model.weights import ModelWeights, WeightLoader, dummy_weights, iterate_tensors
+from gptoss.engine.model.weights_cache import LEAST_BYTES, WeightsCache
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.device_placement import usable_cores
 from gptoss.engine.parallel.memory_plan import activation_bytes, stage_layers
@@ -90,19 +92,32 @@ class Worker:
         else:
             if config.model_path is None:
                 raise ConfigError("model_path is needed unless load_format is 'dummy'")
-            weights = WeightLoader(
-                open_source(config.model_path, config.model),
-                config.model,
-                self.dtype,
-                dequantize=self._dequantize(),
-                device=self.device,
-                shard=self.shard,
-                prepare_layer=self.kernels.prepare_layer,
-            ).load()
+            weights = self._read_weights(config.model_path)
         self.model = GptOss(config.model, weights, self.comm, self.kernels)
+        if self.device.type == "cpu":
+            populate(iterate_tensors(self.model.weights))
         self.weight_bytes = sum(t.nbytes for t in iterate_tensors(self.model.weights))
         self.load_s = time.monotonic() - started
         logger.info("loaded %.2f GiB of weights in %.1f s", self.weight_bytes / GIB, self.load_s)
+
+    def _read_weights(self, path: Path) -> ModelWeights:
+        config, source = self.config, open_source(path, self.config.model)
+        loader = WeightLoader(
+            source,
+            config.model,
+            self.dtype,
+            dequantize=self._dequantize(),
+            device=self.device,
+            shard=self.shard,
+            prepare_layer=self.kernels.prepare_layer,
+            prepare_head=self.kernels.prepare_head,
+        )
+        max_bytes = int(config.weights_cache_gib * GIB)
+        size = sum(file.state.num_bytes for file in source.files)
+        if self.kernels.name != "native" or config.weights_cache_dir is None or not max_bytes or size < LEAST_BYTES:
+            return loader.load()
+        cache = WeightsCache(config.weights_cache_dir, max_bytes)
+        return cache.load(loader, source, config.model, self.shard, self.dtype, config.dense_dtype)
 
     def init_cache(self) -> int:
         """Allocates the cache; returns its number of blocks, including the null block: the same on every rank."""

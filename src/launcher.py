@@ -25,11 +25,12 @@ from gptoss.api.access.api_keys import Caller, load_callers
 from gptoss.api.access.hosts import is_loopback
 from gptoss.api.http.descriptors import allowed_connections
 from gptoss.cached_files import CacheError, default_cache_folder
-from gptoss.config.engine_keys import DeviceKeys, EngineKeys
+from gptoss.config.engine_keys import DeviceKeys, EngineKeys, LoraKeys
 from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
 from gptoss.config.sources import describe, load_config, service_variables
 from gptoss.config.text import without_secrets
+from gptoss.engine.client.adapters import Adapters
 from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import EngineError
 from gptoss.engine.client.pool import AnyEngine, EnginePool
@@ -60,19 +61,17 @@ class ModelStartup:
     model: str  # a size, a folder or a Hub id
     located: LocatedModel
     vocabulary: Vocabulary
+    adapters: Adapters
 
     @property
     def model_id(self) -> str:
         """The name in /v1/models."""
-        return self.config.served_model_name or self.located.name
+        return model_id(self.config, self.located)
 
     @property
     def aliases(self) -> frozenset[str]:
         """Other names that requests may use."""
-        size = self.located.size
-        if size == "custom":
-            return frozenset()
-        return frozenset((size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"))
+        return model_aliases(self.located)
 
     def renewed_engine_config(self, number: int) -> EngineConfig:
         """Returns the configuration for an engine that is started again, with intact cached files."""
@@ -104,9 +103,8 @@ def prepare(config: ServerConfig, origin: Mapping[str, str]) -> Startup:
     max_connections = allowed_connections(config.max_connections)
     bound = port_manager.reserve(config.host, config.port, auto=config.auto_port, force=config.force_port)
     model = prepare_model(config)
-    return Startup(
-        config, model.engine_configs, model.model, model.located, model.vocabulary, callers, bound, max_connections
-    )
+    known = {field.name: getattr(model, field.name) for field in dataclasses.fields(ModelStartup)}
+    return Startup(**known, callers=callers, bound=bound, max_connections=max_connections)
 
 
 def prepare_model(config: ServerConfig) -> ModelStartup:
@@ -115,7 +113,22 @@ def prepare_model(config: ServerConfig) -> ModelStartup:
     located = locate_model(model, config.model_path, cache, dummy=config.load_format == "dummy")
     vocabulary = load_vocabulary(located.folder, cache)
     settings = engine_config(config, located, vocabulary)
-    return ModelStartup(config, place_engines(settings), model, located, vocabulary)
+    names = {model_id(config, located), *model_aliases(located), *config.all_profiles()}
+    adapters = Adapters.of_config(settings, lambda: names)
+    settings = dataclasses.replace(settings, max_lora_bytes=adapters.max_bytes or None)
+    return ModelStartup(config, place_engines(settings), model, located, vocabulary, adapters)
+
+
+def model_id(config: ServerConfig, located: LocatedModel) -> str:
+    """Returns the model's name in /v1/models."""
+    return config.served_model_name or located.name
+
+
+def model_aliases(located: LocatedModel) -> frozenset[str]:
+    """Returns the other names by which requests may ask for the model."""
+    size = located.size
+    names = {size, f"gpt-oss-{size}", f"openai/gpt-oss-{size}", f"gpt-oss:{size}"}
+    return frozenset(names) if size != "custom" else frozenset()
 
 
 def check_backend(config: ServerConfig) -> None:
@@ -175,7 +188,9 @@ def check_access(config: ServerConfig, origin: Mapping[str, str]) -> list[Caller
 
 def engine_config(config: ServerConfig, located: LocatedModel, vocabulary: Vocabulary) -> EngineConfig:
     """Returns the engine's configuration: its keys, and what profile, model and vocabulary imply."""
-    keys = {key: config.resolved(key) for group in (DeviceKeys, EngineKeys) for key in group.__dataclass_fields__}
+    keys = {
+        key: config.resolved(key) for group in (DeviceKeys, EngineKeys, LoraKeys) for key in group.__dataclass_fields__
+    }
     keys["weights_cache_dir"] = config.weights_cache_dir or default_cache_folder() / "weights"
     keys["max_model_len"] = config.max_model_len or located.config.max_position
     return EngineConfig(
@@ -262,7 +277,14 @@ def create_engine(start: ModelStartup) -> AnyEngine:
     """Returns the engine, or the pool of several; none has been started."""
     policy, log, count = _restart_policy(start.config), _log_settings(start.config), len(start.engine_configs)
     engines = [
-        EngineClient(config, policy, log, partial(start.renewed_engine_config, number), number if count > 1 else None)
+        EngineClient(
+            config,
+            policy,
+            log,
+            partial(start.renewed_engine_config, number),
+            number if count > 1 else None,
+            start.adapters,
+        )
         for number, config in enumerate(start.engine_configs)
     ]
     return EnginePool(engines) if count > 1 else engines[0]

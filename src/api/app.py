@@ -39,6 +39,7 @@ ENDPOINTS = (
     "ops.cancel",
     "ops.dashboard",
     "ops.health",
+    "ops.lora",
     "ops.metrics",
     "ops.models",
     "ops.stats",

@@ -179,7 +179,8 @@ def create_context(
 
     `callers`: the keys, if they have been read already. Raises ConfigError.
     """
-    profiles = config.all_profiles()
+    profiles, names = config.all_profiles(), aliases | {model_id}
+    engine.adapters.reserved = lambda: names | profiles.keys()
     metrics, access = Metrics(), Access(ApiKeys(config, callers))
     return ServerContext(
         config=config,
@@ -189,7 +190,7 @@ def create_context(
         metrics=metrics,
         model_size=model_size,
         model_repetition_guard=repetition_guard,
-        profiles=Profiles(profiles, profiles[config.profile], model_id, aliases | {model_id}),
+        profiles=Profiles(profiles, profiles[config.profile], model_id, names, engine.adapters),
         access=access,
         tracker=RequestTracker(engine, metrics, access, tracing),
         stored_responses=stored_responses,

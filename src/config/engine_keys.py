@@ -56,6 +56,23 @@ class DeviceKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraKeys:
+    """LoRA adapters"""
+
+    lora: dict[str, Path] = key({}, "adapters to serve, {name: folder}; as a flag NAME=FOLDER, which may be repeated")
+    lora_dir: Path | None = key(
+        None, "folder below which POST /v1/load_lora_adapter may load adapters; unset: it is refused"
+    )
+    max_loras: int = key(8, "adapters loaded at once", ge=1, le=256)
+    max_lora_rank: int = key(64, "largest rank of an adapter", ge=1, le=1024)
+    max_lora_bytes: int | None = key(
+        None,
+        "memory for adapters; unset: what lora takes and, with lora_dir, adapters of the attention up to max_loras",
+        ge=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineKeys:
     """engine"""
 

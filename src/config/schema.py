@@ -17,7 +17,7 @@ from pydantic import ConfigDict, SecretStr, field_validator, model_validator
 from pydantic.dataclasses import dataclass as validated_dataclass
 from pydantic.fields import FieldInfo
 
-from gptoss.config.engine_keys import DeviceKeys, EngineKeys
+from gptoss.config.engine_keys import DeviceKeys, EngineKeys, LoraKeys
 from gptoss.config.key import key
 from gptoss.config.profiles import PROFILES, Profile, ProfileName, overridden
 from gptoss.config.text import check_key_text, yaml_problem
@@ -138,16 +138,21 @@ class LogKeys:
     log_level: Literal["debug", "info", "warning", "error"] = key("info", "lowest severity that is logged")
 
 
-GROUPS = (ServingKeys, AccessKeys, ModelKeys, DeviceKeys, EngineKeys, PromptKeys, BatchKeys, LogKeys)
+GROUPS = (ServingKeys, AccessKeys, ModelKeys, DeviceKeys, EngineKeys, LoraKeys, PromptKeys, BatchKeys, LogKeys)
 FIELDS = [item for group in GROUPS for item in dataclasses.fields(group)]
 PROFILE_KEYS = tuple(item.name for item in FIELDS if item.metadata["from_profile"])
 SECRET_KEYS = tuple(item.name for item in FIELDS if item.metadata["secret"])
-TABLE_KEYS = tuple(item.name for item in FIELDS if str(item.type).startswith(("list[", "dict[")))
+PATHS_KEYS = tuple(item.name for item in FIELDS if item.type == "dict[str, Path]")
+TABLE_KEYS = tuple(
+    item.name for item in FIELDS if str(item.type).startswith(("list[", "dict[")) and item.name not in PATHS_KEYS
+)
 
 
 # dataclasses collect the fields of their bases from the last to the first
 @validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class ServerConfig(LogKeys, BatchKeys, PromptKeys, EngineKeys, DeviceKeys, ModelKeys, AccessKeys, ServingKeys):
+class ServerConfig(
+    LogKeys, BatchKeys, PromptKeys, LoraKeys, EngineKeys, DeviceKeys, ModelKeys, AccessKeys, ServingKeys
+):
     """The validated configuration of a server."""
 
     @field_validator(*TABLE_KEYS, mode="before")
@@ -165,6 +170,22 @@ class ServerConfig(LogKeys, BatchKeys, PromptKeys, EngineKeys, DeviceKeys, Model
     @classmethod
     def _count_of_engines(cls, value: Any) -> Any:
         return 0 if value == "auto" else value
+
+    @field_validator(*PATHS_KEYS, mode="before")
+    @classmethod
+    def _named_paths(cls, value: Any) -> Any:
+        """Reads NAME=PATH, of which a flag gives a list, or the YAML of a table."""
+        if isinstance(value, str):
+            value = [value] if "=" in value and "{" not in value else cls._table(value)
+        if not isinstance(value, list):
+            return value
+        pairs = [str(entry).partition("=") for entry in value]
+        if not all(name and path for name, _, path in pairs):
+            raise ValueError("must be NAME=PATH")
+        names = [name for name, _, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+        return {name: path for name, _, path in pairs}
 
     @field_validator("api_key")
     @classmethod

@@ -17,7 +17,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from gptoss.config.errors import ConfigError
-from gptoss.config.schema import ENV_PREFIX, GROUPS, KEYS, PROFILE_KEYS, SECRET_KEYS, ServerConfig
+from gptoss.config.schema import ENV_PREFIX, GROUPS, KEYS, PATHS_KEYS, PROFILE_KEYS, SECRET_KEYS, ServerConfig
 from gptoss.config.text import (
     Parser,
     masked_value,
@@ -93,9 +93,9 @@ def _check_text(values: Mapping[str, Any], origin: Mapping[str, str]) -> None:
     The values are those of the environment and of flags.
     """
     for key, value in values.items():
-        if isinstance(value, str):
+        if isinstance(value, str) or key in PATHS_KEYS:
             try:
-                value.encode()
+                str(value).encode()
             except UnicodeEncodeError:
                 raise ConfigError(f"{key} (from {origin[key]}) is not UTF-8 text") from None
     file = values.get("api_keys_file")
@@ -149,6 +149,8 @@ def _add_flag(section: argparse._ArgumentGroup, name: str, info: FieldInfo) -> N
     text = text.replace("%", "%%")
     if info.annotation in (bool, bool | None):
         section.add_argument(flag, dest=name, action=_BooleanFlag, help=text)
+    elif name in PATHS_KEYS:
+        section.add_argument(flag, dest=name, action="append", metavar="NAME=PATH", help=text)
     else:
         section.add_argument(flag, dest=name, metavar=_metavar(info.annotation), help=text)
 

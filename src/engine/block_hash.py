@@ -16,13 +16,18 @@ def block_hash(parent: bytes | None, token_ids: Sequence[int], cache_salt: str =
         parent: hash of the block before it; None for the first one.
         token_ids: the block's tokens, below 2**32.
         cache_salt: blocks of other salts are never equal.
-        adapter: name of the LoRA adapter; blocks of other adapters are never equal.
+        adapter: the LoRA adapter's `adapter_key`; blocks of other adapters are never equal.
 
     Returns:
         HASH_BYTES bytes, equal in every process.
     """
     key = parent if parent is not None else _root(cache_salt, adapter)
     return blake2b(array("I", token_ids), digest_size=HASH_BYTES, key=key).digest()
+
+
+def adapter_key(name: str, digest: str) -> str:
+    """What tells an adapter's blocks from those of another that had its name."""
+    return f"{name}@{digest}"
 
 
 def extend_hashes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptoss.config.engine_keys import DeviceKeys, EngineKeys
+from gptoss.config.engine_keys import DeviceKeys, EngineKeys, LoraKeys
 from gptoss.config.errors import ConfigError
 from gptoss.engine.model.model_config import ModelConfig
 
@@ -13,7 +13,7 @@ SCORED_ROWS = 64  # most prompt tokens of a step whose logits are computed: one 
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig(EngineKeys, DeviceKeys):
+class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
     """The engine's keys of the configuration, and what the launcher derives. Limits are named as in vLLM."""
 
     model: ModelConfig = field(kw_only=False)
@@ -37,6 +37,7 @@ class EngineConfig(EngineKeys, DeviceKeys):
         self._check_limits()
         self._check_gpu_mode()
         self._check_dense_dtype()
+        self._check_lora()
         if self.backend == "transformers" and self.model_path is not None and self.model_path.is_file():
             raise ConfigError(
                 f"backend 'transformers' does not read GGUF files: drop it, or convert {self.model_path} with "
@@ -86,3 +87,26 @@ class EngineConfig(EngineKeys, DeviceKeys):
                     f"dense_dtype '{self.dense_dtype}' (--dense-dtype) needs the native CPU kernels, which "
                     f"{name} {getattr(self, name)!r} rules out; drop one of them"
                 )
+
+    def _check_lora(self) -> None:
+        """Raises ConfigError for adapters with a backend that has none."""
+        if self.has_lora and self.backend == "transformers":
+            key = "lora (--lora)" if self.lora else "lora_dir (--lora-dir)"
+            raise ConfigError(f"{key} needs backend 'native': 'transformers' serves no adapters; drop one of them")
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether adapters may be loaded."""
+        return bool(self.lora) or self.lora_dir is not None
+
+    @property
+    def lora_element_bytes(self) -> int:
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def attention_adapter_bytes(self) -> int:
+        """Bytes of an adapter of max_lora_rank for all matrices of the attention and the router."""
+        c = self.model
+        heads, groups = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        sizes = 5 * c.hidden_size + 2 * heads + 2 * groups + c.num_experts
+        return c.num_layers * sizes * self.max_lora_rank * self.lora_element_bytes

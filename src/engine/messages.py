@@ -34,6 +34,8 @@ class AddRequest(msgspec.Struct, tag="add"):
     num_scored_tokens: int = 0  # prompt tokens whose successor's logprobs that engine sent
     background: bool = False  # runs only while no other request runs or waits
     block_hashes: list[bytes] = []  # of the prompt's first full blocks (block_hash.py), if they are known
+    adapter: int = 0  # id of its LoRA adapter; 0: none
+    adapter_key: str = ""  # of the adapter, in the hashes of its blocks (block_hash.py)
 
 
 class AddRequests(msgspec.Struct, tag="add_all"):
@@ -47,11 +49,30 @@ class AbortRequests(msgspec.Struct, tag="abort"):
     request_ids: list[str]
 
 
+class Adapter(msgspec.Struct, frozen=True):
+    """A LoRA adapter that the engine is to hold."""
+
+    id: int  # above 0, never used twice
+    name: str
+    folder: str
+    digest: str  # of its files: cached prefixes of another digest are never equal
+
+
+class LoadAdapter(msgspec.Struct, tag="load_adapter"):
+    adapter: Adapter
+
+
+class UnloadAdapter(msgspec.Struct, tag="unload_adapter"):
+    """Takes effect when no request uses the adapter; none is sent after this message."""
+
+    adapter_id: int
+
+
 class Shutdown(msgspec.Struct, tag="shutdown"):
     pass
 
 
-ToEngine = AddRequest | AddRequests | AbortRequests | Shutdown
+ToEngine = AddRequest | AddRequests | AbortRequests | LoadAdapter | UnloadAdapter | Shutdown
 
 # --- engine process -> API process ---
 
@@ -147,7 +168,15 @@ class Heartbeat(msgspec.Struct, tag="heartbeat"):
     """The engine process runs, whether or not it has work."""
 
 
-FromEngine = Outputs | Ready | Failed | Heartbeat
+class AdapterChanged(msgspec.Struct, tag="adapter"):
+    """All ranks have loaded or unloaded an adapter, or one of them cannot load it."""
+
+    adapter_id: int
+    is_loaded: bool
+    error: str | None = None
+
+
+FromEngine = AdapterChanged | Outputs | Ready | Failed | Heartbeat
 
 # --- scheduler -> workers, each step ---
 
@@ -164,6 +193,7 @@ class NewRequest(msgspec.Struct):
     params: SamplingParams
     block_ids: tuple[list[int], list[int]]  # by group: full, sliding
     num_computed_tokens: int
+    adapter: int = 0  # id of its LoRA adapter; 0: none
 
 
 class SchedulerOutput(msgspec.Struct):
@@ -189,6 +219,8 @@ class Step(msgspec.Struct, tag="step"):
     out: SchedulerOutput
     sampled: dict[str, int]
 
+
+ToRank = Step | LoadAdapter | UnloadAdapter
 
 # --- workers -> scheduler, each step ---
 

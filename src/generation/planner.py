@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from gptoss.engine.block_hash import adapter_key
 from gptoss.engine.messages import AddRequest
 from gptoss.engine.sampling_params import LoopGuard, SamplingParams
 from gptoss.generation.errors import ContextTooLongError, GenerationError, Path
@@ -306,6 +307,8 @@ def _engine_requests(
 ) -> list[AddRequest]:
     """One for each choice of each prompt. `prompts`: ids, and the tokens that may follow them."""
     seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+    adapter = request.adapter
+    adapter_id, key = (0, "") if adapter is None else (adapter.id, adapter_key(adapter.name, adapter.digest))
     out: list[AddRequest] = []
     for ids, max_tokens in prompts:
         for copy in range(request.num_choices):
@@ -318,6 +321,8 @@ def _engine_requests(
                     timeout_s=request.profile.deadline_s,
                     tenant=request.tenant,
                     cache_salt=request.cache_scope + request.cache_salt,
+                    adapter=adapter_id,
+                    adapter_key=key,
                 )
             )
     return out

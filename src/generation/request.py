@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gptoss.config.profiles import Profile
+from gptoss.engine.messages import Adapter
 from gptoss.engine.sampling_params import LogitBias
 from gptoss.harmony.conversation import Conversation, ToolDefinition, ToolNamespace
 from gptoss.harmony.render import ReasoningEffort
@@ -119,6 +120,7 @@ class GenerationRequest:
     tenant: str = ""  # shares the engine equally with other tenants
     cache_scope: str = ""  # prompts and prefixes are cached for requests of this scope alone
     cache_salt: str = ""  # divides a scope further
+    adapter: Adapter | None = None  # LoRA, added to the model
 
     @property
     def begins(self) -> Beginning:

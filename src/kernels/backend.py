@@ -72,6 +72,10 @@ class KernelBackend(Protocol[Step]):
         """x [T, K], weight [H, K] -> residual + x weight^T + bias, [T, H]."""
         ...
 
+    def add_out_lora(self, out: torch.Tensor, x: torch.Tensor, layer: LayerWeights, step: Step) -> None:
+        """Adds to `out` [T, H] what the step's adapters add to the output projection of x [T, K]."""
+        ...
+
     def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: Step) -> torch.Tensor:
         """x [T, H] -> residual + what the experts add, [T, H]."""
         ...

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from gptoss.kernels.int8 import Int8Matrix
+from gptoss.kernels.lora import LayerLora
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
 FULL_GROUP, SLIDING_GROUP = 0, 1  # layers that attend alike: indexes of block tables, windows and attention metadata
@@ -114,6 +115,7 @@ class LayerWeights:
     router: torch.Tensor  # [E, H]
     router_bias: torch.Tensor
     experts: ExpertWeights | PackedExperts
+    lora: LayerLora | None = None  # where adapters may be loaded
 
 
 @dataclass(frozen=True, slots=True)

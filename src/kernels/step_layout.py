@@ -21,6 +21,7 @@ class StepLayout:
     positions: np.ndarray  # int64 [T]
     block_tables: tuple[Sequence[np.ndarray], Sequence[np.ndarray]]
     block_size: int
+    adapters: Sequence[int] | None = None  # [B], LoRA slots, -1: none; None: no sequence has an adapter
 
     @classmethod
     def of(
@@ -29,14 +30,20 @@ class StepLayout:
         counts: Sequence[int],
         block_tables: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
         block_size: int,
+        adapters: Sequence[int] | None = None,
     ) -> StepLayout:
         positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
-        return cls(starts, counts, np.cumsum(counts), positions, block_tables, block_size)
+        return cls(starts, counts, np.cumsum(counts), positions, block_tables, block_size, adapters)
 
     @property
     def num_decodes(self) -> int:
         """Sequences with one new token."""
         return sum(count == 1 for count in self.counts)
+
+    @property
+    def token_adapters(self) -> np.ndarray | None:
+        """int64 [T], the LoRA slot of each token; None: no token has an adapter."""
+        return None if self.adapters is None else np.repeat(np.array(self.adapters, np.int64), self.counts)
 
     def slots(self, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The slots of some positions of a sequence."""

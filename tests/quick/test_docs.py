@@ -109,6 +109,7 @@ def test_files_exist(doc: Path) -> None:
                 "keys.yaml",
                 "config.json",
                 "generation_config.json",
+                "adapter_config.json",
                 "adapter.py",
             ), span
         elif is_file or (span.endswith("/") and "/" in span):

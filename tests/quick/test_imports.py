@@ -18,7 +18,7 @@ def rooms(prefix: str, names: str) -> str:
 
 
 WIRE = rooms("gptoss.engine", "messages sampling_params config block_hash")  # what crosses to the engine's process
-SHAPES = rooms("gptoss.engine.model", "model_config named_sizes gguf_config")
+SHAPES = rooms("gptoss.engine.model", "model_config named_sizes gguf_config lora_file")
 REQUEST = f"gptoss.generation gptoss.prompt_builder gptoss.harmony gptoss.config gptoss.engine.client {WIRE}"
 ENDPOINT = f"{rooms('gptoss.api', 'context http telemetry access.api_keys access.rate_limits')} {REQUEST}"
 # The longest name that fits is a module's rule. Every module may import the version from `gptoss`, and
@@ -52,6 +52,7 @@ ALLOWED = {
     "gptoss.api.dispatch": f"{rooms('gptoss.api', 'chat completions messages responses')} {ENDPOINT}",
     "gptoss.api.batches": f"gptoss.api.batches gptoss.api.dispatch gptoss.api.access {ENDPOINT}",
     "gptoss.api.ops": f"gptoss.api.ops {ENDPOINT} gptoss.resources gptoss.engine.parallel.gpus",
+    "gptoss.api.ops.lora": f"gptoss.engine.model.lora_file {ENDPOINT}",
     # with `messages` it takes any chat request
     "gptoss.api.ops.tokenize": f"gptoss.api.chat.adapter gptoss.api.chat.schema {ENDPOINT}",
     # its items hold a patch's operations
@@ -67,7 +68,8 @@ ALLOWED = {
     "gptoss.engine.block_hash": "",
     "gptoss.engine.messages": "gptoss.engine.sampling_params",
     "gptoss.engine.sampling_params": "",
-    "gptoss.engine.client": f"gptoss.engine.client gptoss.engine.core.process gptoss.config.errors gptoss.run_folder {WIRE}",
+    "gptoss.engine.client": f"gptoss.engine.client gptoss.engine.core.process gptoss.config.errors gptoss.run_folder {WIRE} "
+    "gptoss.engine.model.lora_file",
     "gptoss.engine.core": f"gptoss.engine.core gptoss.config.errors gptoss.logging_setup {WIRE} "
     "gptoss.engine.parallel.device_placement gptoss.engine.model.tensor_source",
     "gptoss.engine.core.executor": f"gptoss.engine.worker gptoss.config.errors gptoss.run_folder {WIRE}",
@@ -76,6 +78,7 @@ ALLOWED = {
     "gptoss.engine.model": "gptoss.engine.model gptoss.engine.parallel gptoss.kernels gptoss.config.errors "
     "gptoss.gguf_header",
     "gptoss.engine.model.model_config": "gptoss.config.errors",
+    "gptoss.engine.model.lora_file": "gptoss.engine.model.model_config",
     "gptoss.engine.model.named_sizes": "gptoss.engine.model.model_config",
     "gptoss.engine.model.gguf_config": "gptoss.config.errors gptoss.engine.model.model_config gptoss.gguf_header",
     "gptoss.engine.parallel": f"gptoss.engine.parallel gptoss.engine.model.model_config gptoss.config.errors {WIRE}",

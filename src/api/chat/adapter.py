@@ -92,6 +92,7 @@ def read_chat(body: Mapping[str, Any], incoming: Reading) -> tuple[ChatCompletio
         read_messages(messages),
         id_prefix="chatcmpl-",
         profile=incoming.profiles.of(request.model, request.profile),
+        adapter=incoming.profiles.adapter_of(request.model),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         effort=_effort(request),
         reasoning_budget=_reasoning_budget(request),

@@ -73,6 +73,7 @@ def read_completion(body: dict[str, Any], incoming: Reading) -> tuple[Completion
         TextPrompts(prompts, echo=bool(request.echo)),
         id_prefix="cmpl-",
         profile=incoming.profiles.of(request.model),
+        adapter=incoming.profiles.adapter_of(request.model),
         logprobs=request.logprobs,
         output_format=None if request.ignore_eos else output_format(request, own),
         max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullError
+from gptoss.engine.client.errors import AdapterGoneError, EngineDeadError, EngineError, QueueFullError
 from gptoss.generation.errors import GenerationCancelledError, GenerationError, GenerationFailedError, Path
 
 
@@ -96,6 +96,8 @@ def from_engine(error: EngineError) -> ApiError:
     if isinstance(error, QueueFullError):
         wait = max(1, round(error.retry_after_s))
         return RateLimited(str(error), code="rate_limit_exceeded", headers={"retry-after": str(wait)})
+    if isinstance(error, AdapterGoneError):
+        return NotFound(str(error), "model", "model_not_found")
     if isinstance(error, EngineDeadError):
         return Unavailable(str(error), code="engine_dead", headers={"retry-after": "30"})
     return Unavailable(str(error), code="overloaded", headers={"retry-after": "5"})

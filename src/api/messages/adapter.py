@@ -125,6 +125,7 @@ def _asked(request: CountTokensRequest, incoming: Reading) -> _Asked:
         conversation,
         id_prefix="msg_",
         profile=incoming.profiles.of(request.model, request.profile),
+        adapter=incoming.profiles.adapter_of(request.model),
         effort="low" if is_disabled else _effort(request),
         reasoning_budget=0 if is_disabled else thinking.budget_tokens if thinking is not None else None,
         prefill=prefill,

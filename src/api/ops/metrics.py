@@ -31,6 +31,9 @@ async def metrics(context: Context) -> Response:
 def register_live_metrics(context: ServerContext) -> None:
     engine, prompts = context.engine, context.prompt_builder
 
+    def gauges() -> dict[str, Labelled]:
+        return gpu_gauges() | (lora_gauges(context) if engine.config.has_lora else {})
+
     def gpu_gauges() -> dict[str, Labelled]:
         gpus = gpu_report()
 
@@ -96,4 +99,20 @@ def register_live_metrics(context: ServerContext) -> None:
             "requests_refused", "Requests refused by the auth middleware.", lambda: sum(context.access.refused.values())
         ),
     ]
-    context.metrics.registry.register(ScrapeCollector(values, gpu_gauges, lambda: context.tags))
+    context.metrics.registry.register(ScrapeCollector(values, gauges, lambda: context.tags))
+
+
+def lora_gauges(context: ServerContext) -> dict[str, Labelled]:
+    """vLLM's metric of the adapters in use, whose value is the time."""
+    engine = context.engine
+    running, waiting = engine.adapters_in_use()
+
+    def names(ids: set[int]) -> str:
+        return ",".join(sorted(engine.adapters.name_of(adapter_id) for adapter_id in ids))
+
+    labels = {
+        "max_lora": str(engine.config.max_loras),
+        "running_lora_adapters": names(running),
+        "waiting_lora_adapters": names(waiting),
+    }
+    return {"lora_requests_info": [(labels, time.time())]}

@@ -24,14 +24,24 @@ def _model(name: str, context: ServerContext) -> dict[str, Any]:
     }
 
 
+def _adapter(name: str, context: ServerContext) -> dict[str, Any]:
+    return _model(name, context) | {"parent": context.model_id}
+
+
 @router.get("/v1/models")
 async def list_models(context: Context) -> dict[str, Any]:
-    """Lists the served model once; its aliases are accepted too and can be retrieved."""
-    return {"object": "list", "data": [_model(context.model_id, context)]}
+    """Lists the served model once, and its LoRA adapters.
+
+    The model's aliases are accepted too and can be retrieved.
+    """
+    adapters = [_adapter(name, context) for name in context.engine.adapters.names]
+    return {"object": "list", "data": [_model(context.model_id, context), *adapters]}
 
 
 @router.get("/v1/models/{name:path}")
 async def get_model(name: str, context: Context) -> dict[str, Any]:
+    if context.engine.adapters.get(name) is not None:
+        return _adapter(name, context)
     if name not in context.profiles.model_names:
         raise NotFound(f"The model '{name}' does not exist.", "model", "model_not_found")
     return _model(name, context)

@@ -54,6 +54,7 @@ class ReadRequest:
             conversation,
             id_prefix="resp_",
             profile=incoming.profiles.of(request.model, request.profile),
+            adapter=incoming.profiles.adapter_of(request.model),
             logprobs=(request.top_logprobs or 0) if has_logprobs else None,
             effort=_effort(request),
             reasoning_budget=request.reasoning_budget,

@@ -20,6 +20,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from gptoss.engine.client.adapters import AdapterLink, Adapters
 from gptoss.engine.client.admission import FinishRate, check_capacity
 from gptoss.engine.client.errors import EngineDeadError, EngineError
 from gptoss.engine.client.streams import OpenStreams, OutputStream
@@ -27,6 +28,8 @@ from gptoss.engine.client.supervisor import EngineState, RestartPolicy, SilenceW
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import (
     AbortRequests,
+    Adapter,
+    AdapterChanged,
     AddRequest,
     AddRequests,
     EngineStats,
@@ -58,13 +61,17 @@ class EngineClient:
         log: dict[str, Any] | None = None,
         renewed: Callable[[], EngineConfig] | None = None,
         number: int | None = None,
+        adapters: Adapters | None = None,
     ):
         """
         Args:
             renewed: called before each restart; returns the config after repairing damaged cache files.
             number: of this engine if there are several; the log has it.
+            adapters: the server's, which each engine process is sent when it is ready.
         """
         self.config = config
+        self.adapters = Adapters(config) if adapters is None else adapters
+        self._adapter_link = AdapterLink(self.adapters, self._send)
         self.policy = policy or RestartPolicy()
         self.state = EngineState.LOADING
         self.ready: Ready | None = None
@@ -127,6 +134,7 @@ class EngineClient:
         """Ends all requests with an error, then the engine process."""
         self.state = EngineState.STOPPED
         self._fail_all("the server is shutting down")
+        self._adapter_link.engine_is_dead("the server is shutting down")
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -215,10 +223,12 @@ class EngineClient:
     async def add_requests(self, requests: Sequence[AddRequest]) -> list[AsyncIterator[TokenOutput]]:
         """Admits all requests or none; returns an iterator over the outputs of each.
 
-        Closing an iterator before its end aborts its request. Raises EngineError, EngineDeadError, QueueFullError.
+        Closing an iterator before its end aborts its request. Raises EngineError, EngineDeadError, QueueFullError,
+        AdapterGoneError.
         """
         if not self.is_ready:
             await self.wait_ready(self.policy.ready_wait_s)
+        self.adapters.check(requests)
         num_tokens = sum(len(r.token_ids) for r in requests)
         if not requests[0].background:
             self.check_capacity(num_tokens, len(requests), requests[0].tenant)
@@ -249,6 +259,22 @@ class EngineClient:
         if stream is not None and self.is_ready:
             self._send(AbortRequests([request_id]))
         return stream
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Loads an adapter of `adapters` while requests run. Raises EngineError if it cannot."""
+        if self.is_ready:
+            await self._adapter_link.load(adapter)
+
+    async def unload_adapter(self, adapter_id: int) -> None:
+        """Returns when the last request of an adapter that is ending has ended, and it is unloaded."""
+        if self.state not in (EngineState.DEAD, EngineState.STOPPED):
+            await self._adapter_link.unload(adapter_id, is_ready=self.is_ready)
+
+    def adapters_in_use(self) -> tuple[set[int], set[int]]:
+        """The ids of the adapters that running requests use, and those that waiting ones do."""
+        streams = [stream for stream in self.streams if stream.request.adapter]
+        running = {stream.request.adapter for stream in streams if stream.started}
+        return running, {stream.request.adapter for stream in streams if not stream.started}
 
     def fail_requests(self, reason: str) -> None:
         """Ends every request with an error immediately."""
@@ -325,11 +351,13 @@ class EngineClient:
             if fatal or self._attempts > self.policy.max_restarts:
                 self.state = EngineState.DEAD
                 self._hand_over(f"the engine is dead: {self.failure}")
+                self._adapter_link.engine_is_dead(f"the engine is dead: {self.failure}")
                 self._ready_event.set()
                 logger.critical("giving up on the engine: %s", self.failure, extra=self._log_fields)
                 return
             self.state = EngineState.RESTARTING
             num_continued = self._hand_over(f"the engine died: {self.failure}")
+            self._adapter_link.engine_died(f"{self.failure}")
             delay = min(self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1))
             logger.error(
                 "engine died (%s), restart %d in %.1f s; %d requests will continue",
@@ -437,11 +465,15 @@ class EngineClient:
         elif isinstance(message, Ready):
             self.ready, self.failure = message, None
             self.state = EngineState.READY
+            self._adapter_link.send_all()
             self._send_requests(stream.rest() for stream in self.streams)  # of an engine that died
+            self._adapter_link.end_all()
             self._ready_event.set()
             self._settled_event.set()
             if self.on_ready is not None:
                 self.on_ready()
+        elif isinstance(message, AdapterChanged):
+            self._adapter_link.changed(message)
         elif isinstance(message, Failed):
             self.failure = message.message
             if message.fatal:

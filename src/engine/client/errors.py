@@ -11,6 +11,10 @@ class EngineDeadError(EngineError):
     """The engine process has died, or could not be started."""
 
 
+class AdapterGoneError(EngineError):
+    """The request's LoRA adapter has been unloaded."""
+
+
 class QueueFullError(EngineError):
     """Too many requests are waiting."""
 

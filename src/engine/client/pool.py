@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 import msgspec
 
 from gptoss.engine.block_hash import extend_hashes
+from gptoss.engine.client.adapters import Adapters
 from gptoss.engine.client.admission import check_capacity
 from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import EngineDeadError, EngineError
@@ -19,10 +20,11 @@ from gptoss.engine.client.router import REQUEST_TOKENS, Router
 from gptoss.engine.client.streams import OutputStream
 from gptoss.engine.client.supervisor import EngineState
 from gptoss.engine.config import EngineConfig
-from gptoss.engine.messages import AddRequest, EngineStats, Ready, TokenOutput
+from gptoss.engine.messages import Adapter, AddRequest, EngineStats, Ready, TokenOutput
 
 # The pool's state is the first of these that an engine is in
 STATES = (EngineState.READY, EngineState.RESTARTING, EngineState.LOADING, EngineState.STOPPED, EngineState.DEAD)
+UNLOAD_POLL_S = 0.02
 
 
 class EnginePool:
@@ -186,6 +188,7 @@ class EnginePool:
         """
         if not self.is_ready:
             await self.wait_ready(self.engines[0].policy.ready_wait_s)
+        self.adapters.check(requests)
         num_tokens = sum(len(r.token_ids) for r in requests)
         if not requests[0].background:
             self.check_capacity(num_tokens, len(requests), requests[0].tenant)
@@ -193,6 +196,35 @@ class EnginePool:
         for engine, routed in self._routed(streams):
             engine.submit(routed)
         return [self._outputs(stream) for stream in streams]
+
+    @property
+    def adapters(self) -> Adapters:
+        """The list that all engines share."""
+        return self.engines[0].adapters
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Loads an adapter of `adapters` on the engines that are ready; the others get it when they are.
+
+        Raises EngineError if one cannot load it.
+        """
+        results = await asyncio.gather(
+            *(engine.load_adapter(adapter) for engine in self.engines), return_exceptions=True
+        )
+        for problem in results:
+            if problem is not None:
+                await self.unload_adapter(adapter.id)
+                raise problem
+
+    async def unload_adapter(self, adapter_id: int) -> None:
+        """Returns when the last request of an adapter that is ending has ended, and it is unloaded."""
+        while any(adapter_id in ids for ids in self.adapters_in_use()):  # a request may move to another engine
+            await asyncio.sleep(UNLOAD_POLL_S)
+        await asyncio.gather(*(engine.unload_adapter(adapter_id) for engine in self.engines))
+
+    def adapters_in_use(self) -> tuple[set[int], set[int]]:
+        """The ids of the adapters that running requests use, and those that waiting ones do."""
+        running, waiting = zip(*(engine.adapters_in_use() for engine in self.engines), strict=True)
+        return set().union(*running), set().union(*waiting)
 
     def fail_requests(self, reason: str) -> None:
         """Ends every request with an error immediately."""
@@ -222,9 +254,9 @@ class EnginePool:
         if not self.config.enable_prefix_caching:
             yield from requests
             return
-        known: dict[tuple[int, str], list[bytes]] = {}
+        known: dict[tuple[int, str, str], list[bytes]] = {}
         for request in requests:
-            key = id(request.token_ids), request.cache_salt
+            key = id(request.token_ids), request.cache_salt, request.adapter_key
             if key not in known:
                 known[key] = self._hashes(request)
             yield msgspec.structs.replace(request, block_hashes=known[key])
@@ -232,7 +264,8 @@ class EnginePool:
     def _hashes(self, request: AddRequest) -> list[bytes]:
         hashes: list[bytes] = []
         size = self.config.block_size
-        extend_hashes(hashes, request.token_ids, len(request.token_ids) // size, size, request.cache_salt)
+        count = len(request.token_ids) // size
+        extend_hashes(hashes, request.token_ids, count, size, request.cache_salt, request.adapter_key)
         return hashes
 
     def _routed(self, streams: Iterable[OutputStream]) -> Iterable[tuple[EngineClient, list[OutputStream]]]:

@@ -14,6 +14,7 @@ import msgspec
 import zmq
 
 from gptoss.engine.config import EngineConfig
+from gptoss.engine.core.adapters import EngineAdapters
 from gptoss.engine.core.draft_proposer import Drafter
 from gptoss.engine.core.executor import Executor, OnDeath
 from gptoss.engine.core.grammar_matcher import GrammarError, GuidedDecoding, load_tokenizer
@@ -21,6 +22,7 @@ from gptoss.engine.core.kv_cache_manager import KVCacheManager
 from gptoss.engine.core.request import Request
 from gptoss.engine.core.scheduler import Scheduler
 from gptoss.engine.messages import (
+    AdapterChanged,
     AddRequest,
     EngineStats,
     FinishReason,
@@ -31,6 +33,7 @@ from gptoss.engine.messages import (
 
 HEARTBEAT_S = 1.0
 COMPILE_POLL_S = 0.02  # messages wait this long
+ADAPTER_POLL_S = 0.005
 
 
 class EngineCore:
@@ -61,29 +64,38 @@ class EngineCore:
             lookahead=int(self.executor.report().prelaunches_steps),
         )
         self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
-        # requests whose grammar is being compiled, and their arrival times
+        self.adapters = EngineAdapters(self.executor)
+        # requests whose grammar is being compiled or whose adapter is being loaded, and their arrival times
         self._uncompiled: dict[str, tuple[AddRequest, float]] = {}
 
     def add_request(self, message: AddRequest) -> TokenOutput | None:
         """Accepts a request; returns a terminal output if it is refused.
 
-        A request with a new grammar is scheduled once that is compiled, in a thread.
+        A request with a new grammar or adapter is scheduled once that is compiled or loaded, in a thread.
         """
         if message.request_id in self.scheduler or message.request_id in self._uncompiled:
             return _error(message.request_id, "a request with this id is running")
         num_tokens = len(message.token_ids) + len(message.output_ids)
         if num_tokens >= self.max_model_len:
             return _error(message.request_id, f"{num_tokens} tokens do not fit into {self.max_model_len} positions")
+        if message.params.grammar is not None and self.guided is None:
+            return _error(message.request_id, "this engine was started without a vocabulary: no grammars")
         now = time.monotonic()
-        if message.params.grammar is not None:
-            if self.guided is None:
-                return _error(message.request_id, "this engine was started without a vocabulary: no grammars")
-            if self.guided.is_compiling(message.params.grammar):
-                self._uncompiled[message.request_id] = (message, now)
-                return None
+        if self._must_wait(message):
+            self._uncompiled[message.request_id] = (message, now)
+            return None
         return self._admit(message, now)
 
+    def _must_wait(self, message: AddRequest) -> bool:
+        """Whether the request's adapter is being loaded, or its grammar compiled."""
+        grammar = message.params.grammar
+        is_compiling = self.guided is not None and grammar is not None and self.guided.is_compiling(grammar)
+        return is_compiling or self.adapters.is_loading(message.adapter)
+
     def _admit(self, message: AddRequest, arrival: float) -> TokenOutput | None:
+        problem = self.adapters.problem(message.adapter)
+        if problem is not None:
+            return _error(message.request_id, problem)
         if self.guided is not None and message.params.grammar is not None:
             try:
                 self.guided.add(message.request_id, message.params.grammar, message.params.loop_guard)
@@ -104,17 +116,18 @@ class EngineCore:
             num_scored_tokens=message.num_scored_tokens,
             background=message.background,
             block_hashes=list(message.block_hashes),
+            adapter=message.adapter,
+            adapter_key=message.adapter_key,
         )
         request.token_ids += message.output_ids
         self.scheduler.add_request(request)
         return None
 
     def _admit_compiled(self) -> list[TokenOutput]:
-        """Schedules requests whose grammar is compiled; returns terminal outputs if it does not compile."""
+        """Schedules requests whose grammar and adapter are there; returns the ends of those that fail."""
         refused = []
         for request_id, (message, arrival) in list(self._uncompiled.items()):
-            assert self.guided is not None and message.params.grammar is not None
-            if not self.guided.is_compiling(message.params.grammar):
+            if not self._must_wait(message):
                 del self._uncompiled[request_id]
                 refused.append(self._admit(message, arrival))
         return [output for output in refused if output is not None]
@@ -150,7 +163,7 @@ class EngineCore:
         return ended + outputs
 
     def _begin_step(self, now: float) -> list[TokenOutput]:
-        """Schedules requests whose grammar is compiled, and ends those past their deadline.
+        """Schedules requests that waited for a grammar or an adapter, and ends those past their deadline.
 
         Returns the ended ones.
         """
@@ -159,7 +172,9 @@ class EngineCore:
         return refused + self._end(expired, FinishReason.ERROR, "the request's deadline has passed")
 
     def _wait_for_grammar(self) -> None:
-        if self.guided is not None and self._uncompiled:
+        if self.adapters.is_changing:
+            time.sleep(ADAPTER_POLL_S)
+        elif self.guided is not None and self._uncompiled:
             self.guided.wait_compiled(COMPILE_POLL_S)
 
     def _count_step(self, scheduled: SchedulerOutput, started: float) -> None:
@@ -191,7 +206,16 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_requests() or self.executor.num_in_flight > 0 or bool(self._uncompiled)
+        is_waiting = bool(self._uncompiled) or self.adapters.is_changing
+        return self.scheduler.has_requests() or self.executor.num_in_flight > 0 or is_waiting
+
+    def adapter_changes(self) -> list[AdapterChanged]:
+        """The adapters that have been loaded or unloaded since the last call."""
+        return self.adapters.changes(self._uses_adapter) if self.adapters.is_changing else []
+
+    def _uses_adapter(self, adapter_id: int) -> bool:
+        waiting = any(message.adapter == adapter_id for message, _ in self._uncompiled.values())
+        return waiting or self.scheduler.uses_adapter(adapter_id)
 
     def current_stats(self) -> EngineStats:
         stats, scheduler, kv = self.stats, self.scheduler, self.kv

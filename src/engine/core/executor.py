@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -24,14 +25,17 @@ from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import (
     NULL_BLOCK,
     PROBE_ID,
+    LoadAdapter,
     ModelRunnerOutput,
     NewRequest,
     RankReport,
     SchedulerOutput,
     Step,
+    ToRank,
+    UnloadAdapter,
 )
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.worker.rank import make_worker, report_of, run_rank
+from gptoss.engine.worker.rank import change_adapter, make_worker, report_of, run_rank
 from gptoss.run_folder import RunFolder
 
 DEFAULT_DRAFTS = 3  # tokens; with the CPU kernels a step of four tokens costs little more than a step of one
@@ -81,6 +85,7 @@ class Executor:
         self._in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput | None]] = deque()
         self._sampled: dict[str, int] = {}
         self._pipes: dict[int, Connection] = {}
+        self._loaded = LoadReports(world)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ModelRunnerOutput)
         self._folder = RunFolder() if world > 1 else None
@@ -130,11 +135,24 @@ class Executor:
         """Starts a step on all ranks; rank 0's part is done when this returns."""
         step = Step(out, self._sampled)
         self._sampled = {}
-        if self._pipes:
-            message = self._encoder.encode(step)
-            for pipe in self._pipes.values():
-                pipe.send_bytes(message)
+        self._broadcast(step)
         self._in_flight.append((out, self.worker.execute_model(step.out, step.sampled)))
+
+    def change_adapter(self, message: LoadAdapter | UnloadAdapter) -> None:
+        """Begins to load an adapter on all ranks, or unloads it after the steps in flight."""
+        self._broadcast(message)
+        change_adapter(self.worker, message, self._loaded.put)
+
+    def loaded_adapters(self) -> list[tuple[int, str | None]]:
+        """The adapters that all ranks have read since the last call, and why one could not."""
+        return self._loaded.take()
+
+    def _broadcast(self, message: ToRank) -> None:
+        """Sends a message to the other ranks."""
+        if self._pipes:
+            encoded = self._encoder.encode(message)
+            for pipe in self._pipes.values():
+                pipe.send_bytes(encoded)
 
     def collect(self) -> tuple[SchedulerOutput, ModelRunnerOutput]:
         """Waits for the oldest step in flight; returns it and its result."""
@@ -171,15 +189,18 @@ class Executor:
     def _start(self, config: EngineConfig, rank: int, rendezvous: Path | None, log: dict[str, Any] | None) -> Any:
         ours, theirs = multiprocessing.Pipe()
         errors, their_errors = multiprocessing.Pipe(duplex=False)
+        loaded, their_loaded = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(
             target=run_rank,
-            args=(config, rank, rendezvous, theirs, their_errors, log),
+            args=(config, rank, rendezvous, theirs, their_errors, their_loaded, log),
             name=f"gpt-oss-rank-{rank}",
             daemon=True,
         )
         process.start()
         theirs.close()
         their_errors.close()
+        their_loaded.close()
+        self._loaded.pipes.append(loaded)
         self._pipes[rank] = ours
         return process, errors
 
@@ -204,6 +225,37 @@ class Executor:
         self.worker.close()
         if self._folder is not None:
             self._folder.remove()
+
+
+class LoadReports:
+    """Reports of the ranks that they have read an adapter."""
+
+    def __init__(self, num_ranks: int) -> None:
+        self.pipes: list[Connection] = []  # of the other ranks
+        self._num_ranks = num_ranks
+        self._own: queue.SimpleQueue[tuple[int, str | None]] = queue.SimpleQueue()
+        self._reports: dict[int, list[str | None]] = {}
+
+    def put(self, adapter_id: int, error: str | None) -> None:
+        """Adds the report of this process's rank. May be called in any thread."""
+        self._own.put((adapter_id, error))
+
+    def take(self) -> list[tuple[int, str | None]]:
+        """Returns the adapters that all ranks have reported, and the first rank's error."""
+        arrived = []
+        while not self._own.empty():
+            arrived.append(self._own.get())
+        for pipe in self.pipes:
+            while pipe.poll():
+                arrived.append(pipe.recv())
+        complete = []
+        for adapter_id, error in arrived:
+            reports = self._reports.setdefault(adapter_id, [])
+            reports.append(error)
+            if len(reports) == self._num_ranks:
+                del self._reports[adapter_id]
+                complete.append((adapter_id, next((e for e in reports if e is not None), None)))
+        return complete
 
 
 def self_test_probe(config: EngineConfig) -> NewRequest:

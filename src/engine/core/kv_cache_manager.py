@@ -215,5 +215,7 @@ class KVCacheManager:
                 self._free.move_to_end(block_id, last=False)
 
     def _hashes(self, request: Request, count: int) -> list[bytes]:
-        extend_hashes(request.block_hashes, request.token_ids, count, self.block_size, request.cache_salt)
+        extend_hashes(
+            request.block_hashes, request.token_ids, count, self.block_size, request.cache_salt, request.adapter_key
+        )
         return request.block_hashes[:count]

@@ -24,11 +24,13 @@ from gptoss.engine.messages import (
     AddRequests,
     Failed,
     FromEngine,
+    LoadAdapter,
     Outputs,
     Ready,
     Shutdown,
     ToEngine,
     TokenOutput,
+    UnloadAdapter,
 )
 from gptoss.engine.model.tensor_source import CheckpointError
 from gptoss.engine.parallel.device_placement import choose_devices
@@ -68,6 +70,8 @@ class EngineProcess:
                 self._last_step = time.monotonic()
             elif outputs or self._was_busy:
                 self._core.kv.check_integrity()
+            for change in self._core.adapter_changes():
+                self._send(change)
             self._was_busy = self._core.has_work
             if outputs or self._was_busy:
                 self._send(Outputs(outputs, self._core.current_stats()))
@@ -88,6 +92,10 @@ class EngineProcess:
                     outputs += self._add(msgspec.structs.replace(request, params=params))
             elif isinstance(message, AbortRequests):
                 outputs += self._core.abort(message.request_ids)
+            elif isinstance(message, LoadAdapter):
+                self._core.adapters.load(message.adapter)
+            elif isinstance(message, UnloadAdapter):
+                self._core.adapters.unload(message.adapter_id)
             elif isinstance(message, Shutdown):
                 self._stopping = True
         return outputs

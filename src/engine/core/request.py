@@ -32,6 +32,8 @@ class Request:
     deadline: float | None = None  # monotonic seconds; past it the request ends with an error
     cache_salt: str = ""
     tenant: str = ""  # whose share of the engine it takes
+    adapter: int = 0  # id of its LoRA adapter; 0: none
+    adapter_key: str = ""  # of the adapter, in the hashes of its blocks
     background: bool = False  # runs only while no other request runs or waits
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0

@@ -95,6 +95,9 @@ class Scheduler:
     def has_requests(self) -> bool:
         return bool(self._requests)
 
+    def uses_adapter(self, adapter: int) -> bool:
+        return any(request.adapter == adapter for request in self._requests.values())
+
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests
 
@@ -322,6 +325,7 @@ class Scheduler:
                     request.params,
                     added,
                     computed.num_tokens,
+                    request.adapter,
                 )
             )
         for entry in skipped:
@@ -356,6 +360,7 @@ class Scheduler:
             new.num_computed_tokens <= start
             and new.token_ids[:end] == beginning
             and self._requests[new.request_id].cache_salt == request.cache_salt
+            and new.adapter == request.adapter
             for new in out.new_requests
         )
 

@@ -18,6 +18,7 @@ from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import Shard
 from gptoss.kernels.backend import KernelBackend
 from gptoss.kernels.layers import LayerCache, LayerShape, LayerWeights, RopeScaling
+from gptoss.kernels.lora import LoraTable
 
 
 def layer_shape(c: ModelConfig, shard: Shard, max_positions: int) -> LayerShape:
@@ -45,8 +46,17 @@ class GptOss:
     """
 
     def __init__(
-        self, config: ModelConfig, weights: ModelWeights, comm: Communicator, kernels: KernelBackend[Any]
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        comm: Communicator,
+        kernels: KernelBackend[Any],
+        lora: LoraTable | None = None,
     ) -> None:
+        """`lora`: the adapters that may be loaded."""
+        if lora is not None:
+            pairs = zip(weights.layers, lora.layers, strict=True)
+            weights = replace(weights, layers=[replace(layer, lora=own) for layer, own in pairs])
         self.config = config
         self.kernels = kernels
         self.residual_dtype = torch.float32 if kernels.dtype == torch.float16 else kernels.dtype
@@ -82,7 +92,10 @@ class GptOss:
         kernels, all_reduce = self.kernels, self._comm.all_reduce
         query = kernels.norm_qkv(x, layer, cache, step)
         attended = kernels.attention(query, layer, cache, step)
-        x = all_reduce(kernels.linear(attended, layer.out, layer.out_bias, residual=self._on_leader_only(x)))
+        x = kernels.linear(attended, layer.out, layer.out_bias, residual=self._on_leader_only(x))
+        if step.lora is not None:
+            kernels.add_out_lora(x, attended, layer, step)
+        x = all_reduce(x)
         return all_reduce(kernels.norm_moe(x, layer, self._on_leader_only(x), step))
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:

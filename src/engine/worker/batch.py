@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,8 @@ from gptoss.engine.sampling_params import SamplingParams
 from gptoss.kernels.backend import KernelBackend
 from gptoss.kernels.device_copy import to_device
 from gptoss.kernels.step_layout import StepLayout
+
+SlotsOf = Callable[[list[int]], list[int]]  # ids of adapters, 0: none -> their slots, -1: none
 
 
 class GrowableArray:
@@ -53,6 +55,7 @@ class RequestState:
     num_computed_tokens: int
     tokens: GrowableArray
     blocks: tuple[GrowableArray, GrowableArray]  # by group: full, sliding
+    adapter: int = 0  # id of its LoRA adapter; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +143,23 @@ def _state(new: NewRequest) -> RequestState:
         new.num_computed_tokens,
         GrowableArray(new.token_ids),
         (GrowableArray(new.block_ids[0]), GrowableArray(new.block_ids[1])),
+        new.adapter,
     )
 
 
-def build_batch(rows: StepRows, kernels: KernelBackend[Any], block_size: int) -> ForwardBatch:
+def build_batch(
+    rows: StepRows, kernels: KernelBackend[Any], block_size: int, slots_of: SlotsOf | None = None
+) -> ForwardBatch:
     """The model's input for a step; fills `rows.sampled` and `rows.scored`.
 
     Sampled are the requests whose known tokens are all computed by this step: after the last of them, and after each
-    draft. The rows of scored tokens follow those to sample from.
+    draft. The rows of scored tokens follow those to sample from. `slots_of`: the LoRA slots of adapters.
     """
     starts = [state.num_computed_tokens for state in rows.states]
     full, sliding = ([state.blocks[group].view for state in rows.states] for group in range(2))
-    layout = StepLayout.of(starts, rows.counts, (full, sliding), block_size)
+    adapters = [state.adapter for state in rows.states]
+    slots = slots_of(adapters) if slots_of is not None and any(adapters) else None
+    layout = StepLayout.of(starts, rows.counts, (full, sliding), block_size, slots)
     token_ids = np.concatenate(
         [s.tokens.view[start : start + n] for s, start, n in zip(rows.states, starts, rows.counts, strict=True)]
     )

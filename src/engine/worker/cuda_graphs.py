@@ -137,6 +137,8 @@ class GraphRunner:
         return PrelaunchedStep(self.replay(size), by_request)
 
     def _can_continue(self, state: RequestState) -> bool:
+        if state.adapter:
+            return False  # graphs hold no adapters
         position = state.tokens.size  # of the token that is sampled now
         generated = position + 1 - state.num_prompt_tokens
         held = min(len(table.view) for table in state.blocks) * self._block_size
@@ -248,5 +250,8 @@ class CudaGraphs:
 
 
 def all_decode(states: list[RequestState], counts: list[int]) -> bool:
-    """Whether each request has one new token, its last known one, so that all are sampled."""
-    return all(n == 1 and s.num_computed_tokens + 1 == s.tokens.size for s, n in zip(states, counts, strict=True))
+    """Whether each request has one new token, its last known one, so that all are sampled, and no adapter."""
+    return all(
+        n == 1 and not s.adapter and s.num_computed_tokens + 1 == s.tokens.size
+        for s, n in zip(states, counts, strict=True)
+    )

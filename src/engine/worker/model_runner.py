@@ -14,7 +14,7 @@ from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
 from gptoss.engine.model.gpt_oss import GptOss
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import split
-from gptoss.engine.worker.batch import RequestState, RequestTable, StepRows, build_batch
+from gptoss.engine.worker.batch import RequestState, RequestTable, SlotsOf, StepRows, build_batch
 from gptoss.engine.worker.cuda_graphs import GraphRunner, PrelaunchedStep, all_decode
 from gptoss.engine.worker.sampling.prompt_logprobs import PromptScores, score_prompts
 from gptoss.engine.worker.sampling.sampler import sample
@@ -35,8 +35,13 @@ class ModelRunner:
         kernels: KernelBackend[Any],
         comm: Communicator,
         graphs: GraphRunner | None = None,
+        slots_of: SlotsOf | None = None,
     ) -> None:
-        """`graphs` replays steps in which each request decodes one token."""
+        """`graphs` replays steps in which each request decodes one token.
+
+        `slots_of`: the LoRA slots of adapters.
+        """
+        self._slots_of = slots_of
         self._graphs = graphs
         self._prelaunched: PrelaunchedStep | None = None
         self._config = config
@@ -167,11 +172,11 @@ class ModelRunner:
         return logits[to_device(rows, torch.int64, self._kernels.device)]
 
     def _forward(self, rows: StepRows) -> torch.Tensor:
-        batch = build_batch(rows, self._kernels, self._config.block_size)
+        batch = build_batch(rows, self._kernels, self._config.block_size, self._slots_of)
         return self._model.forward(batch, self._cache)
 
     def _run_batch(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
-        batch = build_batch(rows, self._kernels, self._config.block_size)
+        batch = build_batch(rows, self._kernels, self._config.block_size, self._slots_of)
         shard, hidden = self._comm.shard, None
         if not shard.is_first:
             size, dtype = self._config.model.hidden_size, self._model.residual_dtype

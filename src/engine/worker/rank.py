@@ -17,9 +17,18 @@ import torch
 from gptoss import logging_setup
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
-from gptoss.engine.messages import ModelRunnerOutput, RankReport, SchedulerOutput, Step
+from gptoss.engine.messages import (
+    LoadAdapter,
+    ModelRunnerOutput,
+    RankReport,
+    SchedulerOutput,
+    Step,
+    ToRank,
+    UnloadAdapter,
+)
 from gptoss.engine.model.tensor_source import CheckpointError
 from gptoss.engine.parallel.shards import Shard
+from gptoss.engine.worker.adapters import OnLoaded, RankAdapters
 from gptoss.engine.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -34,6 +43,7 @@ class RankWorker(Protocol):
     weight_bytes: int
     kv_cache_bytes: int
     load_s: float
+    adapters: RankAdapters | None  # where adapters may be loaded
 
     @property
     def kernel_path(self) -> str: ...
@@ -75,11 +85,13 @@ def run_rank(
     rendezvous: Path | None,
     pipe: Connection,
     errors: Connection,
+    loaded: Connection,
     log: dict[str, Any] | None,
 ) -> None:
     """The process's main function: reads Step messages and runs them.
 
-    The rank that samples answers each with a ModelRunnerOutput.
+    The rank that samples answers each with a ModelRunnerOutput. `loaded` reports adapters that were read, with what is
+    wrong with them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -93,18 +105,30 @@ def run_rank(
         worker.load()
         worker.init_cache()
         pipe.send_bytes(msgspec.msgpack.encode(report_of(worker, rank)))
-        decoder, encoder = msgspec.msgpack.Decoder(Step), msgspec.msgpack.Encoder()
+        decoder, encoder = msgspec.msgpack.Decoder(ToRank), msgspec.msgpack.Encoder()
         while True:
-            step = decoder.decode(pipe.recv_bytes())
-            result = worker.execute_model(step.out, step.sampled)
-            if result is not None:
-                pipe.send_bytes(encoder.encode(result))
+            message = decoder.decode(pipe.recv_bytes())
+            if isinstance(message, Step):
+                result = worker.execute_model(message.out, message.sampled)
+                if result is not None:
+                    pipe.send_bytes(encoder.encode(result))
+            else:
+                change_adapter(worker, message, lambda *report: loaded.send(report))
     except EOFError:
         os._exit(0)  # the engine process closed the pipe
     except Exception as error:
         logger.exception("rank %d", rank)
         errors.send((f"{type(error).__name__}: {error}", isinstance(error, (ConfigError, CheckpointError))))
         os._exit(1)
+
+
+def change_adapter(worker: RankWorker, message: LoadAdapter | UnloadAdapter, loaded: OnLoaded) -> None:
+    """Begins to load an adapter, or unloads it."""
+    assert worker.adapters is not None, "the configuration has no adapters"
+    if isinstance(message, LoadAdapter):
+        worker.adapters.load(message.adapter, loaded)
+    else:
+        worker.adapters.unload(message.adapter_id)
 
 
 def _end_with(sentinel: int) -> None:

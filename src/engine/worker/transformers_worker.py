@@ -16,6 +16,7 @@ from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
 from gptoss.engine.parallel.shards import whole
+from gptoss.engine.worker.adapters import RankAdapters
 from gptoss.engine.worker.batch import RequestState, RequestTable, ScoredTokens
 from gptoss.engine.worker.model_runner import sample_states, with_scores
 from gptoss.engine.worker.sampling.prompt_logprobs import score_prompts
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 class TransformersWorker:
     kernel_path = "transformers"
     prelaunches_steps = False
+    adapters: RankAdapters | None = None
 
     def __init__(self, config: EngineConfig) -> None:
         if config.batch_invariant:

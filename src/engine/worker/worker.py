@@ -25,6 +25,7 @@ from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.device_placement import usable_cores
 from gptoss.engine.parallel.memory_plan import activation_bytes, stage_layers
 from gptoss.engine.parallel.shards import make_shard
+from gptoss.engine.worker.adapters import RankAdapters
 from gptoss.engine.worker.cuda_graphs import GraphRunner
 from gptoss.engine.worker.model_runner import ModelRunner
 from gptoss.kernels.backend import choose_backend
@@ -65,6 +66,7 @@ class Worker:
             stage_layers=stage_layers(config.model, stages, tensor_size),
             expert_parallel=config.enable_expert_parallel,
         )
+        self.adapters: RankAdapters | None = None
         self.comm = Communicator(self.shard, self.device, rendezvous, ordered=config.batch_invariant)
         try:
             self.kernels = choose_backend(
@@ -93,7 +95,13 @@ class Worker:
             if config.model_path is None:
                 raise ConfigError("model_path is needed unless load_format is 'dummy'")
             weights = self._read_weights(config.model_path)
-        self.model = GptOss(config.model, weights, self.comm, self.kernels)
+        lora = None
+        if config.has_lora:
+            if self.kernels.name == "triton":
+                raise ConfigError("LoRA adapters (lora, lora_dir) do not run on the Triton kernels yet")
+            self.adapters = RankAdapters(config, self.shard, self.dtype, self.device)
+            lora = self.adapters.table
+        self.model = GptOss(config.model, weights, self.comm, self.kernels, lora)
         if self.device.type == "cpu":
             populate(iterate_tensors(self.model.weights))
         self.weight_bytes = sum(t.nbytes for t in iterate_tensors(self.model.weights))
@@ -150,7 +158,13 @@ class Worker:
             seen[kind] += 1
         self.kv_cache_bytes = num_blocks * block_bytes
         self.runner = ModelRunner(
-            self.config, self.model, layers, self.kernels, self.comm, self._prepare_kernels(layers)
+            self.config,
+            self.model,
+            layers,
+            self.kernels,
+            self.comm,
+            self._prepare_kernels(layers),
+            self.adapters.slots_of if self.adapters is not None else None,
         )
         return num_blocks
 

@@ -20,6 +20,7 @@ from gptoss.kernels.layers import (
     LayerWeights,
     SharedRows,
 )
+from gptoss.kernels.lora import step_lora
 from gptoss.kernels.reference.moe import only_local_ref
 from gptoss.kernels.reference.rope import Rotation
 from gptoss.kernels.step_layout import StepLayout
@@ -62,7 +63,8 @@ class CpuBackend:
 
     def prepare_step(self, layout: StepLayout) -> CpuStep:
         full, sliding = (attention_metadata(layout, group, w) for group, w in enumerate(self.shape.windows))
-        return CpuStep(self._rotation.tables(torch.from_numpy(layout.positions)), (full, sliding))
+        lora = step_lora(layout.token_adapters, self.device)
+        return CpuStep(self._rotation.tables(torch.from_numpy(layout.positions)), (full, sliding), lora)
 
     def layer_stack(self, layers: list[LayerWeights]) -> CpuLayerStack:
         return CpuLayerStack(self.shape, layers)
@@ -70,7 +72,11 @@ class CpuBackend:
     def norm_qkv(self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: CpuStep) -> torch.Tensor:
         """The queries come with the keys and values after them."""
         t = native.rms_norm(x, layer.attention_norm, self.shape.rms_norm_eps)
-        qkv = native.linear(t, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, self.shape.head_dim)
+        qkv = native.linear(t, layer.qkv, layer.qkv_bias)
+        if step.lora is not None and layer.lora is not None:
+            queries, keys = self.shape.num_heads * self.shape.head_dim, self.shape.num_kv_heads * self.shape.head_dim
+            native.lora_linear(layer.lora, step.lora.slots, t, qkv, "q", [queries, keys, keys])
+        qkv = qkv.view(x.shape[0], -1, self.shape.head_dim)
         slots = step.attention[layer.group].slot_mapping
         native.rope_and_store(qkv, *step.rope, slots, cache.key, cache.value, self.shape.num_heads)
         return qkv
@@ -82,15 +88,24 @@ class CpuBackend:
     def linear(self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return native.linear(x, weight, bias, residual)
 
+    def add_out_lora(self, out: torch.Tensor, x: torch.Tensor, layer: LayerWeights, step: CpuStep) -> None:
+        if step.lora is not None and layer.lora is not None:
+            native.lora_linear(layer.lora, step.lora.slots, x, out, "out", [out.shape[1]])
+
     def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: CpuStep) -> torch.Tensor:
         s, experts = self.shape, layer.experts
         assert isinstance(experts, ExpertWeights), "packed experts are for the Triton kernels"
         t = native.rms_norm(x, layer.mlp_norm, s.rms_norm_eps)
         logits = native.linear(t, layer.router, layer.router_bias)
+        lora = None
+        if step.lora is not None and layer.lora is not None:
+            lora = layer.lora, step.lora.slots
+            native.lora_linear(*lora, t, logits, "router", [logits.shape[1]])
         chosen, weights = native.route(logits.float(), s.experts_per_token)
         if s.local_experts is not None:
             chosen, weights = only_local_ref(chosen, weights, s.local_experts)
-        return native.moe(t, chosen, weights, experts.w1, experts.b1, experts.w2, experts.b2, residual, s.swiglu_limit)
+        matrices = (experts.w1, experts.b1, experts.w2, experts.b2)
+        return native.moe(t, chosen, weights, *matrices, residual, s.swiglu_limit, lora)
 
     def norm_head(
         self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, head: HeadWeight, step: CpuStep

@@ -32,11 +32,11 @@ static std::unique_ptr<T[]> scratch(int64_t count) {
     return std::unique_ptr<T[]>(new T[count]);
 }
 
-// x [T, H] is changed in place; cos, sin [T, D / 2].
+// x [T, H] is changed in place; cos, sin [T, D / 2]. adapters [L, S, LORA_MODULES], slots [T]: null without adapters.
 extern "C" void decoder(const LayerPointers* layers, const PlanPointers* plans, bf16* x, const float* cos, const float* sin,
                         float eps, float scale, float limit, int64_t L, int64_t T, int64_t H, int64_t heads, int64_t groups,
-                        int64_t E, int64_t k, int64_t I) {
-    const int64_t D = 64, width = (heads + 2 * groups) * D;
+                        int64_t E, int64_t k, int64_t I, const LoraModule* adapters, const int64_t* slots, int64_t S) {
+    const int64_t D = 64, width = (heads + 2 * groups) * D, qkv_widths[] = {heads * D, groups * D, groups * D};
     auto normed = scratch<bf16>(T * H), qkv = scratch<bf16>(T * width), seen = scratch<bf16>(T * heads * D);
     auto logits = scratch<bf16>(T * E);
     auto wide = scratch<float>(T * E), weights = scratch<float>(T * k), parts = scratch<float>(T * k * H);
@@ -44,17 +44,25 @@ extern "C" void decoder(const LayerPointers* layers, const PlanPointers* plans, 
     for (int64_t n = 0; n < L; n++) {
         const LayerPointers& layer = layers[n];
         const PlanPointers& plan = plans[layer.plan];
+        const Lora lora{adapters + n * S * LORA_MODULES, slots};
         rms_norm(x, layer.attention_norm, normed.get(), eps, T, H);
         linear(normed.get(), layer.qkv, layer.qkv_scales, layer.qkv_bias, nullptr, qkv.get(), 0, T, width, H);
+        if (slots) lora_linear(lora, normed.get(), qkv.get(), LORA_Q, 3, qkv_widths, T, H);
         rope_and_store(qkv.get(), cos, sin, plan.mapping, layer.key_cache, layer.value_cache, T, heads, groups, D);
         attention(qkv.get(), layer.key_cache, layer.value_cache, layer.sinks, seen.get(), plan.slots, plan.base, plan.first,
                   plan.last, scale, T, heads, groups);
         linear(seen.get(), layer.out, layer.out_scales, layer.out_bias, x, x, 0, T, H, heads * D);
+        if (slots) lora_linear(lora, seen.get(), x, LORA_OUT, 1, &H, T, heads * D);
         rms_norm(x, layer.mlp_norm, normed.get(), eps, T, H);
         linear(normed.get(), layer.router, nullptr, layer.router_bias, nullptr, logits.get(), 0, T, E, H);
+        if (slots) lora_linear(lora, normed.get(), logits.get(), LORA_ROUTER, 1, &E, T, H);
         for (int64_t i = 0; i < T * E; i++) wide[i] = to_float(logits[i]);
         route(wide.get(), experts.get(), weights.get(), T, E, k);
-        moe(normed.get(), experts.get(), weights.get(), layer.w1, layer.s1, layer.b1, layer.w2, layer.s2, layer.b2, x, x,
-            parts.get(), limit, T, k, E, H, I);
+        if (slots)
+            lora_moe(lora, normed.get(), experts.get(), weights.get(), layer.w1, layer.s1, layer.b1, layer.w2, layer.s2,
+                     layer.b2, x, x, parts.get(), limit, T, k, E, H, I);
+        else
+            moe(normed.get(), experts.get(), weights.get(), layer.w1, layer.s1, layer.b1, layer.w2, layer.s2, layer.b2, x, x,
+                parts.get(), limit, T, k, E, H, I);
     }
 }

@@ -17,6 +17,8 @@ class CpuLayerStack:
     def __init__(self, shape: LayerShape, layers: list[LayerWeights]) -> None:
         self._shape = shape
         self._layers = layers
+        first = layers[0].lora
+        self._adapters = None if first is None else first.addresses  # those of the other layers follow
         self._cache: list[LayerCache] | None = None
         self._table = torch.empty(0)
 
@@ -26,6 +28,7 @@ class CpuLayerStack:
             self._table, self._cache = self._addresses(cache), cache
         rows = [[t.data_ptr() for t in (m.slot_mapping, m.slots, m.base, m.first, m.last)] for m in step.attention]
         s = self._shape
+        lora = (None, None) if step.lora is None else (self._adapters, step.lora.slots)
         native.decoder(
             self._table,
             torch.tensor(rows),
@@ -39,6 +42,7 @@ class CpuLayerStack:
             s.num_experts,
             s.experts_per_token,
             self._intermediate,
+            *lora,
         )
         return x
 

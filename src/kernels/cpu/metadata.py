@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gptoss.kernels.lora import StepLora
 from gptoss.kernels.step_layout import StepLayout, first_key
 
 
@@ -28,6 +29,7 @@ class CpuAttentionMetadata:
 class CpuStep:
     rope: tuple[torch.Tensor, torch.Tensor]  # cosines and sines float32 [T, 1, D / 2]
     attention: tuple[CpuAttentionMetadata, CpuAttentionMetadata]  # by group
+    lora: StepLora | None = None
 
 
 def attention_metadata(layout: StepLayout, group: int, window: int | None) -> CpuAttentionMetadata:

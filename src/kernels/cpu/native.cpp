@@ -340,4 +340,6 @@ extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights,
     });
 }
 
+#include "lora.h"
+
 #include "decoder.h"

@@ -25,6 +25,7 @@ import torch
 from gptoss.cached_files import CacheError, cached, default_cache_folder
 from gptoss.kernels.cpu.metadata import CpuAttentionMetadata
 from gptoss.kernels.int8 import Int8Matrix, padded_columns
+from gptoss.kernels.lora import MODULES, NUM_MODULES, LayerLora, Module
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ HEADERS = tuple(
         "products_avx2",
         "packed_avx2",
         "sampling",
+        "lora",
         "decoder",
     )
 )
@@ -69,8 +71,12 @@ ARGUMENT_TYPES = {  # the signatures in native.cpp, decoder.h and sampling.h
     "route": [TENSOR] * 3 + [INDEX] * 3,
     # x, experts, weights, w1, s1, b1, w2, s2, b2, residual, out, parts; limit; T, k, E, H, I
     "moe": [TENSOR] * 12 + [REAL] + [INDEX] * 5,
-    # layers, plans, x, cos, sin; eps, scale, limit; L, T, H, heads, groups, E, k, I
-    "decoder": [TENSOR] * 5 + [REAL] * 3 + [INDEX] * 8,
+    # layers, plans, x, cos, sin; eps, scale, limit; L, T, H, heads, groups, E, k, I; adapters, slots; S
+    "decoder": [TENSOR] * 5 + [REAL] * 3 + [INDEX] * 8 + [TENSOR] * 2 + [INDEX],
+    # adapters, slots, x, out; first, count; widths; T, K
+    "lora_linear": [TENSOR] * 4 + [FLAG] * 2 + [TENSOR] + [INDEX] * 2,
+    # adapters, slots, and the arguments of moe
+    "lora_moe": [TENSOR] * 14 + [REAL] + [INDEX] * 5,
     # logits, masks; words; integers, reals, ids, peaks; R, V
     "pick": [TENSOR] * 2 + [INDEX] + [TENSOR] * 4 + [INDEX] * 2,
 }
@@ -231,18 +237,44 @@ def moe(
     b2: torch.Tensor,
     residual: torch.Tensor,
     limit: float,
+    lora: tuple[LayerLora, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Returns residual + the weighted sum of the experts [T, H]."""
+    """Returns residual + the weighted sum of the experts [T, H].
+
+    `lora`: the layer's adapters, and the slot of each row.
+    """
     tokens, hidden = x.shape
     per_token, num_experts, inter = experts.shape[1], b1.shape[0], b1.shape[1] // 2
     out = torch.empty_like(x)
     parts = torch.empty(tokens * per_token, hidden, dtype=torch.float32)
-
+    name, adapters = ("moe", ()) if lora is None else ("lora_moe", (lora[0].addresses, lora[1]))
     _call(
-        "moe", x, experts, weights, *matrix_parts(w1), b1, *matrix_parts(w2), b2, residual, out, parts,
+        name, *adapters, x, experts, weights, *matrix_parts(w1), b1, *matrix_parts(w2), b2, residual, out, parts,
         limit, tokens, per_token, num_experts, hidden, inter,
     )  # fmt: skip
     return out
+
+
+def lora_linear(
+    lora: LayerLora, slots: torch.Tensor, x: torch.Tensor, out: torch.Tensor, first: Module, widths: list[int]
+) -> None:
+    """Adds to out [T, N] what the adapters add; each module from `first` on has so many of the columns.
+
+    x [T, K], slots int64 [T].
+    """
+    assert sum(widths) == out.shape[1] and len(widths) <= NUM_MODULES - MODULES.index(first)
+    _call(
+        "lora_linear",
+        lora.addresses,
+        slots,
+        x,
+        out,
+        MODULES.index(first),
+        len(widths),
+        torch.tensor(widths),
+        len(x),
+        x.shape[1],
+    )
 
 
 def decoder(
@@ -259,10 +291,13 @@ def decoder(
     num_experts: int,
     experts_per_token: int,
     intermediate: int,
+    adapters: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
 ) -> None:
     """Runs all layers over x [T, H] in place.
 
-    The addresses of the layers' tensors are the rows of `layers` and `plans` (decoder.h).
+    The addresses of the layers' tensors are the rows of `layers` and `plans` (decoder.h). `adapters` int64 [S,
+    NUM_MODULES, 3], of the first layer and followed by the others', and `slots` int64 [T]: in steps with adapters.
     """
     head_dim = 2 * cos.shape[-1]
     if head_dim != HEAD_DIM:
@@ -270,6 +305,7 @@ def decoder(
     _call(
         "decoder", layers, plans, x, cos, sin, eps, scale, limit, layers.shape[0], *x.shape,
         num_heads, num_groups, num_experts, experts_per_token, intermediate,
+        adapters, slots, 0 if adapters is None else adapters.shape[0],
     )  # fmt: skip
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from gptoss.kernels.device_copy import to_device
 from gptoss.kernels.layers import DenseWeight, ExpertWeights, HeadWeight, LayerCache, LayerShape, LayerWeights
+from gptoss.kernels.lora import Module, StepLora, step_lora
 from gptoss.kernels.reference.attention import (
     ReferenceAttentionMetadata,
     attention_metadata,
@@ -16,6 +18,7 @@ from gptoss.kernels.reference.attention import (
 )
 from gptoss.kernels.reference.kv_cache import store_kv_ref
 from gptoss.kernels.reference.linear import linear_ref
+from gptoss.kernels.reference.lora import LoraRows
 from gptoss.kernels.reference.moe import moe_forward_ref, only_local_ref, route_ref
 from gptoss.kernels.reference.rms_norm import rms_norm_ref
 from gptoss.kernels.reference.rope import Rotation, apply_rope_ref
@@ -26,6 +29,10 @@ from gptoss.kernels.step_layout import StepLayout
 class ReferenceStep:
     rope: tuple[torch.Tensor, torch.Tensor]  # cosines and sines float32 [T, 1, D / 2]
     attention: tuple[ReferenceAttentionMetadata, ReferenceAttentionMetadata]  # by group
+    lora: StepLora | None = None
+
+
+QKV: tuple[Module, Module, Module] = ("q", "k", "v")
 
 
 class ReferenceBackend:
@@ -54,7 +61,7 @@ class ReferenceBackend:
             for group, window in enumerate(self.shape.windows)
         )
         rope = self._rotation.tables(to_device(layout.positions, torch.int64, self.device))
-        return ReferenceStep(rope, (full, sliding))
+        return ReferenceStep(rope, (full, sliding), step_lora(layout.token_adapters, self.device))
 
     def layer_stack(self, layers: list[LayerWeights]) -> None:
         return None
@@ -63,7 +70,14 @@ class ReferenceBackend:
         s = self.shape
         t = self._norm(x, layer.attention_norm)
         assert isinstance(layer.qkv, torch.Tensor)
-        qkv = linear_ref(t, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, s.head_dim)
+        qkv = linear_ref(t, layer.qkv, layer.qkv_bias)
+        lora = LoraRows.of(layer.lora, step.lora)
+        if lora is not None:
+            queries, keys = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
+            parts = zip(QKV, qkv.split((queries, keys, keys), dim=1), strict=True)
+            for module, part in parts:
+                lora.add(module, t, part)
+        qkv = qkv.view(x.shape[0], -1, s.head_dim)
         rotated = apply_rope_ref(qkv[:, : s.num_heads + s.num_kv_heads], *step.rope)
         value = qkv[:, s.num_heads + s.num_kv_heads :]
         slots = step.attention[layer.group].slot_mapping
@@ -88,14 +102,23 @@ class ReferenceBackend:
         assert isinstance(weight, torch.Tensor)
         return linear_ref(x, weight, bias, residual)
 
-    def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: object) -> torch.Tensor:
+    def add_out_lora(self, out: torch.Tensor, x: torch.Tensor, layer: LayerWeights, step: ReferenceStep) -> None:
+        lora = LoraRows.of(layer.lora, step.lora)
+        if lora is not None:
+            lora.add("out", x, out)
+
+    def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: Any) -> torch.Tensor:
         s = self.shape
         assert isinstance(layer.experts, ExpertWeights), "packed experts are for the Triton kernels"
         t = self._norm(x, layer.mlp_norm)
-        experts, weights = route_ref(linear_ref(t, layer.router, layer.router_bias), s.experts_per_token)
+        lora = LoraRows.of(layer.lora, step.lora)
+        logits = linear_ref(t, layer.router, layer.router_bias)
+        if lora is not None:
+            lora.add("router", t, logits)
+        experts, weights = route_ref(logits, s.experts_per_token)
         if s.local_experts is not None:
             experts, weights = only_local_ref(experts, weights, s.local_experts)
-        return residual + moe_forward_ref(t, experts, weights, layer.experts, s.swiglu_limit)
+        return residual + moe_forward_ref(t, experts, weights, layer.experts, s.swiglu_limit, lora)
 
     def norm_head(
         self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, head: HeadWeight, step: object

@@ -14,6 +14,7 @@ import torch
 
 from gptoss.kernels.layers import ExpertWeights
 from gptoss.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4
+from gptoss.kernels.reference.lora import LoraRows
 
 SWIGLU_ALPHA = 1.702
 
@@ -43,7 +44,12 @@ def clamped_swiglu_ref(gate_up: torch.Tensor, limit: float) -> torch.Tensor:
 
 
 def moe_forward_ref(
-    x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, params: ExpertWeights, swiglu_limit: float
+    x: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    params: ExpertWeights,
+    swiglu_limit: float,
+    lora: LoraRows | None = None,
 ) -> torch.Tensor:
     """x [T, H], experts int64 [T, k], weights float32 [T, k] -> [T, H] in the dtype of `x`.
 
@@ -59,8 +65,12 @@ def moe_forward_ref(
 
     rows = x[order // per_token] if num_tokens > 1 else x.expand(per_token, -1)
     hidden = _grouped_linear(rows, params.w1, groups) + params.b1[expert_of_row]
+    if lora is not None:
+        lora.add_experts("w1", rows, order // per_token, expert_of_row, hidden)
     hidden = clamped_swiglu_ref(hidden, swiglu_limit)
     parts = _grouped_linear(hidden, params.w2, groups) + params.b2[expert_of_row]
+    if lora is not None:
+        lora.add_experts("w2", hidden, order // per_token, expert_of_row, parts)
 
     unsorted = torch.empty_like(parts)
     unsorted[order] = parts

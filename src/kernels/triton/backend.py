@@ -97,6 +97,9 @@ class TritonBackend:
         assert isinstance(weight, torch.Tensor)
         return fused_layers.linear(x, weight, bias, residual, None, invariant=self.is_batch_invariant)
 
+    def add_out_lora(self, out: torch.Tensor, x: torch.Tensor, layer: LayerWeights, step: TritonStep) -> None:
+        raise NotImplementedError
+
     def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: TritonStep) -> torch.Tensor:
         s = self.shape
         if not isinstance(layer.experts, PackedExperts):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.lora import StepLora
 from gptoss.kernels.step_layout import StepLayout
 
 TILE_TOKENS = 16  # of a sequence that a program of the attention kernel takes
@@ -36,6 +37,7 @@ class TritonStep:
     num_tokens: torch.Tensor  # int32 [1]: rows after these are padding
     attention: tuple[TritonAttentionMetadata, TritonAttentionMetadata]  # by group
     logits: torch.Tensor | None = None  # float32 [R, V]: where to write them
+    lora: StepLora | None = None
 
 
 def triton_step(layout: StepLayout, device: torch.device) -> TritonStep:

@@ -38,7 +38,8 @@ KEYWORDS = {
     "title",
     "type",
 }
-OTHER_TYPES = {"/metrics": {"text/plain"}, "/v1/files/{file_id}/content": {"application/octet-stream"}}
+TEXT = ("/metrics", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+OTHER_TYPES = {path: {"text/plain"} for path in TEXT} | {"/v1/files/{file_id}/content": {"application/octet-stream"}}
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 
 

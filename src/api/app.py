@@ -101,6 +101,7 @@ async def _running(
 ) -> AsyncIterator[None]:
     """Starts engine, warm-up and batches, and ends them."""
     await context.engine.start()
+    context.tools.start()
     warming = asyncio.create_task(warm_up(context))
     if batches is not None:
         batches.start()
@@ -113,6 +114,7 @@ async def _running(
         with contextlib.suppress(asyncio.CancelledError):
             await warming
         context.pool.close()
+        await context.tools.close()
         await context.engine.stop()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from gptoss import __version__
 from gptoss.api.access.access import Access
 from gptoss.api.access.api_keys import ApiKeys, Caller, tenant_of
+from gptoss.api.hosted.service import ToolService
 from gptoss.api.http.profiles import Profiles
 from gptoss.api.http.sender import ANONYMOUS, Sender, client_of
 from gptoss.api.http.work_pool import WorkPool
@@ -26,6 +27,7 @@ from gptoss.config.schema import ServerConfig
 from gptoss.engine.client.pool import AnyEngine
 from gptoss.generation.planner import PlanLimits, Planner
 from gptoss.generation.session import Choice, VisibleDelta
+from gptoss.generation.tool_loop import Runtime
 from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.prompt_builder import PromptBuilder
 
@@ -56,6 +58,7 @@ class ServerContext:
     tracker: RequestTracker
     stored_responses: StoredResponses
     unknown_fields: UnknownFields
+    tools: ToolService
     pool: WorkPool = field(default_factory=WorkPool)
     warm: asyncio.Event = field(default_factory=asyncio.Event)  # set once the warm-up is over
 
@@ -108,6 +111,11 @@ class ServerContext:
         limits = PlanLimits(self.max_model_len, config.guided_harmony, config.guided_tool_arguments, guard)
         return Planner(limits, self.vocabulary, self.prompt_builder)
 
+    def runtime(self, accounting: RequestAccounting, *, joins_messages: bool) -> Runtime:
+        """What the rounds of an answer are run with. `joins_messages`: see ChatChoice."""
+        remember = self.prompt_builder.remember
+        return Runtime(self.vocabulary, self.engine, accounting, remember, self.max_model_len, joins_messages)
+
     def incoming(self, request: Request) -> Incoming:
         """What a request needs that has just arrived."""
         state, caller = request.state, caller_of(request)
@@ -136,12 +144,13 @@ class ServerContext:
             self.pool,
             self.profiles,
             self.unknown_fields,
+            self.tools,
             RequestAccounting(record, self.access.limits, self.tracker, self.metrics, lambda: self.tags, shown_text),
         )
 
     def reading(self, sender: Sender) -> Reading:
         """What a request needs that did not arrive over HTTP."""
-        return Reading(sender, self.planner(), self.pool, self.profiles, self.unknown_fields)
+        return Reading(sender, self.planner(), self.pool, self.profiles, self.unknown_fields, self.tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +162,7 @@ class Reading:
     pool: WorkPool
     profiles: Profiles
     unknown_fields: UnknownFields
+    tools: ToolService
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +205,7 @@ def create_context(
         tracker=RequestTracker(engine, metrics, access, tracing),
         stored_responses=stored_responses,
         unknown_fields=UnknownFields(config.unknown_fields),
+        tools=ToolService(config),
     )
 
 

@@ -21,6 +21,7 @@ from gptoss.config.engine_keys import DeviceKeys, EngineKeys, LoraKeys
 from gptoss.config.key import key
 from gptoss.config.profiles import PROFILES, Profile, ProfileName, overridden
 from gptoss.config.text import check_key_text, yaml_problem
+from gptoss.config.tool_keys import ToolKeys, check_networks, mcp_entries
 
 ENV_PREFIX = "GPTOSS_"
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*)|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
@@ -138,7 +139,18 @@ class LogKeys:
     log_level: Literal["debug", "info", "warning", "error"] = key("info", "lowest severity that is logged")
 
 
-GROUPS = (ServingKeys, AccessKeys, ModelKeys, DeviceKeys, EngineKeys, LoraKeys, PromptKeys, BatchKeys, LogKeys)
+GROUPS = (
+    ServingKeys,
+    AccessKeys,
+    ModelKeys,
+    DeviceKeys,
+    EngineKeys,
+    LoraKeys,
+    PromptKeys,
+    ToolKeys,
+    BatchKeys,
+    LogKeys,
+)
 FIELDS = [item for group in GROUPS for item in dataclasses.fields(group)]
 PROFILE_KEYS = tuple(item.name for item in FIELDS if item.metadata["from_profile"])
 SECRET_KEYS = tuple(item.name for item in FIELDS if item.metadata["secret"])
@@ -151,7 +163,7 @@ TABLE_KEYS = tuple(
 # dataclasses collect the fields of their bases from the last to the first
 @validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class ServerConfig(
-    LogKeys, BatchKeys, PromptKeys, LoraKeys, EngineKeys, DeviceKeys, ModelKeys, AccessKeys, ServingKeys
+    LogKeys, BatchKeys, ToolKeys, PromptKeys, LoraKeys, EngineKeys, DeviceKeys, ModelKeys, AccessKeys, ServingKeys
 ):
     """The validated configuration of a server."""
 
@@ -207,6 +219,17 @@ class ServerConfig(
             if name != "*" and not _HOST_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not a host name or address: leave out scheme, port and path")
         return value
+
+    @field_validator("mcp_servers")
+    @classmethod
+    def _mcp_servers(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        mcp_entries(value)
+        return value
+
+    @field_validator("private_tool_networks")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        return check_networks(value)
 
     @field_validator("current_date")
     @classmethod

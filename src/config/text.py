@@ -18,6 +18,7 @@ _URL_SECRETS = (
     (re.compile(r"([:/\\][/\\][^\s?#;]*[?#;])\S*[^\s'\"\].,]"), r"\1***"),
     (re.compile(r"(?i)\b(\w*(?:token|key|secret|password|passwd|pwd|auth|sig)=)[^\s*]\S*"), r"\1***"),
 )
+_SECRET_TABLES, _MASKED = ("headers", "env"), "***"  # of mcp_servers
 _URL_BEGIN = re.compile(r"\s*(?:[A-Za-z][\w+.-]*:)?[/\\]+")
 _SETTING_NAME = re.compile(r"[a-z_]{1,40}")
 _FLAG_NAME = re.compile(r"--[a-z_-]{1,40}")
@@ -78,7 +79,7 @@ def without_secrets(text: str) -> str:
 def masked_value(value: Any) -> Any:
     """Returns a setting's value with the same parts of each URL masked."""
     if isinstance(value, dict):
-        return {key: masked_value(item) for key, item in value.items()}
+        return {key: _MASKED if key in _SECRET_TABLES else masked_value(item) for key, item in value.items()}
     if isinstance(value, list):
         return [masked_value(item) for item in value]
     if not isinstance(value, str):

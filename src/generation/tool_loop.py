@@ -326,6 +326,26 @@ class ToolLoop:
         return self._tools.chain.answer_filters(runners.values())
 
 
+async def start_loop(
+    plan: Plan,
+    tools: HostedTools,
+    runtime: Runtime,
+    approved: Sequence[Approved] = (),
+    replan: Replan | None = None,
+) -> ToolLoop:
+    """Admits a request and starts its first round, or the calls that have been approved.
+
+    `replan`: with `approved`. Raises EngineError, or what a limit raises; nothing is left open then.
+    """
+    loop = ToolLoop(plan, tools, runtime, replan)
+    try:
+        await loop.begin(approved)
+    except BaseException:
+        tools.chain.finish(None)
+        raise
+    return loop
+
+
 def _report_bug(task: asyncio.Task[None], queue: asyncio.Queue[ToolEvent | BaseException]) -> None:
     """Ends the wait for a call that ended without a result."""
     if task.cancelled():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,19 +188,24 @@ class SessionChain:
     def __init__(self, sessions: ToolSessions, tenant: str, previous: str | None) -> None:
         self._sessions, self._tenant, self._previous = sessions, tenant, previous
         self._used: dict[str, Held] = {}  # by tool
-        self._unshared: dict[str, Held] = {}  # sessions that hold no state, by tool
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._unshared: dict[ToolRunner, Held] = {}  # sessions that hold no state
+        self._locks: dict[ToolRunner, asyncio.Lock] = {}
         self._finished = False
+        self._closed_with: list[Callable[[], Coroutine[Any, Any, None]]] = []
+
+    def also_close(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Has something closed when the request ends."""
+        self._closed_with.append(close)
 
     async def get(self, runner: ToolRunner, options: Mapping[str, Any], session_id: str | None = None) -> Held:
         """The session of a tool: that of the chain, or a new one. Raises ToolUnavailableError."""
-        async with self._locks.setdefault(runner.name, asyncio.Lock()):
-            held = self._used.get(runner.name) or self._unshared.get(runner.name)
+        async with self._locks.setdefault(runner, asyncio.Lock()):
+            held = self._used.get(runner.name) or self._unshared.get(runner)
             if held is not None and held.session.is_alive:
                 return held
             if runner.namespace is None:
                 session = await runner.open(SessionOptions(tenant=self._tenant, options=options))
-                held = self._unshared[runner.name] = Held(runner, session, self._tenant)
+                held = self._unshared[runner] = Held(runner, session, self._tenant)
                 return held
             if held is not None:
                 self._release(self._used.pop(runner.name))
@@ -243,6 +248,8 @@ class SessionChain:
             self._release(held)
         for held in self._unshared.values():
             self._sessions.background.spawn(held.session.close())
+        for close in self._closed_with:
+            self._sessions.background.spawn(close())
         self._used, self._unshared = {}, {}
 
     def _release(self, held: Held) -> None:

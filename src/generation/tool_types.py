@@ -115,6 +115,20 @@ class SessionOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class McpTool:
+    """A tool as its MCP server describes it."""
+
+    name: str
+    description: str | None
+    input_schema: dict[str, Any]
+    annotations: dict[str, Any] | None = None
+
+    @property
+    def is_read_only(self) -> bool:
+        return bool((self.annotations or {}).get("readOnlyHint"))
+
+
+@dataclass(frozen=True, slots=True)
 class Citation:
     """A source of a part of the answer, in characters of the text that the client reads."""
 

@@ -20,7 +20,7 @@ def rooms(prefix: str, names: str) -> str:
 WIRE = rooms("gptoss.engine", "messages sampling_params config block_hash")  # what crosses to the engine's process
 SHAPES = rooms("gptoss.engine.model", "model_config named_sizes gguf_config lora_file")
 REQUEST = f"gptoss.generation gptoss.prompt_builder gptoss.harmony gptoss.config gptoss.engine.client {WIRE}"
-ENDPOINT = f"{rooms('gptoss.api', 'context http telemetry access.api_keys access.rate_limits')} {REQUEST}"
+ENDPOINT = f"{rooms('gptoss.api', 'context hosted http telemetry access.api_keys access.rate_limits')} {REQUEST}"
 # The longest name that fits is a module's rule. Every module may import the version from `gptoss`, and
 # lru_cache.
 ALLOWED = {
@@ -39,7 +39,9 @@ ALLOWED = {
     "gptoss.embedded": f"gptoss.embedded gptoss.harmony gptoss.kernels gptoss.resources {SHAPES}",
     # the API process
     "gptoss.api": f"gptoss.api {REQUEST} gptoss.engine.parallel.gpus",
-    "gptoss.api.context": f"{rooms('gptoss.api', 'http access telemetry')} {REQUEST}",
+    "gptoss.api.context": f"{rooms('gptoss.api', 'hosted http access telemetry')} {REQUEST}",
+    # tools that the server runs, made and prepared for the endpoints
+    "gptoss.api.hosted": f"gptoss.api.hosted gptoss.api.http gptoss.tools {REQUEST}",
     "gptoss.api.http": f"gptoss.api.http {rooms('gptoss.generation', 'errors request')} "
     f"{rooms('gptoss.harmony', 'bpe render special_tokens')} gptoss.config gptoss.engine.client {WIRE}",
     "gptoss.api.access": "gptoss.api.access gptoss.api.http gptoss.config",
@@ -59,7 +61,7 @@ ALLOWED = {
     "gptoss.api.responses.tools.patch": f"gptoss.api.responses {ENDPOINT} gptoss.tools.apply_patch.parser",
     "gptoss.generation": REQUEST,
     # tools that the server runs know what a tool is, and no endpoint
-    "gptoss.tools": "gptoss.tools gptoss.generation.tool_types gptoss.harmony.conversation gptoss.config.errors",
+    "gptoss.tools": "gptoss.tools gptoss.generation.tool_types gptoss.harmony.conversation gptoss.config",
     "gptoss.prompt_builder": "gptoss.harmony",
     "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources gptoss.gguf_header",
     "gptoss.tools.apply_patch": "gptoss.tools.apply_patch",

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gptoss.api.context import Reading
+from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import named_format, output_format
 from gptoss.api.http.tool_choice import read_tool_choice
-from gptoss.api.responses.items import PlacedItem, conversation_of, read_items
+from gptoss.api.responses.items import conversation_of, read_items
 from gptoss.api.responses.schema import ResponsesRequest, TextFormat
+from gptoss.api.responses.tools.placed import PlacedItem
 from gptoss.api.responses.tools.table import ToolTable, read_choice, read_tools
 from gptoss.generation.errors import Path
 from gptoss.generation.planner import check_num_messages
@@ -85,12 +87,12 @@ def field_name(path: Path, tools: ToolTable | None = None) -> str | None:
     return str(path[0]) if path else None
 
 
-def read_request(request: ResponsesRequest, items: Sequence[PlacedItem]) -> ReadRequest:
+def read_request(request: ResponsesRequest, items: Sequence[PlacedItem], hosted: Prepared | None = None) -> ReadRequest:
     """Reads tools and input of a request. Raises InvalidRequest.
 
-    `items`: the whole conversation.
+    `items`: the whole conversation. `hosted`: what the server runs of its tools.
     """
-    tools = read_tools(request.tools or ())
+    tools = read_tools(request.tools or (), hosted)
     messages = read_items(items, tools.model_name)
     return ReadRequest(request, messages, tools, tool_policy(request, tools), read_format(request))
 
@@ -99,7 +101,15 @@ def tool_policy(request: ResponsesRequest, tools: ToolTable) -> ToolPolicy:
     """The tools and how the model may call them. Raises InvalidRequest."""
     choice = read_tool_choice(read_choice(request.tool_choice, tools), "tool_choice.name")
     max_calls = 1 if request.parallel_tool_calls is False else None
-    return ToolPolicy(tools.functions(), choice.mode, choice.allowed, max_calls)
+    hosted = tools.hosted
+    return ToolPolicy(
+        tools.functions(),
+        choice.mode,
+        choice.allowed,
+        max_calls,
+        builtins=hosted.namespaces if hosted is not None else (),
+        hosted=hosted.hosted if hosted is not None else frozenset(),
+    )
 
 
 def read_format(request: ResponsesRequest) -> OutputFormat | None:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
@@ -24,6 +24,7 @@ from gptoss.api.responses.tools.client_tools import (
     output_text,
 )
 from gptoss.api.responses.tools.patch import Operation, joined_patches, write_patch
+from gptoss.api.responses.tools.placed import PlacedItem
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.harmony.conversation import (
     AssistantMessage,
@@ -44,14 +45,6 @@ _FOREIGN = re.compile(
     r"\w+_call|\w+_call_output|mcp_\w+|\w*compaction\w*|tool_search_output|program|program_output"
     r"|additional_tools|configuration_update|ghost_snapshot"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedItem:
-    """An item as it was sent or stored, and the field of the request that it came by."""
-
-    item: Any
-    where: str
 
 
 def placed_items(sent: str | list[Any]) -> list[PlacedItem]:

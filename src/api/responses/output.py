@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from typing import Any
 
+from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.responses.tools.calls import Call, CallKind, Event, ItemList, ItemStatus, start_call
-from gptoss.generation.chat_output import ChatDelta
+from gptoss.api.responses.tools.hosted_items import HostedItems
+from gptoss.generation.hosted import ToolEvent
+from gptoss.generation.round_reader import AnswerDelta
+from gptoss.generation.tool_types import Citation
 from gptoss.harmony.deltas import Delta
 
 ITEM_PREFIX = {"reasoning": "rs_", "content": "msg_"}
@@ -32,15 +36,19 @@ class OutputItems:
         kind_of: Callable[[str], CallKind] = _always_function,
         *,
         encodes_reasoning: bool,
+        hosted: Prepared | None = None,
+        include: Collection[str] = (),
     ) -> None:
         """Starts without items.
 
         `client_name` maps the name that the model used to the fields of a call that name the tool, `kind_of` to the
-        call's kind. `encodes_reasoning`: reasoning that is whole gets `encrypted_content` too.
+        call's kind. `encodes_reasoning`: reasoning that is whole gets `encrypted_content` too. `hosted`: what the
+        server runs; `include`: what the request wants of items besides.
         """
         self._client_name, self._kind_of = client_name, kind_of
         self._list = ItemList()
         self._encodes_reasoning = encodes_reasoning
+        self._hosted = HostedItems(self._list, hosted, include) if hosted is not None else None
         self._kind: str | None = None  # of the item that is open
         self._call: Call | None = None  # that is open
 
@@ -48,15 +56,23 @@ class OutputItems:
     def items(self) -> list[dict[str, Any]]:
         return self._list.items
 
-    def feed(self, item: ChatDelta) -> list[Event]:
-        delta, events = item.delta, []
+    def begin(self) -> list[Event]:
+        """The events that come before what the model writes."""
+        return [] if self._hosted is None else self._hosted.listings()
+
+    def feed(self, item: AnswerDelta) -> list[Event]:
+        """The events of a delta."""
+        if isinstance(item, ToolEvent):
+            assert self._hosted is not None
+            return [*self.close("completed"), *self._hosted.feed(item)]
+        delta, events = item.delta, list[Event]()
         begins = delta.channel is not None or delta.tool_name is not None
         if begins or delta.kind != self._kind:
             events += self.close("completed")
             events += self._begin(delta)
         if self._call is not None:
             return events + self._call.feed(delta.text)
-        if not delta.text and not item.logprobs:
+        if not delta.text and not item.logprobs and not item.citations:
             return events
         part = self._part
         part["text"] += delta.text
@@ -65,7 +81,24 @@ class OutputItems:
             more["logprobs"] = item.logprobs or []
             part["logprobs"] += more["logprobs"]
         name = f"{TEXT_EVENT[delta.kind]}.delta"
-        return [*events, self._list.event(name, content_index=0, delta=delta.text, **more)]
+        events.append(self._list.event(name, content_index=0, delta=delta.text, **more))
+        return [*events, *(self._annotation(one) for one in item.citations)]
+
+    def _annotation(self, one: Citation) -> Event:
+        """Adds a citation to the text that is open."""
+        annotations = self._part["annotations"]
+        found = {"start_index": one.start, "end_index": one.end, "url": one.url, "title": one.title}
+        annotations.append({"type": "url_citation"} | found)
+        return self._list.event(
+            "response.output_text.annotation.added",
+            content_index=0,
+            annotation_index=len(annotations) - 1,
+            annotation=annotations[-1],
+        )
+
+    def interrupt(self) -> list[Event]:
+        """Ends everything that is open, because the answer has failed."""
+        return [*self.close("incomplete"), *(self._hosted.close() if self._hosted is not None else ())]
 
     def close(self, status: ItemStatus) -> list[Event]:
         """Ends the item that is open, if one is."""

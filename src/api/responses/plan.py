@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from gptoss.api.context import Reading
+from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import field_names
 from gptoss.api.http.work_pool import MANY_BYTES, Stopped
 from gptoss.api.responses.adapter import ReadRequest, field_name, read_request
-from gptoss.api.responses.items import PlacedItem, num_rendered
+from gptoss.api.responses.items import num_rendered
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve
-from gptoss.api.responses.tools.table import ToolTable
+from gptoss.api.responses.tools.hosted_history import read_history
+from gptoss.api.responses.tools.placed import PlacedItem
+from gptoss.api.responses.tools.table import ToolTable, hosted_entries
 from gptoss.api.responses.truncation import NEVER_CUT, Cuts, answer_tokens
 from gptoss.generation.errors import ContextTooLongError
+from gptoss.generation.hosted import Approved
 from gptoss.generation.plan import Plan
 from gptoss.generation.planner import check_num_messages
+from gptoss.generation.tool_loop import Replan
 from gptoss.harmony.bpe import Limits
 from gptoss.harmony.render import HarmonyMessage
 
 logger = logging.getLogger(__name__)
+NOT_OFFERED = "This tool is not available any more."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,9 @@ class ResponsePlan:
     inputs: list[PlacedItem]  # of this request, without what came before
     caller: str
     store: ResponseStore | None  # None: it is not to be stored
+    hosted: Prepared | None = None  # what the server runs of its tools
+    approved: Sequence[Approved] = ()  # calls that are run first
+    replan: Replan | None = None
 
     def keep(self, body: dict[str, Any]) -> bool:
         """Stores the finished response. -> whether it is stored."""
@@ -56,15 +65,37 @@ async def plan_response(body: dict[str, Any], store: ResponseStore, incoming: Re
     resolved = resolve(request, store, sender.tenant)
     if resolved.uses_store:  # of unknown size
         incoming = replace(incoming, sender=replace(sender, body_bytes=MANY_BYTES))
-    planner = _Planner(request, incoming)
-    if request.truncation == "auto":
-        tools, plan = await planner.plan_cut(resolved.items)
-    else:
-        read = await planner.read(resolved.items)
-        with field_names(read.field_name):
-            tools, plan = read.tools, await planner.plan(read)
+    history = read_history(resolved.items)
+    entries = hosted_entries(request.tools or (), incoming.tools.runs)
+    hosted = None
+    if entries:
+        previous = request.previous_response_id
+        hosted = await incoming.tools.prepare(entries, sender.tenant, previous, history.known, _names(request.tools))
+    try:
+        planner = _Planner(request, incoming, hosted)
+        approved = _offered(history.approved, hosted)
+        refused = dict.fromkeys((one.origin for one in history.approved if one not in approved), NOT_OFFERED)
+        tools, plan = await planner.plan_items(history.with_results(refused))
+    except BaseException:
+        if hosted is not None:
+            hosted.chain.finish(None)
+        raise
+
+    async def replan(results: Mapping[str, str]) -> Plan:
+        return (await planner.plan_items(history.with_results({**refused, **results})))[1]
+
     kept = store if store.enabled and request.store is not False else None
-    return ResponsePlan(plan, request, tools, resolved.own, sender.tenant, kept)
+    return ResponsePlan(plan, request, tools, resolved.own, sender.tenant, kept, hosted, approved, replan)
+
+
+def _names(tools: Sequence[Any] | None) -> list[str]:
+    """The names of the client's tools."""
+    return [name for tool in tools or () if isinstance(tool, Mapping) and isinstance(name := tool.get("name"), str)]
+
+
+def _offered(approved: Sequence[Approved], hosted: Prepared | None) -> list[Approved]:
+    """The approved calls whose tool the request offers."""
+    return [one for one in approved if hosted is not None and one.name in hosted.by_name]
 
 
 def _read(body: dict[str, Any], incoming: Reading) -> ResponsesRequest:
@@ -80,10 +111,20 @@ def _read(body: dict[str, Any], incoming: Reading) -> ResponsesRequest:
 class _Planner:
     request: ResponsesRequest
     incoming: Reading
+    hosted: Prepared | None = None
+
+    async def plan_items(self, items: Sequence[PlacedItem]) -> tuple[ToolTable, Plan]:
+        """The request's tools, and the plan with these items as its conversation. Raises ApiError."""
+        if self.request.truncation == "auto":
+            return await self.plan_cut(items)
+        read = await self.read(items)
+        with field_names(read.field_name):
+            return read.tools, await self.plan(read)
 
     async def read(self, items: Sequence[PlacedItem]) -> ReadRequest:
         """Reads the request with these items as its conversation. Raises InvalidRequest."""
-        return await self.incoming.pool.read(self.incoming.sender, lambda _: read_request(self.request, items))
+        read = partial(read_request, self.request, items, self.hosted)
+        return await self.incoming.pool.read(self.incoming.sender, lambda _: read())
 
     async def plan(self, read: ReadRequest, kept: Sequence[int] | None = None) -> Plan:
         """The plan of these items; None: of all. Raises ApiError or GenerationError."""

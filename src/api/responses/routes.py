@@ -9,18 +9,20 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.responses import Response
 
 from gptoss.api.access.api_keys import tenant_of
-from gptoss.api.context import Context, caller_of
+from gptoss.api.context import Context, Incoming, ServerContext, caller_of
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import InvalidRequest, NotFound
 from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import Body, json_body, query
 from gptoss.api.http.sse import respond
 from gptoss.api.responses.items import untyped_fields
-from gptoss.api.responses.plan import plan_response
+from gptoss.api.responses.plan import ResponsePlan, plan_response
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore
 from gptoss.api.responses.writer import ResponsesRenderer
 from gptoss.generation.chat_output import start_chat
+from gptoss.generation.round_reader import Answer
+from gptoss.generation.tool_loop import start_loop
 
 router = APIRouter()
 
@@ -40,7 +42,16 @@ async def responses(request: Request, context: Context, store: Store) -> Respons
     with incoming.accounting.counted_rejections():
         body = await read_json_object(request, incoming.sender, context.config, context.pool)
         plan = await plan_response(body, store, incoming)
-        generation = await start_chat(
+        generation = await _start(plan, context, incoming)
+    keep = plan.keep if plan.store is not None else None
+    renderer = ResponsesRenderer(plan.request, plan.tools, generation, keep)
+    return respond(renderer, generation.close, context.config, streams=plan.plan.stream)
+
+
+async def _start(plan: ResponsePlan, context: ServerContext, incoming: Incoming) -> Answer:
+    """Starts the answer, in rounds where the server runs tools. Raises EngineError or ApiError."""
+    if plan.hosted is None:
+        return await start_chat(
             plan.plan,
             context.vocabulary,
             context.engine,
@@ -48,9 +59,15 @@ async def responses(request: Request, context: Context, store: Store) -> Respons
             context.prompt_builder.remember,
             joins_messages=False,
         )
-    keep = plan.keep if plan.store is not None else None
-    renderer = ResponsesRenderer(plan.request, plan.tools, generation, keep)
-    return respond(renderer, generation.close, context.config, streams=plan.plan.stream)
+    request = plan.request
+    tools = context.tools.hosted_tools(
+        plan.hosted,
+        max_calls=request.max_tool_calls,
+        parallel=request.parallel_tool_calls is not False,
+        keeps_sessions=plan.store is not None,
+    )
+    runtime = context.runtime(incoming.accounting, joins_messages=False)
+    return await start_loop(plan.plan, tools, runtime, plan.approved, plan.replan)
 
 
 @router.post(
@@ -62,6 +79,8 @@ async def count_input_tokens(request: Request, context: Context, store: Store) -
     incoming = context.incoming(request)
     body = await read_json_object(request, incoming.sender, context.config, context.pool)
     plan = await plan_response({"model": context.model_id} | body, store, incoming)
+    if plan.hosted is not None:
+        plan.hosted.chain.finish(None)
     return {"object": "response.input_tokens", "input_tokens": len(plan.plan.prompts[0])}
 
 

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gptoss.api.responses.items import PlacedItem
+from gptoss.api.responses.tools.placed import PlacedItem
 
 ANSWER_TOKENS = 1024  # left for the answer after a cut, unless the request asks for another number
 NEVER_CUT = (

@@ -14,9 +14,8 @@ from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.tools.calls import Event, ItemStatus
 from gptoss.api.responses.tools.table import ToolTable
 from gptoss.api.telemetry.relaxations import relaxations
-from gptoss.generation.chat_output import ChatChoice, ChatDelta
 from gptoss.generation.errors import GenerationFailedError
-from gptoss.generation.session import Generation
+from gptoss.generation.round_reader import Answer
 
 
 class ResponsesRenderer:
@@ -26,14 +25,20 @@ class ResponsesRenderer:
         self,
         request: ResponsesRequest,
         tools: ToolTable,
-        generation: Generation[ChatChoice, ChatDelta],
+        generation: Answer,
         keep: Callable[[dict[str, Any]], bool] | None,
     ) -> None:
         """`keep` stores the finished response and returns whether it is stored; None: it is not to be stored."""
         self._request, self._tools, self._generation, self._keep = request, tools, generation, keep
         self._created = int(time.time())
         self._failure: GenerationFailedError | None = None
-        self._output = OutputItems(tools.client_name, tools.kind_of, encodes_reasoning=request.encodes_reasoning)
+        self._output = OutputItems(
+            tools.client_name,
+            tools.kind_of,
+            encodes_reasoning=request.encodes_reasoning,
+            hosted=tools.hosted,
+            include=request.include or (),
+        )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, numbered; tokens that arrived together leave together."""
@@ -68,6 +73,9 @@ class ResponsesRenderer:
         """Batches of events, none of them empty; the last event of the last one holds the whole response."""
         output = self._output
         choice = self._generation.choices[0]
+        begun = output.begin()
+        if begun:
+            yield begun
         try:
             async with contextlib.aclosing(self._generation.events()) as batches:
                 async for batch in batches:
@@ -78,7 +86,7 @@ class ResponsesRenderer:
                         yield events
         except GenerationFailedError as error:
             self._failure = error
-            events = output.close("incomplete")
+            events = output.interrupt()
             yield [*events, {"type": "response.failed", "response": self._body("failed")}]
 
     def _end(self, finish_reason: str) -> list[Event]:

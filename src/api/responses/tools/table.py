@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
+from gptoss.api.hosted.entries import ENTRIES, PlacedEntry, read_entry
+from gptoss.api.hosted.names import hashed_name, joined_name
+from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import Strict
 from gptoss.api.http.tool_choice import CustomDefinition, FunctionDefinition
@@ -25,8 +26,6 @@ from gptoss.generation.request import FunctionTool
 from gptoss.harmony.conversation import FreeText
 
 MAX_FUNCTIONS = 1024  # with those inside namespaces
-_VALID_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_HASH_CHARS = 8
 T = TypeVar("T", bound=Strict)
 Place = tuple[int | str, ...]
 _CHOOSABLE = ("function", "custom", "namespace", *KINDS)
@@ -83,6 +82,7 @@ class ToolTable:
 
     offered: dict[str, Offered] = field(default_factory=dict)  # by the model's name
     shown: list[dict[str, Any]] = field(default_factory=list)  # as the response repeats them
+    hosted: Prepared | None = None  # what the server runs
     _names: dict[tuple[str | None, str], str] = field(default_factory=dict)  # the client's: model's
 
     def add(self, one: Offered) -> None:
@@ -97,7 +97,7 @@ class ToolTable:
         if one.namespace is not None:
             name = joined_name(one.namespace, name)
             if name in self.offered:
-                name = _hashed_name(one.namespace, one.tool.name)
+                name = hashed_name(one.namespace, one.tool.name)
         self._names[key] = name
         self.offered[name] = one
 
@@ -136,33 +136,39 @@ class ToolTable:
 
     def functions(self) -> list[FunctionTool]:
         """All tools as functions, under the names that the model uses."""
-        return [_shown(name, one) for name, one in self.offered.items()]
+        hosted = self.hosted.functions if self.hosted is not None else ()
+        return [*(_shown(name, one) for name, one in self.offered.items()), *hosted]
 
     def where(self, index: int) -> str:
         """The field of the request that holds `functions()[index]`."""
-        return list(self.offered.values())[index].where
+        hosted = self.hosted.where if self.hosted is not None else ()
+        fields: list[str] = [*(one.where for one in self.offered.values()), *hosted]
+        return fields[index]
 
 
-def joined_name(namespace: str, name: str) -> str:
-    """`<namespace>__<name>`; a hash stands for what does not fit in a function's name."""
-    joined = f"{namespace}__{name}"
-    return joined if _VALID_NAME.fullmatch(joined) else _hashed_name(namespace, name)
+def hosted_entries(tools: Sequence[Any], runs: Callable[[str], bool]) -> list[PlacedEntry]:
+    """The tools that this server runs. Raises InvalidRequest. `runs`: whether it runs those of a type."""
+    found: list[PlacedEntry] = []
+    for index, given in enumerate(tools):
+        where = f"tools[{index}]"
+        kind = _kind(given, where)
+        if kind in ENTRIES and runs(kind):
+            found.append(PlacedEntry(where, read_entry(given, where, ("tools", index))))
+    return found
 
 
-def _hashed_name(namespace: str, name: str) -> str:
-    readable = re.sub(r"[^A-Za-z0-9_-]", "_", f"{namespace}__{name}")
-    digest = hashlib.sha256(f"{namespace}\0{name}".encode()).hexdigest()[:_HASH_CHARS]
-    return f"{readable[: 63 - _HASH_CHARS]}_{digest}"
-
-
-def read_tools(tools: Sequence[Any]) -> ToolTable:
-    """The tools that the client runs. Raises InvalidRequest.
+def read_tools(tools: Sequence[Any], hosted: Prepared | None = None) -> ToolTable:
+    """The tools of a request. Raises InvalidRequest. `hosted`: what the server runs of them.
 
     Clients offer tools that OpenAI runs with every request and can do without: these are left out with a warning.
     """
-    table, namespaces = ToolTable(), []
+    table, namespaces = ToolTable(hosted=hosted), []
+    entries = hosted.entries if hosted is not None else {}
     for index, given in enumerate(tools):
         where, place = f"tools[{index}]", ("tools", index)
+        if where in entries:
+            table.shown.append(entries[where].shown())
+            continue
         if _kind(given, where) == "namespace":
             group = _validated(NamespaceTool, given, place)
             children = _children(group, index)
@@ -267,6 +273,8 @@ def read_choice(choice: Any, table: ToolTable) -> Any:
             )
         return {"type": "allowed_tools", "mode": "required", "tools": [*map(_named, names)]}
     kind = choice.get("type")
+    if table.hosted is not None and kind in ENTRIES:
+        return _read_hosted_choice(choice, table.hosted)
     if kind in KINDS:
         return _named(_chosen_name(None, str(kind), table))
     if kind in ("function", "custom") and kind not in choice:
@@ -275,6 +283,28 @@ def read_choice(choice: Any, table: ToolTable) -> Any:
             name = _chosen_name(namespace, name, table)
         return _named(name)
     return _read_allowed(choice, table) if choice.get("type") == "allowed_tools" else choice
+
+
+def _read_hosted_choice(choice: Mapping[str, Any], hosted: Prepared) -> Any:
+    """A choice of a tool that the server runs: one of its functions is called.
+
+    A server that cannot be reached leaves the model free.
+    """
+    kind, label = choice.get("type"), choice.get("server_label")
+    if kind != "mcp":
+        names = hosted.recipients.get(str(kind), [])
+    elif not any(one.label == label for one in hosted.listings):
+        text = f"'tool_choice' names the MCP server {label!r}, which is not in 'tools'."
+        raise InvalidRequest(text, "tool_choice.server_label", "invalid_value")
+    else:
+        tool = choice.get("name")
+        names = hosted.names_of(str(label), tool if isinstance(tool, str) else None)
+        is_down = any(one.label == label and one.failure is not None for one in hosted.listings)
+        if not names and is_down:
+            return "auto"
+    if not names:
+        raise InvalidRequest("'tool_choice' names a tool that is not in 'tools'.", "tool_choice", "invalid_value")
+    return {"type": "allowed_tools", "mode": "required", "tools": [*map(_named, names)]}
 
 
 def _read_allowed(choice: Mapping[str, Any], table: ToolTable) -> Any:
@@ -288,6 +318,10 @@ def _read_allowed(choice: Mapping[str, Any], table: ToolTable) -> Any:
     allowed: list[Any] = []
     for tool in tools:
         kind = tool.get("type") if isinstance(tool, Mapping) else None
+        if isinstance(kind, str) and table.hosted is not None and kind in ENTRIES:
+            read = read_choice(tool, table)
+            allowed += read["tools"] if isinstance(read, Mapping) else []
+            continue
         if isinstance(kind, str) and (kind not in _CHOOSABLE or (kind in KINDS and kind not in table.offered)):
             _warn_left_out([kind])
             continue

@@ -1,0 +1,176 @@
+"""Entries of `tools` that the server runs: their fields, and what they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from gptoss.api.http.errors import InvalidRequest, from_validation
+from gptoss.api.http.fields import Strict
+from gptoss.config.tool_keys import LABEL
+from gptoss.generation.tool_types import McpTool
+
+Label = Annotated[str, StringConstraints(pattern=f"^{LABEL.pattern}$")]
+Place = tuple[int | str, ...]
+WEB_SEARCH = ("web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11")
+CODE_INTERPRETER = ("code_interpreter",)
+MEMORY = {"1g": 2**30, "4g": 4 * 2**30, "16g": 16 * 2**30, "64g": 64 * 2**30}
+
+
+class ToolFilter(Strict):
+    """Tools of a server: those that match all that is given."""
+
+    tool_names: list[str] | None = None
+    read_only: bool | None = None
+
+    def matches(self, tool: McpTool) -> bool:
+        named = self.tool_names is None or tool.name in self.tool_names
+        return named and (self.read_only is None or self.read_only == tool.is_read_only)
+
+
+class ApprovalRules(Strict):
+    always: ToolFilter | None = None
+    never: ToolFilter | None = None
+
+
+class McpEntry(Strict):
+    """A server by its label in the configuration, or by its URL."""
+
+    also_known = frozenset({"defer_loading", "allowed_callers"})
+    opaque = frozenset({"headers"})
+
+    type: Literal["mcp"]
+    server_label: Label
+    server_url: Annotated[str, Field(max_length=2048)] | None = None
+    connector_id: str | None = None
+    tunnel_id: str | None = None
+    server_description: str | None = None
+    headers: Annotated[dict[str, str], Field(max_length=64)] | None = None
+    authorization: str | None = None
+    allowed_tools: list[str] | ToolFilter | None = None
+    require_approval: Literal["always", "never"] | ApprovalRules | None = None
+
+    def allows(self, tool: McpTool) -> bool:
+        """Whether the request offers the tool."""
+        allowed = self.allowed_tools
+        if isinstance(allowed, ToolFilter):
+            return allowed.matches(tool)
+        return allowed is None or tool.name in allowed
+
+    def needs_approval(self, tool: McpTool) -> bool:
+        """Whether a call has to be approved. What no rule names has to be."""
+        rules = self.require_approval
+        if not isinstance(rules, ApprovalRules):
+            return rules != "never"
+        if rules.always is not None and rules.always.matches(tool):
+            return True
+        return rules.never is None or not rules.never.matches(tool)
+
+    def shown(self) -> dict[str, Any]:
+        """The entry as a response repeats it: without what gives access."""
+        return self.model_dump(exclude_none=True, exclude={"headers", "authorization"})
+
+
+class SearchFilters(Strict):
+    allowed_domains: Annotated[list[str], Field(max_length=100)] | None = None
+
+
+class WebSearchEntry(Strict):
+    runner: ClassVar[str] = "browser"
+    also_known = frozenset({"external_web_access", "search_content_types"})
+
+    type: Literal[WEB_SEARCH]  # type: ignore[valid-type]
+    filters: SearchFilters | None = None
+    search_context_size: Literal["low", "medium", "high"] | None = None
+    user_location: Any = None
+
+    def shown(self) -> dict[str, Any]:
+        """The entry as a response repeats it."""
+        return self.model_dump(exclude_none=True)
+
+    def options(self) -> dict[str, Any]:
+        """What the session is opened with."""
+        domains = self.filters.allowed_domains if self.filters is not None else None
+        return {
+            "allowed_domains": None if domains is None else tuple(domains),
+            "search_context_size": self.search_context_size or "medium",
+            "user_location": self.user_location,
+        }
+
+    @property
+    def session_id(self) -> str | None:
+        return None
+
+
+class AutoContainer(Strict):
+    type: Literal["auto"]
+    file_ids: list[str] | None = None
+    memory_limit: Literal["1g", "4g", "16g", "64g"] | None = None
+    network_policy: Any = None
+
+
+class CodeInterpreterEntry(Strict):
+    runner: ClassVar[str] = "python"
+
+    type: Literal["code_interpreter"]
+    container: str | AutoContainer | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """The entry as a response repeats it."""
+        return self.model_dump(exclude_none=True)
+
+    def options(self) -> dict[str, Any]:
+        """What the session is opened with."""
+        limit = self.container.memory_limit if isinstance(self.container, AutoContainer) else None
+        return {"memory_bytes": None if limit is None else MEMORY[limit]}
+
+    @property
+    def session_id(self) -> str | None:
+        """Of the container that the request names."""
+        return self.container if isinstance(self.container, str) else None
+
+
+BuiltinEntry = WebSearchEntry | CodeInterpreterEntry
+HostedEntry = McpEntry | BuiltinEntry
+ENTRIES: dict[str, type[HostedEntry]] = {
+    "mcp": McpEntry,
+    **dict.fromkeys(WEB_SEARCH, WebSearchEntry),
+    **dict.fromkeys(CODE_INTERPRETER, CodeInterpreterEntry),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedEntry:
+    """An entry and the field of the request that holds it."""
+
+    where: str
+    entry: HostedEntry
+
+
+def read_entry(given: Mapping[str, Any], where: str, place: Place) -> HostedEntry:
+    """The validated entry. Raises InvalidRequest."""
+    try:
+        entry = ENTRIES[given["type"]].model_validate(dict(given))
+    except ValidationError as error:
+        raise from_validation(error, place) from None
+    if isinstance(entry, McpEntry):
+        _check_mcp(entry, where)
+    container = entry.container if isinstance(entry, CodeInterpreterEntry) else None
+    if isinstance(container, AutoContainer) and container.file_ids:
+        text = "This server stores no files: send their contents in the input."
+        raise InvalidRequest(text, f"{where}.container.file_ids", "unsupported_value")
+    return entry
+
+
+def _check_mcp(entry: McpEntry, where: str) -> None:
+    for field in ("connector_id", "tunnel_id"):
+        if getattr(entry, field) is not None:
+            text = f"'{field}' names a service of OpenAI's. Use 'server_url', or the label of a configured server."
+            raise InvalidRequest(text, f"{where}.{field}", "unsupported_parameter")
+    for field in ("headers", "authorization"):
+        if getattr(entry, field) is not None and entry.server_url is None:
+            text = f"'{field}' needs 'server_url': a configured server has its own."
+            raise InvalidRequest(text, f"{where}.{field}", "unsupported_parameter")

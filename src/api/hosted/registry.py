@@ -1,0 +1,34 @@
+"""The built-in tools: one line each."""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple, cast
+
+from gptoss.config.schema import ServerConfig
+from gptoss.generation.tool_types import ToolRunner
+
+
+class Builtin(NamedTuple):
+    """A tool by the name of its namespace.
+
+    `make`: `module:function`, called with the configuration when the server starts. It returns the runner, or None
+    where the tool is off, and raises ConfigError where it is on and cannot run.
+    """
+
+    name: str
+    make: str
+
+
+BUILTINS: tuple[Builtin, ...] = ()
+
+
+def make_builtins(config: ServerConfig) -> dict[str, ToolRunner]:
+    """The runners of the tools that are on, by name. Raises ConfigError."""
+    found: dict[str, ToolRunner] = {}
+    for one in BUILTINS:
+        module, _, function = one.make.partition(":")
+        runner = cast("ToolRunner | None", getattr(importlib.import_module(module), function)(config))
+        if runner is not None:
+            found[one.name] = runner
+    return found

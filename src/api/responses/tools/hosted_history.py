@@ -1,0 +1,167 @@
+"""Items of the server's tools that come back as history: calls, lists and approvals.
+
+Calls become those of a function, so that the model reads them as it wrote them. An approval without a call asks for the
+call to be run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from gptoss.api.hosted.names import joined_name
+from gptoss.api.http.errors import InvalidRequest, from_validation
+from gptoss.api.http.fields import Strict
+from gptoss.api.responses.tools.placed import PlacedItem
+from gptoss.generation.hosted import Approved
+from gptoss.generation.tool_types import McpTool
+
+DECLINED = "The user did not allow this call."
+NOT_RUN = "This call was not run."
+T = TypeVar("T", bound=Strict)
+
+
+class ListedTool(Strict):
+    name: str
+    input_schema: Any = None
+    description: str | None = None
+    annotations: Any = None
+
+
+class ListToolsItem(Strict):
+    type: Literal["mcp_list_tools"]
+    server_label: str
+    tools: list[ListedTool] = []
+    error: Any = None
+
+
+class McpCallItem(Strict):
+    type: Literal["mcp_call"]
+    id: str
+    server_label: str
+    name: str
+    arguments: str
+    output: str | None = None
+    error: Any = None
+    approval_request_id: str | None = None
+
+
+class ApprovalRequestItem(Strict):
+    type: Literal["mcp_approval_request"]
+    id: str
+    server_label: str
+    name: str
+    arguments: str
+
+
+class ApprovalResponseItem(Strict):
+    type: Literal["mcp_approval_response"]
+    approval_request_id: str
+    approve: bool
+    reason: str | None = None
+
+
+ITEMS: dict[str, type[Strict]] = {
+    "mcp_list_tools": ListToolsItem,
+    "mcp_call": McpCallItem,
+    "mcp_approval_request": ApprovalRequestItem,
+    "mcp_approval_response": ApprovalResponseItem,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HostedHistory:
+    """What the items say about the server's tools."""
+
+    items: list[PlacedItem]  # all, those of MCP as calls of functions
+    known: dict[str, list[McpTool]] = field(default_factory=dict)  # tools that have been listed, by label
+    approved: list[Approved] = field(default_factory=list)  # calls that are to be run now
+
+    def with_results(self, results: Mapping[str, str]) -> list[PlacedItem]:
+        """The items with the results of approved calls, by their origin."""
+        return [
+            PlacedItem(placed.item | {"output": results[placed.item["call_id"]]}, placed.where)
+            if _is_output(placed.item) and placed.item["call_id"] in results
+            else placed
+            for placed in self.items
+        ]
+
+
+def read_history(items: Sequence[PlacedItem]) -> HostedHistory:
+    """Reads MCP's items. Raises InvalidRequest for one that is not valid, or an answer without a request."""
+    if not any(_kind(placed.item) in ITEMS for placed in items):
+        return HostedHistory([*items])
+    read = [(_read(placed) if _kind(placed.item) in ITEMS else None) for placed in items]
+    requests = {one.id: one for one in read if isinstance(one, ApprovalRequestItem)}
+    run = {one.approval_request_id for one in read if isinstance(one, McpCallItem)}
+    history = HostedHistory([])
+    for placed, one in zip(items, read, strict=True):
+        match one:
+            case None:
+                history.items.append(placed)
+            case ListToolsItem(error=None):
+                history.known[one.server_label] = [_tool(tool) for tool in one.tools]
+            case McpCallItem():
+                history.items.extend(_pair(one, one.id, _text(one), placed.where))
+            case ApprovalResponseItem():
+                asked = requests.get(one.approval_request_id)
+                if asked is None:
+                    text = f"No approval request has the id {one.approval_request_id!r}."
+                    raise InvalidRequest(text, f"{placed.where}.approval_request_id", "invalid_value")
+                if one.approval_request_id not in run:
+                    _answer(history, asked, one, placed.where)
+    return history
+
+
+def _answer(history: HostedHistory, asked: ApprovalRequestItem, one: ApprovalResponseItem, where: str) -> None:
+    """Adds a call that has been allowed or declined."""
+    declined = DECLINED if not one.reason else f"{DECLINED} {one.reason}"
+    history.items.extend(_pair(asked, asked.id, "" if one.approve else declined, where))
+    if one.approve:
+        name = joined_name(asked.server_label, asked.name)
+        history.approved.append(Approved(name, asked.arguments, asked.id, asked.id))
+
+
+def _pair(call: McpCallItem | ApprovalRequestItem, call_id: str, output: str, where: str) -> list[PlacedItem]:
+    name = joined_name(call.server_label, call.name)
+    made = {"type": "function_call", "call_id": call_id, "name": name, "arguments": call.arguments}
+    result = {"type": "function_call_output", "call_id": call_id, "output": output}
+    return [PlacedItem(made, where), PlacedItem(result, where)]
+
+
+def _text(call: McpCallItem) -> str:
+    if call.output is not None:
+        return call.output
+    error = call.error
+    if isinstance(error, Mapping):
+        content = error.get("content")
+        if isinstance(content, list):
+            return "\n".join(str(one.get("text", "")) for one in content if isinstance(one, Mapping))
+        error = error.get("message")
+    return NOT_RUN if error is None else error if isinstance(error, str) else json.dumps(error)
+
+
+def _tool(given: ListedTool) -> McpTool:
+    schema = given.input_schema if isinstance(given.input_schema, dict) else {"type": "object"}
+    annotations = given.annotations if isinstance(given.annotations, dict) else None
+    return McpTool(given.name, given.description, schema, annotations)
+
+
+def _kind(item: Any) -> str:
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    return kind if isinstance(kind, str) else ""
+
+
+def _is_output(item: Any) -> bool:
+    return _kind(item) == "function_call_output"
+
+
+def _read(placed: PlacedItem) -> Strict:
+    try:
+        return ITEMS[_kind(placed.item)].model_validate(dict(placed.item))
+    except ValidationError as error:
+        raise from_validation(error, (placed.where,)) from None

@@ -150,7 +150,7 @@ class ServerContext:
 
     def reading(self, sender: Sender) -> Reading:
         """What a request needs that did not arrive over HTTP."""
-        return Reading(sender, self.planner(), self.pool, self.profiles, self.unknown_fields, self.tools)
+        return Reading(sender, self.planner(), self.pool, self.profiles, self.unknown_fields, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Reading:
     pool: WorkPool
     profiles: Profiles
     unknown_fields: UnknownFields
-    tools: ToolService
+    tools: ToolService | None  # None: the server runs none for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from gptoss.api.responses.adapter import ReadRequest, field_name, read_request
 from gptoss.api.responses.items import num_rendered
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve
-from gptoss.api.responses.tools.hosted_history import read_history
+from gptoss.api.responses.tools.hosted_history import HostedHistory, read_history
 from gptoss.api.responses.tools.placed import PlacedItem
 from gptoss.api.responses.tools.table import ToolTable, hosted_entries
 from gptoss.api.responses.truncation import NEVER_CUT, Cuts, answer_tokens
@@ -66,11 +66,7 @@ async def plan_response(body: dict[str, Any], store: ResponseStore, incoming: Re
     if resolved.uses_store:  # of unknown size
         incoming = replace(incoming, sender=replace(sender, body_bytes=MANY_BYTES))
     history = read_history(resolved.items)
-    entries = hosted_entries(request.tools or (), incoming.tools.runs)
-    hosted = None
-    if entries:
-        previous = request.previous_response_id
-        hosted = await incoming.tools.prepare(entries, sender.tenant, previous, history.known, _names(request.tools))
+    hosted = await _prepare(request, history, incoming)
     try:
         planner = _Planner(request, incoming, hosted)
         approved = _offered(history.approved, hosted)
@@ -86,6 +82,16 @@ async def plan_response(body: dict[str, Any], store: ResponseStore, incoming: Re
 
     kept = store if store.enabled and request.store is not False else None
     return ResponsePlan(plan, request, tools, resolved.own, sender.tenant, kept, hosted, approved, replan)
+
+
+async def _prepare(request: ResponsesRequest, history: HostedHistory, incoming: Reading) -> Prepared | None:
+    """What the server runs of the request's tools; None: nothing. Raises InvalidRequest."""
+    service = incoming.tools
+    entries = hosted_entries(request.tools or (), service.runs) if service is not None else []
+    if service is None or not entries:
+        return None
+    names = _names(request.tools)
+    return await service.prepare(entries, incoming.sender.tenant, request.previous_response_id, history.known, names)
 
 
 def _names(tools: Sequence[Any] | None) -> list[str]:

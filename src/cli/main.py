@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "run evaluations against a server, beside OpenAI's scores",
     "completion": "print a script that completes these commands in a shell",
     "memory-plan": "print how a model fits on a number of equal GPUs",
+    "convert": "write a model in another layout: Hugging Face's, original/ or GGUF",
     "make-checkpoint": "write a small checkpoint with random weights",
     "unfold": "write the embedded model as a checkpoint",
     "preflight": "check whether a model can be tested on this machine",

@@ -31,6 +31,10 @@ ALLOWED = {
     # the only command that runs requests itself
     "gptoss.cli.batch": f"gptoss.cli.remote gptoss.launcher gptoss.logging_setup gptoss.cached_files gptoss.config "
     f"gptoss.engine.client gptoss.harmony.vocabulary_files {rooms('gptoss.api', 'dispatch batches.run')}",
+    "gptoss.cli.convert": "gptoss.cli.conversion gptoss.cli.remote gptoss.cached_files gptoss.config.errors gptoss.engine.model "
+    "gptoss.gguf_header gptoss.harmony.vocabulary_files gptoss.model_locator",
+    "gptoss.cli.conversion": "gptoss.cli.conversion gptoss.cached_files gptoss.engine.model gptoss.gguf_header gptoss.harmony "
+    "gptoss.kernels.mxfp4",
     "gptoss.launcher": "gptoss.api gptoss.config gptoss.model_locator gptoss.port_manager gptoss.logging_setup gptoss.harmony "
     "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config "
     "gptoss.engine.parallel.device_placement gptoss.engine.parallel.gpus",
@@ -100,7 +104,8 @@ ALLOWED = {
     "gptoss.lru_cache": "",
     "gptoss.resources": "",
 }
-TORCH = "kernels engine.worker engine.model engine.parallel.communicator embedded cli.make_checkpoint"
+TORCH = "kernels engine.worker engine.model engine.parallel.communicator embedded cli.make_checkpoint cli.convert "
+TORCH += "cli.conversion"
 WITH_TORCH = rooms("gptoss", TORCH).split()
 NO_TORCH = [*SHAPES.split()]
 

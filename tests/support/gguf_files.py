@@ -47,12 +47,12 @@ def llama_cpp_types(name: str) -> str:
     return "BF16" if is_matrix else "F32"
 
 
-def make_small(folder: Path, size: Size = SMALL, vocab: int = 288) -> Path:
+def make_small(folder: Path, size: Size = SMALL, vocab: int = 288, *, packed: bool = True) -> Path:
     """A checkpoint with few tokens and rows of 256, the block of the K-quants."""
-    raw = hf_config(size) | {"vocab_size": vocab}
+    raw = hf_config(size, quantized=packed) | {"vocab_size": vocab}
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for name, (shape, _) in expected_tensors(ModelConfig.from_json(raw), original=False, packed=True).items():
+    for name, (shape, _) in expected_tensors(ModelConfig.from_json(raw), original=False, packed=packed).items():
         if name.endswith("_blocks"):
             tensors[name] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         elif name.endswith("_scales"):

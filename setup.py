@@ -25,6 +25,7 @@ def read_requirements(name: str) -> dict[str, list[str]]:
 runtime = read_requirements("requirements.txt")
 tracing = read_requirements("requirements-tracing.txt")[""]
 evaluations = read_requirements("requirements-eval.txt")[""]
+replicas = read_requirements("requirements-ray.txt")[""]
 dev = [*(line for name, lines in runtime.items() if name for line in lines), *tracing]
 dev += read_requirements("requirements-dev.txt")[""]
 
@@ -37,6 +38,7 @@ setup(
         **{name: lines for name, lines in runtime.items() if name not in ("", "dev")},
         "tracing": tracing,
         "eval": evaluations,
+        "ray": replicas,
         "dev": dev,
     },
 )

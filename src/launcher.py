@@ -320,8 +320,8 @@ def _log_settings(config: ServerConfig) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def local_app(config: ServerConfig) -> AsyncIterator[FastAPI]:
-    """Yields an app without a port and without keys once its engine is ready; ends both.
+async def local_app(config: ServerConfig, callers: list[Caller]) -> AsyncIterator[FastAPI]:
+    """Yields an app without a port once its engine is ready; ends both.
 
     Raises:
         ConfigError, CacheError, VocabularyError, EngineError: it cannot start.
@@ -331,7 +331,7 @@ async def local_app(config: ServerConfig) -> AsyncIterator[FastAPI]:
     engine = create_engine(start)
     await engine.start()
     try:
-        app = await _app(engine, start, [])
+        app = await _app(engine, start, callers)
     except BaseException:
         await engine.stop()
         raise

@@ -106,7 +106,7 @@ def test_the_wheel_requires_what_every_server_needs_and_offers_the_rest(wheel: P
     found = metadata_of(wheel)
     assert found["License-Expression"] == "Apache-2.0"
     headings = re.findall(r"^# --- extra (\w+):", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    assert set(found.get_all("Provides-Extra", [])) == {"transformers", "tracing", "eval", "dev", *headings}
+    assert set(found.get_all("Provides-Extra", [])) == {"transformers", "tracing", "eval", "ray", "dev", *headings}
     needs: dict[str, set[str]] = {}
     for line in found.get_all("Requires-Dist", []):
         requirement = Requirement(line)

@@ -26,7 +26,7 @@ ENDPOINT = f"{rooms('gptoss.api', 'context hosted http telemetry access.api_keys
 ALLOWED = {
     "gptoss.__main__": "gptoss.cli.main",
     "gptoss.server": "gptoss.launcher",
-    "gptoss.cli": "gptoss.cli gptoss.launcher gptoss.logging_setup gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
+    "gptoss.cli": "gptoss.cli gptoss.ray_serve gptoss.launcher gptoss.logging_setup gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
     "gptoss.kernels gptoss.embedded gptoss.engine gptoss.config gptoss.cached_files gptoss.run_folder gptoss.resources gptoss.tools",
     # the only command that runs requests itself
     "gptoss.cli.batch": f"gptoss.cli.remote gptoss.launcher gptoss.logging_setup gptoss.cached_files gptoss.config "
@@ -35,6 +35,9 @@ ALLOWED = {
     "gptoss.gguf_header gptoss.harmony.vocabulary_files gptoss.model_locator",
     "gptoss.cli.conversion": "gptoss.cli.conversion gptoss.cached_files gptoss.engine.model gptoss.gguf_header gptoss.harmony "
     "gptoss.kernels.mxfp4",
+    # a replica is a server without a port
+    "gptoss.ray_serve": "gptoss.launcher gptoss.logging_setup gptoss.config gptoss.engine.client.supervisor "
+    "gptoss.engine.parallel.gpus",
     "gptoss.launcher": "gptoss.api gptoss.config gptoss.model_locator gptoss.port_manager gptoss.logging_setup gptoss.harmony "
     "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config "
     "gptoss.engine.parallel.device_placement gptoss.engine.parallel.gpus",

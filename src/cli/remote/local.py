@@ -95,7 +95,7 @@ class LocalConnection(Connection):
 
     async def _serve(self, config: Any) -> None:
         end = asyncio.Event()
-        async with launcher.local_app(config) as app:
+        async with launcher.local_app(config, []) as app:
             self._ready.set_result((app, asyncio.get_running_loop(), end))
             await end.wait()
 

@@ -17,8 +17,8 @@ from gptoss.config.schema import ServerConfig
 ROOT = Path(__file__).resolve().parents[3]
 # used without an import of ours: uvicorn's HTTP parser, and what transformers loads with
 INDIRECT = {"httptools", "accelerate"}
-# of requirements-eval.txt, which are not installed with the others; pyarrow and the checker of BFCL only on request
-EVALUATIONS = {"inspect_ai", "langdetect", "pyarrow", "bfcl_eval"}
+# of requirements-eval.txt and requirements-ray.txt, which are not installed with the others; pyarrow and the checker of BFCL only on request
+EVALUATIONS = {"inspect_ai", "langdetect", "pyarrow", "bfcl_eval", "ray"}
 # come with fastapi and pydantic, whose versions choose theirs
 IMPLIED = {"starlette", "pydantic-core"}
 

@@ -36,6 +36,7 @@ from gptoss.engine.client.errors import EngineError
 from gptoss.engine.client.pool import AnyEngine, EnginePool
 from gptoss.engine.client.supervisor import RestartPolicy
 from gptoss.engine.config import EngineConfig
+from gptoss.engine.core.host_agent import HostAgent
 from gptoss.engine.parallel.device_placement import place_engines
 from gptoss.engine.parallel.gpus import visible_gpus
 from gptoss.harmony.special_tokens import PROBE_TOKEN_IDS, SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS
@@ -406,6 +407,16 @@ async def _announce(engine: AnyEngine, start: Startup) -> bool:
     return True
 
 
+def compute(config: ServerConfig) -> int:
+    """Computes for the engine on host 0 until a signal; returns the exit code.
+
+    Raises ConfigError, CacheError or VocabularyError.
+    """
+    check_backend(config)
+    start = prepare_model(config)
+    return HostAgent(partial(start.renewed_engine_config, 0), _log_settings(config)).run()
+
+
 def _refuse(error: Exception) -> int:
     """Writes the error without secrets. Returns the exit code of a server that does not start."""
     sys.stderr.write(f"error: {without_secrets(str(error))}\n")
@@ -424,6 +435,8 @@ def main(argv: list[str] | None = None) -> int:
         logger.info("gpt-oss server %s", __version__)
         if ignored := service_variables():
             logger.info("ignoring Kubernetes service variables: %s", ", ".join(ignored))
+        if config.node_rank > 0:
+            return compute(config)
         start = prepare(config, origin)
     except (CacheError, ConfigError, VocabularyError, port_manager.PortError) as error:
         return _refuse(error)

@@ -52,6 +52,13 @@ class DeviceKeys:
     data_parallel_size: int = key(
         1, "engines, each with the whole model; 0 or auto: as many as fit on the GPUs, one on a CPU", ge=0, le=64
     )
+    nnodes: int = key(1, "hosts that share the model; each runs this server with its own node_rank", ge=1, le=64)
+    node_rank: int = key(0, "number of this host; host 0 serves requests, the others compute only", ge=0)
+    master_addr: str | None = key(None, "address of host 0 for the other hosts, in a private network")
+    master_port: int = key(29500, "port of host 0 for the other hosts", ge=1, le=65535)
+    node_addr: str | None = key(
+        None, "address of this host for the other hosts; unset: the one from which it reaches master_addr"
+    )
     enable_expert_parallel: bool = key(False, "tensor-parallel ranks hold whole experts instead of a slice of each")
 
 

@@ -32,6 +32,13 @@ from gptoss.resources import resource
 DEFAULT_CONFIG_FILE = resource("configs", "server_config.yaml")
 # Other tools' names for our keys. GPTOSS_<KEY> beats them.
 FOREIGN_ENV = {"TORCH_DTYPE": "dtype"}
+# torchrun's names; read only where TORCHELASTIC_RUN_ID shows that it started this process
+TORCHRUN_ENV = {
+    "MASTER_ADDR": "master_addr",
+    "MASTER_PORT": "master_port",
+    "GROUP_WORLD_SIZE": "nnodes",
+    "GROUP_RANK": "node_rank",
+}
 # Read by other programs of the project (the command-line client, the tests), not by the server.
 OTHER_PROGRAMS_ENV = frozenset({"GPTOSS_CONFIG", "GPTOSS_URL", "GPTOSS_TEST_CACHE"})
 # Kubernetes sets variables in every pod for each Service of the namespace: here for one named gptoss or gptoss-<name>.
@@ -208,7 +215,10 @@ def _from_yaml(path: Path) -> dict[str, Any]:
 
 def _from_environment() -> dict[str, tuple[str, str]]:
     """Returns the name and the text of the variable that sets each key."""
-    values = {key: (name, os.environ[name]) for name, key in FOREIGN_ENV.items() if name in os.environ}
+    foreign = FOREIGN_ENV | (TORCHRUN_ENV if "TORCHELASTIC_RUN_ID" in os.environ else {})
+    values = {key: (name, os.environ[name]) for name, key in foreign.items() if name in os.environ}
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _check_torchrun(values)
     for name, value in os.environ.items():
         if not name.startswith(ENV_PREFIX) or name in OTHER_PROGRAMS_ENV:
             continue
@@ -219,6 +229,15 @@ def _from_environment() -> dict[str, tuple[str, str]]:
             raise ConfigError(f"environment variable {name}: unknown key {key!r}")
         values[key] = name, value
     return values
+
+
+def _check_torchrun(values: dict[str, tuple[str, str]]) -> None:
+    """Raises ConfigError if torchrun starts several processes on a host. Avoids its own port."""
+    if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
+        raise ConfigError("torchrun starts several servers on this host: use --nproc-per-node 1; they start the ranks")
+    name, port = values.get("master_port", ("", ""))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and port.isdecimal():
+        values["master_port"] = name, str(int(port) + 1)
 
 
 def service_variables() -> list[str]:

@@ -33,11 +33,20 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
     eos_token_ids: tuple[int, ...] = ()
     probe_token_ids: tuple[int, ...] = tuple(range(1, 29))  # the prompt of the self-test at start
 
+    @property
+    def num_ranks(self) -> int:
+        return max(1, self.tensor_parallel_size) * max(1, self.pipeline_parallel_size)
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.num_ranks // self.nnodes
+
     def __post_init__(self) -> None:
         self._check_limits()
         self._check_gpu_mode()
         self._check_dense_dtype()
         self._check_lora()
+        self._check_nodes()
         if self.backend == "transformers" and self.model_path is not None and self.model_path.is_file():
             raise ConfigError(
                 f"backend 'transformers' does not read GGUF files: drop it, or convert {self.model_path} with "
@@ -74,6 +83,29 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
             raise ConfigError("gpu_mode 'tensor' contradicts tensor_parallel_size (1); drop one of them")
         if self.gpu_mode == "pipeline" and self.pipeline_parallel_size == 1:
             raise ConfigError("gpu_mode 'pipeline' contradicts pipeline_parallel_size (1); drop one of them")
+
+    def _check_nodes(self) -> None:
+        """Raises ConfigError for a model over several hosts that cannot be."""
+        if self.node_rank >= self.nnodes:
+            raise ConfigError(f"node_rank ({self.node_rank}) must be below nnodes ({self.nnodes})")
+        if self.nnodes == 1:
+            return
+        if self.master_addr is None:
+            raise ConfigError(f"nnodes ({self.nnodes}) needs master_addr, the address of host 0 for the other hosts")
+        if self.num_ranks % self.nnodes:
+            raise ConfigError(
+                f"tensor_parallel_size ({self.tensor_parallel_size}) x pipeline_parallel_size "
+                f"({self.pipeline_parallel_size}) must be a multiple of nnodes ({self.nnodes}): set them to the ranks "
+                "of all hosts together"
+            )
+        alone = {"data_parallel_size": self.data_parallel_size == 1, "backend": self.backend == "native"}
+        alone |= {"lora": not self.lora, "lora_dir": self.lora_dir is None}
+        alone["device"] = not self.device.startswith("cuda:")
+        for name, is_possible in alone.items():
+            if not is_possible:
+                raise ConfigError(
+                    f"nnodes ({self.nnodes}) does not go with {name} {getattr(self, name)!r}; drop one of them"
+                )
 
     def _check_dense_dtype(self) -> None:
         """Raises ConfigError for int8 with a key that rules the native CPU kernels out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,15 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gptoss.config.errors import ConfigError
+from gptoss.engine.config import EngineConfig
 from gptoss.engine.core.core import EngineCore
+from gptoss.engine.core.host_agent import HostAgent
 from gptoss.engine.messages import AddRequest, FinishReason
 from gptoss.engine.model.named_sizes import Size
 from gptoss.engine.parallel.device_placement import choose_devices
 from gptoss.engine.sampling_params import SamplingParams
 from tests.support.helpers import checkpoint, engine_config, sized_checkpoint
+from tests.support.server_process import free_port
 
 # 120b's experts and grouping with few layers and narrow matrices
 WIDE = Size(layers=4, hidden=64, intermediate=128, experts=128, heads=16, kv_heads=8)
@@ -101,6 +106,38 @@ def test_ranks_agree_with_one(shape: str, layout: str) -> None:
                 expected_tokens, expected = wanted[kind][name]
                 assert tokens == expected_tokens
                 assert logprobs == pytest.approx(expected, abs=2e-4)
+
+
+def run_host(config: EngineConfig) -> None:
+    HostAgent(lambda: config, {"level": "warning", "log_format": "text"}).run()
+
+
+def test_ranks_on_two_hosts_agree_with_one() -> None:
+    """Two addresses of this machine stand for two hosts."""
+    hosts: dict[str, Any] = {"nnodes": 2, "master_addr": "127.0.0.1", "master_port": free_port()}
+    wanted = alone("nano")["drawn"]
+    layout = {**hosts, "tensor_parallel_size": 2}
+    other = engine_config(checkpoint(), node_rank=1, node_addr="127.0.0.2", num_threads=1, **layout)
+    host = multiprocessing.get_context("spawn").Process(target=run_host, args=(other,))
+    host.start()
+    try:
+        with running(checkpoint(), **layout) as core:
+            assert [rank.rank for rank in core.executor.ranks] == [0, 1]
+            listening = {
+                c.laddr.ip for c in psutil.Process(core.executor.ranks[1].pid).net_connections() if c.status == "LISTEN"
+            }
+            assert listening == {"127.0.0.2"}, "tensor traffic binds the host's address alone"
+            found = generate(core, {"temperature": 0.8, "top_p": 0.9, "logprobs": 0})
+            assert {n: t for n, (t, _) in found.items()} == {n: t for n, (t, _) in wanted.items()}
+            deaths: list[tuple[str, bool]] = []
+            watching = threading.Thread(target=core.executor._watch, args=(lambda *death: deaths.append(death),))
+            watching.start()
+            host.kill()
+            watching.join(10)
+            assert deaths == [("host 1 (127.0.0.2) is gone", False)]
+    finally:
+        host.kill()
+        host.join()
 
 
 def test_every_rank_holds_its_part_only() -> None:

@@ -39,7 +39,7 @@ ALLOWED = {
     "gptoss.ray_serve": "gptoss.launcher gptoss.logging_setup gptoss.config gptoss.engine.client.supervisor "
     "gptoss.engine.parallel.gpus",
     "gptoss.launcher": "gptoss.api gptoss.config gptoss.model_locator gptoss.port_manager gptoss.logging_setup gptoss.harmony "
-    "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config "
+    "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config gptoss.engine.core.host_agent "
     "gptoss.engine.parallel.device_placement gptoss.engine.parallel.gpus",
     "gptoss.model_locator": f"gptoss.config.errors gptoss.engine.config {SHAPES} gptoss.cached_files gptoss.resources "
     "gptoss.ollama_store",
@@ -81,7 +81,11 @@ ALLOWED = {
     "gptoss.engine.model.lora_file",
     "gptoss.engine.core": f"gptoss.engine.core gptoss.config.errors gptoss.logging_setup {WIRE} "
     "gptoss.engine.parallel.device_placement gptoss.engine.model.tensor_source",
-    "gptoss.engine.core.executor": f"gptoss.engine.worker gptoss.config.errors gptoss.run_folder {WIRE}",
+    "gptoss.engine.core.hosts": f"gptoss.config.errors gptoss.engine.parallel.hosts {WIRE}",
+    "gptoss.engine.core.host_agent": "gptoss.engine.core.hosts gptoss.engine.worker.rank "
+    "gptoss.engine.parallel.device_placement gptoss.engine.parallel.hosts "
+    f"gptoss.logging_setup {WIRE}",
+    "gptoss.engine.core.executor": f"gptoss.engine.core.hosts gptoss.engine.parallel.communicator gptoss.engine.worker gptoss.config.errors gptoss.run_folder {WIRE}",
     "gptoss.engine.worker": f"gptoss.engine.worker gptoss.engine.model gptoss.engine.parallel gptoss.kernels "
     f"gptoss.config.errors gptoss.logging_setup {WIRE}",
     "gptoss.engine.model": "gptoss.engine.model gptoss.engine.parallel gptoss.kernels gptoss.config.errors "
@@ -107,7 +111,7 @@ ALLOWED = {
     "gptoss.lru_cache": "",
     "gptoss.resources": "",
 }
-TORCH = "kernels engine.worker engine.model engine.parallel.communicator embedded cli.make_checkpoint cli.convert "
+TORCH = "kernels engine.worker engine.model engine.parallel.communicator engine.parallel.host_group embedded cli.make_checkpoint cli.convert "
 TORCH += "cli.conversion"
 WITH_TORCH = rooms("gptoss", TORCH).split()
 NO_TORCH = [*SHAPES.split()]

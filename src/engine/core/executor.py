@@ -15,13 +15,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
+from gptoss.engine.core.hosts import OtherHosts
 from gptoss.engine.messages import (
     NULL_BLOCK,
     PROBE_ID,
@@ -34,6 +34,7 @@ from gptoss.engine.messages import (
     ToRank,
     UnloadAdapter,
 )
+from gptoss.engine.parallel.communicator import Rendezvous
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.rank import change_adapter, make_worker, report_of, run_rank
 from gptoss.run_folder import RunFolder
@@ -79,27 +80,42 @@ class Executor:
             SelfTestError, ConfigError, CheckpointError.
         """
         self.config = config
-        world = max(1, config.tensor_parallel_size) * max(1, config.pipeline_parallel_size)
         self.max_in_flight = max(1, config.pipeline_parallel_size)
         self._output_rank = (self.max_in_flight - 1) * max(1, config.tensor_parallel_size)
         self._in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput | None]] = deque()
         self._sampled: dict[str, int] = {}
         self._pipes: dict[int, Connection] = {}
-        self._loaded = LoadReports(world)
+        self._loaded = LoadReports(config.num_ranks)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ModelRunnerOutput)
-        self._folder = RunFolder() if world > 1 else None
-        rendezvous = self._folder.path / "rendezvous" if self._folder is not None else None
-        self._processes = [self._start(config, rank, rendezvous, log) for rank in range(1, world)]
-        if self._processes and on_death is not None:
+        self._folder: RunFolder | None = None
+        self._hosts: OtherHosts | None = None
+        if config.nnodes > 1:
+            self._hosts = OtherHosts(config)
+            self._hosts.gather()
+        own, others = self._rendezvous(config)
+        self._processes = [self._start(config, rank, others, log) for rank in range(1, config.ranks_per_node)]
+        self._pipes |= {} if self._hosts is None else self._hosts.connect_ranks()
+        if self._pipes and on_death is not None:
             threading.Thread(target=self._watch, args=(on_death,), daemon=True, name="watch-ranks").start()
-        self.worker = make_worker(config, 0, rendezvous)
+        self.worker = make_worker(config, 0, own)
         self.worker.load()
         self.num_blocks = self.worker.init_cache()
         self.ranks = [report_of(self.worker, 0)]
         for pipe in self._pipes.values():
             self.ranks.append(msgspec.msgpack.decode(pipe.recv_bytes(), type=RankReport))
         self._self_test(config)
+
+    def _rendezvous(self, config: EngineConfig) -> tuple[Rendezvous | None, Rendezvous | None]:
+        """Returns where rank 0 and the other ranks meet; None with one rank."""
+        if self._hosts is not None:
+            others = self._hosts.store
+            return self._hosts.served_store(), others
+        if config.num_ranks == 1:
+            return None, None
+        self._folder = RunFolder()
+        path = self._folder.path / "rendezvous"
+        return path, path
 
     def report(self) -> ExecutorReport:
         worker = self.worker
@@ -119,11 +135,11 @@ class Executor:
         """Maximum drafts per request and step. Raises ConfigError if this engine does not support drafts."""
         wanted = self.config.num_speculative_tokens
         # rows must not depend on their neighbours, and CUDA graphs hold decode steps of one token
-        able = self.worker.kernel_path == "native" and not self._processes
+        able = self.worker.kernel_path == "native" and not self._pipes
         if wanted > 0 and not able:
             raise ConfigError(
                 f"num_speculative_tokens ({wanted}) works with the compiled CPU kernels on one rank only; this engine "
-                f"runs {self.worker.kernel_path} kernels on {1 + len(self._processes)}: set 0 or -1"
+                f"runs {self.worker.kernel_path} kernels on {1 + len(self._pipes)}: set 0 or -1"
             )
         return (DEFAULT_DRAFTS if wanted < 0 else wanted) if able else 0
 
@@ -186,7 +202,7 @@ class Executor:
                 f"self-test failed in {self.worker.dtype} on {self.worker.device}: {result.failed[PROBE_ID]}"
             )
 
-    def _start(self, config: EngineConfig, rank: int, rendezvous: Path | None, log: dict[str, Any] | None) -> Any:
+    def _start(self, config: EngineConfig, rank: int, rendezvous: Rendezvous | None, log: dict[str, Any] | None) -> Any:
         ours, theirs = multiprocessing.Pipe()
         errors, their_errors = multiprocessing.Pipe(duplex=False)
         loaded, their_loaded = multiprocessing.Pipe(duplex=False)
@@ -206,7 +222,8 @@ class Executor:
 
     def _watch(self, on_death: OnDeath) -> None:
         """Waits until a rank ends, in a thread."""
-        gone = wait([process.sentinel for process, _ in self._processes])
+        hosts = self._hosts.connections if self._hosts is not None else []
+        gone = wait([*(process.sentinel for process, _ in self._processes), *hosts])
         for rank, (process, errors) in enumerate(self._processes, 1):
             if process.sentinel not in gone:
                 continue
@@ -217,6 +234,8 @@ class Executor:
                     message, fatal = errors.recv()
             on_death(f"rank {rank} died: {message}", fatal)
             return
+        assert self._hosts is not None
+        on_death(*self._hosts.what_happened(gone[0]))
 
     def shutdown(self) -> None:
         for process, _ in self._processes:
@@ -225,6 +244,8 @@ class Executor:
         self.worker.close()
         if self._folder is not None:
             self._folder.remove()
+        if self._hosts is not None:
+            self._hosts.close()
 
 
 class LoadReports:

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from gptoss.engine.parallel import host_group
+from gptoss.engine.parallel.hosts import StoreAddress
 from gptoss.engine.parallel.shards import Shard
 
 LOOPBACK = Path("/sys/class/net/lo")
@@ -22,15 +24,18 @@ STEP_TIMEOUT_S = 1800  # a dead rank is detected by its process, not by this
 MAX_SENDS = 4  # hidden states in flight to the next stage
 
 
+Rendezvous = Path | StoreAddress  # on one machine a file that does not exist yet
+
+
 class Communicator:
     """Shapes: R rows, T tokens, H hidden, V vocabulary."""
 
     def __init__(
-        self, shard: Shard, device: torch.device, rendezvous: Path | None = None, *, ordered: bool = False
+        self, shard: Shard, device: torch.device, rendezvous: Rendezvous | None = None, *, ordered: bool = False
     ) -> None:
         """
         Args:
-            rendezvous: a file that does not exist yet, the same for all ranks; None with one rank.
+            rendezvous: the same for all ranks; None with one rank.
             ordered: makes GPUs add partial sums in the order of ranks, as CPU ranks always do.
         """
         self.shard = shard
@@ -42,15 +47,7 @@ class Communicator:
         if self.world_size == 1:
             return
         assert rendezvous is not None
-        if LOOPBACK.exists():  # ranks share a machine, so neither its name nor its network is needed
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.name)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            init_method=f"file://{rendezvous}",
-            rank=shard.rank,
-            world_size=self.world_size,
-            timeout=datetime.timedelta(seconds=START_TIMEOUT_S),
-        )
+        _join("nccl" if device.type == "cuda" else "gloo", rendezvous, shard.rank, self.world_size)
         for stage in range(shard.num_stages):
             first = stage * shard.tensor_size
             group = dist.new_group(
@@ -142,3 +139,16 @@ class Communicator:
     @property
     def _first_of_stage(self) -> int:
         return self.shard.stage * self.shard.tensor_size
+
+
+def _join(backend: str, rendezvous: Rendezvous, rank: int, world_size: int) -> None:
+    """Makes the default process group."""
+    timeout = datetime.timedelta(seconds=START_TIMEOUT_S)
+    if isinstance(rendezvous, StoreAddress):
+        host_group.join(backend, rendezvous, rank, world_size, timeout)
+        return
+    if LOOPBACK.exists():  # ranks share a machine, so neither its name nor its network is needed
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.name)
+    dist.init_process_group(
+        backend, init_method=f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timeout
+    )

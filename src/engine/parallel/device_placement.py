@@ -99,6 +99,13 @@ def _fits(config: EngineConfig, gpus: Sequence[Gpu]) -> bool:
 
 def _gpu_plan(config: EngineConfig, gpus: Sequence[Gpu]) -> MemoryPlan:
     free, total = [gpu.free_bytes for gpu in gpus], [gpu.total_bytes for gpu in gpus]
+    if config.nnodes > 1:
+        if len(gpus) < config.ranks_per_node:
+            raise ConfigError(
+                f"{config.num_ranks} ranks on {config.nnodes} hosts (nnodes) need {config.ranks_per_node} GPUs on "
+                f"each, there are {len(gpus)}"
+            )
+        free, total = (sizes[: config.ranks_per_node] * config.nnodes for sizes in (free, total))
     return choose_plan(config, free, total, element=_element(config))
 
 
@@ -131,6 +138,12 @@ def choose_devices(config: EngineConfig) -> EngineConfig:
         )
     gpus = _gpus(config)
     plan = _gpu_plan(config, gpus) if gpus else _cpu_plan(config, _element(config))
+    if config.nnodes > 1:
+        logger.info(
+            "memory plan: %d ranks on each of %d hosts; the others count as this one",
+            config.ranks_per_node,
+            config.nnodes,
+        )
     for line in plan.lines():
         logger.info("memory plan: %s", line)
     return dataclasses.replace(
@@ -145,12 +158,14 @@ def _cpu_plan(config: EngineConfig, element: int, num_engines: int = 1) -> Memor
             raise ConfigError(f"gpu_mode {mode!r} on a CPU needs {key}: there are no GPUs to count")
     tensor, stages = max(1, config.tensor_parallel_size), max(1, config.pipeline_parallel_size)
     available = psutil.virtual_memory().available
-    kv = int(config.cpu_kv_cache_gib * 2**30)
-    share = max(0, available - kv) // (tensor * stages)
+    local = config.ranks_per_node
+    kv = int(config.cpu_kv_cache_gib * 2**30) * local // config.num_ranks
+    share = max(0, available - kv) // local
     shares = [share] * (tensor * stages)
     relaxed = dataclasses.replace(config, gpu_memory_utilization=1.0)
     plan = make_plan(relaxed, shares, shares, tensor_size=tensor, stages=stages, element=element)
-    needed = sum(rank.weight_bytes + rank.activation_bytes for rank in plan.ranks)
+    mine = plan.ranks[config.node_rank * local : (config.node_rank + 1) * local]
+    needed = sum(rank.weight_bytes + rank.activation_bytes for rank in mine)
     if num_engines * (needed + kv) > available:
         each = f"each of {num_engines} engines needs " if num_engines > 1 else ""
         raise ConfigError(
@@ -158,9 +173,7 @@ def _cpu_plan(config: EngineConfig, element: int, num_engines: int = 1) -> Memor
             f"cache (cpu_kv_cache_gib), {available / GB:.1f} GB of memory are available"
         )
     ranks = [
-        dataclasses.replace(
-            rank, usable_bytes=RUNTIME_BYTES + rank.weight_bytes + rank.activation_bytes + kv // len(plan.ranks)
-        )
+        dataclasses.replace(rank, usable_bytes=RUNTIME_BYTES + rank.weight_bytes + rank.activation_bytes + kv // local)
         for rank in plan.ranks
     ]
     return dataclasses.replace(plan, ranks=tuple(ranks))

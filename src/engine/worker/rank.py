@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -27,6 +26,7 @@ from gptoss.engine.messages import (
     UnloadAdapter,
 )
 from gptoss.engine.model.tensor_source import CheckpointError
+from gptoss.engine.parallel.communicator import Rendezvous
 from gptoss.engine.parallel.shards import Shard
 from gptoss.engine.worker.adapters import OnLoaded, RankAdapters
 from gptoss.engine.worker.worker import Worker
@@ -57,7 +57,7 @@ class RankWorker(Protocol):
     ) -> ModelRunnerOutput | None: ...
 
 
-def make_worker(config: EngineConfig, rank: int, rendezvous: Path | None) -> RankWorker:
+def make_worker(config: EngineConfig, rank: int, rendezvous: Rendezvous | None) -> RankWorker:
     if config.backend == "transformers":
         from gptoss.engine.worker.transformers_worker import TransformersWorker
 
@@ -82,7 +82,7 @@ def report_of(worker: RankWorker, rank: int) -> RankReport:
 def run_rank(
     config: EngineConfig,
     rank: int,
-    rendezvous: Path | None,
+    rendezvous: Rendezvous | None,
     pipe: Connection,
     errors: Connection,
     loaded: Connection,
@@ -114,8 +114,8 @@ def run_rank(
                     pipe.send_bytes(encoder.encode(result))
             else:
                 change_adapter(worker, message, lambda *report: loaded.send(report))
-    except EOFError:
-        os._exit(0)  # the engine process closed the pipe
+    except (EOFError, ConnectionResetError, BrokenPipeError):
+        os._exit(0)  # the engine process closed the pipe, or is gone
     except Exception as error:
         logger.exception("rank %d", rank)
         errors.send((f"{type(error).__name__}: {error}", isinstance(error, (ConfigError, CheckpointError))))

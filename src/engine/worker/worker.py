@@ -21,7 +21,7 @@ from gptoss.engine.model.sources import open_source
 from gptoss.engine.model.tensor_source import populate
 from gptoss.engine.model.weights import ModelWeights, WeightLoader, dummy_weights, iterate_tensors
 from gptoss.engine.model.weights_cache import LEAST_BYTES, WeightsCache
-from gptoss.engine.parallel.communicator import Communicator
+from gptoss.engine.parallel.communicator import Communicator, Rendezvous
 from gptoss.engine.parallel.device_placement import usable_cores
 from gptoss.engine.parallel.memory_plan import activation_bytes, stage_layers
 from gptoss.engine.parallel.shards import make_shard
@@ -47,16 +47,16 @@ class Worker:
     All ranks call the same methods in the same order: they meet in collective operations.
     """
 
-    def __init__(self, config: EngineConfig, rank: int = 0, rendezvous: Path | None = None) -> None:
-        """`rendezvous`: the file through which the ranks connect; None with one rank."""
+    def __init__(self, config: EngineConfig, rank: int = 0, rendezvous: Rendezvous | None = None) -> None:
+        """`rendezvous`: where the ranks meet; None with one rank."""
         self.config = config
         tensor_size, stages = (max(1, config.tensor_parallel_size), max(1, config.pipeline_parallel_size))
-        world = tensor_size * stages
-        self.device = choose_device(config.device, rank, world)
+        local_ranks = config.ranks_per_node
+        self.device = choose_device(config.device, rank % local_ranks, local_ranks)
         choose_cpu_isa(config.cpu_isa)
         self.dtype = choose_dtype(config.dtype, self.device, config.gpu_dtypes)
         if self.device.type == "cpu":
-            set_threads(config.num_threads, world)
+            set_threads(config.num_threads, local_ranks)
         elif self.device.index is not None:
             torch.cuda.set_device(self.device)
         self.shard = make_shard(
@@ -215,7 +215,7 @@ class Worker:
         element = torch.empty((), dtype=self.dtype).element_size()
         s = self.shard
         weights = 3 * c.hidden_size * len(s.intermediate) * len(s.experts) * len(s.layers)
-        experts = weights * element * (self.comm.world_size if self.device.type == "cpu" else 1)
+        experts = weights * element * (self.config.ranks_per_node if self.device.type == "cpu" else 1)
         free = (
             psutil.virtual_memory().available if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
         )

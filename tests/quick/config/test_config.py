@@ -104,6 +104,30 @@ def test_torch_dtype_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_config(["--dtype", "float32"])[0].dtype == "float32"
 
 
+def test_torchruns_variables_are_read_where_torchrun_started_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    config = load_config([])[0]
+    assert (config.nnodes, config.node_rank, config.master_addr) == (1, 0, None), "another program's"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    config = load_config(["--master-addr", "10.0.0.9"])[0]
+    assert (config.nnodes, config.node_rank, config.master_addr) == (2, 1, "10.0.0.9")
+    assert config.master_port == 29500
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert load_config([])[0].master_port == 29501, "the other one is torchrun's"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="use --nproc-per-node 1"):
+        load_config([])
+
+
+def test_auto_is_a_number_of_engines() -> None:
+    assert load_config(["--data-parallel-size", "auto"])[0].data_parallel_size == 0
+    assert load_config(["--data-parallel-size", "3"])[0].data_parallel_size == 3
+    with pytest.raises(ConfigError, match="data_parallel_size"):
+        load_config(["--data-parallel-size", "all"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

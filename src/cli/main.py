@@ -22,6 +22,7 @@ COMMANDS = {
     "replay": "send recorded requests again and compare the answers",
     "apply-patch": "apply a patch in the model's form to the files of a folder",
     "batch": "answer the requests of a file, with an engine of its own and no server",
+    "mcp": "offer the browser and Python tools to other programs, as an MCP server",
     "bench": "measure latency and throughput of a server, or of two in turns",
     "eval": "run evaluations against a server, beside OpenAI's scores",
     "completion": "print a script that completes these commands in a shell",

@@ -38,6 +38,12 @@ ALLOWED = {
     # a replica is a server without a port
     "gptoss.ray_serve": "gptoss.launcher gptoss.logging_setup gptoss.config gptoss.engine.client.supervisor "
     "gptoss.engine.parallel.gpus",
+    # runs tools with the sessions and limits of the loop, without a model
+    **dict.fromkeys(
+        ("gptoss.cli.mcp", "gptoss.cli.tool_server"),
+        "gptoss.cli.remote gptoss.cli.tool_server gptoss.tools gptoss.config gptoss.harmony.vocabulary_files "
+        f"{rooms('gptoss.generation', 'tool_types tool_sessions tool_run background')}",
+    ),
     "gptoss.launcher": "gptoss.api gptoss.config gptoss.model_locator gptoss.port_manager gptoss.logging_setup gptoss.harmony "
     "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config gptoss.engine.core.host_agent "
     "gptoss.engine.parallel.device_placement gptoss.engine.parallel.gpus",

@@ -33,9 +33,11 @@ START_S = 20.0  # for bubblewrap to report the namespaces
 GONE_S = 5.0  # for Linux to end all processes of a sandbox
 FOLDER, HERE = "/mnt/data", "/run/sandbox"
 _ACCOUNTS = f"user:x:{USER}:{USER}::{FOLDER}:/bin/sh\n".encode()
+_FONTS = b"<fontconfig><dir>/usr/share/fonts</dir><cachedir>/tmp/.fontconfig</cachedir></fontconfig>\n"
 _FILES = ("driver.py", "sandbox_figures.py")
 _ENVIRONMENT = {
     "HOME": FOLDER,
+    "FONTCONFIG_FILE": "/etc/fonts/fonts.conf",
     "LANG": "C.UTF-8",
     "MPLBACKEND": "module://sandbox_figures",
     "MPLCONFIGDIR": "/tmp/.matplotlib",
@@ -168,8 +170,7 @@ class Sandbox:
         yield from _as_root(block) if is_root() else _as_user()
         yield from _system_files()
         for folder in self.interpreter.folders:
-            for parent in reversed(list(folder.parents)[:-1]):  # else with the mode of /root and the like
-                yield from ("--perms", "0755", "--dir", str(parent))
+            yield from _readable_folders(*reversed(list(folder.parents)[:-1]))
             yield from ("--ro-bind", str(folder), str(folder))
         yield from ("--proc", "/proc") if self.own_proc else ("--dir", "/proc")
         yield from ("--dev", "/dev")
@@ -178,7 +179,8 @@ class Sandbox:
         for name in _FILES:
             content = (Path(__file__).parent / name).read_bytes()
             yield from ("--perms", "0444", "--ro-bind-data", given.data(content), f"{HERE}/{name}")
-        yield from ("--perms", "0444", "--ro-bind-data", given.data(_ACCOUNTS), "/etc/passwd")
+        for content, file in ((_ACCOUNTS, "/etc/passwd"), (_FONTS, "/etc/fonts/fonts.conf")):
+            yield from ("--perms", "0444", "--ro-bind-data", given.data(content), file)
         yield from ("--remount-ro", "/dev", "--remount-ro", "/")
         program = filter_program()
         if program is not None:
@@ -203,8 +205,15 @@ def _as_user() -> Iterator[str]:
     yield from ("--uid", str(USER), "--gid", str(USER), "--cap-drop", "ALL")
 
 
+def _readable_folders(*folders: Path) -> Iterator[str]:
+    """Makes folders that bubblewrap would make for itself with a mode that keeps other users out."""
+    for folder in folders:
+        yield from ("--perms", "0755", "--dir", str(folder))
+
+
 def _system_files() -> Iterator[str]:
     """Shows /usr and what programs in it need, as far as this system has it."""
+    yield from _readable_folders(*map(Path, ("/etc", "/etc/fonts", "/run", HERE, "/mnt")))
     yield from ("--ro-bind", "/usr", "/usr")
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
         path = Path("/", name)
@@ -212,7 +221,7 @@ def _system_files() -> Iterator[str]:
             yield from ("--symlink", str(path.readlink()), str(path))
         elif path.is_dir():
             yield from ("--ro-bind", str(path), str(path))
-    for file in ("/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts"):
+    for file in ("/etc/ld.so.cache", "/etc/alternatives"):
         yield from ("--ro-bind-try", file, file)
 
 

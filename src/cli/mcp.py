@@ -29,7 +29,7 @@ from gptoss.config.schema import ServerConfig
 if TYPE_CHECKING:
     from gptoss.generation.tool_types import ToolRunner
 
-KEY_VARIABLE = "GPTOSS_MCP_KEY"
+KEY_VARIABLE = "GPTOSS_API_KEY"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError(
             "gptoss mcp requires mcp; install the package's extra 'tools', or run: pip install 'mcp>=2.3,<3'"
         )
-    key = args.key or os.environ.get(KEY_VARIABLE) or None
+    key = args.api_key or os.environ.get(KEY_VARIABLE) or None
     if args.transport == "http" and key is None and not _is_loopback(args.host):
         raise UsageError(f"--host {args.host} can be reached from other machines: set a key in {KEY_VARIABLE}")
     try:
@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=port_number, default=8001, help="port to listen on (default: %(default)s)")
     add(
-        "--key",
+        "--api-key",
+        metavar="KEY",
         help=f"key that requests must carry as bearer token (default: ${KEY_VARIABLE}, which others cannot read)",
     )
     add("--max-sessions", type=count, default=16, metavar="N", help="live sessions (default: %(default)s)")

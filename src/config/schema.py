@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from gptoss.config.engine_keys import DeviceKeys, EngineKeys, LoraKeys
 from gptoss.config.key import key
 from gptoss.config.profiles import PROFILES, Profile, ProfileName, overridden
+from gptoss.config.python_keys import PythonKeys
 from gptoss.config.text import check_key_text, yaml_problem
 from gptoss.config.tool_keys import ToolKeys, check_networks, mcp_entries
 
@@ -149,6 +150,7 @@ GROUPS = (
     PromptKeys,
     ToolKeys,
     BatchKeys,
+    PythonKeys,
     LogKeys,
 )
 FIELDS = [item for group in GROUPS for item in dataclasses.fields(group)]
@@ -163,7 +165,17 @@ TABLE_KEYS = tuple(
 # dataclasses collect the fields of their bases from the last to the first
 @validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class ServerConfig(
-    LogKeys, BatchKeys, ToolKeys, PromptKeys, LoraKeys, EngineKeys, DeviceKeys, ModelKeys, AccessKeys, ServingKeys
+    LogKeys,
+    PythonKeys,
+    BatchKeys,
+    ToolKeys,
+    PromptKeys,
+    LoraKeys,
+    EngineKeys,
+    DeviceKeys,
+    ModelKeys,
+    AccessKeys,
+    ServingKeys,
 ):
     """The validated configuration of a server."""
 

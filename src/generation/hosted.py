@@ -44,6 +44,7 @@ class HostedTools:
     limits: LoopLimits = field(default_factory=LoopLimits)
     parallel: bool = True  # calls of one round run at the same time
     keeps_sessions: bool = False  # for responses that continue this one
+    named: frozenset[str] = frozenset()  # tools whose sessions requests may name later: by id, which the client reads
 
 
 @dataclass(slots=True, eq=False)

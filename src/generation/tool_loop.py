@@ -102,7 +102,8 @@ class ToolLoop:
         self._closed = True
         if self._generation is not None:
             self._generation.close()
-        self._tools.chain.finish(self.plan.request_id if self._tools.keeps_sessions else None)
+        tools = self._tools
+        tools.chain.finish(self.plan.request_id if tools.keeps_sessions else None, tools.named)
         prompts = self.plan.prompts if self._generation is None else self._generation.plan.prompts
         self._runtime.accounting.end(self.usage, self.choices, prompts)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,6 +124,11 @@ class ToolSessions:
         self._held.add(held)
         return held
 
+    def carry_on(self, tenant: str, previous: str, response_id: str) -> None:
+        """Lets sessions of a response be found by one that continues it without tools."""
+        for held in self.of_response(tenant, previous):
+            self.keep(held, response_id)
+
     def keep(self, held: Held, response_id: str) -> None:
         """Lets the session be found by this response."""
         held.keys[response_id] = None
@@ -233,10 +238,19 @@ class SessionChain:
         sessions = [known[runner.name].session for runner in runners if runner.name in known]
         return [made for session in sessions if (made := session.answer_filter()) is not None]
 
-    def finish(self, response_id: str | None) -> None:
+    def has(self, runner: ToolRunner, session_id: str) -> bool:
+        """Whether there is a live session of this id."""
+        try:
+            self._sessions.find_by_id(self._tenant, runner.name, session_id)
+        except ToolUnavailableError:
+            return False
+        return True
+
+    def finish(self, response_id: str | None, named: Collection[str] = ()) -> None:
         """Releases the sessions, and keeps them for responses that continue this one. Idempotent.
 
-        `response_id`: None: nothing can continue it.
+        `response_id`: None: nothing can continue it. `named`: tools whose sessions are kept for requests that name
+        them.
         """
         if self._finished:
             return
@@ -244,7 +258,9 @@ class SessionChain:
         if response_id is not None:
             for held in {*self._used.values(), *self._sessions.of_response(self._tenant, self._previous)}:
                 self._sessions.keep(held, response_id)
-        for held in self._used.values():
+        for name, held in self._used.items():
+            if name in named:
+                self._sessions.keep(held, held.session.id)
             self._release(held)
         for held in self._unshared.values():
             self._sessions.background.spawn(held.session.close())

@@ -161,7 +161,7 @@ async def test_the_command_over_stdio_leaves_nothing_behind() -> None:
         ([], 2, "choose what to offer"),
         (["--browser", "folder"], 1, "needs browser_folder"),
         (["--browser", "exa"], 1, "needs its key in EXA_API_KEY"),
-        (["--python", "--transport", "http", "--host", "0.0.0.0"], 2, "set a key in GPTOSS_MCP_KEY"),
+        (["--python", "--transport", "http", "--host", "0.0.0.0"], 2, "set a key in GPTOSS_API_KEY"),
         (["--python"], 1, "enable_python_tool: bubblewrap (bwrap) is not installed; apt-get install bubblewrap"),
     ],
 )
@@ -174,7 +174,7 @@ def test_what_cannot_be_served(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    for name in ("EXA_API_KEY", "GPTOSS_MCP_KEY"):
+    for name in ("EXA_API_KEY", "GPTOSS_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     assert main(["mcp", *argv]) == code
     assert message in capsys.readouterr().err

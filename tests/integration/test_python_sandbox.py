@@ -209,7 +209,7 @@ def test_long_output_keeps_its_beginning_and_its_end(shared: Box) -> None:
 
 def test_children_are_stopped_between_cells_and_end_with_the_container() -> None:
     with box() as parent:
-        leave = "import subprocess\np = subprocess.Popen('(setsid sleep 300 &) ; sleep 300', shell=True)\nprint('left')"
+        leave = "import subprocess\np = subprocess.Popen('(setsid sleep 300 &) ; sleep 300', shell=True)\nimport time; time.sleep(0.7); print('left')"
         assert parent.text(leave) == "left"
         left = [one for one in parent.processes() if one.name() == "sleep"]
         wait_until(lambda: {one.status() for one in left} == {psutil.STATUS_STOPPED})

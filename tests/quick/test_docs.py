@@ -144,7 +144,9 @@ def test_routes_exist(doc: Path) -> None:
     for method, path in re.findall(r"`(GET|POST|DELETE) (/[^`\s]*)`", doc.read_text()):
         assert re.sub(r"\{[^}]*\}", "X", path.partition("?")[0]) in known, f"{method} {path}"
     for path in re.findall(r"(?:http://127\.0\.0\.1:8000|^)(/[\w/.]+)", commands(doc), re.M):
-        assert path in known or path in ("/page", "/tmp", "/v1/word_count") or path in chat, path
+        assert path in known or path in ("/page", "/tmp", "/mnt/data", "/dev/shm", "/v1/word_count") or path in chat, (
+            path
+        )
 
 
 @docs

@@ -162,6 +162,10 @@ def read_entry(given: Mapping[str, Any], where: str, place: Place) -> HostedEntr
     if isinstance(container, AutoContainer) and container.file_ids:
         text = "This server stores no files: send their contents in the input."
         raise InvalidRequest(text, f"{where}.container.file_ids", "unsupported_value")
+    policy = container.network_policy if isinstance(container, AutoContainer) else None
+    if policy is not None and (not isinstance(policy, Mapping) or policy.get("type") != "disabled"):
+        text = "Containers of this server have no network: use {'type': 'disabled'}, or leave it out."
+        raise InvalidRequest(text, f"{where}.container.network_policy", "unsupported_value")
     return entry
 
 

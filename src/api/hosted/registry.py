@@ -20,7 +20,7 @@ class Builtin(NamedTuple):
     make: str
 
 
-BUILTINS: tuple[Builtin, ...] = ()
+BUILTINS: tuple[Builtin, ...] = (Builtin("python", "gptoss.tools.python_sandbox.build:build_python"),)
 
 
 def make_builtins(config: ServerConfig) -> dict[str, ToolRunner]:

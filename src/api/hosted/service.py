@@ -113,11 +113,13 @@ class ToolService:
         previous: str | None = None,
         known: Mapping[str, Sequence[McpTool]] | None = None,
         taken: Sequence[str] = (),
+        containers: Sequence[str] = (),
     ) -> Prepared:
         """Lists the tools of the entries, each server within its time.
 
         `previous`: id of the response that the request continues. `known`: tools that its items list, by label.
-        `taken`: names of the client's functions. The caller finishes the chain, also if this raises InvalidRequest.
+        `taken`: names of the client's functions. `containers`: ids of those that its items used, the last one last.
+        The caller finishes the chain, also if this raises InvalidRequest.
         """
         prepared = Prepared(self.sessions.chain(tenant, previous), {one.where: one.entry for one in entries})
         try:
@@ -133,14 +135,21 @@ class ToolService:
                     assert server is not None and listing is not None
                     self._add_server(prepared, one, server, listing, taken)
                 else:
-                    self._add_builtin(prepared, one.entry)
+                    self._check_memory(one)
+                    self._add_builtin(prepared, one.entry, containers)
         except BaseException:
             prepared.chain.finish(None)
             raise
         return prepared
 
     def hosted_tools(
-        self, prepared: Prepared, *, max_calls: int | None, parallel: bool, keeps_sessions: bool = False
+        self,
+        prepared: Prepared,
+        *,
+        max_calls: int | None,
+        parallel: bool,
+        keeps_sessions: bool = False,
+        shows_containers: bool = False,
     ) -> HostedTools:
         """What the request's loop runs. `max_calls`: as the request has it."""
         config = self._config
@@ -150,7 +159,8 @@ class ToolService:
             config.tool_timeout_s,
             config.max_tool_result_bytes,
         )
-        return HostedTools(prepared.by_name, prepared.chain, self.background, limits, parallel, keeps_sessions)
+        named = frozenset({"python"}) if shows_containers else frozenset[str]()
+        return HostedTools(prepared.by_name, prepared.chain, self.background, limits, parallel, keeps_sessions, named)
 
     def _server(self, placed: PlacedEntry) -> ConfiguredServer | RequestServer | None:
         """The server of an entry; None for a built-in tool. Raises InvalidRequest."""
@@ -206,7 +216,16 @@ class ToolService:
             prepared.labels[model_name] = (listing.label, tool.name)
             prepared.by_name[model_name] = HostedTool(runner, tool.name, entry.needs_approval(tool))
 
-    def _add_builtin(self, prepared: Prepared, entry: BuiltinEntry) -> None:
+    def _check_memory(self, placed: PlacedEntry) -> None:
+        """Raises InvalidRequest for a container that is larger than this server's."""
+        assert not isinstance(placed.entry, McpEntry)
+        most = self._config.python_tool_memory_bytes
+        wanted = placed.entry.options().get("memory_bytes")
+        if wanted is not None and wanted > most:
+            text = f"Containers of this server have at most {most} bytes of memory (python_tool_memory_bytes)."
+            raise InvalidRequest(text, f"{placed.where}.container.memory_limit", "invalid_value")
+
+    def _add_builtin(self, prepared: Prepared, entry: BuiltinEntry, containers: Sequence[str]) -> None:
         runner = self.builtins[entry.runner]
         space = runner.namespace
         assert space is not None
@@ -214,9 +233,13 @@ class ToolService:
             return  # web_search twice
         prepared.namespaces.append(space)
         prepared.recipients[entry.type] = [*space.recipients]
+        session_id = entry.session_id
+        if session_id is None and entry.runner == "python":  # `auto` goes on in the container of the items
+            live = (one for one in reversed(containers) if prepared.chain.has(runner, one))
+            session_id = next(live, None)
         for recipient in space.recipients:
             options = {name: value for name, value in entry.options().items() if value is not None}
-            prepared.by_name[recipient] = HostedTool(runner, recipient, False, options, entry.session_id)
+            prepared.by_name[recipient] = HostedTool(runner, recipient, False, options, session_id)
 
 
 async def _listing(

@@ -91,7 +91,9 @@ async def _prepare(request: ResponsesRequest, history: HostedHistory, incoming: 
     if service is None or not entries:
         return None
     names = _names(request.tools)
-    return await service.prepare(entries, incoming.sender.tenant, request.previous_response_id, history.known, names)
+    return await service.prepare(
+        entries, incoming.sender.tenant, request.previous_response_id, history.known, names, history.containers
+    )
 
 
 def _names(tools: Sequence[Any] | None) -> list[str]:

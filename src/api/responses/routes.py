@@ -51,6 +51,9 @@ async def responses(request: Request, context: Context, store: Store) -> Respons
 async def _start(plan: ResponsePlan, context: ServerContext, incoming: Incoming) -> Answer:
     """Starts the answer, in rounds where the server runs tools. Raises EngineError or ApiError."""
     if plan.hosted is None:
+        previous = plan.request.previous_response_id
+        if previous is not None and plan.store is not None:
+            context.tools.sessions.carry_on(plan.caller, previous, plan.plan.request_id)
         return await start_chat(
             plan.plan,
             context.vocabulary,
@@ -65,6 +68,7 @@ async def _start(plan: ResponsePlan, context: ServerContext, incoming: Incoming)
         max_calls=request.max_tool_calls,
         parallel=request.parallel_tool_calls is not False,
         keeps_sessions=plan.store is not None,
+        shows_containers=True,
     )
     runtime = context.runtime(incoming.accounting, joins_messages=False)
     return await start_loop(plan.plan, tools, runtime, plan.approved, plan.replan)

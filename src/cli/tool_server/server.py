@@ -40,7 +40,7 @@ class ToolServer(MCPServer[Any]):
 
 
 def make_server(runners: Mapping[str, ToolRunner], sessions: SharedSessions, key: str | None = None) -> ToolServer:
-    """The server with the tools of these runners: `python`, or `browser_search`, `browser_open` and `browser_find`.
+    """The server with the tools of these runners: `python`, or those of the browser.
 
     `key`: which HTTP requests must carry as bearer token; None: none.
     """
@@ -98,7 +98,7 @@ def _add_browser(server: MCPServer, runner: ToolRunner, sessions: SharedSessions
 
 
 def client_of(ctx: Context[Any, Any]) -> str | None:
-    """What identifies the client of a call; None: nothing, as in the protocol from 2026-07-28 on over HTTP."""
+    """What identifies the client of a call; None: nothing, as over HTTP since protocol 2026-07-28."""
     if ctx.headers is None:
         return STDIO
     return next((f"{name}:{ctx.headers[name]}" for name in SESSION_HEADERS if ctx.headers.get(name)), None)

@@ -171,12 +171,18 @@ class Driver:
 def _parse(code: str, name: str) -> ast.Module:
     """The cell's tree. Lines that begin with `!` run in a shell, as in a notebook."""
     try:
-        return ast.parse(code, name)
+        return _tree(code, name)
     except SyntaxError:
         lines = code.split("\n")
         if not any(line.startswith(("!", "%matplotlib")) for line in lines):
             raise
-        return ast.parse("\n".join(map(_without_magic, lines)), name)
+        return _tree("\n".join(map(_without_magic, lines)), name)
+
+
+def _tree(code: str, name: str) -> ast.Module:
+    tree = compile(code, name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    assert isinstance(tree, ast.Module)
+    return tree
 
 
 def _without_magic(line: str) -> str:

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_LOOKS = 3
 
 
 def descendants(pid: int) -> list[int]:
@@ -59,12 +60,18 @@ def _proportional(pid: int) -> int:
 
 
 def stop(pid: int) -> None:
-    """Stops all descendants, those too that are started meanwhile."""
+    """Stops all descendants, those too that are started meanwhile.
+
+    Linux lists children reliably only where nothing moves, so it ends when several looks in a row find nothing new.
+    """
     stopped: set[int] = set()
-    while new := set(descendants(pid)) - stopped:
+    looks = 0
+    while looks < _LOOKS:
+        new = set(descendants(pid)) - stopped
         for child in new:
             _send(child, signal.SIGSTOP)
         stopped |= new
+        looks = 0 if new else looks + 1
 
 
 def resume(pid: int) -> None:

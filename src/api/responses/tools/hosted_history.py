@@ -7,7 +7,7 @@ call to be run.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -80,6 +80,7 @@ class HostedHistory:
     items: list[PlacedItem]  # all, those of MCP as calls of functions
     known: dict[str, list[McpTool]] = field(default_factory=dict)  # tools that have been listed, by label
     approved: list[Approved] = field(default_factory=list)  # calls that are to be run now
+    containers: list[str] = field(default_factory=list)  # in which code was run, the last one last
 
     def with_results(self, results: Mapping[str, str]) -> list[PlacedItem]:
         """The items with the results of approved calls, by their origin."""
@@ -93,12 +94,13 @@ class HostedHistory:
 
 def read_history(items: Sequence[PlacedItem]) -> HostedHistory:
     """Reads MCP's items. Raises InvalidRequest for one that is not valid, or an answer without a request."""
+    containers = [*_containers(items)]
     if not any(_kind(placed.item) in ITEMS for placed in items):
-        return HostedHistory([*items])
+        return HostedHistory([*items], containers=containers)
     read = [(_read(placed) if _kind(placed.item) in ITEMS else None) for placed in items]
     requests = {one.id: one for one in read if isinstance(one, ApprovalRequestItem)}
     run = {one.approval_request_id for one in read if isinstance(one, McpCallItem)}
-    history = HostedHistory([])
+    history = HostedHistory([], containers=containers)
     for placed, one in zip(items, read, strict=True):
         match one:
             case None:
@@ -149,6 +151,13 @@ def _tool(given: ListedTool) -> McpTool:
     schema = given.input_schema if isinstance(given.input_schema, dict) else {"type": "object"}
     annotations = given.annotations if isinstance(given.annotations, dict) else None
     return McpTool(given.name, given.description, schema, annotations)
+
+
+def _containers(items: Sequence[PlacedItem]) -> Iterator[str]:
+    for placed in items:
+        found = placed.item.get("container_id") if _kind(placed.item) == "code_interpreter_call" else None
+        if isinstance(found, str):
+            yield found
 
 
 def _kind(item: Any) -> str:

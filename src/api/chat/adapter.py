@@ -11,9 +11,10 @@ from typing import Any
 from gptoss.api.chat.messages import FIELDS, read_messages, read_prefill
 from gptoss.api.chat.output import ChatPlan
 from gptoss.api.chat.schema import ChatCompletionRequest
-from gptoss.api.chat.tools import read_tools
+from gptoss.api.chat.tools import hosted_entries, read_tools
 from gptoss.api.context import Reading
-from gptoss.api.http.errors import field_names
+from gptoss.api.hosted.service import Prepared
+from gptoss.api.http.errors import InvalidRequest, field_names
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import output_format
 from gptoss.api.telemetry.warn_once import WarnOnce
@@ -36,7 +37,15 @@ async def plan_chat(body: Mapping[str, Any], incoming: Reading) -> ChatPlan:
     legacy = bool(body.get("functions")) and not tools
     with field_names(partial(field_name, legacy=legacy, tools=tools if isinstance(tools, list) else ())):
         request, asked = await pool.read(sender, lambda _: read_chat(body, incoming))
-        plan = await pool.read(sender, partial(incoming.planner.plan, asked), is_slow=asked.has_schemas)
+        hosted = await _prepare(request, incoming)
+        try:
+            if hosted is not None:
+                request, asked = await pool.read(sender, lambda _: read_chat(body, incoming, hosted))
+            plan = await pool.read(sender, partial(incoming.planner.plan, asked), is_slow=asked.has_schemas)
+        except BaseException:
+            if hosted is not None:
+                hosted.chain.finish(None)
+            raise
     reasoning = request.reasoning
     return ChatPlan(
         plan,
@@ -47,18 +56,30 @@ async def plan_chat(body: Mapping[str, Any], incoming: Reading) -> ChatPlan:
         include_relaxations=bool(request.include_relaxations),
         is_legacy=legacy,
         service_tier="default" if request.service_tier is not None else None,
+        hosted=hosted,
+        parallel=request.parallel_tool_calls is not False,
     )
+
+
+async def _prepare(request: ChatCompletionRequest, incoming: Reading) -> Prepared | None:
+    """What the server runs of the request's tools; None: nothing. Raises InvalidRequest."""
+    entries = hosted_entries(request)
+    if not entries:
+        return None
+    if incoming.tools is None:
+        text = "The server runs no tools for this request: leave tools of type 'mcp' out."
+        raise InvalidRequest(text, entries[0].where, "unsupported_value")
+    names = [tool.name for tool in read_tools(request).tools]
+    return await incoming.tools.prepare(entries, incoming.sender.tenant, taken=names)
 
 
 def field_name(path: Path, legacy: bool = False, tools: Sequence[Any] = ()) -> str | None:
     """What chat calls the part of a GenerationRequest at this path. `tools`: as the client sent them."""
     match path:
-        case ("tools", int(index), "definition"):
-            return f"tools[{index}].custom.format.grammar.definition"
+        case ("tools", int(index), *rest) if legacy:
+            return ".".join([f"functions[{index}]", *map(str, rest)])
         case ("tools", int(index), *rest):
-            kind = "custom" if index < len(tools) and tools[index].get("type") == "custom" else "function"
-            tool = f"functions[{index}]" if legacy else f"tools[{index}].{kind}"
-            return ".".join([tool, *map(str, rest)])
+            return _tool_field(tools, index, rest)
         case ("tools",):
             return "functions" if legacy else "tools"
         case ("tool_choice",):
@@ -72,8 +93,23 @@ def field_name(path: Path, legacy: bool = False, tools: Sequence[Any] = ()) -> s
     return str(path[0]) if path else None
 
 
-def read_chat(body: Mapping[str, Any], incoming: Reading) -> tuple[ChatCompletionRequest, GenerationRequest]:
-    """The validated request, and what it asks of the model.
+def _tool_field(tools: Sequence[Any], index: int, rest: Sequence[str | int]) -> str:
+    """The field of the client's tool of this index; the tools of a server have none of their own."""
+    kinds = [tool.get("type") if isinstance(tool, Mapping) else None for tool in tools]
+    own = [place for place, kind in enumerate(kinds) if kind != "mcp"]
+    if tools and index >= len(own):
+        return "tools"
+    place = own[index] if tools else index
+    if [*rest] == ["definition"]:
+        return f"tools[{place}].custom.format.grammar.definition"
+    kind = "custom" if tools and kinds[place] == "custom" else "function"
+    return ".".join([f"tools[{place}].{kind}", *map(str, rest)])
+
+
+def read_chat(
+    body: Mapping[str, Any], incoming: Reading, hosted: Prepared | None = None
+) -> tuple[ChatCompletionRequest, GenerationRequest]:
+    """The validated request, and what it asks of the model. `hosted`: what the server runs of its tools.
 
     Raises ApiError, GenerationError or pydantic's ValidationError.
     """
@@ -82,7 +118,7 @@ def read_chat(body: Mapping[str, Any], incoming: Reading) -> tuple[ChatCompletio
     request = ChatCompletionRequest.model_validate(dict(body))
     _warn_names({m.role for m in request.messages if m.name and m.role not in NAMED_ROLES})
     incoming.unknown_fields.check(body, request, incoming.sender.client)
-    tools = read_tools(request)
+    tools = read_tools(request, hosted)
     own = request.response_format.output_format if request.response_format is not None else None
     wanted = output_format(request, own)
     prefill = read_prefill(request, constrained=tools.must_call or wanted is not None)

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss.api.context import ServerContext
+from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import DONE, encode_event
 from gptoss.api.telemetry.relaxations import relaxations
-from gptoss.generation.chat_output import ChatChoice, ChatDelta
+from gptoss.generation.chat_output import ChatDelta
 from gptoss.generation.errors import GenerationFailedError
+from gptoss.generation.hosted import ToolEvent
 from gptoss.generation.plan import Plan
-from gptoss.generation.session import Generation
+from gptoss.generation.round_reader import Answer, AnswerChoice, AnswerDelta
+from gptoss.generation.tool_run import text_for_model
 from gptoss.harmony.deltas import Delta
 from gptoss.harmony.layout import new_call_id
 
@@ -31,12 +34,14 @@ class ChatPlan:
     include_relaxations: bool
     is_legacy: bool  # asked for with `functions`: answered with `function_call`
     service_tier: str | None
+    hosted: Prepared | None = None  # what the server runs of its tools
+    parallel: bool = True  # whether calls of one round run at the same time
 
 
 class ChatRenderer:
     """Writes one answer. `delta` and `finish_reason` are shared by the stream's chunks and the JSON body."""
 
-    def __init__(self, chat: ChatPlan, generation: Generation[ChatChoice, ChatDelta], context: ServerContext) -> None:
+    def __init__(self, chat: ChatPlan, generation: Answer, context: ServerContext) -> None:
         self._chat, self._generation, self._context = chat, generation, context
         self._reasoning_fields = reasoning_fields(context.config.reasoning_fields)
 
@@ -79,8 +84,8 @@ class ChatRenderer:
             async for batch in events:
                 for choice, deltas in batch:
                     for item in deltas:
-                        fold(messages[choice.index], self._delta(choice, item.delta))
-                        logprobs[choice.index] += item.logprobs or []
+                        fold(messages[choice.index], self._delta(choice, item))
+                        logprobs[choice.index] += item.logprobs or [] if isinstance(item, ChatDelta) else []
         choices = [
             {
                 "index": choice.index,
@@ -114,16 +119,38 @@ class ChatRenderer:
         tail = b',"usage":null}\n\n' if self._chat.include_usage else b"}\n\n"
         return b"data: " + encode_event(self._head("chat.completion.chunk"))[:-1] + b',"choices":[', tail
 
-    def _chunks(self, choice: ChatChoice, deltas: Sequence[ChatDelta], head: bytes, tail: bytes) -> list[bytes]:
-        written = [(self._delta(choice, item.delta), item.logprobs) for item in deltas]
+    def _chunks(self, choice: AnswerChoice, deltas: Sequence[AnswerDelta], head: bytes, tail: bytes) -> list[bytes]:
+        written = [
+            (self._delta(choice, item), item.logprobs if isinstance(item, ChatDelta) else None) for item in deltas
+        ]
         return [_chunk(head, tail, choice.index, delta, logprobs) for delta, logprobs in written if delta is not None]
 
-    def _delta(self, choice: ChatChoice, delta: Delta) -> dict[str, Any] | None:
+    def _delta(self, choice: AnswerChoice, item: AnswerDelta) -> dict[str, Any] | None:
+        if isinstance(item, ToolEvent):
+            return self._hosted_call(item)
         return write_delta(
-            choice, delta, self._reasoning_fields if self._chat.include_reasoning else (), self._chat.is_legacy
+            choice, item.delta, self._reasoning_fields if self._chat.include_reasoning else (), self._chat.is_legacy
         )
 
-    def _reason(self, choice: ChatChoice) -> str | None:
+    def _hosted_call(self, event: ToolEvent) -> dict[str, Any] | None:
+        """A call that the server has run, once it has; an extension of this server."""
+        hosted, call = self._chat.hosted, event.call
+        if event.state != "finished" or hosted is None or call.result is None:
+            return None
+        label, name = hosted.labels[call.name]
+        failure, text = call.result.failure, text_for_model(call.result)
+        shown = {
+            "id": call.call_id,
+            "type": "mcp",
+            "server_label": label,
+            "name": name,
+            "arguments": call.text,
+            "output": text if failure is None else None,
+            "error": None if failure is None else {"type": failure.kind, "message": failure.message},
+        }
+        return {"hosted_tool_calls": [shown]}
+
+    def _reason(self, choice: AnswerChoice) -> str | None:
         reason = choice.finish_reason
         return "function_call" if reason == "tool_calls" and self._chat.is_legacy else reason
 
@@ -148,7 +175,7 @@ def reasoning_fields(setting: str) -> tuple[str, ...]:
 
 
 def write_delta(
-    choice: ChatChoice, delta: Delta, reasoning_fields: Sequence[str], is_legacy: bool = False
+    choice: AnswerChoice, delta: Delta, reasoning_fields: Sequence[str], is_legacy: bool = False
 ) -> dict[str, Any] | None:
     """The `delta` object; None where the client is shown nothing of it."""
     if delta.channel is not None:
@@ -179,6 +206,8 @@ def fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
                     message.setdefault("tool_calls", []).append({k: v for k, v in call.items() if k != "index"})
                 else:
                     _append(message["tool_calls"][call["index"]], call)
+        elif key == "hosted_tool_calls":
+            message[key] = [*message.get(key, ()), *value]
         elif key == "function_call":
             known = message.setdefault("function_call", {"name": "", "arguments": ""})
             for name, text in value.items():

@@ -8,14 +8,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gptoss.api.chat.adapter import plan_chat
-from gptoss.api.chat.output import ChatRenderer
+from gptoss.api.chat.output import ChatPlan, ChatRenderer
 from gptoss.api.chat.schema import ChatCompletionRequest
-from gptoss.api.context import Context
+from gptoss.api.context import Context, Incoming, ServerContext
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import json_body
 from gptoss.api.http.sse import respond
 from gptoss.generation.chat_output import start_chat
+from gptoss.generation.round_reader import Answer
+from gptoss.generation.tool_loop import start_loop
 
 router = APIRouter()
 
@@ -27,11 +29,19 @@ async def chat_completions(request: Request, context: Context) -> Response:
     with incoming.accounting.counted_rejections():
         body = await read_json_object(request, incoming.sender, context.config, context.pool)
         chat = await plan_chat(body, incoming)
-        generation = await start_chat(
-            chat.plan, context.vocabulary, context.engine, incoming.accounting, context.prompt_builder.remember
-        )
+        generation = await _start(chat, context, incoming)
     renderer = ChatRenderer(chat, generation, context)
     return respond(renderer, generation.close, context.config, streams=chat.plan.stream)
+
+
+async def _start(chat: ChatPlan, context: ServerContext, incoming: Incoming) -> Answer:
+    """Starts the answer, in rounds where the server runs tools. Raises EngineError or ApiError."""
+    accounting = incoming.accounting
+    if chat.hosted is None:
+        remember = context.prompt_builder.remember
+        return await start_chat(chat.plan, context.vocabulary, context.engine, accounting, remember)
+    tools = context.tools.hosted_tools(chat.hosted, max_calls=None, parallel=chat.parallel)
+    return await start_loop(chat.plan, tools, context.runtime(accounting, joins_messages=True))
 
 
 @router.post(
@@ -42,6 +52,8 @@ async def render(request: Request, context: Context) -> dict[str, Any]:
     incoming = context.incoming(request)
     body = await read_json_object(request, incoming.sender, context.config, context.pool)
     chat = await plan_chat(body, incoming)
+    if chat.hosted is not None:
+        chat.hosted.chain.finish(None)
     prompt = chat.plan.prompt
     assert prompt is not None
     ids = prompt.token_ids

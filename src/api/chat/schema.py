@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema, model_validator
+from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
+from gptoss.api.hosted.entries import McpEntry
 from gptoss.api.http.fields import (
     FIRST_PROBLEM,
     ChatTemplateKwargs,
@@ -56,6 +57,14 @@ class Tool(Strict):
     custom: CustomTool | None = None
 
 
+def _is_hosted(tool: Any) -> str:
+    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+    return "<mcp>" if kind == "mcp" else "<tool>"
+
+
+AnyTool = Annotated[Annotated[Tool, Tag("<tool>")] | Annotated[McpEntry, Tag("<mcp>")], Discriminator(_is_hosted)]
+
+
 class ReasoningOptions(Strict):
     effort: Effort | None = None
     exclude: bool | None = None
@@ -87,7 +96,7 @@ class ToolCall(Strict):
 
 
 class Message(Strict):
-    also_known = frozenset({"annotations", "audio", "parsed"})
+    also_known = frozenset({"annotations", "audio", "parsed", "hosted_tool_calls"})
 
     role: Annotated[str, WithJsonSchema({"enum": [*ROLES]})]
     content: Annotated[Any, WithJsonSchema(_CONTENT)] = None
@@ -109,7 +118,7 @@ class ChatCompletionRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[AnyTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Annotated[Any, WithJsonSchema(CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[FunctionDefinition], Field(max_length=128)] | None = None
@@ -145,7 +154,8 @@ class ChatCompletionRequest(SamplingFields):
         if self.modalities is not None and self.modalities != ["text"]:
             raise contract_error("'modalities' may only be ['text'].", "modalities", "unsupported_value")
         for index, tool in enumerate(self.tools or ()):
-            check_tool(tool, f"tools[{index}]")
+            if isinstance(tool, Tool):
+                check_tool(tool, f"tools[{index}]")
         for index, message in enumerate(self.messages):
             check_message(message, f"messages[{index}]")
         return self

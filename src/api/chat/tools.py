@@ -5,19 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 from gptoss.api.chat.schema import ChatCompletionRequest, CustomTool, Tool
+from gptoss.api.hosted.entries import McpEntry, PlacedEntry, check_entry
+from gptoss.api.hosted.service import Prepared
+from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.http.tool_choice import FunctionDefinition, ToolChoice, function_name, read_tool_choice
 from gptoss.generation.request import FunctionTool, ToolPolicy
 from gptoss.harmony.conversation import FreeText
 
 
-def read_tools(request: ChatCompletionRequest) -> ToolPolicy:
-    """The tools and how the model may call them. Raises InvalidRequest, which names the field."""
+def read_tools(request: ChatCompletionRequest, hosted: Prepared | None = None) -> ToolPolicy:
+    """The tools and how the model may call them. Raises InvalidRequest, which names the field.
+
+    `hosted`: what the server runs of them; its functions come last.
+    """
     if is_legacy(request):
         tools, choice = [_function(one) for one in request.functions or ()], _legacy_choice(request.function_call)
     else:
-        tools, choice = [_tool(one) for one in request.tools or ()], read_tool_choice(request.tool_choice)
+        own = [one for one in request.tools or () if isinstance(one, Tool)]
+        tools, choice = [_tool(one) for one in own], read_tool_choice(request.tool_choice)
     max_calls = 1 if request.parallel_tool_calls is False or is_legacy(request) else None
-    return ToolPolicy(tools, choice.mode, choice.allowed, max_calls)
+    if hosted is None:
+        return ToolPolicy(tools, choice.mode, choice.allowed, max_calls)
+    return ToolPolicy(
+        [*tools, *hosted.functions], choice.mode, choice.allowed, max_calls, hosted.namespaces, hosted.hosted
+    )
+
+
+def hosted_entries(request: ChatCompletionRequest) -> list[PlacedEntry]:
+    """The tools that the server runs. Raises InvalidRequest.
+
+    A chat completion has no approvals, and one answer.
+    """
+    found = []
+    for index, tool in enumerate(request.tools or ()):
+        if isinstance(tool, McpEntry):
+            where = f"tools[{index}]"
+            check_entry(tool, where)
+            if tool.require_approval != "never":
+                text = "A chat completion cannot ask for approval: set 'require_approval' to 'never'."
+                raise InvalidRequest(text, f"{where}.require_approval", "unsupported_value")
+            found.append(PlacedEntry(where, tool))
+    if found and (request.n or 1) != 1:
+        raise InvalidRequest("'n' must be 1 with tools that the server runs.", "n", "unsupported_value")
+    return found
 
 
 def _tool(tool: Tool) -> FunctionTool:

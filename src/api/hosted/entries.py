@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -148,6 +148,8 @@ class PlacedEntry:
 
     where: str
     entry: HostedEntry
+    allows: Callable[[str], bool] | None = None  # further, by the name of a tool
+    field: str = "server_url"  # what the endpoint calls the server's URL
 
 
 def read_entry(given: Mapping[str, Any], where: str, place: Place) -> HostedEntry:
@@ -156,6 +158,12 @@ def read_entry(given: Mapping[str, Any], where: str, place: Place) -> HostedEntr
         entry = ENTRIES[given["type"]].model_validate(dict(given))
     except ValidationError as error:
         raise from_validation(error, place) from None
+    check_entry(entry, where)
+    return entry
+
+
+def check_entry(entry: HostedEntry, where: str) -> None:
+    """Raises InvalidRequest for what this server does not have, or fields that do not belong together."""
     if isinstance(entry, McpEntry):
         _check_mcp(entry, where)
     container = entry.container if isinstance(entry, CodeInterpreterEntry) else None
@@ -166,7 +174,6 @@ def read_entry(given: Mapping[str, Any], where: str, place: Place) -> HostedEntr
     if policy is not None and (not isinstance(policy, Mapping) or policy.get("type") != "disabled"):
         text = "Containers of this server have no network: use {'type': 'disabled'}, or leave it out."
         raise InvalidRequest(text, f"{where}.container.network_policy", "unsupported_value")
-    return entry
 
 
 def _check_mcp(entry: McpEntry, where: str) -> None:

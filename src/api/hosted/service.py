@@ -180,8 +180,8 @@ class ToolService:
         try:
             return self.mcp.of_url(entry.server_url, headers)
         except AddressRefusedError as error:
-            text = f"'{placed.where}.server_url' may not be used: {error.message}."
-            raise InvalidRequest(text, f"{placed.where}.server_url", "invalid_value") from None
+            where = f"{placed.where}.{placed.field}"
+            raise InvalidRequest(f"'{where}' may not be used: {error.message}.", where, "invalid_value") from None
 
     def _add_server(
         self,
@@ -199,7 +199,11 @@ class ToolService:
         allowed = self._config.mcp_servers.get(listing.label, {}).get("allowed_tools")
         of_server = isinstance(server, ConfiguredServer) and allowed is not None
         offered = [
-            tool for tool in listing.tools if entry.allows(tool) and (not of_server or tool.name in (allowed or ()))
+            tool
+            for tool in listing.tools
+            if entry.allows(tool)
+            and (not of_server or tool.name in (allowed or ()))
+            and (placed.allows is None or placed.allows(tool.name))
         ]
         prepared.listings.append(ShownListing(listing.label, offered, listing.failure, listing.is_known))
         name = f"mcp:{listing.label}" if isinstance(server, ConfiguredServer) else REQUEST_SERVER

@@ -119,13 +119,20 @@ def from_generation(error: GenerationFailedError) -> ApiError:
 Location = tuple[int | str, ...]
 
 
+def _is_of_a_union(part: str) -> bool:
+    """Whether a part of a location is not a field but one of the types that a field may have."""
+    if part in ("str", "list", "dict", "int", "float", "bool"):
+        return True
+    return part.startswith(("function-", "<")) or "[" in part or part[:1].isupper()
+
+
 def openai_param(location: Location) -> str | None:
     """A field in OpenAI's notation: `messages[0].content`."""
     out = ""
     for part in location:
         if isinstance(part, int):
             out += f"[{part}]"
-        elif not part.startswith("function-") and part not in ("str", "list", "dict", "int", "float", "bool"):
+        elif not _is_of_a_union(part):
             out += f".{part}" if out else part
     return out or None
 

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from gptoss.api.context import Reading
+from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import InvalidRequest, Location, field_names, from_validation
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import output_format
 from gptoss.api.messages.conversation import num_rendered, read_conversation
 from gptoss.api.messages.output import MessagePlan
 from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
-from gptoss.api.messages.tools import read_tools
+from gptoss.api.messages.tools import hosted_entries, read_tools
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.errors import ContextTooLongError, Path
 from gptoss.generation.plan import Plan
@@ -26,7 +27,7 @@ from gptoss.generation.request import GenerationRequest, OutputFormat
 from gptoss.harmony.render import ReasoningEffort
 
 logger = logging.getLogger(__name__)
-IGNORED = ("context_management", "container", "diagnostics", "inference_geo", "mcp_servers", "speed")
+IGNORED = ("context_management", "container", "diagnostics", "inference_geo", "speed")
 FIELDS = {"id": "id", "call_id": "tool_use_id", "name": "name"}  # what the fields of a PromptError are called here
 _warn_ignored = WarnOnce(logger, "fields that only Anthropic's services know are ignored: %s")
 R = TypeVar("R", bound=CountTokensRequest)
@@ -38,6 +39,7 @@ class _Asked:
 
     generation: GenerationRequest
     tool_fields: list[str]
+    hosted: Prepared | None = None  # what the server runs of its tools
 
     def field_name(self, path: Path) -> str | None:
         """What /v1/messages calls the part of a GenerationRequest at this path."""
@@ -58,6 +60,14 @@ class _Asked:
 async def plan_message(body: dict[str, Any], incoming: Reading) -> MessagePlan:
     """The plan of a Messages request; nothing has been sent to the engine yet. Raises ApiError."""
     request, asked = await _read(MessagesRequest, body, incoming)
+    try:
+        return MessagePlan(await _checked_plan(request, asked, incoming), request, asked.hosted)
+    except BaseException:
+        _release(asked)
+        raise
+
+
+async def _checked_plan(request: MessagesRequest, asked: _Asked, incoming: Reading) -> Plan:
     with field_names(asked.field_name):
         try:
             plan = await _plan(asked.generation, incoming)
@@ -70,7 +80,12 @@ async def plan_message(body: dict[str, Any], incoming: Reading) -> MessagePlan:
             "decrease input length or `max_tokens` and try again",
             code="context_length_exceeded",
         )
-    return MessagePlan(plan, request)
+    return plan
+
+
+def _release(asked: _Asked) -> None:
+    if asked.hosted is not None:
+        asked.hosted.chain.finish(None)
 
 
 async def count_tokens(body: dict[str, Any], incoming: Reading) -> int:
@@ -83,6 +98,8 @@ async def count_tokens(body: dict[str, Any], incoming: Reading) -> int:
             if error.num_tokens is None:
                 raise
             return error.num_tokens
+        finally:
+            _release(asked)
     return len(plan.prompts[0])
 
 
@@ -104,14 +121,32 @@ async def _read(model: type[R], body: dict[str, Any], incoming: Reading) -> tupl
         return request, _asked(request, incoming)
 
     try:
-        return await incoming.pool.read(incoming.sender, lambda _: read())
+        request, asked = await incoming.pool.read(incoming.sender, lambda _: read())
     except ValidationError as error:
         raise invalid(error) from None
+    return request, await _with_servers(request, asked, incoming)
 
 
-def _asked(request: CountTokensRequest, incoming: Reading) -> _Asked:
+async def _with_servers(request: CountTokensRequest, asked: _Asked, incoming: Reading) -> _Asked:
+    """What was read, with the tools of MCP servers. Raises InvalidRequest."""
+    entries = hosted_entries(request)
+    if not entries:
+        return asked
+    if incoming.tools is None:
+        text = "The server runs no tools for this request: leave 'mcp_servers' out."
+        raise InvalidRequest(text, "mcp_servers", "unsupported_value")
+    names = [tool.name for tool in asked.generation.tools.tools]
+    hosted = await incoming.tools.prepare(entries, incoming.sender.tenant, taken=names)
+    try:
+        return await incoming.pool.read(incoming.sender, lambda _: _asked(request, incoming, hosted))
+    except BaseException:
+        hosted.chain.finish(None)
+        raise
+
+
+def _asked(request: CountTokensRequest, incoming: Reading, hosted: Prepared | None = None) -> _Asked:
     _warn_ignored(field for field in IGNORED if getattr(request, field) is not None)
-    tools = read_tools(request)
+    tools = read_tools(request, hosted)
     wanted = output_format(request, _format(request))
     conversation, prefill = read_conversation(request)
     if prefill is not None and (tools.policy.must_call or wanted is not None):
@@ -133,7 +168,7 @@ def _asked(request: CountTokensRequest, incoming: Reading) -> _Asked:
         output_format=wanted,
         max_tokens=request.max_tokens if isinstance(request, MessagesRequest) else None,
     )
-    return _Asked(generation, tools.fields)
+    return _Asked(generation, tools.fields, hosted)
 
 
 def _effort(request: CountTokensRequest) -> ReasoningEffort | None:

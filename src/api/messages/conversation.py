@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 
+from gptoss.api.hosted.names import joined_name
 from gptoss.api.http.encrypted_content import ForeignContentError, decode_text
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.messages.schema import (
@@ -13,6 +14,8 @@ from gptoss.api.messages.schema import (
     CountTokensRequest,
     DocumentBlock,
     ForeignBlock,
+    McpToolResultBlock,
+    McpToolUseBlock,
     RedactedThinkingBlock,
     ResultBlock,
     SearchResultBlock,
@@ -42,6 +45,7 @@ from gptoss.harmony.conversation import (
 logger = logging.getLogger(__name__)
 _warn_left_out = WarnOnce(logger, "content blocks are left out: the model cannot read %s", limit=100)
 BILLING = "x-anthropic-billing-header"  # Claude Code's, which may change with every request
+NOT_RUN = "This call was not run."
 BETWEEN = "\n\n"  # two blocks
 
 
@@ -108,7 +112,7 @@ def _user(blocks: Sequence[UserBlock], where: str) -> Iterator[Message]:
         yield UserMessage(BETWEEN.join(texts))
 
 
-def _result(block: ToolResultBlock) -> str:
+def _result(block: ToolResultBlock | McpToolResultBlock) -> str:
     content = block.content or ""
     text = content if isinstance(content, str) else BETWEEN.join(map(_text, content))
     return f"Error: {text}" if block.is_error else text
@@ -153,6 +157,15 @@ def _assistant(blocks: Sequence[AssistantBlock], where: str) -> Iterator[Message
             case ToolUseBlock():
                 arguments = json.dumps(block.input, ensure_ascii=False, separators=(",", ":"))
                 yield ToolCall(block.name, arguments, block.id, origin=f"{where}.{index}")
+            case McpToolUseBlock():
+                arguments = json.dumps(block.input, ensure_ascii=False, separators=(",", ":"))
+                yield ToolCall(
+                    joined_name(block.server_name, block.name), arguments, block.id, origin=f"{where}.{index}"
+                )
+                if not any(isinstance(b, McpToolResultBlock) and b.tool_use_id == block.id for b in blocks[index:]):
+                    yield ToolResult(NOT_RUN, block.id, origin=f"{where}.{index}")
+            case McpToolResultBlock():
+                yield ToolResult(_result(block), block.tool_use_id, origin=f"{where}.{index}")
             case ForeignBlock():
                 _warn_left_out([block.type])
 
@@ -166,7 +179,7 @@ def _channel(text: str, after: Sequence[AssistantBlock]) -> Channel | None:
         return "commentary"
     if text:
         return None
-    return "commentary" if any(isinstance(block, ToolUseBlock) for block in after) else "final"
+    return "commentary" if any(isinstance(block, ToolUseBlock | McpToolUseBlock) for block in after) else "final"
 
 
 def _thought(block: ThinkingBlock | RedactedThinkingBlock, where: str) -> str | None:
@@ -193,7 +206,7 @@ def _prefill(messages: Sequence[InputMessage]) -> Prefill | None:
     if not isinstance(last, AssistantInput):
         return None
     blocks = _assistant_blocks(last)
-    if any(isinstance(block, ToolUseBlock) for block in blocks):
+    if any(isinstance(block, ToolUseBlock | McpToolUseBlock) for block in blocks):
         return None
     read = _assistant(blocks, f"messages.{len(messages) - 1}.content")
     texts = [one for one in read if isinstance(one, AssistantMessage)]

@@ -11,16 +11,18 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.anthropic_errors import anthropic_error
 from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import encode_event
 from gptoss.api.messages.schema import MessagesRequest
 from gptoss.api.telemetry.relaxations import relaxations
-from gptoss.generation.chat_output import ChatChoice, ChatDelta
 from gptoss.generation.errors import GenerationFailedError
+from gptoss.generation.hosted import HostedCall, ToolEvent
 from gptoss.generation.plan import Plan
-from gptoss.generation.session import Generation
+from gptoss.generation.round_reader import Answer, AnswerDelta
+from gptoss.generation.tool_run import text_for_model
 from gptoss.harmony.deltas import Delta
 
 Event = dict[str, Any]
@@ -29,28 +31,59 @@ SHOWN = ""  # what the signature of thinking holds that the client has as text
 
 @dataclass(frozen=True, slots=True)
 class MessagePlan:
+    """A request's plan, and how its answer is to be written."""
+
     plan: Plan
     request: MessagesRequest
+    hosted: Prepared | None = None  # what the server runs of its tools
 
 
 class MessageContent:
     """Content blocks in the order in which the model wrote its messages, and the events that build them."""
 
-    def __init__(self, *, hides_thinking: bool, holds_arguments: bool) -> None:
-        """`holds_arguments`: until they are whole, as they may not be JSON."""
+    def __init__(self, *, hides_thinking: bool, holds_arguments: bool, hosted: Prepared | None = None) -> None:
+        """`holds_arguments`: until they are whole, as they may not be JSON. `hosted`: what the server runs."""
+        self._hosted = hosted
+        self._ids: dict[HostedCall, str] = {}  # of the blocks of calls
         self.blocks: list[Event] = []
         self._hides_thinking, self._holds_arguments = hides_thinking, holds_arguments
         self._kind: str | None = None  # of the block that is open
         self._text = ""  # hidden thinking, or arguments
 
-    def feed(self, item: ChatDelta) -> list[Event]:
-        delta, events = item.delta, []
+    def feed(self, item: AnswerDelta) -> list[Event]:
+        """The events of a delta."""
+        if isinstance(item, ToolEvent):
+            return self._hosted_call(item)
+        delta, events = item.delta, list[Event]()
         begins = delta.channel is not None or delta.tool_name is not None
         if begins or delta.kind != self._kind:
             events += [*self.close(), self._begin(delta)]
         if delta.text:
             events += self._add(delta.text)
         return events
+
+    def _hosted_call(self, event: ToolEvent) -> list[Event]:
+        """The events of a call that the server runs: a block of the call, and one of its result."""
+        call = event.call
+        match event.state:
+            case "begun":
+                events, self._kind, self._text = self.close(), "tool_call", ""
+                assert self._hosted is not None
+                server, name = self._hosted.labels[call.name]
+                self._ids[call] = f"mcptoolu_{secrets.token_hex(12)}"
+                use = {"type": "mcp_tool_use", "id": self._ids[call], "name": name, "server_name": server, "input": {}}
+                return [*events, self._start(use)]
+            case "text":
+                return self._add(event.text)
+            case "whole" | "cut":
+                return self.close(is_cut=event.state == "cut")
+            case "finished":
+                assert call.result is not None
+                text = [{"type": "text", "text": text_for_model(call.result)}]
+                result = {"type": "mcp_tool_result", "tool_use_id": self._ids[call], "content": text}
+                started = self._start(result | {"is_error": not call.result.ok})
+                return [started, {"type": "content_block_stop", "index": len(self.blocks) - 1}]
+        return []
 
     def close(self, *, is_cut: bool = False) -> list[Event]:
         """Ends the block that is open, if one is. `is_cut`: its text is not whole."""
@@ -69,6 +102,9 @@ class MessageContent:
             block = {"type": "text", "text": ""}
         else:
             block = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": delta.tool_name, "input": {}}
+        return self._start(block)
+
+    def _start(self, block: Event) -> Event:
         self.blocks.append(block)
         return {"type": "content_block_start", "index": len(self.blocks) - 1, "content_block": dict(block)}
 
@@ -126,10 +162,12 @@ def read_arguments(text: str, *, is_cut: bool) -> dict[str, Any]:
 class MessageRenderer:
     """Writes the one choice of an answer as a message."""
 
-    def __init__(self, plan: MessagePlan, generation: Generation[ChatChoice, ChatDelta], request_id: str) -> None:
+    def __init__(self, plan: MessagePlan, generation: Answer, request_id: str) -> None:
         self._plan, self._generation, self._request_id = plan, generation, request_id
         self._content = MessageContent(
-            hides_thinking=plan.request.hides_thinking, holds_arguments=plan.plan.params.grammar is None
+            hides_thinking=plan.request.hides_thinking,
+            holds_arguments=plan.plan.params.grammar is None,
+            hosted=plan.hosted,
         )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:

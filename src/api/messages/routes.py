@@ -8,16 +8,18 @@ from fastapi import APIRouter, Request
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
-from gptoss.api.context import Context
+from gptoss.api.context import Context, Incoming, ServerContext
 from gptoss.api.http.body import read_json_object
 from gptoss.api.http.errors import NotFound
 from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import ANTHROPIC_ERROR, error_responses, json_body
 from gptoss.api.http.sse import respond
 from gptoss.api.messages.adapter import count_tokens, plan_message
-from gptoss.api.messages.output import MessageRenderer
+from gptoss.api.messages.output import MessagePlan, MessageRenderer
 from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
 from gptoss.generation.chat_output import start_chat
+from gptoss.generation.round_reader import Answer
+from gptoss.generation.tool_loop import start_loop
 
 router = APIRouter(responses=error_responses(ANTHROPIC_ERROR))
 PING = ServerSentEvent(data='{"type":"ping"}', event="ping", sep="\n")
@@ -30,16 +32,20 @@ async def messages(request: Request, context: Context) -> Response:
     with incoming.accounting.counted_rejections():
         body = await read_json_object(request, incoming.sender, context.config, context.pool)
         message = await plan_message(body, incoming)
-        generation = await start_chat(
-            message.plan,
-            context.vocabulary,
-            context.engine,
-            incoming.accounting,
-            context.prompt_builder.remember,
-            joins_messages=False,
-        )
+        generation = await _start(message, context, incoming)
     renderer = MessageRenderer(message, generation, incoming.accounting.record.request_id)
     return respond(renderer, generation.close, context.config, streams=message.plan.stream, keep_alive=PING)
+
+
+async def _start(message: MessagePlan, context: ServerContext, incoming: Incoming) -> Answer:
+    """Starts the answer, in rounds where the server runs tools. Raises EngineError or ApiError."""
+    plan, accounting, remember = message.plan, incoming.accounting, context.prompt_builder.remember
+    if message.hosted is None:
+        return await start_chat(plan, context.vocabulary, context.engine, accounting, remember, joins_messages=False)
+    choice = message.request.tool_choice
+    parallel = choice is None or not choice.disable_parallel_tool_use
+    tools = context.tools.hosted_tools(message.hosted, max_calls=None, parallel=parallel)
+    return await start_loop(plan, tools, context.runtime(accounting, joins_messages=False))
 
 
 @router.post("/v1/messages/count_tokens", openapi_extra=json_body(CountTokensRequest))

@@ -10,18 +10,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from gptoss.api.hosted.entries import Label
 from gptoss.api.http.anthropic_errors import NO_THREADS
 from gptoss.api.http.fields import FIRST_PROBLEM, MAX_STOPS, Number, SamplingFields, Strict, contract_error
 
 MAX_TOOLS = 1024  # agents with several MCP servers send hundreds
 _SERVER_TOOL = re.compile(
     r"(advisor|bash|browser|code_execution|computer|memory|text_editor|tool_search\w*|web_fetch|web_search)(_\d{8})?"
-    r"|mcp_toolset"
 )
+MAX_SERVERS = 20
 Effort = Literal["minimal", "low", "medium", "high", "xhigh", "max"]
 # What Anthropic's servers leave in a history when they run tools themselves
 _FOREIGN = re.compile(
-    r"server_tool_use|mcp_tool_use|(?!tool_result)\w+_tool_result|container_upload|compaction|fallback|advisor\w*"
+    r"server_tool_use|(?!tool_result|mcp_tool_result)\w+_tool_result|container_upload|compaction|fallback|advisor\w*"
 )
 
 
@@ -129,6 +130,25 @@ class ToolUseBlock(Block):
     input: dict[str, Any]
 
 
+class McpToolUseBlock(Block):
+    """A call of a tool of an MCP server, which a server has run."""
+
+    opaque = frozenset({"input"})
+
+    type: Literal["mcp_tool_use"]
+    id: Annotated[str, Field(min_length=1)]
+    name: str
+    server_name: str
+    input: dict[str, Any]
+
+
+class McpToolResultBlock(Block):
+    type: Literal["mcp_tool_result"]
+    tool_use_id: Annotated[str, Field(min_length=1)]
+    content: ResultContent | None = None
+    is_error: bool | None = None
+
+
 class ThinkingBlock(Block):
     type: Literal["thinking"]
     thinking: str
@@ -199,7 +219,9 @@ AssistantBlock = Annotated[
     | AForeign
     | Annotated[ThinkingBlock, Tag("<thinking>")]
     | Annotated[RedactedThinkingBlock, Tag("<redacted_thinking>")]
-    | Annotated[ToolUseBlock, Tag("<tool_use>")],
+    | Annotated[ToolUseBlock, Tag("<tool_use>")]
+    | Annotated[McpToolUseBlock, Tag("<mcp_tool_use>")]
+    | Annotated[McpToolResultBlock, Tag("<mcp_tool_result>")],
     Discriminator(tag),
 ]
 AssistantContent = Annotated[Text | Annotated[list[AssistantBlock], FIRST_PROBLEM, Tag("<list>")], Discriminator(form)]
@@ -249,13 +271,56 @@ class ServerTool(Strict):
     name: str | None = None
 
 
+class McpConfig(Strict):
+    also_known = frozenset({"defer_loading"})
+
+    enabled: bool | None = None
+
+
+class McpToolset(Strict):
+    """The tools of one of `mcp_servers`."""
+
+    type: Literal["mcp_toolset"]
+    mcp_server_name: str
+    default_config: McpConfig | None = None
+    configs: dict[str, McpConfig] | None = None  # by the name of a tool
+    cache_control: Any = None
+
+    def allows(self, name: str) -> bool:
+        """Whether the tool of this name is offered."""
+        own = (self.configs or {}).get(name)
+        for config in (own, self.default_config):
+            if config is not None and config.enabled is not None:
+                return config.enabled
+        return True
+
+
+class McpToolConfiguration(Strict):
+    enabled: bool | None = None
+    allowed_tools: list[str] | None = None
+
+
+class McpServer(Strict):
+    """A server by its URL, or by its name in the configuration."""
+
+    type: Literal["url"]
+    name: Label
+    url: Annotated[str, Field(max_length=2048)] | None = None
+    authorization_token: str | None = None
+    tool_configuration: McpToolConfiguration | None = None
+
+
 def _tool(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    if kind == "mcp_toolset":
+        return "<toolset>"
     return "<server>" if isinstance(kind, str) and _SERVER_TOOL.fullmatch(kind) else "<custom>"
 
 
 Tool = Annotated[
-    Annotated[CustomTool, Tag("<custom>")] | Annotated[ServerTool, Tag("<server>")],
+    Annotated[CustomTool, Tag("<custom>")]
+    | Annotated[ServerTool, Tag("<server>")]
+    | Annotated[McpToolset, Tag("<toolset>")],
     Discriminator(_tool),
 ]
 
@@ -322,7 +387,7 @@ class CountTokensRequest(SamplingFields):
     context_management: Any = None
     diagnostics: Any = None
     inference_geo: Any = None
-    mcp_servers: Any = None
+    mcp_servers: Annotated[list[McpServer], Field(max_length=MAX_SERVERS)] | None = None
     speed: Any = None
     thread: Any = None  # a conversation that Anthropic's servers keep
     # extensions, named as elsewhere

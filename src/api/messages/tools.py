@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from gptoss.api.hosted.entries import McpEntry, PlacedEntry
+from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import InvalidRequest
-from gptoss.api.messages.schema import CountTokensRequest, CustomTool, SystemMessage, ToolChangeBlock
+from gptoss.api.messages.schema import (
+    CountTokensRequest,
+    CustomTool,
+    McpToolset,
+    ServerTool,
+    SystemMessage,
+    ToolChangeBlock,
+)
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.request import FunctionTool, ToolPolicy
 
@@ -24,8 +33,42 @@ class OfferedTools:
     fields: list[str]  # of the request, one for each tool
 
 
-def read_tools(request: CountTokensRequest) -> OfferedTools:
+def hosted_entries(request: CountTokensRequest) -> list[PlacedEntry]:
+    """The MCP servers whose tools are offered. Raises InvalidRequest.
+
+    In Anthropic's older form a server's tools are offered with it, in the newer one by an `mcp_toolset`.
+    """
+    toolsets = {tool.mcp_server_name: tool for tool in request.tools or () if isinstance(tool, McpToolset)}
+    names = {server.name for server in request.mcp_servers or ()}
+    for index, tool in enumerate(request.tools or ()):
+        if isinstance(tool, McpToolset) and tool.mcp_server_name not in names:
+            text = f"No MCP server in 'mcp_servers' has the name {tool.mcp_server_name!r}."
+            raise InvalidRequest(text, f"tools.{index}.mcp_server_name", "invalid_value")
+    found = []
+    for index, server in enumerate(request.mcp_servers or ()):
+        toolset, config = toolsets.get(server.name), server.tool_configuration
+        if config is not None and config.enabled is False:
+            continue
+        entry = McpEntry.model_construct(
+            type="mcp",
+            server_label=server.name,
+            server_url=server.url,
+            authorization=server.authorization_token,
+            allowed_tools=config.allowed_tools if config is not None else None,
+            require_approval="never",
+        )
+        where = f"mcp_servers.{index}"
+        if server.url is None and server.authorization_token is not None:
+            text = "'authorization_token' needs 'url': a configured server has its own."
+            raise InvalidRequest(text, f"{where}.authorization_token", "unsupported_parameter")
+        found.append(PlacedEntry(where, entry, toolset.allows if toolset is not None else None, field="url"))
+    return found
+
+
+def read_tools(request: CountTokensRequest, hosted: Prepared | None = None) -> OfferedTools:
     """The tools that the model may call, in an order that keeps the beginning of the prompt.
+
+    `hosted`: what the server runs of them; it comes last.
 
     Tools that are added later come last, and removed ones are shown but may not be called.
 
@@ -35,7 +78,7 @@ def read_tools(request: CountTokensRequest) -> OfferedTools:
     for index, tool in enumerate(request.tools or ()):
         if isinstance(tool, CustomTool):
             offered.append((f"tools.{index}", tool))
-        else:
+        elif isinstance(tool, ServerTool):
             _warn_server_tools([tool.type])
     names = {tool.name for _, tool in offered}
     removed: set[str] = set()
@@ -49,7 +92,11 @@ def read_tools(request: CountTokensRequest) -> OfferedTools:
             names.add(name)
             offered.append((f"{where}.tool.definition", change.tool.definition))
     tools = [FunctionTool(t.name, t.description, t.input_schema, bool(t.strict)) for _, t in offered]
-    return OfferedTools(_policy(request, tools, removed), [where for where, _ in offered])
+    fields = [where for where, _ in offered]
+    if hosted is None:
+        return OfferedTools(_policy(request, tools, removed), fields)
+    policy = replace(_policy(request, [*tools, *hosted.functions], removed), hosted=hosted.hosted)
+    return OfferedTools(policy, [*fields, *hosted.where])
 
 
 def _policy(request: CountTokensRequest, tools: list[FunctionTool], removed: set[str]) -> ToolPolicy:

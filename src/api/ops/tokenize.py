@@ -60,6 +60,8 @@ async def tokenize(request: Request, context: Context) -> Response:
     if "messages" in raw:
         body = {"model": context.model_id} | raw
         chat = await plan_chat(body, incoming)
+        if chat.hosted is not None:
+            chat.hosted.chain.finish(None)
         ids, more = chat.plan.prompts[0], {"prompt_version": context.prompt_builder.version}
     else:
         ids = await context.pool.read(incoming.sender, lambda stopped: _encode(raw, incoming, stopped))

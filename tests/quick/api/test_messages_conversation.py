@@ -193,7 +193,7 @@ def test_the_choice_of_a_tool(choice: Any, policy: tuple[Any, ...]) -> None:
 
 
 def test_tools_that_servers_run_are_left_out() -> None:
-    kinds = ["web_search_20260209", "web_fetch_20250910", "code_execution_20260120", "bash_20250124", "mcp_toolset"]
+    kinds = ["web_search_20260209", "web_fetch_20250910", "code_execution_20260120", "bash_20250124"]
     kinds += ["text_editor_20250728", "computer_20251124", "memory_20250818", "tool_search_tool_regex_20251119"]
     given = offered(tools=[*({"type": kind, "name": "x", "max_uses": 3} for kind in kinds), TOOL])
     assert [tool.name for tool in given.policy.tools] == ["f"] and given.fields == [f"tools.{len(kinds)}"]
@@ -268,7 +268,7 @@ def test_errors_name_the_field(body: dict[str, Any], param: str) -> None:
 
 def test_what_is_accepted_is_not_reported_as_unknown() -> None:
     cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
-    foreign = {"type": "mcp_tool_result", "content": [{"odd": 1}], "odd": 2}
+    foreign = {"type": "web_search_tool_result", "content": [{"odd": 1}], "odd": 2}
     body = {
         "model": "m",
         "system": [text_block("Hi") | cached],

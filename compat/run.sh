@@ -5,14 +5,15 @@
 # Codex, headless (npm must be on PATH; the API runs in the test's process):  compat/run.sh codex
 # Evaluations with inspect-ai and BFCL's data, against a running server of nano:  compat/run.sh eval [URL]
 # Ray Serve, with a local cluster:  compat/run.sh ray
+# The gateway smg in front of two servers:  compat/run.sh gateway
 # The page in a browser (chromium must be on PATH; starts a server of its own):  compat/run.sh page
 # All of them, long, against a server that this starts:  compat/run.sh nightly
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suite="${1:?langchain, schemathesis, clients, claude-code, codex, page, eval, ray or nightly}"
+suite="${1:?langchain, schemathesis, clients, claude-code, codex, page, eval, ray, gateway or nightly}"
 export TEST_SERVER_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
-if [[ "$suite" != claude-code && "$suite" != codex && "$suite" != ray && "$suite" != eval && compat/requirements.txt -nt "$venv/.installed" ]]; then
+if [[ "$suite" != claude-code && "$suite" != codex && "$suite" != ray && "$suite" != eval && "$suite" != gateway && compat/requirements.txt -nt "$venv/.installed" ]]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install -qq --disable-pip-version-check -r compat/requirements.txt
     touch "$venv/.installed"
@@ -62,6 +63,10 @@ case "$suite" in
         fi
         PYTHONPATH=. RAY_USAGE_STATS_ENABLED=0 .venv-ray/bin/python -m pytest -c /dev/null --rootdir compat compat/test_ray.py -q
         ;;
+    gateway)
+        [[ -x .venv-smg/bin/smg ]] || { python3 -m venv .venv-smg && .venv-smg/bin/pip install -qq "smg==${SMG_VERSION:-1.13.0}"; }
+        SMG="$PWD/.venv-smg/bin/smg" .venv/bin/python -m pytest compat/test_gateway.py -q
+        ;;
     page)
         mkdir -p reports
         TEST_SERVER_PYTHON="$PWD/.venv/bin/python" \
@@ -78,7 +83,7 @@ case "$suite" in
             sleep 1
         done
         curl -fsS -o /dev/null "$url/ready" || { cat "$log"; exit 1; }
-        for part in langchain schemathesis clients claude-code codex page eval ray; do
+        for part in langchain schemathesis clients claude-code codex page eval ray gateway; do
             EXAMPLES=10000 compat/run.sh $part "$url" || { echo "compat $part: FAILED"; failed=1; }
         done
         exit $failed

@@ -22,7 +22,18 @@ SERVE = re.compile(r"(?:\./run_server\.sh|gptoss serve|python src/server\.py)\b(
 ROUTE = re.compile(r"@router\.(?:get|post|delete)\(\s*\"([^\"]+)\"")
 SUFFIXES = {"py", "md", "sh", "yaml", "yml", "json", "toml", "txt", "h", "cpp", "service", "png", "lock", "mjs", "gz"}
 OTHERS_WORDS = {"proxy_pass", "proxy_buffering"}
-OTHERS_WORDS |= {"context_window", "model_catalog_json", "mcp_servers", "exec_command", "write_stdin", "multi_agent_v1"}
+OTHERS_WORDS |= {
+    "api_base",
+    "cache_aware",
+    "extra_body",
+    "num_gpu_blocks",
+    "context_window",
+    "model_catalog_json",
+    "mcp_servers",
+    "exec_command",
+    "write_stdin",
+    "multi_agent_v1",
+}
 EXAMPLE = "src/api/word_count/"  # of docs/adding-an-endpoint.md
 EXAMPLE_KEY = "max_choices"  # of docs/adding-a-config-key.md
 OTHER_FLAGS = {"config", "print-config", "help", "version"}

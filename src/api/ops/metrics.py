@@ -32,7 +32,7 @@ def register_live_metrics(context: ServerContext) -> None:
     engine, prompts = context.engine, context.prompt_builder
 
     def gauges() -> dict[str, Labelled]:
-        return gpu_gauges() | (lora_gauges(context) if engine.config.has_lora else {})
+        return cache_gauges(context) | gpu_gauges() | (lora_gauges(context) if engine.config.has_lora else {})
 
     def gpu_gauges() -> dict[str, Labelled]:
         gpus = gpu_report()
@@ -100,6 +100,18 @@ def register_live_metrics(context: ServerContext) -> None:
         ),
     ]
     context.metrics.registry.register(ScrapeCollector(values, gauges, lambda: context.tags))
+
+
+def cache_gauges(context: ServerContext) -> dict[str, Labelled]:
+    """vLLM's metric of the KV cache's size, in its labels; the value is 1."""
+    engines = context.engine.engines
+    found = []
+    for number, engine in enumerate(engines):
+        if engine.ready is not None:
+            labels = {"block_size": str(engine.config.block_size), "num_gpu_blocks": str(engine.ready.num_blocks)}
+            labels["enable_prefix_caching"] = str(engine.config.enable_prefix_caching)
+            found.append((labels | ({"engine": str(number)} if len(engines) > 1 else {}), 1.0))
+    return {"cache_config_info": found}
 
 
 def lora_gauges(context: ServerContext) -> dict[str, Labelled]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from gptoss import __version__
 from gptoss.api.context import Context, ServerContext
 from gptoss.api.http.errors import NotFound
 
@@ -22,6 +23,12 @@ def _model(name: str, context: ServerContext) -> dict[str, Any]:
         "root": context.model_id,
         "max_model_len": context.max_model_len,
     }
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """Returns the server's version, where gateways look for vLLM's."""
+    return {"version": __version__}
 
 
 def _adapter(name: str, context: ServerContext) -> dict[str, Any]:

@@ -32,6 +32,7 @@ VLLM_NAMES = {
         "spec_decode_num_draft_tokens",
         "spec_decode_num_accepted_tokens",
         "lora_requests_info",
+        "cache_config_info",
     )
 } | {"kv_cache_usage_ratio": "kv_cache_usage_perc", "preemptions": "num_preemptions"}
 

@@ -26,7 +26,8 @@ from gptoss.resources import resource
 logger = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parents[1]  # where gptoss is imported from: a checkout, or site-packages
-HUB_IDS = {"20b": "openai/gpt-oss-20b", "120b": "openai/gpt-oss-120b"}
+SAFEGUARD = ("safeguard-20b", "safeguard-120b")  # the shapes of 20b and 120b
+HUB_IDS = {name: f"openai/gpt-oss-{name}" for name in ("20b", "120b", *SAFEGUARD)}
 FILES = ["*.json", "*.safetensors"]
 SKIPPED = ["original/*", "metal/*"]
 NETWORK_TIMEOUT_S = 1.5
@@ -68,12 +69,19 @@ def locate_model(name: str, model_path: Path | None, cache_folder: Path, *, dumm
         folder,
         config,
         size,
-        f"gpt-oss-{size}" if size != "custom" else _own_name(name, folder),
+        _own_name(name, size, folder),
         _repetition_guard(folder),
     )
 
 
-def _own_name(name: str, folder: Path) -> str:
+def _own_name(name: str, size: str, folder: Path) -> str:
+    """The default name in /v1/models."""
+    asked = _short_name(name)
+    for own in SAFEGUARD:
+        if own.endswith(f"-{size}") and own in (asked, folder.name.removeprefix("gpt-oss-")):
+            return f"gpt-oss-{own}"
+    if size != "custom":
+        return f"gpt-oss-{size}"
     if name.startswith(OLLAMA):  # the file is named by its sum
         return name.removeprefix(OLLAMA)
     return folder.stem if folder.is_file() else folder.name
@@ -99,7 +107,11 @@ def _repetition_guard(folder: Path) -> int:
 
 
 def _short_name(name: str) -> str:
-    return next((s for s in SIZES if name in (s, f"gpt-oss-{s}", f"openai/gpt-oss-{s}", f"gpt-oss:{s}")), name)
+    for short in (*SIZES, *SAFEGUARD):
+        tagged = "gpt-oss-safeguard:" + short.removeprefix("safeguard-") if short in SAFEGUARD else f"gpt-oss:{short}"
+        if name in (short, f"gpt-oss-{short}", f"openai/gpt-oss-{short}", tagged):
+            return short
+    return name
 
 
 def _find(name: str, short: str, model_path: Path | None) -> Path:

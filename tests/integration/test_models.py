@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from gptoss import model_locator
 from gptoss.config.errors import ConfigError
+from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.harmony.special_tokens import FIRST_SPECIAL, SPECIAL_TEXT
 from gptoss.harmony.vocabulary_files import VocabularyError, load_vocabulary
 from gptoss.model_locator import SKIPPED, locate_model
@@ -128,3 +130,16 @@ def test_the_command_that_fetches_a_model_leaves_out_what_the_server_does_not_re
         assert options["allow_patterns"] is None
         assert options["local_dir"] == "models/gpt-oss-20b"
     assert len(asked) == 2
+
+
+def test_safeguard_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shape is 20b's, so only the name tells them apart."""
+    (tmp_path / "gpt-oss-safeguard-20b").mkdir()
+    (tmp_path / "gpt-oss-safeguard-20b" / "config.json").write_text(json.dumps(hf_config(SIZES["20b"])))
+    for name in ("safeguard-20b", "openai/gpt-oss-safeguard-20b", "gpt-oss-safeguard:20b"):
+        located = locate_model(name, tmp_path, Path("/nowhere"))
+        assert (located.name, located.size) == ("gpt-oss-safeguard-20b", "20b")
+    assert locate_model(str(tmp_path / "gpt-oss-safeguard-20b"), None, tmp_path).name == "gpt-oss-safeguard-20b"
+    monkeypatch.setattr(model_locator, "_hub_reachable", lambda: False)
+    with pytest.raises(ConfigError, match="hf download openai/gpt-oss-safeguard-120b"):
+        locate_model("safeguard-120b", tmp_path, Path("/nowhere"))

@@ -1,13 +1,14 @@
 """Reads a gpt-oss checkpoint in Hugging Face's layout or that of `original/`.
 
-Experts are MXFP4 or BF16, in one file or many. Everything is checked against the shapes that config.json implies before
-the first tensor is read, so a broken download is an error that names file and tensor, not a crash or a wrong answer
-later.
+Experts are MXFP4 or BF16, stacked or modules of their own (expert_modules.py), in one file or many. Everything is
+checked against the shapes that config.json implies before the first tensor is read, so a broken download is an error
+that names file and tensor, not a crash or a wrong answer later.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gptoss.engine.model.expert_modules import IGNORED, Maker, maker_of, module_names, module_shapes
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.tensor_source import CheckpointError, MappedFile, Shape
 from gptoss.kernels.mxfp4 import GROUP_SIZE
 
 FLOAT_TYPES = frozenset({"BF16", "F16", "F32"})
 PACKED_TYPES = frozenset({"U8"})
-TORCH_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "U8": torch.uint8}
+SCALE_TYPES = frozenset({"U8", "F8_E8M0"})
+TORCH_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+TORCH_TYPES |= {"U8": torch.uint8, "F8_E8M0": torch.uint8}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +135,52 @@ class Checkpoint:
                 if name in self._stored:
                     raise CheckpointError(f"tensor {name!r} is in both {self._path_of(name).name} and {file.path.name}")
                 self._stored[name] = (file, tensor)
+        self._leave_out()
         self.original = "embedding.weight" in self._stored
-        self.packed = any(name.endswith(("_blocks", ".blocks")) for name in self._stored)
-        self._check(expected_tensors(config, original=self.original, packed=self.packed))
-        places = _original_places(config) if self.original else {}
-        self._places = places | _expert_places(config, original=self.original, packed=self.packed)
+        self.maker = maker_of(self._stored)
+        self.packed = self.maker == "quark" or any(name.endswith(("_blocks", ".blocks")) for name in self._stored)
+        if self.maker is None:
+            self._check(expected_tensors(config, original=self.original, packed=self.packed))
+            places = _original_places(config) if self.original else {}
+            self._places = places | _expert_places(config, original=self.original, packed=self.packed)
+        else:
+            router = (
+                "mlp.router.linear" if any(".mlp.router.linear." in name for name in self._stored) else "mlp.router"
+            )
+            self._check(_expected_modules(config, self.maker, router))
+            self._places = _module_places(config, self.maker, router)
+        if self.packed != config.quantized:
+            logger.warning(
+                "%s: experts are %s, which its config.json does not say: the memory plan is wrong",
+                folder,
+                "MXFP4" if self.packed else "bfloat16",
+            )
 
     def part(self, name: str, *cut: slice) -> torch.Tensor:
         """The part of a canonical tensor (tensor_source.py) that `cut` selects, as a view of the mapped file."""
         stored, look = self._places.get(name, (name, _as_stored))
-        return look(self.tensor(stored))[cut]
+        if isinstance(stored, str):
+            return look(self.tensor(stored))[cut]
+        experts, *rest = cut or (slice(None),)
+        return torch.stack([look(self.tensor(one).unsqueeze(0))[0][tuple(rest)] for one in stored[experts]])
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor of that name in the files, mapped."""
         file, stored = self._stored[name]
         return file.view(TORCH_TYPES[stored.type], stored.shape, stored.offset)
+
+    def _leave_out(self) -> None:
+        """Drops the scales of quantised activations, and says so."""
+        left_out = [name for name in self._stored if IGNORED.search(name)]
+        for name in left_out:
+            del self._stored[name]
+        if left_out:
+            logger.info(
+                "%s: activations and KV cache stay in bfloat16; %d scales for other types are not used, such as %s",
+                self.folder,
+                len(left_out),
+                left_out[0],
+            )
 
     def _path_of(self, name: str) -> Path:
         return self._stored[name][0].path
@@ -192,8 +228,8 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-# where a canonical tensor is: a tensor of the file, and the view of it
-Places = dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]
+# where a canonical tensor is: a tensor of the file, or one for each expert, and the view of the experts together
+Places = dict[str, tuple[str | tuple[str, ...], Callable[[torch.Tensor], torch.Tensor]]]
 
 
 def _as_stored(stored: torch.Tensor) -> torch.Tensor:
@@ -262,3 +298,42 @@ def _expert_places(c: ModelConfig, *, original: bool, packed: bool) -> Places:
             places[f"{experts}up_proj"] = (gate_up, lambda stored: _transposed(stored)[:, 1::2])
             places[f"{experts}down_proj"] = (down, _transposed)
     return places
+
+
+def _expected_modules(c: ModelConfig, maker: Maker, router: str) -> dict[str, tuple[Shape, frozenset[str]]]:
+    """As expected_tensors, where experts are modules of their own."""
+    expected = {
+        name.replace(".mlp.router.", f".{router}."): found
+        for name, found in expected_tensors(c, original=False, packed=False).items()
+        if ".mlp.experts." not in name
+    }
+    for n in range(c.num_layers):
+        dense, packed = module_shapes(maker, c, n)
+        expected |= {name: (shape, FLOAT_TYPES) for name, shape in dense.items()}
+        expected |= {name: (shape, SCALE_TYPES) for name, shape in packed.items()}
+    return expected
+
+
+def _module_places(c: ModelConfig, maker: Maker, router: str) -> Places:
+    parts = {"bias": "_bias", "weight": ""} if maker == "unsloth" else {"bias": "_bias", "weight_scale": "_scales"}
+    places: Places = {}
+    for n in range(c.num_layers):
+        layer = f"model.layers.{n}."
+        experts = f"{layer}mlp.experts."
+        places |= {f"{layer}mlp.router.{kind}": (f"{layer}{router}.{kind}", _as_stored) for kind in ("weight", "bias")}
+        for part, name in parts.items():
+            gate_up, down = (module_names(maker, n, kind, part, c.num_experts) for kind in ("gate_up", "down"))
+            places[f"{experts}gate_proj{name}"] = (gate_up, _every_other(0))
+            places[f"{experts}up_proj{name}"] = (gate_up, _every_other(1))
+            places[f"{experts}down_proj{name}"] = (down, _as_stored)
+        if maker == "quark":
+            gate_up, down = (module_names(maker, n, kind, "weight", c.num_experts) for kind in ("gate_up", "down"))
+            places[f"{experts}gate_proj_blocks"] = (gate_up, lambda stored: _in_blocks(stored)[:, 0::2])
+            places[f"{experts}up_proj_blocks"] = (gate_up, lambda stored: _in_blocks(stored)[:, 1::2])
+            places[f"{experts}down_proj_blocks"] = (down, _in_blocks)
+    return places
+
+
+def _in_blocks(stored: torch.Tensor) -> torch.Tensor:
+    """uint8 [E, R, K / 2] -> [E, R, K / 32, 16]"""
+    return stored.unflatten(-1, (-1, GROUP_SIZE // 2))

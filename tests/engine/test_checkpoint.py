@@ -96,7 +96,15 @@ def test_a_folder_without_weights_is_an_error(broken: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is no JSON"), ('{"model_type": "llama"}', "'llama'"), ('{"model_type": "gpt_oss"}', "lacks")],
+    [
+        ("{", "is no JSON"),
+        ('{"model_type": "llama"}', "'llama'"),
+        ('{"model_type": "gpt_oss"}', "lacks"),
+        (
+            '{"model_type": "gpt_oss", "rope_theta": 1, "block_configs": [{}]}',
+            "has block_configs: layers with numbers of experts",
+        ),
+    ],
 )
 def test_a_bad_config_is_an_error(broken: Path, text: str, message: str) -> None:
     (broken / "config.json").write_text(text)

@@ -30,6 +30,7 @@ QUANTISED = (
     *("IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"),
 )
 VALUES_AT_ONCE = 1 << 23  # dequantised to float32 at a time: 32 MB
+LOW_NIBBLES = 0x0F0F0F0F0F0F0F0F
 BLOCK_BYTES = 1 + GROUP_SIZE // 2
 OLLAMA_NAMES = {  # as in Ollama's own files -> llama.cpp's
     "attn_out.weight": "attn_output.weight",
@@ -179,10 +180,11 @@ def canonical_codes(codes: torch.Tensor) -> torch.Tensor:
 
 def gguf_codes(codes: torch.Tensor) -> torch.Tensor:
     """uint8 [..., 16], the canonical order of nibbles -> GGUF's. A copy."""
-    low, high = codes[..., :8], codes[..., 8:]
-    even = (low & 0xF) | ((high & 0xF) << 4)
-    odd = (low >> 4) | (high & 0xF0)
-    return torch.stack((even, odd), dim=-1).flatten(-2)
+    low, high = codes.contiguous().view(torch.int64).unbind(-1)  # eight bytes at once
+    even = (low & LOW_NIBBLES) | ((high & LOW_NIBBLES) << 4)
+    odd = ((low >> 4) & LOW_NIBBLES) | (high & ~LOW_NIBBLES)
+    pairs = [half.unsqueeze(-1).view(torch.uint8) for half in (even, odd)]
+    return torch.stack(pairs, dim=-1).flatten(-2)
 
 
 def _common_name(name: str) -> str:

@@ -69,6 +69,10 @@ def _from_hf(c: dict[str, Any]) -> ModelConfig:
     rope = c.get("rope_parameters") or {"rope_theta": c["rope_theta"], **(c.get("rope_scaling") or {})}
     if rope.get("rope_type", "default") not in ("yarn", "default"):
         raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; gpt-oss uses 'yarn'")
+    if c.get("block_configs"):
+        raise ConfigError(
+            "config.json has block_configs: layers with numbers of experts or windows of their own are not supported"
+        )
     num_layers = c["num_hidden_layers"]
     return ModelConfig(
         num_layers=num_layers,

@@ -218,13 +218,39 @@ def _interpreters() -> list[psutil.Process]:
     return [one for one in psutil.Process().children(recursive=True) if one.name().startswith("python")]
 
 
+def chat(server: Server, *lines: Any, tool: Any = AUTO, **options: Any) -> Any:
+    server.says(*lines)
+    asked: Any = {"model": MODEL, "messages": [{"role": "user", "content": "Go"}], "tools": [tool]} | options
+    return server.client.chat.completions.create(**asked)
+
+
+def test_chat_completions_run_code_too(server: Server) -> None:
+    answered = chat(server, think("I compute.") + python("x = 6\nx * 7"), say("It is 42."))
+    message = answered.choices[0].message
+    assert message.content == "It is 42." and message.tool_calls is None
+    (ran,) = message.hosted_tool_calls
+    assert (ran["type"], ran["code"], ran["error"]) == ("code_interpreter", "x = 6\nx * 7", None)
+    assert ran["outputs"] == [{"type": "logs", "logs": "42\n"}]
+    named = {"type": "code_interpreter", "container": ran["container_id"]}
+    chunks = list(chat(server, python("x"), python("1/0"), say("Six."), tool=named, stream=True))
+    calls = [one for chunk in chunks for one in getattr(chunk.choices[0].delta, "hosted_tool_calls", None) or ()]
+    assert calls[0]["outputs"] == [{"type": "logs", "logs": "6\n"}] and "ZeroDivisionError" in str(calls[1]["outputs"])
+    failed = chat(server, python("import os; os._exit(1)"), say("Ended."), tool=named)
+    assert failed.choices[0].message.hosted_tool_calls[0]["error"]["type"] == "execution"
+
+
 def test_without_the_key_the_tool_is_left_out() -> None:
     engine = ScriptedEngine([say("Done.")])
     with served(engine=engine) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", _strict_response_validation=True)
         answered = client.responses.create(model=MODEL, input="Go", tools=[AUTO])
+        prompt = engine.vocabulary.decode(engine.requests[0].token_ids)
+        with pytest.raises(openai.BadRequestError, match="does not run tools of type 'code_interpreter'") as raised:
+            chat(Server(engine, url))
+    error: Any = raised.value.body
+    assert error["param"] == "tools[0].type"
     assert answered.output_text == "Done."
-    assert "## python" not in engine.vocabulary.decode(engine.requests[0].token_ids)
+    assert "## python" not in prompt
 
 
 def test_a_server_without_a_sandbox_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gptoss.api.chat.messages import FIELDS, read_messages, read_prefill
 from gptoss.api.chat.output import ChatPlan
-from gptoss.api.chat.schema import ChatCompletionRequest
+from gptoss.api.chat.schema import HOSTED, ChatCompletionRequest
 from gptoss.api.chat.tools import hosted_entries, read_tools
 from gptoss.api.context import Reading
 from gptoss.api.hosted.service import Prepared
@@ -63,14 +63,15 @@ async def plan_chat(body: Mapping[str, Any], incoming: Reading) -> ChatPlan:
 
 async def _prepare(request: ChatCompletionRequest, incoming: Reading) -> Prepared | None:
     """What the server runs of the request's tools; None: nothing. Raises InvalidRequest."""
-    entries = hosted_entries(request)
+    service = incoming.tools
+    entries = hosted_entries(request, service.runs if service is not None else lambda _: True)
     if not entries:
         return None
-    if incoming.tools is None:
-        text = "The server runs no tools for this request: leave tools of type 'mcp' out."
+    if service is None:
+        text = f"The server runs no tools for this request: leave tools of type '{entries[0].entry.type}' out."
         raise InvalidRequest(text, entries[0].where, "unsupported_value")
     names = [tool.name for tool in read_tools(request).tools]
-    return await incoming.tools.prepare(entries, incoming.sender.tenant, taken=names)
+    return await service.prepare(entries, incoming.sender.tenant, taken=names)
 
 
 def field_name(path: Path, legacy: bool = False, tools: Sequence[Any] = ()) -> str | None:
@@ -96,7 +97,7 @@ def field_name(path: Path, legacy: bool = False, tools: Sequence[Any] = ()) -> s
 def _tool_field(tools: Sequence[Any], index: int, rest: Sequence[str | int]) -> str:
     """The field of the client's tool of this index; the tools of a server have none of their own."""
     kinds = [tool.get("type") if isinstance(tool, Mapping) else None for tool in tools]
-    own = [place for place, kind in enumerate(kinds) if kind != "mcp"]
+    own = [place for place, kind in enumerate(kinds) if kind not in HOSTED]
     if tools and index >= len(own):
         return "tools"
     place = own[index] if tools else index

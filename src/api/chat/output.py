@@ -137,16 +137,22 @@ class ChatRenderer:
         hosted, call = self._chat.hosted, event.call
         if event.state != "finished" or hosted is None or call.result is None:
             return None
+        failure = call.result.failure
+        error = None if failure is None else {"type": failure.kind, "message": failure.message}
+        if call.name not in hosted.labels:
+            outputs = list(call.result.extras.get("outputs", ()))
+            ran = {"code": call.text, "container_id": call.session_id, "outputs": outputs}
+            shown = {"id": call.call_id, "type": "code_interpreter", **ran, "error": error}
+            return {"hosted_tool_calls": [shown]}
         label, name = hosted.labels[call.name]
-        failure, text = call.result.failure, text_for_model(call.result)
         shown = {
             "id": call.call_id,
             "type": "mcp",
             "server_label": label,
             "name": name,
             "arguments": call.text,
-            "output": text if failure is None else None,
-            "error": None if failure is None else {"type": failure.kind, "message": failure.message},
+            "output": text_for_model(call.result) if failure is None else None,
+            "error": error,
         }
         return {"hosted_tool_calls": [shown]}
 

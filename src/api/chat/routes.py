@@ -40,7 +40,7 @@ async def _start(chat: ChatPlan, context: ServerContext, incoming: Incoming) -> 
     if chat.hosted is None:
         remember = context.prompt_builder.remember
         return await start_chat(chat.plan, context.vocabulary, context.engine, accounting, remember)
-    tools = context.tools.hosted_tools(chat.hosted, max_calls=None, parallel=chat.parallel)
+    tools = context.tools.hosted_tools(chat.hosted, max_calls=None, parallel=chat.parallel, shows_containers=True)
     return await start_loop(chat.plan, tools, context.runtime(accounting, joins_messages=True))
 
 

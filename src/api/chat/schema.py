@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from gptoss.api.hosted.entries import McpEntry
+from gptoss.api.hosted.entries import CodeInterpreterEntry, McpEntry
 from gptoss.api.http.fields import (
     FIRST_PROBLEM,
     ChatTemplateKwargs,
@@ -57,12 +57,20 @@ class Tool(Strict):
     custom: CustomTool | None = None
 
 
-def _is_hosted(tool: Any) -> str:
+HOSTED = ("mcp", "code_interpreter")  # types of tools that the server runs
+
+
+def _hosted_kind(tool: Any) -> str:
     kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
-    return "<mcp>" if kind == "mcp" else "<tool>"
+    return f"<{kind}>" if kind in HOSTED else "<tool>"
 
 
-AnyTool = Annotated[Annotated[Tool, Tag("<tool>")] | Annotated[McpEntry, Tag("<mcp>")], Discriminator(_is_hosted)]
+AnyTool = Annotated[
+    Annotated[Tool, Tag("<tool>")]
+    | Annotated[McpEntry, Tag("<mcp>")]
+    | Annotated[CodeInterpreterEntry, Tag("<code_interpreter>")],
+    Discriminator(_hosted_kind),
+]
 
 
 class ReasoningOptions(Strict):

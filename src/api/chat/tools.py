@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gptoss.api.chat.schema import ChatCompletionRequest, CustomTool, Tool
@@ -31,19 +32,22 @@ def read_tools(request: ChatCompletionRequest, hosted: Prepared | None = None) -
     )
 
 
-def hosted_entries(request: ChatCompletionRequest) -> list[PlacedEntry]:
-    """The tools that the server runs. Raises InvalidRequest.
+def hosted_entries(request: ChatCompletionRequest, runs: Callable[[str], bool]) -> list[PlacedEntry]:
+    """The tools that the server runs. Raises InvalidRequest. `runs`: whether it runs those of a type.
 
     A chat completion has no approvals, and one answer.
     """
     found = []
     for index, tool in enumerate(request.tools or ()):
-        if isinstance(tool, McpEntry):
+        if not isinstance(tool, Tool):
             where = f"tools[{index}]"
             check_entry(tool, where)
-            if tool.require_approval != "never":
+            if isinstance(tool, McpEntry) and tool.require_approval != "never":
                 text = "A chat completion cannot ask for approval: set 'require_approval' to 'never'."
                 raise InvalidRequest(text, f"{where}.require_approval", "unsupported_value")
+            if not runs(tool.type):
+                text = f"This server does not run tools of type '{tool.type}'."
+                raise InvalidRequest(text, f"{where}.type", "unsupported_value")
             found.append(PlacedEntry(where, tool))
     if found and (request.n or 1) != 1:
         raise InvalidRequest("'n' must be 1 with tools that the server runs.", "n", "unsupported_value")

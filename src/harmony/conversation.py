@@ -48,6 +48,7 @@ class ToolCall:
     arguments: str
     id: str | None = None
     is_json: bool = True  # False for the free text of a custom tool
+    is_builtin: bool = False  # of a built-in tool, whose recipient is the name: part of the analysis
     origin: str = ""  # path of the call in the request, for errors
 
 

@@ -18,13 +18,22 @@ from gptoss.harmony.conversation import (
     ToolResult,
     UserMessage,
 )
-from gptoss.harmony.render import HarmonyMessage, assistant_text, developer_message, tool_call, tool_result
+from gptoss.harmony.render import (
+    HarmonyMessage,
+    assistant_text,
+    builtin_call,
+    builtin_result,
+    developer_message,
+    tool_call,
+    tool_result,
+)
 
 
 @dataclass(slots=True)
 class _Piece:
     message: Message
     call: int = -1  # number of the call, counted over the conversation; a result has its call's
+    is_builtin: bool = False  # the call or the result of a built-in tool
 
 
 def render_history(messages: Sequence[Message]) -> Iterator[HarmonyMessage]:
@@ -34,7 +43,7 @@ def render_history(messages: Sequence[Message]) -> Iterator[HarmonyMessage]:
         PromptError: names the call or the result that cannot be rendered.
     """
     calls = _Calls()
-    pieces = [_Piece(message, calls.number(message)) for message in messages if not _is_empty(message)]
+    pieces = [calls.piece(message) for message in messages if not _is_empty(message)]
     pieces = _calls_before_results(_results_at_their_calls(pieces))
     _order_results(pieces)
     _set_channels(pieces)
@@ -52,6 +61,8 @@ def _is_empty(message: Message) -> bool:
 
 
 def _channel(piece: _Piece) -> str | None:
+    if piece.is_builtin:
+        return "analysis"
     return piece.message.channel if isinstance(piece.message, AssistantMessage) else None
 
 
@@ -60,9 +71,15 @@ class _Calls:
 
     def __init__(self) -> None:
         self.names: list[str] = []  # by number of the call
+        self._builtin: set[int] = set()  # numbers of calls
         self._numbers: dict[str, int] = {}  # by id of the call
         self._answered: dict[int, ToolResult] = {}  # by number of the call
         self._open: dict[str, ToolCall] = {}  # by id: calls since the last message that the assistant did not write
+
+    def piece(self, message: Message) -> _Piece:
+        """A message with the number of its call. Raises PromptError."""
+        number = self.number(message)
+        return _Piece(message, number, number in self._builtin)
 
     def number(self, message: Message) -> int:
         """The number of a call, or of a result's call; -1 for other messages."""
@@ -87,6 +104,8 @@ class _Calls:
             self._open[call.id] = call
             self._numbers[call.id] = number
         self.names.append(clean_name(call.name))
+        if call.is_builtin:
+            self._builtin.add(number)
         return number
 
     def _called(self, result: ToolResult, call_id: str) -> int:
@@ -191,6 +210,10 @@ def _render(piece: _Piece, names: Sequence[str]) -> HarmonyMessage | None:
             return developer_message(message.text)
         case AssistantMessage():
             return assistant_text(message.channel or "final", message.text)
+        case ToolCall() if piece.is_builtin:
+            return builtin_call(names[piece.call], message.arguments)
+        case ToolResult() if piece.is_builtin:
+            return builtin_result(names[piece.call], message.text)
         case ToolCall():
             return tool_call(names[piece.call], message.arguments, is_json=message.is_json)
         case ToolResult():

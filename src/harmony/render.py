@@ -151,6 +151,11 @@ def tool_call(name: str, text: str, *, is_json: bool = True) -> HarmonyMessage:
     )
 
 
+def builtin_call(recipient: str, text: str) -> HarmonyMessage:
+    """The message of a call of a built-in tool, as the model writes it."""
+    return HarmonyMessage("assistant", text, "analysis", f"{recipient} code", ends_with_call=True)
+
+
 def builtin_result(recipient: str, text: str) -> HarmonyMessage:
     """The result of a built-in tool: its author is the recipient of the call."""
     return HarmonyMessage(f"{recipient} to=assistant", text, "analysis")

@@ -191,7 +191,6 @@ def _full_url(text: str) -> str:
     return prefix + url
 
 
-def _sources(page: Page) -> list[dict[str, str]]:
-    if page.kind != "search":
-        return []
-    return [{"type": "url", "url": link.url} for link in page.links]
+def _sources(page: Page) -> list[str]:
+    """The URLs that a search has found."""
+    return [link.url for link in page.links] if page.kind == "search" else []

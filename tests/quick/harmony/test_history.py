@@ -9,7 +9,7 @@ import pytest
 
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.http.errors import from_validation
-from gptoss.harmony.conversation import PromptError
+from gptoss.harmony.conversation import AssistantMessage, Message, PromptError, ToolCall, ToolResult, UserMessage
 from gptoss.harmony.history import render_history
 from gptoss.harmony.render import HarmonyMessage
 from tests.support.conversations import conversation
@@ -180,3 +180,22 @@ def test_parts_of_a_chat_message() -> None:
     call: dict[str, Any] = {"id": "1", "type": "custom"}
     missing = problem({"role": "assistant", "tool_calls": [call]})
     assert (missing.param, missing.code) == ("messages[0].tool_calls[0].custom", "missing_required_parameter")
+
+
+def test_calls_of_builtin_tools_are_part_of_the_analysis() -> None:
+    def turn(number: int) -> list[Message]:
+        search, found = f"search {number}", f"found {number}"
+        return [
+            UserMessage("U"),
+            AssistantMessage("R", "analysis"),
+            ToolCall("browser.search", search, f"s{number}", is_builtin=True),
+            ToolResult(found, f"s{number}"),
+            ToolCall("f", "{}", f"f{number}"),
+            ToolResult("r", f"f{number}"),
+        ]
+
+    call = HarmonyMessage("assistant", "search 2", "analysis", "browser.search code", ends_with_call=True)
+    read = HarmonyMessage("browser.search to=assistant", "found 2", "analysis")
+    made = list(render_history([*turn(1), AssistantMessage("F"), *turn(2)]))
+    assert [message.text for message in made] == ["U", "{}", "r", "F", "U", "R", "search 2", "found 2", "{}", "r"]
+    assert made[6:8] == [call, read]

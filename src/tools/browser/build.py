@@ -57,7 +57,9 @@ def _backend(settings: BrowserSettings, environment: Mapping[str, str]) -> Backe
     if settings.backend == "folder":
         if settings.folder is None:
             raise ConfigError("browser_backend 'folder' needs browser_folder: the folder of the documents")
-        return FolderBackend(settings.folder, settings.folder_url)
+        backend = FolderBackend(settings.folder, settings.folder_url)
+        backend.warm()
+        return backend
     from gptoss.tools.address_guard import AddressPolicy
     from gptoss.tools.browser.search_apis import ExaBackend, SearxngBackend, YouBackend
     from gptoss.tools.browser.web import WebPages

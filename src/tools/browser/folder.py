@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -51,7 +52,10 @@ class FolderBackend:
     base_url: str = DEFAULT_URL
     _files: dict[str, _File] = field(default_factory=dict)  # by path below the root
     _scanned: float = -1e9  # time.monotonic()
-    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _closed: bool = False
+    _indexing: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="browser-index")
+    )
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
@@ -59,22 +63,25 @@ class FolderBackend:
         self.root = self.root.resolve()
         self.base_url = self.base_url if self.base_url.endswith("/") else f"{self.base_url}/"
 
+    def warm(self) -> None:
+        """Begins to index the folder, so that the first search waits less."""
+        self._indexing.submit(self._fresh_files)
+
     async def close(self) -> None:
-        self._files.clear()
+        self._closed = True
+        self._indexing.shutdown(wait=False, cancel_futures=True)
 
     async def search(self, query: str, scope: Scope) -> list[SearchResult]:
         """The best documents that the scope allows, each with the passage that answers the query best."""
-        async with self._lock:
-            if time.monotonic() - self._scanned > FRESH_S:
-                self._files = await asyncio.to_thread(self._scan)
-                self._scanned = time.monotonic()
-        return await asyncio.to_thread(self._search, query, scope)
+        # a call that is cut off does not end the indexing
+        files = await asyncio.shield(asyncio.wrap_future(self._indexing.submit(self._fresh_files)))
+        return await asyncio.to_thread(self._search, files, query, scope)
 
     async def fetch(self, url: str) -> Document:
         return await asyncio.to_thread(self._read_url, url)
 
-    def _search(self, query: str, scope: Scope) -> list[SearchResult]:
-        files = {path: one.words for path, one in self._files.items() if scope.allows(self._url(path))}
+    def _search(self, indexed: Mapping[str, _File], query: str, scope: Scope) -> list[SearchResult]:
+        files = {path: one.words for path, one in indexed.items() if scope.allows(self._url(path))}
         found = []
         weights = term_weights(query, files.values())
         for path in ranked(weights, files):
@@ -86,11 +93,23 @@ class FolderBackend:
                 break
         return found
 
+    def _fresh_files(self) -> Mapping[str, _File]:
+        """The index, which is made again if it is old. Runs in one thread alone."""
+        started = time.monotonic()
+        if started - self._scanned > FRESH_S:
+            before, self._files = self._files, self._scan()
+            self._scanned = time.monotonic()
+            if len(before) != len(self._files):
+                logger.info("browser: %d documents, indexed in %.1f s", len(self._files), self._scanned - started)
+        return self._files
+
     def _scan(self) -> dict[str, _File]:
         """The index of all files; those that have not changed are taken from the last one."""
         found: dict[str, _File] = {}
         num_bytes = 0
         for path, stat in self._paths():
+            if self._closed:
+                break
             if len(found) >= MAX_FILES or num_bytes >= MAX_INDEXED_BYTES:
                 logger.warning("browser: only the first %d files of the folder are searched", len(found))
                 break

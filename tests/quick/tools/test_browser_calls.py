@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -343,3 +344,24 @@ async def test_many_searches_index_the_folder_once(root: Path, call: Call, monke
     monkeypatch.setattr(FolderBackend, "_scan", lambda self: (scans.append(1), scan(self))[1])
     results = await asyncio.gather(*(call("search", query="pump") for _ in range(5)))
     assert all(result.ok for result in results) and len(scans) == 1
+
+
+async def test_a_search_that_is_cut_off_does_not_end_the_indexing(
+    root: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, scans = threading.Event(), threading.Event(), []
+    scan = FolderBackend._scan
+
+    def slow(self: FolderBackend) -> Any:
+        scans.append(1)
+        begun.set()
+        assert go_on.wait(20)
+        return scan(self)
+
+    monkeypatch.setattr(FolderBackend, "_scan", slow)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await call("search", query="pump")
+    assert begun.is_set()
+    go_on.set()
+    assert (await call("search", query="pump")).extras["sources"] and len(scans) == 1

@@ -205,7 +205,7 @@ def create_context(
         tracker=RequestTracker(engine, metrics, access, tracing),
         stored_responses=stored_responses,
         unknown_fields=UnknownFields(config.unknown_fields),
-        tools=ToolService(config),
+        tools=ToolService(config, vocabulary),
     )
 
 

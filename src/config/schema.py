@@ -22,7 +22,7 @@ from gptoss.config.key import key
 from gptoss.config.profiles import PROFILES, Profile, ProfileName, overridden
 from gptoss.config.python_keys import PythonKeys
 from gptoss.config.text import check_key_text, yaml_problem
-from gptoss.config.tool_keys import ToolKeys, check_networks, mcp_entries
+from gptoss.config.tool_keys import ToolKeys, check_domains, check_networks, mcp_entries
 
 ENV_PREFIX = "GPTOSS_"
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*)|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
@@ -238,6 +238,11 @@ class ServerConfig(
         mcp_entries(value)
         return value
 
+    @field_validator("browser_domains")
+    @classmethod
+    def _domains(cls, value: list[str]) -> list[str]:
+        return check_domains(value)
+
     @field_validator("private_tool_networks")
     @classmethod
     def _networks(cls, value: list[str]) -> list[str]:
@@ -258,6 +263,10 @@ class ServerConfig(
             raise ValueError("auto_port and force_port contradict each other: drop one of them")
         if self.backend == "transformers" and self.load_format == "dummy":
             raise ValueError("backend 'transformers' needs a checkpoint: drop load_format 'dummy'")
+        if self.browser_backend == "folder" and self.browser_folder is None:
+            raise ValueError("browser_backend 'folder' needs browser_folder: the folder of the documents")
+        if self.browser_backend == "searxng" and self.browser_url is None:
+            raise ValueError("browser_backend 'searxng' needs browser_url: the URL of the SearXNG server")
         self.all_profiles()
         return self
 

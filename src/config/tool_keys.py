@@ -6,13 +6,15 @@ import dataclasses
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gptoss.config.key import key
 
+DOMAIN = re.compile(r"\w([\w.-]*\w)?")
 LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -31,6 +33,14 @@ class ToolKeys:
     )
     mcp_timeout_s: float = key(10.0, "time for an MCP server to connect and list its tools", gt=0)
     mcp_refresh_s: float = key(60.0, "interval at which the tools of configured MCP servers are listed again", gt=0)
+    browser_backend: Literal["folder", "searxng", "exa", "you"] | None = key(
+        None, "where the browser of web_search finds pages; unset: requests that offer web_search run without it"
+    )
+    browser_folder: Path | None = key(None, "documents that the backend folder searches and opens")
+    browser_folder_url: str = key("local:///", "URL of that folder in answers, as https://docs.example.com/")
+    browser_url: str | None = key(None, "URL of the SearXNG server of the backend searxng", secret=True)
+    browser_domains: list[str] = key([], "domains that the browser may read, with their subdomains; empty: any")
+    browser_max_page_bytes: int = key(4 * 2**20, "largest page that the browser fetches; the rest is cut", ge=1024)
     max_tool_calls: int = key(128, "tool calls of one answer, where a request does not set fewer", ge=1)
     tool_timeout_s: float = key(120.0, "time of one tool call", gt=0)
     tool_deadline_s: float = key(600.0, "time from a request's start in which its tools may run", gt=0)
@@ -89,6 +99,14 @@ def filled(values: Mapping[str, str], environment: Mapping[str, str]) -> dict[st
         return environment[found[1]]
 
     return {name: _VARIABLE.sub(value_of, value) for name, value in values.items()}
+
+
+def check_domains(domains: list[str]) -> list[str]:
+    """Returns the domains. Raises ValueError for what is no name of a host."""
+    for domain in domains:
+        if not DOMAIN.fullmatch(domain):
+            raise ValueError(f"{domain!r} is not a domain: leave out scheme, port and path")
+    return domains
 
 
 def check_networks(networks: list[str]) -> list[str]:

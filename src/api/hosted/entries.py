@@ -10,10 +10,11 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import Strict
-from gptoss.config.tool_keys import LABEL
+from gptoss.config.tool_keys import DOMAIN, LABEL
 from gptoss.generation.tool_types import McpTool
 
 Label = Annotated[str, StringConstraints(pattern=f"^{LABEL.pattern}$")]
+Domain = Annotated[str, StringConstraints(pattern=f"^{DOMAIN.pattern}$", max_length=253)]
 Place = tuple[int | str, ...]
 WEB_SEARCH = ("web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11")
 CODE_INTERPRETER = ("code_interpreter",)
@@ -75,7 +76,15 @@ class McpEntry(Strict):
 
 
 class SearchFilters(Strict):
-    allowed_domains: Annotated[list[str], Field(max_length=100)] | None = None
+    allowed_domains: Annotated[list[Domain], Field(max_length=100)] | None = None
+
+
+class UserLocation(Strict):
+    type: Literal["approximate"] | None = None
+    city: Annotated[str, Field(max_length=256)] | None = None
+    country: Annotated[str, StringConstraints(pattern="^[A-Za-z]{2}$")] | None = None
+    region: Annotated[str, Field(max_length=256)] | None = None
+    timezone: Annotated[str, Field(max_length=256)] | None = None
 
 
 class WebSearchEntry(Strict):
@@ -85,7 +94,7 @@ class WebSearchEntry(Strict):
     type: Literal[WEB_SEARCH]  # type: ignore[valid-type]
     filters: SearchFilters | None = None
     search_context_size: Literal["low", "medium", "high"] | None = None
-    user_location: Any = None
+    user_location: UserLocation | None = None
 
     def shown(self) -> dict[str, Any]:
         """The entry as a response repeats it."""
@@ -97,7 +106,7 @@ class WebSearchEntry(Strict):
         return {
             "allowed_domains": None if domains is None else tuple(domains),
             "search_context_size": self.search_context_size or "medium",
-            "user_location": self.user_location,
+            "user_location": self.user_location.model_dump(exclude_none=True) if self.user_location else None,
         }
 
     @property

@@ -21,6 +21,7 @@ from gptoss.generation.request import FunctionTool
 from gptoss.generation.tool_sessions import SessionChain, SessionLimits, ToolSessions
 from gptoss.generation.tool_types import McpTool, ToolFailure
 from gptoss.harmony.conversation import ToolNamespace
+from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.tools.address_guard import AddressRefusedError
 from gptoss.tools.mcp.runner import McpRunner
 from gptoss.tools.mcp.servers import (
@@ -74,13 +75,13 @@ class Prepared:
 class ToolService:
     """The tools of a server."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, vocabulary: Vocabulary) -> None:
         """Makes the tools that are configured; nothing runs before `start`. Raises ConfigError."""
         self._config = config
         self.background = Background()
         limits = SessionLimits(config.max_tool_sessions, config.max_tool_sessions_per_key, config.tool_session_idle_s)
         self.sessions = ToolSessions(limits, self.background)
-        self.builtins = make_builtins(config)
+        self.builtins = make_builtins(config, lambda text: len(vocabulary.encode(text)))
         self.mcp = _make_mcp(config)
         self._sweeping: asyncio.Task[None] | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -21,20 +21,22 @@ class Scope:
     max_results: int = 10
     allowed_domains: tuple[str, ...] | None = None  # with all their subdomains; None: any
     country: str | None = None  # of the user: two letters
+    operator_domains: tuple[str, ...] = ()  # as above, of all requests; empty: any
 
     @classmethod
-    def of_options(cls, options: Mapping[str, Any]) -> Scope:
+    def of_options(cls, options: Mapping[str, Any], operator_domains: Sequence[str] = ()) -> Scope:
         """Reads the fields of a request's tool: `allowed_domains`, `search_context_size`, `user_location`."""
         domains, location = options.get("allowed_domains"), options.get("user_location") or {}
         return cls(
             _RESULTS_BY_CONTEXT.get(options.get("search_context_size") or "medium", 10),
-            tuple(domain.lower().strip(".") for domain in domains) if domains else None,
+            _normal(domains) if domains else None,
             location.get("country") or None,
+            _normal(operator_domains),
         )
 
     def allows(self, url: str) -> bool:
         """Whether pages of this URL may be shown."""
-        if self.allowed_domains is None:
+        if self.allowed_domains is None and not self.operator_domains:
             return True
         try:
             host = (urlsplit(url).hostname or "").rstrip(".").lower()
@@ -42,7 +44,15 @@ class Scope:
             return False
         # links to arXiv are opened as HTML on ar5iv
         hosts = [host, host.replace("ar5iv.org", "arxiv.org")]
-        return any(one == name or one.endswith(f".{name}") for one in hosts for name in self.allowed_domains)
+        return all(
+            any(one == name or one.endswith(f".{name}") for one in hosts for name in names)
+            for names in (self.allowed_domains, self.operator_domains)
+            if names
+        )
+
+
+def _normal(domains: Sequence[str]) -> tuple[str, ...]:
+    return tuple(domain.lower().strip(".") for domain in domains)
 
 
 class Backend(Protocol):

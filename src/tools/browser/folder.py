@@ -87,7 +87,8 @@ class FolderBackend:
         for path in ranked(weights, files):
             page = self._page(path)
             if page is not None:
-                lines = without_links("\n".join(page.lines[2:])).split("\n")
+                text = without_links("\n".join(page.lines[2:])).split("\n")
+                lines = [line for line in text if line.strip("# ") != page.title]
                 found.append(SearchResult(page.title, page.url, best_passage(weights, lines)))
             if len(found) == scope.max_results:
                 break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -60,8 +60,10 @@ class BrowserRunner:
     name = "browser"
     parallel = False
 
-    def __init__(self, backend: Backend, count_tokens: CountTokens) -> None:
+    def __init__(self, backend: Backend, count_tokens: CountTokens, domains: Sequence[str] = ()) -> None:
+        """`domains`: that may be read, besides what a request allows; empty: any."""
         self._backend, self._count_tokens = backend, count_tokens
+        self._domains = tuple(domains)
         self.namespace = browser_namespace()
 
     async def open(self, options: SessionOptions) -> ToolSession:
@@ -75,7 +77,9 @@ class BrowserRunner:
         assert isinstance(session, BrowserSession)
         action = dict(_UNREAD.get(call.function, _UNREAD["search"]))
         try:
-            step = self._step(read_call(call.function, call.text), session, Scope.of_options(call.options))
+            step = self._step(
+                read_call(call.function, call.text), session, Scope.of_options(call.options, self._domains)
+            )
             action = step.action
             window = await step.run()
             text = show_page(window.page, session.next_cursor, window.line, window.num_lines, self._count_tokens)

@@ -267,6 +267,9 @@ def test_a_scope_follows_the_fields_of_the_request() -> None:
     )
     assert scope == Scope(20, ("example.com", "b.org"), "DE")
     assert Scope.of_options({}) == Scope(10, None, None)
+    both = Scope.of_options({"allowed_domains": ("b.org",)}, ["a.b.org"])
+    assert both.allows("https://x.a.b.org") and not both.allows("https://b.org")
+    assert not Scope.of_options({}, ["a.org"]).allows("https://b.org")
     assert (
         scope.allows("https://a.EXAMPLE.com./x")
         and scope.allows("http://b.org:81")

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from openai_harmony import Conversation, Message, Role, SystemContent
+from pydantic import ValidationError
 
 from gptoss.config.errors import ConfigError
+from gptoss.config.schema import ServerConfig
 from gptoss.harmony.render import system_message
-from gptoss.tools.browser.build import BrowserSettings, build_browser
+from gptoss.tools.browser.build import make_browser
 from gptoss.tools.browser.runner import browser_namespace
 from tests.support.vocabulary import public_vocabulary
 
@@ -19,17 +21,33 @@ from tests.support.vocabulary import public_vocabulary
 @pytest.mark.parametrize(
     ("settings", "environment", "message"),
     [
-        ({"backend": "folder"}, {}, "needs browser_folder"),
-        ({"backend": "folder", "folder": Path("/nonexistent")}, {}, "/nonexistent is not a folder"),
-        ({"backend": "searxng"}, {}, "needs browser_url"),
-        ({"backend": "searxng", "url": "localhost:8080"}, {}, "needs browser_url"),
-        ({"backend": "exa"}, {"YDC_API_KEY": "x"}, "'exa' needs its key in EXA_API_KEY"),
-        ({"backend": "you"}, {"YDC_API_KEY": " "}, "'you' needs its key in YDC_API_KEY"),
+        ({"browser_backend": "folder", "browser_folder": Path("/nonexistent")}, {}, "/nonexistent is not a folder"),
+        ({"browser_backend": "searxng", "browser_url": "localhost:8080"}, {}, "browser_url is not the http"),
+        ({"browser_backend": "exa"}, {"YDC_API_KEY": "x"}, "'exa' needs its key in the variable EXA_API_KEY"),
+        ({"browser_backend": "you"}, {"YDC_API_KEY": " "}, "'you' needs its key in the variable YDC_API_KEY"),
     ],
 )
 def test_what_is_missing_is_named(settings: Any, environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_browser(BrowserSettings(**settings), len, environment)
+        make_browser(ServerConfig(**settings), len, environment)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"browser_backend": "folder"}, "needs browser_folder"),
+        ({"browser_backend": "searxng"}, "needs browser_url"),
+        ({"browser_backend": "bing"}, "browser_backend"),
+        ({"browser_domains": ["https://example.com"]}, "is not a domain"),
+    ],
+)
+def test_a_configuration_that_contradicts_itself_is_refused(settings: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ServerConfig(**settings)
+
+
+def test_without_a_backend_there_is_no_browser() -> None:
+    assert make_browser(ServerConfig(), len) is None
 
 
 @pytest.mark.parametrize(
@@ -45,19 +63,21 @@ def test_a_missing_package_is_named(
     find = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == absent else find(name))
     with pytest.raises(ConfigError, match=message):
-        build_browser(BrowserSettings(backend=backend, folder=tmp_path), len, {"EXA_API_KEY": "k"})
+        make_browser(ServerConfig(browser_backend=backend, browser_folder=tmp_path), len, {"EXA_API_KEY": "k"})
 
 
-async def test_each_backend_is_built(tmp_path: Path) -> None:
-    environment = {"EXA_API_KEY": "k", "YDC_API_KEY": "k"}
-    for more in (
-        {"backend": "folder", "folder": tmp_path},
-        {"backend": "searxng", "url": "http://127.0.0.1:8080"},
-        {"backend": "exa"},
-        {"backend": "you"},
-    ):
-        settings: dict[str, Any] = {"domains": ["example.com"], "private_networks": ["10.0.0.0/8"], **more}
-        await build_browser(BrowserSettings(**settings), len, environment).close()
+@pytest.mark.parametrize("backend", ["folder", "searxng", "exa", "you"])
+async def test_each_backend_is_made(tmp_path: Path, backend: Any) -> None:
+    config = ServerConfig(
+        browser_backend=backend,
+        browser_folder=tmp_path,
+        browser_url="http://127.0.0.1:8080",
+        browser_domains=["example.com"],
+        private_tool_networks=["10.0.0.0/8"],
+    )
+    browser = make_browser(config, len, {"EXA_API_KEY": "k", "YDC_API_KEY": "k"})
+    assert browser is not None and browser.name == "browser"
+    await browser.close()
 
 
 def test_the_model_is_shown_the_browser_that_it_was_trained_with() -> None:

@@ -22,9 +22,9 @@ from tests.support.vocabulary import public_vocabulary
     ("settings", "environment", "message"),
     [
         ({"browser_backend": "folder", "browser_folder": Path("/nonexistent")}, {}, "/nonexistent is not a folder"),
-        ({"browser_backend": "searxng", "browser_url": "localhost:8080"}, {}, "browser_url is not the http"),
-        ({"browser_backend": "exa"}, {"YDC_API_KEY": "x"}, "'exa' needs its key in the variable EXA_API_KEY"),
-        ({"browser_backend": "you"}, {"YDC_API_KEY": " "}, "'you' needs its key in the variable YDC_API_KEY"),
+        ({"browser_backend": "searxng", "browser_url": "localhost:8080"}, {}, "needs browser_url, the http"),
+        ({"browser_backend": "exa"}, {"YDC_API_KEY": "x"}, "'exa' needs its key in EXA_API_KEY"),
+        ({"browser_backend": "you"}, {"YDC_API_KEY": " "}, "'you' needs its key in YDC_API_KEY"),
     ],
 )
 def test_what_is_missing_is_named(settings: Any, environment: dict[str, str], message: str) -> None:

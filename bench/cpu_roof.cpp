@@ -5,15 +5,21 @@
 
 #include <cstdint>
 
-// Reads `bytes` (a multiple of 4096 a thread) and returns a sum, so that nothing is left out.
+// Reads `bytes` (a multiple of 4096 a thread) and returns a sum, so that nothing is left out. Asking for lines ahead, for both
+// caches, is what reaches the memory's rate.
 extern "C" double read_all(const uint8_t* data, int64_t bytes) {
     int64_t total = 0;
 #pragma omp parallel for schedule(static) reduction(+ : total)
     for (int64_t page = 0; page < bytes / 4096; page++) {
         __m256i sums[4] = {};
         const uint8_t* at = data + page * 4096;
-        for (int i = 0; i < 4096; i += 128)
+        for (int i = 0; i < 4096; i += 128) {
+            for (int line = 0; line < 128; line += 64) {
+                _mm_prefetch((const char*)at + i + line + 512, _MM_HINT_T0);
+                _mm_prefetch((const char*)at + i + line + 16384, _MM_HINT_T1);
+            }
             for (int j = 0; j < 4; j++) sums[j] = _mm256_xor_si256(sums[j], _mm256_loadu_si256((const __m256i*)(at + i + 32 * j)));
+        }
         const __m256i all = _mm256_xor_si256(_mm256_xor_si256(sums[0], sums[1]), _mm256_xor_si256(sums[2], sums[3]));
         total ^= _mm256_extract_epi64(all, 0);
     }

@@ -1,6 +1,8 @@
 """Measures parts of a step on the CPU, alternating with the torch functions and separate calls that they replace.
 
-python bench/cpu_step.py
+    python bench/cpu_step.py
+
+Then the products of one token in the shapes of gpt-oss-20b, whose weights' GB/s stand beside those of a plain read.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.cpu_products import DENSE, MoeWeights, Version, dense, experts, roofs
 from gptoss.embedded.unfold import ASSET, unfold
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
@@ -91,6 +94,16 @@ def layers(folder: Path) -> None:
     compare("nano's layers, one token", lambda: run(True), lambda: run(False))
 
 
+def products() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        read, _ = roofs(Path(temporary))
+    print(f"{'plain read':26}{read:9.1f} GB/s")
+    ours = [Version(None)]
+    for name in DENSE:
+        dense(name, 1, ours)
+    experts(1, MoeWeights(), ours)
+
+
 def main() -> None:
     if native.library() is None:
         sys.exit("the CPU kernels do not run here")
@@ -99,6 +112,7 @@ def main() -> None:
     sampling()
     with tempfile.TemporaryDirectory() as temporary:
         layers(unfold(ASSET, Path(temporary)))
+    products()
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def write_gguf(
     writer = GGUFWriter(
         out, "gptoss" if ollama else "gpt-oss", split_max_tensors=-(-len(tensors) // files) if files > 1 else 0
     )
-    _write_keys(writer, json.loads((folder / "config.json").read_text()), ollama=ollama)
+    write_keys(writer, json.loads((folder / "config.json").read_text()), ollama=ollama)
     if tokens is not None:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-4o")
@@ -156,7 +156,7 @@ def _ollama_name(name: str) -> str:
     return name
 
 
-def _write_keys(writer: GGUFWriter, c: dict[str, Any], *, ollama: bool) -> None:
+def write_keys(writer: GGUFWriter, c: dict[str, Any], *, ollama: bool) -> None:
     writer.add_block_count(c["num_hidden_layers"])
     writer.add_context_length(c["max_position_embeddings"])
     writer.add_embedding_length(c["hidden_size"])

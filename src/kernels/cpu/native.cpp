@@ -147,58 +147,104 @@ extern "C" void rope_and_store(bf16* qkv, const float* cos, const float* sin, co
 // --- attention over the block cache, with sinks ---
 // Query t sees positions first[t] .. last[t]; the slot of position p is slots[base[t] + p].
 
-template <int QH>  // query heads handled together
-static void attend(const bf16* query, const bf16* key_cache, const bf16* value_cache, const bf16* sinks, bf16* out,
-                   const int64_t* slots, int64_t count, int64_t row, int64_t column, float scale, float* scores) {
-    B q[QH][2];
-    for (int h = 0; h < QH; h++) {
-        q[h][0] = b_load(query + h * 64, 32);
-        q[h][1] = b_load(query + h * 64 + 32, 32);
-    }
-    const int64_t padded = (count + 15) / 16 * 16;
-    for (int64_t s = 0; s < count; s++) {
-        const bf16* key = key_cache + slots[s] * row + column;
-        const B k0 = b_load(key, 32), k1 = b_load(key + 32, 32);
+static inline int64_t padded_to(int64_t count) { return (count + 15) / 16 * 16; }
+
+// QH query heads of a token, which share a key-value head; keys and values of a position lie `row` apart in the cache.
+template <int QH>
+struct Heads {
+    const bf16* query;
+    const bf16 *keys, *values, *sinks;
+    const int64_t* slots;
+    int64_t count, padded, row;
+    float *scores, inverse[QH];  // scores [QH, padded]
+
+    // scores = scale q . k, of four positions at once
+    void score(float scale) {
+        B q[QH][2];
         for (int h = 0; h < QH; h++) {
-            const F d = b_dot(b_dot(f_set(0), q[h][0], k0), q[h][1], k1);
-            scores[h * padded + s] = f_sum(d) * scale;
+            q[h][0] = b_load(query + h * 64, 32);
+            q[h][1] = b_load(query + h * 64 + 32, 32);
+        }
+        auto dots = [&](int64_t s, F* out, int64_t stride) __attribute__((always_inline)) {
+            const bf16* key = keys + slots[s] * row;
+            const B k0 = b_load(key, 32), k1 = b_load(key + 32, 32);
+            UNROLLED
+            for (int h = 0; h < QH; h++) out[h * stride] = b_dot(b_dot(f_set(0), q[h][0], k0), q[h][1], k1);
+        };
+        int64_t s = 0;
+        for (; s + 4 <= count; s += 4) {
+            F found[QH][4];
+            UNROLLED
+            for (int i = 0; i < 4; i++) dots(s + i, &found[0][i], 4);
+            UNROLLED
+            for (int h = 0; h < QH; h++) {
+                const __m128 four = f_sum4(found[h][0], found[h][1], found[h][2], found[h][3]);
+                _mm_storeu_ps(scores + h * padded + s, _mm_mul_ps(four, _mm_set1_ps(scale)));
+            }
+        }
+        for (; s < count; s++) {
+            F found[QH];
+            dots(s, found, 1);
+            for (int h = 0; h < QH; h++) scores[h * padded + s] = f_sum(found[h]) * scale;
         }
     }
-    float inverse[QH];
-    for (int h = 0; h < QH; h++) {
-        float* row_scores = scores + h * padded;
-        for (int64_t s = count; s < padded; s++) row_scores[s] = -INFINITY;
-        const float sink = to_float(sinks[h]);
-        F top = f_set(sink);
-        for (int64_t s = 0; s < padded; s += 16) top = f_max(top, f_load(row_scores + s));
-        const float peak = f_top(top);
-        F total = f_set(0);
-        for (int64_t s = 0; s < padded; s += 16) {
-            const F v = f_load(row_scores + s);
-            const F e = f_where_finite(v, f_exp(f_sub(v, f_set(peak))));
-            f_store(row_scores + s, e);
-            total = f_add(total, e);
-        }
-        inverse[h] = 1.0f / (f_sum(total) + std::exp(sink - peak));
-    }
-    F acc[QH][4];
-    for (int h = 0; h < QH; h++)
-        for (int d = 0; d < 4; d++) acc[h][d] = f_set(0);
-    for (int64_t s = 0; s < count; s++) {
-        const bf16* value = value_cache + slots[s] * row + column;
-        F v[4];
-        for (int d = 0; d < 4; d++)
-            v[d] = f_widen(value + 16 * d);
+
+    // scores = exp(score - largest), and the inverse of their sum with the sink's
+    void soften() {
         for (int h = 0; h < QH; h++) {
-            const F p = f_set(scores[h * padded + s]);
-            for (int d = 0; d < 4; d++) acc[h][d] = f_fma(p, v[d], acc[h][d]);
+            float* line = scores + h * padded;
+            for (int64_t s = count; s < padded; s++) line[s] = -INFINITY;
+            const float sink = to_float(sinks[h]);
+            F top = f_set(sink);
+            for (int64_t s = 0; s < padded; s += 16) top = f_max(top, f_load(line + s));
+            const float peak = f_top(top);
+            F total = f_set(0);
+            for (int64_t s = 0; s < padded; s += 16) {
+                const F v = f_load(line + s);
+                const F e = f_where_finite(v, f_exp(f_sub(v, f_set(peak))));
+                f_store(line + s, e);
+                total = f_add(total, e);
+            }
+            inverse[h] = 1.0f / (f_sum(total) + std::exp(sink - peak));
         }
     }
-    for (int h = 0; h < QH; h++) {
-        float line[64];
-        for (int d = 0; d < 4; d++) f_store(line + 16 * d, acc[h][d]);
-        for (int d = 0; d < 64; d++) out[h * 64 + d] = to_bf16(line[d] * inverse[h]);
+
+    // out [QH, 64] = the values' sum weighted by the scores; as many columns at once as registers hold sums for
+    void weigh(bf16* out) const {
+        constexpr int SOME = std::min(4, MAX_SUMS / QH);
+        for (int d = 0; d < 4; d += SOME) {
+            F sums[QH][SOME];
+            UNROLLED
+            for (int h = 0; h < QH; h++)
+                UNROLLED
+                for (int i = 0; i < SOME; i++) sums[h][i] = f_set(0);
+            for (int64_t s = 0; s < count; s++) {
+                const bf16* value = values + slots[s] * row + 16 * d;
+                F v[SOME];
+                UNROLLED
+                for (int i = 0; i < SOME; i++) v[i] = f_widen(value + 16 * i);
+                UNROLLED
+                for (int h = 0; h < QH; h++) {
+                    const F p = f_set(scores[h * padded + s]);
+                    UNROLLED
+                    for (int i = 0; i < SOME; i++) sums[h][i] = f_fma(p, v[i], sums[h][i]);
+                }
+            }
+            for (int h = 0; h < QH; h++)
+                for (int i = 0; i < SOME; i++) {
+                    float line[16];
+                    f_store(line, sums[h][i]);
+                    for (int n = 0; n < 16; n++) out[h * 64 + 16 * (d + i) + n] = to_bf16(line[n] * inverse[h]);
+                }
+        }
     }
+};
+
+template <int QH>
+static void attend(Heads<QH> heads, float scale, bf16* out) {
+    heads.score(scale);
+    heads.soften();
+    heads.weigh(out);
 }
 
 extern "C" void attention(const bf16* qkv, const bf16* key_cache, const bf16* value_cache, const bf16* sinks, bf16* out,
@@ -207,19 +253,20 @@ extern "C" void attention(const bf16* qkv, const bf16* key_cache, const bf16* va
     const int64_t D = 64, per_group = heads / groups, width = (heads + 2 * groups) * D;
     int64_t longest = 0;
     for (int64_t t = 0; t < T; t++) longest = std::max(longest, last[t] - first[t] + 1);
-    const int64_t padded = (longest + 15) / 16 * 16;
+    const int64_t padded = padded_to(longest);
     Pool::shared().run(T * groups, [=](int64_t piece) {
-        const int64_t t = piece / groups, g = piece % groups, count = last[t] - first[t] + 1;
+        const int64_t t = piece / groups, g = piece % groups, count = last[t] - first[t] + 1, row = groups * D;
         const int64_t* where = slots + base[t] + first[t];
+        const bf16 *keys = key_cache + g * D, *values = value_cache + g * D;
         float* scores = kept_scratch<float, 4>(4 * padded);
         int64_t h = g * per_group;
         const int64_t end = h + per_group;
         for (; h + 4 <= end; h += 4)
-            attend<4>(qkv + t * width + h * D, key_cache, value_cache, sinks + h, out + (t * heads + h) * D, where, count,
-                      groups * D, g * D, scale, scores);
+            attend(Heads<4>{qkv + t * width + h * D, keys, values, sinks + h, where, count, padded_to(count), row, scores, {}}, scale,
+                   out + (t * heads + h) * D);
         for (; h < end; h++)
-            attend<1>(qkv + t * width + h * D, key_cache, value_cache, sinks + h, out + (t * heads + h) * D, where, count,
-                      groups * D, g * D, scale, scores);
+            attend(Heads<1>{qkv + t * width + h * D, keys, values, sinks + h, where, count, padded_to(count), row, scores, {}}, scale,
+                   out + (t * heads + h) * D);
     });
 }
 

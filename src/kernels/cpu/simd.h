@@ -32,6 +32,7 @@ static const float E2M1[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
 typedef __m512 F;
 typedef __m512bh B;
 static const int MAX_ROWS = 6;  // rows of x against four rows of weights that the registers hold
+static const int MAX_SUMS = 16;  // sums F that they hold
 
 static inline F f_set(float x) { return _mm512_set1_ps(x); }
 static inline F f_load(const float* p) { return _mm512_loadu_ps(p); }
@@ -82,6 +83,7 @@ struct F {
 struct B {  // pairs: even and odd numbers, widened
     F even, odd;
 };
+static const int MAX_SUMS = 4;  // sums F that the registers hold
 
 #define LANES(name, op) \
     static inline F name(F x, F y) { return {op(x.lo, y.lo), op(x.hi, y.hi)}; }
@@ -107,6 +109,13 @@ static inline float f_sum(F x) {
     __m128 s = fold(x);
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+// Four sums at once: lane j of the result is the sum of the 16 lanes of a_j.
+static inline __m128 f_sum4(F a0, F a1, F a2, F a3) {
+    const __m256 first = _mm256_hadd_ps(_mm256_add_ps(a0.lo, a0.hi), _mm256_add_ps(a1.lo, a1.hi));
+    const __m256 second = _mm256_hadd_ps(_mm256_add_ps(a2.lo, a2.hi), _mm256_add_ps(a3.lo, a3.hi));
+    const __m256 pairs = _mm256_hadd_ps(first, second);
+    return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
 }
 static inline float f_top(F x) {
     const __m256 half = _mm256_max_ps(x.lo, x.hi);

@@ -6,11 +6,12 @@
 # Evaluations with inspect-ai and BFCL's data, against a running server of nano:  compat/run.sh eval [URL]
 # Ray Serve, with a local cluster:  compat/run.sh ray
 # The gateway smg in front of two servers:  compat/run.sh gateway
+# The examples that need packages of others, against a running server of nano:  compat/run.sh examples [URL]
 # The page in a browser (chromium must be on PATH; starts a server of its own):  compat/run.sh page
 # All of them, long, against a server that this starts:  compat/run.sh nightly
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suite="${1:?langchain, schemathesis, clients, claude-code, codex, page, eval, ray, gateway or nightly}"
+suite="${1:?langchain, schemathesis, clients, examples, claude-code, codex, page, eval, ray, gateway or nightly}"
 export TEST_SERVER_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
 if [[ "$suite" != claude-code && "$suite" != codex && "$suite" != ray && "$suite" != eval && "$suite" != gateway && compat/requirements.txt -nt "$venv/.installed" ]]; then
@@ -33,6 +34,12 @@ case "$suite" in
         mkdir -p .venv-node
         cp compat/package.json compat/clients.test.mjs .venv-node/
         (cd .venv-node && npm install --silent --no-fund --no-audit --no-package-lock && node --test clients.test.mjs)
+        ;;
+    examples)
+        "$venv/bin/pip" install -qq --disable-pip-version-check "gradio>=6,<7"
+        mkdir -p .venv-node
+        (cd .venv-node && { [ -d node_modules/openai ] || npm install --silent --no-fund --no-audit --no-package-lock --no-save "openai@^6"; })
+        "$venv/bin/python" -m pytest -c /dev/null --rootdir compat -p no:asyncio compat/test_examples.py -q
         ;;
     claude-code)
         npm install --silent --no-fund --no-audit --no-package-lock --ignore-scripts --prefix .venv-node/claude \
@@ -83,7 +90,7 @@ case "$suite" in
             sleep 1
         done
         curl -fsS -o /dev/null "$url/ready" || { cat "$log"; exit 1; }
-        for part in langchain schemathesis clients claude-code codex page eval ray gateway; do
+        for part in langchain schemathesis clients examples claude-code codex page eval ray gateway; do
             EXAMPLES=10000 compat/run.sh $part "$url" || { echo "compat $part: FAILED"; failed=1; }
         done
         exit $failed

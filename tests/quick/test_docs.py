@@ -59,7 +59,7 @@ def commands(doc: Path) -> str:
 
 @cache
 def sources() -> str:
-    folders = ("src", "tests", "bench", "scripts", "deploy", "training", "compat")
+    folders = ("src", "tests", "bench", "scripts", "deploy", "training", "compat", "examples")
     files = [
         path
         for folder in folders

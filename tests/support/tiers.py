@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pytest
 
-VARIABLE = "GPTOSS_TESTS_NIGHTLY"  # set by --nightly before tests are collected
+VARIABLE = "TEST_NIGHTLY"  # set by --nightly before tests are collected
 T = TypeVar("T")
 
 

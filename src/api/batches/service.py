@@ -275,7 +275,9 @@ class BatchService:
         if not size:
             path.unlink(missing_ok=True)
             return None
-        if file_id not in self.store.files:
+        if file_id in self.store.files:  # an earlier process was killed here, and its file is counted already
+            self.store.count_bytes(batch.owner, -size)
+        else:
             now = int(time.time())
             keep_s = self.store.retention_s if batch.output_expires_after_s is None else batch.output_expires_after_s
             file = StoredFile(

@@ -44,6 +44,7 @@ class BatchStore:
         self.batches: dict[str, StoredBatch] = {}
         self._num_bytes: Counter[str] = Counter()  # by owner, of files that are being received too
         self._mutex = threading.Lock()  # of _num_bytes
+        self._saving = asyncio.Lock()
         try:
             for path in (self._contents, self._records, self._batches):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -163,7 +164,8 @@ class BatchStore:
     async def save_batch(self, batch: StoredBatch) -> None:
         """Writes a batch's record. Raises OSError."""
         assert BATCH_ID.fullmatch(batch.id), batch.id
-        await asyncio.to_thread(write_durably, self._batches / f"{batch.id}.json", msgspec.json.encode(batch))
+        async with self._saving:
+            await asyncio.to_thread(write_durably, self._batches / f"{batch.id}.json", msgspec.json.encode(batch))
         self.batches[batch.id] = batch
 
     async def remove_expired(self) -> None:

@@ -3,7 +3,7 @@
 One file for each rank of a model: the tensors, then a table in JSON, then the table's length and a magic number. The
 table has the whole ModelWeights as a tree; a tensor in it is a place in this file, or in a file of the checkpoint where
 the kernels read that as it is. The file's name has a key over all that its content depends on: paths, sizes and times
-of the checkpoint's files, the rank's part, the types, and the code that lays weights out.
+of the checkpoint's files, the rank's part, the types, the instruction set, and the code that lays weights out.
 
 Written under another name, flushed and renamed. Each part has a SHA-256, which is checked once after each boot of the
 machine. Files in use are locked and never removed.

@@ -125,7 +125,9 @@ class Worker:
         if self.kernels.name != "native" or config.weights_cache_dir is None or not max_bytes or size < LEAST_BYTES:
             return loader.load()
         cache = WeightsCache(config.weights_cache_dir, max_bytes)
-        return cache.load(loader, source, config.model, self.shard, self.dtype, config.dense_dtype)
+        return cache.load(
+            loader, source, config.model, self.shard, self.dtype, config.dense_dtype, native.instruction_flags()
+        )
 
     def init_cache(self) -> int:
         """Allocates the cache; returns its number of blocks, including the null block: the same on every rank."""

@@ -121,7 +121,9 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
                 )
 
     def _check_lora(self) -> None:
-        """Raises ConfigError for adapters with a backend that has none."""
+        """Raises ConfigError for adapters with a backend or a model that has none."""
+        if self.has_lora and self.model.layer_experts:
+            raise ConfigError("lora and lora_dir: this model's layers differ in their number of experts; drop them")
         if self.has_lora and self.backend == "transformers":
             key = "lora (--lora)" if self.lora else "lora_dir (--lora-dir)"
             raise ConfigError(f"{key} needs backend 'native': 'transformers' serves no adapters; drop one of them")

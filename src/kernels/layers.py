@@ -14,9 +14,15 @@ from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.lora import LayerLora
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 
-FULL_GROUP, SLIDING_GROUP = 0, 1  # layers that attend alike: indexes of block tables, windows and attention metadata
+# layers that attend alike: indexes of block tables, windows and attention metadata
+FULL_GROUP, SLIDING_GROUP, WIDE_GROUP = 0, 1, 2
 
 DenseWeight = torch.Tensor | Int8Matrix  # [outputs, inputs]; int8 only where a backend's prepare_layer makes it
+
+
+def cache_group(group: int) -> int:
+    """The group whose block tables a layer uses: a wide window's keys are kept like those of full attention."""
+    return FULL_GROUP if group == WIDE_GROUP else group
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class LayerShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    windows: tuple[int | None, int | None]  # by group: tokens that a token sees, itself included; None: all
+    windows: tuple[int | None, ...]  # by group: tokens that a token sees, itself included; None: all
     rope: RopeScaling
     max_positions: int
     rms_norm_eps: float

@@ -47,9 +47,9 @@ def llama_cpp_types(name: str) -> str:
     return "BF16" if is_matrix else "F32"
 
 
-def make_small(folder: Path, size: Size = SMALL, vocab: int = 288, *, packed: bool = True) -> Path:
+def make_small(folder: Path, size: Size = SMALL, vocab: int = 288, *, packed: bool = True, **keys: Any) -> Path:
     """A checkpoint with few tokens and rows of 256, the block of the K-quants."""
-    raw = hf_config(size, quantized=packed) | {"vocab_size": vocab}
+    raw = hf_config(size, quantized=packed) | {"vocab_size": vocab} | keys
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, (shape, _) in expected_tensors(ModelConfig.from_json(raw), original=False, packed=packed).items():

@@ -51,7 +51,8 @@ class ReferenceModel:
 
         q, k, v = self.rotate(project("q")), self.rotate(project("k")), project("v")
         sinks = self.get(prefix + "sinks")
-        window = c["sliding_window"] if n % 2 == 0 else num_tokens
+        blocks = c.get("block_configs") or [{"sliding_window": c["sliding_window"]}, {"sliding_window": None}] * (n + 1)
+        window = blocks[n]["sliding_window"] or num_tokens
         out = torch.zeros_like(q)
         for head in range(c["num_attention_heads"]):
             group = head // (c["num_attention_heads"] // c["num_key_value_heads"])

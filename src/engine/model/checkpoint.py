@@ -56,11 +56,11 @@ def expected_tensors(c: ModelConfig, *, original: bool, packed: bool) -> dict[st
         shapes |= tensors
         for name, (rows, columns) in matrices.items():
             if packed:
-                stored = (c.num_experts, rows, columns // GROUP_SIZE)
+                stored = (c.experts_of(n), rows, columns // GROUP_SIZE)
                 packed_shapes[f"{name}{separator}blocks"] = (*stored, GROUP_SIZE // 2)
                 packed_shapes[f"{name}{separator}scales"] = stored
             else:  # transformers keeps unquantised experts transposed
-                shapes[name] = (c.num_experts, columns, rows)
+                shapes[name] = (c.experts_of(n), columns, rows)
     return {
         **{name: (shape, FLOAT_TYPES) for name, shape in shapes.items()},
         **{name: (shape, PACKED_TYPES) for name, shape in packed_shapes.items()},
@@ -72,7 +72,7 @@ LayerTensors = tuple[dict[str, Shape], dict[str, tuple[int, int]]]
 
 
 def _original_layer(c: ModelConfig, n: int) -> LayerTensors:
-    hidden, inter, experts = c.hidden_size, c.intermediate_size, c.num_experts
+    hidden, inter, experts = c.hidden_size, c.intermediate_size, c.experts_of(n)
     q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     a, m = f"block.{n}.attn.", f"block.{n}.mlp."
     tensors: dict[str, Shape] = {
@@ -92,7 +92,7 @@ def _original_layer(c: ModelConfig, n: int) -> LayerTensors:
 
 
 def _hf_layer(c: ModelConfig, n: int) -> LayerTensors:
-    hidden, inter, experts = c.hidden_size, c.intermediate_size, c.num_experts
+    hidden, inter, experts = c.hidden_size, c.intermediate_size, c.experts_of(n)
     q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     layer = f"model.layers.{n}."
     a, m = layer + "self_attn.", layer + "mlp."
@@ -322,12 +322,12 @@ def _module_places(c: ModelConfig, maker: Maker, router: str) -> Places:
         experts = f"{layer}mlp.experts."
         places |= {f"{layer}mlp.router.{kind}": (f"{layer}{router}.{kind}", _as_stored) for kind in ("weight", "bias")}
         for part, name in parts.items():
-            gate_up, down = (module_names(maker, n, kind, part, c.num_experts) for kind in ("gate_up", "down"))
+            gate_up, down = (module_names(maker, n, kind, part, c.experts_of(n)) for kind in ("gate_up", "down"))
             places[f"{experts}gate_proj{name}"] = (gate_up, _every_other(0))
             places[f"{experts}up_proj{name}"] = (gate_up, _every_other(1))
             places[f"{experts}down_proj{name}"] = (down, _as_stored)
         if maker == "quark":
-            gate_up, down = (module_names(maker, n, kind, "weight", c.num_experts) for kind in ("gate_up", "down"))
+            gate_up, down = (module_names(maker, n, kind, "weight", c.experts_of(n)) for kind in ("gate_up", "down"))
             places[f"{experts}gate_proj_blocks"] = (gate_up, lambda stored: _in_blocks(stored)[:, 0::2])
             places[f"{experts}up_proj_blocks"] = (gate_up, lambda stored: _in_blocks(stored)[:, 1::2])
             places[f"{experts}down_proj_blocks"] = (down, _in_blocks)

@@ -53,5 +53,5 @@ def module_shapes(maker: Maker, c: ModelConfig, layer: int) -> tuple[dict[str, S
             ("weight_scale", (rows, columns // GROUP_SIZE), packed),
         ):
             if part != "weight_scale" or maker == "quark":
-                stored |= dict.fromkeys(module_names(maker, layer, kind, part, c.num_experts), shape)
+                stored |= dict.fromkeys(module_names(maker, layer, kind, part, c.experts_of(layer)), shape)
     return dense, packed

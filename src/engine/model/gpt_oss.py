@@ -27,7 +27,7 @@ def layer_shape(c: ModelConfig, shard: Shard, max_positions: int) -> LayerShape:
         num_heads=len(shard.query_heads),
         num_kv_heads=len(shard.kv_heads),
         head_dim=c.head_dim,
-        windows=(None, c.sliding_window),
+        windows=(None, c.sliding_window) if c.wide_window is None else (None, c.sliding_window, c.wide_window),
         rope=RopeScaling(c.rope_theta, c.rope_factor, c.rope_beta_fast, c.rope_beta_slow, c.rope_original_max_position),
         max_positions=max_positions,
         rms_norm_eps=c.rms_norm_eps,

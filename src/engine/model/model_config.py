@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gptoss.config.errors import ConfigError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+WIDE = "wide_attention"  # ours: a second, wider window, in models whose layers differ
+PUZZLE = "gpt_oss_puzzle"  # NVIDIA's models of layers that differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,19 @@ class ModelConfig:
     rms_norm_eps: float
     swiglu_limit: float
     quantized: bool  # experts in MXFP4
+    layer_experts: tuple[int, ...] = ()  # of each layer, where they differ; num_experts is the largest
+    wide_window: int | None = None  # of layers of type WIDE
+
+    def experts_of(self, layer: int) -> int:
+        return self.layer_experts[layer] if self.layer_experts else self.num_experts
+
+    @property
+    def cache_kinds(self) -> tuple[str, ...]:
+        """FULL or SLIDING for each layer: the group of blocks in which its keys are kept.
+
+        Those of WIDE layers are kept whole.
+        """
+        return tuple(SLIDING if kind == SLIDING else FULL for kind in self.layer_types)
 
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> ModelConfig:
@@ -46,6 +61,8 @@ class ModelConfig:
         """
         if "experts_per_token" in config and "num_experts" in config and "model_type" not in config:
             config = _from_original(config)
+        if config.get("model_type") == PUZZLE:
+            return _from_puzzle(config)
         if config.get("model_type") != "gpt_oss":
             raise ConfigError(f"model_type is {config.get('model_type')!r}, this server runs only 'gpt_oss'")
         try:
@@ -69,10 +86,6 @@ def _from_hf(c: dict[str, Any]) -> ModelConfig:
     rope = c.get("rope_parameters") or {"rope_theta": c["rope_theta"], **(c.get("rope_scaling") or {})}
     if rope.get("rope_type", "default") not in ("yarn", "default"):
         raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; gpt-oss uses 'yarn'")
-    if c.get("block_configs"):
-        raise ConfigError(
-            "config.json has block_configs: layers with numbers of experts or windows of their own are not supported"
-        )
     num_layers = c["num_hidden_layers"]
     return ModelConfig(
         num_layers=num_layers,
@@ -96,6 +109,44 @@ def _from_hf(c: dict[str, Any]) -> ModelConfig:
         swiglu_limit=float(c.get("swiglu_limit", 7.0)),
         quantized=bool(c.get("quantization_config")),
     )
+
+
+def _from_puzzle(c: dict[str, Any]) -> ModelConfig:
+    """Reads a config whose `block_configs` has the number of experts and the window of each layer."""
+    blocks = c.get("block_configs")
+    if not isinstance(blocks, list) or len(blocks) != c.get("num_hidden_layers"):
+        raise ConfigError("config.json: block_configs must be a list with an entry for each layer")
+    for number, block in enumerate(blocks):
+        if not isinstance(block, dict) or not {"num_local_experts", "sliding_window"} <= block.keys():
+            raise ConfigError(f"config.json: block_configs[{number}] lacks num_local_experts or sliding_window")
+        for key, value in block.items():
+            if key in ("num_local_experts", "sliding_window") and not _is_count(value, key == "sliding_window"):
+                raise ConfigError(
+                    f"config.json: block_configs[{number}].{key} is {value!r}, expected a positive number"
+                )
+    experts = tuple(block["num_local_experts"] for block in blocks)
+    windows = [block["sliding_window"] for block in blocks]
+    sizes = sorted({window for window in windows if window is not None})
+    if not 1 <= len(sizes) <= 2:
+        raise ConfigError(f"config.json: block_configs has {len(sizes)} sizes of windows, 1 or 2 are supported")
+    kinds = {None: FULL, sizes[0]: SLIDING} | dict.fromkeys(sizes[1:], WIDE)
+    plain = {
+        **c,
+        "model_type": "gpt_oss",
+        "num_local_experts": max(experts),
+        "sliding_window": sizes[0],
+        "layer_types": [kinds[window] for window in windows],
+    }
+    config = ModelConfig.from_json(plain)
+    return replace(
+        config,
+        layer_experts=experts if len(set(experts)) > 1 else (),
+        wide_window=sizes[1] if len(sizes) > 1 else None,
+    )
+
+
+def _is_count(value: Any, optional: bool) -> bool:
+    return (optional and value is None) or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
 def _from_original(c: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gptoss.engine.model.model_config import SLIDING, ModelConfig
+from gptoss.engine.model.model_config import SLIDING, WIDE, ModelConfig
 from gptoss.engine.model.tensor_source import TensorSource
 from gptoss.engine.parallel.shards import Shard, whole
 from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.layers import (
     FULL_GROUP,
     SLIDING_GROUP,
+    WIDE_GROUP,
     DenseWeight,
     ExpertWeights,
     HeadWeight,
@@ -190,7 +191,7 @@ def _adjacent(parts: list[torch.Tensor]) -> bool:
 
 
 def _group(config: ModelConfig, layer: int) -> int:
-    return SLIDING_GROUP if config.layer_types[layer] == SLIDING else FULL_GROUP
+    return {SLIDING: SLIDING_GROUP, WIDE: WIDE_GROUP}.get(config.layer_types[layer], FULL_GROUP)
 
 
 def _as_loaded(layer: LayerWeights) -> LayerWeights:

@@ -96,14 +96,19 @@ def weight_bytes(c: ModelConfig, shard: Shard, element: int, dense_dtype: str = 
     hidden, inter = c.hidden_size, len(shard.intermediate)
     q_dim, kv_dim = len(shard.query_heads) * c.head_dim, len(shard.kv_heads) * c.head_dim
     attention = q_dim + 2 * kv_dim + hidden + len(shard.query_heads)
-    router = c.num_experts * (hidden + 1)
-    experts = len(shard.experts) * 3 * hidden * inter * (MXFP4_BYTES if c.quantized else element)
-    biases = len(shard.experts) * (2 * inter + hidden)
+    matrices = 3 * hidden * inter * (MXFP4_BYTES if c.quantized else element)
+    num_routed = sum(c.experts_of(n) for n in shard.layers)
+    experts = num_experts(c, shard) * (matrices + (2 * inter + hidden) * element) + num_routed * (hidden + 1) * element
     dense = matrix(q_dim + 2 * kv_dim, hidden) + matrix(hidden, q_dim)
-    layer = (attention + router + biases + 2 * hidden) * element + dense + experts
+    layers = len(shard.layers) * ((attention + 2 * hidden) * element + dense) + experts
     embedding = len(shard.vocab) * hidden * element if shard.is_first else 0
     head = matrix(len(shard.vocab), hidden) + hidden * element if shard.is_last else 0
-    return int(len(shard.layers) * layer) + embedding + head
+    return int(layers) + embedding + head
+
+
+def num_experts(c: ModelConfig, shard: Shard) -> int:
+    """The experts of all layers of a shard, whole or in part."""
+    return sum(min(len(shard.experts), c.experts_of(n)) for n in shard.layers)
 
 
 def padding_bytes(c: ModelConfig, shard: Shard) -> int:
@@ -115,7 +120,7 @@ def padding_bytes(c: ModelConfig, shard: Shard) -> int:
         return 0
     hidden, inter = c.hidden_size, len(shard.intermediate)
     columns = 2 * inter * (-hidden % KERNEL_COLUMNS) + hidden * (-inter % KERNEL_COLUMNS)
-    return int(len(shard.layers) * len(shard.experts) * columns * MXFP4_BYTES)
+    return int(num_experts(c, shard) * columns * MXFP4_BYTES)
 
 
 def activation_bytes(c: ModelConfig, shard: Shard, element: int, max_tokens: int, max_seqs: int) -> int:
@@ -137,7 +142,7 @@ def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:
 
     Full and sliding layers share one pool, so the more numerous kind counts.
     """
-    kinds = [c.layer_types[i] for i in shard.layers]
+    kinds = [c.cache_kinds[i] for i in shard.layers]
     layers = max(kinds.count(FULL), kinds.count(SLIDING))
     return layers * 2 * len(shard.kv_heads) * c.head_dim * element
 

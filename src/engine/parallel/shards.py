@@ -88,6 +88,8 @@ def check_tensor_size(c: ModelConfig, size: int, *, expert_parallel: bool) -> No
             f"tensor_parallel_size ({size}) cuts a group of {group} query heads that share keys; use a divisor of "
             f"{c.num_key_value_heads} or a multiple of it"
         )
+    if expert_parallel and c.layer_experts:
+        raise ConfigError("enable_expert_parallel: this model's layers differ in their number of experts; drop it")
     cut = c.num_experts if expert_parallel else c.intermediate_size // SCALE_GROUP
     if cut < size:
         what = "experts" if expert_parallel else f"blocks of {SCALE_GROUP} intermediate rows"

@@ -131,7 +131,7 @@ class Worker:
 
     def init_cache(self) -> int:
         """Allocates the cache; returns its number of blocks, including the null block: the same on every rank."""
-        kinds = [self.config.model.layer_types[n] for n in self.shard.layers]
+        kinds = [self.config.model.cache_kinds[n] for n in self.shard.layers]
         num_tensors = max(kinds.count(FULL), kinds.count(SLIDING))
         heads, head_dim = len(self.shard.kv_heads), self.config.model.head_dim
         element = torch.empty((), dtype=self.dtype).element_size()

@@ -19,6 +19,7 @@ from gptoss.kernels.layers import (
     LayerShape,
     LayerWeights,
     SharedRows,
+    cache_group,
 )
 from gptoss.kernels.lora import step_lora
 from gptoss.kernels.reference.moe import only_local_ref
@@ -62,11 +63,16 @@ class CpuBackend:
         return weight
 
     def prepare_step(self, layout: StepLayout) -> CpuStep:
-        full, sliding = (attention_metadata(layout, group, w) for group, w in enumerate(self.shape.windows))
+        attention = tuple(
+            attention_metadata(layout, cache_group(group), window) for group, window in enumerate(self.shape.windows)
+        )
         lora = step_lora(layout.token_adapters, self.device)
-        return CpuStep(self._rotation.tables(torch.from_numpy(layout.positions)), (full, sliding), lora)
+        return CpuStep(self._rotation.tables(torch.from_numpy(layout.positions)), attention, lora)
 
-    def layer_stack(self, layers: list[LayerWeights]) -> CpuLayerStack:
+    def layer_stack(self, layers: list[LayerWeights]) -> CpuLayerStack | None:
+        """None if layers differ in their number of experts, of which the call takes one."""
+        if len({layer.router_bias.shape[0] for layer in layers}) > 1:
+            return None
         return CpuLayerStack(self.shape, layers)
 
     def norm_qkv(self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: CpuStep) -> torch.Tensor:

@@ -28,7 +28,7 @@ class CpuAttentionMetadata:
 @dataclass(frozen=True, slots=True)
 class CpuStep:
     rope: tuple[torch.Tensor, torch.Tensor]  # cosines and sines float32 [T, 1, D / 2]
-    attention: tuple[CpuAttentionMetadata, CpuAttentionMetadata]  # by group
+    attention: tuple[CpuAttentionMetadata, ...]  # by group
     lora: StepLora | None = None
 
 

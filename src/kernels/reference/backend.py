@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from gptoss.kernels.device_copy import to_device
-from gptoss.kernels.layers import DenseWeight, ExpertWeights, HeadWeight, LayerCache, LayerShape, LayerWeights
+from gptoss.kernels.layers import (
+    DenseWeight,
+    ExpertWeights,
+    HeadWeight,
+    LayerCache,
+    LayerShape,
+    LayerWeights,
+    cache_group,
+)
 from gptoss.kernels.lora import Module, StepLora, step_lora
 from gptoss.kernels.reference.attention import (
     ReferenceAttentionMetadata,
@@ -28,7 +36,7 @@ from gptoss.kernels.step_layout import StepLayout
 @dataclass(frozen=True, slots=True)
 class ReferenceStep:
     rope: tuple[torch.Tensor, torch.Tensor]  # cosines and sines float32 [T, 1, D / 2]
-    attention: tuple[ReferenceAttentionMetadata, ReferenceAttentionMetadata]  # by group
+    attention: tuple[ReferenceAttentionMetadata, ...]  # by group
     lora: StepLora | None = None
 
 
@@ -56,12 +64,12 @@ class ReferenceBackend:
         return weight
 
     def prepare_step(self, layout: StepLayout) -> ReferenceStep:
-        full, sliding = (
-            attention_metadata(layout, group, window, self.dtype, self.device)
+        attention = tuple(
+            attention_metadata(layout, cache_group(group), window, self.dtype, self.device)
             for group, window in enumerate(self.shape.windows)
         )
         rope = self._rotation.tables(to_device(layout.positions, torch.int64, self.device))
-        return ReferenceStep(rope, (full, sliding), step_lora(layout.token_adapters, self.device))
+        return ReferenceStep(rope, attention, step_lora(layout.token_adapters, self.device))
 
     def layer_stack(self, layers: list[LayerWeights]) -> None:
         return None

@@ -14,6 +14,7 @@ from gptoss.kernels.layers import (
     LayerShape,
     LayerWeights,
     PackedExperts,
+    cache_group,
 )
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 from gptoss.kernels.reference.backend import ReferenceBackend
@@ -73,7 +74,7 @@ class TritonBackend:
             layer.qkv_bias,
             step.positions,
             self._rope,
-            step.attention[layer.group].slot_mapping,
+            step.attention[cache_group(layer.group)].slot_mapping,
             cache.key,
             cache.value,
             self.shape.num_heads,
@@ -87,7 +88,7 @@ class TritonBackend:
             cache.key,
             cache.value,
             layer.sinks,
-            step.attention[layer.group],
+            step.attention[cache_group(layer.group)],
             s.windows[layer.group],
             s.attention_scale,
             invariant=self.is_batch_invariant,

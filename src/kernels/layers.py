@@ -21,7 +21,10 @@ DenseWeight = torch.Tensor | Int8Matrix  # [outputs, inputs]; int8 only where a 
 
 
 def cache_group(group: int) -> int:
-    """The group whose block tables a layer uses: a wide window's keys are kept like those of full attention."""
+    """The group whose block tables a layer uses.
+
+    The keys of a wide window are kept like those of full attention.
+    """
     return FULL_GROUP if group == WIDE_GROUP else group
 
 

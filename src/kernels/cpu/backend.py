@@ -70,7 +70,7 @@ class CpuBackend:
         return CpuStep(self._rotation.tables(torch.from_numpy(layout.positions)), attention, lora)
 
     def layer_stack(self, layers: list[LayerWeights]) -> CpuLayerStack | None:
-        """None if layers differ in their number of experts, of which the call takes one."""
+        """Returns None if layers differ in their number of experts, of which the call takes one."""
         if len({layer.router_bias.shape[0] for layer in layers}) > 1:
             return None
         return CpuLayerStack(self.shape, layers)

@@ -2,6 +2,7 @@
 
     python bench/chaos.py                                        # 20 minutes, 16 clients, 20 kills, 2 stops
     python bench/chaos.py --minutes 2 --kills 3 --stops 1
+    python bench/chaos.py --data-parallel-size 2                 # an engine dies while the other serves
 
 Starts its own server on 127.0.0.1, three times in sequence; in between the cache is damaged, and the second server is
 killed instead of stopped. Prints a table and exits with 1 if a line of it is not within its bound.
@@ -265,6 +266,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="of the engine, in all")
     parser.add_argument("--stops", type=int, default=2, help="of the engine by SIGSTOP, in all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-parallel-size", type=int, default=1, help="engines of the server")
     args = parser.parse_args()
     report, rng = Report(), random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -286,12 +288,13 @@ def main() -> int:
 
 
 def run_round(args: argparse.Namespace, number: int, machine: Machine, damaged: list[Path], report: Report) -> None:
-    with running_server(*FLAGS, env=machine.env, ready_timeout_s=180) as server:
+    flags = (*FLAGS, "--data-parallel-size", str(args.data_parallel_size))
+    with running_server(*flags, env=machine.env, ready_timeout_s=180) as server:
         for path in damaged:
             is_logged = f"damaged cache: {path}" in server.log
             report.add(f"{path.name} is created again", is_logged, "named in the log", is_logged)
-        left = machine.leftovers()
-        report.add(f"round {number + 1}: temporary files at the start", left, "1", left == 1)
+        left, engines = machine.leftovers(), args.data_parallel_size
+        report.add(f"round {number + 1}: temporary files at the start", left, f"{engines}", left == engines)
         stop, results = multiprocessing.Event(), multiprocessing.Queue()
         probe = multiprocessing.Process(target=probe_health, args=(server.port, stop, results))
         probe.start()
@@ -355,23 +358,44 @@ def is_ready(server: ServerProcess) -> bool:
     return httpx.get(f"{server.url}/ready", timeout=30).status_code == 200
 
 
+def is_degraded(server: ServerProcess) -> bool:
+    """Whether /health says that an engine is silent."""
+    reasons = httpx.get(f"{server.url}/health", timeout=30).json()["reasons"]
+    return any("no heartbeat" in reason for reason in reasons)
+
+
 def report_kill(server: ServerProcess, report: Report) -> None:
-    os.kill(server.stats()["engine"]["pid"], signal.SIGKILL)
+    os.kill(random.choice(ready_pids(server)), signal.SIGKILL)
     report.kills += 1
 
 
+def ready_pids(server: ServerProcess) -> list[int]:
+    return [engine["pid"] for engine in server.stats()["engines"] if engine["state"] == "ready"]
+
+
 def report_stop(server: ServerProcess, report: Report) -> None:
-    """Stops the engine until /ready is red, then lets it run on until it is green."""
-    pid, started = server.stats()["engine"]["pid"], time.monotonic()
+    """Stops the engine until /ready is red, then lets it run on until it is green.
+
+    Of several engines one is stopped: /health must say so, and /ready must stay green.
+    """
+    pids, started = ready_pids(server), time.monotonic()
+    pid = random.choice(pids)
+    name, sees = (
+        ("/ready is red", lambda: not is_ready(server))
+        if len(pids) == 1
+        else ("/health knows", lambda: is_degraded(server))
+    )
     os.kill(pid, signal.SIGSTOP)
     try:
-        red_s = seconds_until(lambda: not is_ready(server))
+        seen_s = seconds_until(sees)
+        if len(pids) > 1:
+            report.add("/ready while another engine serves", is_ready(server), "True", is_ready(server))
     finally:
         os.kill(pid, signal.SIGCONT)
     bound = HEARTBEAT_TIMEOUT_S + 2
-    report.add("/ready is red after a stop, s", f"{red_s:.1f}", f"< {bound:g}", red_s < bound)
-    green_s = seconds_until(lambda: is_ready(server))
-    report.add("/ready is green after it, s", f"{green_s:.1f}", "< 10", green_s < 10)
+    report.add(f"{name} after a stop, s", f"{seen_s:.1f}", f"< {bound:g}", seen_s < bound)
+    over_s = seconds_until(lambda: not sees())
+    report.add("and that it is over, s", f"{over_s:.1f}", "< 10", over_s < 10)
     report.stops += time.monotonic() > started
 
 
@@ -420,8 +444,8 @@ def compare(
     for key, slack in GROWTH.items():
         flat = end[key] <= early[key] + slack
         report.add(f"{name}{key}", f"{early[key]:.0f} -> {end[key]:.0f}", f"+{slack} at most", flat)
-    left = machine.leftovers()
-    report.add(f"{name}temporary files after the load", left, "1", left == 1)
+    left, engines = machine.leftovers(), len(stats["engines"])
+    report.add(f"{name}temporary files after the load", left, f"{engines}", left == engines)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
         "access": context.access.report(),
         "gpus": await asyncio.to_thread(gpu_report),
         "engine": _engine_report(engine),
-        "engines": [_engine_report(one) for one in engine.engines],
+        "engines": [_engine_report(one) | {"gpus": one.config.gpus} for one in engine.engines],
         "profile_settings": _profile_settings(context),
     }
 

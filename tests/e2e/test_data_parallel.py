@@ -96,11 +96,11 @@ def test_a_conversation_stays_where_its_beginning_is_cached(server: ServerProces
 
 
 def test_the_others_go_on_when_an_engine_dies(server: ServerProcess, client: openai.OpenAI) -> None:
-    expected = [streamed(client, seed, 80) for seed in range(4)]
+    expected = [streamed(client, seed, 100) for seed in range(4)]
     for number in range(KILLS):
         victim, before = number % 2, server.stats()
         with ThreadPoolExecutor(8) as pool:
-            answers = [pool.submit(streamed, client, seed, 80) for seed in range(8)]
+            answers = [pool.submit(streamed, client, seed, 100) for seed in range(8)]
             wait_until(lambda: all(engine["num_running"] for engine in engines(server)))
             os.kill(before["engines"][victim]["pid"], signal.SIGKILL)
             wait_until(lambda victim=victim: engines(server)[victim]["state"] != "ready")  # type: ignore[misc]
@@ -149,7 +149,7 @@ def test_choices_of_one_request_run_on_both_engines(server: ServerProcess, clien
 
 def test_one_drain_waits_for_both_engines(server: ServerProcess, client: openai.OpenAI) -> None:
     """The last test: it ends the server."""
-    streams = [client.chat.completions.create(stream=True, **asked(i, 300)) for i in range(4)]
+    streams = [client.chat.completions.create(stream=True, **asked(i, 200)) for i in range(4)]
     for stream in streams:
         next(stream)
     wait_until(lambda: [engine["num_running"] for engine in engines(server)] == [2, 2], 5)

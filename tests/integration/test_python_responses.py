@@ -16,7 +16,7 @@ from gptoss.tools.python_sandbox import bubblewrap
 from gptoss.tools.python_sandbox.build import build_python
 from tests.support.instant_engine import served
 from tests.support.sandbox import machine_sandbox
-from tests.support.script import call_builtin, say, think
+from tests.support.script import call, call_builtin, say, think
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.waiting import wait_until
 
@@ -216,6 +216,40 @@ def test_a_client_that_leaves_stops_its_code(server: Server) -> None:
 
 def _interpreters() -> list[psutil.Process]:
     return [one for one in psutil.Process().children(recursive=True) if one.name().startswith("python")]
+
+
+PAY: Any = {"type": "function", "name": "pay", "parameters": {"type": "object"}, "strict": False}
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_within_a_turn_the_model_reads_its_code_again(server: Server, stored: bool) -> None:
+    code = think("I compute.") + python("print('six')\n6")
+    first = server.respond(code, think("Now I pay.") + call("pay", "{}"), tools=(AUTO, PAY), store=stored, include=[])
+    *_, called = first.output
+    assert called.type == "function_call" and calls_of(first)[0].outputs is None
+    second_round = server.prompt()
+    paid = {"type": "function_call_output", "call_id": called.call_id, "output": "done"}
+    history = [{"role": "user", "content": "Go"}, *(item.model_dump() for item in first.output)]
+    sent: Any = {"previous_response_id": first.id, "input": [paid]} if stored else {"input": [*history, paid]}
+    server.respond(say("Paid."), tools=(AUTO, PAY), **sent)
+    assert "<|message|>six\n6<|end|>" in second_round
+    assert server.prompt().startswith(second_round)
+    later = [*history, paid, {"role": "assistant", "content": "Paid."}, {"role": "user", "content": "Thanks"}]
+    server.respond(say("Welcome."), tools=(AUTO, PAY), input=later)
+    assert "six" not in server.prompt()
+
+
+def test_code_of_another_server_is_read_as_far_as_it_is_known(server: Server) -> None:
+    ran: Any = {"type": "code_interpreter_call", "id": "ci_other", "container_id": "cntr_other", "status": "completed"}
+    ran |= {"code": "6 * 7", "outputs": [{"type": "logs", "logs": "42\n"}, {"type": "image", "url": "data:,"}]}
+    called = {"type": "function_call", "call_id": "call_1", "name": "pay", "arguments": "{}"}
+    paid = {"type": "function_call_output", "call_id": "call_1", "output": "done"}
+    server.respond(say("Paid."), tools=(AUTO, PAY), input=[{"role": "user", "content": "Go"}, ran, called, paid])
+    assert "to=python code<|message|>6 * 7<|call|>" in server.prompt()
+    assert "analysis<|message|>42\n[an image, image/png]<|end|>" in server.prompt()
+    unknown = ran | {"outputs": None}
+    server.respond(say("Paid."), tools=(AUTO, PAY), input=[{"role": "user", "content": "Go"}, unknown, called, paid])
+    assert "no longer known" in server.prompt()
 
 
 def chat(server: Server, *lines: Any, tool: Any = AUTO, **options: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gptoss.api.hosted.entries import BuiltinEntry, HostedEntry, McpEntry, PlacedEntry
@@ -22,6 +22,7 @@ from gptoss.generation.tool_sessions import SessionChain, SessionLimits, ToolSes
 from gptoss.generation.tool_types import McpTool, ToolFailure
 from gptoss.harmony.conversation import ToolNamespace
 from gptoss.harmony.vocabulary_files import Vocabulary
+from gptoss.lru_cache import LruCache
 from gptoss.tools.address_guard import AddressRefusedError
 from gptoss.tools.mcp.runner import McpRunner
 from gptoss.tools.mcp.servers import (
@@ -37,6 +38,7 @@ from gptoss.tools.mcp.servers import (
 logger = logging.getLogger(__name__)
 REQUEST_SERVER = "mcp:request"  # the name of all servers that requests name, whose labels are anything
 DRAIN_S = 8.0
+RESULT_BYTES = 16 * 2**20  # of results that are kept for later requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Prepared:
     listings: list[ShownListing] = field(default_factory=list)
     labels: dict[str, tuple[str, str]] = field(default_factory=dict)  # model's name: label, tool
     recipients: dict[str, list[str]] = field(default_factory=dict)  # type of an entry: what it offers
+    keep_result: Callable[[str, str], object] = lambda item, text: None  # of an item, as the model reads it
 
     def names_of(self, label: str, tool: str | None = None) -> list[str]:
         """The model's names of a server's tools, or of one of them."""
@@ -83,6 +86,8 @@ class ToolService:
         self.sessions = ToolSessions(limits, self.background)
         self.builtins = make_builtins(config, lambda text: len(vocabulary.encode(text)))
         self.mcp = _make_mcp(config)
+        # what the model read of results, by tenant and id of the item, for later requests of the same turn
+        self.results: LruCache[tuple[str, str], str] = LruCache(RESULT_BYTES, lambda _, text: len(text))
         self._sweeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -123,6 +128,7 @@ class ToolService:
         The caller finishes the chain, also if this raises InvalidRequest.
         """
         prepared = Prepared(self.sessions.chain(tenant, previous), {one.where: one.entry for one in entries})
+        prepared.keep_result = lambda item, text: self.results.put((tenant, item), text)
         try:
             servers = [self._server(one) for one in entries]
             for server in servers:

@@ -150,9 +150,19 @@ class ReasoningItem(Strict):
     summary: Annotated[list[Any], WithJsonSchema(parts_schema(SUMMARY_PARTS))] | None = None
 
 
+class CodeInterpreterItem(Strict):
+    """Code that a server has run. read_history gives it a call_id, and its result as another item."""
+
+    type: Literal["code_interpreter_call"]
+    call_id: str | None = None
+    code: str | None = None
+    container_id: str | None = None
+    outputs: list[Any] | None = None
+
+
 CallItem = FunctionCallItem | CustomCallItem | PatchCallItem | ShellCallItem | LocalShellCallItem
 OutputItem = CallOutputItem | PatchOutputItem | ShellOutputItem | LocalShellOutputItem
-Item = InputMessage | CallItem | OutputItem | ReasoningItem
+Item = InputMessage | CallItem | OutputItem | ReasoningItem | CodeInterpreterItem
 ITEMS: dict[str, type[Item]] = {
     "message": InputMessage,
     "function_call": FunctionCallItem,
@@ -166,8 +176,9 @@ ITEMS: dict[str, type[Item]] = {
     "local_shell_call": LocalShellCallItem,
     "local_shell_call_output": LocalShellOutputItem,
     "reasoning": ReasoningItem,
+    "code_interpreter_call": CodeInterpreterItem,
 }
-ALWAYS_RENDERED = ITEMS.keys() - {"message", "reasoning"}
+ALWAYS_RENDERED = ITEMS.keys() - {"message", "reasoning", "code_interpreter_call"}
 
 
 def untyped_fields() -> dict[str, Schema]:
@@ -305,6 +316,11 @@ def _message(item: Item, where: str, name: Callable[[str | None, str], str]) -> 
         case ReasoningItem():
             text = _reasoning(item, where)
             return None if text is None else AssistantMessage(text, "analysis")
+        case CodeInterpreterItem():
+            if item.code and item.call_id:
+                return ToolCall("python", item.code, item.call_id, is_json=False, is_builtin=True, origin=where)
+            _warn_left_out([item.type])
+            return None
         case FunctionCallItem():
             return ToolCall(name(item.namespace, item.name), item.arguments, item.call_id, origin=where)
         case CustomCallItem():

@@ -65,7 +65,10 @@ async def plan_response(body: dict[str, Any], store: ResponseStore, incoming: Re
     resolved = resolve(request, store, sender.tenant)
     if resolved.uses_store:  # of unknown size
         incoming = replace(incoming, sender=replace(sender, body_bytes=MANY_BYTES))
-    history = read_history(resolved.items)
+    service = incoming.tools
+    history = read_history(
+        resolved.items, lambda item: service.results.get((sender.tenant, item)) if service is not None else None
+    )
     hosted = await _prepare(request, history, incoming)
     try:
         planner = _Planner(request, incoming, hosted)

@@ -7,7 +7,7 @@ call to be run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +22,7 @@ from gptoss.generation.tool_types import McpTool
 
 DECLINED = "The user did not allow this call."
 NOT_RUN = "This call was not run."
+OUTPUT_UNKNOWN = "[The output of this code is no longer known.]"
 T = TypeVar("T", bound=Strict)
 
 
@@ -92,9 +93,13 @@ class HostedHistory:
         ]
 
 
-def read_history(items: Sequence[PlacedItem]) -> HostedHistory:
-    """Reads MCP's items. Raises InvalidRequest for one that is not valid, or an answer without a request."""
+def read_history(items: Sequence[PlacedItem], text_of: Callable[[str], str | None]) -> HostedHistory:
+    """Reads MCP's items. Raises InvalidRequest for one that is not valid, or an answer without a request.
+
+    `text_of`: what the model read of the result of the item with this id, if it is still known.
+    """
     containers = [*_containers(items)]
+    items = [one for placed in items for one in _with_result(placed, text_of)]
     if not any(_kind(placed.item) in ITEMS for placed in items):
         return HostedHistory([*items], containers=containers)
     read = [(_read(placed) if _kind(placed.item) in ITEMS else None) for placed in items]
@@ -158,6 +163,27 @@ def _containers(items: Sequence[PlacedItem]) -> Iterator[str]:
         found = placed.item.get("container_id") if _kind(placed.item) == "code_interpreter_call" else None
         if isinstance(found, str):
             yield found
+
+
+def _with_result(placed: PlacedItem, text_of: Callable[[str], str | None]) -> list[PlacedItem]:
+    """The item; code that has been run as a call and its result."""
+    item = placed.item
+    if _kind(item) != "code_interpreter_call" or not isinstance(item.get("code"), str) or not item["code"]:
+        return [placed]
+    call_id = item["id"] if isinstance(item.get("id"), str) and item["id"] else f"{placed.where}.id"
+    text = text_of(call_id)
+    result = _printed(item.get("outputs")) if text is None else text
+    made = {"type": "function_call_output", "call_id": call_id, "output": result}
+    return [PlacedItem({**item, "call_id": call_id}, placed.where), PlacedItem(made, placed.where)]
+
+
+def _printed(outputs: Any) -> str:
+    """What code printed, as the model reads it. Clients have it only where they ask for it."""
+    if not isinstance(outputs, list):
+        return OUTPUT_UNKNOWN
+    read = [one for one in outputs if isinstance(one, Mapping)]
+    logs = [one["logs"].removesuffix("\n") for one in read if isinstance(one.get("logs"), str)]
+    return "\n".join([*logs, *("[an image, image/png]" for one in read if one.get("type") == "image")])
 
 
 def _kind(item: Any) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 from gptoss.api.hosted.service import Prepared, ShownListing
 from gptoss.api.responses.tools.calls import Event, ItemList
 from gptoss.generation.hosted import HostedCall, ToolEvent
+from gptoss.generation.tool_run import text_for_model
 from gptoss.generation.tool_types import ImagePart, TextPart, ToolFailure, ToolResult
 
 SOURCES = "web_search_call.action.sources"  # what `include` calls them
@@ -190,8 +191,8 @@ def action_of(call: HostedCall) -> dict[str, Any]:
 class CodeInterpreterCall:
     """A call of Python: its item comes when its container is known."""
 
-    def __init__(self, items: ItemList, *, with_outputs: bool) -> None:
-        self._items, self._with_outputs = items, with_outputs
+    def __init__(self, items: ItemList, keep_result: Callable[[str, str], object], *, with_outputs: bool) -> None:
+        self._items, self._keep_result, self._with_outputs = items, keep_result, with_outputs
         self._item: _Item | None = None
 
     def feed(self, event: ToolEvent) -> Iterator[Event]:
@@ -217,6 +218,7 @@ class CodeInterpreterCall:
             result = event.call.result
             assert result is not None
             self._item.fields["status"] = "completed" if result.ok else "failed"
+            self._keep_result(self._item.fields["id"], text_for_model(result))
             if self._with_outputs:
                 self._item.fields["outputs"] = outputs_of(result)
             yield self._item.event("response.code_interpreter_call.completed")
@@ -311,5 +313,6 @@ class HostedItems:
                 else McpCall(self._items, call, label, name)
             )
         if call.tool.runner.name == "python":
-            return CodeInterpreterCall(self._items, with_outputs=OUTPUTS in self._include)
+            keep = self._prepared.keep_result
+            return CodeInterpreterCall(self._items, keep, with_outputs=OUTPUTS in self._include)
         return WebSearchCall(self._items, with_sources=SOURCES in self._include)

@@ -248,6 +248,41 @@ def test_a_cell_that_ignores_the_interrupt_is_ended(monkeypatch: pytest.MonkeyPa
         assert not [one for one in everyone if is_running(one.pid)]
 
 
+def test_a_cell_that_cannot_be_stopped_in_time_makes_its_container_useless(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def left_twice() -> None:
+        task = asyncio.create_task(made.container.run(code, 60))
+        await asyncio.sleep(0.3)
+        for _ in range(2):  # the second one while the cell is being interrupted
+            task.cancel()
+            await asyncio.sleep(0.1)
+        await asyncio.wait({task})
+
+    code = "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass"
+    with box() as made:
+        made.runner.run(left_twice())
+        assert not made.container.is_alive and made.run("1").status == "ended"
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.005, 0.03, 0.1])
+def test_a_start_that_is_cancelled_leaves_nothing_behind(delay_s: float) -> None:
+    sandbox = machine_sandbox()
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(Container.start(sandbox, LIMITS))
+        await asyncio.sleep(delay_s)
+        task.cancel()
+        await asyncio.wait({task})
+        for _ in range(200):
+            if not others():
+                return
+            await asyncio.sleep(0.02)
+
+    before = {one.pid for one in psutil.Process().children(recursive=True)}
+    others = lambda: [one for one in psutil.Process().children(recursive=True) if one.pid not in before]  # noqa: E731
+    asyncio.run(cancelled())
+    assert not others()
+
+
 HOLDER = """
 import asyncio, sys, time
 from gptoss.tools.python_sandbox.container import Container

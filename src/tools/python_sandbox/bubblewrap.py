@@ -75,6 +75,12 @@ class Started:
             os.close(self._info)
             os.close(self._block)
 
+    def discard(self) -> None:
+        """Ends a program that nobody has connected to."""
+        self.end()
+        for end in (self.output, self.write_end, self.read_end):
+            os.close(end)
+
     def end(self) -> None:
         """Kills all processes of the sandbox and waits until they are gone. Blocks for some milliseconds.
 

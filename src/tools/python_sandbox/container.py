@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 import contextlib
-import os
 import secrets
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -50,17 +49,25 @@ class Container:
         self.limits = limits
         self._started, self._process, self._pipes = started, started.process, pipes
         self._lock = asyncio.Lock()
+        self._is_running = False  # a cell, which may not have ended although nobody waits for it
         self._closed: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, sandbox: Sandbox, limits: SandboxLimits) -> Container:
-        """A container whose interpreter is ready. Raises SandboxError."""
-        started = sandbox.start(limits)
+        """A container whose interpreter is ready. Raises SandboxError. Cancelled, it leaves no process behind."""
         try:
-            await asyncio.to_thread(started.release)
+            started = sandbox.start(limits)
+        except OSError as error:
+            raise SandboxError(f"no process can be started: {error.strerror}") from None
+        loop = asyncio.get_running_loop()
+        released = loop.run_in_executor(None, started.release)
+        try:
+            await asyncio.shield(released)
         except SandboxError:
-            for end in (started.output, started.write_end, started.read_end):
-                os.close(end)
+            started.discard()  # its process has ended
+            raise
+        except asyncio.CancelledError:
+            released.add_done_callback(lambda done: (done.exception(), loop.run_in_executor(None, started.discard)))
             raise
         return await cls._connected(started, limits)
 
@@ -83,25 +90,28 @@ class Container:
 
     @property
     def is_alive(self) -> bool:
-        return self._closed is None and self._process.poll() is None
+        """Whether it can run a cell, now or after the one that runs."""
+        is_stuck = self._is_running and not self._lock.locked()
+        return self._closed is None and not is_stuck and self._process.poll() is None
 
     async def run(self, code: str, timeout_s: float) -> Execution:
         """Runs a cell. Never raises for what the cell does. Cancelled, it interrupts the cell first."""
         async with self._lock:
-            if not self.is_alive:
+            if self._is_running or not self.is_alive:
                 return Execution(status="ended", detail="the container has ended")
             processes.resume(self._process.pid)
             execution = Execution()
             try:
                 await self._run(execution, code, timeout_s)
             finally:
-                if self.is_alive:
+                if self._closed is None and self._process.poll() is None:
                     processes.stop(self._process.pid)
             execution.text = self._pipes.output.text()
             return execution
 
     async def _run(self, execution: Execution, code: str, timeout_s: float) -> None:
         mark = f"<{secrets.token_hex(16)}>"
+        self._is_running = True
         self._pipes.output.begin(mark)
         self._pipes.send(run=code, mark=mark)
         cell = asyncio.ensure_future(self._collect(execution))
@@ -134,6 +144,7 @@ class Container:
             execution.status = "error"
         execution.detail = str(frame.get("message", ""))[:1000]
         await self._pipes.output.complete.wait()
+        self._is_running = False
 
     async def _until_a_limit(self) -> Reason:
         """Ends when the cell has written too much, or its processes hold too much memory."""

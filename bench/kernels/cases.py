@@ -12,7 +12,8 @@ import triton.language as tl
 from bench.kernels.cross_compile import Case
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
-from gptoss.kernels.triton import attention, dense, experts, routing, sampling, truncated
+from gptoss.kernels.lora import NUM_MODULES
+from gptoss.kernels.triton import attention, dense, experts, lora, routing, sampling, truncated
 from gptoss.kernels.triton.configs import TileConfig, load_table, nearest
 from gptoss.kernels.triton.fused_layers import DIRECT_TOKENS, FUSED_TOKENS
 from gptoss.kernels.triton.metadata import TILE_TOKENS
@@ -53,7 +54,7 @@ def cases(model: str, architecture: str) -> list[Case]:
         for case in _MAKERS[row.kernel](c, row):
             key = (case.kernel.__name__, case.warps, *sorted((k, str(v)) for k, v in case.constexprs.items()))
             made.setdefault(key, case)
-    return [*made.values(), *_sampling(c), _norm(c)]
+    return [*made.values(), *_sampling(c), _norm(c), *_lora(c)]
 
 
 def _tile(config: TileConfig) -> dict[str, Any]:
@@ -74,10 +75,12 @@ def _moe(c: ModelConfig, row: Row) -> Iterator[Case]:
         "ASM": True,
     }
     first = row.tokens <= FUSED_TOKENS and row.invariant
-    for is_direct in (True, False) if row.tokens <= DIRECT_TOKENS or first else (False,):
+    kinds = (True, False) if row.tokens <= DIRECT_TOKENS or first else (False,)
+    # steps with adapters list their tiles at every size
+    for is_direct, has_lora in [*((kind, False) for kind in kinds), (False, True)]:
         lists = _absent(*LIST) if is_direct else {}
         constexprs = {**shape, **_tile(row.config), "DIRECT": is_direct, **lists}
-        name = f"{row.name}{' direct' if is_direct else ''}"
+        name = f"{'lora ' if has_lora else ''}{row.name}{' direct' if is_direct else ''}"
         weights = row.config.block_n * 128
         if row.kernel == "moe_w1":
             signature = {
@@ -89,9 +92,11 @@ def _moe(c: ModelConfig, row: Row) -> Iterator[Case]:
                 "act_ptr": "*bf16",
                 "num_tokens_ptr": "*i32",
                 "limit": "fp32",
+                "delta_ptr": "*fp32",
                 **LOGITS,
                 **LIST,
             }
+            constexprs |= {} if has_lora else _absent("delta_ptr")
             yield Case(name, experts._moe_w1_kernel, signature, constexprs, row.config.warps, weights)
         else:
             signature = {
@@ -168,6 +173,12 @@ def _lm_head(c: ModelConfig, row: Row) -> Iterator[Case]:
 
 
 def _router(c: ModelConfig, row: Row) -> Iterator[Case]:
+    yield from _router_cases(c, row, has_lora=False)
+    yield from _router_cases(c, row, has_lora=True)
+
+
+def _router_cases(c: ModelConfig, row: Row, *, has_lora: bool) -> Iterator[Case]:
+    name = f"{'lora ' if has_lora else ''}{row.name}"
     experts, hidden = c.num_experts, c.hidden_size
     padded = triton.next_power_of_2(experts)
     signature = {
@@ -185,10 +196,12 @@ def _router(c: ModelConfig, row: Row) -> Iterator[Case]:
         "counts_ptr": "*i32",
         "weights_ptr": "*fp32",
         "max_tiles": "i32",
+        "delta_ptr": "*fp32",
         **LOGITS,
         **LIST,
     }
     shared = {
+        **({} if has_lora else _absent("delta_ptr")),
         "N": experts,
         "K": hidden,
         "PER_TOKEN": c.experts_per_token,
@@ -203,7 +216,7 @@ def _router(c: ModelConfig, row: Row) -> Iterator[Case]:
             "BLOCK_K": routing.BLOCK_K,
             "BLOCK_N": max(row.config.block_n, padded),
         }
-        yield Case(row.name, routing._route_many_kernel, signature, constexprs, row.config.warps)
+        yield Case(name, routing._route_many_kernel, signature, constexprs, row.config.warps)
         place = {
             "PER_TOKEN": c.experts_per_token,
             "PADDED_LOCAL": padded,
@@ -213,7 +226,7 @@ def _router(c: ModelConfig, row: Row) -> Iterator[Case]:
         }
         yield Case(f"place {row.name}", routing._place_kernel, signature, place, routing.PLACE_WARPS, mma=False)
         return
-    direct = row.tokens <= DIRECT_TOKENS
+    direct = row.tokens <= DIRECT_TOKENS and not has_lora
     left = 1 << (hidden.bit_length() - 1)
     constexprs = {
         **shared,
@@ -226,7 +239,7 @@ def _router(c: ModelConfig, row: Row) -> Iterator[Case]:
         "BLOCK_M": 0 if direct else 16,
         **(_absent("counter_ptr", "weights_ptr", "chosen_ptr", *LIST) if direct else {}),
     }
-    yield Case(row.name, routing._route_few_kernel, signature, constexprs, row.config.warps, mma=False)
+    yield Case(name, routing._route_few_kernel, signature, constexprs, row.config.warps, mma=False)
 
 
 def _qkv(c: ModelConfig, row: Row) -> Iterator[Case]:
@@ -347,6 +360,53 @@ def _norm(c: ModelConfig) -> Case:
     signature = {"x_ptr": "*bf16", "scale_ptr": "*bf16", "out_ptr": "*bf16", "r_ptr": "*fp32", "eps": "fp32"}
     constexprs = {"K": c.hidden_size, "PADDED_K": triton.next_power_of_2(c.hidden_size)}
     return Case("norm tokens", dense._norm_tokens_kernel, signature, constexprs, 4, mma=False)
+
+
+def _lora(c: ModelConfig) -> Iterator[Case]:
+    signature = {
+        "table_ptr": "*i64",
+        "x_ptr": "*bf16",
+        "r_ptr": "*fp32",
+        "u_ptr": "*fp32",
+        "weights_ptr": "*fp32",
+        "slots_ptr": "*i64",
+        "chosen_ptr": "*i32",
+        **{f"tile_{name}_ptr": "*i32" for name in ("slot", "first", "count")},
+        "rows_ptr": "*i32",
+        **dict.fromkeys(("module", "width", "first", "stride"), "i32"),
+    }
+    shape = {"NUM_MODULES": NUM_MODULES, "ELEMENT": tl.bfloat16, "BLOCK_R": lora.BLOCK_R}
+    heads, groups = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    hidden, inter = c.hidden_size, c.intermediate_size
+    tile = {"BLOCK_M": lora.BLOCK_M, "COMPUTE": tl.bfloat16}
+    for inputs, absent in ((hidden, ()), (heads, ("r_ptr",))):
+        shrink = {**shape, **tile, "K": inputs, "BLOCK_K": lora.BLOCK_K, "STAGES": lora.STAGES, **_absent(*absent)}
+        yield Case(f"lora shrink {inputs}", lora._shrink_kernel, signature, shrink, lora.WARPS)
+    for outputs, kind in ((heads, "*fp32"), (groups, "*fp32"), (c.num_experts, "*fp32"), (hidden, "*bf16")):
+        expand = {**shape, **tile, "N": outputs, "BLOCK_N": lora.BLOCK_N}
+        name = f"lora expand {outputs}"
+        yield Case(name, lora._expand_kernel, signature | {"out_ptr": kind}, expand, lora.WARPS)
+    each = {**shape, "PER_TOKEN": c.experts_per_token}
+    for inputs, by_token in ((hidden, True), (inter, False)):
+        shrink = {**each, "K": inputs, "BY_TOKEN": by_token, "BLOCK_K": lora.BLOCK_K}
+        shrink |= {} if by_token else _absent("r_ptr")
+        name = f"lora shrink experts {inputs}{' by token' if by_token else ''}"
+        yield Case(name, lora._expert_shrink_kernel, signature, shrink, lora.WARPS, mma=False)
+    for outputs, parts in ((2 * inter, 1), (hidden, c.experts_per_token)):
+        expand = {**each, "N": outputs, "PARTS": parts, "BLOCK_N": lora.BLOCK_N}
+        expand |= _absent("weights_ptr") if parts == 1 else {}
+        out = {"out_ptr": "*fp32" if parts == 1 else "*bf16"}
+        name = f"lora expand experts {outputs}"
+        yield Case(name, lora._expert_expand_kernel, signature | out, expand, lora.WARPS, mma=False)
+    added = {f"{name}_ptr": "*bf16" for name in ("q", "key", "value")} | {
+        "delta_ptr": "*fp32",
+        "positions_ptr": "*i64",
+        "rope_ptr": "*fp32",
+        "slots_ptr": "*i64",
+        "lora_slots_ptr": "*i64",
+    }
+    sizes = {"HEADS": c.num_attention_heads, "GROUPS": c.num_key_value_heads, "D": c.head_dim}
+    yield Case("lora add qkv", lora._add_qkv_kernel, added, sizes, 1, mma=False)
 
 
 _MAKERS = {

@@ -134,6 +134,13 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
         return bool(self.lora) or self.lora_dir is not None
 
     @property
+    def lora_budget_bytes(self) -> int:
+        """Bytes of all adapters together."""
+        if not self.has_lora:
+            return 0
+        return self.max_loras * self.attention_adapter_bytes if self.max_lora_bytes is None else self.max_lora_bytes
+
+    @property
     def lora_element_bytes(self) -> int:
         return 4 if self.dtype == "float32" else 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -248,3 +249,20 @@ def test_the_cache_leaves_room_for_a_step(
     step = activation_bytes(engine.model, worker.shard, 2, engine.max_num_batched_tokens, 64)
     expected = 10e9 - (left or step)
     assert worker._cache_bytes() == pytest.approx(max(0.0, expected), abs=2)
+
+
+def test_adapters_take_their_bytes_from_the_kv_cache() -> None:
+    plain = choose_plan(config("20b"), [80 * GB], [80 * GB], element=2)
+    options = {"lora_dir": Path("/"), "max_loras": 4, "max_lora_rank": 16}
+    attention = choose_plan(config("20b", **options), [80 * GB], [80 * GB], element=2).ranks[0]
+    # rank 16, four adapters, two bytes: the inputs and outputs of Q, K, V, O and the router of 24 layers
+    assert attention.lora_bytes == 4 * 16 * 2 * 24 * (5 * 2880 + 2 * (4096 + 512) + 32)
+    assert attention.kv_bytes == plain.ranks[0].kv_bytes - attention.lora_bytes
+    given = choose_plan(config("20b", **options, max_lora_bytes=GB), [80 * GB], [80 * GB], element=2)
+    assert given.ranks[0].lora_bytes == GB
+    assert "adapters 1.00 GB, KV" in given.lines()[1]
+    two = make_plan(
+        config("20b", **options, max_lora_bytes=GB), [80 * GB] * 2, [80 * GB] * 2, tensor_size=1, stages=2, element=2
+    )
+    assert sum(rank.lora_bytes for rank in two.ranks) == GB
+    assert choose_plan(config("20b", max_lora_bytes=GB), [80 * GB], [80 * GB], element=2).ranks[0].lora_bytes == 0

@@ -106,7 +106,9 @@ def test_a_damaged_library_is_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A truncated one would end the process by SIGBUS, an empty one turn the kernels off."""
-    intact = next((cached_files.default_cache_folder() / "native").glob("*.so"))
+    current = native.library()
+    assert current is not None
+    intact = current._name
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(native, "_compile", lambda _, __, made: shutil.copy(intact, made))
     load = native.library.__wrapped__

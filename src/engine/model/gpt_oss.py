@@ -59,6 +59,7 @@ class GptOss:
             weights = replace(weights, layers=[replace(layer, lora=own) for layer, own in pairs])
         self.config = config
         self.kernels = kernels
+        self.lora = lora
         self.residual_dtype = torch.float32 if kernels.dtype == torch.float16 else kernels.dtype
         self._comm = comm
         self._shard = comm.shard

@@ -37,13 +37,15 @@ class RankPlan:
     shard: Shard
     weight_bytes: int
     activation_bytes: int
+    lora_bytes: int  # set aside for adapters
     kv_bytes_per_token: int  # of the full-attention cache; sliding layers keep only their window
     free_bytes: int
     usable_bytes: int  # of the free ones, after gpu_memory_utilization
 
     @property
     def kv_bytes(self) -> int:
-        return max(0, self.usable_bytes - RUNTIME_BYTES - self.weight_bytes - self.activation_bytes)
+        used = RUNTIME_BYTES + self.weight_bytes + self.activation_bytes + self.lora_bytes
+        return max(0, self.usable_bytes - used)
 
     @property
     def kv_tokens(self) -> int:
@@ -72,10 +74,11 @@ class MemoryPlan:
         shown = [f"{self.gpu_mode}: {len(self.ranks)} {noun}, KV cache for {self.kv_tokens:,} tokens"]
         for rank in self.ranks:
             s = rank.shard
+            adapters = f"adapters {rank.lora_bytes / GB:.2f} GB, " if rank.lora_bytes else ""
             shown.append(
                 f"rank {s.rank}: layers {s.layers.start}-{s.layers.stop - 1}, {len(s.query_heads)} heads, "
                 f"{len(s.experts)} experts x {len(s.intermediate)} rows, weights {rank.weight_bytes / GB:.2f} GB, "
-                f"activations {rank.activation_bytes / GB:.2f} GB, KV {rank.kv_bytes / GB:.2f} GB, "
+                f"activations {rank.activation_bytes / GB:.2f} GB, {adapters}KV {rank.kv_bytes / GB:.2f} GB, "
                 f"free {rank.free_bytes / GB:.2f} GB"
             )
         max_bytes = max(rank.weight_bytes for rank in self.ranks)
@@ -109,6 +112,11 @@ def weight_bytes(c: ModelConfig, shard: Shard, element: int, dense_dtype: str = 
 def num_experts(c: ModelConfig, shard: Shard) -> int:
     """The experts of all layers of a shard, whole or in part."""
     return sum(min(len(shard.experts), c.experts_of(n)) for n in shard.layers)
+
+
+def lora_bytes(config: EngineConfig, shard: Shard) -> int:
+    """Bytes that a rank sets aside for LoRA adapters: those of its layers, as if it held all of each."""
+    return config.lora_budget_bytes * len(shard.layers) // config.model.num_layers
 
 
 def padding_bytes(c: ModelConfig, shard: Shard) -> int:
@@ -199,6 +207,7 @@ def make_plan(
                 shard,
                 weight_bytes(c, shard, element, config.dense_dtype) + padding_bytes(c, shard),
                 activation_bytes(c, shard, element, config.max_num_batched_tokens, config.max_num_seqs),
+                lora_bytes(config, shard),
                 kv_bytes_per_token(c, shard, element),
                 free[rank],
                 max(0, int(free[rank] - (1 - config.gpu_memory_utilization) * total[rank])),
@@ -274,12 +283,13 @@ def _preference(config: EngineConfig, tensor_size: int, stages: int) -> tuple[in
 def _does_not_fit(config: EngineConfig, tried: list[MemoryPlan], element: int) -> str:
     plan = max(tried, key=lambda p: min(r.usable_bytes - r.weight_bytes for r in p.ranks))
     tight = min(plan.ranks, key=lambda r: r.kv_tokens)
-    needed = RUNTIME_BYTES + tight.weight_bytes + tight.activation_bytes
+    needed = RUNTIME_BYTES + tight.weight_bytes + tight.activation_bytes + tight.lora_bytes
     kv = plan.needed_kv_tokens * tight.kv_bytes_per_token
+    lora = f"{tight.lora_bytes / GB:.1f} GB of adapters, " if tight.lora_bytes else ""
     text = (
         f"the model does not fit: in mode {plan.gpu_mode} rank {tight.shard.rank} needs "
         f"{tight.weight_bytes / GB:.1f} GB of weights, {tight.activation_bytes / GB:.1f} GB of activations, "
-        f"{RUNTIME_BYTES / GB:.1f} GB of runtime and {kv / GB:.1f} GB of KV cache for "
+        f"{lora}{RUNTIME_BYTES / GB:.1f} GB of runtime and {kv / GB:.1f} GB of KV cache for "
         f"{plan.needed_kv_tokens:,} tokens; "
         f"{tight.usable_bytes / GB:.1f} GB of {tight.free_bytes / GB:.1f} GB free may be used "
         f"(gpu_memory_utilization {config.gpu_memory_utilization:g})"

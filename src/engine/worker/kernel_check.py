@@ -18,8 +18,10 @@ from gptoss.engine.config import SCORED_ROWS, EngineConfig
 from gptoss.engine.model.forward_batch import ForwardBatch
 from gptoss.engine.model.gpt_oss import GptOss
 from gptoss.engine.parallel.communicator import Communicator
+from gptoss.engine.parallel.shards import Shard
 from gptoss.kernels.device_copy import to_device
 from gptoss.kernels.layers import ExpertWeights, LayerCache, PackedExperts, PackedMxfp4
+from gptoss.kernels.lora import LayerAdapter, LoraMatrices
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 from gptoss.kernels.reference.backend import ReferenceBackend
 from gptoss.kernels.step_layout import StepLayout
@@ -74,18 +76,24 @@ def warm_up(model: GptOss, cache: list[LayerCache], config: EngineConfig, comm: 
     """Compiles every kernel that an eager step may need; triton keeps them on disk for the next start.
 
     There is a step for each row of the launch table, of that many tokens and rows to sample: a sequence that decodes
-    next to a prompt. All ranks must call this, as they meet in collective operations.
+    next to a prompt. Where adapters may be loaded, it runs with one too. All ranks must call this, as they meet in
+    collective operations.
     """
     started = time.monotonic()
     device = model.kernels.device
     limit = config.max_num_batched_tokens
     most_rows = min(limit, config.max_num_seqs + SCORED_ROWS)
+    if model.lora is not None:
+        model.lora.put(0, [_empty_adapter(model, comm.shard)] * len(model.weights.layers))
     for tokens in sorted({n for n in step_sizes(support.architecture(device)) if n < limit} | {limit}):
-        logits = model.forward(
-            _mixed(model, tokens, min(tokens, most_rows), config.block_size),
-            cache,
-            None if comm.shard.is_first else _hidden(model, tokens, device),
-        )
+        for slot in (None,) if model.lora is None else (0, None):
+            logits = model.forward(
+                _mixed(model, tokens, min(tokens, most_rows), config.block_size, slot),
+                cache,
+                None if comm.shard.is_first else _hidden(model, tokens, device),
+            )
+    if model.lora is not None:
+        model.lora.clear(0)
     if comm.shard.is_last and comm.shard.is_tensor_leader and support.samples(device):
         launch_sampler(logits.new_zeros(2, model.config.vocab_size))
     torch.cuda.synchronize(device)
@@ -113,9 +121,32 @@ def _hidden(model: GptOss, tokens: int, device: torch.device) -> torch.Tensor:
     return torch.zeros(shape, dtype=model.residual_dtype, device=device)
 
 
-def _mixed(model: GptOss, tokens: int, rows: int, block_size: int) -> ForwardBatch:
-    """A sequence that decodes next to a prompt of the other tokens."""
+def _empty_adapter(model: GptOss, shard: Shard) -> LayerAdapter:
+    """An adapter of rank 1 that adds nothing to any matrix of a layer."""
+    c, kernels = model.config, model.kernels
+    heads, groups = len(shard.query_heads) * c.head_dim, len(shard.kv_heads) * c.head_dim
+    experts, inter = len(shard.experts), len(shard.intermediate)
+
+    def zeros(inputs: int, outputs: int, *count: int) -> LoraMatrices:
+        a, b = (torch.zeros(*count, 1, n, dtype=kernels.dtype, device=kernels.device) for n in (inputs, outputs))
+        return LoraMatrices(a, b)
+
+    return LayerAdapter(
+        zeros(c.hidden_size, heads),
+        zeros(c.hidden_size, groups),
+        zeros(c.hidden_size, groups),
+        zeros(heads, c.hidden_size),
+        zeros(c.hidden_size, c.num_experts),
+        zeros(c.hidden_size, 2 * inter, experts),
+        zeros(inter, c.hidden_size, experts),
+    )
+
+
+def _mixed(model: GptOss, tokens: int, rows: int, block_size: int, slot: int | None = None) -> ForwardBatch:
+    """A sequence that decodes next to a prompt of the other tokens. `slot`: the adapter of both."""
     layout = _layout([1, tokens - 1] if tokens > 1 else [1], block_size)
+    if slot is not None:
+        layout = dataclasses.replace(layout, adapters=[slot] * len(layout.counts))
     device = model.kernels.device
     token_ids = to_device(layout.positions % 64, torch.int64, device)
     return ForwardBatch(token_ids, torch.arange(rows, device=device), model.kernels.prepare_step(layout))

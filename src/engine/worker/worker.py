@@ -23,7 +23,7 @@ from gptoss.engine.model.weights import ModelWeights, WeightLoader, dummy_weight
 from gptoss.engine.model.weights_cache import LEAST_BYTES, WeightsCache
 from gptoss.engine.parallel.communicator import Communicator, Rendezvous
 from gptoss.engine.parallel.device_placement import usable_cores
-from gptoss.engine.parallel.memory_plan import activation_bytes, stage_layers
+from gptoss.engine.parallel.memory_plan import activation_bytes, lora_bytes, stage_layers
 from gptoss.engine.parallel.shards import make_shard
 from gptoss.engine.worker.adapters import RankAdapters
 from gptoss.engine.worker.cuda_graphs import GraphRunner
@@ -97,8 +97,6 @@ class Worker:
             weights = self._read_weights(config.model_path)
         lora = None
         if config.has_lora:
-            if self.kernels.name == "triton":
-                raise ConfigError("LoRA adapters (lora, lora_dir) do not run on the Triton kernels yet")
             self.adapters = RankAdapters(config, self.shard, self.dtype, self.device)
             lora = self.adapters.table
         self.model = GptOss(config.model, weights, self.comm, self.kernels, lora)
@@ -231,7 +229,8 @@ class Worker:
         element = torch.empty((), dtype=self.dtype).element_size()
         # a step needs this much besides the cache, however high the utilization is set
         step = activation_bytes(c.model, self.shard, element, c.max_num_batched_tokens, c.max_num_seqs)
-        return max(0, int(free - max(step, (1 - c.gpu_memory_utilization) * total)))
+        unused = max(step, (1 - c.gpu_memory_utilization) * total) + lora_bytes(c, self.shard)
+        return max(0, int(free - unused))
 
 
 def choose_device(name: str, rank: int = 0, world: int = 1) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,11 +16,13 @@ from gptoss.kernels.layers import (
     PackedExperts,
     cache_group,
 )
+from gptoss.kernels.lora import StepLora
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 from gptoss.kernels.reference.backend import ReferenceBackend
 from gptoss.kernels.reference.rope import Rotation
 from gptoss.kernels.step_layout import StepLayout
-from gptoss.kernels.triton import fused_layers
+from gptoss.kernels.triton import dense, fused_layers
+from gptoss.kernels.triton.lora import LayerAdapters
 from gptoss.kernels.triton.metadata import TritonStep, triton_step
 from gptoss.kernels.triton.mxfp4_layout import gate_up_order, pack_experts
 
@@ -66,7 +68,7 @@ class TritonBackend:
 
     def norm_qkv(self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: TritonStep) -> torch.Tensor:
         assert isinstance(layer.qkv, torch.Tensor)
-        return fused_layers.norm_qkv(
+        query = fused_layers.norm_qkv(
             x,
             layer.attention_norm,
             self.shape.rms_norm_eps,
@@ -80,6 +82,15 @@ class TritonBackend:
             self.shape.num_heads,
             invariant=self.is_batch_invariant,
         )
+        adapters = self._adapters(layer, step)
+        if adapters is not None:
+            scaled, r = dense.norm_tokens(x, layer.attention_norm, self.shape.rms_norm_eps)
+            slots = step.attention[layer.group].slot_mapping
+            adapters.add_qkv(scaled, r, step.positions, self._rope, slots, query, cache.key, cache.value)
+        return query
+
+    def _adapters(self, layer: LayerWeights, step: TritonStep) -> LayerAdapters | None:
+        return None if layer.lora is None or step.lora is None else LayerAdapters(layer.lora, step.lora)
 
     def attention(self, query: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: TritonStep) -> torch.Tensor:
         s = self.shape
@@ -99,12 +110,14 @@ class TritonBackend:
         return fused_layers.linear(x, weight, bias, residual, None, invariant=self.is_batch_invariant)
 
     def add_out_lora(self, out: torch.Tensor, x: torch.Tensor, layer: LayerWeights, step: TritonStep) -> None:
-        raise NotImplementedError
+        adapters = self._adapters(layer, step)
+        if adapters is not None:
+            adapters.add("out", x, out)
 
     def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: TritonStep) -> torch.Tensor:
         s = self.shape
         if not isinstance(layer.experts, PackedExperts):
-            return self._plain.norm_moe(x, layer, residual, step)
+            return self._plain.norm_moe(x, layer, residual, _PlainStep(_plain_lora(step)))
         return fused_layers.norm_moe(
             x,
             residual,
@@ -118,6 +131,7 @@ class TritonBackend:
             step.num_tokens,
             local=s.local_experts,
             invariant=self.is_batch_invariant,
+            adapters=self._adapters(layer, step),
         )
 
     def norm_head(
@@ -126,3 +140,18 @@ class TritonBackend:
         assert isinstance(head, torch.Tensor)
         eps = self.shape.rms_norm_eps
         return fused_layers.norm_head(x, rows, norm, eps, head, step.logits, invariant=self.is_batch_invariant)
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainStep:
+    """What plain torch needs of a step for the experts."""
+
+    lora: StepLora | None
+
+
+def _plain_lora(step: TritonStep) -> StepLora | None:
+    """The step's adapters as the plain kernels take them."""
+    if step.lora is None:
+        return None
+    groups = [(slot, torch.nonzero(step.lora.slots == slot).squeeze(1)) for slot in step.lora.slots_in_use]
+    return StepLora(step.lora.slots, groups)

@@ -185,8 +185,8 @@ def listed_tile(tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr, BLOCK
 
 @triton.jit
 def _moe_w1_kernel(
-    x_ptr, r_ptr, words_ptr, scales_ptr, bias_ptr, act_ptr, logits_ptr, num_tokens_ptr, tile_expert_ptr, tile_first_ptr,
-    tile_count_ptr, rows_ptr, limit,
+    x_ptr, r_ptr, words_ptr, scales_ptr, bias_ptr, delta_ptr, act_ptr, logits_ptr, num_tokens_ptr, tile_expert_ptr,
+    tile_first_ptr, tile_count_ptr, rows_ptr, limit,
     HIDDEN: tl.constexpr, INTER: tl.constexpr, NUM_EXPERTS: tl.constexpr, PADDED_EXPERTS: tl.constexpr,
     PER_TOKEN: tl.constexpr, DIRECT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
     COMPUTE: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
@@ -216,6 +216,9 @@ def _moe_w1_kernel(
     bias = tl.load(bias_ptr + expert * (2 * INTER) + place, mask=n < 2 * INTER, other=0.0).to(tl.float32)
     r = tl.load(r_ptr + a // PER_TOKEN, mask=valid, other=0.0)
     acc = acc * r[None, :] + bias[:, None]
+    if delta_ptr is not None:
+        at = delta_ptr + a.to(tl.int64)[None, :] * (2 * INTER) + place[:, None]
+        acc += tl.load(at, mask=valid[None, :] & (n < 2 * INTER)[:, None], other=0.0)
     halves = tl.permute(tl.reshape(acc, (BLOCK_N // 16, 2, 8, BLOCK_M)), (0, 2, 3, 1))
     gate, up = tl.split(halves)
     gate = tl.minimum(gate, limit)
@@ -336,16 +339,23 @@ def _moe_w2_kernel(
 
 
 def moe_w1(
-    x: torch.Tensor, r: torch.Tensor, w: PackedMxfp4, bias: torch.Tensor, limit: float, tiles: Tiles, config: TileConfig
+    x: torch.Tensor,
+    r: torch.Tensor,
+    w: PackedMxfp4,
+    bias: torch.Tensor,
+    limit: float,
+    tiles: Tiles,
+    config: TileConfig,
+    delta: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns the clamped SwiGLU of r x W1 + b1, [A, I] in the type of x.
 
-    x [T, H], r float32 [T], b1 [E, 2 I], gate half first.
+    x [T, H], r float32 [T], b1 [E, 2 I], gate half first. `delta` float32 [A, 2 I]: added to the product, likewise.
     """
     hidden, rows = w.num_columns, w.num_rows
     act = torch.empty(x.shape[0] * tiles.per_token, rows // 2, dtype=x.dtype, device=x.device)
     _moe_w1_kernel[(triton.cdiv(rows, config.block_n), tiles.count)](
-        x, r, w.words, _four_scales(w), bias, act, tiles.logits, tiles.num_tokens, *tiles.arrays(), limit,
+        x, r, w.words, _four_scales(w), bias, delta, act, tiles.logits, tiles.num_tokens, *tiles.arrays(), limit,
         hidden, rows // 2, bias.shape[0], tiles.padded_experts, tiles.per_token, tiles.direct,
         config.block_n, tiles.block_m, config.stages, num_warps=config.warps,
         **support.launch_options(x.device, "COMPUTE", "ASM"),

@@ -16,6 +16,7 @@ import torch
 from gptoss.kernels.layers import PackedExperts
 from gptoss.kernels.triton import attention, dense, experts, routing, support
 from gptoss.kernels.triton.configs import config_for
+from gptoss.kernels.triton.lora import LayerAdapters
 from gptoss.kernels.triton.metadata import TritonAttentionMetadata
 
 DIRECT_TOKENS = 4
@@ -92,6 +93,7 @@ def norm_moe(
     *,
     local: range | None,
     invariant: bool,
+    adapters: LayerAdapters | None = None,
 ) -> torch.Tensor:
     """x, residual [T, H] -> residual + what the experts add to x.
 
@@ -101,14 +103,35 @@ def norm_moe(
     config, first, second = (
         config_for(name, kernel, tokens, invariant=invariant) for kernel in ("router", "moe_w1", "moe_w2")
     )
-    direct = tokens <= DIRECT_TOKENS and local is None
+    direct = tokens <= DIRECT_TOKENS and local is None and adapters is None
+    delta = None if adapters is None else router_delta(adapters, x, norm, eps, len(router))
     many = invariant or tokens > routing.FEW_TOKENS
     routed = (routing.route_many if many else routing.route_few)(
-        x, norm, router, router_bias, eps, config, num_tokens, per_token, None if direct else first.block_m, local
+        x, norm, router, router_bias, eps, config, num_tokens, per_token, None if direct else first.block_m, local,
+        delta,
     )  # fmt: skip
     tiles = experts.Tiles.of(routed, num_tokens, per_token, first.block_m)
-    act = experts.moe_w1(routed.scaled, routed.r, packed.w1, packed.b1, limit, tiles, first)
-    return experts.moe_w2(act, packed.w2, packed.b2, residual, tiles, second)
+    if adapters is None:
+        act = experts.moe_w1(routed.scaled, routed.r, packed.w1, packed.b1, limit, tiles, first)
+        return experts.moe_w2(act, packed.w2, packed.b2, residual, tiles, second)
+    assert routed.chosen is not None and routed.weights is not None
+    added = adapters.experts_delta("w1", routed.scaled, routed.r, routed.chosen, packed.w1.num_rows)
+    act = experts.moe_w1(routed.scaled, routed.r, packed.w1, packed.b1, limit, tiles, first, added)
+    out = experts.moe_w2(act, packed.w2, packed.b2, residual, tiles, second)
+    adapters.add_experts("w2", act, routed.chosen, routed.weights, out)
+    return out
+
+
+def router_delta(
+    adapters: LayerAdapters, x: torch.Tensor, norm: torch.Tensor, eps: float, num_experts: int
+) -> torch.Tensor | None:
+    """What adapters add to the router's logits, float32 [T, E]; None: nothing."""
+    if not adapters.rank("router"):
+        return None
+    scaled, r = dense.norm_tokens(x, norm, eps)
+    delta = torch.zeros(len(x), num_experts, dtype=torch.float32, device=x.device)
+    adapters.add("router", scaled, delta, r=r)
+    return delta
 
 
 def norm_head(

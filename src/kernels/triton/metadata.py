@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from gptoss.kernels.device_copy import to_device
-from gptoss.kernels.lora import StepLora
 from gptoss.kernels.step_layout import StepLayout
 
 TILE_TOKENS = 16  # of a sequence that a program of the attention kernel takes
+LORA_TILE = 16  # tokens of one adapter that a program takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,21 @@ class TritonAttentionMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class TritonLora:
+    """Which adapter each token of a step has, and the tiles of tokens with the same one."""
+
+    slots: torch.Tensor  # int64 [T]; -1: none
+    slots_in_use: list[int]
+    tiles: tuple[torch.Tensor, ...]  # int32: slot [P], first [P] and count [P] of each tile, and its rows of the batch
+
+
+@dataclass(frozen=True, slots=True)
 class TritonStep:
     positions: torch.Tensor  # int64 [T]
     num_tokens: torch.Tensor  # int32 [1]: rows after these are padding
     attention: tuple[TritonAttentionMetadata, TritonAttentionMetadata]  # by group
     logits: torch.Tensor | None = None  # float32 [R, V]: where to write them
-    lora: StepLora | None = None
+    lora: TritonLora | None = None
 
 
 def triton_step(layout: StepLayout, device: torch.device) -> TritonStep:
@@ -46,7 +55,23 @@ def triton_step(layout: StepLayout, device: torch.device) -> TritonStep:
         to_device(layout.positions, torch.int64, device),
         to_device([len(layout.positions)], torch.int32, device),
         (full, sliding),
+        lora=triton_lora(layout.token_adapters, device),
     )
+
+
+def triton_lora(slots: np.ndarray | None, device: torch.device) -> TritonLora | None:
+    """`slots` int64 [T], -1: none; None where no token has an adapter."""
+    if slots is None:
+        return None
+    used = [int(slot) for slot in np.unique(slots) if slot >= 0]
+    rows = [np.flatnonzero(slots == slot) for slot in used]
+    tiles, first = [], 0
+    for slot, mine in zip(used, rows, strict=True):
+        tiles += [(slot, first + i, min(LORA_TILE, len(mine) - i)) for i in range(0, len(mine), LORA_TILE)]
+        first += len(mine)
+    columns = [*np.array(tiles, np.int32).T, np.concatenate(rows).astype(np.int32)]
+    on_device = tuple(to_device(np.ascontiguousarray(column), torch.int32, device) for column in columns)
+    return TritonLora(to_device(slots, torch.int64, device), used, on_device)
 
 
 def attention_metadata(layout: StepLayout, group: int, device: torch.device) -> TritonAttentionMetadata:

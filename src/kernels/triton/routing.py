@@ -49,6 +49,7 @@ class Routed:
     logits: torch.Tensor  # float32 [T, E]
     weights: torch.Tensor | None = None  # float32 [T, k]
     tile_list: TileList | None = None
+    chosen: torch.Tensor | None = None  # int32 [T, k], with a tile list
 
 
 def max_tiles(assignments: int, num_experts: int, block_m: int) -> int:
@@ -145,7 +146,7 @@ def write_tiles(
 
 @triton.jit(do_not_specialize=["num_rows", "max_tiles"])
 def _route_few_kernel(
-    x_ptr, norm_ptr, w_ptr, bias_ptr, scaled_ptr, r_ptr, logits_ptr, eps, num_rows,
+    x_ptr, norm_ptr, w_ptr, bias_ptr, delta_ptr, scaled_ptr, r_ptr, logits_ptr, eps, num_rows,
     num_tokens_ptr, counter_ptr, weights_ptr, chosen_ptr, tile_expert_ptr, tile_first_ptr, tile_count_ptr, rows_ptr,
     max_tiles,
     N: tl.constexpr, K: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
@@ -188,7 +189,10 @@ def _route_few_kernel(
             squares += tl.sum(x_right * x_right, axis=0)
             acc += tl.sum(w_right.to(tl.float32) * scaled_right.to(tl.float32)[None, :], axis=1)
         r = tl.rsqrt(squares / K + eps)
-        tl.store(logits_ptr + token * N + n, acc * r + bias, mask=known & there, cache_modifier=".cg")
+        acc = acc * r + bias
+        if delta_ptr is not None:
+            acc += tl.load(delta_ptr + token * N + n, mask=known & there, other=0.0)
+        tl.store(logits_ptr + token * N + n, acc, mask=known & there, cache_modifier=".cg")
         if tl.program_id(0) == 0:
             tl.store(scaled_ptr + at + left, scaled, mask=there)
             if RIGHT > 0:
@@ -226,8 +230,8 @@ def _route_few_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _route_many_kernel(
-    x_ptr, norm_ptr, w_ptr, bias_ptr, scaled_ptr, r_ptr, logits_ptr, eps, num_rows, num_tokens_ptr, chosen_ptr,
-    weights_ptr, counts_ptr,
+    x_ptr, norm_ptr, w_ptr, bias_ptr, delta_ptr, scaled_ptr, r_ptr, logits_ptr, eps, num_rows, num_tokens_ptr,
+    chosen_ptr, weights_ptr, counts_ptr,
     N: tl.constexpr, K: tl.constexpr, PER_TOKEN: tl.constexpr, LOCAL_FIRST: tl.constexpr, LOCAL: tl.constexpr,
     PADDED_LOCAL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
@@ -259,7 +263,10 @@ def _route_many_kernel(
     r = tl.rsqrt(squares / K + eps)
     tl.store(r_ptr + m, r, mask=valid)
     acc = acc * r[None, :] + tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
-    tl.store(logits_ptr + m.to(tl.int64)[None, :] * N + n[:, None], acc, mask=(n < N)[:, None] & valid[None, :])
+    at = m.to(tl.int64)[None, :] * N + n[:, None]
+    if delta_ptr is not None:
+        acc += tl.load(delta_ptr + at, mask=(n < N)[:, None] & valid[None, :], other=0.0)
+    tl.store(logits_ptr + at, acc, mask=(n < N)[:, None] & valid[None, :])
     acc = tl.where((n < N)[:, None], acc, float("-inf"))
     chosen, weights = choose_for_all(tl.trans(acc), BLOCK_M, BLOCK_N, PER_TOKEN)
     if LOCAL < N:
@@ -324,11 +331,13 @@ def route_few(
     per_token: int,
     block_m: int | None,
     local: range | None = None,
+    delta: torch.Tensor | None = None,
 ) -> Routed:
     """Routes up to FEW_TOKENS tokens x [T, K] by weight [E, K].
 
     num_tokens int32 [1]: rows of the batch that are tokens, the rest is padding. `block_m`: of the tiles that are
     listed; None: none are, and the expert kernels choose for themselves. `local`: this rank's experts; None: all.
+    `delta` float32 [T, E]: added to the logits.
     """
     made = _Made(x, len(weight), per_token, block_m, local)
     left = 1 << (x.shape[1].bit_length() - 1)
@@ -336,7 +345,7 @@ def route_few(
     grid = (triton.cdiv(len(weight), config.block_n), triton.cdiv(len(x), config.block_m))
     tile_list = (made.weights, made.chosen, *made.arrays(), made.tiles) if block_m else (None,) * 6 + (0,)
     _route_few_kernel[grid](
-        x, norm, weight, bias, made.scaled, made.r, made.logits, eps, len(x),
+        x, norm, weight, bias, delta, made.scaled, made.r, made.logits, eps, len(x),
         num_tokens, support.counters(x.device, 1) if block_m else None, *tile_list, len(weight), x.shape[1],
         left, triton.next_power_of_2(right) if right else 0, config.block_n, config.block_m,
         _padded_tokens(len(x)) if block_m else 0, triton.next_power_of_2(len(weight)), per_token, *made.local,
@@ -356,6 +365,7 @@ def route_many(
     per_token: int,
     block_m: int | None,
     local: range | None = None,
+    delta: torch.Tensor | None = None,
 ) -> Routed:
     """Routes any number of tokens as route_few does, a row of the same bits in each."""
     made = _Made(x, len(weight), per_token, block_m, local)
@@ -363,8 +373,8 @@ def route_many(
     blocks = triton.cdiv(len(x), config.block_m)
     counts = torch.empty(blocks, padded_local, dtype=torch.int32, device=x.device)
     _route_many_kernel[(blocks,)](
-        x, norm, weight, bias, made.scaled, made.r, made.logits, eps, len(x), num_tokens, made.chosen, made.weights,
-        counts,
+        x, norm, weight, bias, delta, made.scaled, made.r, made.logits, eps, len(x), num_tokens, made.chosen,
+        made.weights, counts,
         len(weight), x.shape[1], per_token, *made.local, padded, config.block_m, BLOCK_K, config.stages,
         num_warps=config.warps, **support.launch_options(x.device, "COMPUTE"),
     )  # fmt: skip
@@ -410,7 +420,8 @@ class _Made:
 
     def routed(self) -> Routed:
         weights = None if self.tile_list is None else self.weights
-        return Routed(self.scaled, self.r, self.logits, weights, self.tile_list)
+        chosen = None if self.tile_list is None else self.chosen
+        return Routed(self.scaled, self.r, self.logits, weights, self.tile_list, chosen)
 
 
 def tile_list_ref(experts: torch.Tensor, num_tokens: torch.Tensor, num_experts: int, block_m: int) -> TileList:

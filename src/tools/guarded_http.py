@@ -7,6 +7,7 @@ resolved once, and the connection goes to one of the addresses that were checked
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,6 +16,8 @@ import httpcore2
 import httpx2
 
 from gptoss.tools.address_guard import AddressPolicy, AddressRefusedError
+
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # at INFO it logs every URL, which may hold a secret
 
 
 class GuardedBackend(httpcore2.AsyncNetworkBackend):

@@ -53,6 +53,7 @@ class Script:
         self._cached: set[tuple[int, ...]] = set()  # beginnings, of whole blocks
         self.requests: list[AddRequest] = []
         self.discarded: list[str] = []
+        self.lists_prefixes = True  # to say what is cached; quadratic in the prompt
 
     async def add_requests(self, requests: Sequence[AddRequest]) -> list[AsyncIterator[TokenOutput]]:
         self.requests += requests
@@ -67,8 +68,10 @@ class Script:
     async def _written(self, request: AddRequest, line: str | Dies) -> AsyncIterator[TokenOutput]:
         text = line.text if isinstance(line, Dies) else line
         ids = self.vocabulary.encode_with_special(text)
-        most, cached = request.params.max_tokens, self._num_cached(request.token_ids)
-        self._keep(request.token_ids + ids[:most])
+        most, cached = request.params.max_tokens, 0
+        if self.lists_prefixes:
+            cached = self._num_cached(request.token_ids)
+            self._keep(request.token_ids + ids[:most])
         for index, token in enumerate(ids[:most]):
             await asyncio.sleep(0)
             is_last = index + 1 == len(ids) and not isinstance(line, Dies)

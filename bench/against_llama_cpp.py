@@ -5,7 +5,7 @@
 
 The first run builds llama.cpp's server from the sources in llama-cpp-python's sdist (20 minutes on two cores) and writes
 the weights twice, as a checkpoint and as a GGUF file: 30 GB for 20b. Both stay in --cache-dir. In each round one server
-is started, measured and ended, then the other; its file is read once before. The table has medians of the rounds, and
+is started, measured and ended, then the other; its file is read once before, and it was started once before. The table has medians of the rounds, and
 ratios in which more than 1 is better for ours. With --cpu-isa avx2 both servers are held to AVX2.
 
 "beside a busy process": another program keeps one core busy. Roofs come from bench/cpu_roof.cpp: bytes of a token over
@@ -70,6 +70,7 @@ class Plan:
 
 
 PLANS = {"mini": Plan(64, 1000, 48), "20b": Plan(32, 512, 8)}
+SHORT = Plan(6, 60, 2)
 
 
 def require_space(folder: Path, size: str) -> None:
@@ -249,13 +250,13 @@ def sides_of(args: argparse.Namespace, cache: Path, threads: int) -> list[Side]:
     return [Side("ours", shards, None, ours), Side("llama.cpp", [gguf], [str(binary), "--model", str(gguf)], peer)]
 
 
-def limits_of(args: argparse.Namespace, threads: int) -> dict[str, float]:
+def limits_of(args: argparse.Namespace, plan: Plan, threads: int) -> dict[str, float]:
     set_threads(threads)
     with tempfile.TemporaryDirectory() as temporary:
         read, arithmetic = roofs(Path(temporary))
     size, operations = token_cost(args.size, 8 if args.dense_dtype == "int8" else 16)
     print(f"read {read:.1f} GB/s, FMA {arithmetic:.0f} GFLOP/s; a token reads {size / 1e9:.2f} GB")
-    prompt = f"prefill of {PLANS[args.size].prefill} words, tok/s"
+    prompt = f"prefill of {plan.prefill} words, tok/s"
     return {"1 streams, tok/s": read * 1e9 / size, prompt: arithmetic * 1e9 / operations}
 
 
@@ -271,19 +272,25 @@ def main() -> None:
     parser.add_argument(
         "--flag", action="append", default=[], help="one more argument of our server, like --flag=--name=value"
     )
+    parser.add_argument("--short", action="store_true", help="few tokens: shows that everything runs, measures nothing")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    plan = SHORT if args.short else PLANS[args.size]
     native.choose_instruction_set(args.cpu_isa)
     cache = args.cache_dir.resolve()
     require_space(cache, args.size)
     (cache / f"{args.size}-gguf").mkdir(exist_ok=True)
     sides = sides_of(args, cache, args.threads)
-    limits = limits_of(args, args.threads)
+    limits = limits_of(args, plan, args.threads)
+    for side in sides:  # kernels compiled, weights re-laid out
+        print(f"{side.name}: a first start ...", flush=True)
+        with side.running():
+            side.found.clear()
     for number in range(args.rounds):
         for side in sides:
             print(f"round {number + 1} of {args.rounds}: {side.name} ...", flush=True)
             with side.running() as server:
-                side.add(measure(server, PLANS[args.size]))
+                side.add(measure(server, plan))
     print_table(sides, limits)
     if args.json:
         figures: dict[str, Any] = {side.name: side.found for side in sides}

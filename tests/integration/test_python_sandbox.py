@@ -226,10 +226,11 @@ def test_children_are_stopped_between_cells_and_end_with_the_container() -> None
         "import os; os._exit(3)",
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
         "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'\\xff' * 100)\n    except OSError: pass\nimport time; time.sleep(9)",
+        "import os\nfor _ in range(99):\n    for fd in range(3, 64):\n        try: os.write(fd, b'\\0\\0\\0\\x02{}')\n        except OSError: pass\nimport time; time.sleep(9)",
         "import os\nos.closerange(0, 50)",
         "import ctypes; ctypes.string_at(0)",
     ],
-    ids=["exit", "kill", "forged", "closed", "crash"],
+    ids=["exit", "kill", "forged", "flood", "closed", "crash"],
 )
 def test_a_cell_that_breaks_the_interpreter_ends_its_container(code: str) -> None:
     with box() as broken:

@@ -21,6 +21,7 @@ Reason = Literal["timeout", "output", "memory"]
 INTERRUPT_S = 2.0  # for a cell to end after KeyboardInterrupt
 START_S = 30.0  # for the interpreter to start, on a loaded machine
 WATCH_S = 0.2  # between two looks at the memory of a running cell
+MAX_FRAMES = 64  # of a cell; the driver sends fewer, whatever the code does to its pipe
 _MARGIN_BYTES = 64 * MIB  # what Python takes by itself, and what is counted late
 _IMAGE_TYPES = ("image/png",)
 
@@ -134,8 +135,11 @@ class Container:
 
     async def _collect(self, execution: Execution) -> None:
         """Takes images until the cell is done and its output complete. Raises BrokenContainerError."""
-        left = self.limits.image_bytes
+        left, num_frames = self.limits.image_bytes, 0
         while "done" not in (frame := await self._pipes.receive()):
+            num_frames += 1
+            if num_frames > MAX_FRAMES:
+                raise BrokenContainerError("the interpreter sent too many frames")
             image = _image(frame)
             if image is not None and len(image.data) <= left:
                 left -= len(image.data)

@@ -348,6 +348,26 @@ def test_metrics_and_the_log_count_by_tool(server: Server) -> None:
     assert 'tool="mcp:request"' in text and "mcp:mine" not in text
 
 
+@pytest.mark.parametrize("choice", [{"name": "add"}, {}])
+def test_fields_of_mcp_are_known(server: Server, choice: Any, caplog: pytest.LogCaptureFixture) -> None:
+    server.says(ADD, say("3."))
+    tool = NEVER | {"server_description": "Adds.", "allowed_tools": ["add"]}
+    server.respond([tool], tool_choice={"type": "mcp", "server_label": "calc", **choice})
+    assert "unknown request fields" not in caplog.text
+
+
+def test_nothing_of_a_tools_content_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    server.says(call("calc__grow", '{"name": "classified"}'), call("calc__add", "classified"), say("Hm."))
+    output = server.respond([NEVER]).output
+    assert [one.output for one in output if one.type == "mcp_call"] == ["classified is there", None]
+    ours = [
+        record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore", "openai"))
+    ]
+    assert not [line for line in ours if "classified" in line]
+    assert [record.__dict__["tool"] for record in caplog.records if record.name == "tool"] == ["mcp:calc"] * 2
+
+
 def test_a_process_is_a_server_and_comes_back(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     command = {"calc": {"command": [sys.executable, SERVER, "stdio"]}}

@@ -34,6 +34,7 @@ _CHOICE = {
             {"mode": {"enum": ["auto", "required"]}},
         ),
         object_of({"type": {"enum": [*KINDS]}}),
+        object_of({"type": {"const": "mcp"}, "server_label": _STRING}, {"name": _STRING}),
     ]
 }
 # Chat's fields that would change the answer: the values that ask for nothing, and what to do instead.

@@ -119,8 +119,26 @@ _TOOLS = {
     "function": frozenset(("type", "name", "description", "parameters", "strict")),
     "custom": frozenset(("type", "name", "description", "format")),
     "namespace": frozenset(("type", "name", "description", "tools")),
+    "mcp": frozenset(
+        (
+            "type",
+            "server_label",
+            "server_url",
+            "server_description",
+            "connector_id",
+            "tunnel_id",
+            "headers",
+            "authorization",
+            "allowed_tools",
+            "require_approval",
+            "defer_loading",
+            "allowed_callers",
+        )
+    ),
 }
-_CHOICE = frozenset(("type", "function", "custom", "name", "namespace", "allowed_tools", "mode", "tools"))
+_CHOICE = frozenset(
+    ("type", "function", "custom", "name", "namespace", "allowed_tools", "mode", "tools", "server_label")
+)
 _OF_PARTS = frozenset(("content", "output", "summary"))
 _WITHIN = {name: name for name in (*_OF_PARTS, "tools")}
 _WITHIN_CHOICE = dict.fromkeys(("function", "custom"), "function_call") | dict.fromkeys(

@@ -115,3 +115,12 @@ def test_keys_do_not_share_limits() -> None:
     assert admitted(limits, b).num_concurrent == 1
     refused(limits, a)
     refused(limits, b)
+
+
+def test_tool_calls_have_a_limit_of_their_own() -> None:
+    limits = RateLimits()
+    one, other = (Caller(name, b"", 1, 0, 0, tool_calls_per_minute=2) for name in "ab")
+    assert [limits.take_tool_call(one) for _ in range(2)] == [None, None]
+    assert limits.take_tool_call(one) == "Not run: the limit of 2 tool calls per minute is reached."
+    assert limits.take_tool_call(other) is None and limits.take_tool_call(caller()) is None
+    limits.leave(limits.enter(one, generates=False))  # they are no requests

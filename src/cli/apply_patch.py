@@ -26,7 +26,7 @@ MAX_PATCH_BYTES = 64 * 2**20
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = options_parser().parse_args(argv)
     if not args.root.is_dir():
         raise UsageError(f"--root {args.root} is not a folder")
     try:
@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = command_parser(__doc__ or "", epilog="")
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="the patch (default: standard input)")
     parser.add_argument(

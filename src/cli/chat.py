@@ -23,6 +23,7 @@ from gptoss.cli.remote.conversation import Conversation, load, save
 from gptoss.cli.remote.errors import OK, CommandError, UsageError
 from gptoss.cli.remote.options import add_local_options, add_server_options, command_parser, count, opened_connection
 from gptoss.cli.remote.raw_turn import RawTurn
+from gptoss.cli.remote.tool_turn import ToolTurn, tools_of
 from gptoss.cli.terminal.answer_view import show
 from gptoss.cli.terminal.line_input import LineInput, history_path, kept_history
 from gptoss.cli.terminal.style import Style, printable
@@ -34,7 +35,10 @@ SETTINGS = ("system", "effort", "profile", "max_tokens", "temperature", "seed")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = options_parser().parse_args(argv)
+    parser = options_parser()
+    args = parser.parse_args(argv)
+    if args.tools and args.raw:
+        parser.error("--raw has no meaning with --tools, whose steps are items and not text")
     with opened_connection(args) as (connection, model):
         return _talk(connection, model, args)
 
@@ -64,6 +68,15 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--hide-reasoning", action="store_true", help="do not show the reasoning")
+    parser.add_argument(
+        "--tools",
+        metavar="LIST",
+        help="browser, python, apply_patch, mcp:LABEL, with commas between: tools of the server",
+    )
+    parser.add_argument(
+        "--approve", choices=("ask", "always", "never"), default="ask", help="MCP calls and patches (default: ask)"
+    )
+    parser.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="of the files that patches change")
     parser.add_argument("--raw", action="store_true", help="show prompts and answers as Harmony")
     parser.add_argument("--plain", action="store_true", help="show the text as it comes, not as Markdown")
     parser.add_argument("--load", type=Path, metavar="FILE", help="continue a saved conversation")
@@ -81,6 +94,9 @@ class ChatSession:
         self._conversation = conversation
         self._raw, self._reasoning, self._markdown = args.raw, not args.hide_reasoning, not args.plain
         self._raw_ids: list[int] = []  # of the prompt that was shown last
+        self._tools = tools_of(args.tools) if args.tools else []
+        self._tool_names, self._approve, self._root = args.tools or "", args.approve, args.root
+        self._previous_ids: list[str] = []  # of the responses of each turn with tools, without a gap
         self._style = Style.of(sys.stdout)
         self._is_interactive = sys.stdin.isatty()
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
@@ -89,6 +105,7 @@ class ChatSession:
             "/profile": ("latency_first, balanced or quality_first; without a name: the server's", self._profile),
             "/system": ("instructions for the whole conversation; without a text: none", self._system),
             "/reasoning": ("show or hide the reasoning", self._set_reasoning),
+            "/tools": ("browser,python,apply_patch,mcp:LABEL or off: tools of the server", self._set_tools),
             "/raw": ("on or off: show prompts and answers as Harmony", self._set_raw),
             "/retry": ("answer the last question again", self._retry),
             "/clear": ("begin a new conversation with the same settings", self._clear),
@@ -134,11 +151,14 @@ class ChatSession:
         self._conversation.add_user(text)
         answer = Answer()
         try:
-            if self._raw:
+            if self._tools:
+                self._show_with_tools(answer)
+            elif self._raw:
                 self._show_raw(answer)
             else:
                 self._show(answer)
         except KeyboardInterrupt:
+            self._previous_ids.clear()
             self._note("\nstopped", "yellow")
         finally:
             self._conversation.add_answer(answer.text, answer.reasoning)
@@ -148,6 +168,33 @@ class ChatSession:
     def _show(self, answer: Answer) -> None:
         with closing(self._connection.stream(CHAT, self._conversation.body())) as events:
             show(read(events, answer), self._style, reasoning=self._reasoning, markdown=self._markdown)
+
+    def _show_with_tools(self, answer: Answer) -> None:
+        earlier = self._previous_ids[-1] if self._previous_ids else None
+        turn = ToolTurn(self._connection, self._conversation, self._tools, self._root, self._agrees, earlier, answer)
+        try:
+            show(turn.pieces(), self._style, reasoning=self._reasoning, markdown=self._markdown)
+        except BaseException:
+            self._previous_ids.clear()
+            raise
+        if turn.previous_id is not None:
+            self._previous_ids.append(turn.previous_id)
+
+    def _agrees(self) -> bool:
+        """Returns whether the person agrees to the step that was shown last; ctrl-D is no."""
+        if self._approve != "ask" or not self._is_interactive:
+            return bool(self._approve == "always")
+        try:
+            return input("allow it? [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            sys.stdout.write("\n")
+            return False
+
+    def _set_tools(self, text: str) -> None:
+        if text:
+            self._tools, self._tool_names = ([], "") if text == "off" else (tools_of(text), text)
+            self._previous_ids.clear()
+        self._note(f"tools: {self._tool_names or 'none'}")
 
     def _show_raw(self, answer: Answer) -> None:
         turn = RawTurn(self._connection, self._conversation.body(), self._raw_ids)
@@ -184,6 +231,8 @@ class ChatSession:
         self._note(f"reasoning is {'shown' if self._reasoning else 'hidden'}")
 
     def _set_raw(self, text: str) -> None:
+        if self._tools:
+            raise UsageError("/raw has no meaning with tools: /tools off ends them")
         self._raw = self._switch("/raw", text, ("on", "off"))
         self._raw_ids = []
         self._note(f"raw mode is {'on' if self._raw else 'off'}")
@@ -195,6 +244,7 @@ class ChatSession:
 
     def _retry(self, _: str) -> None:
         question = self._conversation.take_back()
+        self._previous_ids[-1:] = []
         if question is None:
             raise UsageError("there is no question yet")
         self._ask(question)
@@ -202,6 +252,7 @@ class ChatSession:
     def _clear(self, _: str) -> None:
         self._conversation.messages.clear()
         self._raw_ids = []
+        self._previous_ids.clear()
         self._note("a new conversation")
 
     def _save(self, text: str) -> None:
@@ -215,6 +266,7 @@ class ChatSession:
             raise UsageError("/load takes the name of a file")
         self._conversation = load(Path(text).expanduser())
         self._raw_ids = []
+        self._previous_ids.clear()
         self._note(f"{len(self._conversation.messages)} messages with {self._conversation.model}")
 
     def _quit(self, _: str) -> None:

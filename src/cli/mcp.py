@@ -33,7 +33,7 @@ KEY_VARIABLE = "GPTOSS_API_KEY"
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = options_parser().parse_args(argv)
     if not (args.python or args.browser):
         raise UsageError("choose what to offer: --python, --browser BACKEND, or both")
     if importlib.util.find_spec("mcp") is None:
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options."""
     parser = command_parser(__doc__ or "", epilog="")
     add = parser.add_argument
     add("--python", action="store_true", help="offer `python`, which runs code in a sandbox (needs bubblewrap)")

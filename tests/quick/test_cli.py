@@ -17,6 +17,9 @@ def test_every_command_is_a_module_and_every_module_a_command() -> None:
         assert importlib.util.find_spec(f"gptoss.cli.{name.replace('-', '_')}") is not None, name
     modules = {path.stem.replace("_", "-") for path in Path(cli.__file__).parent.glob("*.py")}
     assert modules - {"--init--", "main"} == set(COMMANDS)
+    for name in COMMANDS:  # what completion is made from
+        text = (Path(cli.__file__).parent / f"{name.replace('-', '_')}.py").read_text()
+        assert "\ndef options_parser() -> argparse.ArgumentParser:\n" in text, name
 
 
 def test_a_command_gets_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,11 @@ def show(pieces: Iterable[tuple[str, str]], style: Style, *, reasoning: bool, ma
                 continue
             _end_reasoning(before)
             before = ""
+            if kind == "step":
+                stack.close()
+                view = None
+                _write(_step(piece, style))
+                continue
             if not (markdown and style.colours):
                 _write(printable(piece) if sys.stdout.isatty() else piece)
                 continue
@@ -34,6 +39,12 @@ def show(pieces: Iterable[tuple[str, str]], style: Style, *, reasoning: bool, ma
         _end_reasoning(before)
     if not (markdown and style.colours):
         _write("\n")
+
+
+def _step(text: str, style: Style) -> str:
+    """Returns how a tool's step appears: its first line marked, the others indented."""
+    first, *rest = printable(text).split("\n")
+    return "".join((style(f"* {first}\n", "cyan"), *(style(f"  {line}\n", "dim") for line in rest)))
 
 
 def _show_reasoning(piece: str, style: Style, before: str, *, shown: bool) -> str:

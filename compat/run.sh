@@ -3,6 +3,7 @@
 # Their clients, in Python and JavaScript (node must be on PATH), against a running server of nano:  compat/run.sh clients [URL]
 # Claude Code, headless (node and npm must be on PATH; the API is started in the test's process):  compat/run.sh claude-code
 # Codex, headless (npm must be on PATH; the API runs in the test's process):  compat/run.sh codex
+# openai-agents and the AI SDK with the code interpreter (npm must be on PATH; the API runs in the test's process):  compat/run.sh tools
 # Evaluations with inspect-ai and BFCL's data, against a running server of nano:  compat/run.sh eval [URL]
 # Ray Serve, with a local cluster:  compat/run.sh ray
 # The gateway smg in front of two servers:  compat/run.sh gateway
@@ -11,10 +12,10 @@
 # All of them, long, against a server that this starts:  compat/run.sh nightly
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suite="${1:?langchain, schemathesis, clients, examples, claude-code, codex, page, eval, ray, gateway or nightly}"
+suite="${1:?langchain, schemathesis, clients, examples, claude-code, codex, tools, page, eval, ray, gateway or nightly}"
 export TEST_SERVER_URL="${2:-http://127.0.0.1:8000}"
 venv=.venv-compat
-if [[ "$suite" != claude-code && "$suite" != codex && "$suite" != ray && "$suite" != eval && "$suite" != gateway && compat/requirements.txt -nt "$venv/.installed" ]]; then
+if [[ "$suite" != claude-code && "$suite" != codex && "$suite" != tools && "$suite" != ray && "$suite" != eval && "$suite" != gateway && compat/requirements.txt -nt "$venv/.installed" ]]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install -qq --disable-pip-version-check -r compat/requirements.txt
     touch "$venv/.installed"
@@ -51,6 +52,13 @@ case "$suite" in
         npm install --silent --no-fund --no-audit --no-package-lock --prefix .venv-node/codex \
             "@openai/codex@${CODEX_VERSION:-0.171.0}"
         CODEX="$PWD/.venv-node/codex/node_modules/.bin/codex" .venv/bin/python -m pytest compat/test_codex.py -q
+        ;;
+    tools)
+        [[ -f .venv-agents/.installed ]] || { python3 -m venv .venv-agents && .venv-agents/bin/pip install -qq \
+            --disable-pip-version-check "openai-agents>=0.24,<1" && touch .venv-agents/.installed; }
+        npm install --silent --no-fund --no-audit --no-package-lock --prefix .venv-node/ai "ai@^6" "@ai-sdk/openai@^3"
+        AGENTS_PYTHON="$PWD/.venv-agents/bin/python" AI_SDK="$PWD/.venv-node/ai" \
+            .venv/bin/python -m pytest compat/test_code_interpreter.py -q
         ;;
     eval)
         if [[ requirements-eval.txt -nt .venv-eval/.installed ]]; then
@@ -90,7 +98,7 @@ case "$suite" in
             sleep 1
         done
         curl -fsS -o /dev/null "$url/ready" || { cat "$log"; exit 1; }
-        for part in langchain schemathesis clients examples claude-code codex page eval ray gateway; do
+        for part in langchain schemathesis clients examples claude-code codex tools page eval ray gateway; do
             EXAMPLES=10000 compat/run.sh $part "$url" || { echo "compat $part: FAILED"; failed=1; }
         done
         exit $failed

@@ -82,6 +82,8 @@ def masked_value(value: Any) -> Any:
         return {key: _MASKED if key in _SECRET_TABLES else masked_value(item) for key, item in value.items()}
     if isinstance(value, list):
         return [masked_value(item) for item in value]
+    if isinstance(value, Path):
+        value = str(value)
     if not isinstance(value, str):
         return value
     begin = _URL_BEGIN.match(value)

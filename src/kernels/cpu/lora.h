@@ -105,10 +105,12 @@ static int64_t lora_width(const Lora& lora, int module, int64_t T) {  // the lar
 static void lora_moe(const Lora& lora, const bf16* x, const int64_t* experts, const float* weights, const void* w1,
                      const uint8_t* s1, const bf16* b1, const void* w2, const uint8_t* s2, const bf16* b2, const bf16* residual,
                      bf16* out, float* parts, float limit, int64_t T, int64_t k, int64_t E, int64_t H, int64_t I) {
+    const int64_t P = T * k, rank1 = lora_width(lora, LORA_W1, T), rank2 = lora_width(lora, LORA_W2, T);
+    if (!rank1 && !rank2)
+        return moe(x, experts, weights, w1, s1, b1, w2, s2, b2, residual, out, parts, limit, T, k, E, H, I);
     const ByExpert by(experts, T * k, E);
     const Format format = s1 ? Format::MXFP4 : Format::BF16;
     const X* const* tokens = rows_of_x<2>(x, T, H, format);
-    const int64_t P = T * k, rank1 = lora_width(lora, LORA_W1, T), rank2 = lora_width(lora, LORA_W2, T);
     const int64_t width = x_columns(I, format);
     X* hidden = kept_scratch<X, 3>(P * width);
     bf16* plain = kept_scratch<bf16, 9>(P * I);  // `hidden` in the order of its columns

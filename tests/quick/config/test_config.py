@@ -323,3 +323,28 @@ def test_unknown_flags_are_named_without_a_secret(
         load_config(flags)
     told = capsys.readouterr().err
     assert shown in told and "S3CRET" not in told
+
+
+@pytest.mark.parametrize(
+    "flags, environment, found",
+    [
+        (["--lora", "a=/x", "--lora=b=y=z"], None, {"a": "/x", "b": "y=z"}),
+        ([], "a=/x", {"a": "/x"}),
+        ([], "{a: /x, b: /y}", {"a": "/x", "b": "/y"}),
+        (["--lora", "c=/z"], "a=/x", {"c": "/z"}),
+    ],
+)
+def test_adapters_are_names_with_folders(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], environment: str | None, found: dict[str, str]
+) -> None:
+    if environment is not None:
+        monkeypatch.setenv("GPTOSS_LORA", environment)
+    config, origin, _ = load_config(flags)
+    assert config.lora == {name: Path(folder) for name, folder in found.items()}
+    assert f"lora: {yaml.safe_dump(found, default_flow_style=True).strip()}" in describe(config, origin)
+
+
+@pytest.mark.parametrize("flags, problem", [(["a"], "must be NAME=PATH"), (["a=/x", "a=/y"], "'a' is given twice")])
+def test_adapters_without_a_name_or_with_one_name_are_refused(flags: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load_config([f"--lora={flag}" for flag in flags])

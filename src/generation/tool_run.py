@@ -81,7 +81,10 @@ def bounded(result: ToolResult, max_bytes: int) -> ToolResult:
             kept = data[:left].decode("utf-8", "ignore")
             parts.append(TextPart(kept + CUT.format(left=len(data) - left)))
             break
-    return replace(result, content=tuple(parts))
+    failure = result.failure
+    if failure is not None:
+        failure = replace(failure, message=failure.message.encode("utf-8", "replace").decode())
+    return replace(result, content=tuple(parts), failure=failure)
 
 
 def text_for_model(result: ToolResult) -> str:

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gptoss.api.hosted.entries import BuiltinEntry, HostedEntry, McpEntry, PlacedEntry
 from gptoss.api.hosted.names import hashed_name, joined_name
@@ -21,6 +22,8 @@ from gptoss.generation.request import FunctionTool
 from gptoss.generation.tool_sessions import SessionChain, SessionLimits, ToolSessions
 from gptoss.generation.tool_types import McpTool, ToolFailure
 from gptoss.harmony.conversation import ToolNamespace
+from gptoss.harmony.schema.checks import SchemaError
+from gptoss.harmony.schema.enforce import enforceable
 from gptoss.harmony.vocabulary_files import Vocabulary
 from gptoss.lru_cache import LruCache
 from gptoss.tools.address_guard import AddressRefusedError
@@ -222,7 +225,7 @@ class ToolService:
             introduction = (entry.server_description,) if index == 0 else ()
             description = "\n\n".join(filter(None, (*introduction, tool.description))) or None
             label = f"'{tool.name}' of MCP server '{listing.label}'"
-            prepared.functions.append(FunctionTool(model_name, description, tool.input_schema, label=label))
+            prepared.functions.append(FunctionTool(model_name, description, _usable(tool.input_schema), label=label))
             prepared.where.append(placed.where)
             prepared.labels[model_name] = (listing.label, tool.name)
             prepared.by_name[model_name] = HostedTool(runner, tool.name, entry.needs_approval(tool))
@@ -265,6 +268,15 @@ async def _listing(
         return ShownListing(label, known[label], is_known=True)
     listing: Listing = await server.listing()
     return ShownListing(label, listing.tools, listing.failure)
+
+
+def _usable(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, or that of any object where a server's is none: the request is not at fault."""
+    try:
+        enforceable(schema, False, arguments=True, where="parameters")
+    except (SchemaError, RecursionError):
+        return {"type": "object"}
+    return schema
 
 
 def _check_headers(headers: Mapping[str, str], where: str) -> None:

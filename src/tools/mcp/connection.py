@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 MAX_TOOLS = 512  # of one server
 MAX_PAGES = 64
 MAX_SCHEMA_CHARS = 100_000  # of one tool; it is offered without a schema beyond
+MAX_DESCRIPTION = 10_000  # characters
 MAX_MESSAGE_BYTES = 16 * 2**20
 CLOSE_S = 6.0  # a process has two seconds to end, and two more to be killed
 
@@ -98,7 +99,7 @@ class Connection:
             cursor = page.next_cursor
             if cursor is None or len(tools) >= MAX_TOOLS:
                 break
-        return tools[:MAX_TOOLS]
+        return list({tool.name: tool for tool in tools}.values())[:MAX_TOOLS]
 
     async def call(self, name: str, arguments: dict[str, Any]) -> ToolResult:
         """Calls a tool. What goes wrong is a failed result."""
@@ -219,4 +220,5 @@ def _tool(given: Any) -> McpTool:
     schema = given.input_schema
     is_large = len(str(schema)) > MAX_SCHEMA_CHARS
     annotations = given.annotations.model_dump(by_alias=True, exclude_none=True) if given.annotations else None
-    return McpTool(given.name, given.description, {"type": "object"} if is_large else dict(schema), annotations)
+    description = None if given.description is None else given.description[:MAX_DESCRIPTION]
+    return McpTool(given.name, description, {"type": "object"} if is_large else dict(schema), annotations)

@@ -10,6 +10,7 @@ from typing import Any
 from gptoss.generation.tool_types import ImagePart, ResultPart, TextPart, ToolFailure, ToolResult
 from gptoss.tools.address_guard import AddressRefusedError
 
+MAX_MESSAGE = 500  # characters of what a server says of an error
 BROKEN = "The MCP server's answer is not valid."
 
 
@@ -21,7 +22,7 @@ def read_result(result: Any) -> ToolResult:
     if not result.is_error:
         return ToolResult(parts)
     text = "\n".join(part.text for part in parts if isinstance(part, TextPart)) or "The tool reports an error."
-    return ToolResult(parts or (TextPart(text),), ToolFailure("execution", text))
+    return ToolResult(parts or (TextPart(text),), ToolFailure("execution", text[:MAX_MESSAGE]))
 
 
 def _part(block: Any) -> ResultPart | None:
@@ -62,7 +63,7 @@ def failure_of(error: BaseException) -> ToolFailure:
         case MCPError() if error.code == CONNECTION_CLOSED:
             return ToolFailure("unavailable", "The connection to the MCP server has ended.")
         case MCPError():
-            return ToolFailure("protocol", error.message[:500] or BROKEN, error.code)
+            return ToolFailure("protocol", error.message[:MAX_MESSAGE] or BROKEN, error.code)
         case ValidationError():
             return ToolFailure("protocol", BROKEN)
         case OSError() | httpx2.TransportError():

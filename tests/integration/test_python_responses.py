@@ -175,6 +175,11 @@ def test_what_looks_like_a_special_token_is_text(server: Server) -> None:
     assert sum(one == 200006 for one in ids) == server.prompt().count("<|start|>") - 1
 
 
+def test_the_response_repeats_the_tool(server: Server) -> None:
+    (shown,) = server.respond(say("No code."), tools=({"type": "code_interpreter"},)).tools
+    assert shown.container.type == "auto"
+
+
 def test_a_call_that_is_required(server: Server) -> None:
     server.respond(python("1"), say("One."), tool_choice={"type": "code_interpreter"})
     assert "python" in server.prompt(0)

@@ -129,7 +129,7 @@ class CodeInterpreterEntry(Strict):
 
     def shown(self) -> dict[str, Any]:
         """The entry as a response repeats it."""
-        return self.model_dump(exclude_none=True)
+        return {"container": {"type": "auto"}} | self.model_dump(exclude_none=True)
 
     def options(self) -> dict[str, Any]:
         """What the session is opened with."""

@@ -191,6 +191,8 @@ class Sandbox:
         program = filter_program()
         if program is not None:
             yield from ("--seccomp", given.data(program))
+        elif not is_root():
+            yield "--disable-userns"
         programs = os.pathsep.join((str(self.interpreter.path.parent), "/usr/local/bin", "/usr/bin", "/bin"))
         for variable, value in {**_ENVIRONMENT, "PATH": programs}.items():
             yield from ("--setenv", variable, value)

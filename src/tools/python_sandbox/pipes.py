@@ -47,9 +47,10 @@ class CellOutput:
             self._held, self._mark = data[end + len(self._mark) :][-self._limit :], b""
             self.complete.set()
             return
-        keep = len(self._mark) - 1 if self._mark else min(len(data), self._limit)
-        self._kept.add(data[: len(data) - keep])
-        self._held = data[len(data) - keep :]
+        keep = len(self._mark) - 1 if self._mark else self._limit
+        cut = max(0, len(data) - keep)
+        self._kept.add(data[:cut])
+        self._held = data[cut:]
         if self._kept.total > MAX_OUTPUT_BYTES:
             self.flooded.set()
 

@@ -9,11 +9,13 @@ import httpx
 import openai
 import pytest
 
+from gptoss.generation.tool_types import ToolCall, ToolResult
 from tests.support.instant_engine import served
 from tests.support.mcp_server import mcp_over_http
 from tests.support.message_stream import read_events
-from tests.support.script import Line, call, say, think
+from tests.support.script import Line, call, call_builtin, say, think
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.tools import BROWSER, PYTHON, FakeRunner
 
 MODEL = "gpt-oss-nano"
 ADD = call("calc__add", '{"a": 1, "b": 2}')
@@ -181,3 +183,54 @@ def test_tokens_of_the_tools_are_counted(server: Server) -> None:
         for body in ({}, {"mcp_servers": SERVERS})
     ]
     assert counts[1] > counts[0] + 50
+
+
+class Fake:
+    """Settings under which built-in tools are the tests' own."""
+
+    def __init__(self) -> None:
+        self.browser, self.python = FakeRunner(BROWSER), FakeRunner(PYTHON)
+
+
+@pytest.fixture
+def built_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Fake, Server]]:
+    fake, engine = Fake(), ScriptedEngine()
+    made = {"browser": fake.browser, "python": fake.python}
+    monkeypatch.setattr("gptoss.api.hosted.service.make_builtins", lambda *_: made)
+    with served(engine=engine) as url:
+        yield fake, Server(engine, url, "")
+    assert fake.browser.num_open == fake.python.num_open == 0
+
+
+def test_messages_have_blocks_of_search_and_code(built_in: tuple[Fake, Server]) -> None:
+    fake, server = built_in
+
+    async def search(made: ToolCall) -> ToolResult:
+        return ToolResult.of_text("[0] results", sources=["https://a.example/"])
+
+    fake.browser.does = search
+    lines = call_builtin("browser.search", '{"query": "x"}'), call_builtin("python", "print(1)")
+    server.says(*lines, call_builtin("browser.open", "[]"), say("Done."))
+    tools = [
+        {"type": "web_search_20250305", "name": "web_search", "allowed_domains": ["a.example"], "max_uses": 3},
+        {"type": "code_execution_20250825", "name": "code_execution"},
+        {"type": "computer_20251124", "name": "computer"},
+    ]
+    content = server.message(tools=tools)["content"]
+    kinds = ["server_tool_use", "web_search_tool_result", "server_tool_use", "code_execution_tool_result"]
+    assert [block["type"] for block in content] == [*kinds, "server_tool_use", "web_fetch_tool_result", "text"]
+    assert (content[0]["name"], content[0]["input"]) == ("web_search", {"query": "x"})
+    assert content[1]["tool_use_id"] == content[0]["id"] and content[1]["content"][0]["url"] == "https://a.example/"
+    assert (content[2]["name"], content[2]["input"]) == ("code_execution", {"code": "print(1)"})
+    assert content[3]["content"]["stdout"] == "python: print(1)" and content[3]["content"]["return_code"] == 0
+    assert fake.browser.calls[0].options["allowed_domains"] == ("a.example",)
+    assert "## browser" in server.prompt(0) and "## python" in server.prompt(0) and "computer" not in server.prompt(0)
+
+
+def test_a_choice_of_a_built_in_tool(built_in: tuple[Fake, Server]) -> None:
+    _, server = built_in
+    server.says(call_builtin("python", "1"), say("Done."))
+    tools = [{"type": "code_execution_20250825", "name": "code_execution"}]
+    server.message(tools=tools, tool_choice={"type": "tool", "name": "code_execution"})
+    first, second = (request.params.grammar or "" for request in server.engine.requests)
+    assert " to=python" in first and "final:" not in first and "final:" in second

@@ -18,7 +18,7 @@ from gptoss.api.http.output_format import output_format
 from gptoss.api.messages.conversation import num_rendered, read_conversation
 from gptoss.api.messages.output import MessagePlan
 from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
-from gptoss.api.messages.tools import hosted_entries, read_tools
+from gptoss.api.messages.tools import builtin_entries, hosted_entries, read_tools
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.errors import ContextTooLongError, Path
 from gptoss.generation.plan import Plan
@@ -130,6 +130,8 @@ async def _read(model: type[R], body: dict[str, Any], incoming: Reading) -> tupl
 async def _with_servers(request: CountTokensRequest, asked: _Asked, incoming: Reading) -> _Asked:
     """What was read, with the tools of MCP servers. Raises InvalidRequest."""
     entries = hosted_entries(request)
+    if incoming.tools is not None:
+        entries += builtin_entries(request, incoming.tools.runs)
     if not entries:
         return asked
     if incoming.tools is None:

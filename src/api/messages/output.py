@@ -17,6 +17,7 @@ from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import encode_event
 from gptoss.api.messages.schema import MessagesRequest
+from gptoss.api.messages.server_tools import input_of, name_of, result_of
 from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.errors import GenerationFailedError
 from gptoss.generation.hosted import HostedCall, ToolEvent
@@ -65,10 +66,12 @@ class MessageContent:
     def _hosted_call(self, event: ToolEvent) -> list[Event]:
         """The events of a call that the server runs: a block of the call, and one of its result."""
         call = event.call
+        assert self._hosted is not None
+        if call.name not in self._hosted.labels:
+            return self._server_tool(event)
         match event.state:
             case "begun":
                 events, self._kind, self._text = self.close(), "tool_call", ""
-                assert self._hosted is not None
                 server, name = self._hosted.labels[call.name]
                 self._ids[call] = f"mcptoolu_{secrets.token_hex(12)}"
                 use = {"type": "mcp_tool_use", "id": self._ids[call], "name": name, "server_name": server, "input": {}}
@@ -84,6 +87,25 @@ class MessageContent:
                 started = self._start(result | {"is_error": not call.result.ok})
                 return [started, {"type": "content_block_stop", "index": len(self.blocks) - 1}]
         return []
+
+    def _server_tool(self, event: ToolEvent) -> list[Event]:
+        """The events of a call of a built-in tool: its blocks come when they are whole."""
+        call = event.call
+        if event.state == "begun":
+            return self.close()
+        if event.state == "whole":
+            use_id = self._ids[call] = f"srvtoolu_{secrets.token_hex(12)}"
+            use = {"type": "server_tool_use", "id": use_id, "name": name_of(call), "input": {}}
+            started = self._start(use)
+            self.blocks[-1]["input"] = input_of(call)
+            delta = self._delta("input_json_delta", partial_json=json.dumps(input_of(call), ensure_ascii=False))
+            return [started, delta, self._stop()]
+        if event.state == "finished" and call.result is not None:
+            return [self._start(result_of(call, call.result) | {"tool_use_id": self._ids[call]}), self._stop()]
+        return []
+
+    def _stop(self) -> Event:
+        return {"type": "content_block_stop", "index": len(self.blocks) - 1}
 
     def close(self, *, is_cut: bool = False) -> list[Event]:
         """Ends the block that is open, if one is. `is_cut`: its text is not whole."""

@@ -263,12 +263,19 @@ Message = Annotated[
 
 
 class ServerTool(Strict):
-    """A tool that Anthropic's servers run: left out. Its other fields are its own."""
+    """A tool that a server runs: this one's web search and code execution; others are left out."""
 
     is_open = True
 
     type: str
     name: str | None = None
+    allowed_domains: Annotated[list[str], Field(max_length=100)] | None = None
+
+    @property
+    def kind(self) -> str | None:
+        """The type of the tool here; None if there is none."""
+        name = re.sub(r"_\d{8}$", "", self.type)
+        return {"web_search": "web_search", "code_execution": "code_interpreter"}.get(name)
 
 
 class McpConfig(Strict):

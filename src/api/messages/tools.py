@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from gptoss.api.hosted.entries import McpEntry, PlacedEntry
+from gptoss.api.hosted.entries import CodeInterpreterEntry, McpEntry, PlacedEntry, SearchFilters, WebSearchEntry
 from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.messages.schema import (
@@ -31,6 +31,23 @@ _MODES: dict[str, Mode] = {"auto": "auto", "any": "required", "tool": "required"
 class OfferedTools:
     policy: ToolPolicy
     fields: list[str]  # of the request, one for each tool
+
+
+def builtin_entries(request: CountTokensRequest, runs: Callable[[str], bool]) -> list[PlacedEntry]:
+    """The built-in tools that this server runs. `runs`: whether it runs those of a type."""
+    found: list[PlacedEntry] = []
+    for index, tool in enumerate(request.tools or ()):
+        kind = tool.kind if isinstance(tool, ServerTool) else None
+        if not isinstance(tool, ServerTool) or kind is None or not runs(kind):
+            continue
+        filters = SearchFilters(allowed_domains=tool.allowed_domains)
+        entry = CodeInterpreterEntry(type="code_interpreter")
+        found.append(
+            PlacedEntry(
+                f"tools.{index}", entry if kind != "web_search" else WebSearchEntry(type="web_search", filters=filters)
+            )
+        )
+    return found
 
 
 def hosted_entries(request: CountTokensRequest) -> list[PlacedEntry]:
@@ -78,7 +95,7 @@ def read_tools(request: CountTokensRequest, hosted: Prepared | None = None) -> O
     for index, tool in enumerate(request.tools or ()):
         if isinstance(tool, CustomTool):
             offered.append((f"tools.{index}", tool))
-        elif isinstance(tool, ServerTool):
+        elif isinstance(tool, ServerTool) and (hosted is None or f"tools.{index}" not in hosted.entries):
             _warn_server_tools([tool.type])
     names = {tool.name for _, tool in offered}
     removed: set[str] = set()
@@ -95,8 +112,22 @@ def read_tools(request: CountTokensRequest, hosted: Prepared | None = None) -> O
     fields = [where for where, _ in offered]
     if hosted is None:
         return OfferedTools(_policy(request, tools, removed), fields)
-    policy = replace(_policy(request, [*tools, *hosted.functions], removed), hosted=hosted.hosted)
+    policy = _policy(request, [*tools, *hosted.functions], removed)
+    policy = replace(
+        policy, builtins=hosted.namespaces, hosted=hosted.hosted, allowed=_allowed(policy, hosted, request)
+    )
     return OfferedTools(policy, [*fields, *hosted.where])
+
+
+def _allowed(policy: ToolPolicy, hosted: Prepared, request: CountTokensRequest) -> Sequence[str] | None:
+    """The names that may be called; that of a built-in tool stands for its functions."""
+    if policy.allowed is None:
+        return None
+    kinds = {tool.name or tool.type: tool.kind for tool in request.tools or () if isinstance(tool, ServerTool)}
+    chosen = request.tool_choice is not None and request.tool_choice.type == "tool"
+    names = [hosted.recipients.get(kinds.get(name) or "", [name]) for name in policy.allowed]
+    more = [] if chosen else [name for found in hosted.recipients.values() for name in found]
+    return [*(name for found in names for name in found), *more]
 
 
 def _policy(request: CountTokensRequest, tools: list[FunctionTool], removed: set[str]) -> ToolPolicy:

@@ -18,7 +18,7 @@ from gptoss.api.http.output_format import output_format
 from gptoss.api.messages.conversation import num_rendered, read_conversation
 from gptoss.api.messages.output import MessagePlan
 from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
-from gptoss.api.messages.tools import builtin_entries, hosted_entries, read_tools
+from gptoss.api.messages.tools import builtin_entries, hosted_entries, read_tools, runs_nothing
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.errors import ContextTooLongError, Path
 from gptoss.generation.plan import Plan
@@ -148,7 +148,7 @@ async def _with_servers(request: CountTokensRequest, asked: _Asked, incoming: Re
 
 def _asked(request: CountTokensRequest, incoming: Reading, hosted: Prepared | None = None) -> _Asked:
     _warn_ignored(field for field in IGNORED if getattr(request, field) is not None)
-    tools = read_tools(request, hosted)
+    tools = read_tools(request, hosted, incoming.tools.runs if incoming.tools is not None else runs_nothing)
     wanted = output_format(request, _format(request))
     conversation, prefill = read_conversation(request)
     if prefill is not None and (tools.policy.must_call or wanted is not None):

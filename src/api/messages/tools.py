@@ -82,10 +82,17 @@ def hosted_entries(request: CountTokensRequest) -> list[PlacedEntry]:
     return found
 
 
-def read_tools(request: CountTokensRequest, hosted: Prepared | None = None) -> OfferedTools:
+def runs_nothing(kind: str) -> bool:
+    """Whether built-in tools of a type run: none do."""
+    return False
+
+
+def read_tools(
+    request: CountTokensRequest, hosted: Prepared | None = None, runs: Callable[[str], bool] = runs_nothing
+) -> OfferedTools:
     """The tools that the model may call, in an order that keeps the beginning of the prompt.
 
-    `hosted`: what the server runs of them; it comes last.
+    `hosted`: what the server runs of them; it comes last. `runs`: whether it runs those of a type.
 
     Tools that are added later come last, and removed ones are shown but may not be called.
 
@@ -95,7 +102,7 @@ def read_tools(request: CountTokensRequest, hosted: Prepared | None = None) -> O
     for index, tool in enumerate(request.tools or ()):
         if isinstance(tool, CustomTool):
             offered.append((f"tools.{index}", tool))
-        elif isinstance(tool, ServerTool) and (hosted is None or f"tools.{index}" not in hosted.entries):
+        elif isinstance(tool, ServerTool) and (tool.kind is None or not runs(tool.kind)):
             _warn_server_tools([tool.type])
     names = {tool.name for _, tool in offered}
     removed: set[str] = set()

@@ -73,15 +73,24 @@ def run(model: GptOss) -> list[torch.Tensor]:
     return out
 
 
-@pytest.mark.parametrize("invariant", [False, True])
-def test_logits_equal_plain_torch(invariant: bool) -> None:
+DIFFERING = dataclasses.replace(
+    CONFIG, layer_types=("sliding_attention", "wide_attention"), wide_window=30, layer_experts=(6, 4)
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "invariant"),
+    [(CONFIG, False), (CONFIG, True), pytest.param(DIFFERING, False, marks=pytest.mark.nightly)],
+    ids=["False", "True", "layers that differ"],
+)
+def test_logits_equal_plain_torch(config: ModelConfig, invariant: bool) -> None:
     plain = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
-    shape = layer_shape(CONFIG, whole(CONFIG), 64)
-    weights, comm = dummy_weights(CONFIG, plain, DEVICE, 1), Communicator(whole(CONFIG), DEVICE)
-    expected = run(GptOss(CONFIG, weights, comm, ReferenceBackend(shape, plain, DEVICE)))
+    shape = layer_shape(config, whole(config), 64)
+    weights, comm = dummy_weights(config, plain, DEVICE, 1), Communicator(whole(config), DEVICE)
+    expected = run(GptOss(config, weights, comm, ReferenceBackend(shape, plain, DEVICE)))
     kernels = TritonBackend(shape, TYPE, DEVICE, batch_invariant=invariant)
     weights = dataclasses.replace(weights, layers=[kernels.prepare_layer(layer) for layer in weights.layers])
-    found = run(GptOss(CONFIG, weights, comm, kernels))
+    found = run(GptOss(config, weights, comm, kernels))
     for step, (one, two) in enumerate(zip(expected, found, strict=True)):
         if DEVICE.type == "cpu":
             assert_close(f"round {step}", one, two, 1e-5)

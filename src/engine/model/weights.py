@@ -224,8 +224,8 @@ def dummy_weights(
     def normal(*shape: int, std: float = 0.02) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=device).normal_(0, std, generator=generator)
 
-    def packed(rows: int, columns: int) -> Mxfp4Tensor:
-        shape = (len(s.experts), rows, columns // GROUP_SIZE)
+    def packed(experts: int, rows: int, columns: int) -> Mxfp4Tensor:
+        shape = (experts, rows, columns // GROUP_SIZE)
         blocks = torch.randint(0, 256, (*shape, GROUP_SIZE // 2), dtype=torch.uint8, device=device, generator=generator)
         return Mxfp4Tensor(blocks, torch.full(shape, 119, dtype=torch.uint8, device=device))
 
@@ -234,6 +234,7 @@ def dummy_weights(
     ones = torch.ones(hidden, dtype=dtype, device=device)
 
     def random_layer(n: int) -> LayerWeights:
+        experts = min(len(s.experts), c.experts_of(n))
         return LayerWeights(
             group=_group(c, n),
             attention_norm=ones,
@@ -243,13 +244,13 @@ def dummy_weights(
             out=normal(hidden, q_dim),
             out_bias=normal(hidden),
             mlp_norm=ones,
-            router=normal(c.num_experts, hidden),
-            router_bias=normal(c.num_experts),
+            router=normal(c.experts_of(n), hidden),
+            router_bias=normal(c.experts_of(n)),
             experts=ExpertWeights(
-                packed(2 * inter, hidden),
-                normal(len(s.experts), 2 * inter),
-                packed(hidden, inter),
-                normal(len(s.experts), hidden),
+                packed(experts, 2 * inter, hidden),
+                normal(experts, 2 * inter),
+                packed(experts, hidden, inter),
+                normal(experts, hidden),
             ),
         )
 

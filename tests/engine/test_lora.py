@@ -29,7 +29,6 @@ from gptoss.kernels.lora import LoraTable
 from tests.engine.test_parallel import LAYOUTS
 from tests.support.adapters import ATTENTION, DOWN, GATE_UP, ROUTER, write_adapter
 from tests.support.helpers import assert_close, checkpoint, engine_config, load_model, make_cache, relative_rms
-from tests.support.tiers import nightly_except
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 16
@@ -293,7 +292,8 @@ def test_an_adapter_that_cannot_be_read_fails_its_requests_alone(
     assert errors == {"fails": f"its LoRA adapter cannot be loaded: {tmp_path}/adapter_config.json is missing"}
 
 
-@pytest.mark.parametrize("layout", nightly_except("tensor 2", of=tuple(LAYOUTS)))
+@pytest.mark.nightly
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_ranks_have_their_parts_of_an_adapter(adapters: list[Adapter], layout: str) -> None:
     requests = [ask(f"{i}", adapter, prompt(i)) for i, adapter in enumerate([None, *adapters])]
     found = []

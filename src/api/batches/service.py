@@ -81,7 +81,7 @@ class BatchService:
         """
         Args:
             window: requests that run or wait in the engine at once.
-            is_idle: whether no live request runs.
+            is_idle: whether an engine has no live request.
         """
         self.store, self._config, self._keys = store, config, keys
         self.metrics = BatchMetrics(registry, store)
@@ -342,7 +342,7 @@ def create_batches(context: ServerContext) -> BatchService:
         config,
         metrics.registry,
         window=2 * context.engine.config.max_num_seqs * len(context.engine.engines),
-        is_idle=lambda: not metrics.active and not access.draining,
+        is_idle=lambda: not access.draining and any(not engine.streams.num_live for engine in context.engine.engines),
         keys=access.keys,
     )
 

@@ -157,6 +157,13 @@ def test_background_requests_run_when_nothing_else_does() -> None:
     assert finish(core)["b"].finish_reason is FinishReason.LENGTH
 
 
+def test_a_background_prompt_is_computed_in_short_chunks() -> None:
+    core = make_core()
+    core.add_request(request("b", [7] * 200, background=True))
+    core.step()
+    assert core.scheduler._requests["b"].num_computed_tokens == 64  # on a CPU
+
+
 def make_guided_core() -> EngineCore:
     return make_core(
         ranks_path=public_vocabulary().ranks_path,

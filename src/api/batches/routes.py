@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Request
+from pydantic import ValidationError
 from starlette.responses import FileResponse, Response
 
 from gptoss.api.access.api_keys import tenant_of
@@ -17,7 +18,7 @@ from gptoss.api.batches.service import BatchService
 from gptoss.api.batches.upload import FileFields, Upload, UploadLimits, receive
 from gptoss.api.context import Context, ServerContext, caller_of
 from gptoss.api.http.body import read_json_object
-from gptoss.api.http.errors import Forbidden, InvalidRequest, NotFound
+from gptoss.api.http.errors import Forbidden, InvalidRequest, NotFound, from_validation
 from gptoss.api.http.openapi import json_body, object_of, query
 
 router = APIRouter()
@@ -74,8 +75,11 @@ async def upload_file(request: Request, context: Context, service: Service) -> d
 
 
 def _file_of(upload: Upload, owner: str, file_id: str, retention_s: int) -> StoredFile:
-    """The record of an upload. Raises InvalidRequest or pydantic's ValidationError."""
-    fields = FileFields.model_validate(upload.fields)
+    """The record of an upload. Raises InvalidRequest."""
+    try:
+        fields = FileFields.model_validate(upload.fields)
+    except ValidationError as error:  # brackets are part of these fields' names
+        raise from_validation(error, name_of=lambda location: str(location[0]) if location else None) from error
     if not upload.has_file:
         raise InvalidRequest("Missing required parameter: 'file'.", "file", "missing_required_parameter")
     if not upload.num_bytes:

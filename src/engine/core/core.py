@@ -20,7 +20,7 @@ from gptoss.engine.core.executor import Executor, OnDeath
 from gptoss.engine.core.grammar_matcher import GrammarError, GuidedDecoding, load_tokenizer
 from gptoss.engine.core.kv_cache_manager import KVCacheManager
 from gptoss.engine.core.request import Request
-from gptoss.engine.core.scheduler import Scheduler
+from gptoss.engine.core.scheduler import BACKGROUND_PROMPT_TOKENS, BACKGROUND_PROMPT_TOKENS_CPU, Scheduler
 from gptoss.engine.messages import (
     AdapterChanged,
     AddRequest,
@@ -56,12 +56,14 @@ class EngineCore:
         self.max_model_len = min(config.max_model_len, kv.max_request_tokens(config.max_num_batched_tokens))
         self.kv = kv
         max_drafts = self.executor.num_speculative_tokens
+        on_gpu = self.executor.report().on_gpu
         self.scheduler = Scheduler(
             dataclasses.replace(config, max_model_len=self.max_model_len),
             kv,
             max_in_flight=self.executor.max_in_flight,
             drafter=Drafter(self.guided, max_drafts) if max_drafts else None,
             lookahead=int(self.executor.report().prelaunches_steps),
+            background_prompt_tokens=BACKGROUND_PROMPT_TOKENS if on_gpu else BACKGROUND_PROMPT_TOKENS_CPU,
         )
         self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
         self.adapters = EngineAdapters(self.executor)

@@ -22,7 +22,8 @@ from gptoss.engine.messages import (
 )
 
 MAX_SKIPPED = 64  # waiting requests, in one step
-BACKGROUND_PROMPT_TOKENS = 256  # in a step of background requests, for whose end a live request waits
+# Prompt tokens in a step of background requests, for whose end a live request waits; on a CPU they take longer
+BACKGROUND_PROMPT_TOKENS, BACKGROUND_PROMPT_TOKENS_CPU = 256, 64
 
 
 class Scheduler:
@@ -45,6 +46,7 @@ class Scheduler:
         max_in_flight: int = 1,
         drafter: Drafter | None = None,
         lookahead: int = 0,
+        background_prompt_tokens: int = BACKGROUND_PROMPT_TOKENS,
     ) -> None:
         """
         Args:
@@ -52,10 +54,11 @@ class Scheduler:
                 a request is in one of them at a time.
             drafter: proposes draft tokens.
             lookahead: additional tokens that get a slot in the cache, for steps that workers prelaunch.
+            background_prompt_tokens: most prompt tokens of a step of background requests.
         """
         self._config = config
         self._drafter = drafter
-        self._lookahead = lookahead
+        self._lookahead, self._background_prompt_tokens = lookahead, background_prompt_tokens
         self._max_in_flight = max_in_flight
         self._in_flight: set[str] = set()
         self._kv = kv
@@ -152,7 +155,7 @@ class Scheduler:
         if group is self._live:
             return self._config.max_num_batched_tokens
         num_decoding = sum(r.num_new_tokens == 1 and r.request_id not in self._in_flight for r in group.running)
-        return min(self._config.max_num_batched_tokens, num_decoding + BACKGROUND_PROMPT_TOKENS)
+        return min(self._config.max_num_batched_tokens, num_decoding + self._background_prompt_tokens)
 
     def _schedule_running(self, group: RequestGroup, budget: int, out: SchedulerOutput, max_requests: int) -> int:
         """Adds tokens of running requests to `out`; returns what is left of the budget."""

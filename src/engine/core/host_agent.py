@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import multiprocessing
 import signal
@@ -93,7 +94,8 @@ class HostAgent:
             return None
         if isinstance(message, Refused):
             return message.message
-        self._config = choose_devices(self._renewed())
+        sizes = ("tensor_parallel_size", "pipeline_parallel_size")
+        self._config = dataclasses.replace(self._renewed(), **{name: getattr(self._config, name) for name in sizes})
         ranks = self._start(message, own)
         try:
             self._watch(connection, ranks)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from gptoss.api.hosted.entries import Label
 from gptoss.api.http.anthropic_errors import NO_THREADS
 from gptoss.api.http.fields import FIRST_PROBLEM, MAX_STOPS, Number, SamplingFields, Strict, contract_error
+from gptoss.api.http.openapi import object_of
 
 MAX_TOOLS = 1024  # agents with several MCP servers send hundreds
 _SERVER_TOOL = re.compile(
@@ -130,6 +131,11 @@ class ToolUseBlock(Block):
     input: dict[str, Any]
 
 
+# the schema of tool_result's content again would be more than generators of requests can read
+_TEXTS = {"type": "array", "items": object_of({"type": {"const": "text"}, "text": {"type": "string"}})}
+McpContent = Annotated[ResultContent, WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS]})]
+
+
 class McpToolUseBlock(Block):
     """A call of a tool of an MCP server, which a server has run."""
 
@@ -145,7 +151,7 @@ class McpToolUseBlock(Block):
 class McpToolResultBlock(Block):
     type: Literal["mcp_tool_result"]
     tool_use_id: Annotated[str, Field(min_length=1)]
-    content: ResultContent | None = None
+    content: McpContent | None = None
     is_error: bool | None = None
 
 

@@ -246,3 +246,56 @@ def test_without_a_browser_the_tool_is_left_out() -> None:
         answer = client.responses.create(model=MODEL, input="Go", tools=[SEARCH])
         assert answer.output_text == "Hi." and answer.tools == []
         assert "browser" not in engine.vocabulary.decode(list(engine.requests[0].token_ids))
+        with pytest.raises(openai.BadRequestError) as error:
+            client.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "Go"}], web_search_options={}
+            )
+        assert (error.value.param, error.value.code) == ("web_search_options", "unsupported_parameter")
+
+
+def chat(server: Server, **options: Any) -> Any:
+    asked = {"messages": [{"role": "user", "content": "Go"}], "web_search_options": {"search_context_size": "low"}}
+    return server.client.chat.completions.create(model=MODEL, **(asked | options))
+
+
+def test_a_chat_with_web_search_options_has_annotations(server: Server) -> None:
+    preamble = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+    server.says(preamble + BEGIN, OPEN, say("It has 12 bar【1†L4】, I read."))
+    location = {"type": "approximate", "approximate": {"country": "DE"}}
+    message = chat(server, web_search_options={"user_location": location}).choices[0].message
+    assert message.content == f"I look.\nIt has 12 bar ([The pump]({PUMP})), I read."
+    (found,) = message.annotations
+    assert (found.type, found.url_citation.url, found.url_citation.title) == ("url_citation", PUMP, "The pump")
+    cited = message.content[found.url_citation.start_index : found.url_citation.end_index]
+    assert cited == f"([The pump]({PUMP}))" and message.tool_calls is None
+    calls = message.model_extra["hosted_tool_calls"]
+    assert [(one["type"], one["action"]["type"], one["error"]) for one in calls] == [
+        ("web_search", "search", None),
+        ("web_search", "open_page", None),
+    ]
+
+
+def test_annotations_of_a_streamed_chat_come_with_their_text(server: Server) -> None:
+    server.says(BEGIN, OPEN, say("So【1†L4】 and【1†L6】."))
+    text, cited = "", []
+    for chunk in chat(server, stream=True):
+        delta = chunk.choices[0].delta
+        text += delta.content or ""
+        for found in (delta.model_extra or {}).get("annotations", ()):
+            where = found["url_citation"]
+            cited.append(text[where["start_index"] : where["end_index"]])
+    assert cited == [f"([The pump]({PUMP}))"] * 2 and text == f"So {cited[0]} and {cited[1]}."
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"search_context_size": "all"}, "web_search_options.search_context_size"),
+        ({"user_location": {"type": "x"}}, "web_search_options.user_location.type"),
+        ("low", "web_search_options"),
+    ],
+)
+def test_web_search_options_that_are_wrong_are_named(server: Server, options: Any, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        chat(server, web_search_options=options)
+    assert error.value.param == param

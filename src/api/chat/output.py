@@ -44,6 +44,8 @@ class ChatRenderer:
     def __init__(self, chat: ChatPlan, generation: Answer, context: ServerContext) -> None:
         self._chat, self._generation, self._context = chat, generation, context
         self._reasoning_fields = reasoning_fields(context.config.reasoning_fields)
+        self._num_chars = 0  # of the content so far, where the server runs tools
+        self._text_start = 0  # of the text of it that is open
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, ready to send; tokens that arrived together leave together."""
@@ -128,9 +130,32 @@ class ChatRenderer:
     def _delta(self, choice: AnswerChoice, item: AnswerDelta) -> dict[str, Any] | None:
         if isinstance(item, ToolEvent):
             return self._hosted_call(item)
-        return write_delta(
-            choice, item.delta, self._reasoning_fields if self._chat.include_reasoning else (), self._chat.is_legacy
-        )
+        fields = self._reasoning_fields if self._chat.include_reasoning else ()
+        written = write_delta(choice, item.delta, fields, self._chat.is_legacy)
+        return written if self._chat.hosted is None else self._cited(item, written)
+
+    def _cited(self, item: ChatDelta, written: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The `delta` object with the citations of its text, whose positions count from the message's beginning."""
+        if item.delta.channel is not None:
+            self._text_start = self._num_chars
+        elif item.delta.kind == "content":
+            self._num_chars += len(item.delta.text)
+        if not item.citations:
+            return written
+        start = self._text_start
+        annotations = [
+            {
+                "type": "url_citation",
+                "url_citation": {
+                    "start_index": start + one.start,
+                    "end_index": start + one.end,
+                    "title": one.title,
+                    "url": one.url,
+                },
+            }
+            for one in item.citations
+        ]
+        return {**(written or {}), "annotations": annotations}
 
     def _hosted_call(self, event: ToolEvent) -> dict[str, Any] | None:
         """A call that the server has run, once it has; an extension of this server."""
@@ -139,6 +164,10 @@ class ChatRenderer:
             return None
         failure = call.result.failure
         error = None if failure is None else {"type": failure.kind, "message": failure.message}
+        if call.tool.runner.name == "browser":
+            action = call.result.extras.get("action")
+            shown = {"id": call.call_id, "type": "web_search", "action": action, "error": error}
+            return {"hosted_tool_calls": [shown]}
         if call.name not in hosted.labels:
             outputs = list(call.result.extras.get("outputs", ()))
             ran = {"code": call.text, "container_id": call.session_id, "outputs": outputs}
@@ -212,7 +241,7 @@ def fold(message: dict[str, Any], delta: dict[str, Any] | None) -> None:
                     message.setdefault("tool_calls", []).append({k: v for k, v in call.items() if k != "index"})
                 else:
                     _append(message["tool_calls"][call["index"]], call)
-        elif key == "hosted_tool_calls":
+        elif key in ("hosted_tool_calls", "annotations"):
             message[key] = [*message.get(key, ()), *value]
         elif key == "function_call":
             known = message.setdefault("function_call", {"name": "", "arguments": ""})

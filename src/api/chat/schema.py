@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from gptoss.api.hosted.entries import CodeInterpreterEntry, McpEntry
+from gptoss.api.hosted.entries import CodeInterpreterEntry, McpEntry, UserLocation, WebSearchEntry
 from gptoss.api.http.fields import (
     FIRST_PROBLEM,
     ChatTemplateKwargs,
@@ -119,6 +119,26 @@ class Message(Strict):
     phase: Phase | None = None
 
 
+class ApproximateLocation(Strict):
+    type: Literal["approximate"] = "approximate"
+    approximate: UserLocation = UserLocation()
+
+
+class WebSearchOptions(Strict):
+    """The browser of this server: see the entry `web_search` of /v1/responses."""
+
+    search_context_size: Literal["low", "medium", "high"] | None = None
+    user_location: ApproximateLocation | None = None
+
+    @property
+    def entry(self) -> WebSearchEntry:
+        """The same as an entry of tools."""
+        location = self.user_location.approximate if self.user_location is not None else None
+        return WebSearchEntry.model_construct(
+            type="web_search", search_context_size=self.search_context_size, user_location=location
+        )
+
+
 class ChatCompletionRequest(SamplingFields):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -141,7 +161,7 @@ class ChatCompletionRequest(SamplingFields):
     modalities: Annotated[list[str], FIRST_PROBLEM] | None = None
     audio: Any = None
     prediction: Any = None
-    web_search_options: Any = None
+    web_search_options: WebSearchOptions | None = None
     # extensions, named as elsewhere
     reasoning: ReasoningOptions | None = None
     include_reasoning: bool | None = None
@@ -156,7 +176,7 @@ class ChatCompletionRequest(SamplingFields):
     def _check(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise contract_error("'top_logprobs' is only allowed when 'logprobs' is true.", "top_logprobs")
-        for field in ("audio", "prediction", "web_search_options"):
+        for field in ("audio", "prediction"):
             if getattr(self, field) is not None:
                 raise contract_error(f"'{field}' is not supported by this model.", field, "unsupported_parameter")
         if self.modalities is not None and self.modalities != ["text"]:

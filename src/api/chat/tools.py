@@ -49,6 +49,11 @@ def hosted_entries(request: ChatCompletionRequest, runs: Callable[[str], bool]) 
                 text = f"This server does not run tools of type '{tool.type}'."
                 raise InvalidRequest(text, f"{where}.type", "unsupported_value")
             found.append(PlacedEntry(where, tool))
+    if request.web_search_options is not None:
+        if not runs("web_search"):
+            text = "'web_search_options' is not supported by this server: it has no browser."
+            raise InvalidRequest(text, "web_search_options", "unsupported_parameter")
+        found.append(PlacedEntry("web_search_options", request.web_search_options.entry))
     if found and (request.n or 1) != 1:
         raise InvalidRequest("'n' must be 1 with tools that the server runs.", "n", "unsupported_value")
     return found

@@ -135,7 +135,7 @@ class ChatRenderer:
         return written if self._chat.hosted is None else self._cited(item, written)
 
     def _cited(self, item: ChatDelta, written: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The `delta` object with the citations of its text, whose positions count from the message's beginning."""
+        """The `delta` object with the citations of its text; positions count from the content's start."""
         if item.delta.channel is not None:
             self._text_start = self._num_chars
         elif item.delta.kind == "content":

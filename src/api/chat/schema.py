@@ -132,7 +132,7 @@ class WebSearchOptions(Strict):
 
     @property
     def entry(self) -> WebSearchEntry:
-        """The same as an entry of tools."""
+        """The options as an entry of `tools`."""
         location = self.user_location.approximate if self.user_location is not None else None
         return WebSearchEntry.model_construct(
             type="web_search", search_context_size=self.search_context_size, user_location=location

@@ -123,7 +123,7 @@ def _is_of_a_union(part: str) -> bool:
     """Whether a part of a location is not a field but one of the types that a field may have."""
     if part in ("str", "list", "dict", "int", "float", "bool"):
         return True
-    return part.startswith(("function-", "<")) or "[" in part or part[:1].isupper()
+    return part.startswith(("function-", "<", "list[", "dict[", "literal[")) or part[:1].isupper()
 
 
 def openai_param(location: Location) -> str | None:

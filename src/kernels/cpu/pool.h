@@ -2,8 +2,7 @@
 // arrived: a thread that another process keeps off its core holds up one piece at the most. Which thread computes a piece
 // never changes a result.
 //
-// The caller works too. Helpers wait for the next region in a loop for SPIN_NS and then sleep. While the caller spends much of its
-// time waiting for a helper that does not run, another process has that one's core: the pool goes on with one helper less.
+// The caller works too. Helpers wait for the next region in a loop for SPIN_NS and then sleep.
 
 #pragma once
 
@@ -30,16 +29,12 @@ class Pool {
     // body(piece) for each piece from 0 to count - 1, in any order, on up to omp_get_max_threads() threads.
     template <typename Body>
     void run(int64_t count, const Body& body) {
-        int64_t threads = std::min<int64_t>(omp_get_max_threads(), count);
+        const int64_t threads = std::min<int64_t>(omp_get_max_threads(), count);
         if (threads <= 1 || busy_.exchange(true, std::memory_order_acquire)) {  // alone, or called from two threads
             for (int64_t piece = 0; piece < count; piece++) body(piece);
             return;
         }
         start_helpers(threads - 1);
-        balance_.update(threads);
-        const int64_t allowed = omp_get_max_threads() - balance_.left_out;
-        allowed_.store(allowed - 1, std::memory_order_relaxed);
-        threads = std::min(threads, allowed);
         const uint32_t epoch = uint32_t(ticket_.load(std::memory_order_relaxed) >> 32) + 1;
         Region& region = regions_[epoch % RING];
         region.call.store([](const void* b, int64_t piece) { (*(const Body*)b)(piece); }, std::memory_order_relaxed);
@@ -53,7 +48,10 @@ class Pool {
             wake_.notify_all();
         }
         work(epoch);
-        wait(region, count);
+        for (int spins = 0; region.done.load(std::memory_order_acquire) < count; spins++) {
+            if (spins < 2000) _mm_pause();
+            else sched_yield();  // perhaps to the helper that has the last piece
+        }
         busy_.store(false, std::memory_order_release);
     }
 
@@ -68,47 +66,6 @@ class Pool {
         std::atomic<int64_t> count{0}, helpers{0};
         alignas(64) std::atomic<int64_t> done{0};
     };
-
-    // How many helpers are left out. Of each WINDOW_NS in which the caller waited for one, it may wait a quarter; above that one is
-    // left out, for LEFT_OUT_NS.
-    struct Balance {
-        static const int64_t WINDOW_NS = 30000000, LEFT_OUT_NS = 200000000;
-        int64_t left_out = 0, until = 0, window = 0, waited = 0;
-
-        void add_wait(int64_t began, int64_t ended) {
-            if (waited == 0) window = began;
-            waited += ended - began;
-        }
-
-        void update(int64_t threads) {
-            if (left_out == 0 && waited == 0) return;
-            const int64_t now = now_ns();
-            if (left_out > 0 && now >= until) left_out = waited = 0;
-            if (waited == 0 || now - window < WINDOW_NS) return;
-            if (waited > (now - window) / 4) {
-                left_out = std::min(left_out + 1, threads - 1);
-                until = now + LEFT_OUT_NS;
-            }
-            waited = 0;
-        }
-    };
-
-    static int64_t now_ns() {
-        return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-    }
-
-    void wait(const Region& region, int64_t count) {
-        int64_t began = 0;
-        for (int spins = 0; region.done.load(std::memory_order_acquire) < count; spins++) {
-            if (spins < 2000) {
-                _mm_pause();
-                continue;
-            }
-            if (spins == 2000) began = now_ns();
-            sched_yield();  // perhaps to the helper that has the last piece
-        }
-        if (began) balance_.add_wait(began, now_ns());
-    }
 
     // Takes runs of pieces of the region until none is left or another region has begun. The ticket holds the region's number and
     // the next piece, so a piece can only be taken from the region whose fields were read.
@@ -137,18 +94,16 @@ class Pool {
         for (;;) {
             seen = next_region(seen);
             if (index < regions_[seen % RING].helpers.load(std::memory_order_relaxed)) work(seen);
-            for (int naps = 0; naps < 300 && index >= allowed_.load(std::memory_order_relaxed); naps++)
-                std::this_thread::sleep_for(std::chrono::milliseconds(1));
         }
     }
 
     uint32_t next_region(uint32_t seen) {
-        const int64_t began = now_ns();
+        const auto began = std::chrono::steady_clock::now();
         for (int spins = 1;; spins++) {
             const uint32_t epoch = uint32_t(ticket_.load(std::memory_order_acquire) >> 32);
             if (epoch != seen) return epoch;
             _mm_pause();
-            if (spins % 64 == 0 && now_ns() - began > SPIN_NS) break;
+            if (spins % 64 == 0 && std::chrono::steady_clock::now() - began > std::chrono::nanoseconds(SPIN_NS)) break;
         }
         std::unique_lock<std::mutex> lock(mutex_);
         sleeping_.fetch_add(1, std::memory_order_seq_cst);
@@ -161,9 +116,7 @@ class Pool {
     std::atomic<uint64_t> ticket_{0};
     std::atomic<bool> busy_{false};
     std::atomic<int> sleeping_{0};
-    std::atomic<int64_t> allowed_{0};  // helpers with an index below take part
     int64_t started_ = 0;
-    Balance balance_;
     std::mutex mutex_;
     std::condition_variable wake_;
     Region regions_[RING];

@@ -267,6 +267,8 @@ class ServerConfig(
             raise ValueError("browser_backend 'folder' needs browser_folder: the folder of the documents")
         if self.browser_backend == "searxng" and self.browser_url is None:
             raise ValueError("browser_backend 'searxng' needs browser_url: the URL of the SearXNG server")
+        if self.allow_request_mcp_urls and not self.request_mcp_hosts:
+            raise ValueError("allow_request_mcp_urls needs request_mcp_hosts: the hosts that the URLs may name")
         self.all_profiles()
         return self
 

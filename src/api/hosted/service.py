@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +37,6 @@ from gptoss.tools.mcp.servers import (
     target_of,
 )
 
-logger = logging.getLogger(__name__)
 REQUEST_SERVER = "mcp:request"  # the name of all servers that requests name, whose labels are anything
 DRAIN_S = 8.0
 RESULT_BYTES = 16 * 2**20  # of results that are kept for later requests
@@ -302,7 +300,5 @@ def _make_mcp(config: ServerConfig) -> McpServers:
         policy = address_policy(config.request_mcp_hosts, config.private_tool_networks)
     except ValueError as error:
         raise ConfigError(f"request_mcp_hosts: {error}") from None
-    if config.allow_request_mcp_urls and not config.request_mcp_hosts:
-        logger.warning("allow_request_mcp_urls is set, but request_mcp_hosts is empty: every URL is refused")
     urls = RequestUrls(config.allow_request_mcp_urls, policy)
     return McpServers(targets, urls, config.mcp_timeout_s, config.mcp_refresh_s, shows_log=config.log_content)

@@ -281,6 +281,7 @@ BOOLEANS = [k for k, f in KEYS.items() if f.annotation in (bool, bool | None)]
 @pytest.mark.parametrize("key", BOOLEANS)
 def test_every_boolean_flag_takes_a_value(key: str) -> None:
     flag = key.replace("_", "-")
+    needed = ["--request-mcp-hosts", "[a.example]"]  # by allow_request_mcp_urls
     for argv, wanted in (
         ([f"--{flag}"], True),
         ([f"--no-{flag}"], False),
@@ -289,7 +290,7 @@ def test_every_boolean_flag_takes_a_value(key: str) -> None:
         ([f"--{flag}=False"], False),
         ([f"--{flag}", "--port", "9"], True),
     ):
-        assert getattr(load_config(argv)[0], key) is wanted, argv
+        assert getattr(load_config([*argv, *needed])[0], key) is wanted, argv
 
 
 @pytest.mark.parametrize(

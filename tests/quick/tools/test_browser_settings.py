@@ -39,6 +39,7 @@ def test_what_is_missing_is_named(settings: Any, environment: dict[str, str], me
         ({"browser_backend": "searxng"}, "needs browser_url"),
         ({"browser_backend": "bing"}, "browser_backend"),
         ({"browser_domains": ["https://example.com"]}, "is not a domain"),
+        ({"allow_request_mcp_urls": True}, "needs request_mcp_hosts"),
     ],
 )
 def test_a_configuration_that_contradicts_itself_is_refused(settings: Any, message: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gptoss.cached_files import default_cache_folder
 from gptoss.cli.conversion.model_files import Model
-from gptoss.cli.remote.errors import OK, CommandError
+from gptoss.cli.remote.errors import OK, UsageError
 from gptoss.cli.remote.options import command_parser
 from gptoss.config.errors import ConfigError
 from gptoss.engine.model.gguf_config import read_gguf_config
@@ -39,12 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     args = options_parser().parse_args(argv)
     layout = args.to or ("gguf" if args.out.suffix == ".gguf" else "hf")
     if (layout == "gguf") != (args.out.suffix == ".gguf"):
-        raise CommandError(f"OUT is {args.out}: --to gguf needs a name that ends with .gguf, the others a folder")
+        raise UsageError(f"OUT is {args.out}: --to gguf needs a name that ends with .gguf, the others a folder")
     started = time.perf_counter()
     try:
         model = convert(args.source, args.out, layout, quantize_experts=args.quantize_experts)
     except (CheckpointError, ConfigError, GgufError, OSError, VocabularyError) as error:
-        raise CommandError(str(error)) from error
+        raise UsageError(str(error)) from error
     sys.stdout.write("".join(f"{line}\n" for line in _report(model, args.out, time.perf_counter() - started)))
     return OK
 

@@ -9,6 +9,7 @@ import pytest
 
 from gptoss.cli.completion import SHELLS, script
 from gptoss.cli.main import COMMANDS
+from tests.support.terminal import terminal
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,23 @@ def test_every_command_is_in_the_script(shell: str) -> None:
     assert all(name in written for name in COMMANDS)
     if (program := shutil.which(shell)) is not None:
         assert subprocess.run([program, "-n"], input=written, capture_output=True, text=True).stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, shown, code",
+    [
+        (("completion", "bash"), "_shtab_gptoss", 0),
+        (("eval", "--report", "no-such-folder"), "inspect", 2),  # not installed with the tests
+        (("convert", "no-such-model", "out"), "no-such-model", 2),
+        (("batch", "run", "no-such.jsonl", "out.jsonl"), "no-such.jsonl", 2),
+        (("mcp", "--help"), "usage: gptoss mcp", 0),
+        (("apply-patch", "no-such.patch"), "no-such.patch", 2),
+        (("unfold", "--help"), "usage: gptoss unfold", 0),
+        (("preflight", "--model", "20b", "--model-path", "no-such"), "missing for 20b", None),
+    ],
+)
+def test_commands_in_a_terminal(arguments: tuple[str, ...], shown: str, code: int | None) -> None:
+    with terminal(*arguments) as opened:
+        found = opened.wait(60)
+    assert shown in opened.text and "Traceback" not in opened.text
+    assert found == code or (code is None and found not in (0, 1))

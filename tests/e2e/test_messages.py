@@ -12,7 +12,7 @@ from tests.support.message_stream import folded_message, read_events
 from tests.support.server_process import ServerProcess
 
 MODEL = "gpt-oss-nano"
-BLOCK = 16
+BLOCK = 64
 TOOLS = [
     {"name": "get_weather", "description": "Does it", "input_schema": CITY, "cache_control": {"type": "ephemeral"}},
     {"name": "get_time", "input_schema": {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object"}},

@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.tools and args.raw:
         parser.error("--raw has no meaning with --tools, whose steps are items and not text")
+    if not args.root.is_dir():
+        raise UsageError(f"--root: there is no folder {str(args.root)!r}")
     with opened_connection(args) as (connection, model):
         return _talk(connection, model, args)
 

@@ -81,7 +81,8 @@ def read_prompt(text: str | None) -> str:
     if text is None or text == "-":
         try:
             text = sys.stdin.read()
-        except UnicodeDecodeError:
+            text.encode()  # in the C locale, Python reads what is not UTF-8 as surrogates
+        except UnicodeError:
             raise UsageError("standard input is not UTF-8 text") from None
     if not text:
         raise UsageError("the prompt is empty")

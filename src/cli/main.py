@@ -7,6 +7,8 @@ this file too.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import io
 import os
@@ -34,6 +36,7 @@ COMMANDS = {
 }
 
 PIPE_CLOSED = 141  # as of a program that SIGPIPE ends
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def usage() -> str:
@@ -46,8 +49,31 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command that the first argument names and returns its exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+    """Runs the command that the first argument names and returns its exit code.
+
+    A foreseen failure is one line on standard error, never a traceback.
+    """
+    from gptoss.cli.remote.errors import INTERRUPTED, CommandError
+    from gptoss.cli.terminal.style import printable
+
+    _prepare_streams()
+    try:
+        result = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except CommandError as error:
+        sys.stderr.write(f"error: {printable(str(error))}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # of `gptoss ... | head`
+        _drop_output()
+        return PIPE_CLOSED
+    except OSError as error:
+        return _file_error(error)
+    return result
+
+
+def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         sys.stdout.write(usage())
@@ -60,30 +86,42 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         sys.stderr.write(f"gptoss: unknown command {name!r}\n{usage()}")
         return 2
-    return _run(name, arguments[1:])
-
-
-def _run(name: str, arguments: list[str]) -> int:
-    """Runs the command and returns its exit code.
-
-    A foreseen failure is one line on standard error, never a traceback.
-    """
-    from gptoss.cli.remote.errors import INTERRUPTED, CommandError
-    from gptoss.cli.terminal.style import printable
-
     sys.argv[0] = f"gptoss {name}"  # the program's name in argparse's messages
+    result: int = importlib.import_module(f"gptoss.cli.{name.replace('-', '_')}").main(arguments[1:])
+    return result
+
+
+def _prepare_streams() -> None:
+    """Opens those that the parent process closed, so that no other file gets their number.
+
+    Reading finds nothing, writing output fails, and messages are lost.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)  # the lowest free one
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # JSON can hold half of a surrogate pair
+
+
+def _file_error(error: OSError) -> int:
+    """Reports a file that cannot be used, or a full disk. Raises the error if it is another."""
+    from gptoss.cli.remote.errors import NO, USAGE
+
+    if error.filename is None and error.errno not in _CANNOT_WRITE:
+        raise error
+    text = f"cannot use {error.filename}" if error.filename is not None else "cannot write"
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"error: {text}: {error.strerror}\n")
+    _drop_output()
+    return NO if error.filename is None else USAGE
+
+
+def _drop_output() -> None:
+    """Ends output that cannot be written; the interpreter would report it once more at its end."""
     try:
-        result: int = importlib.import_module(f"gptoss.cli.{name.replace('-', '_')}").main(arguments)
         sys.stdout.flush()
-    except CommandError as error:
-        sys.stderr.write(f"error: {printable(str(error))}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # of `gptoss ... | head`; the interpreter would report it once more at its end
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
-    return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from gptoss.cli.remote.options import count, positive
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.model.model_config import ModelConfig
@@ -54,8 +55,8 @@ def options_parser() -> argparse.ArgumentParser:
     """Returns the parser of this command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(SIZES))
-    parser.add_argument("--cards", type=int, default=1, help="number of GPUs")
-    parser.add_argument("--gb", type=float, help="memory of one GPU, in units of 10^9 bytes")
+    parser.add_argument("--cards", type=count, default=1, help="number of GPUs")
+    parser.add_argument("--gb", type=positive, help="memory of one GPU, in units of 10^9 bytes")
     parser.add_argument("--table", action="store_true", help="print both models on common machines")
     return parser
 

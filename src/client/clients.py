@@ -31,14 +31,15 @@ M = TypeVar("M", bound=BaseModel)
 class GptOss(openai.OpenAI):
     """openai.OpenAI for a server of this project; retries, timeouts and errors are openai's."""
 
-    def __init__(self, url: str | None = None, *, api_key: str | None = None, **options: Any) -> None:
+    def __init__(self, url: str | None = None, *, api_key: Any = None, base_url: Any = None, **options: Any) -> None:
         """
         Args:
             url: default: $GPTOSS_URL, or http://127.0.0.1:8000; with or without /v1.
             api_key: default: $GPTOSS_API_KEY, or $OPENAI_API_KEY, or none.
+            base_url: openai's name of `url`, with which with_options() and copy() make a client.
             options: those of openai.OpenAI.
         """
-        super().__init__(base_url=base_url(url), api_key=key_of(api_key), **options)
+        super().__init__(base_url=v1_url(url or base_url), api_key=key_of(api_key), **options)
 
     def ask(self, messages: Messages, *, model: str | None = None, **options: Any) -> Reply:
         """Answers a question or a conversation.
@@ -106,7 +107,7 @@ class GptOss(openai.OpenAI):
             return kind.model_validate(report_of(error))
 
     def _complete(self, messages: Sequence[Any], model: str | None, options: dict[str, Any]) -> ChatCompletion:
-        extras, rest = split_extras(options)
+        extras, rest = completion_options(options)
         created: ChatCompletion = self.chat.completions.create(
             model=model or self.model_id(), messages=list(messages), extra_body=extras, **rest
         )
@@ -116,9 +117,9 @@ class GptOss(openai.OpenAI):
 class AsyncGptOss(openai.AsyncOpenAI):
     """openai.AsyncOpenAI for a server of this project, with the methods of GptOss."""
 
-    def __init__(self, url: str | None = None, *, api_key: str | None = None, **options: Any) -> None:
+    def __init__(self, url: str | None = None, *, api_key: Any = None, base_url: Any = None, **options: Any) -> None:
         """Takes the arguments of GptOss; `options`: those of openai.AsyncOpenAI."""
-        super().__init__(base_url=base_url(url), api_key=key_of(api_key), **options)
+        super().__init__(base_url=v1_url(url or base_url), api_key=key_of(api_key), **options)
 
     async def ask(self, messages: Messages, *, model: str | None = None, **options: Any) -> Reply:
         """Answers a question or a conversation: see GptOss.ask."""
@@ -181,21 +182,21 @@ class AsyncGptOss(openai.AsyncOpenAI):
             return kind.model_validate(report_of(error))
 
     async def _complete(self, messages: Sequence[Any], model: str | None, options: dict[str, Any]) -> ChatCompletion:
-        extras, rest = split_extras(options)
+        extras, rest = completion_options(options)
         created: ChatCompletion = await self.chat.completions.create(
             model=model or await self.model_id(), messages=list(messages), extra_body=extras, **rest
         )
         return created
 
 
-def base_url(url: str | None) -> str:
+def v1_url(url: Any) -> str:
     """The URL with /v1, from the argument, the environment or the default."""
-    found = (url or os.environ.get("GPTOSS_URL") or DEFAULT_URL).rstrip("/")
+    found = str(url or os.environ.get("GPTOSS_URL") or DEFAULT_URL).rstrip("/")
     found = found if "://" in found else f"http://{found}"
     return found if found.endswith("/v1") else f"{found}/v1"
 
 
-def key_of(api_key: str | None) -> str:
+def key_of(api_key: Any) -> Any:
     """The key; openai's client demands one even where the server needs none."""
     return api_key or os.environ.get("GPTOSS_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
 
@@ -207,6 +208,13 @@ def root(url: Any) -> str:
 
 def as_messages(messages: Messages) -> Sequence[Any]:
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+
+
+def completion_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits options as split_extras does. Raises TypeError for `stream`, which has no Reply."""
+    if options.get("stream"):
+        raise TypeError("stream: use chat.completions.create(stream=True, extra_body=extra_body(...))")
+    return split_extras(options)
 
 
 def chat_body(messages: Sequence[Any], model: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,9 @@ class Tool:
     @classmethod
     def of(cls, function: ToolFunction) -> Tool:
         """Raises TypeError for a signature that JSON cannot call: positional-only, *args or **kwargs."""
-        name = getattr(function, "__name__", type(function).__name__)
+        if not inspect.isroutine(function):
+            raise TypeError(f"{function!r} cannot be a tool: only functions and methods can")
+        name = function.__name__
         docstring = parse(inspect.getdoc(function) or "")
         texts = [text for text in (docstring.short_description, docstring.long_description) if text]
         described = {param.arg_name: param.description for param in docstring.params}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import json
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from gptoss.client import AsyncGptOss, GptOss, Reply, ToolCall, ToolError, ToolLoopError, extra_body, tool_definition
-from gptoss.client.clients import base_url
+from gptoss.client.clients import v1_url
 from tests.support.instant_engine import served
 from tests.support.script import Line, call, say, think
 from tests.support.scripted_engine import ScriptedEngine
@@ -198,6 +199,33 @@ def test_asynchronous_functions(url: str, engine: ScriptedEngine) -> None:
     assert failed.failed and "use AsyncGptOss" in failed.result
 
 
+def test_copies_are_clients_too(url: str, engine: ScriptedEngine) -> None:
+    engine.lines.extend([say("One."), say("Two."), say("Three.")])
+    with GptOss(url, max_retries=0) as client:
+        assert client.with_options(timeout=5).ask("Hi").text == "One."
+        assert client.copy(base_url=url).ask("Hi").text == "Two."
+        assert client.with_options(api_key="other").api_key == "other"
+
+    async def run() -> str:
+        async with AsyncGptOss(base_url=url, max_retries=0) as client:
+            return (await client.with_options(timeout=5).ask("Hi")).text
+
+    assert asyncio.run(run()) == "Three."
+
+
+def test_a_reply_is_not_a_stream(ask: Both, engine: ScriptedEngine) -> None:
+    for options in ({}, {"tools": [add]}):
+        with pytest.raises(TypeError, match=r"use chat\.completions\.create\(stream=True"):
+            ask("run_tools" if options else "ask", "Hi", stream=True, **options)
+    assert not engine.requests
+
+
+def test_only_functions_are_tools() -> None:
+    for thing in (functools.partial(add, a=1), {"type": "function"}, 3):
+        with pytest.raises(TypeError, match="cannot be a tool: only functions and methods can"):
+            tool_definition(thing)  # type: ignore[arg-type]
+
+
 class Place(BaseModel):
     city: str
     country: str = "Italy"
@@ -246,14 +274,14 @@ def test_a_signature_that_json_cannot_call_is_an_error(function: Any) -> None:
 
 def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPTOSS_URL", raising=False)
-    assert base_url(None) == "http://127.0.0.1:8000/v1"
-    assert [base_url(u) for u in ("host:1", "http://host/v1/", "https://host/a")] == [
+    assert v1_url(None) == "http://127.0.0.1:8000/v1"
+    assert [v1_url(u) for u in ("host:1", "http://host/v1/", "https://host/a")] == [
         "http://host:1/v1",
         "http://host/v1",
         "https://host/a/v1",
     ]
     monkeypatch.setenv("GPTOSS_URL", "http://other:9")
-    assert base_url(None) == "http://other:9/v1"
+    assert v1_url(None) == "http://other:9/v1"
 
 
 @contextmanager

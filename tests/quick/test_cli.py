@@ -38,3 +38,22 @@ def test_what_is_not_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in shown for name in COMMANDS)
     assert main(["sevre"]) == 2
     assert "unknown command 'sevre'" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command in (["unfold"], ["make-checkpoint", "--size", "nano"]):
+        assert main([*command, "--out", str(tmp_path / "file" / "folder")]) == 2
+        assert capsys.readouterr().err == f"error: cannot use {tmp_path / 'file' / 'folder'}: Not a directory\n"
+
+
+@pytest.mark.parametrize("option", ["--cards=0", "--cards=-1", "--gb=nan", "--gb=1e400", "--gb=-80"])
+def test_gpus_that_do_not_exist(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["memory-plan", "--model", "20b", "--gb", "80", option])
+    assert f"argument {option.partition('=')[0]}: " in capsys.readouterr().err
+
+
+def test_patches_need_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["chat", "--tools", "apply_patch", "--root", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"error: --root: there is no folder '{tmp_path / 'none'}'\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 import ray
 from ray import serve
 
-from gptoss.ray_serve import RayOptions, build
+from gptoss.ray_serve import RayOptions, _read, build
 
 PORT = 18_941
 URL = f"http://127.0.0.1:{PORT}"
@@ -121,7 +122,10 @@ def test_an_answer_is_streamed_and_a_client_that_leaves_frees_its_replica() -> N
 
 def test_errors_are_the_servers_own() -> None:
     with client() as http:
-        assert http.post(CHAT, content=b"{", headers={"content-type": "application/json"}).status_code == 400
+        half = json.dumps(chat([{"role": "user", "content": "Hi."}], user="\ud800")).encode()
+        for body in (b"{", b"[" * 100_000, half):
+            answer = http.post(CHAT, content=body, headers={"content-type": "application/json"}, timeout=20)
+            assert answer.status_code == 400 and "body" in answer.json()["error"]["message"]
         wrong = http.post(CHAT, json=chat([], model="nix"))
         assert wrong.status_code in (400, 404) and "error" in wrong.json()
         assert http.get("/nowhere").status_code == 404
@@ -129,6 +133,21 @@ def test_errors_are_the_servers_own() -> None:
         RayOptions.of({"min_replica": 1})
     with pytest.raises(ValueError, match="min_replicas"):
         RayOptions.of({"min_replicas": 3, "max_replicas": 2})
+
+
+def test_no_more_of_a_body_is_read_than_its_limit() -> None:
+    asked = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        assert asked < 100
+        return {"type": "http.request", "body": b"a" * 1000, "more_body": True}
+
+    assert len(asyncio.run(_read(receive, 5000))) == 6000
+    chunks = (b"a" * 1_000_000 for _ in range(30))
+    with client() as http:
+        assert http.post(CHAT, content=chunks, headers={"content-type": "application/json"}).status_code == 413
 
 
 def test_a_killed_replica_costs_its_own_streams_alone() -> None:

@@ -44,6 +44,7 @@ TRIES = 3  # of a request whose replica dies before it answers
 KEPT_RESPONSES = 100_000  # ids of responses whose replica is known
 RESPONSE_ID = b'"id":"resp_'
 ID_CHARS = 128
+BODY_OVERHEAD_BYTES = 1 << 18  # of a form with a file, beside the file
 WAITING_TOKENS = "waiting_tokens"
 REPLICA_HEADER = b"x-replica"
 UNLIMITED = 10_000  # requests: the engine's own limits answer with 429
@@ -80,7 +81,7 @@ class RayOptions:
 def build(args: dict[str, Any]) -> serve.Application:
     """Returns the application for `serve run`. Raises ValueError, ConfigError."""
     options = RayOptions.of(args)
-    load_config(list(options.flags))  # a wrong flag shows here, not in a replica's log
+    config = load_config(list(options.flags))[0]  # a wrong flag shows here, not in a replica's log
     engine = serve.deployment(
         EngineReplica,
         name="engine",
@@ -111,7 +112,8 @@ def build(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=options.drain_s,
     )
-    return entry.bind(engine.bind(list(options.flags)))
+    max_body_bytes = max(config.max_body_bytes, config.batch_max_file_bytes if config.batch_dir is not None else 0)
+    return entry.bind(engine.bind(list(options.flags)), max_body_bytes)
 
 
 def main(argv: list[str]) -> int:
@@ -232,8 +234,9 @@ class EngineReplica:
 class Entry:
     """Passes each request to the replica that has its conversation, and the answer back."""
 
-    def __init__(self, engine: DeploymentHandle) -> None:
+    def __init__(self, engine: DeploymentHandle, max_body_bytes: int) -> None:
         self._engine = engine
+        self._max_body_bytes = max_body_bytes
         self._responses: LruCache[str, str] = LruCache(KEPT_RESPONSES)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -246,7 +249,7 @@ class Entry:
         return app
 
     async def _pass_on(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        body = await _read(receive)
+        body = await _read(receive, self._max_body_bytes + BODY_OVERHEAD_BYTES)
         session = self._session(scope, body)
         call = self._engine.options(stream=True, session_id=session).answer
         for left in reversed(range(TRIES)):
@@ -274,7 +277,7 @@ class Entry:
                 return bytes(value).decode("latin-1")[:MAX_SESSION_CHARS]
         try:
             found = json.loads(body) if body else {}
-        except ValueError:  # the app answers 400
+        except (ValueError, RecursionError):  # the app answers 400
             found = {}
         path = str(scope["path"]).partition("/v1/responses/")[2].partition("/")[0]
         earlier = found.get("previous_response_id") if isinstance(found, dict) else None
@@ -284,7 +287,7 @@ class Entry:
         if isinstance(found, dict):
             for name in SESSION_FIELDS:
                 if isinstance(value := found.get(name), str) and value:
-                    return value[:MAX_SESSION_CHARS]
+                    return value[:MAX_SESSION_CHARS].encode(errors="replace").decode()  # Ray's router hashes UTF-8
         return secrets.token_hex(16)
 
     def _learn(self, message: Mapping[str, Any], session: str) -> None:
@@ -319,16 +322,16 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-async def _read(receive: Receive) -> bytes:
-    """Returns the request's body. The app checks its size."""
-    parts, more = [], True
-    while more:
+async def _read(receive: Receive, max_bytes: int) -> bytes:
+    """Returns the request's body, of a longer one the beginning: the app checks its key and then its size."""
+    body, more = bytearray(), True
+    while more and len(body) <= max_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             break
-        parts.append(message.get("body", b""))
+        body += message.get("body", b"")
         more = message.get("more_body", False)
-    return b"".join(parts)
+    return bytes(body)
 
 
 async def _gone(receive: Receive, stream: Any) -> None:

@@ -22,6 +22,7 @@ class HostedTool:
     needs_approval: bool = False  # the answer ends with its call
     options: Mapping[str, Any] = field(default_factory=dict)
     session_id: str | None = None  # of the session that the request names
+    max_uses: int | None = None  # in one answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -59,6 +60,7 @@ class ToolLoop:
         self._generation: Generation[ChatChoice, ChatDelta] | None = None
         self._usage = NO_USAGE  # of the rounds before
         self._num_run = 0
+        self._uses = Counter[str]()  # by name in the plan
         self._deadline = time.monotonic() + tools.limits.deadline_s
         self._approved: Sequence[Approved] = ()
         self._closed = False
@@ -278,11 +280,12 @@ class ToolLoop:
     async def _result(self, call: HostedCall, emit: Callable[[ToolEvent], None]) -> ToolResult:
         """What a call comes to; raises CancelledError alone."""
         tool, limits = call.tool, self._tools.limits
-        refused = self._refusal()
+        refused = self._refusal(call)
         if refused is not None:
             emit(ToolEvent(call, "running"))
             return ToolResult.failed("limit", refused)
         self._num_run += 1
+        self._uses[call.name] += 1
         deadline = min(time.monotonic() + limits.call_timeout_s, self._deadline)
         ran = False
         try:
@@ -313,9 +316,11 @@ class ToolLoop:
             emit(ToolEvent(call, "running"))
         return failed
 
-    def _refusal(self) -> str | None:
-        """Why no further call may run."""
-        limits = self._tools.limits
+    def _refusal(self, call: HostedCall) -> str | None:
+        """Why the call may not run."""
+        limits, most = self._tools.limits, call.tool.max_uses
+        if most is not None and self._uses[call.name] >= most:
+            return f"Not run: this answer may call {call.name} {most} times, and has done so."
         if self._num_run >= limits.max_calls:
             return f"Not run: this answer may make {limits.max_calls} tool calls, and has made them."
         if time.monotonic() >= self._deadline:
@@ -323,8 +328,10 @@ class ToolLoop:
         return self._runtime.accounting.take_tool_call()
 
     def _new_filters(self) -> list[AnswerFilter]:
-        runners = {tool.runner.name: tool.runner for tool in self._tools.by_name.values()}
-        return self._tools.chain.answer_filters(runners.values())
+        tools = self._tools.by_name.values()
+        runners = {tool.runner.name: tool.runner for tool in tools}
+        named = {tool.runner.name: tool.session_id for tool in tools if tool.session_id is not None}
+        return self._tools.chain.answer_filters(runners.values(), named)
 
 
 async def start_loop(

@@ -231,12 +231,24 @@ class SessionChain:
         self._used[runner.name] = held
         return held
 
-    def answer_filters(self, runners: Iterable[ToolRunner]) -> list[AnswerFilter]:
-        """New filters for a text of the final answer, of the sessions of these tools."""
+    def answer_filters(
+        self, runners: Iterable[ToolRunner], named: Mapping[str, str] | None = None
+    ) -> list[AnswerFilter]:
+        """New filters for a text of the final answer, of the sessions of these tools.
+
+        `named`: ids of sessions that the request names, by tool.
+        """
         before = {one.runner.name: one for one in self._sessions.of_response(self._tenant, self._previous)}
-        known = before | self._used
+        known = before | self._named(named or {}) | self._used
         sessions = [known[runner.name].session for runner in runners if runner.name in known]
         return [made for session in sessions if (made := session.answer_filter()) is not None]
+
+    def _named(self, ids: Mapping[str, str]) -> dict[str, Held]:
+        found = {}
+        for tool, session_id in ids.items():
+            with contextlib.suppress(ToolUnavailableError):
+                found[tool] = self._sessions.find_by_id(self._tenant, tool, session_id)
+        return found
 
     def has(self, runner: ToolRunner, session_id: str) -> bool:
         """Whether there is a live session of this id."""

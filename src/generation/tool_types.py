@@ -64,7 +64,8 @@ class ToolResult:
     """What a call came to.
 
     `extras` are what the API shows besides, in JSON: see the runner. The browser gives `action` (the action of a
-    web_search_call) and `sources`, Python `outputs` ([{"type": "logs", "logs": ...}, {"type": "image", "url": ...}]).
+    web_search_call), `sources` (URLs), `results` ([{"url", "title"}]) and `title` (of the page), Python `outputs`
+    ([{"type": "logs", "logs": ...}, {"type": "image", "url": ...}]).
     """
 
     content: tuple[ResultPart, ...] = ()
@@ -107,7 +108,7 @@ class SessionOptions:
     """Who opens a session, and what the request's tool entry asks for.
 
     `options` are the validated fields of that entry, without `type`: for the browser `allowed_domains` (a tuple),
-    `search_context_size`, `user_location`; for Python `memory_bytes`.
+    `blocked_domains` (likewise), `search_context_size`, `user_location`; for Python `memory_bytes`.
     """
 
     tenant: str
@@ -136,6 +137,9 @@ class Citation:
     end: int
     url: str
     title: str
+    text: str = ""  # what is cited
+    mark: str = ""  # as the model wrote it
+    num_blanks: int = 0  # before the citation, which the model did not write
 
 
 class AnswerFilter(Protocol):

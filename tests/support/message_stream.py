@@ -39,11 +39,14 @@ def folded_blocks(events: Iterable[Event]) -> list[Event]:
         block, delta = blocks[-1], event["delta"]
         kind = delta["type"].removesuffix("_delta")
         if kind == "input_json":
-            assert block["type"] == "tool_use"
+            assert block["type"] in ("tool_use", "server_tool_use")
             arguments += delta["partial_json"]
             block["input"] = from_json(arguments, allow_partial=True)
         elif kind == "signature":
             block["signature"] = delta["signature"]
+        elif kind == "citations":
+            assert block["type"] == "text"
+            block.setdefault("citations", []).append(delta["citation"])
         else:
             assert kind == block["type"]
             block[kind] += delta[kind]

@@ -159,6 +159,8 @@ class PlacedEntry:
     entry: HostedEntry
     allows: Callable[[str], bool] | None = None  # further, by the name of a tool
     field: str = "server_url"  # what the endpoint calls the server's URL
+    options: Mapping[str, Any] | None = None  # of the session, besides those of the entry
+    max_uses: Mapping[str, int] | None = None  # in one answer, by recipient
 
 
 def read_entry(given: Mapping[str, Any], where: str, place: Place) -> HostedEntry:

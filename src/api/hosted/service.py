@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptoss.api.hosted.entries import BuiltinEntry, HostedEntry, McpEntry, PlacedEntry
+from gptoss.api.hosted.entries import HostedEntry, McpEntry, PlacedEntry
 from gptoss.api.hosted.names import hashed_name, joined_name
 from gptoss.api.hosted.registry import make_builtins
 from gptoss.api.http.errors import InvalidRequest
@@ -125,7 +125,7 @@ class ToolService:
         """Lists the tools of the entries, each server within its time.
 
         `previous`: id of the response that the request continues. `known`: tools that its items list, by label.
-        `taken`: names of the client's functions. `containers`: ids of those that its items used, the last one last.
+        `taken`: names of the client's functions. `containers`: ids of sessions that its items used, the last one last.
         The caller finishes the chain, also if this raises InvalidRequest.
         """
         prepared = Prepared(self.sessions.chain(tenant, previous), {one.where: one.entry for one in entries})
@@ -144,7 +144,7 @@ class ToolService:
                     self._add_server(prepared, one, server, listing, taken)
                 else:
                     self._check_memory(one)
-                    self._add_builtin(prepared, one.entry, containers)
+                    self._add_builtin(prepared, one, containers)
         except BaseException:
             prepared.chain.finish(None)
             raise
@@ -158,8 +158,12 @@ class ToolService:
         parallel: bool,
         keeps_sessions: bool = False,
         shows_containers: bool = False,
+        shows_pages: bool = False,
     ) -> HostedTools:
-        """What the request's loop runs. `max_calls`: as the request has it."""
+        """What the request's loop runs. `max_calls`: as the request has it.
+
+        `shows_containers`, `shows_pages`: the client reads ids of sessions of Python, of the browser.
+        """
         config = self._config
         limits = LoopLimits(
             min(config.max_tool_calls, max_calls or config.max_tool_calls),
@@ -167,7 +171,9 @@ class ToolService:
             config.tool_timeout_s,
             config.max_tool_result_bytes,
         )
-        named = frozenset({"python"}) if shows_containers else frozenset[str]()
+        named = frozenset(
+            name for name, is_shown in (("python", shows_containers), ("browser", shows_pages)) if is_shown
+        )
         return HostedTools(prepared.by_name, prepared.chain, self.background, limits, parallel, keeps_sessions, named)
 
     def _server(self, placed: PlacedEntry) -> ConfiguredServer | RequestServer | None:
@@ -237,7 +243,9 @@ class ToolService:
             text = f"Containers of this server have at most {most} bytes of memory (python_tool_memory_bytes)."
             raise InvalidRequest(text, f"{placed.where}.container.memory_limit", "invalid_value")
 
-    def _add_builtin(self, prepared: Prepared, entry: BuiltinEntry, containers: Sequence[str]) -> None:
+    def _add_builtin(self, prepared: Prepared, placed: PlacedEntry, containers: Sequence[str]) -> None:
+        entry = placed.entry
+        assert not isinstance(entry, McpEntry)
         runner = self.builtins[entry.runner]
         space = runner.namespace
         assert space is not None
@@ -246,12 +254,14 @@ class ToolService:
         prepared.namespaces.append(space)
         prepared.recipients[entry.type] = [*space.recipients]
         session_id = entry.session_id
-        if session_id is None and entry.runner == "python":  # `auto` goes on in the container of the items
+        if session_id is None:  # `auto` goes on in the container of the items
             live = (one for one in reversed(containers) if prepared.chain.has(runner, one))
             session_id = next(live, None)
+        given = {**entry.options(), **(placed.options or {})}
+        options = {name: value for name, value in given.items() if value is not None}
         for recipient in space.recipients:
-            options = {name: value for name, value in entry.options().items() if value is not None}
-            prepared.by_name[recipient] = HostedTool(runner, recipient, False, options, session_id)
+            most = (placed.max_uses or {}).get(recipient)
+            prepared.by_name[recipient] = HostedTool(runner, recipient, False, options, session_id, most)
 
 
 async def _listing(

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from gptoss.api.context import Reading
 from gptoss.api.hosted.service import Prepared
-from gptoss.api.http.errors import InvalidRequest, Location, field_names, from_validation
+from gptoss.api.http.errors import InvalidRequest, field_names, from_validation
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import output_format
 from gptoss.api.messages.conversation import num_rendered, read_conversation
 from gptoss.api.messages.output import MessagePlan
-from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
-from gptoss.api.messages.tools import builtin_entries, hosted_entries, read_tools, runs_nothing
+from gptoss.api.messages.schema import AssistantMessage, CountTokensRequest, ForeignBlock, MessagesRequest, field_of
+from gptoss.api.messages.server_tools import runs_nothing, session_of
+from gptoss.api.messages.tools import builtin_entries, hosted_entries, read_tools
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.errors import ContextTooLongError, Path
 from gptoss.generation.plan import Plan
@@ -138,7 +139,9 @@ async def _with_servers(request: CountTokensRequest, asked: _Asked, incoming: Re
         text = "The server runs no tools for this request: leave 'mcp_servers' out."
         raise InvalidRequest(text, "mcp_servers", "unsupported_value")
     names = [tool.name for tool in asked.generation.tools.tools]
-    hosted = await incoming.tools.prepare(entries, incoming.sender.tenant, taken=names)
+    hosted = await incoming.tools.prepare(
+        entries, incoming.sender.tenant, taken=names, containers=_sessions_of(request)
+    )
     try:
         return await incoming.pool.read(incoming.sender, lambda _: _asked(request, incoming, hosted))
     except BaseException:
@@ -146,11 +149,24 @@ async def _with_servers(request: CountTokensRequest, asked: _Asked, incoming: Re
         raise
 
 
+def _sessions_of(request: CountTokensRequest) -> list[str]:
+    """The ids of the browser's sessions that earlier answers used, the last one last."""
+    blocks = [
+        block
+        for message in request.messages
+        if isinstance(message, AssistantMessage) and not isinstance(message.content, str)
+        for block in message.content
+    ]
+    found = [session_of(block.id) for block in blocks if isinstance(block, ForeignBlock)]
+    return [*dict.fromkeys(one for one in found if one is not None)]
+
+
 def _asked(request: CountTokensRequest, incoming: Reading, hosted: Prepared | None = None) -> _Asked:
     _warn_ignored(field for field in IGNORED if getattr(request, field) is not None)
-    tools = read_tools(request, hosted, incoming.tools.runs if incoming.tools is not None else runs_nothing)
+    runs = incoming.tools.runs if incoming.tools is not None else runs_nothing
+    tools = read_tools(request, hosted, runs)
     wanted = output_format(request, _format(request))
-    conversation, prefill = read_conversation(request)
+    conversation, prefill = read_conversation(request, runs)
     if prefill is not None and (tools.policy.must_call or wanted is not None):
         last = f"messages.{len(request.messages) - 1}"
         message = f"'{last}' begins the answer, which cannot be combined with a forced call or an output format."
@@ -205,8 +221,3 @@ def invalid(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"'{where}' must be an object with a string '{kind}'.", where, "invalid_type")
     given = str(context.get("tag")).strip("<>")
     return InvalidRequest(f"'{where}.{kind}' is {given!r}; use one of {allowed}.", f"{where}.{kind}", "invalid_value")
-
-
-def field_of(location: Location) -> str | None:
-    """A field as Anthropic writes it: `messages.0.content`."""
-    return ".".join(str(part) for part in location if not str(part).startswith("<")) or None

@@ -29,6 +29,7 @@ from gptoss.api.messages.schema import (
 )
 from gptoss.api.messages.schema import AssistantMessage as AssistantInput
 from gptoss.api.messages.schema import Message as InputMessage
+from gptoss.api.messages.server_tools import Runs, mark_of, read_calls, runs_nothing
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.request import Prefill
 from gptoss.harmony.conversation import (
@@ -49,13 +50,16 @@ NOT_RUN = "This call was not run."
 BETWEEN = "\n\n"  # two blocks
 
 
-def read_conversation(request: CountTokensRequest) -> tuple[Conversation, Prefill | None]:
-    """Returns the conversation, and the answer that its last message begins. Raises InvalidRequest."""
+def read_conversation(request: CountTokensRequest, runs: Runs = runs_nothing) -> tuple[Conversation, Prefill | None]:
+    """Returns the conversation, and the answer that its last message begins. Raises InvalidRequest.
+
+    `runs`: whether this server runs built-in tools of a type; the model reads no calls of others.
+    """
     prefill = _prefill(request.messages)
     messages = request.messages if prefill is None else request.messages[:-1]
     read: list[Message] = [*_system(request.system or "")]
     for index, message in enumerate(messages):
-        read += _read(message, f"messages.{index}.content")
+        read += _read(message, f"messages.{index}.content", runs)
     return Conversation(tuple(read)), prefill
 
 
@@ -86,14 +90,14 @@ def _without_billing(text: str) -> str:
     return text.partition("\n")[2].lstrip("\n") if text.startswith(BILLING) else text
 
 
-def _read(message: InputMessage, where: str) -> Iterable[Message]:
+def _read(message: InputMessage, where: str, runs: Runs) -> Iterable[Message]:
     if isinstance(message, SystemMessage):
         system = message.content
         texts = [system] if isinstance(system, str) else [b.text for b in system if isinstance(b, TextBlock)]
         text = BETWEEN.join(filter(None, map(_without_billing, texts)))
         return [DeveloperMessage(text)] if text else []
     if isinstance(message, AssistantInput):
-        return _assistant(_assistant_blocks(message), where)
+        return _assistant(_assistant_blocks(message), where, runs)
     content = message.content
     return [UserMessage(content)] if isinstance(content, str) else _user(content, where)
 
@@ -144,12 +148,18 @@ def _assistant_blocks(message: AssistantInput) -> list[AssistantBlock]:
     return [TextBlock(type="text", text=content)] if isinstance(content, str) else list(content)
 
 
-def _assistant(blocks: Sequence[AssistantBlock], where: str) -> Iterator[Message]:
-    """Each block as one message, in order."""
+def _assistant(blocks: Sequence[AssistantBlock], where: str, runs: Runs = runs_nothing) -> Iterator[Message]:
+    """Each block as one message, in order; texts that follow a citation belong to the text that has it."""
+    foreign = {index: block for index, block in enumerate(blocks) if isinstance(block, ForeignBlock)}
+    ran = read_calls(foreign, where, runs)
+    begun = ""  # of a text that goes on
     for index, block in enumerate(blocks):
         match block:
+            case TextBlock() if block.citations and isinstance(next(iter(blocks[index + 1 :]), None), TextBlock):
+                begun += _marked(block)
             case TextBlock():
-                yield AssistantMessage(block.text, _channel(block.text, blocks[index + 1 :]))
+                text, begun = begun + _marked(block), ""
+                yield AssistantMessage(text, _channel(text, blocks[index + 1 :]))
             case ThinkingBlock() | RedactedThinkingBlock():
                 thought = _thought(block, f"{where}.{index}")
                 if thought is not None:
@@ -166,8 +176,18 @@ def _assistant(blocks: Sequence[AssistantBlock], where: str) -> Iterator[Message
                     yield ToolResult(NOT_RUN, block.id, origin=f"{where}.{index}")
             case McpToolResultBlock():
                 yield ToolResult(_result(block), block.tool_use_id, origin=f"{where}.{index}")
+            case ForeignBlock() if index in ran:
+                yield ran[index]
             case ForeignBlock():
                 _warn_left_out([block.type])
+
+
+def _marked(block: TextBlock) -> str:
+    """The text with the marks of its citations, as the model wrote it."""
+    citations = block.citations if isinstance(block.citations, list) else []
+    marks = "".join(map(mark_of, citations))
+    text = block.text.rstrip() if marks else block.text
+    return text + marks + block.text[len(text) :]
 
 
 def _channel(text: str, after: Sequence[AssistantBlock]) -> Channel | None:

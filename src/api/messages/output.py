@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,14 @@ from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import encode_event
 from gptoss.api.messages.schema import MessagesRequest
-from gptoss.api.messages.server_tools import input_of, name_of, result_of
+from gptoss.api.messages.server_tools import citation_of, input_of, name_of, new_use_id, result_of
 from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.errors import GenerationFailedError
 from gptoss.generation.hosted import HostedCall, ToolEvent
 from gptoss.generation.plan import Plan
 from gptoss.generation.round_reader import Answer, AnswerDelta
 from gptoss.generation.tool_run import text_for_model
+from gptoss.generation.tool_types import Citation
 from gptoss.harmony.deltas import Delta
 
 Event = dict[str, Any]
@@ -50,6 +52,8 @@ class MessageContent:
         self._hides_thinking, self._holds_arguments = hides_thinking, holds_arguments
         self._kind: str | None = None  # of the block that is open
         self._text = ""  # hidden thinking, or arguments
+        self._num_chars = 0  # of the message's text, citations included
+        self.uses: Counter[str] = Counter()  # calls of built-in tools that did not fail, by Anthropic's name
 
     def feed(self, item: AnswerDelta) -> list[Event]:
         """The events of a delta."""
@@ -59,9 +63,34 @@ class MessageContent:
         begins = delta.channel is not None or delta.tool_name is not None
         if begins or delta.kind != self._kind:
             events += [*self.close(), self._begin(delta)]
-        if delta.text:
+            self._num_chars = 0
+        if delta.kind == "content" and self._hosted is not None:
+            events += self._add_cited(delta.text, item.citations)
+        elif delta.text:
             events += self._add(delta.text)
         return events
+
+    def _add_cited(self, text: str, citations: Sequence[Citation]) -> list[Event]:
+        """The events of a text with links, which become citations of the text before them."""
+        events, at, start = list[Event](), 0, self._num_chars
+        self._num_chars += len(text)
+        for one in citations:
+            events += self._add_after_citation(text[at : one.start - one.num_blanks - start])
+            citation = citation_of(one)
+            self.blocks[-1].setdefault("citations", []).append(citation)
+            events.append(self._delta("citations_delta", citation=citation))
+            at = one.end - start
+        return events + self._add_after_citation(text[at:])
+
+    def _add_after_citation(self, text: str) -> list[Event]:
+        """The events of a text; a block that has a citation ends where the next word begins."""
+        events = list[Event]()
+        if text and "citations" in self.blocks[-1]:
+            blanks, text = text[: len(text) - len(text.lstrip())], text.lstrip()
+            events += self._add(blanks) if blanks else []
+            if text:
+                events += [self._stop(), self._start({"type": "text", "text": ""})]
+        return events + self._add(text) if text else events
 
     def _hosted_call(self, event: ToolEvent) -> list[Event]:
         """The events of a call that the server runs: a block of the call, and one of its result."""
@@ -89,18 +118,19 @@ class MessageContent:
         return []
 
     def _server_tool(self, event: ToolEvent) -> list[Event]:
-        """The events of a call of a built-in tool: its blocks come when they are whole."""
+        """The events of a call of a built-in tool: its block comes when its session is known."""
         call = event.call
         if event.state == "begun":
             return self.close()
-        if event.state == "whole":
-            use_id = self._ids[call] = f"srvtoolu_{secrets.token_hex(12)}"
+        if event.state == "running":
+            use_id = self._ids[call] = new_use_id(call)
             use = {"type": "server_tool_use", "id": use_id, "name": name_of(call), "input": {}}
             started = self._start(use)
             self.blocks[-1]["input"] = input_of(call)
             delta = self._delta("input_json_delta", partial_json=json.dumps(input_of(call), ensure_ascii=False))
             return [started, delta, self._stop()]
         if event.state == "finished" and call.result is not None:
+            self.uses[name_of(call)] += call.result.ok
             return [self._start(result_of(call, call.result) | {"tool_use_id": self._ids[call]}), self._stop()]
         return []
 
@@ -165,7 +195,7 @@ class MessageContent:
         block["input"] = read_arguments(self._text, is_cut=False)
         return [self._delta("input_json_delta", partial_json=json.dumps(block["input"], ensure_ascii=False))]
 
-    def _delta(self, kind: str, **fields: str) -> Event:
+    def _delta(self, kind: str, **fields: Any) -> Event:
         delta = {"type": kind, **fields}
         return {"type": "content_block_delta", "index": len(self.blocks) - 1, "delta": delta}
 
@@ -256,7 +286,15 @@ class MessageRenderer:
             "cache_read_input_tokens": usage.num_cached_tokens,
             "output_tokens": usage.num_completion_tokens,
             "output_tokens_details": {"thinking_tokens": usage.num_reasoning_tokens},
+            **self._server_tool_use(),
         }
+
+    def _server_tool_use(self) -> dict[str, Any]:
+        hosted, uses = self._plan.hosted, self._content.uses
+        if hosted is None or "web_search" not in hosted.recipients:
+            return {}
+        counts = {f"{name}_requests": uses[name] for name in ("web_search", "web_fetch")}
+        return {"server_tool_use": counts}
 
 
 def _encode(events: list[Event]) -> bytes:

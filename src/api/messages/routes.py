@@ -44,7 +44,7 @@ async def _start(message: MessagePlan, context: ServerContext, incoming: Incomin
         return await start_chat(plan, context.vocabulary, context.engine, accounting, remember, joins_messages=False)
     choice = message.request.tool_choice
     parallel = choice is None or not choice.disable_parallel_tool_use
-    tools = context.tools.hosted_tools(message.hosted, max_calls=None, parallel=parallel)
+    tools = context.tools.hosted_tools(message.hosted, max_calls=None, parallel=parallel, shows_pages=True)
     return await start_loop(plan, tools, context.runtime(accounting, joins_messages=False))
 
 

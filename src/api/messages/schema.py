@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from gptoss.api.hosted.entries import Label
+from gptoss.api.hosted.entries import Domain, Label, UserLocation
 from gptoss.api.http.anthropic_errors import NO_THREADS
+from gptoss.api.http.errors import Location
 from gptoss.api.http.fields import FIRST_PROBLEM, MAX_STOPS, Number, SamplingFields, Strict, contract_error
 from gptoss.api.http.openapi import object_of
 
@@ -44,10 +45,12 @@ class Block(Strict):
 
 
 class TextBlock(Block):
-    also_known = frozenset({"citations", "parsed_output"})
+    also_known = frozenset({"parsed_output"})
+    opaque = frozenset({"citations"})
 
     type: Literal["text"]
     text: str
+    citations: Any = None
 
 
 class ImageBlock(Block):
@@ -167,11 +170,17 @@ class RedactedThinkingBlock(Block):
 
 
 class ForeignBlock(Strict):
-    """What only another server can read. Its other fields are its own."""
+    """What a server's own tools leave. Its other fields are its own."""
 
     is_open = True
+    opaque = frozenset({"input", "content"})
 
     type: str
+    id: Any = None
+    name: Any = None
+    input: Any = None
+    tool_use_id: Any = None
+    content: Any = None
 
 
 class CustomTool(Strict):
@@ -276,12 +285,31 @@ class ServerTool(Strict):
     type: str
     name: str | None = None
     allowed_domains: Annotated[list[str], Field(max_length=100)] | None = None
+    # read where the tool runs: SearchOptions
+    blocked_domains: Any = None
+    max_uses: Any = None
+    user_location: Any = None
 
     @property
     def kind(self) -> str | None:
         """The type of the tool here; None if there is none."""
         name = re.sub(r"_\d{8}$", "", self.type)
         return {"web_search": "web_search", "code_execution": "code_interpreter"}.get(name)
+
+
+class SearchOptions(Strict):
+    """The fields of a web search that runs here."""
+
+    allowed_domains: Annotated[list[Domain], Field(max_length=100)] | None = None
+    blocked_domains: Annotated[list[Domain], Field(max_length=100)] | None = None
+    max_uses: Annotated[int, Field(ge=1)] | None = None
+    user_location: UserLocation | None = None
+
+    @model_validator(mode="after")
+    def _one_list(self) -> Self:
+        if self.allowed_domains and self.blocked_domains:
+            raise contract_error("'blocked_domains' cannot be combined with 'allowed_domains'.")
+        return self
 
 
 class McpConfig(Strict):
@@ -436,3 +464,8 @@ class MessagesRequest(CountTokensRequest):
         if budget is not None and budget >= self.max_tokens:
             raise contract_error("'thinking.budget_tokens' must be below 'max_tokens'.", "thinking.budget_tokens")
         return self
+
+
+def field_of(location: Location) -> str | None:
+    """A field as Anthropic writes it: `messages.0.content`."""
+    return ".".join(str(part) for part in location if not str(part).startswith("<")) or None

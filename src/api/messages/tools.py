@@ -7,23 +7,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pydantic import ValidationError
+
 from gptoss.api.hosted.entries import CodeInterpreterEntry, McpEntry, PlacedEntry, SearchFilters, WebSearchEntry
 from gptoss.api.hosted.service import Prepared
-from gptoss.api.http.errors import InvalidRequest
+from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.messages.schema import (
     CountTokensRequest,
     CustomTool,
     McpToolset,
+    SearchOptions,
     ServerTool,
     SystemMessage,
     ToolChangeBlock,
+    field_of,
 )
+from gptoss.api.messages.server_tools import runs_nothing
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.request import FunctionTool, ToolPolicy
 
 logger = logging.getLogger(__name__)
 _warn_server_tools = WarnOnce(logger, "tools that Anthropic's servers run are left out: %s", limit=100)
 Mode = Literal["auto", "none", "required"]
+SEARCH = "browser.search"
 _MODES: dict[str, Mode] = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 
@@ -34,20 +40,32 @@ class OfferedTools:
 
 
 def builtin_entries(request: CountTokensRequest, runs: Callable[[str], bool]) -> list[PlacedEntry]:
-    """The built-in tools that this server runs. `runs`: whether it runs those of a type."""
+    """The built-in tools that this server runs. Raises InvalidRequest.
+
+    `runs`: whether it runs those of a type.
+    """
     found: list[PlacedEntry] = []
     for index, tool in enumerate(request.tools or ()):
         kind = tool.kind if isinstance(tool, ServerTool) else None
         if not isinstance(tool, ServerTool) or kind is None or not runs(kind):
             continue
-        filters = SearchFilters(allowed_domains=tool.allowed_domains)
-        entry = CodeInterpreterEntry(type="code_interpreter")
-        found.append(
-            PlacedEntry(
-                f"tools.{index}", entry if kind != "web_search" else WebSearchEntry(type="web_search", filters=filters)
-            )
-        )
+        if kind == "web_search":
+            found.append(_search_entry(tool, index))
+        else:
+            found.append(PlacedEntry(f"tools.{index}", CodeInterpreterEntry(type="code_interpreter")))
     return found
+
+
+def _search_entry(tool: ServerTool, index: int) -> PlacedEntry:
+    try:
+        options = SearchOptions.model_validate(tool.model_dump(include={*SearchOptions.model_fields}))
+    except ValidationError as error:
+        raise from_validation(error, ("tools", index), field_of) from None
+    filters = SearchFilters(allowed_domains=options.allowed_domains)
+    entry = WebSearchEntry(type="web_search", filters=filters, user_location=options.user_location)
+    blocked = {"blocked_domains": tuple(options.blocked_domains)} if options.blocked_domains else {}
+    most = {SEARCH: options.max_uses} if options.max_uses is not None else {}
+    return PlacedEntry(f"tools.{index}", entry, options=blocked, max_uses=most)
 
 
 def hosted_entries(request: CountTokensRequest) -> list[PlacedEntry]:
@@ -80,11 +98,6 @@ def hosted_entries(request: CountTokensRequest) -> list[PlacedEntry]:
             raise InvalidRequest(text, f"{where}.authorization_token", "unsupported_parameter")
         found.append(PlacedEntry(where, entry, toolset.allows if toolset is not None else None, field="url"))
     return found
-
-
-def runs_nothing(kind: str) -> bool:
-    """Whether built-in tools of a type run: none do."""
-    return False
 
 
 def read_tools(

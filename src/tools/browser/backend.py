@@ -22,21 +22,23 @@ class Scope:
     allowed_domains: tuple[str, ...] | None = None  # with all their subdomains; None: any
     country: str | None = None  # of the user: two letters
     operator_domains: tuple[str, ...] = ()  # as above, of all requests; empty: any
+    blocked_domains: tuple[str, ...] = ()  # with all their subdomains
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any], operator_domains: Sequence[str] = ()) -> Scope:
-        """Reads the fields of a request's tool: `allowed_domains`, `search_context_size`, `user_location`."""
+        """Reads the fields of a request's tool: see SessionOptions."""
         domains, location = options.get("allowed_domains"), options.get("user_location") or {}
         return cls(
             _RESULTS_BY_CONTEXT.get(options.get("search_context_size") or "medium", 10),
             _normal(domains) if domains else None,
             location.get("country") or None,
             _normal(operator_domains),
+            _normal(options.get("blocked_domains") or ()),
         )
 
     def allows(self, url: str) -> bool:
         """Whether pages of this URL may be shown."""
-        if self.allowed_domains is None and not self.operator_domains:
+        if self.allowed_domains is None and not self.operator_domains and not self.blocked_domains:
             return True
         try:
             host = (urlsplit(url).hostname or "").rstrip(".").lower()
@@ -44,11 +46,13 @@ class Scope:
             return False
         # links to arXiv are opened as HTML on ar5iv
         hosts = [host, host.replace("ar5iv.org", "arxiv.org")]
-        return all(
-            any(one == name or one.endswith(f".{name}") for one in hosts for name in names)
-            for names in (self.allowed_domains, self.operator_domains)
-            if names
-        )
+        if _is_within(hosts, self.blocked_domains):
+            return False
+        return all(_is_within(hosts, names) for names in (self.allowed_domains, self.operator_domains) if names)
+
+
+def _is_within(hosts: Sequence[str], domains: Sequence[str]) -> bool:
+    return any(one == name or one.endswith(f".{name}") for one in hosts for name in domains)
 
 
 def _normal(domains: Sequence[str]) -> tuple[str, ...]:

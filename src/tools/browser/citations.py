@@ -49,7 +49,7 @@ class CitationFilter:
             if source is None:
                 continue
             self._show(text[at : mark.start()], pieces)
-            citations.append(self._cite(source, pieces))
+            citations.append(self._cite(source, mark[0], pieces))
             at = mark.end()
         self._show(text[at:], pieces)
         return "".join(pieces), citations
@@ -62,14 +62,16 @@ class CitationFilter:
         self._after_link = False
         self._add(text, pieces)
 
-    def _cite(self, source: SearchResult, pieces: list[str]) -> Citation:
+    def _cite(self, source: SearchResult, mark: str, pieces: list[str]) -> Citation:
         url = quote(source.url, safe=_SAFE, errors="replace")
         domain = domain_of(source.url) or source.title
         label = re.sub(r"[\[\]\n]", " ", domain).strip() or "source"
-        if self._last and not self._last.isspace():
+        is_apart = not self._last or self._last.isspace()
+        if not is_apart:
             self._add(" ", pieces)
         link = f"([{label}]({url}))"
-        citation = Citation(self._length, self._length + len(link), source.url, source.title or domain)
+        start, end = self._length, self._length + len(link)
+        citation = Citation(start, end, source.url, source.title or domain, source.snippet, mark, int(not is_apart))
         self._add(link, pieces)
         self._after_link = True
         return citation

@@ -15,6 +15,7 @@ MAX_MATCHES = 50
 MATCH_LINES = 4
 MAX_TITLE = 300  # characters
 MAX_SNIPPET = 1_000
+MAX_CITED = 150
 _LINK_ID = re.compile(r"【(\d+)†")
 
 PageKind = Literal["page", "search", "find"]
@@ -55,17 +56,18 @@ class Page:
 
     def source(self, line: int) -> SearchResult | None:
         """What a citation of this line refers to; None if it is nothing that has a URL."""
+        paragraph = ""
+        if 0 <= line < len(self.lines):
+            paragraph = "".join(self.lines[index] for index in self.text.paragraph(line))
+        cited = on_one_line(without_links(paragraph), MAX_CITED)
         if self.kind == "page":
-            return SearchResult(self.title, self.url.removeprefix(VIEW_SOURCE))
+            return SearchResult(self.title, self.url.removeprefix(VIEW_SOURCE), cited)
         if self.kind == "find":
-            return SearchResult(self.source_title, self.links[0].url) if self.links else None
-        if not 0 <= line < len(self.lines):
-            return None
-        paragraph = "".join(self.lines[index] for index in self.text.paragraph(line))
+            return SearchResult(self.source_title, self.links[0].url, cited) if self.links else None
         found = _LINK_ID.search(paragraph)
         if found is None or int(found[1]) >= len(self.links):
             return None
-        return SearchResult("", self.links[int(found[1])].url)
+        return SearchResult("", self.links[int(found[1])].url, cited.removeprefix("* "))
 
 
 def domain_of(url: str) -> str:

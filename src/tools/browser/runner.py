@@ -17,7 +17,7 @@ from gptoss.tools.browser.arguments import MAX_URL, Find, Open, Search, read_cal
 from gptoss.tools.browser.backend import MAX_RESULTS, Backend, Scope, usable
 from gptoss.tools.browser.documents import page_of
 from gptoss.tools.browser.errors import BrowserError
-from gptoss.tools.browser.page import VIEW_SOURCE, Link, Page, find_page, search_page
+from gptoss.tools.browser.page import VIEW_SOURCE, Link, Page, SearchResult, find_page, search_page
 from gptoss.tools.browser.session import BrowserSession
 from gptoss.tools.browser.view import CountTokens, show_page
 
@@ -44,6 +44,7 @@ class _Window:
     page: Page
     line: int = 0
     num_lines: int | None = None
+    results: Sequence[SearchResult] = ()  # that the page lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class BrowserRunner:
         await self._backend.close()
 
     async def call(self, call: ToolCall, session: ToolSession) -> ToolResult:
-        """Runs one call. The result has the `action` and the `sources` of a web_search_call."""
+        """Runs one call. The extras of its result are listed at ToolResult."""
         assert isinstance(session, BrowserSession)
         action = dict(_UNREAD.get(call.function, _UNREAD["search"]))
         try:
@@ -87,7 +88,10 @@ class BrowserRunner:
         except BrowserError as error:
             failure = ToolFailure(error.kind, error.message, error.code)
             return ToolResult((TextPart(error.message),), failure, {"action": action, "sources": []})
-        return ToolResult.of_text(text, action=action, sources=_sources(window.page))
+        results = [{"url": one.url, "title": one.title or one.url} for one in window.results]
+        return ToolResult.of_text(
+            text, action=action, sources=_sources(window.page), results=results, title=window.page.title
+        )
 
     def _step(self, call: Search | Open | Find, session: BrowserSession, scope: Scope) -> _Step:
         """Raises BrowserError if the call refers to nothing."""
@@ -126,7 +130,8 @@ class BrowserRunner:
         if call.num_results:
             scope = replace(scope, max_results=min(call.num_results, scope.max_results, MAX_RESULTS))
         results = await self._backend.search(call.query, scope)
-        return _Window(search_page(call.query, usable(results, scope)))
+        found = usable(results, scope)
+        return _Window(search_page(call.query, found), results=found)
 
     async def _fetch(self, url: str, scope: Scope, *, shows_source: bool) -> Page:
         _check_allowed(url, scope)

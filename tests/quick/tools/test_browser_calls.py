@@ -97,7 +97,9 @@ async def test_search_open_find_and_scroll(call: Call) -> None:
     opened = await call("open", id=0)
     assert text_of(opened).startswith("[1] Parts (local:///parts/list.html)\n")
     assert "  * Valve 【0†guide】" in text_of(opened)
-    assert opened.extras == {"action": {"type": "open_page", "url": "local:///parts/list.html"}, "sources": []}
+    assert found.extras["results"][0] == {"url": urls[0], "title": "Parts"}
+    action = {"type": "open_page", "url": "local:///parts/list.html"}
+    assert opened.extras == {"action": action, "sources": [], "results": [], "title": "Parts"}
 
     guide = await call("open", id=0, cursor=1)
     assert text_of(guide).startswith("[2] Guide (local:///guide.md)\n**viewing lines [0 - ")
@@ -270,6 +272,8 @@ def test_a_scope_follows_the_fields_of_the_request() -> None:
     both = Scope.of_options({"allowed_domains": ("b.org",)}, ["a.b.org"])
     assert both.allows("https://x.a.b.org") and not both.allows("https://b.org")
     assert not Scope.of_options({}, ["a.org"]).allows("https://b.org")
+    blocked = Scope.of_options({"blocked_domains": ("A.org",)})
+    assert blocked.allows("https://b.org") and not blocked.allows("https://x.a.org/")
     assert (
         scope.allows("https://a.EXAMPLE.com./x")
         and scope.allows("http://b.org:81")

@@ -65,7 +65,10 @@ def test_a_mark_becomes_a_link_to_its_page(text: str, shown: str, urls: list[str
 
 
 def test_a_citation_has_the_title_of_its_page() -> None:
-    assert rewritten("x【1†L1】") == (f"x {LINK}", [Citation(2, 2 + len(LINK), PAGE, "A page")])
+    assert rewritten("x【1†L1】") == (
+        f"x {LINK}",
+        [Citation(2, 2 + len(LINK), PAGE, "A page", f"URL: {PAGE}", "【1†L1】", 1)],
+    )
     assert [one.title for one in rewritten("【2†L1】【0†L4】【3†L0】")[1]] == ["A page", "one.org", "The [guide]"]
 
 

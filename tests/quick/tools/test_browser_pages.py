@@ -73,7 +73,9 @@ def test_a_list_of_results_has_a_link_each_with_its_domain() -> None:
         "L4:   * 【0†One‡†a.org】 about one\nL5:   * 【1†https://b.org:81/y†b.org:81】"
     )
     assert [link.url for link in page.links] == ["https://a.org/x", "https://b.org:81/y"]
-    assert page.source(5) == SearchResult("", "https://b.org:81/y") and page.source(2) is page.source(9) is None
+    assert page.source(4) == SearchResult("", "https://a.org/x", "One‡ about one")
+    assert page.source(5) == SearchResult("", "https://b.org:81/y", "https://b.org:81/y")
+    assert page.source(2) is page.source(9) is None
 
 
 def test_a_window_ends_before_the_line_with_which_it_would_be_too_large() -> None:
@@ -293,7 +295,7 @@ def test_matches_are_listed_with_their_lines_and_lead_there() -> None:
         "# 【0†match at L11】", "A Needle here", "next", "and", "more", "", "# 【1†match at L16】", "NEEDLE",
     )  # fmt: skip
     assert [(link.url, link.line) for link in found.links] == [(URL, 11), (URL, 16)]
-    assert found.kind == "find" and found.source(0) == SearchResult("T", URL)
+    assert found.kind == "find" and found.source(1) == SearchResult("T", URL, "A Needle here")
 
 
 def test_a_match_may_go_on_in_the_next_line_and_inside_a_link() -> None:

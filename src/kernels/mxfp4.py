@@ -53,24 +53,53 @@ def quantize_mxfp4(w: torch.Tensor) -> Mxfp4Tensor:
     Raises:
         ValueError: K is no multiple of 32, or `w` holds an infinity or a NaN.
     """
+    groups = _groups(w)
+    return _packed(groups, _shared_exponent(groups))
+
+
+def quantize_mxfp4_closest(w: torch.Tensor) -> Mxfp4Tensor:
+    """As quantize_mxfp4, but with the next larger scale in groups where that has a smaller error.
+
+    Those are groups whose largest value would saturate. A value of 4 that becomes 3.9 would otherwise become 3.
+    """
+    groups = _groups(w)
+    exponent = _shared_exponent(groups)
+    first, second = _packed(groups, exponent), _packed(groups, (exponent + 1).clamp(max=254 - SCALE_BIAS))
+    errors = [
+        (dequantize_mxfp4(found, torch.float32).view_as(groups) - groups).square().sum(-1) for found in (first, second)
+    ]
+    is_second = errors[1] < errors[0]
+    return Mxfp4Tensor(
+        torch.where(is_second.unsqueeze(-1), second.blocks, first.blocks),
+        torch.where(is_second, second.scales, first.scales),
+    )
+
+
+def _groups(w: torch.Tensor) -> torch.Tensor:
+    """float32 [..., R, G, 32]"""
     if w.shape[-1] % GROUP_SIZE:
         raise ValueError(f"last dimension {w.shape[-1]} is no multiple of {GROUP_SIZE}")
     if not torch.isfinite(w).all():
         raise ValueError("cannot quantise a tensor with infinities or NaNs")
-    groups = w.float().unflatten(-1, (-1, GROUP_SIZE))
+    return w.float().unflatten(-1, (-1, GROUP_SIZE))
+
+
+def _shared_exponent(groups: torch.Tensor) -> torch.Tensor:
     peak = groups.abs().amax(dim=-1)
     exponent = torch.frexp(peak).exponent - 1 - E2M1_MAX_EXPONENT
-    exponent = torch.where(peak > 0, exponent, 0).clamp(-SCALE_BIAS, 254 - SCALE_BIAS)
-    scaled = torch.ldexp(groups, -exponent.unsqueeze(-1))
-    codes = _nearest_code(scaled)
+    return torch.where(peak > 0, exponent, 0).clamp(-SCALE_BIAS, 254 - SCALE_BIAS)
+
+
+def _packed(groups: torch.Tensor, exponent: torch.Tensor) -> Mxfp4Tensor:
+    codes = _nearest_code(torch.ldexp(groups, -exponent.unsqueeze(-1)))
     packed = codes[..., 0::2] | (codes[..., 1::2] << 4)
     return Mxfp4Tensor(packed.contiguous(), (exponent + SCALE_BIAS).to(torch.uint8))
 
 
 def _nearest_code(x: torch.Tensor) -> torch.Tensor:
-    midpoints = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], dtype=torch.float32, device=x.device)
+    """uint8: steps of 0.5 up to 2, 1 up to 4, 2 up to 6; a tie goes to the even step, an even code."""
     magnitude = x.abs()
-    up = torch.bucketize(magnitude, midpoints, right=True)  # a tie goes up
-    down = torch.bucketize(magnitude, midpoints, right=False)  # a tie goes down
-    code = torch.where(up % 2 == 0, up, down)
-    return (code + 8 * torch.signbit(x)).to(torch.uint8)
+    code = magnitude.clamp(max=2).mul_(2).round_()
+    code += magnitude.clamp(2, 4).round_().sub_(2)
+    code += magnitude.clamp_(4, 6).div_(2).round_().sub_(2)
+    return code.to(torch.uint8).bitwise_or_(torch.signbit(x).to(torch.uint8).bitwise_left_shift_(3))

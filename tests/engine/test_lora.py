@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from gptoss.cli.conversion import safetensors_folder
+from gptoss.cli.convert import main as convert
 from gptoss.engine.block_hash import adapter_key
 from gptoss.engine.core.core import EngineCore
 from gptoss.engine.messages import Adapter, AdapterChanged, AddRequest, NewRequest, SchedulerOutput
@@ -29,6 +31,7 @@ from gptoss.kernels.lora import LoraTable
 from tests.engine.test_parallel import LAYOUTS
 from tests.support.adapters import ATTENTION, DOWN, GATE_UP, ROUTER, write_adapter
 from tests.support.helpers import assert_close, checkpoint, engine_config, load_model, make_cache, relative_rms
+from tests.support.tiers import nightly_except
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 16
@@ -144,6 +147,19 @@ def test_each_kind_of_adapter_gives_pefts_logits_alone_and_in_one_batch(theirs: 
         assert_close(f"{name} alone", wanted, alone, 1e-4)
         assert_close(f"{name} with the others", wanted, mixed[i], 1e-4)
         assert relative_rms(wanted, logits_of(model, [(prompt(i), -1)])[0]) > 0.05, name
+
+
+@pytest.mark.parametrize("kind", nightly_except("all", of=KINDS))
+def test_a_merged_adapter_gives_pefts_logits(
+    theirs: Theirs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Within what rounding the dense tensors to bfloat16 changes; experts stay in the checkpoint's float32."""
+    monkeypatch.setattr(safetensors_folder, "_write_tokenizer", lambda model, out: None)
+    folder, wanted = theirs.adapters[kind]
+    assert convert([str(theirs.model), str(tmp_path / "merged"), "--merge-adapter", str(folder)]) == 0
+    ids = prompt(list(KINDS).index(kind))
+    found = logits_of(load_model(tmp_path / "merged"), [(ids, -1)])[0]
+    assert_close(kind, wanted, found, 0.02)
 
 
 def served(folder: Path, number: int) -> Adapter:

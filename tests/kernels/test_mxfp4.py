@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptoss.kernels.mxfp4 import E2M1_VALUES, Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
+from gptoss.kernels.mxfp4 import E2M1_VALUES, Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4, quantize_mxfp4_closest
 
 
 def packed(codes: list[int], scale: int) -> Mxfp4Tensor:
@@ -68,3 +68,24 @@ def test_zeros_stay_zeros() -> None:
 def test_bad_input_is_refused(bad: torch.Tensor) -> None:
     with pytest.raises(ValueError):
         quantize_mxfp4(bad)
+
+
+def test_the_closest_scale_keeps_what_would_saturate() -> None:
+    values = [3.9, 0.5, -2.1] + [0.0] * 29
+    assert dequantize_mxfp4(quantize_mxfp4(torch.tensor([values])), torch.float32)[0, :3].tolist() == [3.0, 0.5, -2.0]
+    found = quantize_mxfp4_closest(torch.tensor([values]))
+    assert dequantize_mxfp4(found, torch.float32)[0, :3].tolist() == [4.0, 0.5, -2.0]
+
+
+def test_the_closest_scale_is_never_worse_and_exact_where_the_format_is() -> None:
+    w = torch.randn(64, 96, generator=torch.Generator().manual_seed(1))
+    errors = [
+        (dequantize_mxfp4(quantize(w), torch.float32) - w).unflatten(-1, (-1, 32)).square().sum(-1)
+        for quantize in (quantize_mxfp4, quantize_mxfp4_closest)
+    ]
+    assert (errors[1] <= errors[0]).all() and (errors[1] < errors[0]).any()
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, 256, (3, 5, 4, 16), dtype=torch.uint8, generator=generator)
+    scales = torch.randint(100, 140, (3, 5, 4), dtype=torch.uint8, generator=generator)
+    dense = dequantize_mxfp4(Mxfp4Tensor(blocks, scales), torch.float32)
+    assert torch.equal(dequantize_mxfp4(quantize_mxfp4_closest(dense), torch.float32), dense)

@@ -34,7 +34,7 @@ ALLOWED = {
     "gptoss.cli.convert": "gptoss.cli.conversion gptoss.cli.remote gptoss.cached_files gptoss.config.errors gptoss.engine.model "
     "gptoss.gguf_header gptoss.harmony.vocabulary_files gptoss.model_locator",
     "gptoss.cli.conversion": "gptoss.cli.conversion gptoss.cached_files gptoss.engine.model gptoss.gguf_header gptoss.harmony "
-    "gptoss.kernels.mxfp4",
+    "gptoss.kernels.lora gptoss.kernels.mxfp4",
     # a replica is a server without a port
     "gptoss.ray_serve": "gptoss.launcher gptoss.logging_setup gptoss.config gptoss.engine.client.supervisor "
     "gptoss.engine.parallel.gpus",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 
 from gptoss.cached_files import default_cache_folder
+from gptoss.cli.conversion.adapter_merge import AdapterMerge
+from gptoss.engine.model.gguf import QUANTISED
 from gptoss.engine.model.gguf_config import gguf_config
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import Size, hf_config
@@ -22,7 +25,7 @@ from gptoss.gguf_header import StringArray, read_model, read_strings
 from gptoss.harmony.special_tokens import CALL, FIRST_SPECIAL, SPECIAL_TEXT
 from gptoss.harmony.tokenizer_files import write_tokenizer
 from gptoss.harmony.vocabulary_files import load_vocabulary
-from gptoss.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
+from gptoss.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4, quantize_mxfp4_closest
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.cpp's types of tokens
 
@@ -49,6 +52,7 @@ class Model:
         self.source: TensorSource = open_source(path, self.config)
         self.quantizes = quantize_experts and not self.source.packed
         self.packed = self.source.packed or self.quantizes
+        self.merge: AdapterMerge | None = None
         self.num_rounded = 0
         self._squares, self._error = 0.0, 0.0
 
@@ -60,10 +64,22 @@ class Model:
     def dense(self, name: str) -> torch.Tensor:
         """A tensor other than the experts' matrices, in bfloat16."""
         stored = self.source.part(name)
+        if self._is_adapted(name):
+            return self._merged(name, stored, torch.bfloat16)
         rounded = stored.to(torch.bfloat16)
         if stored.dtype != torch.bfloat16 and not torch.equal(rounded.to(stored.dtype), stored):
             self.num_rounded += 1
         return rounded.contiguous()
+
+    def unpacked_experts(self, name: str) -> torch.Tensor:
+        """The matrices of one kind [E, R, K] of a source that does not quantise them, in its type."""
+        stored = self.source.part(name)
+        if not self._is_adapted(name):
+            return stored
+        out = torch.empty(stored.shape, dtype=stored.dtype)
+        for number, one in enumerate(stored):
+            out[number] = self._merged(name, one, stored.dtype, number)
+        return out
 
     def experts(self, name: str) -> Iterator[Mxfp4Tensor]:
         """The MXFP4 matrices of one kind, expert by expert."""
@@ -71,12 +87,39 @@ class Model:
             one = slice(number, number + 1)
             if self.source.packed:
                 parts = (self.source.part(f"{name}_{part}", one)[0].contiguous() for part in ("blocks", "scales"))
-                yield Mxfp4Tensor(*parts)
+                packed = Mxfp4Tensor(*parts)
+                yield self._requantized(name, number, packed) if self._is_adapted(name) else packed
                 continue
             dense = self.source.part(name, one)[0].float().contiguous()
-            packed = quantize_mxfp4(dense)
-            self._count_error(dense, packed)
-            yield packed
+            yield self._quantized(name, number, dense)
+
+    def _quantized(self, name: str, expert: int, dense: torch.Tensor) -> Mxfp4Tensor:
+        change = self.merge.change(name, expert) if self.merge is not None and self.merge.adapts(name) else None
+        exact = dense if change is None else dense + change
+        packed = quantize_mxfp4(exact)
+        self._count_error(exact, packed)
+        if self.merge is not None and change is not None:
+            self.merge.count(name, exact, change, dequantize_mxfp4(packed, torch.float32), "MXFP4")
+        return packed
+
+    def _is_adapted(self, name: str) -> bool:
+        return self.merge is not None and self.merge.adapts(name)
+
+    def _merged(self, name: str, stored: torch.Tensor, dtype: torch.dtype, expert: int | None = None) -> torch.Tensor:
+        assert self.merge is not None
+        change = self.merge.change(name, expert)
+        exact = stored.float() + change
+        rounded = exact.to(dtype)
+        self.merge.count(name, exact, change, rounded.float(), str(dtype).removeprefix("torch."))
+        return rounded.contiguous()
+
+    def _requantized(self, name: str, expert: int, stored: Mxfp4Tensor) -> Mxfp4Tensor:
+        assert self.merge is not None
+        change = self.merge.change(name, expert)
+        exact = dequantize_mxfp4(stored, torch.float32) + change
+        packed = quantize_mxfp4_closest(exact)
+        self.merge.count(name, exact, change, dequantize_mxfp4(packed, torch.float32), "MXFP4")
+        return packed
 
     def _count_error(self, dense: torch.Tensor, packed: Mxfp4Tensor) -> None:
         self._squares += float(dense.square().sum())
@@ -96,6 +139,12 @@ class Model:
         hidden, inter = self.config.hidden_size, self.config.intermediate_size
         rows, columns = (hidden, inter) if name.endswith("down_proj") else (inter, hidden)
         return rows, columns // GROUP_SIZE
+
+    @cached_property
+    def quantized_dense(self) -> dict[str, int]:
+        """How many dense tensors of a GGUF file are quantised, by type, the most frequent first."""
+        tensors = read_model(self.path).tensors.values() if self.path.is_file() else ()
+        return dict(Counter(t.type.name for t in tensors if t.type.name in QUANTISED).most_common())
 
     @cached_property
     def chat_template(self) -> str | None:

@@ -82,7 +82,7 @@ def _experts(model: Model, experts: str, gate_up: str, down: str, separator: str
     yield f"{gate_up}_bias", _alternating(*(model.dense(f"{half}_bias") for half in halves))
     yield f"{down}_bias", model.dense(f"{experts}down_proj_bias")
     if not model.packed:  # only Hugging Face's layout has such experts, and has them transposed
-        gate, up, last = (model.source.part(name) for name in (*halves, f"{experts}down_proj"))
+        gate, up, last = (model.unpacked_experts(name) for name in (*halves, f"{experts}down_proj"))
         yield gate_up, _alternating(gate, up).transpose(1, 2).contiguous()
         yield down, last.transpose(1, 2).contiguous()
         return

@@ -5,6 +5,7 @@ Shapes: r rank, K inputs, N outputs, E experts, I intermediate.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from gptoss.engine.model.lora_file import WEIGHTS_FILE, AdaptedMatrix, AdapterError, AdapterFile
 from gptoss.engine.model.model_config import ModelConfig
-from gptoss.engine.parallel.shards import Shard
+from gptoss.engine.parallel.shards import Shard, whole
 from gptoss.kernels.lora import LayerAdapter, LoraMatrices, Module
 
 ReadTensor = Callable[[str], torch.Tensor]
@@ -41,6 +42,16 @@ def load_adapter(
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
     return [LayerAdapter(**loaded[layer]) for layer in shard.layers]
+
+
+def load_layer(adapter: AdapterFile, model: ModelConfig, layer: int) -> LayerAdapter:
+    """Returns one layer's part, whole and in float32, on the CPU.
+
+    Raises AdapterError as load_adapter does.
+    """
+    shard = dataclasses.replace(whole(model), layers=range(layer, layer + 1))
+    (part,) = load_adapter(adapter, model, shard, torch.float32, torch.device("cpu"))
+    return part
 
 
 def _factors(matrices: list[AdaptedMatrix], read: ReadTensor) -> tuple[torch.Tensor, torch.Tensor]:

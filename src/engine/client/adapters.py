@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss.config.errors import ConfigError
-from gptoss.engine.client.errors import AdapterGoneError, EngineError
+from gptoss.engine.client.errors import AdapterGoneError, EngineDeadError, EngineError
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import Adapter, AdapterChanged, AddRequest, LoadAdapter, UnloadAdapter
 from gptoss.engine.model.lora_file import CONFIG_FILE, WEIGHTS_FILE, AdapterError, AdapterFile, read_adapter
@@ -154,8 +154,8 @@ class AdapterLink:
     def __init__(self, adapters: Adapters, send: Callable[[LoadAdapter | UnloadAdapter], None]) -> None:
         self._adapters = adapters
         self._send = send
-        self._loading: dict[int, asyncio.Future[str | None]] = {}
-        self._unloading: dict[int, asyncio.Future[str | None]] = {}
+        self._loading: dict[int, asyncio.Future[EngineError | None]] = {}
+        self._unloading: dict[int, asyncio.Future[EngineError | None]] = {}
 
     def send_all(self) -> None:
         """Sends a new engine what it has to hold. The requests that use it follow."""
@@ -168,12 +168,12 @@ class AdapterLink:
             self._send(UnloadAdapter(adapter_id))
 
     async def load(self, adapter: Adapter) -> None:
-        """Raises EngineError if the engine cannot load it, or dies."""
+        """Raises EngineError if the engine cannot load it, EngineDeadError if it dies."""
         future = self._loading[adapter.id] = asyncio.get_running_loop().create_future()
         self._send(LoadAdapter(adapter))
         error = await future
         if error is not None:
-            raise EngineError(error)
+            raise error
 
     async def unload(self, adapter_id: int, *, is_ready: bool) -> None:
         """Returns when no request uses the adapter and the engine, or the one after it, has unloaded it."""
@@ -188,21 +188,21 @@ class AdapterLink:
         future = (self._loading if is_answer else self._unloading).pop(message.adapter_id, None)
         name = self._adapters.name_of(message.adapter_id)
         if future is not None and not future.done():
-            future.set_result(message.error)
+            future.set_result(None if message.error is None else EngineError(message.error))
         elif message.error is not None:
             logger.error("adapter %s cannot be loaded: requests for it fail: %s", name, message.error)
 
     def engine_died(self, reason: str) -> None:
         """Ends the loads that wait for an answer."""
-        _settle(self._loading, f"the engine died: {reason}")
+        _settle(self._loading, EngineDeadError(f"the engine died: {reason}"))
 
     def engine_is_dead(self, reason: str) -> None:
         """Ends all that waits: no further engine follows."""
-        _settle(self._loading, reason)
+        _settle(self._loading, EngineDeadError(reason))
         _settle(self._unloading, None)
 
 
-def _settle(futures: dict[int, asyncio.Future[str | None]], result: str | None) -> None:
+def _settle(futures: dict[int, asyncio.Future[EngineError | None]], result: EngineError | None) -> None:
     for future in futures.values():
         if not future.done():
             future.set_result(result)

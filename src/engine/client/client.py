@@ -261,7 +261,7 @@ class EngineClient:
         return stream
 
     async def load_adapter(self, adapter: Adapter) -> None:
-        """Loads an adapter of `adapters` while requests run. Raises EngineError if it cannot."""
+        """Loads an adapter of `adapters` while requests run. Raises EngineError, EngineDeadError."""
         if self.is_ready:
             await self._adapter_link.load(adapter)
 

@@ -205,7 +205,7 @@ class EnginePool:
     async def load_adapter(self, adapter: Adapter) -> None:
         """Loads an adapter of `adapters` on the engines that are ready; the others get it when they are.
 
-        Raises EngineError if one cannot load it.
+        Raises EngineError if one cannot load it, EngineDeadError if one dies.
         """
         results = await asyncio.gather(
             *(engine.load_adapter(adapter) for engine in self.engines), return_exceptions=True

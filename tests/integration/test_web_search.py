@@ -237,6 +237,32 @@ def test_functions_of_the_client_and_the_browser_work_together(server: Server) -
     server.says(say("It has 12 bar【1†L4】."))
     second = server.respond(tools=[SEARCH, FUNCTION], previous_response_id=first.id, input=[output])
     assert second.output[-1].content[0].annotations[0].url == PUMP
+    read = server.prompt(0)
+    assert '<|channel|>analysis to=browser.open code<|message|>{"id": 0}<|call|>' in read
+    assert "<|start|>browser.open to=assistant<|channel|>analysis<|message|>[1] The pump" in read
+    assert read.count("to=browser.") == 2 and read.count("<|start|>browser.") == 2
+    server.says(say("Yes."))
+    server.respond(tools=[SEARCH, FUNCTION], previous_response_id=second.id, input="Sure?")
+    assert "to=browser." not in server.prompt(0)  # analysis of an earlier turn
+
+
+def test_a_client_that_stores_nothing_goes_on_with_the_turn(server: Server) -> None:
+    server.says(think("Hm.") + BEGIN, OPEN, call("note", "{}"))
+    first = server.respond(tools=[SEARCH, FUNCTION], store=False)
+    generated = server.prompt(2) + call("note", "{}")
+    output = {"type": "function_call_output", "call_id": first.output[-1].call_id, "output": "noted"}
+    items = [{"role": "user", "content": "Go"}, *(one.to_dict() for one in first.output), output]
+    for more in {}, {"truncation": "auto"}:
+        server.says(say("It has 12 bar【1†L4】."))
+        second = server.respond(tools=[SEARCH, FUNCTION], input=items, store=False, **more)
+        assert server.prompt(0).startswith(generated)
+        assert second.output[-1].content[0].annotations[0].url == PUMP
+    for item in items:
+        if item.get("type") == "web_search_call":  # of a server that has forgotten it, or of another one
+            item["id"] = "ws_1"
+    server.says(say("12."))
+    assert server.respond(tools=[SEARCH, FUNCTION], input=items, store=False).output_text == "12."
+    assert "to=browser." not in server.prompt(0)
 
 
 def test_without_a_browser_the_tool_is_left_out() -> None:

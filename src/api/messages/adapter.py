@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from gptoss.api.context import Reading
+from gptoss.api.hosted.names import browser_session
 from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import InvalidRequest, field_names, from_validation
 from gptoss.api.http.fields import EFFORTS
@@ -18,7 +19,7 @@ from gptoss.api.http.output_format import output_format
 from gptoss.api.messages.conversation import num_rendered, read_conversation
 from gptoss.api.messages.output import MessagePlan
 from gptoss.api.messages.schema import AssistantMessage, CountTokensRequest, ForeignBlock, MessagesRequest, field_of
-from gptoss.api.messages.server_tools import runs_nothing, session_of
+from gptoss.api.messages.server_tools import USE, runs_nothing
 from gptoss.api.messages.tools import builtin_entries, hosted_entries, read_tools
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.errors import ContextTooLongError, Path
@@ -157,7 +158,7 @@ def _sessions_of(request: CountTokensRequest) -> list[str]:
         if isinstance(message, AssistantMessage) and not isinstance(message.content, str)
         for block in message.content
     ]
-    found = [session_of(block.id) for block in blocks if isinstance(block, ForeignBlock)]
+    found = [browser_session(USE, block.id) for block in blocks if isinstance(block, ForeignBlock)]
     return [*dict.fromkeys(one for one in found if one is not None)]
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from gptoss.api.hosted.names import browser_call_id
 from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.anthropic_errors import anthropic_error
 from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import encode_event
 from gptoss.api.messages.schema import MessagesRequest
-from gptoss.api.messages.server_tools import citation_of, input_of, name_of, new_use_id, result_of
+from gptoss.api.messages.server_tools import USE, citation_of, input_of, name_of, result_of
 from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.errors import GenerationFailedError
 from gptoss.generation.hosted import HostedCall, ToolEvent
@@ -123,7 +124,7 @@ class MessageContent:
         if event.state == "begun":
             return self.close()
         if event.state == "running":
-            use_id = self._ids[call] = new_use_id(call)
+            use_id = self._ids[call] = browser_call_id(USE, call.session_id)
             use = {"type": "server_tool_use", "id": use_id, "name": name_of(call), "input": {}}
             started = self._start(use)
             self.blocks[-1]["input"] = input_of(call)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,8 +16,7 @@ from gptoss.harmony.conversation import ToolResult as ReadResult
 Block = dict[str, Any]
 Runs = Callable[[str], bool]
 KINDS = {"web_search": "web_search", "web_fetch": "web_search", "code_execution": "code_interpreter"}
-_SESSION = "brws_"  # begins the id of a browser's session
-_USE_ID = re.compile(r"srvtoolu_([0-9a-f]{32})_[0-9a-f]{12}")
+USE = "srvtoolu_"  # begins the id of a call's block
 _SEARCH_ERRORS = {"invalid": "invalid_tool_input", "limit": "max_uses_exceeded"}
 _FETCH_ERRORS = _SEARCH_ERRORS | dict.fromkeys(("http", "timeout", "execution"), "url_not_accessible")
 TOO_MANY = 429  # the HTTP status
@@ -46,18 +43,6 @@ def name_of(call: HostedCall) -> str:
     if call.tool.runner.name == "python":
         return "code_execution"
     return "web_search" if call.tool.recipient.endswith(".search") else "web_fetch"
-
-
-def new_use_id(call: HostedCall) -> str:
-    """The id of a call's block; a later request finds the browser's open pages by it."""
-    session = call.session_id.removeprefix(_SESSION) if call.session_id.startswith(_SESSION) else ""
-    return f"srvtoolu_{session}_{secrets.token_hex(6)}" if session else f"srvtoolu_{secrets.token_hex(12)}"
-
-
-def session_of(use_id: object) -> str | None:
-    """The id of the browser's session in which a call ran."""
-    found = _USE_ID.fullmatch(use_id) if isinstance(use_id, str) else None
-    return None if found is None else _SESSION + found[1]
 
 
 def input_of(call: HostedCall) -> Block:

@@ -210,6 +210,10 @@ def read_items(items: Sequence[PlacedItem], name: Callable[[str | None, str], st
     left_out: set[Any] = set()  # ids of calls that the model cannot read
     messages: list[Message | None] = []
     for placed in items:
+        made = placed.item.get("message") if isinstance(placed.item, Mapping) else None
+        if isinstance(made, ToolCall | ToolResult):  # read_history has read it
+            messages.append(made)
+            continue
         item = _item(placed)
         if item is None:
             left_out.add(_id_of_call(placed.item))

@@ -69,6 +69,7 @@ async def _start(plan: ResponsePlan, context: ServerContext, incoming: Incoming)
         parallel=request.parallel_tool_calls is not False,
         keeps_sessions=plan.store is not None,
         shows_containers=True,
+        shows_pages=True,
     )
     runtime = context.runtime(incoming.accounting, joins_messages=False)
     return await start_loop(plan.plan, tools, runtime, plan.approved, plan.replan)

@@ -13,12 +13,14 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from gptoss.api.hosted.names import joined_name
+from gptoss.api.hosted.names import browser_session, joined_name
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import Strict
+from gptoss.api.responses.tools.browser_calls import SEARCH, read_search
 from gptoss.api.responses.tools.placed import PlacedItem
 from gptoss.generation.hosted import Approved
 from gptoss.generation.tool_types import McpTool
+from gptoss.harmony.conversation import ToolCall, ToolResult
 
 DECLINED = "The user did not allow this call."
 NOT_RUN = "This call was not run."
@@ -81,7 +83,7 @@ class HostedHistory:
     items: list[PlacedItem]  # all, those of MCP as calls of functions
     known: dict[str, list[McpTool]] = field(default_factory=dict)  # tools that have been listed, by label
     approved: list[Approved] = field(default_factory=list)  # calls that are to be run now
-    containers: list[str] = field(default_factory=list)  # in which code was run, the last one last
+    containers: list[str] = field(default_factory=list)  # sessions in which calls ran, the last one last
 
     def with_results(self, results: Mapping[str, str]) -> list[PlacedItem]:
         """The items with the results of approved calls, by their origin."""
@@ -160,14 +162,19 @@ def _tool(given: ListedTool) -> McpTool:
 
 def _containers(items: Sequence[PlacedItem]) -> Iterator[str]:
     for placed in items:
-        found = placed.item.get("container_id") if _kind(placed.item) == "code_interpreter_call" else None
+        kind = _kind(placed.item)
+        found = placed.item.get("container_id") if kind == "code_interpreter_call" else None
+        if kind == "web_search_call":
+            found = browser_session(SEARCH, placed.item.get("id"))
         if isinstance(found, str):
             yield found
 
 
 def _with_result(placed: PlacedItem, text_of: Callable[[str], str | None]) -> list[PlacedItem]:
-    """The item; code that has been run as a call and its result."""
+    """The item; what has been run as a call and its result."""
     item = placed.item
+    if _kind(item) == "web_search_call":
+        return _search_with_result(placed, text_of)
     if _kind(item) != "code_interpreter_call" or not isinstance(item.get("code"), str) or not item["code"]:
         return [placed]
     call_id = item["id"] if isinstance(item.get("id"), str) and item["id"] else f"{placed.where}.id"
@@ -175,6 +182,21 @@ def _with_result(placed: PlacedItem, text_of: Callable[[str], str | None]) -> li
     result = _printed(item.get("outputs")) if text is None else text
     made = {"type": "function_call_output", "call_id": call_id, "output": result}
     return [PlacedItem({**item, "call_id": call_id}, placed.where), PlacedItem(made, placed.where)]
+
+
+def _search_with_result(placed: PlacedItem, text_of: Callable[[str], str | None]) -> list[PlacedItem]:
+    """The item; a call of the browser that is still known as two items that hold their messages."""
+    item_id = placed.item.get("id")
+    kept = text_of(item_id) if isinstance(item_id, str) and item_id.startswith(SEARCH) else None
+    if kept is None:
+        return [placed]
+    ran, call_id = read_search(kept), f"{placed.where} {item_id}"
+    call = ToolCall(ran.recipient, ran.text, call_id, is_builtin=True, origin=placed.where)
+    result = ToolResult(ran.result, call_id, origin=placed.where)
+    return [
+        PlacedItem({"type": "builtin_call", "call_id": call_id, "message": call}, placed.where),
+        PlacedItem({"type": "builtin_call_output", "call_id": call_id, "message": result}, placed.where),
+    ]
 
 
 def _printed(outputs: Any) -> str:

@@ -11,7 +11,9 @@ import secrets
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
+from gptoss.api.hosted.names import browser_call_id
 from gptoss.api.hosted.service import Prepared, ShownListing
+from gptoss.api.responses.tools.browser_calls import SEARCH, RanSearch, keep_search
 from gptoss.api.responses.tools.calls import Event, ItemList
 from gptoss.generation.hosted import HostedCall, ToolEvent
 from gptoss.generation.tool_run import text_for_model
@@ -137,14 +139,16 @@ class ApprovalRequest:
 class WebSearchCall:
     """A call of the browser: its item comes when the action is known."""
 
-    def __init__(self, items: ItemList, *, with_sources: bool) -> None:
-        self._items, self._with_sources = items, with_sources
+    def __init__(self, items: ItemList, keep_result: Callable[[str, str], object], *, with_sources: bool) -> None:
+        self._items, self._keep_result, self._with_sources = items, keep_result, with_sources
         self._item: _Item | None = None
 
     def feed(self, event: ToolEvent) -> Iterator[Event]:
         if event.state == "running":
-            fields = {"type": "web_search_call", "status": "in_progress", "action": action_of(event.call)}
-            self._item = _Item(self._items, "ws_", fields)
+            item_id = browser_call_id(SEARCH, event.call.session_id)
+            action = action_of(event.call)
+            fields = {"id": item_id, "type": "web_search_call", "status": "in_progress", "action": action}
+            self._item = _Item(self._items, SEARCH, fields)
             yield self._item.added()
             yield self._item.event("response.web_search_call.in_progress")
             self._item.fields["status"] = "searching"
@@ -154,6 +158,8 @@ class WebSearchCall:
             assert result is not None
             self._item.fields["action"] = self._action(result, self._item.fields["action"])
             self._item.fields["status"] = "completed" if result.ok else "failed"
+            ran = RanSearch(event.call.tool.recipient, event.call.text, text_for_model(result))
+            self._keep_result(self._item.fields["id"], keep_search(ran))
             yield self._item.event("response.web_search_call.completed")
             yield self._item.done()
 
@@ -312,7 +318,7 @@ class HostedItems:
                 if call.needs_approval
                 else McpCall(self._items, call, label, name)
             )
+        keep = self._prepared.keep_result
         if call.tool.runner.name == "python":
-            keep = self._prepared.keep_result
             return CodeInterpreterCall(self._items, keep, with_outputs=OUTPUTS in self._include)
-        return WebSearchCall(self._items, with_sources=SOURCES in self._include)
+        return WebSearchCall(self._items, keep, with_sources=SOURCES in self._include)

@@ -34,6 +34,13 @@ EFFORTS = ("low", "medium", "high")
 BFCL_LIMIT = 100  # of each category
 
 
+def label(text: str) -> str:
+    """Returns a name that can be a folder below --out, for argparse."""
+    if "/" in text or text in (".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a folder")
+    return text
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = options_parser()
     args = parser.parse_args(argv)
@@ -80,7 +87,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=1.0, help="default: 1, as OpenAI measured")
     parser.add_argument("--max-tokens", type=count, metavar="N", help="of one answer (default: the server's)")
     parser.add_argument("--connections", type=count, default=16, help="requests at once (default: 16)")
-    parser.add_argument("--label", default="", help="a name for this run in the table")
+    parser.add_argument("--label", type=label, default="", help="a name for this run in the table")
     parser.add_argument("--out", type=Path, default=Path("evals"), metavar="DIR", help="logs (default: evals)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="only print the table of the logs in this folder")
     parser.add_argument("--grader-url", metavar="URL", help="healthbench: the server of the model that grades")

@@ -16,6 +16,7 @@ import asyncio
 import importlib.util
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,6 +122,15 @@ def _browser(args: argparse.Namespace) -> ToolRunner:
     return browser
 
 
+def _check_address(host: str, port: int) -> None:
+    """Raises UsageError if no server can listen there."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # of a host, from getaddrinfo
+        raise UsageError(f"cannot listen on {host}, port {port}: {why}") from None
+
+
 async def _serve(args: argparse.Namespace, runners: Mapping[str, ToolRunner], key: str | None) -> None:
     """Serves until the client closes standard input, or a signal ends it."""
     from gptoss.cli.tool_server.server import make_server
@@ -135,6 +145,7 @@ async def _serve(args: argparse.Namespace, runners: Mapping[str, ToolRunner], ke
         if args.transport == "stdio":
             await server.run_stdio_async()
         else:
+            _check_address(args.host, args.port)
             sys.stderr.write(f"serving http://{args.host}:{args.port}/mcp\n")
             await server.run_streamable_http_async(host=args.host, port=args.port)
     finally:

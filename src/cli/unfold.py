@@ -38,8 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     args = options_parser().parse_args(argv)
     if args.parent is not None:
         end_with_parent(args.parent)
+    from gptoss.cli.remote.errors import UsageError
     from gptoss.embedded.unfold import ASSET, unfold
 
+    if args.asset and not args.asset.is_file():
+        raise UsageError(f"--asset: there is no file {str(args.asset)!r}")
     started = time.perf_counter()
     unfold(args.asset or ASSET, args.out)
     sys.stdout.write(f"{args.out}: in {time.perf_counter() - started:.1f} s\n")

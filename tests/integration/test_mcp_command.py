@@ -179,3 +179,11 @@ def test_what_cannot_be_served(
     assert main(["mcp", *argv]) == code
     assert message in capsys.readouterr().err
     assert os.environ["PATH"] == str(tmp_path)
+
+
+def test_a_port_in_use_is_told_before_serving(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = ["--browser", "folder", "--browser-folder", str(tmp_path), "--transport", "http", "--port", str(port)]
+        assert main(["mcp", *options]) == 2
+    assert capsys.readouterr().err == f"error: cannot listen on 127.0.0.1, port {port}: Address already in use\n"

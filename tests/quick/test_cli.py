@@ -57,3 +57,12 @@ def test_gpus_that_do_not_exist(option: str, capsys: pytest.CaptureFixture[str])
 def test_patches_need_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["chat", "--tools", "apply_patch", "--root", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == f"error: --root: there is no folder '{tmp_path / 'none'}'\n"
+
+
+def test_names_of_files_that_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    assert main(["unfold", "--out", str(tmp_path / "out"), "--asset", str(missing)]) == 2
+    assert capsys.readouterr().err == f"error: --asset: there is no file '{missing}'\n"
+    with pytest.raises(SystemExit, match="2"):
+        main(["eval", "gpqa", "--data", str(tmp_path), "--label", "../../x"])
+    assert "argument --label: '../../x' cannot be the name of a folder" in capsys.readouterr().err

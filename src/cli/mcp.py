@@ -127,7 +127,9 @@ def _check_address(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # of a host, from getaddrinfo
+        why = (
+            os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        )  # of a host, from getaddrinfo
         raise UsageError(f"cannot listen on {host}, port {port}: {why}") from None
 
 

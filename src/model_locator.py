@@ -19,6 +19,7 @@ from gptoss.config.errors import ConfigError
 from gptoss.engine.model.gguf_config import read_gguf_config
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
+from gptoss.gguf_header import SPLIT_NAME
 from gptoss.ollama_store import PREFIX as OLLAMA
 from gptoss.ollama_store import find_blob
 from gptoss.resources import resource
@@ -120,15 +121,15 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
         return find_blob(name.removeprefix(OLLAMA))
     hub_id = HUB_IDS.get(short, name)
     base = hub_id.rsplit("/", 1)[-1]
-    candidates = [Path(name).expanduser()]
+    candidates = [Path(os.path.expanduser(name))]
     if model_path is not None:
         candidates += [model_path / base, model_path / hub_id, model_path]
     candidates += [models_folder() / base, models_folder() / hub_id]
     for candidate in candidates:
         if candidate.is_file() or (candidate / "config.json").is_file():
-            return candidate.resolve()
+            return _without_links(candidate)
         if candidate.is_dir() and (file := _gguf_in(candidate)) is not None:
-            return file.resolve()
+            return _without_links(file)
     looked = [str(c) for c in candidates]
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         raise ConfigError(f"no model {name!r}: no config.json in {', '.join(looked)}, nor a GGUF file")
@@ -156,6 +157,16 @@ def _find(name: str, short: str, model_path: Path | None) -> Path:
             f"could not download {hub_id} into {cache}: {reason}. Set HF_HOME to a writable folder with free space, "
             "or model_path to the checkpoint"
         ) from error
+
+
+def _without_links(path: Path) -> Path:
+    """The path without links, but for a part of a split model whose name only the link has.
+
+    The Hub's cache names files by their sums.
+    """
+    target = path.resolve()
+    is_named_by_link = SPLIT_NAME.fullmatch(path.name) and not SPLIT_NAME.fullmatch(target.name)
+    return path.parent.resolve() / path.name if is_named_by_link else target
 
 
 def _gguf_in(folder: Path) -> Path | None:

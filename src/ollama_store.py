@@ -44,7 +44,7 @@ def find_blob(name: str) -> Path:
 def _stores() -> list[Path]:
     configured = os.environ.get("OLLAMA_MODELS")
     if configured:
-        return [Path(configured).expanduser()]
+        return [Path(os.path.expanduser(configured))]
     try:
         return [Path.home() / ".ollama" / "models", SERVICE_STORE]
     except RuntimeError:  # no HOME

@@ -98,17 +98,50 @@ def test_a_folder_without_weights_is_an_error(broken: Path) -> None:
     ("text", "message"),
     [
         ("{", "is no JSON"),
+        ("[]", "must hold an object"),
+        ("null", "must hold an object"),
         ('{"model_type": "llama"}', "'llama'"),
         ('{"model_type": "gpt_oss"}', "lacks"),
         (
-            '{"model_type": "gpt_oss", "rope_theta": 1, "block_configs": [{}]}',
-            "has block_configs: layers with numbers of experts",
+            '{"model_type": "gpt_oss_puzzle", "num_hidden_layers": 1, "block_configs": [{}]}',
+            r"block_configs\[0\] lacks",
         ),
     ],
 )
 def test_a_bad_config_is_an_error(broken: Path, text: str, message: str) -> None:
     (broken / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
+        load(broken)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_hidden_layers", "2", "num_hidden_layers is '2', expected a positive whole number"),
+        ("num_hidden_layers", 2.0, "num_hidden_layers is 2.0"),
+        ("hidden_size", None, "hidden_size is None"),
+        ("sliding_window", -1, "sliding_window is -1"),
+        ("num_experts_per_tok", 99, "num_experts_per_tok is 99, above num_local_experts"),
+        ("layer_types", ["x", "full_attention"], r"layer_types\[0\] is 'x'"),
+        ("layer_types", ["full_attention"], "an entry for each of the 2 layers"),
+        ("rope_theta", "x", "rope_theta is 'x'"),
+        ("rope_scaling", "x", "rope_scaling is 'x', expected an object"),
+        ("rope_parameters", [1], r"rope_parameters is \[1\], expected an object"),
+        ("rope_scaling", {"factor": float("inf")}, "factor is inf"),
+        ("rms_norm_eps", None, "rms_norm_eps is None"),
+    ],
+)
+def test_a_value_that_no_model_has_is_named(broken: Path, key: str, value: object, message: str) -> None:
+    path = broken / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ConfigError, match=message):
+        load(broken)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}'])
+def test_a_damaged_index_is_an_error(broken: Path, text: str) -> None:
+    (broken / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
         load(broken)
 
 

@@ -177,6 +177,10 @@ def renamed(old: str, new: str) -> Callable[[dict[str, Any]], None]:
             lambda t: t.update({"blk.1.attn_q.weight": np.zeros((256, 136), np.uint8)}),
             r"'blk\.1\.attn_q\.weight' has type MXFP4, expected one of F32",
         ),
+        (
+            lambda t: t.update({"blk.0.attn_out.weight": torch.ones(256, 256)}),
+            r"'blk\.0\.attn_out\.weight' is there twice, as 'blk\.0\.attn_output\.weight' too",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_named(

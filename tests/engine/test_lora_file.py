@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,32 @@ def test_folders_outside_are_refused(tmp_path: Path) -> None:
     (root / "files").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (root / "files" / name).symlink_to(outside / name)
+    (root / "circle").symlink_to(root / "circle")
     assert folder_below(root, "a/b") == folder_below(root, str(inside)) == inside
-    for path in ("../outside", "a/../../outside", str(outside), "link", "files", ".", "", "/", "nothing", "a/b\0"):
+    for path in (
+        "../outside",
+        "a/../../outside",
+        str(outside),
+        "link",
+        "files",
+        ".",
+        "",
+        "/",
+        "nothing",
+        "a/b\0",
+        "circle",
+        "a" * 5000,
+    ):
         with pytest.raises(AdapterError):
             folder_below(root, path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path, MODEL)
+    (folder / "adapter_config.json").unlink()
+    os.mkfifo(folder / "adapter_config.json")
+    with pytest.raises(AdapterError, match=r"adapter_config\.json is not a file"):
+        read_adapter(folder, MODEL)
 
 
 def test_names_number_rank_and_bytes_are_limited(tmp_path: Path) -> None:

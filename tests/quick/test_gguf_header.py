@@ -125,6 +125,7 @@ def test_a_header_cut_anywhere_is_an_error(file: Path) -> None:
 
 
 def split(folder: Path, numbers: list[int], count: int = 2, tensors: int = 2) -> Path:
+    folder.mkdir(exist_ok=True)
     for number in numbers:
         keys = [
             key("split.no", U32, struct.pack("<I", number)),
@@ -143,6 +144,19 @@ def test_a_split_model_is_read_whole_from_any_of_its_files(tmp_path: Path) -> No
             "t0": "m-00001-of-00002.gguf",
             "t1": "m-00002-of-00002.gguf",
         }
+
+
+@pytest.mark.parametrize("named", ["m-00001-of-00002.gguf", ""], ids=["file", "folder"])
+def test_a_split_model_is_found_through_links_to_files_without_its_names(tmp_path: Path, named: str) -> None:
+    from gptoss.model_locator import _find
+
+    split(tmp_path / "blobs", [0, 1])
+    (snapshot := tmp_path / "snapshot").mkdir()
+    for number, path in enumerate(sorted((tmp_path / "blobs").iterdir())):
+        (snapshot / path.name).symlink_to(path.rename(path.with_name(f"sum{number}")))  # as in the Hub's cache
+    found = _find(str(snapshot / named), str(snapshot / named), None)
+    assert read_model(found).tensors.keys() == {"t0", "t1"}
+    assert _find(str(tmp_path / "blobs" / "sum0"), "", None).name == "sum0"
 
 
 @pytest.mark.parametrize(
@@ -191,6 +205,24 @@ def test_the_shape_comes_from_keys_and_tensors(file: Path) -> None:
         ({"gpt-oss.block_count": key("gpt-oss.block_count", STRING, text("2"))}, "gpt-oss.block_count is '2'"),
         ({"gpt-oss.block_count": key("gpt-oss.block_count", U32, bytes(4))}, "gpt-oss.block_count is 0"),
         ({"gpt-oss.rope.freq_base": key("gpt-oss.rope.freq_base", F32, struct.pack("<f", float("nan")))}, "is nan"),
+        (
+            {"gpt-oss.block_count": key("gpt-oss.block_count", F32, struct.pack("<f", float("inf")))},
+            "block_count is inf",
+        ),
+        (
+            {"gpt-oss.block_count": key("gpt-oss.block_count", F32, struct.pack("<f", 1.5))},
+            "1.5, expected a whole number",
+        ),
+        (
+            {"gpt-oss.block_count": key("gpt-oss.block_count", U32, b"\xff" * 4)},
+            "block_count is 4294967295, but it has 2",
+        ),
+        ({"gpt-oss.rope.scaling.type": key("gpt-oss.rope.scaling.type", STRING, text("linear"))}, "type is 'linear'"),
+        (
+            {"gpt-oss.attention.value_length": key("gpt-oss.attention.value_length", U32, struct.pack("<I", 32))},
+            "value_length is 32",
+        ),
+        ({"gpt-oss.expert_used_count": key("gpt-oss.expert_used_count", U32, struct.pack("<I", 9))}, "is 9, above"),
     ],
 )
 def test_a_shape_that_is_not_whole_is_an_error(file: Path, changes: dict[str, bytes | None], message: str) -> None:

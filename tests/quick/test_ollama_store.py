@@ -56,6 +56,9 @@ def test_the_store_is_in_the_home_folder(store: Path, monkeypatch: pytest.Monkey
     assert find_blob("gpt-oss:20b").name == f"sha256-{DIGEST}"
     with pytest.raises(ConfigError, match=r"no model 'ollama:gpt-oss:120b'.*ollama pull gpt-oss:120b"):
         find_blob("gpt-oss:120b")
+    monkeypatch.setenv("OLLAMA_MODELS", "~nobody-here/models")
+    with pytest.raises(ConfigError, match="looked for ~nobody-here/models/manifests"):
+        find_blob("gpt-oss:20b")
 
 
 @pytest.mark.parametrize("name", ["../../etc:x", "a/../b", "a/b/c/d", "", ":x", "a:..", "a:b/c", ".hidden"])

@@ -215,8 +215,15 @@ def folder_below(root: Path, path: str) -> Path:
     Raises AdapterError if it, or one of its files, is elsewhere: with `..` or through a link.
     """
     if ".." in Path(path).parts or "\0" in path:
-        raise AdapterError(f"the path {path!r} must not contain '..'")
-    root = root.resolve()
+        raise AdapterError(f"the path {path!r} must not contain '..' or a zero byte")
+    try:
+        return _checked_folder(root.resolve(), path)
+    except (OSError, RuntimeError) as error:  # a name that is too long, a circle of links
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise AdapterError(f"the path {path[:100]!r} cannot be read: {reason or error}") from None
+
+
+def _checked_folder(root: Path, path: str) -> Path:
     folder = (root / path).resolve()
     if folder == root or not folder.is_relative_to(root):
         raise AdapterError(f"{path!r} is not a folder below the one for adapters (lora_dir, --lora-dir)")

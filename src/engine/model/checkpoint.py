@@ -188,8 +188,7 @@ class Checkpoint:
     def _listed_files(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
-            weight_map = json.loads(index.read_text())["weight_map"]
-            return [self.folder / name for name in sorted(set(weight_map.values()))]
+            return [self.folder / name for name in _names_in(index)]
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
             raise CheckpointError(f"{self.folder} holds no *.safetensors file")
@@ -209,6 +208,17 @@ class Checkpoint:
         for name in self._stored:
             if name not in expected:
                 raise CheckpointError(f"{self._path_of(name)}: unexpected tensor {name!r}")
+
+
+def _names_in(index: Path) -> list[str]:
+    """The files that an index lists. Raises CheckpointError if it is no index."""
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}") from None
+    if not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{index}: weight_map must have names of files")
+    return sorted(names)
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:

@@ -82,8 +82,7 @@ class GgufCheckpoint:
         self._file_of = {file.path: file for file in self.files}
         self._dense: dict[str, tuple[GgufTensor, slice]] = {}  # canonical -> where, and its rows
         self._experts: dict[str, GgufTensor] = {}
-        tensors = {_common_name(name): tensor for name, tensor in model.tensors.items()}
-        self._place(path, tensors, config)
+        self._place(path, _by_common_name(model.tensors), config)
         self._report_quantised(path)
 
     def part(self, name: str, *cut: slice) -> torch.Tensor:
@@ -193,6 +192,17 @@ def _common_name(name: str) -> str:
         return name
     _, number, rest = name.split(".", 2) if name.count(".") > 1 else (*name.split("."), "")
     return f"blk.{number}.{OLLAMA_NAMES.get(rest, rest)}"
+
+
+def _by_common_name(tensors: dict[str, GgufTensor]) -> dict[str, GgufTensor]:
+    """The tensors by llama.cpp's names. Raises CheckpointError if two names stand for one."""
+    named: dict[str, tuple[str, GgufTensor]] = {}
+    for name, tensor in tensors.items():
+        common = _common_name(name)
+        if common in named:
+            raise CheckpointError(f"{tensor.path}: tensor {name!r} is there twice, as {named[common][0]!r} too")
+        named[common] = name, tensor
+    return {common: tensor for common, (_, tensor) in named.items()}
 
 
 def _sizes(c: ModelConfig) -> dict[str, Shape]:

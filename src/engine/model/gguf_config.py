@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,42 +48,63 @@ def gguf_config(model: GgufModel) -> dict[str, Any]:
 
     def number(key: str) -> float:
         value = keys.get(f"{architecture}.{key}", DEFAULTS.get(key))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             found = "missing" if value is None else f"{value!r}, expected a positive number"
             raise ConfigError(f"{path}: key {architecture}.{key} is {found}")
         return value
 
-    layers = int(number("block_count"))
+    def whole(key: str) -> int:
+        value = number(key)
+        if value != int(value):
+            raise ConfigError(f"{path}: key {architecture}.{key} is {value!r}, expected a whole number")
+        return int(value)
+
+    layers = whole("block_count")
+    if layers > len(tensors):
+        raise ConfigError(f"{path}: key {architecture}.block_count is {layers}, but it has {len(tensors)} tensors")
+    _check_kind(path, keys, architecture)
     return {
         "model_type": "gpt_oss",
         "num_hidden_layers": layers,
-        "hidden_size": int(number("embedding_length")),
+        "hidden_size": whole("embedding_length"),
         "intermediate_size": tensors[GATE].shape[-2],  # Ollama's files have no key for it
-        "num_local_experts": int(number("expert_count")),
-        "num_experts_per_tok": int(number("expert_used_count")),
-        "num_attention_heads": int(number("attention.head_count")),
-        "num_key_value_heads": int(number("attention.head_count_kv")),
-        "head_dim": int(number("attention.key_length")),
+        "num_local_experts": whole("expert_count"),
+        "num_experts_per_tok": whole("expert_used_count"),
+        "num_attention_heads": whole("attention.head_count"),
+        "num_key_value_heads": whole("attention.head_count_kv"),
+        "head_dim": whole("attention.key_length"),
         "vocab_size": tensors[EMBEDDING].shape[0],
-        "sliding_window": int(number("attention.sliding_window")),
+        "sliding_window": whole("attention.sliding_window"),
         "layer_types": [(SLIDING, FULL)[n % 2] for n in range(layers)],
-        "max_position_embeddings": int(number("context_length")),
+        "max_position_embeddings": whole("context_length"),
         "rms_norm_eps": _decimal(number("attention.layer_norm_rms_epsilon")),
         "rope_theta": _decimal(number("rope.freq_base")),
-        "rope_scaling": _rope(number),
+        "rope_scaling": _rope(number, whole),
         "swiglu_limit": 7.0,
         # experts in anything else are refused when the tensors are read
         "quantization_config": {"quant_method": "mxfp4"},
     }
 
 
-def _rope(number: Callable[[str], float]) -> dict[str, Any]:
+def _check_kind(path: Path, keys: dict[str, Any], architecture: str) -> None:
+    """Raises ConfigError for a model that computes something else than gpt-oss."""
+    rope, width = (keys.get(f"{architecture}.{name}") for name in ("rope.scaling.type", "attention.value_length"))
+    if rope not in (None, "yarn"):
+        raise ConfigError(f"{path}: key {architecture}.rope.scaling.type is {rope!r}; gpt-oss uses 'yarn'")
+    expected = keys.get(f"{architecture}.attention.key_length", DEFAULTS["attention.key_length"])
+    if width not in (None, expected):
+        raise ConfigError(
+            f"{path}: key {architecture}.attention.value_length is {width!r}, expected key_length, {expected!r}"
+        )
+
+
+def _rope(number: Callable[[str], float], whole: Callable[[str], int]) -> dict[str, Any]:
     return {
         "rope_type": "yarn",
         "factor": _decimal(number("rope.scaling.factor")),
         "beta_fast": _decimal(number("rope.scaling.yarn_beta_fast")),
         "beta_slow": _decimal(number("rope.scaling.yarn_beta_slow")),
-        "original_max_position_embeddings": int(number("rope.scaling.original_context_length")),
+        "original_max_position_embeddings": whole("rope.scaling.original_context_length"),
         "truncate": False,
     }
 

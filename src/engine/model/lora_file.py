@@ -111,6 +111,8 @@ def read_adapter(folder: Path, model: ModelConfig) -> AdapterFile:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file() and path.exists():
+            raise AdapterError(f"{path} is not a file")  # a pipe would be waited for
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise AdapterError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))

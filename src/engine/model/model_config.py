@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,20 @@ from gptoss.config.errors import ConfigError
 SLIDING, FULL = "sliding_attention", "full_attention"
 WIDE = "wide_attention"  # ours: a second, wider window, in models whose layers differ
 PUZZLE = "gpt_oss_puzzle"  # NVIDIA's models of layers that differ
+
+COUNTS = (  # keys of config.json that are positive whole numbers
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+OTHERS = ("rms_norm_eps", "swiglu_limit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +74,8 @@ class ModelConfig:
         Raises:
             ConfigError: a key is missing, or the model is not a gpt-oss.
         """
+        if not isinstance(config, dict):
+            raise ConfigError("config.json must hold an object")
         if "experts_per_token" in config and "num_experts" in config and "model_type" not in config:
             config = _from_original(config)
         if config.get("model_type") == PUZZLE:
@@ -66,6 +83,7 @@ class ModelConfig:
         if config.get("model_type") != "gpt_oss":
             raise ConfigError(f"model_type is {config.get('model_type')!r}, this server runs only 'gpt_oss'")
         try:
+            _check_values(config)
             return _from_hf(config)
         except KeyError as error:
             raise ConfigError(f"config.json lacks {error}") from error
@@ -74,11 +92,46 @@ class ModelConfig:
     def from_folder(cls, folder: Path) -> ModelConfig:
         path = folder / "config.json"
         try:
-            return cls.from_json(json.loads(path.read_text()))
+            config = json.loads(path.read_text())
         except FileNotFoundError:
             raise ConfigError(f"{path} is missing") from None
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is no JSON: {error}") from error
+        return cls.from_json(config)
+
+
+def _check_values(c: dict[str, Any]) -> None:
+    """Raises ConfigError for a value that no model can have."""
+    for key in (*COUNTS, "sliding_window"):
+        if not _is_count(c[key], False):
+            raise ConfigError(f"config.json: {key} is {c[key]!r}, expected a positive whole number")
+    if c["num_experts_per_tok"] > c["num_local_experts"]:
+        raise ConfigError(
+            f"config.json: num_experts_per_tok is {c['num_experts_per_tok']}, above num_local_experts, "
+            f"{c['num_local_experts']}"
+        )
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(c.get(key) or {}, dict):
+            raise ConfigError(f"config.json: {key} is {c[key]!r}, expected an object")
+    rope = {**c, **(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
+    for key in ("rope_theta", "factor", "beta_fast", "beta_slow", "original_max_position_embeddings", *OTHERS):
+        if key in rope and not _is_positive(rope[key]):
+            raise ConfigError(f"config.json: {key} is {rope[key]!r}, expected a positive number")
+    _check_layer_types(c.get("layer_types"), c["num_hidden_layers"])
+
+
+def _check_layer_types(types: Any, num_layers: int) -> None:
+    if not types:
+        return
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise ConfigError(f"config.json: layer_types must be a list with an entry for each of the {num_layers} layers")
+    for number, kind in enumerate(types):
+        if kind not in (SLIDING, FULL, WIDE):
+            raise ConfigError(f"config.json: layer_types[{number}] is {kind!r}, expected {SLIDING!r} or {FULL!r}")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _from_hf(c: dict[str, Any]) -> ModelConfig:

@@ -48,7 +48,7 @@ ALLOWED = {
     "gptoss.launcher": "gptoss.api gptoss.config gptoss.model_locator gptoss.port_manager gptoss.logging_setup gptoss.harmony "
     "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config gptoss.engine.core.host_agent "
     "gptoss.engine.parallel.device_placement gptoss.engine.parallel.gpus",
-    "gptoss.model_locator": f"gptoss.config.errors gptoss.engine.config {SHAPES} gptoss.cached_files gptoss.resources "
+    "gptoss.model_locator": f"gptoss.config.errors gptoss.engine.config {SHAPES} gptoss.cached_files gptoss.gguf_header gptoss.resources "
     "gptoss.ollama_store",
     "gptoss.embedded": f"gptoss.embedded gptoss.harmony gptoss.kernels gptoss.resources {SHAPES}",
     # the API process

@@ -233,6 +233,23 @@ def test_an_engine_that_was_given_up_leaves_its_requests_to_the_others() -> None
     run(test)
 
 
+def test_requests_of_an_engine_that_was_given_up_wait_for_one_that_restarts() -> None:
+    async def test(pool: EnginePool, fakes: list[FakeEngine]) -> None:
+        outputs = await pool.add_request(request("a"))
+        [home] = [number for number, fake in enumerate(fakes) if fake.num_active]
+        fakes[home].says("a", 5)
+        fakes[1 - home].dies()
+        fakes[home].dies(finally_=True)
+        assert [fakes[home].num_active, fakes[1 - home].num_active] == [0, 1]
+        assert not fakes[1 - home].added(), "sent when it is ready"
+        fakes[1 - home].becomes_ready()
+        assert [r.output_ids for r in fakes[1 - home].added()] == [[5]]
+        fakes[1 - home].says("a", 6, reason=FinishReason.STOP)
+        assert (await rest_of(outputs))[0] == [5, 6]
+
+    run(test)
+
+
 def test_new_requests_avoid_an_engine_that_is_silent() -> None:
     async def test(pool: EnginePool, fakes: list[FakeEngine]) -> None:
         fakes[0]._watch._last_message -= 60

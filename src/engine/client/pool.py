@@ -320,16 +320,17 @@ class EnginePool:
                 self._move(other)
 
     def _engine_died(self, number: int) -> None:
-        """Gives the engine's requests to the others, if one of them serves."""
+        """Gives the engine's requests to the others, if one of them serves, or if it alone was given up."""
         self.router.sent[number].clear()
-        if any(engine.serves for engine in self.engines):
+        given_up = self.engines[number].state is EngineState.DEAD and self.state is not EngineState.DEAD
+        if given_up or any(engine.serves for engine in self.engines):
             self._move(self.engines[number])
 
     def _move(self, source: EngineClient) -> None:
         """Moves all requests of an engine that is not ready."""
         released = [source.release(stream.request.request_id) for stream in source.streams]
         for engine, streams in self._routed(stream for stream in released if stream is not None):
-            engine.resume(streams)
+            (engine.resume if engine.is_ready else engine.keep)(streams)
 
     def _move_waiting(self) -> None:
         """Moves a request that waits to an engine that has room for it, if there is one."""

@@ -234,3 +234,19 @@ def test_a_choice_of_a_built_in_tool(built_in: tuple[Fake, Server]) -> None:
     server.message(tools=tools, tool_choice={"type": "tool", "name": "code_execution"})
     first, second = (request.params.grammar or "" for request in server.engine.requests)
     assert " to=python" in first and "final:" not in first and "final:" in second
+
+
+def test_code_that_ran_stays_in_a_turn_that_the_client_interrupts(built_in: tuple[Fake, Server]) -> None:
+    _, server = built_in
+    note = call("note", '{"x":1}')
+    server.says(call_builtin("python", "print(1)"), note)
+    run: Any = {"type": "code_execution_20250522", "name": "code_execution"}
+    tools = [run, {"name": "note", "input_schema": {"type": "object"}}]
+    first = server.message(tools=tools)
+    assert first["stop_reason"] == "tool_use"
+    generated = server.prompt() + note
+    result = {"type": "tool_result", "tool_use_id": first["content"][-1]["id"], "content": "noted"}
+    server.says(say("Done."))
+    history = [*USER, {"role": "assistant", "content": first["content"]}, {"role": "user", "content": [result]}]
+    server.message(tools=tools, messages=history)
+    assert server.prompt().startswith(generated)

@@ -65,6 +65,17 @@ def test_every_layout_leads_back_to_the_same_bits(small: Path, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("without_vocabulary")
+@pytest.mark.parametrize(("packed", "told", "written"), [(True, "quark", "mxfp4"), (False, "mxfp4", None)])
+def test_the_config_says_how_the_experts_are_written(
+    tmp_path: Path, packed: bool, told: str, written: str | None
+) -> None:
+    keys = {"architectures": ["GptOssForCausalLM"], "quantization_config": {"quant_method": told}, "own": 1}
+    folder = make_small(tmp_path / "model", packed=packed, **keys)
+    made = json.loads((convert(folder, tmp_path / "out") / "config.json").read_text())
+    assert made["own"] == 1 and made.get("quantization_config", {}).get("quant_method") == written
+
+
+@pytest.mark.usefixtures("without_vocabulary")
 @pytest.mark.parametrize("ollama", [False, True], ids=["llama.cpp", "ollama"])
 def test_the_file_has_what_llama_cpps_converter_writes(small: Path, tmp_path: Path, ollama: bool) -> None:
     """Compared, by the gguf package's reader, with a file that tests/support wrote by itself; read in both dialects."""

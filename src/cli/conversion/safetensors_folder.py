@@ -46,9 +46,21 @@ def write_folder(model: Model, out: Path, *, original: bool) -> None:
     if original:
         _write_json(out / "config.json", original_config_of(model.config))
         return
-    own = model.raw if model.raw.get("architectures") and not model.quantizes else None
-    _write_json(out / "config.json", own or full_config(model.config, packed=model.packed))
+    _write_json(out / "config.json", _config(model))
     _write_tokenizer(model, out)
+
+
+def _config(model: Model) -> dict[str, Any]:
+    """The model's own config.json where it says how the experts are written, else one made of its shape."""
+    made = full_config(model.config, packed=model.packed)
+    if not model.raw.get("architectures") or model.quantizes:
+        return made
+    own = dict(model.raw)
+    quantization = own.pop("quantization_config", None) or {}
+    if "quantization_config" in made:  # another maker's names its own layout
+        is_ours = quantization.get("quant_method") == "mxfp4"
+        own["quantization_config"] = quantization if is_ours else made["quantization_config"]
+    return own
 
 
 def _tensors(model: Model, *, original: bool) -> Iterator[dict[str, torch.Tensor]]:

@@ -18,7 +18,8 @@ import pytest
 import ray
 from ray import serve
 
-from gptoss.ray_serve import RayOptions, _read, build
+from gptoss.config.errors import ConfigError
+from gptoss.ray_serve import RayOptions, _read, build, main
 
 PORT = 18_941
 URL = f"http://127.0.0.1:{PORT}"
@@ -133,6 +134,18 @@ def test_errors_are_the_servers_own() -> None:
         RayOptions.of({"min_replica": 1})
     with pytest.raises(ValueError, match="min_replicas"):
         RayOptions.of({"min_replicas": 3, "max_replicas": 2})
+    with pytest.raises(ConfigError, match="batch_dir .* 2 replicas"):
+        build(ARGS | {"flags": ["--model", "nano", "--batch-dir", "batches"]})
+
+
+def test_wrong_flags_are_named_before_ray_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, wanted in (
+        (["--replicas", "two"], "two is not MIN"),
+        (["--replicas", "1:2", "--batch-dir", "x"], "batch_dir"),
+    ):
+        with pytest.raises(SystemExit):
+            main(flags)
+        assert wanted in capsys.readouterr().err
 
 
 def test_no_more_of_a_body_is_read_than_its_limit() -> None:

@@ -25,6 +25,7 @@ from ray.serve.handle import DeploymentHandle
 
 from gptoss import launcher, logging_setup
 from gptoss.config.errors import ConfigError
+from gptoss.config.schema import ServerConfig
 from gptoss.config.sources import load_config
 from gptoss.engine.client.supervisor import EngineState
 from gptoss.engine.parallel.gpus import visible_gpus
@@ -82,6 +83,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     """Returns the application for `serve run`. Raises ValueError, ConfigError."""
     options = RayOptions.of(args)
     config = load_config(list(options.flags))[0]  # a wrong flag shows here, not in a replica's log
+    check_batches(config, options.max_replicas)
     engine = serve.deployment(
         EngineReplica,
         name="engine",
@@ -116,6 +118,14 @@ def build(args: dict[str, Any]) -> serve.Application:
     return entry.bind(engine.bind(list(options.flags)), max_body_bytes)
 
 
+def check_batches(config: ServerConfig, max_replicas: int) -> None:
+    """Raises ConfigError if several replicas would share a folder of batches."""
+    if config.batch_dir is not None and max_replicas > 1:
+        raise ConfigError(
+            f"batch_dir (--batch-dir) does not go with {max_replicas} replicas: one server alone can use the folder"
+        )
+
+
 def main(argv: list[str]) -> int:
     """Serves on Ray until a signal, and returns the exit code. Starts Ray here if there is no cluster.
 
@@ -127,6 +137,7 @@ def main(argv: list[str]) -> int:
     own, flags = parser.parse_known_args(argv)
     try:
         config, _, print_config = load_config(flags)
+        check_batches(config, own.replicas[1])
     except ConfigError as error:
         parser.error(str(error))
     if print_config:
@@ -148,10 +159,11 @@ def main(argv: list[str]) -> int:
 def _range(text: str) -> tuple[int, int]:
     """Returns MIN and MAX of `2` or `2:4`, for argparse."""
     low, _, high = text.partition(":")
-    found = int(low), int(high or low)
-    if not 1 <= found[0] <= found[1]:
-        raise argparse.ArgumentTypeError(f"{text} is not MIN or MIN:MAX, with MIN at least 1")
-    return found
+    with contextlib.suppress(ValueError):
+        found = int(low), int(high or low)
+        if 1 <= found[0] <= found[1]:
+            return found
+    raise argparse.ArgumentTypeError(f"{text} is not MIN or MIN:MAX, with MIN at least 1")
 
 
 class WaitingTokens:

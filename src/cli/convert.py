@@ -136,7 +136,7 @@ def _check(model: Model, out: Path, layout: str) -> None:
         raise ConfigError(f"{out} is named as a part of a split model: the result is one file")
     if model.config.layer_experts or model.config.wide_window:
         raise ConfigError(f"{model.path}: layers differ in experts or windows, which is converted to no other layout")
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} exists: name a new file or folder")
     if not model.packed and layout != "hf":
         raise ConfigError(

@@ -152,11 +152,14 @@ def test_a_failure_leaves_nothing_behind(small: Path, tmp_path: Path) -> None:
     save_file(read_tensors(small), source / "model.safetensors")
     with pytest.raises(CommandError, match="cannot hold layer_types"):
         main([str(source), str(tmp_path / "out.gguf")])
+    (tmp_path / "link.gguf").symlink_to("nowhere")
+    with pytest.raises(CommandError, match="exists: name a new file"):
+        main([str(small), str(tmp_path / "link.gguf")])
     existing = convert(small, tmp_path / "existing.gguf").read_bytes()
     with pytest.raises(CommandError, match="exists: name a new file"):
         main([str(source), str(tmp_path / "existing.gguf")])
     with pytest.raises(CommandError, match="needs a name that ends with .gguf"):
         main([str(source), str(tmp_path / "out"), "--to", "gguf"])
     assert (tmp_path / "existing.gguf").read_bytes() == existing
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["existing.gguf", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["existing.gguf", "link.gguf", "source"]
     assert read_gguf_config(tmp_path / "existing.gguf") == ModelConfig.from_folder(small)

@@ -218,6 +218,18 @@ def test_an_approval_of_nothing_is_an_error(server: Server) -> None:
     assert error.value.param == "input[0].approval_request_id"
 
 
+@pytest.mark.parametrize("answers", [(True, True), (True, False), (False, True)])
+def test_a_second_answer_to_a_question_is_an_error(server: Server, answers: tuple[bool, bool]) -> None:
+    tool: Any = {"type": "mcp", "server_label": "calc"}
+    server.says(ADD)
+    first = server.respond([tool])
+    asked = {"type": "mcp_approval_response", "approval_request_id": first.output[-1].id}
+    server.says(say("Never."))
+    with pytest.raises(openai.BadRequestError, match="answered") as error:
+        server.respond([tool], input=[asked | {"approve": one} for one in answers], previous_response_id=first.id)
+    assert error.value.param == "input[1].approval_request_id" and not server.engine.requests
+
+
 @pytest.mark.parametrize(
     ("rule", "asks"),
     [
@@ -227,6 +239,8 @@ def test_an_approval_of_nothing_is_an_error(server: Server) -> None:
         ({"never": {"tool_names": ["add"]}}, False),
         ({"never": {"tool_names": ["fail"]}}, True),
         ({"never": {"read_only": True}}, False),
+        ({"never": {}}, True),
+        ({"never": {"tool_names": None}}, True),
         ({"always": {"tool_names": ["add"]}, "never": {"read_only": True}}, True),
         ({"always": {"tool_names": ["fail"]}}, True),
     ],
@@ -302,6 +316,10 @@ def test_other_urls_are_refused(server: Server, url: str) -> None:
         ({"connector_id": "connector_gmail"}, "tools[0].connector_id"),
         ({"authorization": "x"}, "tools[0].authorization"),
         ({"require_approval": "sometimes"}, "tools[0].require_approval"),
+        ({"require_approval": {"nevr": {}}}, "tools[0].require_approval.nevr"),
+        ({"require_approval": {"never": {"tool_name": ["fail"]}}}, "tools[0].require_approval.never.tool_name"),
+        ({"allowed_tools": {"tool_name": ["fail"]}}, "tools[0].allowed_tools.tool_name"),
+        ({"allowed_tools": {"tool_names": "add"}}, "tools[0].allowed_tools.tool_names"),
     ],
 )
 def test_an_invalid_entry_is_an_error(server: Server, changed: Any, param: str) -> None:

@@ -189,6 +189,7 @@ def test_a_call_that_is_required(server: Server) -> None:
     ("container", "param", "message"),
     [
         ({"type": "auto", "file_ids": ["file_1"]}, "tools[0].container.file_ids", "stores no files"),
+        ({"type": "auto", "memory_limit": "3g"}, "tools[0].container.memory_limit", "'1g', '4g', '16g' or '64g'"),
         ({"type": "auto", "memory_limit": "1g"}, "tools[0].container.memory_limit", "python_tool_memory_bytes"),
         (
             {"type": "auto", "network_policy": {"type": "allowlist", "allowed_domains": ["a.example"]}},

@@ -222,6 +222,16 @@ def test_a_choice_of_the_tool_requires_a_call(server: Server) -> None:
         server.respond(tools=[FUNCTION], tool_choice={"type": "web_search"})
 
 
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_choice_may_call_the_tool_by_another_of_its_types(server: Server, wrap: bool) -> None:
+    server.says(BEGIN, say("Done."))
+    kind: Any = {"type": "web_search_preview"}
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [kind]} if wrap else kind
+    answer = server.respond(tools=[SEARCH], tool_choice=choice)
+    assert answer.output[0].type == "web_search_call" and answer.status == "completed"
+    assert "final:" not in (server.engine.requests[0].params.grammar or "")
+
+
 def test_max_tool_calls_are_all_that_run(server: Server) -> None:
     server.says(BEGIN, OPEN, FIND, say("Enough."))
     answer = server.respond(max_tool_calls=1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag, ValidationError
 
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import Strict
@@ -21,11 +21,25 @@ CODE_INTERPRETER = ("code_interpreter",)
 MEMORY = {"1g": 2**30, "4g": 4 * 2**30, "16g": 16 * 2**30, "64g": 64 * 2**30}
 
 
+def _form(given: Any) -> str:
+    """The tag of a field's form, so that an error is about the form that was sent."""
+    return "<object>" if isinstance(given, Mapping | Strict) else "<plain>"
+
+
 class ToolFilter(Strict):
-    """Tools of a server: those that match all that is given."""
+    """Tools of a server: those that match all that is given.
+
+    A field that is not known is an error: a filter without it would match more.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     tool_names: list[str] | None = None
     read_only: bool | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self.tool_names is None and self.read_only is None
 
     def matches(self, tool: McpTool) -> bool:
         named = self.tool_names is None or tool.name in self.tool_names
@@ -33,8 +47,19 @@ class ToolFilter(Strict):
 
 
 class ApprovalRules(Strict):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
     always: ToolFilter | None = None
     never: ToolFilter | None = None
+
+
+AllowedTools = Annotated[
+    Annotated[list[str], Tag("<plain>")] | Annotated[ToolFilter, Tag("<object>")], Discriminator(_form)
+]
+RequiredApproval = Annotated[
+    Annotated[Literal["always", "never"], Tag("<plain>")] | Annotated[ApprovalRules, Tag("<object>")],
+    Discriminator(_form),
+]
 
 
 class McpEntry(Strict):
@@ -51,8 +76,8 @@ class McpEntry(Strict):
     server_description: str | None = None
     headers: Annotated[dict[str, str], Field(max_length=64)] | None = None
     authorization: str | None = None
-    allowed_tools: list[str] | ToolFilter | None = None
-    require_approval: Literal["always", "never"] | ApprovalRules | None = None
+    allowed_tools: AllowedTools | None = None
+    require_approval: RequiredApproval | None = None
 
     def allows(self, tool: McpTool) -> bool:
         """Whether the request offers the tool."""
@@ -62,13 +87,13 @@ class McpEntry(Strict):
         return allowed is None or tool.name in allowed
 
     def needs_approval(self, tool: McpTool) -> bool:
-        """Whether a call has to be approved. What no rule names has to be."""
+        """Whether a call has to be approved. What no rule names has to be; an empty `never` names nothing."""
         rules = self.require_approval
         if not isinstance(rules, ApprovalRules):
             return rules != "never"
         if rules.always is not None and rules.always.matches(tool):
             return True
-        return rules.never is None or not rules.never.matches(tool)
+        return rules.never is None or rules.never.is_empty or not rules.never.matches(tool)
 
     def shown(self) -> dict[str, Any]:
         """The entry as a response repeats it: without what gives access."""
@@ -121,11 +146,16 @@ class AutoContainer(Strict):
     network_policy: Any = None
 
 
+ContainerField = Annotated[
+    Annotated[str, Tag("<plain>")] | Annotated[AutoContainer, Tag("<object>")], Discriminator(_form)
+]
+
+
 class CodeInterpreterEntry(Strict):
     runner: ClassVar[str] = "python"
 
     type: Literal["code_interpreter"]
-    container: str | AutoContainer | None = None
+    container: ContainerField | None = None
 
     def shown(self) -> dict[str, Any]:
         """The entry as a response repeats it."""

@@ -96,7 +96,9 @@ class HostedHistory:
 
 
 def read_history(items: Sequence[PlacedItem], text_of: Callable[[str], str | None]) -> HostedHistory:
-    """Reads MCP's items. Raises InvalidRequest for one that is not valid, or an answer without a request.
+    """Reads MCP's items. Raises InvalidRequest for one that is not valid, or an answer to nothing.
+
+    Also for a second answer: it could allow what the first declined, or run the call twice.
 
     `text_of`: what the model read of the result of the item with this id, if it is still known.
     """
@@ -107,7 +109,7 @@ def read_history(items: Sequence[PlacedItem], text_of: Callable[[str], str | Non
     read = [(_read(placed) if _kind(placed.item) in ITEMS else None) for placed in items]
     requests = {one.id: one for one in read if isinstance(one, ApprovalRequestItem)}
     run = {one.approval_request_id for one in read if isinstance(one, McpCallItem)}
-    history = HostedHistory([], containers=containers)
+    history, answered = HostedHistory([], containers=containers), set[str]()
     for placed, one in zip(items, read, strict=True):
         match one:
             case None:
@@ -122,6 +124,10 @@ def read_history(items: Sequence[PlacedItem], text_of: Callable[[str], str | Non
                     text = f"No approval request has the id {one.approval_request_id!r}."
                     raise InvalidRequest(text, f"{placed.where}.approval_request_id", "invalid_value")
                 if one.approval_request_id not in run:
+                    if one.approval_request_id in answered:
+                        text = f"The approval request {one.approval_request_id!r} is answered already."
+                        raise InvalidRequest(text, f"{placed.where}.approval_request_id", "invalid_value")
+                    answered.add(one.approval_request_id)
                     _answer(history, asked, one, placed.where)
     return history
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from gptoss.api.hosted.entries import ENTRIES, PlacedEntry, read_entry
+from gptoss.api.hosted.entries import ENTRIES, WEB_SEARCH, PlacedEntry, read_entry
 from gptoss.api.hosted.names import hashed_name, joined_name
 from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import InvalidRequest, from_validation
@@ -292,7 +292,8 @@ def _read_hosted_choice(choice: Mapping[str, Any], hosted: Prepared) -> Any:
     """
     kind, label = choice.get("type"), choice.get("server_label")
     if kind != "mcp":
-        names = hosted.recipients.get(str(kind), [])
+        kinds = WEB_SEARCH if kind in WEB_SEARCH else (str(kind),)  # types of one tool
+        names = next((hosted.recipients[one] for one in kinds if one in hosted.recipients), [])
     elif not any(one.label == label for one in hosted.listings):
         text = f"'tool_choice' names the MCP server {label!r}, which is not in 'tools'."
         raise InvalidRequest(text, "tool_choice.server_label", "invalid_value")

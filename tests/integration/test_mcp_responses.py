@@ -218,6 +218,17 @@ def test_an_approval_of_nothing_is_an_error(server: Server) -> None:
     assert error.value.param == "input[0].approval_request_id"
 
 
+def test_an_approved_call_does_not_run_in_a_later_answer(server: Server) -> None:
+    tool: Any = {"type": "mcp", "server_label": "calc"}
+    server.says(ADD, say("It is gone."), say("Hello."))
+    first = server.respond([tool])
+    answer = {"type": "mcp_approval_response", "approval_request_id": first.output[-1].id, "approve": True}
+    without = server.respond([], input=[answer], previous_response_id=first.id)
+    assert "This tool is not available any more." in server.prompt()
+    later = server.respond([tool], input="Hi", previous_response_id=without.id)
+    assert [item.type for item in later.output] == ["message"]
+
+
 @pytest.mark.parametrize("answers", [(True, True), (True, False), (False, True)])
 def test_a_second_answer_to_a_question_is_an_error(server: Server, answers: tuple[bool, bool]) -> None:
     tool: Any = {"type": "mcp", "server_label": "calc"}

@@ -110,7 +110,8 @@ def read_history(items: Sequence[PlacedItem], text_of: Callable[[str], str | Non
     requests = {one.id: one for one in read if isinstance(one, ApprovalRequestItem)}
     run = {one.approval_request_id for one in read if isinstance(one, McpCallItem)}
     history, answered = HostedHistory([], containers=containers), set[str]()
-    for placed, one in zip(items, read, strict=True):
+    last_written = max((index for index, placed in enumerate(items) if _is_written(placed.item)), default=-1)
+    for index, (placed, one) in enumerate(zip(items, read, strict=True)):
         match one:
             case None:
                 history.items.append(placed)
@@ -128,15 +129,18 @@ def read_history(items: Sequence[PlacedItem], text_of: Callable[[str], str | Non
                         text = f"The approval request {one.approval_request_id!r} is answered already."
                         raise InvalidRequest(text, f"{placed.where}.approval_request_id", "invalid_value")
                     answered.add(one.approval_request_id)
-                    _answer(history, asked, one, placed.where)
+                    _answer(history, asked, one, placed.where, is_past=index < last_written)
     return history
 
 
-def _answer(history: HostedHistory, asked: ApprovalRequestItem, one: ApprovalResponseItem, where: str) -> None:
-    """Adds a call that has been allowed or declined."""
+def _answer(
+    history: HostedHistory, asked: ApprovalRequestItem, one: ApprovalResponseItem, where: str, *, is_past: bool
+) -> None:
+    """Adds a call that has been allowed or declined. `is_past`: the model has gone on without it since."""
     declined = DECLINED if not one.reason else f"{DECLINED} {one.reason}"
-    history.items.extend(_pair(asked, asked.id, "" if one.approve else declined, where))
-    if one.approve:
+    text = (NOT_RUN if is_past else "") if one.approve else declined
+    history.items.extend(_pair(asked, asked.id, text, where))
+    if one.approve and not is_past:
         name = joined_name(asked.server_label, asked.name)
         history.approved.append(Approved(name, asked.arguments, asked.id, asked.id))
 
@@ -217,6 +221,14 @@ def _printed(outputs: Any) -> str:
 def _kind(item: Any) -> str:
     kind = item.get("type") if isinstance(item, Mapping) else None
     return kind if isinstance(kind, str) else ""
+
+
+def _is_written(item: Any) -> bool:
+    """Whether the model wrote it, in an answer that has no call to wait for."""
+    kind = _kind(item)
+    if kind in ("reasoning", "function_call"):
+        return True
+    return kind in ("", "message") and isinstance(item, Mapping) and item.get("role") == "assistant"
 
 
 def _is_output(item: Any) -> bool:

@@ -23,7 +23,8 @@ import pytest
 from gptoss.api.messages import routes
 from gptoss.engine.client.errors import EngineError, QueueFullError
 from tests.support.instant_engine import served
-from tests.support.scripted_engine import Dies, Line, ScriptedEngine, call, say, think
+from tests.support.script import Dies, Line, call, say, think
+from tests.support.scripted_engine import ScriptedEngine
 
 COMMAND = os.environ.get("CLAUDE_CODE", "")
 MODEL = "gpt-oss-nano"

@@ -21,7 +21,8 @@ import pytest
 from gptoss.engine.client.errors import EngineError, QueueFullError
 from gptoss.engine.core.grammar_matcher import GuidedDecoding
 from tests.support.instant_engine import served
-from tests.support.scripted_engine import Dies, Line, ScriptedEngine, call, say, think
+from tests.support.script import Dies, Line, call, say, think
+from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tokenizer import public_tokenizer
 
 COMMAND = os.environ.get("CODEX", "")

@@ -177,13 +177,14 @@ KINDS = ("timeout", "error", "arguments", "client", "engine", "busy", "garbage_u
 @pytest.mark.parametrize("round_", range(sized(1, 23)))
 def test_whatever_breaks_one_terminal_event_ends_the_answer(server: Server, round_: int) -> None:
     rng = random.Random(round_)
+    before = len(psutil.Process().children(recursive=True))  # other modules of this process may have servers
     for kind in KINDS:
         scenario(server, kind, rng)
         server.wait_until_idle()
     server.says(call("calc__add", '{"a": 1, "b": 2}'), say("3."))
     assert ask(server, "calc")[-1] == "response.completed"
     server.wait_until_idle()
-    assert len(psutil.Process().children(recursive=True)) <= 2
+    assert len(psutil.Process().children(recursive=True)) <= before
 
 
 def test_a_cancelled_request_ends_while_its_tool_runs(server: Server) -> None:

@@ -175,13 +175,13 @@ class Sandbox:
         yield from ("--hostname", "sandbox", "--info-fd", str(info))
         yield from _as_root(block) if is_root() else _as_user()
         yield from _system_files()
-        for folder in self.interpreter.folders:
-            yield from _readable_folders(*reversed(list(folder.parents)[:-1]))
-            yield from ("--ro-bind", str(folder), str(folder))
         yield from ("--proc", "/proc") if self.own_proc else ("--dir", "/proc")
         yield from ("--dev", "/dev")
         for place in (FOLDER, "/tmp", "/dev/shm"):
             yield from ("--perms", "1777", "--size", str(limits.disk_bytes), "--tmpfs", place)
+        for folder in self.interpreter.folders:  # which may be below /tmp
+            yield from _readable_folders(*reversed(list(folder.parents)[:-1]))
+            yield from ("--ro-bind", str(folder), str(folder))
         for name in _FILES:
             content = (Path(__file__).parent / name).read_bytes()
             yield from ("--perms", "0444", "--ro-bind-data", given.data(content), f"{HERE}/{name}")

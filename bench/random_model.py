@@ -103,6 +103,7 @@ def write_gguf(folder: Path, out: Path, dense: str = "BF16") -> Path:
     """
     if out.exists():
         return out
+    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(".part")
     writer = GGUFWriter(part, "gpt-oss")
     write_keys(writer, json.loads((folder / "config.json").read_text()), ollama=False)

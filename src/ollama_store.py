@@ -88,10 +88,10 @@ def _blob(store: Path, manifest: Path, name: str) -> Path:
 def _layers(manifest: Path) -> list[dict[str, Any]]:
     try:
         layers = json.loads(manifest.read_bytes())["layers"]
-        if isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers):
-            return layers
     except OSError as error:
         raise ConfigError(f"{manifest}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, RecursionError):
-        pass
+        layers = None
+    if isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers):
+        return layers
     raise ConfigError(f"{manifest} is not a manifest of Ollama")

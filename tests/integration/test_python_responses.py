@@ -214,10 +214,14 @@ def test_a_client_that_leaves_stops_its_code(server: Server) -> None:
         if event.type == "response.code_interpreter_call.interpreting":
             break
     before = len(sandboxes())
+    assert before and any(one.status() != psutil.STATUS_STOPPED for one in _interpreters())
     stream.close()
-    wait_until(
-        lambda: all(one.status() == psutil.STATUS_STOPPED for one in _interpreters()) or len(sandboxes()) < before
-    )
+
+    def stopped() -> bool:
+        return all(one.status() == psutil.STATUS_STOPPED for one in _interpreters()) or len(sandboxes()) < before
+
+    wait_until(stopped)
+    assert stopped()
 
 
 def _interpreters() -> list[psutil.Process]:

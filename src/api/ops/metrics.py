@@ -15,8 +15,10 @@ from gptoss.api.context import Context, ServerContext
 from gptoss.api.ops.stats import gpu_report
 from gptoss.api.telemetry.scrape import Labelled, ScrapeCollector, ScrapedValue
 from gptoss.engine.client.client import EngineClient
+from gptoss.engine.client.pool import AnyEngine
 
 router = APIRouter()
+gauge, counter = ScrapedValue, partial(ScrapedValue, counter=True)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -29,32 +31,25 @@ async def metrics(context: Context) -> Response:
 
 
 def register_live_metrics(context: ServerContext) -> None:
-    engine, prompts = context.engine, context.prompt_builder
+    """Registers the figures that are read at each scrape."""
+    engine = context.engine
 
     def gauges() -> dict[str, Labelled]:
         return cache_gauges(context) | gpu_gauges() | (lora_gauges(context) if engine.config.has_lora else {})
 
-    def gpu_gauges() -> dict[str, Labelled]:
-        gpus = gpu_report()
+    values = [*engine_values(engine), *server_values(context)]
+    context.metrics.registry.register(ScrapeCollector(values, gauges, lambda: context.tags))
 
-        def values(key: str) -> Labelled:
-            return [({"gpu": str(g["index"])}, float(g[key])) for g in gpus if g[key] is not None]
 
-        return {
-            "gpu_memory_used_bytes": values("used_bytes"),
-            "gpu_memory_total_bytes": values("total_bytes"),
-            "gpu_utilization_ratio": values("utilization"),
-            "gpu_temperature_celsius": values("temperature_c"),
-        }
+def engine_values(engine: AnyEngine) -> list[ScrapedValue]:
+    """The figures of the engine; of several, one for each with its number."""
 
     def each(read: Callable[[EngineClient], float]) -> Callable[[], float | Labelled]:
-        """Reads a figure of the engine; of several, one for each with its number."""
         if len(engine.engines) == 1:
             return lambda: read(engine.engines[0])
         return lambda: [({"engine": str(number)}, read(one)) for number, one in enumerate(engine.engines)]
 
-    gauge, counter = ScrapedValue, partial(ScrapedValue, counter=True)
-    values = [
+    return [
         gauge("num_requests_running", "Requests in the engine's batch.", each(lambda e: e.stats.num_running)),
         gauge("num_requests_waiting", "Requests waiting for the engine.", each(lambda e: e.num_waiting)),
         gauge(
@@ -67,19 +62,11 @@ def register_live_metrics(context: ServerContext) -> None:
             "Requests of batches that wait in the engine.",
             each(lambda e: e.stats.num_background_waiting),
         ),
-        gauge("requests_active", "Requests not answered yet.", lambda: context.metrics.active),
         gauge("kv_cache_usage_ratio", "Share of KV blocks in use.", each(lambda e: e.stats.kv_usage)),
         gauge("engine_ready", "1 while the engine serves.", each(lambda e: float(e.is_ready))),
         gauge("engine_last_step_seconds", "Duration of the last step.", each(lambda e: e.stats.last_step_s)),
-        gauge("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
-        gauge("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
-        gauge("stored_responses_bytes", "Size of the stored responses.", lambda: context.stored_responses.num_bytes),
         counter("engine_restarts", "Restarts of the engine.", each(lambda e: e.num_restarts)),
         counter("requests_resumed", "Requests that continued in the next engine.", each(lambda e: e.num_resumed)),
-        counter("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens),
-        counter("generation_tokens", "Generated tokens.", lambda: context.metrics.num_output_tokens),
-        counter("prompt_cache_hits", "Prompts with a cached prefix.", lambda: prompts.stats.hits),
-        counter("prompt_cache_builds", "Prompts built.", lambda: prompts.stats.builds),
         counter("preemptions", "Requests preempted.", each(lambda e: e.stats.num_preemptions_total)),
         counter("prefix_cache_queries", "Prompt tokens looked up.", each(lambda e: e.stats.num_prefix_queried_total)),
         counter("prefix_cache_hits", "Prompt tokens found.", each(lambda e: e.stats.num_prefix_hit_total)),
@@ -95,11 +82,40 @@ def register_live_metrics(context: ServerContext) -> None:
             "Requests of batches whose KV blocks a live request or another one took.",
             each(lambda e: e.stats.num_background_preemptions_total),
         ),
+    ]
+
+
+def server_values(context: ServerContext) -> list[ScrapedValue]:
+    """The figures of the API process."""
+    prompts = context.prompt_builder
+    return [
+        gauge("requests_active", "Requests not answered yet.", lambda: context.metrics.active),
+        gauge("uptime_seconds", "Since the server started.", lambda: time.monotonic() - context.metrics.started),
+        gauge("prompt_cache_bytes", "Size of the prompt cache.", lambda: prompts.stats.size_bytes),
+        gauge("stored_responses_bytes", "Size of the stored responses.", lambda: context.stored_responses.num_bytes),
+        counter("prompt_tokens", "Prompt tokens.", lambda: context.metrics.num_prompt_tokens),
+        counter("generation_tokens", "Generated tokens.", lambda: context.metrics.num_output_tokens),
+        counter("prompt_cache_hits", "Prompts with a cached prefix.", lambda: prompts.stats.hits),
+        counter("prompt_cache_builds", "Prompts built.", lambda: prompts.stats.builds),
         counter(
             "requests_refused", "Requests refused by the auth middleware.", lambda: sum(context.access.refused.values())
         ),
     ]
-    context.metrics.registry.register(ScrapeCollector(values, gauges, lambda: context.tags))
+
+
+def gpu_gauges() -> dict[str, Labelled]:
+    """Memory, utilization and temperature of each GPU."""
+    gpus = gpu_report()
+
+    def values(key: str) -> Labelled:
+        return [({"gpu": str(g["index"])}, float(g[key])) for g in gpus if g[key] is not None]
+
+    return {
+        "gpu_memory_used_bytes": values("used_bytes"),
+        "gpu_memory_total_bytes": values("total_bytes"),
+        "gpu_utilization_ratio": values("utilization"),
+        "gpu_temperature_celsius": values("temperature_c"),
+    }
 
 
 def cache_gauges(context: ServerContext) -> dict[str, Labelled]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from gptoss.cached_files import default_cache_folder
 from gptoss.cli.conversion.model_files import Model, full_config, original_config_of
+from gptoss.engine.model.checkpoint import ORIGINAL_LAYER_NAMES, ORIGINAL_TOP_NAMES
 from gptoss.harmony.special_tokens import CALL, ENDOFTEXT, RETURN, STARTOFTEXT
 from gptoss.harmony.tokenizer_files import write_tokenizer
 from gptoss.harmony.vocabulary_files import load_vocabulary
@@ -21,21 +22,7 @@ from gptoss.harmony.vocabulary_files import load_vocabulary
 SHARD_BYTES = 2**30
 COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 Named = Iterator[tuple[str, torch.Tensor]]
-LAYER_NAMES = {  # canonical -> original
-    "input_layernorm.weight": "attn.norm.scale",
-    "self_attn.sinks": "attn.sinks",
-    "self_attn.o_proj.weight": "attn.out.weight",
-    "self_attn.o_proj.bias": "attn.out.bias",
-    "post_attention_layernorm.weight": "mlp.norm.scale",
-    "mlp.router.weight": "mlp.gate.weight",
-    "mlp.router.bias": "mlp.gate.bias",
-}
 QKV = tuple(f"self_attn.{x}_proj" for x in "qkv")
-TOP_NAMES = {
-    "model.embed_tokens.weight": "embedding.weight",
-    "lm_head.weight": "unembedding.weight",
-    "model.norm.weight": "norm.scale",
-}
 
 
 def write_folder(model: Model, out: Path, *, original: bool) -> None:
@@ -68,13 +55,13 @@ def _tensors(model: Model, *, original: bool) -> Iterator[dict[str, torch.Tensor
     layer = _original_layer if original else _hf_layer
     for n in range(model.config.num_layers):
         yield dict(layer(model, n))
-    for name, theirs in TOP_NAMES.items():
+    for name, theirs in ORIGINAL_TOP_NAMES.items():
         yield {theirs if original else name: model.dense(name)}
 
 
 def _hf_layer(model: Model, n: int) -> Named:
     layer = f"model.layers.{n}."
-    for name in (*LAYER_NAMES, *(f"{x}.{kind}" for x in QKV for kind in ("weight", "bias"))):
+    for name in (*ORIGINAL_LAYER_NAMES, *(f"{x}.{kind}" for x in QKV for kind in ("weight", "bias"))):
         yield layer + name, model.dense(layer + name)
     experts = f"{layer}mlp.experts."
     yield from _experts(model, experts, f"{experts}gate_up_proj", f"{experts}down_proj", "_")
@@ -82,7 +69,7 @@ def _hf_layer(model: Model, n: int) -> Named:
 
 def _original_layer(model: Model, n: int) -> Named:
     layer, block = f"model.layers.{n}.", f"block.{n}."
-    for name, theirs in LAYER_NAMES.items():
+    for name, theirs in ORIGINAL_LAYER_NAMES.items():
         yield block + theirs, model.dense(layer + name)
     for kind in ("weight", "bias"):
         yield f"{block}attn.qkv.{kind}", torch.cat([model.dense(f"{layer}{x}.{kind}") for x in QKV])

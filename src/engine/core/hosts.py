@@ -207,10 +207,11 @@ def _greeted(connected: socket.socket) -> tuple[Greeting, Connection] | None:
     address = connected.getpeername()[0]
     connection = connection_of(connected)
     try:
-        if connection.poll(GREETING_TIMEOUT_S):
-            return msgspec.msgpack.decode(connection.recv_bytes(MAX_GREETING_BYTES), type=Greeting), connection
-    except (OSError, EOFError, msgspec.MsgspecError):
-        pass
-    logger.warning("a connection from %s is not from one of our hosts", address)
+        if not connection.poll(GREETING_TIMEOUT_S):
+            raise TimeoutError(f"no message within {GREETING_TIMEOUT_S:g} s")
+        return msgspec.msgpack.decode(connection.recv_bytes(MAX_GREETING_BYTES), type=Greeting), connection
+    except (OSError, EOFError, msgspec.MsgspecError) as error:
+        logger.warning("a connection from %s is not from one of our hosts", address)
+        logger.debug("what %s sent: %r", address, error)
     connection.close()
     return None

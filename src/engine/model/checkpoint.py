@@ -25,6 +25,20 @@ from gptoss.kernels.mxfp4 import GROUP_SIZE
 FLOAT_TYPES = frozenset({"BF16", "F16", "F32"})
 PACKED_TYPES = frozenset({"U8"})
 SCALE_TYPES = frozenset({"U8", "F8_E8M0"})
+ORIGINAL_TOP_NAMES = {  # Hugging Face's name -> that of original/
+    "model.embed_tokens.weight": "embedding.weight",
+    "lm_head.weight": "unembedding.weight",
+    "model.norm.weight": "norm.scale",
+}
+ORIGINAL_LAYER_NAMES = {
+    "input_layernorm.weight": "attn.norm.scale",
+    "self_attn.sinks": "attn.sinks",
+    "self_attn.o_proj.weight": "attn.out.weight",
+    "self_attn.o_proj.bias": "attn.out.bias",
+    "post_attention_layernorm.weight": "mlp.norm.scale",
+    "mlp.router.weight": "mlp.gate.weight",
+    "mlp.router.bias": "mlp.gate.bias",
+}
 TORCH_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 TORCH_TYPES |= {"U8": torch.uint8, "F8_E8M0": torch.uint8}
 logger = logging.getLogger(__name__)
@@ -262,23 +276,10 @@ def _every_other(first: int) -> Callable[[torch.Tensor], torch.Tensor]:
 def _original_places(c: ModelConfig) -> Places:
     q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     ends = {"q": (0, q_dim), "k": (q_dim, q_dim + kv_dim), "v": (q_dim + kv_dim, q_dim + 2 * kv_dim)}
-    names = {
-        "input_layernorm.weight": "attn.norm.scale",
-        "self_attn.sinks": "attn.sinks",
-        "self_attn.o_proj.weight": "attn.out.weight",
-        "self_attn.o_proj.bias": "attn.out.bias",
-        "post_attention_layernorm.weight": "mlp.norm.scale",
-        "mlp.router.weight": "mlp.gate.weight",
-        "mlp.router.bias": "mlp.gate.bias",
-    }
-    places: Places = {
-        "model.embed_tokens.weight": ("embedding.weight", _as_stored),
-        "lm_head.weight": ("unembedding.weight", _as_stored),
-        "model.norm.weight": ("norm.scale", _as_stored),
-    }
+    places: Places = {name: (stored, _as_stored) for name, stored in ORIGINAL_TOP_NAMES.items()}
     for n in range(c.num_layers):
         layer, block = f"model.layers.{n}.", f"block.{n}."
-        places |= {layer + name: (block + stored, _as_stored) for name, stored in names.items()}
+        places |= {layer + name: (block + stored, _as_stored) for name, stored in ORIGINAL_LAYER_NAMES.items()}
         for kind in ("weight", "bias"):
             for x, (start, stop) in ends.items():
                 places[f"{layer}self_attn.{x}_proj.{kind}"] = (f"{block}attn.qkv.{kind}", _rows(start, stop))

@@ -180,11 +180,12 @@ class FolderBackend:
         relative = unquote(path.removeprefix(self.base_url), errors="surrogateescape")
         names = [relative] if relative and not relative.endswith("/") else []
         names += [f"{relative.rstrip('/')}/{name}".lstrip("/") for name in _INDEX_NAMES]
+        missing = BrowserError("http", f"There is no document {url}.", 404)
         try:
             for name in names:
                 inside = self._inside(name)
                 if inside is not None:
                     return self._document(inside, name)
-        except (OSError, ValueError):
-            pass
-        raise BrowserError("http", f"There is no document {url}.", 404)
+        except (OSError, ValueError) as error:
+            raise missing from error
+        raise missing

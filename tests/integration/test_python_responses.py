@@ -225,7 +225,8 @@ def test_a_client_that_leaves_stops_its_code(server: Server) -> None:
 
 
 def _interpreters() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children(recursive=True) if one.name().startswith("python")]
+    inside = [one for sandbox in sandboxes() for one in sandbox.children(recursive=True)]
+    return [one for one in inside if one.name().startswith("python")]
 
 
 PAY: Any = {"type": "function", "name": "pay", "parameters": {"type": "object"}, "strict": False}

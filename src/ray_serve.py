@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from gptoss import launcher, logging_setup
+from gptoss import launcher, logging_setup, startup
 from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
 from gptoss.config.sources import load_config
@@ -192,7 +192,7 @@ class EngineReplica:
         """Returns once the engine is ready. Raises what a server's start raises."""
         config, origin, _ = load_config(flags)
         logging_setup.configure(config.log_level, config.log_format)
-        callers = launcher.check_access(config, origin)
+        callers = startup.check_access(config, origin)
         self._name = serve.get_replica_context().replica_id.unique_id.encode()
         self._stack = contextlib.AsyncExitStack()
         self._app = await self._stack.enter_async_context(launcher.local_app(config, callers))

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gptoss import launcher, logging_setup
+from gptoss import launcher, logging_setup, startup
 from gptoss.api.batches.run.job import BatchJob
 from gptoss.api.batches.run.lines import Checked, check_file
 from gptoss.api.batches.run.runner import BatchRunner
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             for path in dict.fromkeys((args.output, errors)):
                 stack.enter_context(locked(path))
-            start = launcher.prepare_model(config)
+            start = startup.prepare_model(config)
             job = BatchJob(
                 args.input,
                 args.output,
@@ -131,7 +131,7 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-async def run(job: BatchJob, checked: Checked, start: launcher.ModelStartup, *, quiet: bool) -> float:
+async def run(job: BatchJob, checked: Checked, start: startup.ModelStartup, *, quiet: bool) -> float:
     """Answers the requests that have no answer yet; returns the seconds it took. Raises CommandError."""
     await asyncio.to_thread(job.recover, checked.num_lines)
     if job.num_written >= checked.num_lines:
@@ -158,7 +158,7 @@ async def run(job: BatchJob, checked: Checked, start: launcher.ModelStartup, *, 
         await engine.stop()
 
 
-async def answer_all(job: BatchJob, engine: AnyEngine, start: launcher.ModelStartup, *, quiet: bool) -> None:
+async def answer_all(job: BatchJob, engine: AnyEngine, start: startup.ModelStartup, *, quiet: bool) -> None:
     """Runs the job to its end. Raises CommandError if it cannot go on."""
     shown = not quiet and sys.stderr.isatty()
     with tqdm(total=job.counts.total, initial=job.num_written, disable=not shown, file=sys.stderr) as bar:
@@ -180,7 +180,7 @@ async def answer_all(job: BatchJob, engine: AnyEngine, start: launcher.ModelStar
         raise CommandError(str(job.failure))
 
 
-def dispatcher_of(engine: AnyEngine, start: launcher.ModelStartup) -> Dispatcher:
+def dispatcher_of(engine: AnyEngine, start: startup.ModelStartup) -> Dispatcher:
     return create_dispatcher(
         engine,
         start.config,

@@ -21,7 +21,7 @@ from gptoss.harmony.bpe import Limits, TooManyTokensError
 from gptoss.harmony.conversation import Conversation, PromptError
 from gptoss.harmony.grammar import TurnSpec, fitted_grammar, text_grammar, turn_grammar
 from gptoss.harmony.schema.checks import SchemaError
-from gptoss.harmony.schema.rewrite import ALL, Relaxed
+from gptoss.harmony.schema.context import ALL, Relaxed
 from gptoss.harmony.special_tokens import (
     CALL,
     CHANNEL,

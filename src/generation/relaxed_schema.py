@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptoss.harmony.schema.rewrite import Relaxed
+from gptoss.harmony.schema.context import Relaxed
 
 
 @dataclass(frozen=True, slots=True)

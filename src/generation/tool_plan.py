@@ -13,8 +13,8 @@ from gptoss.harmony.conversation import FreeText, ToolNamespace
 from gptoss.harmony.free_text import FreeTextError, free_text_rule
 from gptoss.harmony.grammar import ToolSpec
 from gptoss.harmony.schema.checks import SchemaError
+from gptoss.harmony.schema.context import ALL, Relaxed
 from gptoss.harmony.schema.enforce import Enforced, enforceable
-from gptoss.harmony.schema.rewrite import ALL, Relaxed
 
 MAX_GUIDED_SCHEMA = 20_000  # characters; of a larger one only the object is enforced unasked
 MAX_PROPERTIES = 20_000  # of all schemas

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from gptoss.config.errors import ConfigError
-from gptoss.engine.client import client
+from gptoss.engine.client import engine_link
 from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import QueueFullError
 from gptoss.engine.client.streams import OpenStreams, OutputStream, refusal
@@ -44,7 +44,7 @@ def _sent(client: EngineClient) -> list[ToEngine]:
     """What the client sends from now on, as the engine reads it."""
     messages: list[ToEngine] = []
     decoder = msgspec.msgpack.Decoder(ToEngine)
-    client._send = lambda m: messages.append(decoder.decode(msgspec.msgpack.encode(m)))  # type: ignore[method-assign]
+    client._link.send = lambda m: messages.append(decoder.decode(msgspec.msgpack.encode(m)))  # type: ignore[method-assign]
     return messages
 
 
@@ -61,7 +61,7 @@ def test_a_bias_that_choices_share_goes_over_the_wire_once() -> None:
         await client.add_request(plain)
         first, sent[:] = list(sent), []
         client._handle(Ready("float32", "cpu", 1, 1, 1, 64, "reference", 0.1, 1))  # after a death
-        client._context.destroy(linger=0)
+        client._link.close()
         return first, sent
 
     for messages in asyncio.run(add()):
@@ -127,7 +127,7 @@ def test_requests_that_come_before_an_engines_death_shows_go_on_in_the_next() ->
 
     async def add() -> None:
         client = EngineClient(engine_config(checkpoint()), RestartPolicy(max_resumes=1))
-        client._send_socket = dead = zmq.Context.shadow(client._context.underlying).socket(zmq.PUSH)
+        client._link._send_socket = dead = zmq.Context.shadow(client._link._context.underlying).socket(zmq.PUSH)
         dead.bind("inproc://engine")  # nobody is connected
         client.state = EngineState.READY
         params = SamplingParams(max_tokens=5, seed=0, logit_bias=LogitBias.of({7: 1.0}))
@@ -140,7 +140,7 @@ def test_requests_that_come_before_an_engines_death_shows_go_on_in_the_next() ->
 
         sent = _sent(client)
         client._handle(Ready("float32", "cpu", 1, 1, 1, 64, "reference", 0.1, 1))
-        client._context.destroy(linger=0)
+        client._link.close()
         first, second = sent
         assert first == plain and isinstance(second, AddRequests)
         assert [r.request_id for r in second.requests] == ["biased"]
@@ -159,7 +159,7 @@ def test_all_requests_are_admitted_or_none() -> None:
         assert not sent and not client.num_active
         await client.add_requests([AddRequest(str(i), [1], params) for i in range(3)])
         assert len(sent) == client.num_active == 3
-        client._context.destroy(linger=0)
+        client._link.close()
 
     asyncio.run(add())
 
@@ -187,7 +187,7 @@ def test_a_tenant_below_its_share_is_let_in_beyond_the_bounds() -> None:
         for stream in client.streams:
             client.discard(stream.request.request_id)
         assert not client.streams.of_tenant and not client.streams.unstarted_tokens_of
-        client._context.destroy(linger=0)
+        client._link.close()
 
     asyncio.run(add())
 
@@ -214,10 +214,12 @@ def _read_from(every_s: float, *, busy: bool = False, ready: bool = True) -> str
         if busy:
             await client.add_request(AddRequest("a", [1], SamplingParams(max_tokens=5, seed=1)))
         socket: Any = _Beating(every_s)
+        reading = client._link.read(socket, asyncio.Event(), client._handle, client._silence)
+        problem = None
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(client._read(socket, asyncio.Event()), 1.5)
-        client._context.destroy(linger=0)
-        return client.failure
+            problem = await asyncio.wait_for(reading, 1.5)
+        client._link.close()
+        return problem
 
     return asyncio.run(read())
 
@@ -236,7 +238,7 @@ def test_an_engine_starts_again_with_files_that_were_checked() -> None:
     async def renew(renewed: Callable[[], EngineConfig]) -> EngineConfig:
         client = EngineClient(engine_config(checkpoint()), renewed=renewed)
         await client._renew()
-        client._context.destroy(linger=0)
+        client._link.close()
         return client.config
 
     def fails() -> EngineConfig:
@@ -258,7 +260,7 @@ def test_openmp_threads_do_not_spin_next_to_those_of_the_kernels(
     monkeypatch.setenv("GOMP_SPINCOUNT", before or "")
     if before is None:
         monkeypatch.delenv("GOMP_SPINCOUNT")
-    client._child(engine_config(checkpoint(), backend=backend), "", "", os.getpid(), {})
+    engine_link._child(engine_config(checkpoint(), backend=backend), "", "", os.getpid(), {})
     assert seen == [wanted]
 
 

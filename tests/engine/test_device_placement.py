@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptoss.config.errors import ConfigError
-from gptoss.engine.client import client
+from gptoss.engine.client import engine_link
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.core import process
 from gptoss.engine.model.model_config import ModelConfig
@@ -119,5 +119,5 @@ def test_an_engine_sees_its_own_cards_only(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     seen: list[str | None] = []
     monkeypatch.setattr(process, "run_engine", lambda *_: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")))
-    client._child(dataclasses.replace(config(), gpus=gpus), "", "", os.getpid(), {})
+    engine_link._child(dataclasses.replace(config(), gpus=gpus), "", "", os.getpid(), {})
     assert seen == [expected]

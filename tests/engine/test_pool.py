@@ -38,10 +38,11 @@ class FakeEngine(EngineClient):
 
     def __init__(self, number: int, policy: RestartPolicy, **settings: Any) -> None:
         super().__init__(engine_config(checkpoint(), **settings), policy, number=number)
-        self._context.destroy(linger=0)
+        self._link.close()
         self.sent: list[ToEngine] = []
+        self._link.send = self._record  # type: ignore[method-assign]
 
-    def _send(self, message: ToEngine) -> None:
+    def _record(self, message: ToEngine) -> None:
         self.sent.append(msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=ToEngine))
 
     def added(self) -> list[AddRequest]:
@@ -52,7 +53,7 @@ class FakeEngine(EngineClient):
         return found
 
     def becomes_ready(self) -> None:
-        self._has_ended = False
+        self._link.has_ended = False
         self._handle(READY)
 
     def dies(self, *, finally_: bool = False) -> None:

@@ -26,17 +26,17 @@ ENDPOINT = f"{rooms('gptoss.api', 'context hosted http telemetry access.api_keys
 ALLOWED = {
     "gptoss.__main__": "gptoss.cli.main",
     "gptoss.server": "gptoss.launcher",
-    "gptoss.cli": "gptoss.cli gptoss.ray_serve gptoss.launcher gptoss.logging_setup gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
+    "gptoss.cli": "gptoss.cli gptoss.ray_serve gptoss.launcher gptoss.startup gptoss.logging_setup gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
     "gptoss.kernels gptoss.embedded gptoss.engine gptoss.config gptoss.cached_files gptoss.run_folder gptoss.resources gptoss.tools",
     # the only command that runs requests itself
-    "gptoss.cli.batch": f"gptoss.cli.remote gptoss.launcher gptoss.logging_setup gptoss.cached_files gptoss.config "
+    "gptoss.cli.batch": f"gptoss.cli.remote gptoss.launcher gptoss.startup gptoss.logging_setup gptoss.cached_files gptoss.config "
     f"gptoss.engine.client gptoss.harmony.vocabulary_files {rooms('gptoss.api', 'dispatch batches.run')}",
     "gptoss.cli.convert": "gptoss.cli.conversion gptoss.cli.remote gptoss.cached_files gptoss.config.errors gptoss.engine.model "
     "gptoss.gguf_header gptoss.harmony.vocabulary_files gptoss.model_locator",
     "gptoss.cli.conversion": "gptoss.cli.conversion gptoss.cached_files gptoss.engine.model gptoss.gguf_header gptoss.harmony "
     "gptoss.kernels.lora gptoss.kernels.mxfp4",
     # a replica is a server without a port
-    "gptoss.ray_serve": "gptoss.launcher gptoss.logging_setup gptoss.config gptoss.engine.client.supervisor "
+    "gptoss.ray_serve": "gptoss.launcher gptoss.startup gptoss.logging_setup gptoss.config gptoss.engine.client.supervisor "
     "gptoss.engine.parallel.gpus",
     # runs tools with the sessions and limits of the loop, without a model
     **dict.fromkeys(
@@ -45,9 +45,11 @@ ALLOWED = {
         f"{rooms('gptoss.generation', 'tool_types tool_sessions tool_run background')}",
     ),
     "gptoss.client": "gptoss.client",
-    "gptoss.launcher": "gptoss.api gptoss.config gptoss.model_locator gptoss.port_manager gptoss.logging_setup gptoss.harmony "
-    "gptoss.cached_files gptoss.run_folder gptoss.engine.client gptoss.engine.config gptoss.engine.core.host_agent "
-    "gptoss.engine.parallel.device_placement gptoss.engine.parallel.gpus",
+    "gptoss.launcher": "gptoss.startup gptoss.api gptoss.config gptoss.port_manager gptoss.logging_setup gptoss.cached_files "
+    "gptoss.harmony.vocabulary_files gptoss.engine.client gptoss.engine.core.host_agent",
+    "gptoss.startup": "gptoss.config gptoss.model_locator gptoss.port_manager gptoss.harmony gptoss.cached_files "
+    "gptoss.api.access.api_keys gptoss.api.access.hosts gptoss.api.http.descriptors gptoss.engine.client.adapters "
+    "gptoss.engine.config gptoss.engine.parallel.device_placement gptoss.engine.parallel.gpus",
     "gptoss.model_locator": f"gptoss.config.errors gptoss.engine.config {SHAPES} gptoss.cached_files gptoss.gguf_header gptoss.resources "
     "gptoss.ollama_store",
     "gptoss.embedded": f"gptoss.embedded gptoss.harmony gptoss.kernels gptoss.resources {SHAPES}",

@@ -7,31 +7,26 @@ request whose engine died continues in the next engine.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import logging
-import multiprocessing
-import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-import msgspec
 import zmq
 import zmq.asyncio
 
 from gptoss.engine.client.adapters import AdapterLink, Adapters
 from gptoss.engine.client.admission import FinishRate, check_capacity
+from gptoss.engine.client.engine_link import EngineLink
 from gptoss.engine.client.errors import EngineDeadError, EngineError
 from gptoss.engine.client.streams import OpenStreams, OutputStream
-from gptoss.engine.client.supervisor import EngineState, RestartPolicy, SilenceWatch, start_process
+from gptoss.engine.client.supervisor import EngineState, RestartPolicy, SilenceWatch
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import (
     AbortRequests,
     Adapter,
     AdapterChanged,
     AddRequest,
-    AddRequests,
     EngineStats,
     Failed,
     FinishReason,
@@ -39,11 +34,8 @@ from gptoss.engine.messages import (
     Heartbeat,
     Outputs,
     Ready,
-    Shutdown,
-    ToEngine,
     TokenOutput,
 )
-from gptoss.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +63,7 @@ class EngineClient:
         """
         self.config = config
         self.adapters = Adapters(config) if adapters is None else adapters
-        self._adapter_link = AdapterLink(self.adapters, self._send)
+        self._adapter_link = AdapterLink(self.adapters, lambda message: self._link.send(message))
         self.policy = policy or RestartPolicy()
         self.state = EngineState.LOADING
         self.ready: Ready | None = None
@@ -90,17 +82,12 @@ class EngineClient:
             self._log["engine"] = self._log_fields["engine"] = number
         self.streams = OpenStreams()
         self.finish_rate = FinishRate()
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._ready_event = asyncio.Event()
         self._settled_event = asyncio.Event()
-        self._context = zmq.asyncio.Context()
-        self._process: BaseProcess | None = None
-        self._send_socket: zmq.Socket[bytes] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._watch = SilenceWatch(self.policy)
+        self._link = EngineLink(self._log, self._watch)
         self._attempts = 0
-        self._has_ended = False  # the process, before its end is handled
 
     # --- start and stop ---
 
@@ -133,22 +120,14 @@ class EngineClient:
     async def stop(self) -> None:
         """Ends all requests with an error, then the engine process."""
         self.state = EngineState.STOPPED
+        self._link.is_stopping = True
         self._fail_all("the server is shutting down")
         self._adapter_link.engine_is_dead("the server is shutting down")
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        process = self._process
-        if process is not None and process.is_alive():
-            with contextlib.suppress(zmq.ZMQError):
-                self._send(Shutdown())
-            await asyncio.to_thread(process.join, 3)
-            if process.is_alive():
-                process.kill()
-                await asyncio.to_thread(process.join, 5)
-        self._close_socket()
-        self._context.destroy(linger=200)
+        await self._link.stop()
 
     @property
     def engines(self) -> Sequence[EngineClient]:
@@ -166,11 +145,11 @@ class EngineClient:
     @property
     def serves(self) -> bool:
         """Whether a request sent now would be served."""
-        return self.is_ready and not self._has_ended and self.stall is None
+        return self.is_ready and not self._link.has_ended and self.stall is None
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
+        return self._link.pid
 
     @property
     def num_active(self) -> int:
@@ -239,12 +218,12 @@ class EngineClient:
     def submit(self, streams: Sequence[OutputStream]) -> None:
         """Sends requests to the engine without checking capacity."""
         self.keep(streams)
-        self._send_requests([stream.request for stream in streams])
+        self._link.send_requests([stream.request for stream in streams])
 
     def resume(self, streams: Sequence[OutputStream]) -> None:
         """Sends what is left of requests that another engine does not continue."""
         self.keep(streams)
-        self._send_requests([stream.rest() for stream in streams])
+        self._link.send_requests([stream.rest() for stream in streams])
 
     def keep(self, streams: Sequence[OutputStream]) -> None:
         """Holds requests, which are sent when the engine is ready, if it is not."""
@@ -257,7 +236,7 @@ class EngineClient:
         """Takes a request back, for another engine; None if it has ended."""
         stream = self.streams.remove(request_id)
         if stream is not None and self.is_ready:
-            self._send(AbortRequests([request_id]))
+            self._link.send(AbortRequests([request_id]))
         return stream
 
     async def load_adapter(self, adapter: Adapter) -> None:
@@ -281,7 +260,7 @@ class EngineClient:
         running = [stream.request.request_id for stream in self.streams]
         self._fail_all(reason)
         with contextlib.suppress(zmq.ZMQError):
-            self._send(AbortRequests(running))
+            self._link.send(AbortRequests(running))
 
     def abort(self, request_id: str) -> bool:
         """Aborts a request: its iterator gets a terminal output. Returns whether it was running or waiting."""
@@ -290,7 +269,7 @@ class EngineClient:
             return False
         stream.aborted = True  # the engine may die before it reads the message
         if self.is_ready:
-            self._send(AbortRequests([request_id]))
+            self._link.send(AbortRequests([request_id]))
         else:
             self._end(stream, FinishReason.ABORT)
         return True
@@ -306,38 +285,15 @@ class EngineClient:
         """Ends a request whose outputs are no longer read, if it has not ended. Idempotent."""
         if self.streams.remove(request_id):
             with contextlib.suppress(zmq.ZMQError):
-                self._send(AbortRequests([request_id]))
+                self._link.send(AbortRequests([request_id]))
 
     # --- the engine process ---
-
-    def _send(self, message: ToEngine) -> None:
-        """Sends a message if an engine is connected. Else its requests continue in the next engine, or end."""
-        if self._send_socket is not None:
-            with contextlib.suppress(zmq.Again):  # the engine has just died
-                self._send_socket.send(self._encoder.encode(message), zmq.NOBLOCK)
-
-    def _send_requests(self, requests: Iterable[AddRequest]) -> None:
-        """Sends the requests; a logit_bias that several of them share is sent once."""
-        biased: dict[int, list[AddRequest]] = {}
-        for request in requests:
-            if request.params.logit_bias is None:
-                self._send(request)
-            else:
-                biased.setdefault(id(request.params.logit_bias), []).append(request)
-        for group in biased.values():
-            bias = group[0].params.logit_bias
-            assert bias is not None
-            self._send(AddRequests([_without_bias(request) for request in group], bias))
-
-    def _close_socket(self) -> None:
-        if self._send_socket is not None:
-            self._send_socket.close(linger=200)
-            self._send_socket = None
 
     async def _supervise(self) -> None:
         while True:
             try:
-                await self._run_once()
+                ended = await self._link.run(self.config, self._handle, self._silence)
+                self.failure = self.failure or ended
             except Exception:  # a bug here must not leave requests hanging
                 logger.exception("engine supervisor")
                 self.failure = self.failure or "internal error in the engine supervisor"
@@ -379,76 +335,9 @@ class EngineClient:
             except Exception as error:  # if a file is unreadable, the engine's own error names it
                 logger.error("cannot check the engine's files: %s", error)
 
-    async def _run_once(self) -> None:
-        """Runs one engine process from its start to its death."""
-        context = self._context
-        loop = asyncio.get_running_loop()
-        with RunFolder() as folder:
-            receive = context.socket(zmq.PULL)
-            receive.bind(output_address := f"ipc://{folder / 'out'}")
-            plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
-            self._send_socket = plain.socket(zmq.PUSH)
-            self._send_socket.set_hwm(0)
-            self._send_socket.bind(input_address := f"ipc://{folder / 'in'}")
-            process = multiprocessing.get_context("spawn").Process(
-                target=_child,
-                args=(self.config, input_address, output_address, os.getpid(), self._log),
-                name="gpt-oss-engine",
-                daemon=False,  # daemons cannot start ranks; the engine ends by itself when this process does
-            )
-            gone = asyncio.Event()
-            try:
-                await start_process(process)
-                atexit.register(process.kill)  # otherwise Python waits for it when this process exits on an error
-                self._process = process
-                self._watch.work_begins()
-                loop.add_reader(process.sentinel, gone.set)
-                try:
-                    await self._read(receive, gone)
-                finally:
-                    loop.remove_reader(process.sentinel)
-            finally:
-                if self.state is not EngineState.STOPPED and process.pid is not None:
-                    process.kill()
-                    await asyncio.to_thread(process.join, 10)
-                    self.failure = self.failure or f"exit code {process.exitcode}"
-                atexit.unregister(process.kill)
-                receive.close(linger=0)
-                if self.state is not EngineState.STOPPED:
-                    self._close_socket()
-
-    async def _read(self, receive: zmq.asyncio.Socket, gone: asyncio.Event) -> None:
-        """Handles messages until the process is gone, or silent for too long."""
-        self._has_ended = False
-        gone_task = asyncio.create_task(gone.wait())
-        suspicious = False
-        try:
-            while True:
-                message_task = asyncio.ensure_future(receive.recv())
-                await asyncio.wait(
-                    {message_task, gone_task}, timeout=self._watch.interval_s, return_when=asyncio.FIRST_COMPLETED
-                )
-                if message_task.done():
-                    self._handle(self._decoder.decode(message_task.result()))
-                    if self._silence() is None:
-                        suspicious = False
-                        continue
-                else:
-                    message_task.cancel()
-                    if gone_task.done():
-                        return
-                self._watch.warn(self.pid, is_ready=self.is_ready)
-                silence = self._silence()
-                if silence is not None and suspicious:
-                    self.failure = silence
-                    return
-                suspicious = silence is not None  # this process itself may have been suspended: check twice
-        finally:
-            self._has_ended = True
-            gone_task.cancel()
-
     def _silence(self) -> str | None:
         """Why a ready engine counts as dead although its process exists; None if it does not."""
+        self._watch.warn(self.pid, is_ready=self.is_ready)
         return self._watch.problem(has_work=bool(self.streams)) if self.is_ready else None
 
     def _handle(self, message: FromEngine) -> None:
@@ -466,7 +355,7 @@ class EngineClient:
             self.ready, self.failure = message, None
             self.state = EngineState.READY
             self._adapter_link.send_all()
-            self._send_requests(stream.rest() for stream in self.streams)  # of an engine that died
+            self._link.send_requests(stream.rest() for stream in self.streams)  # of an engine that died
             self._adapter_link.end_all()
             self._ready_event.set()
             self._settled_event.set()
@@ -525,30 +414,3 @@ class EngineClient:
         request_id = stream.request.request_id
         self.streams.remove(request_id)
         stream.put(TokenOutput(request_id, [], why, error=error))
-
-
-def _without_bias(request: AddRequest) -> AddRequest:
-    params = msgspec.structs.replace(request.params, logit_bias=None)
-    return msgspec.structs.replace(request, params=params)
-
-
-def narrowed_devices(visible: str | None, gpus: Sequence[int]) -> str:
-    """Returns CUDA_VISIBLE_DEVICES for a process that sees only `gpus` of those that this one sees.
-
-    `visible`: this process's CUDA_VISIBLE_DEVICES; None: not set.
-    """
-    entries = None if visible is None else [part.strip() for part in visible.split(",")]
-    return ",".join(str(gpu) if entries is None else entries[gpu] for gpu in gpus)
-
-
-def _child(config: EngineConfig, input_address: str, output_address: str, parent_pid: int, log: dict[str, Any]) -> None:
-    """Runs the engine; only this process loads torch."""
-    if config.gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = narrowed_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), config.gpus)
-    if config.backend == "native":
-        # Otherwise torch's OpenMP threads spin for a millisecond after each parallel operation, on the cores that the
-        # CPU kernels' threads need. Read when the library is loaded, in ranks too.
-        os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    from gptoss.engine.core.process import run_engine
-
-    run_engine(config, input_address, output_address, parent_pid, log)

@@ -15,9 +15,10 @@ from llguidance import LLMatcher
 
 from gptoss.harmony.digest_cache import DigestCache
 from gptoss.harmony.schema.checks import SchemaError, check_references, check_schema_shape
+from gptoss.harmony.schema.context import ALL, Relaxed
 from gptoss.harmony.schema.limits import check_size
 from gptoss.harmony.schema.plain import is_plain
-from gptoss.harmony.schema.rewrite import ALL, Relaxed, Rewriter
+from gptoss.harmony.schema.rewrite import Rewriter
 
 MAX_CACHED, MAX_CACHED_CHARS = 10_000, 32 * 2**20
 UNSATISFIABLE = "Unsatisfiable"  # prefix of the compiler's errors for schemas that match nothing

@@ -6,36 +6,26 @@ variants that exclude each other, `nullable`, propertyNames, tuples of older dra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
-from gptoss.harmony.schema import closing
+from gptoss.harmony.schema import closing, leaves
 from gptoss.harmony.schema.closing import Level
-from gptoss.harmony.schema.distinct import all_distinct, tag_of, value_key
+from gptoss.harmony.schema.context import ALL, NOT_SUPPORTED, Context, Relaxed
+from gptoss.harmony.schema.distinct import all_distinct, tag_of
+from gptoss.harmony.schema.leaves import BOUNDS, add_all
 from gptoss.harmony.schema.limits import MAX_ONE_OF_PAIRS
-from gptoss.harmony.schema.numbers import bounds
-from gptoss.harmony.schema.patterns import KNOWN_FORMATS, NARROWED_FORMATS, PatternError, any_name_but, translate
+from gptoss.harmony.schema.patterns import any_name_but
 from gptoss.harmony.schema.reading import (
-    ANNOTATIONS,
-    beyond_json,
-    has_type,
     listed,
     name_pattern,
     one_pattern,
-    only_integers,
     only_required,
     says_only,
 )
 from gptoss.harmony.schema.references import References
 
 Node = dict[str, Any] | bool
-MAX_COMBINATIONS = 20  # of names that are enumerated
-ALL = "*"  # as a keyword: the whole schema
-NOT_SUPPORTED = "the grammar has no such keyword"
-_ABSENT = object()
 _JUST_RELAXED = ("if", "dependentSchemas", "contains", "unevaluatedItems")
 _OF_STRINGS = frozenset({"minLength", "maxLength", "pattern", "format"})
 _OF_ARRAYS = frozenset(
@@ -53,8 +43,7 @@ _OF_OBJECTS = frozenset(
         "maxProperties",
     }
 )
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-_OF_NUMBERS = frozenset({*_BOUNDS, "multipleOf"})
+_OF_NUMBERS = frozenset({*BOUNDS, "multipleOf"})
 _COMBINED = frozenset(
     {
         *_JUST_RELAXED,
@@ -70,27 +59,9 @@ _COMBINED = frozenset(
     }
 )
 _ALONE = frozenset({"$ref", "allOf", "anyOf", "oneOf", "discriminator", "$schema", "$defs", "definitions"})
-_ALL_TYPES = ("string", "number", "boolean", "null", "object", "array")
 
 
-@dataclass(frozen=True, slots=True)
-class Relaxed:
-    """One keyword that is not enforced."""
-
-    location: str
-    keyword: str
-    reason: str
-    contradiction: bool = False  # if it were enforced, nothing would match
-
-    @property
-    def path(self) -> str:
-        return self.location if self.keyword == ALL else f"{self.location}.{self.keyword}"
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-class Rewriter:
+class Rewriter(Context):
     """Rewrites one schema.
 
     `blocked`: (location, keyword) -> why it is left out, known from an earlier attempt.
@@ -110,11 +81,9 @@ class Rewriter:
 
         `faithful`: a schema that contradicts itself matches nothing, instead of being relaxed.
         """
-        self._root, self.where, self._blocked = root, where, blocked
-        self._strict, self._close, self._faithful = strict, arguments, faithful
-        self._impossible: set[str] = set()  # locations of contradictions
+        super().__init__(blocked, strict=strict)
+        self.where, self._root, self._close, self._faithful = where, root, arguments, faithful
         self._references = References(root)
-        self.relaxed: dict[tuple[str, str], Relaxed] = {}
         self.definitions: dict[str, Node] = {}
         self.nodes: dict[str, dict[str, Any]] = {}  # by location
         self.sources: dict[str, Mapping[str, Any]] = {}
@@ -134,33 +103,14 @@ class Rewriter:
 
     def without(self, also: Relaxed) -> Rewriter:
         """A rewriter for another attempt, which also leaves out `also`."""
-        blocked = {**self._blocked, (also.location, also.keyword): also}
+        blocked = {**self.blocked, (also.location, also.keyword): also}
         return self._again(blocked)
 
     def faithfully(self) -> Rewriter:
-        return self._again(self._blocked, faithful=True)
+        return self._again(self.blocked, faithful=True)
 
     def _again(self, blocked: Mapping[tuple[str, str], Relaxed], *, faithful: bool = False) -> Rewriter:
-        return Rewriter(self._root, self.where, blocked, strict=self._strict, arguments=self._close, faithful=faithful)
-
-    def _relax(self, location: str, keyword: str, reason: str, *, contradiction: bool = False) -> None:
-        self._leave_out(Relaxed(location, keyword, reason, contradiction))
-
-    def _leave_out(self, relaxed: Relaxed) -> None:
-        self.relaxed.setdefault((relaxed.location, relaxed.keyword), relaxed)
-        if relaxed.contradiction:
-            self._impossible.add(relaxed.location)
-
-    def _get(self, schema: Mapping[str, Any], keyword: str, location: str, default: Any = None) -> Any:
-        """The keyword's value; `default` if it is absent or known not to compile."""
-        if keyword not in schema:
-            return default
-        known = self._blocked.get((location, keyword))
-        if known is None:
-            return schema[keyword]
-        if keyword != "format":  # an annotation, enforced only if possible
-            self._leave_out(known)
-        return default
+        return Rewriter(self._root, self.where, blocked, strict=self.strict, arguments=self._close, faithful=faithful)
 
     def _rewrite(self, schema: Any, location: str, close: bool, *, part: bool = False, is_root: bool = False) -> Node:
         """Rewrites a schema.
@@ -169,27 +119,27 @@ class Rewriter:
         """
         if isinstance(schema, bool):
             return schema
-        known = self._blocked.get((location, ALL))
+        known = self.blocked.get((location, ALL))
         if known is not None:
-            self._leave_out(known)
+            self.leave_out(known)
             return not (self._faithful and known.contradiction)
         level = closing.sealed(schema, self._references)
         if close and level is None:
             level = closing.level_of(schema, self._references, is_root=is_root)
         level = level or Level()
         node: dict[str, Any] = {}
-        self._values(node, schema, location)
+        leaves.values(self, node, schema, location)
         if not _OF_STRINGS.isdisjoint(schema):
-            self._strings(node, schema, location)
+            leaves.strings(self, node, schema, location)
         if not _OF_NUMBERS.isdisjoint(schema):
-            self._numbers(node, schema, location)
+            leaves.numbers(self, node, schema, location)
         if not _OF_ARRAYS.isdisjoint(schema):
             self._arrays(node, schema, location)
         if not _OF_OBJECTS.isdisjoint(schema) or level.closed_over is not None:
             self._objects(node, schema, location, level, part=part)
         if not _COMBINED.isdisjoint(schema) and not self._combined(node, schema, location, level, part=part):
             return False
-        if self._faithful and location in self._impossible:
+        if self._faithful and location in self.impossible:
             return False
         if schema.get("nullable") is True and not is_root:
             node = {"anyOf": [node, {"type": "null"}]}
@@ -206,79 +156,18 @@ class Rewriter:
                 "unevaluatedItems": schema.get(keyword) in (True, {}),
             }
             if keyword in schema and not says_nothing.get(keyword):
-                self._relax(location, keyword, NOT_SUPPORTED)
+                self.relax(location, keyword, NOT_SUPPORTED)
         close = level.close_parts and self._close
         part = part or not (says_only(schema, _ALONE) and len(schema.keys() & _COMBINED) == 1)
-        return self._negation(node, schema, location) and self._combinators(
+        return leaves.negation(self, node, schema, location) and self._combinators(
             node, schema, location, close=close, part=part
         )
 
-    def _values(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
-        kind = self._get(schema, "type", location)
-        if kind == []:
-            self._relax(location, "type", "no value has no type", contradiction=True)
-        elif kind is not None:
-            node["type"] = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
-        kinds = {kind} if isinstance(kind, str) else set(kind or ())
-        for keyword in ("enum", "const"):
-            values = self._get(schema, keyword, location, _ABSENT)
-            if values is _ABSENT:
-                continue
-            values = values if keyword == "enum" else [values]
-            kept = {value_key(v): v for v in values if not kinds or has_type(v, kinds)}
-            if not kept:
-                self._relax(location, keyword, "no value is left", contradiction=True)
-            elif any(beyond_json(v) for v in kept.values()):
-                self._relax(location, keyword, "numbers beyond 64 bits cannot be written exactly")
-            else:
-                node[keyword] = list(kept.values()) if keyword == "enum" else values[0]
-
-    def _strings(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
-        for keyword in ("minLength", "maxLength"):
-            length = self._get(schema, keyword, location)
-            if length is not None and not (keyword == "minLength" and length == 0):
-                node[keyword] = int(length)
-        patterns = self._pattern(schema, location)
-        name = self._get(schema, "format", location)
-        if "enum" not in node and "const" not in node:
-            if name in NARROWED_FORMATS:
-                patterns.append(NARROWED_FORMATS[name])
-            elif name in KNOWN_FORMATS:
-                node["format"] = name
-        if patterns:
-            node["pattern"] = patterns[0]
-        if len(patterns) > 1:
-            _add_all(node, [{"pattern": pattern} for pattern in patterns[1:]])
-
-    def _pattern(self, schema: Mapping[str, Any], location: str) -> list[str]:
-        pattern = self._get(schema, "pattern", location)
-        if pattern is None or pattern in ("", ".*", "^.*$", "^"):
-            return []
-        try:
-            translated = translate(pattern)
-        except PatternError as error:
-            self._relax(location, "pattern", f"the grammar has no such expression ({error})")
-            return []
-        if not translated.exact:
-            self._relax(location, "pattern", "its look-around and word boundaries are left out")
-        return translated.patterns
-
-    def _numbers(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
-        asked = {key: self._get(schema, key, location) for key in _BOUNDS if key in schema}
-        known = {key: value for key, value in asked.items() if value is not None}
-        found = bounds(known, integer=only_integers(node.get("type")), strict=self._strict)
-        node.update(found.keywords)
-        for keyword in found.relaxed:
-            self._relax(location, keyword, "the bound is out of the grammar's reach")
-        multiple = self._get(schema, "multipleOf", location)
-        if multiple is not None:
-            node["multipleOf"] = multiple
-
     def _arrays(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
-        items = self._get(schema, "items", location)
-        first, rest, rest_at = self._get(schema, "prefixItems", location), items, "items"
+        items = self.get(schema, "items", location)
+        first, rest, rest_at = self.get(schema, "prefixItems", location), items, "items"
         if isinstance(items, list):  # before draft 2020-12
-            first, rest, rest_at = (items, self._get(schema, "additionalItems", location), "additionalItems")
+            first, rest, rest_at = (items, self.get(schema, "additionalItems", location), "additionalItems")
         first_at = "items" if isinstance(items, list) else "prefixItems"
         if first:
             node["prefixItems"] = [
@@ -291,11 +180,11 @@ class Rewriter:
         elif first and schema.get("unevaluatedItems") is False:
             node["items"] = False
         for keyword in ("minItems", "maxItems"):
-            count = self._get(schema, keyword, location)
+            count = self.get(schema, keyword, location)
             if count is not None and not (keyword == "minItems" and count == 0):
                 node[keyword] = int(count)
         if schema.get("uniqueItems") is True and schema.get("maxItems", 2) > 1:
-            self._relax(location, "uniqueItems", NOT_SUPPORTED)
+            self.relax(location, "uniqueItems", NOT_SUPPORTED)
 
     # --- objects ---
 
@@ -304,12 +193,12 @@ class Rewriter:
     ) -> None:
         properties = {
             name: self._rewrite(inner, f"{location}.properties.{name}", self._close)
-            for name, inner in (self._get(schema, "properties", location) or {}).items()
+            for name, inner in (self.get(schema, "properties", location) or {}).items()
         }
         patterns, more = self._pattern_properties(schema, location), self._more(schema, location)
         if patterns is None:
             patterns, more = {}, True
-        required = list(dict.fromkeys(self._get(schema, "required", location) or ()))
+        required = list(dict.fromkeys(self.get(schema, "required", location) or ()))
         if level.closed_over is not None:
             more, foreign = False, self._foreign_patterns(level, schema)
             properties |= {name: True for name in level.closed_over.names if name not in properties}
@@ -322,7 +211,7 @@ class Rewriter:
         if simple and more is False and not patterns:
             undeclared = [name for name in required if name not in properties]
             if undeclared:
-                self._relax(location, "required", f"{undeclared[0]!r} may not be written", contradiction=True)
+                self.relax(location, "required", f"{undeclared[0]!r} may not be written", contradiction=True)
                 required = [name for name in required if name in properties]
         if simple and not part and properties and more is not False and not patterns:
             # a declared name with escapes would be a second value for it
@@ -339,32 +228,32 @@ class Rewriter:
         if more is not True:
             node["additionalProperties"] = more
         self.demands_nothing |= any(properties.get(name) is False for name in required)
-        self._property_counts(node, schema, location)
+        leaves.property_counts(self, node, schema, location)
 
     def _more(self, schema: Mapping[str, Any], location: str) -> Node:
         """The schema of undeclared properties."""
         keyword = "additionalProperties"
-        more = self._get(schema, keyword, location, True)
+        more = self.get(schema, keyword, location, True)
         if more is True and "unevaluatedProperties" in schema:
             keyword = "unevaluatedProperties"
-            more = self._get(schema, keyword, location, True)
+            more = self.get(schema, keyword, location, True)
             if more is False and closing.has_names_of_variants(schema, self._references):
-                self._relax(location, keyword, "the names of other variants may be written")
+                self.relax(location, keyword, "the names of other variants may be written")
             elif more not in (True, False, {}) and closing.has_parts(schema):
-                self._relax(location, keyword, "not enforced next to schemas that are combined")
+                self.relax(location, keyword, "not enforced next to schemas that are combined")
                 return True
         return self._rewrite(more, f"{location}.{keyword}", self._close)
 
     def _pattern_properties(self, schema: Mapping[str, Any], location: str) -> dict[str, Node] | None:
         """The rewritten patternProperties; None if their names cannot be distinguished from others."""
-        given = self._get(schema, "patternProperties", location)
+        given = self.get(schema, "patternProperties", location)
         if given is None:
             return None if "patternProperties" in schema else {}
         out: dict[str, Node] = {}
         for pattern, inner in given.items():
             translated = one_pattern(pattern)
             if translated is None:
-                self._relax(location, "patternProperties", f"the grammar has no expression for {pattern!r}")
+                self.relax(location, "patternProperties", f"the grammar has no expression for {pattern!r}")
                 return None
             out[translated] = self._rewrite(inner, f"{location}.patternProperties.{pattern}", self._close)
         return out
@@ -390,7 +279,7 @@ class Rewriter:
         more: Node,
     ) -> tuple[dict[str, Node], dict[str, Node], Node]:
         """Applies propertyNames: listed names become properties, a pattern of names becomes a patternProperty."""
-        rule = self._get(schema, "propertyNames", location)
+        rule = self.get(schema, "propertyNames", location)
         rule = self._follow(rule)
         if not isinstance(rule, dict) or says_only(rule, {"type"}) and "string" in listed(rule.get("type", "string")):
             if rule is False:
@@ -404,7 +293,7 @@ class Rewriter:
         pattern = name_pattern(rule)
         if pattern is not None and not patterns and not properties:
             return {}, {pattern: more} if more is not False else {}, False
-        self._relax(location, "propertyNames", NOT_SUPPORTED)
+        self.relax(location, "propertyNames", NOT_SUPPORTED)
         return properties, patterns, more
 
     def _follow(self, schema: Any) -> Any:
@@ -417,36 +306,6 @@ class Rewriter:
             schema = found.schema
         return schema
 
-    def _property_counts(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
-        least = int(self._get(schema, "minProperties", location) or 0)
-        limit = self._get(schema, "maxProperties", location)
-        required, names = set(node.get("required", ())), node.get("properties", {})
-        optional = [n for n in names if n not in required and names[n] is not False]
-        closed = node.get("additionalProperties") is False and "patternProperties" not in node
-        missing = least - len(required)
-        if missing > 0:
-            if closed and 0 < missing <= len(optional) and math.comb(len(optional), missing) <= MAX_COMBINATIONS:
-                _add_all(node, [{"anyOf": [{"required": [*some]} for some in combinations(optional, missing)]}])
-            elif not closed and missing == 1 and not optional:
-                node["minProperties"] = least
-            else:
-                if not optional or (closed and missing == 1):
-                    node["minProperties"] = least
-                if not closed or missing > 1:
-                    self._relax(location, "minProperties", "a name that is written twice counts twice")
-        if limit is None or (closed and limit >= len(names)):
-            return
-        spare = int(limit) - len(required)
-        if closed and optional and spare >= 0 and math.comb(len(optional), spare) <= MAX_COMBINATIONS:
-            choices = [set(kept) for kept in combinations(optional, spare)]
-            _add_all(
-                node, [{"anyOf": [{"properties": {n: False for n in optional if n not in kept}} for kept in choices]}]
-            )
-        elif not optional:
-            node["maxProperties"] = int(limit)
-        else:
-            self._relax(location, "maxProperties", "there are too many optional properties to count")
-
     # --- combinations ---
 
     def _combinators(
@@ -454,18 +313,18 @@ class Rewriter:
     ) -> bool:
         """Adds references, allOf, anyOf and oneOf to `node`; returns False if no value matches."""
         self._reference(node, schema, location, close=close, part=part)
-        members = self._get(schema, "allOf", location) or []
+        members = self.get(schema, "allOf", location) or []
         several = part or len(members) > 1
         parts = [self._rewrite(m, f"{location}.allOf[{i}]", close, part=several) for i, m in enumerate(members)]
         if False in parts:
             return False
-        _add_all(node, [part for part in parts if part not in (True, {})])
+        add_all(node, [part for part in parts if part not in (True, {})])
         for keyword in ("anyOf", "oneOf"):
-            given = self._get(schema, keyword, location)
+            given = self.get(schema, keyword, location)
             if given is None:
                 continue
             if not given:
-                self._relax(location, keyword, "there is no variant", contradiction=True)
+                self.relax(location, keyword, "there is no variant", contradiction=True)
                 continue
             variants = [self._rewrite(v, f"{location}.{keyword}[{i}]", close, part=part) for i, v in enumerate(given)]
             if keyword == "oneOf":
@@ -474,20 +333,20 @@ class Rewriter:
             if not variants:
                 return False
             if not any(variant in (True, {}) for variant in variants):
-                _add_all(node, [{"anyOf": variants}])
-        self._dependent_required(node, schema, location)
+                add_all(node, [{"anyOf": variants}])
+        leaves.dependent_required(self, node, schema, location)
         return True
 
     def _reference(
         self, node: dict[str, Any], schema: Mapping[str, Any], location: str, *, close: bool, part: bool
     ) -> None:
         keyword = next((k for k in ("$ref", "$recursiveRef", "$dynamicRef") if k in schema), None)
-        reference = None if keyword is None else self._get(schema, keyword, location)
+        reference = None if keyword is None else self.get(schema, keyword, location)
         if keyword is None or reference is None:
             return
         target = self._references.find(reference)
         if target is None:
-            self._relax(location, keyword, f"{reference!r} leads to nothing in this schema")
+            self.relax(location, keyword, f"{reference!r} leads to nothing in this schema")
             return
         key = (target.pointer, close, part)
         if key not in self._names:
@@ -501,7 +360,7 @@ class Rewriter:
         """The variants of a oneOf, changed if possible so that no value can match two of them."""
         self._num_pairs += len(variants) * (len(variants) - 1) // 2
         if self._num_pairs > MAX_ONE_OF_PAIRS:
-            self._relax(location, "oneOf", "there are too many variants to compare: enforced as anyOf")
+            self.relax(location, "oneOf", "there are too many variants to compare: enforced as anyOf")
             return variants
         names = [only_required(variant) for variant in schema["oneOf"]]
         if len(set(names)) == len(names) > 1 and None not in names:
@@ -516,52 +375,8 @@ class Rewriter:
         tag = tag_of(kept, self.definitions, named)
         if tag is not None:
             return [_with_required(variant, tag) for variant in kept]
-        self._relax(location, "oneOf", "its variants may overlap: enforced as anyOf")
+        self.relax(location, "oneOf", "its variants may overlap: enforced as anyOf")
         return kept
-
-    def _dependent_required(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> None:
-        for keyword in ("dependentRequired", "dependencies"):
-            given = self._get(schema, keyword, location)
-            if not isinstance(given, dict) or not given:
-                continue
-            if len(given) > 3 or not all(isinstance(needed, list) for needed in given.values()):
-                self._relax(location, keyword, NOT_SUPPORTED)
-                continue
-            for name, needed in given.items():
-                if needed:
-                    _add_all(node, [{"anyOf": [{"properties": {name: False}}, {"required": list(needed)}]}])
-
-    def _negation(self, node: dict[str, Any], schema: Mapping[str, Any], location: str) -> bool:
-        """Adds `not` to `node`; returns False if no value matches."""
-        given = self._get(schema, "not", location, False)
-        if given is False:
-            return True
-        if given is True or not given.keys() - ANNOTATIONS:
-            return False
-        kinds = given.get("type")
-        if says_only(given, {"type"}) and not {"integer", "number"} & set(listed(kinds)):
-            left = [k for k in listed(node.get("type", list(_ALL_TYPES))) if k not in listed(kinds)]
-            if not left:
-                return False
-            node["type"] = left
-        elif says_only(given, {"enum", "const"}) and "enum" in node:
-            excluded = {value_key(v) for v in [*given.get("enum", ()), *([given["const"]] if "const" in given else ())]}
-            node["enum"] = [v for v in node["enum"] if value_key(v) not in excluded]
-            return bool(node["enum"])
-        elif node.get("type") == "object" and only_required(given) is not None:
-            _add_all(node, [{"properties": {only_required(given): False}}])
-        else:
-            self._relax(location, "not", NOT_SUPPORTED)
-        return True
-
-
-def _add_all(node: dict[str, Any], parts: list[Any]) -> None:
-    """Adds conditions to a node: a first anyOf to the node itself, others to its allOf."""
-    for part in parts:
-        if set(part) == {"anyOf"} and "anyOf" not in node:
-            node["anyOf"] = part["anyOf"]
-        else:
-            node.setdefault("allOf", []).append(part)
 
 
 def _with_required(node: Node, name: str) -> Node:

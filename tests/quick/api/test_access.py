@@ -27,7 +27,7 @@ from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
 from gptoss.config.sources import describe, load_config
 from gptoss.config.text import masked_value, without_secrets
-from gptoss.launcher import check_access
+from gptoss.startup import check_access
 
 
 def keys_file(tmp_path: Path, text: str) -> ServerConfig:

@@ -64,14 +64,14 @@ def test_a_key_stands_in_one_group_and_says_what_it_does() -> None:
 
 
 def test_the_engine_gets_its_groups_of_the_configuration() -> None:
-    from gptoss import launcher
+    from gptoss import startup
 
     model = ModelConfig.from_json(hf_config(SIZES["nano"]))
     located: Any = SimpleNamespace(config=model, folder=None)
     config = load_config(
         ["--profile", "quality_first", "--load-format", "dummy", "--block-size", "16", "--max-num-seqs", "3"]
     )[0]
-    engine = launcher.engine_config(config, located, SimpleNamespace(ranks_path=Path("ranks")))  # type: ignore[arg-type]
+    engine = startup.engine_config(config, located, SimpleNamespace(ranks_path=Path("ranks")))  # type: ignore[arg-type]
     left = {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "batch_invariant"}
     left.add("weights_cache_dir")  # unset: in the cache folder, which the engine's process does not know
     for group in (DeviceKeys, EngineKeys):
@@ -198,16 +198,16 @@ def test_rope_parameters_of_newer_transformers_are_read() -> None:
 
 
 def test_the_model_is_the_flags_then_the_profiles_then_the_embedded_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptoss import launcher
+    from gptoss import startup
 
-    monkeypatch.setattr(launcher, "visible_gpus", lambda: ["a GPU"])
-    assert launcher.choose_model(ServerConfig(model="120b", profile="latency_first")) == "120b"
-    assert launcher.choose_model(ServerConfig(profile="latency_first")) == "20b"
-    assert launcher.choose_model(ServerConfig(profile="quality_first")) == "120b"
+    monkeypatch.setattr(startup, "visible_gpus", lambda: ["a GPU"])
+    assert startup.choose_model(ServerConfig(model="120b", profile="latency_first")) == "120b"
+    assert startup.choose_model(ServerConfig(profile="latency_first")) == "20b"
+    assert startup.choose_model(ServerConfig(profile="quality_first")) == "120b"
     changed = ServerConfig(profile="balanced", profiles={"balanced": {"model": "120b"}})
-    assert launcher.choose_model(changed) == "120b"
-    monkeypatch.setattr(launcher, "visible_gpus", lambda: [])
-    assert launcher.choose_model(ServerConfig(profile="quality_first")) == "nano"
+    assert startup.choose_model(changed) == "120b"
+    monkeypatch.setattr(startup, "visible_gpus", lambda: [])
+    assert startup.choose_model(ServerConfig(profile="quality_first")) == "nano"
 
 
 def test_a_missing_checkpoint_or_gpu_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from gptoss import launcher
+from gptoss import startup
 from gptoss.config.errors import ConfigError
 from gptoss.config.schema import ServerConfig
 
@@ -69,6 +69,6 @@ def test_the_locks_hold_every_requirement() -> None:
 
 def test_a_backend_without_its_packages_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == "accelerate" else object())
-    launcher.check_backend(ServerConfig())
+    startup.check_backend(ServerConfig())
     with pytest.raises(ConfigError, match="requires accelerate; .*pip install transformers accelerate"):
-        launcher.check_backend(ServerConfig(backend="transformers"))
+        startup.check_backend(ServerConfig(backend="transformers"))

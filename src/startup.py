@@ -1,4 +1,4 @@
-"""What a server needs before its engine starts: access, the port, the model, the engine's configuration."""
+"""What a server needs before its engine starts: access, port, model, the engine's configuration."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gptoss.api.messages.schema import MessagesRequest
+from gptoss.api.messages.schema.request import MessagesRequest
 from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullError
 from tests.support.coding_agent import first_turn, next_turn
 from tests.support.instant_engine import served

@@ -16,10 +16,10 @@ from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import InvalidRequest, field_names, from_validation
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import output_format
-from gptoss.api.messages.blocks import AssistantMessage, ForeignBlock
 from gptoss.api.messages.conversation import num_rendered, read_conversation
 from gptoss.api.messages.output import MessagePlan
-from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest, field_of
+from gptoss.api.messages.schema.blocks import AssistantMessage, ForeignBlock
+from gptoss.api.messages.schema.request import CountTokensRequest, MessagesRequest, field_of
 from gptoss.api.messages.server_tools import USE, runs_nothing
 from gptoss.api.messages.tools import builtin_entries, hosted_entries, read_tools
 from gptoss.api.telemetry.warn_once import WarnOnce

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from gptoss.api.hosted.names import joined_name
 from gptoss.api.http.encrypted_content import ForeignContentError, decode_text
 from gptoss.api.http.errors import InvalidRequest
-from gptoss.api.messages.blocks import (
+from gptoss.api.messages.schema.blocks import (
     AssistantBlock,
     DocumentBlock,
     ForeignBlock,
@@ -26,9 +26,9 @@ from gptoss.api.messages.blocks import (
     ToolUseBlock,
     UserBlock,
 )
-from gptoss.api.messages.blocks import AssistantMessage as AssistantInput
-from gptoss.api.messages.blocks import Message as InputMessage
-from gptoss.api.messages.schema import CountTokensRequest
+from gptoss.api.messages.schema.blocks import AssistantMessage as AssistantInput
+from gptoss.api.messages.schema.blocks import Message as InputMessage
+from gptoss.api.messages.schema.request import CountTokensRequest
 from gptoss.api.messages.server_tools import Runs, mark_of, read_calls, runs_nothing
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.request import Prefill

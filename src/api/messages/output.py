@@ -18,7 +18,7 @@ from gptoss.api.http.anthropic_errors import anthropic_error
 from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import from_generation
 from gptoss.api.http.sse import encode_event
-from gptoss.api.messages.schema import MessagesRequest
+from gptoss.api.messages.schema.request import MessagesRequest
 from gptoss.api.messages.server_tools import USE, citation_of, input_of, name_of, result_of
 from gptoss.api.telemetry.relaxations import relaxations
 from gptoss.generation.errors import GenerationFailedError

@@ -16,7 +16,7 @@ from gptoss.api.http.openapi import ANTHROPIC_ERROR, error_responses, json_body
 from gptoss.api.http.sse import respond
 from gptoss.api.messages.adapter import count_tokens, plan_message
 from gptoss.api.messages.output import MessagePlan, MessageRenderer
-from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
+from gptoss.api.messages.schema.request import CountTokensRequest, MessagesRequest
 from gptoss.generation.chat_output import start_chat
 from gptoss.generation.round_reader import Answer
 from gptoss.generation.tool_loop import start_loop

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from gptoss.api.hosted.entries import CodeInterpreterEntry, McpEntry, PlacedEntry, SearchFilters, WebSearchEntry
 from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import InvalidRequest, from_validation
-from gptoss.api.messages.blocks import SystemMessage, ToolChangeBlock
-from gptoss.api.messages.schema import CountTokensRequest, field_of
+from gptoss.api.messages.schema.blocks import SystemMessage, ToolChangeBlock
+from gptoss.api.messages.schema.request import CountTokensRequest, field_of
+from gptoss.api.messages.schema.tools import CustomTool, McpToolset, SearchOptions, ServerTool
 from gptoss.api.messages.server_tools import runs_nothing
-from gptoss.api.messages.tool_entries import CustomTool, McpToolset, SearchOptions, ServerTool
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.generation.request import FunctionTool, ToolPolicy
 

@@ -13,7 +13,7 @@ from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.messages import conversation as blocks_read
 from gptoss.api.messages.adapter import invalid
 from gptoss.api.messages.conversation import num_rendered, read_conversation
-from gptoss.api.messages.schema import CountTokensRequest, MessagesRequest
+from gptoss.api.messages.schema.request import CountTokensRequest, MessagesRequest
 from gptoss.api.messages.tools import OfferedTools, read_tools
 from gptoss.api.telemetry.unknown_fields import find_unknown
 from gptoss.api.telemetry.warn_once import WarnOnce

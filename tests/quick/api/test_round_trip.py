@@ -22,7 +22,7 @@ from gptoss.api.chat.output import fold, write_delta
 from gptoss.api.chat.schema import ChatCompletionRequest
 from gptoss.api.messages.conversation import read_conversation
 from gptoss.api.messages.output import MessageContent
-from gptoss.api.messages.schema import CountTokensRequest
+from gptoss.api.messages.schema.request import CountTokensRequest
 from gptoss.api.responses.adapter import read_request
 from gptoss.api.responses.items import placed_items
 from gptoss.api.responses.output import OutputItems

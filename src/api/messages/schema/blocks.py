@@ -1,4 +1,4 @@
-"""The messages of a body of /v1/messages and their content blocks, listed by the role that may have them.
+"""The messages of a body of /v1/messages, and their content blocks by the role that may have them.
 
 Tags are in angle brackets, which no field name has.
 """
@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from gptoss.api.http.fields import FIRST_PROBLEM, Strict, contract_error
 from gptoss.api.http.openapi import object_of
-from gptoss.api.messages.tool_entries import CustomTool
+from gptoss.api.messages.schema.tools import CustomTool
 
 # What Anthropic's servers leave in a history when they run tools themselves
 _FOREIGN = re.compile(

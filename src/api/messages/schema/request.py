@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from gptoss.api.http.anthropic_errors import NO_THREADS
 from gptoss.api.http.errors import Location
 from gptoss.api.http.fields import FIRST_PROBLEM, MAX_STOPS, Number, SamplingFields, Strict, contract_error
-from gptoss.api.messages.blocks import Message, SystemPrompt
-from gptoss.api.messages.tool_entries import McpServer, Tool, ToolChoice
+from gptoss.api.messages.schema.blocks import Message, SystemPrompt
+from gptoss.api.messages.schema.tools import McpServer, Tool, ToolChoice
 
 MAX_TOOLS = 1024  # agents with several MCP servers send hundreds
 MAX_SERVERS = 20

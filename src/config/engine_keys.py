@@ -92,6 +92,9 @@ class EngineKeys:
     num_speculative_tokens: int = key(
         -1, "draft tokens checked in one step; 0: none; -1: 3 on a CPU, none on GPUs", ge=-1, le=16
     )
+    speculative_model: Path | None = key(
+        None, "folder of an EAGLE-3 draft head for this model, which guesses tokens; unset: none"
+    )
     enforce_eager: bool = key(False, "GPU: run decode steps without CUDA graphs")
     block_size: int = key(64, "tokens in a KV block, a power of two", ge=1)
     enable_prefix_caching: bool = key(True, "reuse the KV cache of equal prompt prefixes")

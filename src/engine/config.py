@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gptoss.config.engine_keys import DeviceKeys, EngineKeys, LoraKeys
 from gptoss.config.errors import ConfigError
+from gptoss.engine.model.draft_head import DraftHead, DraftHeadError, read_draft_head
 from gptoss.engine.model.model_config import ModelConfig
 
 SCORED_ROWS = 64  # most prompt tokens of a step whose logits are computed: one row is 0.8 MB
@@ -47,6 +48,7 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
         self._check_dense_dtype()
         self._check_lora()
         self._check_nodes()
+        self._check_draft_head()
         if self.backend == "transformers" and self.model_path is not None and self.model_path.is_file():
             raise ConfigError(
                 f"backend 'transformers' does not read GGUF files: drop it, or convert {self.model_path} with "
@@ -119,6 +121,29 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
                     f"dense_dtype '{self.dense_dtype}' (--dense-dtype) needs the native CPU kernels, which "
                     f"{name} {getattr(self, name)!r} rules out; drop one of them"
                 )
+
+    def _check_draft_head(self) -> None:
+        """Raises ConfigError for a head that cannot be served, or a key that rules heads out."""
+        if self.speculative_model is None:
+            return
+        possible = {"backend": self.backend == "native", "num_speculative_tokens": self.num_speculative_tokens != 0}
+        possible |= {key: getattr(self, key) <= 1 for key in ("tensor_parallel_size", "pipeline_parallel_size")}
+        possible |= {"nnodes": self.nnodes == 1, "dtype": self.dtype != "float16"}
+        for key, is_possible in possible.items():
+            if not is_possible:
+                raise ConfigError(
+                    f"speculative_model (--speculative-model) does not go with {key} {getattr(self, key)!r}; drop one "
+                    "of them"
+                )
+        try:
+            read_draft_head(self.speculative_model, self.model)
+        except DraftHeadError as error:
+            raise ConfigError(f"speculative_model (--speculative-model): {error}") from None
+
+    @property
+    def draft_head(self) -> DraftHead | None:
+        """The head of speculative_model."""
+        return None if self.speculative_model is None else read_draft_head(self.speculative_model, self.model)
 
     def _check_lora(self) -> None:
         """Raises ConfigError for adapters with a backend or a model that has none."""

@@ -114,6 +114,8 @@ class EngineStats(msgspec.Struct):
     num_prefix_hit_total: int = 0  # tokens
     num_draft_total: int = 0  # draft tokens
     num_accepted_total: int = 0  # accepted draft tokens
+    num_head_draft_total: int = 0  # those of the draft head
+    num_head_accepted_total: int = 0
     step_s_total: float = 0.0
     last_step_s: float = 0.0
     last_step_seqs: int = 0
@@ -203,6 +205,8 @@ class SchedulerOutput(msgspec.Struct):
     finished_or_preempted_ids: list[str]  # since the last step; aborted requests included
     # request -> drafts of its next tokens, computed and sampled with the step; counted in num_scheduled_tokens
     draft_tokens: dict[str, list[int]] = {}
+    # request -> tokens that the draft head guesses after the step, for the requests that it samples
+    draft_limits: dict[str, int] = {}
     # request of each row of `grammar_bitmask`; one with drafts has a row for each position, in order
     grammar_rows: list[str] = []
     # int32 [rows, ceil(V / 32)]: bit set, token allowed
@@ -231,5 +235,6 @@ class ModelRunnerOutput(msgspec.Struct):
     logprobs: dict[str, TokenLogprobs]
     failed: dict[str, str] = {}  # request -> why it alone cannot continue, such as logits that are not finite
     accepted: dict[str, list[int]] = {}  # request -> its drafts that equal the sampled tokens
+    drafts: dict[str, list[int]] = {}  # request -> the draft head's guesses of the tokens after the sampled one
     # request -> logprobs of the prompt tokens that follow those computed in this step, if requested
     prompt_logprobs: dict[str, list[TokenLogprobs]] = {}

@@ -68,8 +68,10 @@ class KernelBackend(Protocol[Step]):
         """What norm_qkv returned -> [T, N D]."""
         ...
 
-    def linear(self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """x [T, K], weight [H, K] -> residual + x weight^T + bias, [T, H]."""
+    def linear(
+        self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        """x [T, K], weight [H, K] -> residual + x weight^T + bias, [T, H]. None: zeros."""
         ...
 
     def add_out_lora(self, out: torch.Tensor, x: torch.Tensor, layer: LayerWeights, step: Step) -> None:

@@ -41,13 +41,17 @@ HeadWeight = DenseWeight | SharedRows
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """YaRN's parameters (reference/rope.py)."""
+    """YaRN's parameters, or those of Llama 3 where `low_freq_factor` is set (reference/rope.py)."""
 
     theta: float
     factor: float
     beta_fast: float
     beta_slow: float
     original_max_position: int
+    truncate: bool = False  # round the bounds of YaRN's ramp outwards
+    attention_factor: float | None = None  # of YaRN's cosines and sines; None: 0.1 ln(factor) + 1
+    low_freq_factor: float | None = None
+    high_freq_factor: float = 4.0
 
 
 @dataclass(frozen=True, slots=True)

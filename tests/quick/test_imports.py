@@ -18,7 +18,7 @@ def rooms(prefix: str, names: str) -> str:
 
 
 WIRE = rooms("gptoss.engine", "messages sampling_params config block_hash")  # what crosses to the engine's process
-SHAPES = rooms("gptoss.engine.model", "model_config named_sizes gguf_config lora_file")
+SHAPES = rooms("gptoss.engine.model", "model_config named_sizes gguf_config lora_file draft_head")
 REQUEST = f"gptoss.generation gptoss.prompt_builder gptoss.harmony gptoss.config gptoss.engine.client {WIRE}"
 ENDPOINT = f"{rooms('gptoss.api', 'context hosted http telemetry access.api_keys access.rate_limits')} {REQUEST}"
 # The longest name that fits is a module's rule. Every module may import the version from `gptoss`, and
@@ -82,7 +82,8 @@ ALLOWED = {
     "gptoss.harmony": "gptoss.harmony gptoss.cached_files gptoss.resources gptoss.gguf_header",
     "gptoss.tools.apply_patch": "gptoss.tools.apply_patch",
     # the engine's process
-    "gptoss.engine.config": "gptoss.config.errors gptoss.config.engine_keys gptoss.engine.model.model_config",
+    "gptoss.engine.config": "gptoss.config.errors gptoss.config.engine_keys "
+    "gptoss.engine.model.draft_head gptoss.engine.model.model_config",
     "gptoss.engine.block_hash": "",
     "gptoss.engine.messages": "gptoss.engine.sampling_params",
     "gptoss.engine.sampling_params": "",
@@ -101,6 +102,7 @@ ALLOWED = {
     "gptoss.gguf_header",
     "gptoss.engine.model.model_config": "gptoss.config.errors",
     "gptoss.engine.model.lora_file": "gptoss.engine.model.model_config",
+    "gptoss.engine.model.draft_head": "gptoss.config.errors gptoss.engine.model.model_config",
     "gptoss.engine.model.named_sizes": "gptoss.engine.model.model_config",
     "gptoss.engine.model.gguf_config": "gptoss.config.errors gptoss.engine.model.model_config gptoss.gguf_header",
     "gptoss.engine.parallel": f"gptoss.engine.parallel gptoss.engine.model.model_config gptoss.config.errors {WIRE}",

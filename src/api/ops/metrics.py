@@ -74,6 +74,16 @@ def engine_values(engine: AnyEngine) -> list[ScrapedValue]:
         counter(
             "spec_decode_num_accepted_tokens", "Accepted draft tokens.", each(lambda e: e.stats.num_accepted_total)
         ),
+        counter(
+            "spec_decode_num_head_draft_tokens",
+            "Draft tokens of the draft head.",
+            each(lambda e: e.stats.num_head_draft_total),
+        ),
+        counter(
+            "spec_decode_num_head_accepted_tokens",
+            "Accepted draft tokens of the draft head.",
+            each(lambda e: e.stats.num_head_accepted_total),
+        ),
         counter("engine_steps", "Steps of the engine.", each(lambda e: e.stats.num_steps_total)),
         counter("engine_step_seconds", "Time in steps.", each(lambda e: e.stats.step_s_total)),
         gauge("engine_batch_size", "Requests in the last step.", each(lambda e: e.stats.last_step_seqs)),

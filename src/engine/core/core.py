@@ -56,13 +56,14 @@ class EngineCore:
         self.max_model_len = min(config.max_model_len, kv.max_request_tokens(config.max_num_batched_tokens))
         self.kv = kv
         max_drafts = self.executor.num_speculative_tokens
-        on_gpu = self.executor.report().on_gpu
+        on_gpu, has_head = self.executor.report().on_gpu, config.speculative_model is not None
         self.scheduler = Scheduler(
             dataclasses.replace(config, max_model_len=self.max_model_len),
             kv,
             max_in_flight=self.executor.max_in_flight,
-            drafter=Drafter(self.guided, max_drafts) if max_drafts else None,
-            lookahead=int(self.executor.report().prelaunches_steps),
+            drafter=Drafter(self.guided, max_drafts, has_head=has_head) if max_drafts else None,
+            # a draft head keeps keys and values of its guesses in the slots after the accepted drafts
+            lookahead=2 * max_drafts - 1 if has_head else int(self.executor.report().prelaunches_steps),
             background_prompt_tokens=BACKGROUND_PROMPT_TOKENS if on_gpu else BACKGROUND_PROMPT_TOKENS_CPU,
         )
         self.stats = EngineStats(num_blocks=kv.num_blocks - 1)
@@ -231,6 +232,7 @@ class EngineCore:
         stats.kv_usage, stats.num_free_blocks = kv.usage, kv.num_free_blocks
         stats.num_preemptions_total = scheduler.num_preemptions
         stats.num_draft_total, stats.num_accepted_total = (scheduler.num_drafts, scheduler.num_accepted)
+        stats.num_head_draft_total, stats.num_head_accepted_total = scheduler.num_head_drafts
         stats.num_prefix_queried_total, stats.num_prefix_hit_total = (kv.num_queried_tokens, kv.num_hit_tokens)
         return stats
 

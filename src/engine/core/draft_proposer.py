@@ -1,9 +1,10 @@
-"""Proposes draft tokens: what a grammar forces, and what followed the same tokens before.
+"""Proposes draft tokens: what a grammar forces, what followed the same tokens before, and a draft head's guesses.
 
 Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding) searches the request's own text;
 answers of earlier requests are searched too (after SuffixDecoding, Oliaro et al. 2024, arXiv 2411.04975).
 A wrong draft costs a row, which reads other experts' weights; drafts never change what is sampled. A request whose
-remembered drafts are mostly wrong gets none for a while (_Acceptance).
+remembered drafts are mostly wrong gets none for a while (_Acceptance), and a draft head guesses for it no further than
+its guesses are mostly right.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ MAX_ANSWER_ENTRIES = 50_000
 MIN_ACCEPTANCE = 0.5
 FIRST_ACCEPTANCE = 0.75  # assumed of a new request
 SMOOTHING = 0.2  # weight of the latest draft token
+HEAD_SMOOTHING = 0.05  # a draft head guesses at every step, so its average may take longer to move
 MIN_PAUSE, MAX_PAUSE = 8, 128  # steps without drafts
 Key = tuple[int, ...]
 
@@ -29,10 +31,13 @@ Key = tuple[int, ...]
 class Drafter:
     """Proposes drafts from the live requests, and from earlier answers with the same cache salt."""
 
-    def __init__(self, guided: GuidedDecoding | None, max_tokens: int) -> None:
-        """`max_tokens`: of one draft."""
+    def __init__(self, guided: GuidedDecoding | None, max_tokens: int, *, has_head: bool = False) -> None:
+        """`max_tokens`: of one draft. `has_head`: whether a draft head guesses after each step."""
         self._guided = guided
         self.max_tokens = max_tokens
+        self._has_head = has_head
+        self.num_head_drafts = 0
+        self.num_head_accepted = 0
         self._live: dict[str, _Live] = {}
         self._answers: LruCache[tuple[str, Key], tuple[int, ...]] = LruCache(MAX_ANSWER_ENTRIES)
 
@@ -41,14 +46,13 @@ class Drafter:
         count = min(count, self.max_tokens)
         guided, request_id = self._guided, request.request_id
         drafts = guided.forced(request_id)[:count] if guided is not None else []
+        live = self._live_of(request)
+        live.num_forced = len(drafts)
         if len(drafts) < count:
-            live = self._live.get(request_id)
-            if live is None:
-                live = self._live[request_id] = _Live(_Index(request.num_tokens))
-            live.num_forced = len(drafts)
             allowed = live.acceptance.num_allowed(count - len(drafts))
-            if allowed:
-                drafts += self._remembered(request, live.index, drafts, allowed)
+            remembered = self._remembered(request, live.index, drafts, allowed) if allowed else []
+            live.is_guessed = not remembered
+            drafts += remembered or self._guessed(request, live, drafts, count)
         stops = request.params.stop_token_ids
         end = next((n for n, token in enumerate(drafts) if token in stops), len(drafts))
         return drafts[:end] if guided is None else guided.allowed(request_id, drafts[:end])
@@ -56,8 +60,53 @@ class Drafter:
     def observe(self, request_id: str, num_drafts: int, num_accepted: int) -> None:
         """Learns how many of the drafts last proposed for the request were right."""
         live = self._live.get(request_id)
-        if live is not None and num_drafts > live.num_forced:
-            live.acceptance.observe(num_drafts - live.num_forced, max(0, num_accepted - live.num_forced))
+        if live is None or num_drafts <= live.num_forced:
+            return
+        num_drafts, num_accepted = num_drafts - live.num_forced, max(0, num_accepted - live.num_forced)
+        if not live.is_guessed:
+            live.acceptance.observe(num_drafts, num_accepted)
+            return
+        self.num_head_drafts += num_drafts
+        self.num_head_accepted += num_accepted
+        for number, acceptance in enumerate(live.guesses[:num_drafts]):
+            acceptance.observe(1, int(number < num_accepted))
+
+    def head_limit(self, request: Request, count: int, num_drafts: int) -> int:
+        """How many tokens, up to `count`, the draft head is to guess after a step with so many drafts.
+
+        Each is worth its row as long as it and all before it are right in at least MIN_ACCEPTANCE of the cases. None
+        while remembered drafts are tried.
+        """
+        if not self._has_head or count <= 0:
+            return 0
+        live = self._live_of(request)
+        if num_drafts > live.num_forced and not live.is_guessed:
+            return 0
+        if not live.guesses:
+            live.guesses = [_Acceptance(HEAD_SMOOTHING) for _ in range(self.max_tokens)]
+        limit = 0
+        for acceptance in live.guesses[:count]:
+            if not acceptance.num_allowed(1):
+                break
+            limit += 1
+        return limit
+
+    def receive(self, request: Request, guesses: list[int]) -> None:
+        """Takes the draft head's guesses of the tokens after the request's last one."""
+        self._live_of(request).head = (request.num_tokens, guesses)
+
+    def _guessed(self, request: Request, live: _Live, drafts: list[int], count: int) -> list[int]:
+        """The draft head's guesses after `drafts`, if it guessed these too."""
+        position, guesses = live.head
+        if position != request.num_tokens or guesses[: len(drafts)] != drafts:
+            return []
+        return guesses[len(drafts) : count]
+
+    def _live_of(self, request: Request) -> _Live:
+        live = self._live.get(request.request_id)
+        if live is None:
+            live = self._live[request.request_id] = _Live(_Index(request.num_tokens))
+        return live
 
     def _remembered(self, request: Request, index: _Index, drafts: list[int], count: int) -> list[int]:
         """What followed the last tokens, including `drafts`, at an earlier occurrence."""
@@ -94,11 +143,12 @@ class _Index:
 
 
 class _Acceptance:
-    """The share of a request's remembered drafts that were right, and what may be proposed for it."""
+    """The share of a request's drafts that were right, and what may be proposed for it."""
 
-    __slots__ = ("_pause", "_rate", "_remaining")
+    __slots__ = ("_pause", "_rate", "_remaining", "_smoothing")
 
-    def __init__(self) -> None:
+    def __init__(self, smoothing: float = SMOOTHING) -> None:
+        self._smoothing = smoothing
         self._rate = FIRST_ACCEPTANCE
         self._pause = MIN_PAUSE
         self._remaining = 0  # steps of the current pause
@@ -114,7 +164,7 @@ class _Acceptance:
 
     def observe(self, num_drafts: int, num_accepted: int) -> None:
         for number in range(num_drafts):
-            self._rate += SMOOTHING * ((number < num_accepted) - self._rate)
+            self._rate += self._smoothing * ((number < num_accepted) - self._rate)
         if num_accepted:
             self._pause = MIN_PAUSE
         elif self._rate < MIN_ACCEPTANCE:
@@ -129,3 +179,6 @@ class _Live:
     index: _Index
     acceptance: _Acceptance = field(default_factory=_Acceptance)
     num_forced: int = 0  # leading tokens of the last draft that its grammar forces
+    is_guessed: bool = False  # whether the others are of the draft head
+    head: tuple[int, list[int]] = (-1, [])  # number of known tokens, and the draft head's guesses after them
+    guesses: list[_Acceptance] = field(default_factory=list)  # of the draft head, by distance

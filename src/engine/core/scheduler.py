@@ -95,6 +95,12 @@ class Scheduler:
     def num_background_waiting(self) -> int:
         return self._background.num_waiting
 
+    @property
+    def num_head_drafts(self) -> tuple[int, int]:
+        """Drafts of the draft head, and how many of them were accepted."""
+        drafter = self._drafter
+        return (0, 0) if drafter is None else (drafter.num_head_drafts, drafter.num_head_accepted)
+
     def has_requests(self) -> bool:
         return bool(self._requests)
 
@@ -132,6 +138,7 @@ class Scheduler:
             self._admit(group, budget, out, max_requests)
         if self._drafter is not None:
             self._add_drafts(self._drafter, out)
+            self._limit_head(self._drafter, out)
         out.finished_or_preempted_ids, self._finished_or_preempted = self._finished_or_preempted, []
         if self._max_in_flight > 1:
             self._in_flight |= out.num_scheduled_tokens.keys()
@@ -217,6 +224,23 @@ class Scheduler:
             self.num_drafts += len(drafts)
             budget -= len(drafts)
 
+    def _limit_head(self, drafter: Drafter, out: SchedulerOutput) -> None:
+        """Sets how many tokens the draft head guesses after this step: what the next one may add as drafts."""
+        num_requests = len(out.num_scheduled_tokens)
+        budget = 1 + drafter.max_tokens - num_requests
+        share = max(1, budget // max(1, num_requests))
+        for request_id, num_new in out.num_scheduled_tokens.items():
+            request, num_drafts = self._requests[request_id], len(out.draft_tokens.get(request_id, ()))
+            known = request.num_computed_tokens + num_new - num_drafts
+            if known < request.num_tokens or request.params.logprobs is not None or request.adapter:
+                continue
+            left = request.params.max_tokens - request.num_output_tokens
+            max_guesses = min(budget, share, left - 2, self._config.max_model_len - known - 2)
+            limit = drafter.head_limit(request, max_guesses, num_drafts)
+            if limit:
+                out.draft_limits[request_id] = limit
+                budget -= limit
+
     def can_schedule(self) -> bool:
         """Whether a step scheduled now might hold a request."""
         group = self._scheduled_group()
@@ -259,6 +283,8 @@ class Scheduler:
                 token_ids = [*accepted, result.sampled[request_id]]
                 logprobs = result.logprobs.get(request_id)
                 outputs.append(self._append(request, token_ids, logprobs, first=first))
+                if self._drafter is not None and request_id in result.drafts and request_id in self._requests:
+                    self._drafter.receive(request, result.drafts[request_id])
                 outputs[-1].prompt_logprobs = prompt_logprobs or None
             elif prompt_logprobs:
                 outputs.append(TokenOutput(request_id, [], prompt_logprobs=prompt_logprobs))

@@ -6,6 +6,7 @@ Shapes: T tokens of all sequences in the batch one after another, H hidden, V vo
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -52,8 +53,13 @@ class GptOss:
         comm: Communicator,
         kernels: KernelBackend[Any],
         lora: LoraTable | None = None,
+        taps: tuple[int, ...] = (),
     ) -> None:
-        """`lora`: the adapters that may be loaded."""
+        """`lora`: the adapters that may be loaded.
+
+        `taps`: boundaries between layers, in order, whose hidden states a draft head takes. Boundary i is before layer
+        i, the last one after the last layer.
+        """
         if lora is not None:
             pairs = zip(weights.layers, lora.layers, strict=True)
             weights = replace(weights, layers=[replace(layer, lora=own) for layer, own in pairs])
@@ -66,27 +72,51 @@ class GptOss:
         if isinstance(weights.lm_head, torch.Tensor) and not weights.head_is_prepared:
             weights = replace(weights, lm_head=kernels.prepare_head(weights.lm_head), head_is_prepared=True)
         self.weights = weights
+        self._taps = frozenset(taps)
+        # the parts between taps: one, without them
+        cuts = sorted({0, *taps, len(weights.layers)})
+        self._parts = [slice(first, end) for first, end in pairwise(cuts)]
         # ranks that share a stage meet between the operations of a layer
-        self._stack = kernels.layer_stack(weights.layers) if comm.shard.tensor_size == 1 else None
+        alone = comm.shard.tensor_size == 1
+        self._stacks = [kernels.layer_stack(weights.layers[part]) if alone else None for part in self._parts]
+        self._cache: list[LayerCache] | None = None
+        self._cache_parts: list[list[LayerCache]] = []
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, cache: list[LayerCache], hidden: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        batch: ForwardBatch,
+        cache: list[LayerCache],
+        hidden: torch.Tensor | None = None,
+        states: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Writes the new keys and values into `cache`. `hidden` [T, H] is what the previous stage returned.
 
         Returns the logits float32 [R, V] of `batch.sample_rows` on the last stage (this rank's part of V), the hidden
-        states [T, H] on the others.
+        states [T, H] on the others. `states` gets the hidden states [T, H] at each of the taps.
         """
         x = self._embed(batch.token_ids) if hidden is None else hidden
-        if self._stack is not None:
-            x = self._stack(x, cache, batch.step)
-        else:
-            for layer, layer_cache in zip(self.weights.layers, cache, strict=True):
+        for part, stack, own_cache in zip(self._parts, self._stacks, self._parts_of(cache), strict=True):
+            if states is not None and part.start in self._taps:
+                states.append(x.clone())  # a stack changes it in place
+            if stack is not None:
+                x = stack(x, own_cache, batch.step)
+                continue
+            for layer, layer_cache in zip(self.weights.layers[part], own_cache, strict=True):
                 x = self.layer(x, layer, layer_cache, batch.step)
+        if states is not None and len(self.weights.layers) in self._taps:
+            states.append(x)
         if not self._shard.is_last:
             return x
         norm, head = self.weights.final_norm, self.weights.lm_head
         assert norm is not None and head is not None
         return self.kernels.norm_head(x, batch.sample_rows, norm, head, batch.step)
+
+    def _parts_of(self, cache: list[LayerCache]) -> list[list[LayerCache]]:
+        """The caches of each part: the same lists while `cache` is the same, as stacks keep tables of them."""
+        if cache is not self._cache:
+            self._cache, self._cache_parts = cache, [cache[part] for part in self._parts]
+        return self._cache_parts
 
     def layer(self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: Any) -> torch.Tensor:
         """x [T, H] -> [T, H]: attention, then the mixture of experts, each added to the residual stream."""

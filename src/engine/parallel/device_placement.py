@@ -165,15 +165,15 @@ def _cpu_plan(config: EngineConfig, element: int, num_engines: int = 1) -> Memor
     relaxed = dataclasses.replace(config, gpu_memory_utilization=1.0)
     plan = make_plan(relaxed, shares, shares, tensor_size=tensor, stages=stages, element=element)
     mine = plan.ranks[config.node_rank * local : (config.node_rank + 1) * local]
-    needed = sum(rank.weight_bytes + rank.activation_bytes for rank in mine)
+    needed = sum(rank.weight_bytes + rank.activation_bytes + rank.head_bytes for rank in mine)
     if num_engines * (needed + kv) > available:
         each = f"each of {num_engines} engines needs " if num_engines > 1 else ""
         raise ConfigError(
             f"the model does not fit: {each}{needed / GB:.1f} GB of weights and activations and {kv / GB:.1f} GB of KV "
             f"cache (cpu_kv_cache_gib), {available / GB:.1f} GB of memory are available"
         )
-    ranks = [
-        dataclasses.replace(rank, usable_bytes=RUNTIME_BYTES + rank.weight_bytes + rank.activation_bytes + kv // local)
-        for rank in plan.ranks
-    ]
+    ranks = []
+    for rank in plan.ranks:
+        used = RUNTIME_BYTES + rank.weight_bytes + rank.activation_bytes + rank.head_bytes
+        ranks.append(dataclasses.replace(rank, usable_bytes=used + kv // local))
     return dataclasses.replace(plan, ranks=tuple(ranks))

@@ -38,13 +38,14 @@ class RankPlan:
     weight_bytes: int
     activation_bytes: int
     lora_bytes: int  # set aside for adapters
+    head_bytes: int  # of the draft head
     kv_bytes_per_token: int  # of the full-attention cache; sliding layers keep only their window
     free_bytes: int
     usable_bytes: int  # of the free ones, after gpu_memory_utilization
 
     @property
     def kv_bytes(self) -> int:
-        used = RUNTIME_BYTES + self.weight_bytes + self.activation_bytes + self.lora_bytes
+        used = RUNTIME_BYTES + self.weight_bytes + self.activation_bytes + self.lora_bytes + self.head_bytes
         return max(0, self.usable_bytes - used)
 
     @property
@@ -75,6 +76,7 @@ class MemoryPlan:
         for rank in self.ranks:
             s = rank.shard
             adapters = f"adapters {rank.lora_bytes / GB:.2f} GB, " if rank.lora_bytes else ""
+            adapters += f"draft head {rank.head_bytes / GB:.2f} GB, " if rank.head_bytes else ""
             shown.append(
                 f"rank {s.rank}: layers {s.layers.start}-{s.layers.stop - 1}, {len(s.query_heads)} heads, "
                 f"{len(s.experts)} experts x {len(s.intermediate)} rows, weights {rank.weight_bytes / GB:.2f} GB, "
@@ -196,7 +198,8 @@ def make_plan(
             f"tensor_parallel_size ({tensor_size}) x pipeline_parallel_size ({stages}) needs {world} devices, "
             f"there are {len(free)}"
         )
-    layers = stage_layers(c, stages, tensor_size)
+    layers, head = stage_layers(c, stages, tensor_size), config.draft_head
+    head_bytes, head_kv = (0, 0) if head is None else (head.weight_bytes(element), head.kv_bytes_per_token(element))
     ranks = []
     for rank in range(world):
         shard = make_shard(
@@ -208,7 +211,8 @@ def make_plan(
                 weight_bytes(c, shard, element, config.dense_dtype) + padding_bytes(c, shard),
                 activation_bytes(c, shard, element, config.max_num_batched_tokens, config.max_num_seqs),
                 lora_bytes(config, shard),
-                kv_bytes_per_token(c, shard, element),
+                head_bytes,
+                kv_bytes_per_token(c, shard, element) + head_kv,
                 free[rank],
                 max(0, int(free[rank] - (1 - config.gpu_memory_utilization) * total[rank])),
             )
@@ -283,9 +287,10 @@ def _preference(config: EngineConfig, tensor_size: int, stages: int) -> tuple[in
 def _does_not_fit(config: EngineConfig, tried: list[MemoryPlan], element: int) -> str:
     plan = max(tried, key=lambda p: min(r.usable_bytes - r.weight_bytes for r in p.ranks))
     tight = min(plan.ranks, key=lambda r: r.kv_tokens)
-    needed = RUNTIME_BYTES + tight.weight_bytes + tight.activation_bytes + tight.lora_bytes
+    needed = RUNTIME_BYTES + tight.weight_bytes + tight.activation_bytes + tight.lora_bytes + tight.head_bytes
     kv = plan.needed_kv_tokens * tight.kv_bytes_per_token
     lora = f"{tight.lora_bytes / GB:.1f} GB of adapters, " if tight.lora_bytes else ""
+    lora += f"{tight.head_bytes / GB:.1f} GB of draft head, " if tight.head_bytes else ""
     text = (
         f"the model does not fit: in mode {plan.gpu_mode} rank {tight.shard.rank} needs "
         f"{tight.weight_bytes / GB:.1f} GB of weights, {tight.activation_bytes / GB:.1f} GB of activations, "

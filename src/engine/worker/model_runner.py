@@ -16,6 +16,7 @@ from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import split
 from gptoss.engine.worker.batch import RequestState, RequestTable, SlotsOf, StepRows, build_batch
 from gptoss.engine.worker.cuda_graphs import GraphRunner, PrelaunchedStep, all_decode
+from gptoss.engine.worker.draft_runner import DraftRunner
 from gptoss.engine.worker.sampling.prompt_logprobs import PromptScores, score_prompts
 from gptoss.engine.worker.sampling.sampler import sample
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
@@ -36,12 +37,14 @@ class ModelRunner:
         comm: Communicator,
         graphs: GraphRunner | None = None,
         slots_of: SlotsOf | None = None,
+        draft_runner: DraftRunner | None = None,
     ) -> None:
         """`graphs` replays steps in which each request decodes one token.
 
-        `slots_of`: the LoRA slots of adapters.
+        `slots_of`: the LoRA slots of adapters. `draft_runner` guesses tokens after each step; not with `graphs`.
         """
         self._slots_of = slots_of
+        self._draft_runner = draft_runner
         self._graphs = graphs
         self._prelaunched: PrelaunchedStep | None = None
         self._config = config
@@ -117,6 +120,7 @@ class ModelRunner:
                 continue
             merged.sampled |= result.sampled
             merged.accepted |= result.accepted
+            merged.drafts |= result.drafts
             merged.logprobs |= result.logprobs
             merged.failed |= result.failed
             merged.prompt_logprobs |= result.prompt_logprobs
@@ -181,12 +185,16 @@ class ModelRunner:
         if not shard.is_first:
             size, dtype = self._config.model.hidden_size, self._model.residual_dtype
             hidden = self._comm.receive_hidden(len(batch.token_ids), size, dtype)
-        result_or_hidden = self._model.forward(batch, self._cache, hidden)
+        states: list[torch.Tensor] | None = None if self._draft_runner is None else []
+        result_or_hidden = self._model.forward(batch, self._cache, hidden, states)
         if not shard.is_last:
             self._comm.send_hidden(result_or_hidden)
-        if not shard.is_last or not (rows.sampled or rows.scored):
-            return ModelRunnerOutput({}, {})
-        return self._sample(result_or_hidden, rows, out)
+        output = ModelRunnerOutput({}, {})
+        if shard.is_last and (rows.sampled or rows.scored):
+            output = self._sample(result_or_hidden, rows, out)
+        if self._draft_runner is not None and states is not None:
+            output.drafts = self._draft_runner.run(rows, states, output, out.draft_limits)
+        return output
 
     def _sample(self, logits: torch.Tensor, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         """`logits` float32 [R, V], or this rank's part of V."""

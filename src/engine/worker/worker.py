@@ -15,6 +15,7 @@ import torch
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
+from gptoss.engine.model.eagle3 import Eagle3Head
 from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import FULL, SLIDING
 from gptoss.engine.model.sources import open_source
@@ -27,6 +28,7 @@ from gptoss.engine.parallel.memory_plan import activation_bytes, lora_bytes, sta
 from gptoss.engine.parallel.shards import make_shard
 from gptoss.engine.worker.adapters import RankAdapters
 from gptoss.engine.worker.cuda_graphs import GraphRunner
+from gptoss.engine.worker.draft_runner import DraftRunner
 from gptoss.engine.worker.model_runner import ModelRunner
 from gptoss.kernels.backend import choose_backend
 from gptoss.kernels.cpu import native
@@ -87,6 +89,7 @@ class Worker:
                 f"block_size ({config.block_size}) is below {self.kernels.min_block_size}, "
                 "the least that the GPU kernels take"
             )
+        self._check_draft_head()
         if config.load_format == "dummy":
             weights = dummy_weights(
                 config.model, self.dtype, self.device, config.seed, self.shard, self.kernels.prepare_layer
@@ -95,16 +98,27 @@ class Worker:
             if config.model_path is None:
                 raise ConfigError("model_path is needed unless load_format is 'dummy'")
             weights = self._read_weights(config.model_path)
-        lora = None
+        head, lora = config.draft_head, None
         if config.has_lora:
             self.adapters = RankAdapters(config, self.shard, self.dtype, self.device)
             lora = self.adapters.table
-        self.model = GptOss(config.model, weights, self.comm, self.kernels, lora)
+        taps = () if head is None else head.boundaries(config.model.num_layers)
+        self.model = GptOss(config.model, weights, self.comm, self.kernels, lora, taps)
+        self.draft_head = None if head is None else Eagle3Head(head, self.model, config.max_model_len)
         if self.device.type == "cpu":
             populate(iterate_tensors(self.model.weights))
         self.weight_bytes = sum(t.nbytes for t in iterate_tensors(self.model.weights))
+        self.weight_bytes += 0 if self.draft_head is None else self.draft_head.weight_bytes
         self.load_s = time.monotonic() - started
         logger.info("loaded %.2f GiB of weights in %.1f s", self.weight_bytes / GIB, self.load_s)
+
+    def _check_draft_head(self) -> None:
+        """Raises ConfigError where a draft head's guesses could not be checked."""
+        if self.config.speculative_model is not None and (self.kernels.name != "native" or self.comm.world_size > 1):
+            raise ConfigError(
+                "speculative_model (--speculative-model) works with the compiled CPU kernels on one rank only; this "
+                f"engine runs {self.kernels.name} kernels on {self.comm.world_size}: drop it"
+            )
 
     def _read_weights(self, path: Path) -> ModelWeights:
         config, source = self.config, open_source(path, self.config.model)
@@ -134,6 +148,9 @@ class Worker:
         heads, head_dim = len(self.shard.kv_heads), self.config.model.head_dim
         element = torch.empty((), dtype=self.dtype).element_size()
         block_bytes = num_tensors * 2 * self.config.block_size * heads * head_dim * element
+        head = self.config.draft_head
+        if head is not None:
+            block_bytes += self.config.block_size * head.kv_bytes_per_token(element)
         wanted = self._cache_bytes() // block_bytes
         # never more than all sequences at full length can use
         useful = 2 * self.config.max_num_seqs * math.ceil(self.config.max_model_len / self.config.block_size) + 1
@@ -165,8 +182,18 @@ class Worker:
             self.comm,
             self._prepare_kernels(layers),
             self.adapters.slots_of if self.adapters is not None else None,
+            self._draft_runner(num_blocks),
         )
         return num_blocks
+
+    def _draft_runner(self, num_blocks: int) -> DraftRunner | None:
+        """Returns the draft head with its cache, which has the blocks of the model's."""
+        if self.draft_head is None:
+            return None
+        head, block_size = self.draft_head.description, self.config.block_size
+        shape = (num_blocks, block_size, head.num_kv_heads, head.head_dim)
+        cache = LayerCache(*(torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2)))
+        return DraftRunner(self.draft_head, cache, block_size, self.config.max_model_len)
 
     def _prepare_kernels(self, cache: list[LayerCache]) -> GraphRunner | None:
         """Compiles the Triton kernels; on one GPU also checks them and captures the decode steps."""

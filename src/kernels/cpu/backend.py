@@ -91,7 +91,9 @@ class CpuBackend:
         metadata = step.attention[layer.group]
         return native.attention(query, cache.key, cache.value, layer.sinks, metadata, self.shape.attention_scale)
 
-    def linear(self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def linear(
+        self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> torch.Tensor:
         return native.linear(x, weight, bias, residual)
 
     def add_out_lora(self, out: torch.Tensor, x: torch.Tensor, layer: LayerWeights, step: CpuStep) -> None:

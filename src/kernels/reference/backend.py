@@ -106,7 +106,9 @@ class ReferenceBackend:
             parts.append(prefill_attention_ref(rows, cache.key, cache.value, layer.sinks, p, metadata.window, scale))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
 
-    def linear(self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def linear(
+        self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> torch.Tensor:
         assert isinstance(weight, torch.Tensor)
         return linear_ref(x, weight, bias, residual)
 

@@ -1,4 +1,4 @@
-"""Rotary embedding, half-split ("neox") pairs, with YaRN scaling as gpt-oss uses it.
+"""Rotary embedding, half-split ("neox") pairs, with YaRN scaling as gpt-oss uses it, or Llama 3's.
 
 YaRN: Peng et al. 2023 (arXiv 2309.00071), sections 3.2 and 3.4. gpt-oss does not truncate the ramp bounds to
 integers, and its concentration 0.1 ln(factor) + 1 scales cosine and sine alike.
@@ -19,9 +19,19 @@ class Rotation:
     """Makes the cosines and sines of positions."""
 
     def __init__(self, head_dim: int, rope: RopeScaling, device: torch.device) -> None:
-        frequencies, self._concentration = yarn_inverse_frequencies(
-            head_dim, rope.theta, rope.factor, rope.beta_fast, rope.beta_slow, rope.original_max_position
-        )
+        if rope.low_freq_factor is not None:
+            frequencies, concentration = llama3_inverse_frequencies(head_dim, rope, rope.low_freq_factor), 1.0
+        else:
+            frequencies, concentration = yarn_inverse_frequencies(
+                head_dim,
+                rope.theta,
+                rope.factor,
+                rope.beta_fast,
+                rope.beta_slow,
+                rope.original_max_position,
+                truncate=rope.truncate,
+            )
+        self._concentration = concentration if rope.attention_factor is None else rope.attention_factor
         self._inverse_frequencies = frequencies.to(device)
 
     def tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,9 +40,19 @@ class Rotation:
 
 
 def yarn_inverse_frequencies(
-    head_dim: int, theta: float, factor: float, beta_fast: float, beta_slow: float, original_max_position: int
+    head_dim: int,
+    theta: float,
+    factor: float,
+    beta_fast: float,
+    beta_slow: float,
+    original_max_position: int,
+    *,
+    truncate: bool = False,
 ) -> tuple[torch.Tensor, float]:
-    """Returns the inverse frequencies, float32 [D / 2] in radians per token, and the concentration."""
+    """Returns the inverse frequencies, float32 [D / 2] in radians per token, and the concentration.
+
+    `truncate` rounds the bounds of the ramp outwards, as transformers does unless told otherwise.
+    """
     base = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if factor <= 1.0:
         return 1.0 / base, 1.0
@@ -42,8 +62,22 @@ def yarn_inverse_frequencies(
         return half * math.log(original_max_position / (rotations * 2 * math.pi)) / math.log(theta)
 
     low, high = rotations_to_index(beta_fast), rotations_to_index(beta_slow)
+    if truncate:
+        low, high = max(0, math.floor(low)), min(head_dim - 1, math.ceil(high))
     ramp = ((torch.arange(half, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     return (1.0 / (factor * base)) * ramp + (1.0 / base) * (1 - ramp), 0.1 * math.log(factor) + 1.0
+
+
+def llama3_inverse_frequencies(head_dim: int, rope: RopeScaling, low_freq_factor: float) -> torch.Tensor:
+    """Returns the inverse frequencies of Llama 3.1, float32 [D / 2] in radians per token.
+
+    Wavelengths above original_max_position / low_freq_factor are stretched by `factor`, those below
+    original_max_position / high_freq_factor stay, and those between are interpolated.
+    """
+    plain = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    turns = rope.original_max_position * plain / (2 * math.pi)
+    kept = ((turns - low_freq_factor) / (rope.high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return plain * (kept + (1 - kept) / rope.factor)
 
 
 def rope_tables(

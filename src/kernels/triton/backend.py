@@ -105,7 +105,9 @@ class TritonBackend:
             invariant=self.is_batch_invariant,
         )
 
-    def linear(self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def linear(
+        self, x: torch.Tensor, weight: DenseWeight, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> torch.Tensor:
         assert isinstance(weight, torch.Tensor)
         return fused_layers.linear(x, weight, bias, residual, None, invariant=self.is_batch_invariant)
 

@@ -1,0 +1,191 @@
+"""Which EAGLE-3 heads are read, and by which name others are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptoss.config.errors import ConfigError
+from gptoss.engine.config import EngineConfig
+from gptoss.engine.model.draft_head import DraftHeadError, read_draft_head
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, Size, hf_config
+from gptoss.engine.parallel.memory_plan import make_plan
+from tests.support.draft_heads import write_head
+
+SMALL = hf_config(Size(layers=6, hidden=64, intermediate=32, experts=4, heads=4, kv_heads=2)) | {"vocab_size": 600}
+MODEL = ModelConfig.from_json(SMALL)
+FIRST = "layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("dialect", ["sglang", "speculators"])
+def test_both_dialects_say_the_same(tmp_path: Path, dialect: str) -> None:
+    flags = {"norm_before_fc": True, "norm_before_residual": True, "norm_output": True}
+    folder = write_head(tmp_path, MODEL, dialect, layer_types=["sliding_attention"], sliding_window=7, **flags)
+    head = read_draft_head(folder, MODEL)
+    assert head.taps == (1, 3, 5) == head.boundaries(6)
+    assert (head.num_heads, head.num_kv_heads, head.head_dim, head.intermediate_size) == (4, 2, 64, 96)
+    assert (head.window, head.rms_norm_eps, head.rope.theta) == (7, 1e-5, 10_000.0)
+    assert head.norm_before_fc and head.norm_before_residual and head.norm_output and not head.fc_norm
+    assert {"layers.0.self_attn.q_proj.weight", "fc.weight", "d2t", "input_norm.weight"} <= head.tensors.keys()
+    assert "t2d" not in head.tensors
+    assert head.kv_bytes_per_token(2) == 2 * 2 * 64 * 2
+
+
+def test_what_a_head_does_not_say_is_as_other_servers_take_it(tmp_path: Path) -> None:
+    deep = ModelConfig.from_json(hf_config(dataclasses.replace(SIZES["20b"], hidden=64)) | {"vocab_size": 600})
+    head = read_draft_head(write_head(tmp_path, deep, taps=None, draft_vocab=None), deep)
+    assert head.taps == (2, 12, 21)
+    assert head.rope.type == "default" and head.window is None
+    assert "lm_head.weight" not in head.tensors, "the model's output head"
+
+
+def test_a_head_without_taps_takes_the_final_state(tmp_path: Path) -> None:
+    head = read_draft_head(write_head(tmp_path, MODEL, taps=()), MODEL)
+    assert head.taps == () and head.boundaries(6) == (6,)
+    assert "fc.weight" not in head.tensors
+
+
+def test_a_head_that_names_only_its_layer_is_known_by_its_vocabulary(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+    folder = write_head(tmp_path, MODEL, taps=(2, 3, 6), architectures=["LlamaForCausalLM"], rope_scaling=yarn)
+    head = read_draft_head(folder, MODEL)
+    assert (head.rope.type, head.rope.factor, head.rope.truncate) == ("yarn", 32.0, False)
+    write_head(tmp_path, MODEL, architectures=["LlamaForCausalLM"], draft_vocab=None)
+    with pytest.raises(DraftHeadError, match=r'architectures is \["LlamaForCausalLM"\], only EAGLE-3 heads'):
+        read_draft_head(folder, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"num_hidden_layers": 4}, r"config\.json: num_hidden_layers is 4, only heads with 1 are served"),
+        ({"architectures": ["DFlashDraftModel"]}, r'architectures is \["DFlashDraftModel"\], only EAGLE-3 heads'),
+        ({"architectures": ["GptOssForCausalLMEagle3"]}, "architectures is"),
+        ({"speculators_model_type": "peagle"}, "speculators_model_type is \"peagle\", only heads of type 'eagle3'"),
+        ({"mask_token_id": 7}, "mask_token_id is 7, which EAGLE-3 heads do not have"),
+        ({"dflash_config": {"block_size": 10}}, "dflash_config is"),
+        ({"parallel_draft_step": 4}, "parallel_draft_step is 4, only heads with 1"),
+        ({"hidden_size": 128}, "hidden_size is 128, but the model's is 64: the head is for another model"),
+        ({"target_hidden_size": 2880}, "target_hidden_size is 2880, but the model's is 64"),
+        ({"vocab_size": 128256}, "vocab_size is 128256, but the model's is 600"),
+        ({"model_type": "qwen3"}, "model_type is \"qwen3\", the layer of a head must be of type 'llama'"),
+        ({"hidden_act": "gelu"}, 'hidden_act is "gelu", only heads with "silu"'),
+        (
+            {"taps": (1, 3, 7)},
+            r"eagle_aux_hidden_state_layer_ids is \[1, 3, 7\], expected rising numbers between 0 and 6",
+        ),
+        ({"taps": (3, 1, 5)}, "expected rising numbers"),
+        ({"fc_norm": True, "norm_before_fc": True}, "fc_norm is true, which excludes norm_before_fc"),
+        ({"taps": (), "fc_norm": True}, "use_aux_hidden_state is false, so there is no fc"),
+        ({"norm_output": 1}, "norm_output is 1, expected true or false"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling is .*, only the rope types default, yarn, llama3"),
+        ({"rope_theta": 0}, "rope_theta is 0, expected a positive number"),
+        ({"num_attention_heads": 3}, r"num_attention_heads is 3, no multiple of num_key_value_heads \(2\)"),
+        (
+            {"draft_vocab_size": 400},
+            r"'lm_head.weight' has shape \(500, 64\), expected \(400, 64\) by draft_vocab_size",
+        ),
+        ({"rms_norm_eps": "x"}, 'rms_norm_eps is "x", expected a positive number'),
+        ({"eagle_config": 3}, "eagle_config is 3, expected an object"),
+        ({"layer_types": ["chunked_attention"]}, "layer_types is"),
+    ],
+)
+def test_a_configuration_is_refused_by_the_name_of_its_key(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(DraftHeadError, match=message):
+        read_draft_head(write_head(tmp_path, MODEL, **keys), MODEL)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({FIRST: None}, f"tensor '{FIRST}' is missing"),
+        ({"norm.weight": None}, "tensor 'norm.weight' is missing"),
+        ({FIRST: np.zeros((256, 64), np.float32)}, r"q_proj.weight' has shape \(256, 64\), expected \(256, 128\)"),
+        ({"fc.weight": np.zeros((64, 256), np.float32)}, r"'fc.weight' has shape \(64, 256\), expected \(64, 192\)"),
+        ({"layers.1.mlp.up_proj.weight": np.zeros(3, np.float32)}, "'layers.1.mlp.up_proj.weight' is not part of"),
+        ({"input_norm.weight": np.ones(192, np.float32)}, "'input_norm.weight' is not part of an EAGLE-3 head"),
+        ({"d2t": None}, "draft_vocab_size is 500, below the model's 600, but tensor 'd2t' is missing"),
+        ({"d2t": np.zeros(3, np.int64)}, r"'d2t' has shape \(3,\), expected \(500,\)"),
+        ({"d2t": np.zeros(500, np.float32)}, "'d2t' has type F32"),
+        ({"norm.weight": np.zeros(64, np.int8)}, "'norm.weight' has type I8"),
+        ({"lm_head.weight": None}, "draft_vocab_size is 500, but tensor 'lm_head.weight' is missing"),
+    ],
+)
+def test_tensors_are_refused_by_their_names(
+    tmp_path: Path, tensors: dict[str, np.ndarray | None], message: str
+) -> None:
+    with pytest.raises(DraftHeadError, match=message):
+        read_draft_head(write_head(tmp_path, MODEL, tensors=tensors), MODEL)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DraftHeadError, match="none is not a folder; a head is a folder with config.json"):
+        read_draft_head(tmp_path / "none", MODEL)
+    folder = write_head(tmp_path, MODEL)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(DraftHeadError, match="model.safetensors is truncated or damaged"):
+        read_draft_head(folder, MODEL)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(DraftHeadError, match="model.safetensors is missing: pytorch_model.bin is a pickle"):
+        read_draft_head(folder, MODEL)
+    (folder / "part.safetensors").write_bytes(weights)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"fc.weight": "part.safetensors"}}))
+    assert read_draft_head(folder, MODEL).taps == (1, 3, 5)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"fc.weight": "../x.safetensors"}}))
+    with pytest.raises(DraftHeadError, match="names a file outside of the folder"):
+        read_draft_head(folder, MODEL)
+    (folder / "config.json").write_text("[")
+    with pytest.raises(DraftHeadError, match="config.json is not valid JSON"):
+        read_draft_head(folder, MODEL)
+    (folder / "config.json").unlink()
+    with pytest.raises(DraftHeadError, match="config.json is missing"):
+        read_draft_head(folder, MODEL)
+
+
+def settings(folder: Path, **keys: Any) -> EngineConfig:
+    limits = {"max_model_len": 256, "max_num_seqs": 4, "max_num_batched_tokens": 64}
+    return EngineConfig(model=MODEL, model_path=None, load_format="dummy", speculative_model=folder, **(limits | keys))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"num_speculative_tokens": 0},
+        {"tensor_parallel_size": 2},
+        {"pipeline_parallel_size": 2},
+        {"backend": "transformers"},
+        {"dtype": "float16"},
+    ],
+)
+def test_keys_that_rule_a_head_out_are_named(tmp_path: Path, keys: dict[str, Any]) -> None:
+    folder = write_head(tmp_path, MODEL)
+    name = next(iter(keys))
+    with pytest.raises(ConfigError, match=rf"speculative_model \(--speculative-model\) does not go with {name}"):
+        settings(folder, **keys)
+    assert settings(folder).draft_head is not None
+    with pytest.raises(ConfigError, match=r"speculative_model \(--speculative-model\): .* is not a folder"):
+        settings(tmp_path / "none")
+
+
+def test_the_memory_plan_counts_the_head(tmp_path: Path) -> None:
+    config = settings(write_head(tmp_path, MODEL))
+    plain = dataclasses.replace(config, speculative_model=None)
+    memory = [10**10]
+    with_head, without = (
+        make_plan(one, memory, memory, tensor_size=1, stages=1, element=2).ranks[0] for one in (config, plain)
+    )
+    assert config.draft_head is not None
+    num_elements = 64 * 192 + 512 * 128 + 64 * 256 + 3 * 96 * 64 + 4 * 64 + 500 * 64 + 500
+    assert config.draft_head.num_elements == num_elements
+    assert (with_head.head_bytes, without.head_bytes) == (2 * num_elements, 0)
+    assert with_head.kv_bytes == without.kv_bytes - 2 * num_elements
+    assert with_head.kv_bytes_per_token - without.kv_bytes_per_token == 2 * 2 * 64 * 2
+    plan = make_plan(config, memory, memory, tensor_size=1, stages=1, element=2)
+    assert "draft head 0.00 GB" in plan.lines()[1]

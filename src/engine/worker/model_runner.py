@@ -45,6 +45,7 @@ class ModelRunner:
         """
         self._slots_of = slots_of
         self._draft_runner = draft_runner
+        self._states: list[torch.Tensor] | None = None  # of the step, for the draft head
         self._graphs = graphs
         self._prelaunched: PrelaunchedStep | None = None
         self._config = config
@@ -133,7 +134,12 @@ class ModelRunner:
         rows.scored.clear()
         if self._graphs is not None:
             return self._run_graphed(self._graphs, rows, out)
-        return self._run_batch(rows, out)
+        if self._draft_runner is None:
+            return self._run_batch(rows, out)
+        self._states = []
+        output = self._run_batch(rows, out)
+        output.drafts = self._draft_runner.run(rows, self._states, output, out.draft_limits)
+        return output
 
     def _run_graphed(self, graphs: GraphRunner, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         """Takes the rows that were computed ahead, computes the others, samples all and starts the next step."""
@@ -185,16 +191,12 @@ class ModelRunner:
         if not shard.is_first:
             size, dtype = self._config.model.hidden_size, self._model.residual_dtype
             hidden = self._comm.receive_hidden(len(batch.token_ids), size, dtype)
-        states: list[torch.Tensor] | None = None if self._draft_runner is None else []
-        result_or_hidden = self._model.forward(batch, self._cache, hidden, states)
+        result_or_hidden = self._model.forward(batch, self._cache, hidden, self._states)
         if not shard.is_last:
             self._comm.send_hidden(result_or_hidden)
-        output = ModelRunnerOutput({}, {})
-        if shard.is_last and (rows.sampled or rows.scored):
-            output = self._sample(result_or_hidden, rows, out)
-        if self._draft_runner is not None and states is not None:
-            output.drafts = self._draft_runner.run(rows, states, output, out.draft_limits)
-        return output
+        if not shard.is_last or not (rows.sampled or rows.scored):
+            return ModelRunnerOutput({}, {})
+        return self._sample(result_or_hidden, rows, out)
 
     def _sample(self, logits: torch.Tensor, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         """`logits` float32 [R, V], or this rank's part of V."""

@@ -77,8 +77,8 @@ def layers(folder: Path) -> None:
     worker.load()
     worker.init_cache()
     model, cache = worker.model, worker.runner._cache
-    assert isinstance(model, GptOss) and model._stack is not None
-    at_once = model._stack
+    assert isinstance(model, GptOss) and None not in model._stacks
+    at_once = model._stacks
     table = RequestTable()
     size = 64
     params = SamplingParams(max_tokens=9, seed=0)
@@ -88,7 +88,7 @@ def layers(folder: Path) -> None:
     batch = dataclasses.replace(batch, sample_rows=batch.sample_rows[:0])
 
     def run(one_call: bool) -> None:
-        model._stack = at_once if one_call else None
+        model._stacks = at_once if one_call else [None]
         model.forward(batch, cache)
 
     compare("nano's layers, one token", lambda: run(True), lambda: run(False))

@@ -74,7 +74,7 @@ def test_each_window_and_each_expert_count_matters(folder: Path) -> None:
 @pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
 def test_the_native_kernels_agree_whatever_the_chunks(folder: Path) -> None:
     model = load_model(folder, torch.bfloat16, dequantize=False)
-    assert model.kernels.name == "native" and model._stack is None
+    assert model.kernels.name == "native" and model._stacks == [None]
     whole_prompt, chunks = (model_logits(model, IDS, chunk, block_size=16) for chunk in (90, 7))
     assert torch.equal(whole_prompt, chunks)
     assert_close("logits", ReferenceModel(folder).logits(IDS), whole_prompt, 3e-2)

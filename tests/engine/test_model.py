@@ -167,9 +167,9 @@ def test_all_layers_in_one_call_are_bit_for_bit_the_layers_one_by_one(
     config = ModelConfig.from_folder(checkpoint())
     loader = WeightLoader(Checkpoint(checkpoint(), config), config, torch.bfloat16, dequantize=dequantize)
     model = one_rank(config, loader.load(), dense_dtype=dense_dtype)
-    assert model._stack is not None
+    assert None not in model._stacks
     ids = prompt(150)
     at_once = [model_logits(model, ids, chunk) for chunk in (150, 7)]
-    model._stack = None
+    model._stacks = [None]
     one_by_one = model_logits(model, ids)
     assert all(torch.equal(found, one_by_one) for found in at_once)

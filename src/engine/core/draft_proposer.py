@@ -1,4 +1,4 @@
-"""Proposes draft tokens: what a grammar forces, what followed the same tokens before, and a draft head's guesses.
+"""Proposes draft tokens: what a grammar forces, what followed the same tokens, a draft head's guesses.
 
 Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding) searches the request's own text;
 answers of earlier requests are searched too (after SuffixDecoding, Oliaro et al. 2024, arXiv 2411.04975).

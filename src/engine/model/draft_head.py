@@ -180,7 +180,7 @@ class _Config:
             self._places.append(nested)
 
     def get(self, key: str) -> Any:
-        """The value at the top, in eagle_config or in transformer_layer_config; None where it is null or missing."""
+        """The first value at the top, in eagle_config, in transformer_layer_config; None: null or missing."""
         return next((place[key] for place in self._places if place.get(key) is not None), None)
 
     def error(self, key: str, expected: str) -> DraftHeadError:

@@ -1,6 +1,6 @@
-"""An EAGLE-3 draft head on one device: its weights, and how it guesses (Li et al. 2025, arXiv 2503.01840).
+"""An EAGLE-3 draft head on one device: its weights, and how it guesses.
 
-At position i the head takes the model's states there, fused into one, and the embedding of token i + 1, and guesses
+Li et al. 2025, arXiv 2503.01840. At position i the head takes the model's states there, fused into one, and the embedding of token i + 1, and guesses
 token i + 2. For the guess after that it takes its own state in place of the model's. Its layer goes through the
 operations of a kernel backend that is made for the head's sizes.
 
@@ -108,7 +108,7 @@ class Eagle3Head:
     def guess(
         self, next_ids: torch.Tensor, hidden: torch.Tensor, cache: LayerCache, step: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `store`, and returns the tokens that should follow next_ids, int64 [T], and the head's states [T, H]."""
+        """As `store`; returns the tokens guessed after next_ids, int64 [T], and the head's states [T, H]."""
         w, kernels = self.weights, self.kernels
         query = kernels.norm_qkv(self._joined(next_ids, hidden), w.layer, cache, step)
         attended = kernels.attention(query, w.layer, cache, step)

@@ -191,7 +191,8 @@ class ModelRunner:
         if not shard.is_first:
             size, dtype = self._config.model.hidden_size, self._model.residual_dtype
             hidden = self._comm.receive_hidden(len(batch.token_ids), size, dtype)
-        result_or_hidden = self._model.forward(batch, self._cache, hidden, self._states)
+        taps = {} if self._states is None else {"states": self._states}
+        result_or_hidden = self._model.forward(batch, self._cache, hidden, **taps)
         if not shard.is_last:
             self._comm.send_hidden(result_or_hidden)
         if not shard.is_last or not (rows.sampled or rows.scored):

@@ -1,8 +1,8 @@
 """An EAGLE-3 draft head on one device: its weights, and how it guesses.
 
-Li et al. 2025, arXiv 2503.01840. At position i the head takes the model's states there, fused into one, and the embedding of token i + 1, and guesses
-token i + 2. For the guess after that it takes its own state in place of the model's. Its layer goes through the
-operations of a kernel backend that is made for the head's sizes.
+Li et al. 2025, arXiv 2503.01840. At position i the head takes the model's states there, fused into one, and the
+embedding of token i + 1, and guesses token i + 2. For the guess after that it takes its own state in place of the
+model's. Its layer goes through the operations of a kernel backend that is made for the head's sizes.
 
 Shapes: T tokens, H hidden, V vocabulary of the head.
 """

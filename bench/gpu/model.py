@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from bench.gpu.timing import Row, graph_us
+from bench.kernels.batches import random_sizes, step_rows
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
 from gptoss.engine.model.gpt_oss import GptOss, layer_shape
@@ -19,7 +20,7 @@ from gptoss.engine.model.weights import dummy_weights, iterate_tensors
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.worker import kernel_check
+from gptoss.engine.worker import kernel_check, precompile
 from gptoss.engine.worker.batch import RequestTable, StepRows, build_batch
 from gptoss.engine.worker.cuda_graphs import GraphRunner
 from gptoss.kernels.layers import LayerCache
@@ -65,15 +66,7 @@ class Loaded:
 
     def prepared(self, batch: int, context: int) -> tuple[GraphRunner, StepRows]:
         """A captured decode step, and the requests that it is for."""
-        engine = EngineConfig(
-            self.c,
-            None,
-            load_format="dummy",
-            max_num_seqs=batch,
-            max_num_batched_tokens=max(2048, batch),
-            max_model_len=131_072,
-        )
-        graphs = GraphRunner(engine, self.model, self.cache, DEVICE)
+        graphs = GraphRunner(self._engine(batch), self.model, self.cache, DEVICE)
         graphs.capture_sizes([batch])
         table, width = RequestTable(), math.ceil((context + 64) / BLOCK_SIZE)
         new = []
@@ -85,6 +78,34 @@ class Loaded:
             )
         rows = table.apply(SchedulerOutput(new, {}, {r.request_id: 1 for r in new}, []))
         return graphs, rows
+
+    def _engine(self, max_num_seqs: int) -> EngineConfig:
+        return EngineConfig(
+            self.c,
+            None,
+            load_format="dummy",
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max(2048, max_num_seqs),
+            max_model_len=131_072,
+        )
+
+    def compilations(self, steps: int) -> Row:
+        """What random mixed steps compile that the warm-up did not."""
+        engine, found = self._engine(32), []
+        if DEVICE.type == "cuda":
+            kernel_check.warm_up(self.model, self.cache, engine, self.comm)
+            precompile.warn_when_compiling(found.append)
+        limits = {"max_tokens": engine.max_num_batched_tokens, "max_len": engine.max_model_len}
+        if DEVICE.type != "cuda":
+            limits = {"max_tokens": 12, "max_len": 40}
+        for contexts, counts in random_sizes(steps, max_num_seqs=engine.max_num_seqs, **limits):
+            rows = step_rows(contexts, counts, self.num_blocks, BLOCK_SIZE)
+            logits = self.model.forward(build_batch(rows, self.model.kernels, BLOCK_SIZE), self.cache)
+            if len(logits):
+                kernel_check.launch_sampler(logits)
+        name = f"{self.name} kernels compiled in {steps} random steps"
+        note = f"{len(found)}: {', '.join(found[:5])}" if found else "0"
+        return Row("model", name, 0.0, note=note, extra={"compiled": found})
 
     def eager(self, rows: StepRows) -> torch.Tensor:
         """The same step without a graph -> its logits."""

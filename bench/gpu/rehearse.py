@@ -17,6 +17,21 @@ from gptoss.engine.model.named_sizes import Size
 
 TINY = Size(layers=2, hidden=64, intermediate=32, experts=6, heads=4, kv_heads=2)
 VOCAB = 512
+SMALL = {
+    "REPLAYS": 1,
+    "RANDOM_STEPS": 2,
+    "CONTEXT": 20,
+    "PREFILLS": (20,),
+    "LONG": ((1, 30),),
+    "BATCHES": (2,),
+    "SMOKE_BATCHES": (2,),
+    "STREAMS": (1, 2),
+    "TOKENS": 8,
+    "REQUESTS": 4,
+    "PROMPTS": 5,
+    "LOAD_S": 200,
+    "READY_S": 200,
+}
 CEILINGS = {"copy_tb_s": 4.0, "matmul_tflop_s": 700.0}
 
 
@@ -52,12 +67,8 @@ def on_a_cpu() -> Iterator[None]:
         stack.enter_context(patch(model, "graph_time", lambda graphs, batch: 1.0))
         stack.enter_context(patch(cuda_graphs, "CudaGraphs", lambda: lambda forward: forward))
         stack.enter_context(patch(torch.cuda, "synchronize", lambda *_: None))
-        stack.enter_context(patch(steps, "REPLAYS", 1))
-        stack.enter_context(patch(steps, "CONTEXT", 20))
-        stack.enter_context(patch(steps, "PREFILLS", (20,)))
-        stack.enter_context(patch(steps, "LONG", ((1, 30),)))
-        stack.enter_context(patch(steps, "BATCHES", (2,)))
-        stack.enter_context(patch(steps, "SMOKE_BATCHES", (2,)))
+        for name, value in SMALL.items():
+            stack.enter_context(patch(steps, name, value))
         stack.enter_context(patch(steps, "profiled", lambda run, repeats: [("rehearsed", 1.0, 1)]))
         yield
 

@@ -6,22 +6,18 @@
 #
 # Each step is a process with a limit of its own; what it found is in $OUT (reports/gpu) at once, and none ends the others.
 # Packages that the machine lacks can lie as wheels in .wheels (bench/gpu/wheels.sh fetches them where there is a network),
-# compiled kernels in .tcache (python -m bench.kernels.dry_run --compile .tcache): both are taken if they are there.
+# compiled kernels in .tcache (python -m bench.kernels.dry_run --gpu-run --compile .tcache): both are taken if they are there.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 [ -e gptoss ] || ln -s src gptoss # where links were not copied
 OUT="${OUT:-reports/gpu}"
 PYTHON="${PYTHON:-python3}"
 REHEARSE="${REHEARSE:-0}"
+SECONDS_FOR_ALL="${SECONDS_FOR_ALL:-540}"
 mkdir -p "$OUT"
-rm -f "$OUT"/rows.jsonl "$OUT"/ceilings.json "$OUT"/log.txt
+rm -f "$OUT"/{rows.jsonl,ceilings.json,results.json,log.txt,http.txt,server.txt,precompile.txt,tests.xml}
 [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
-if compgen -G '.wheels/*.whl' >/dev/null && [ "$REHEARSE" = 0 ]; then
-    site="${TMPDIR:-/tmp}/site"
-    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
-        --upgrade --target "$site" .wheels/*.whl && PYTHONPATH="$site:$PYTHONPATH"
-fi
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/tcache}"
 [ -d .tcache ] && mkdir -p "$TRITON_CACHE_DIR" && cp -rn .tcache/. "$TRITON_CACHE_DIR"/
 if [ "$REHEARSE" = 1 ]; then export REHEARSE TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES=; else unset TRITON_INTERPRET; fi
@@ -30,17 +26,30 @@ wanted=" $* "
 started=$SECONDS
 
 step() { # name, seconds, command: its output goes to log.txt and, the end of it, here
-    local name="$1" limit="$2" from=$SECONDS code
+    local name="$1" limit="$2" from=$SECONDS code left
     [ "$wanted" = "  " ] || [[ "$wanted" == *" $name "* ]] || return 0
+    left=$((SECONDS_FOR_ALL - 10 - (SECONDS - started)))
+    ((limit > left)) && limit=$left
     [ "$REHEARSE" = 1 ] && limit=600
     shift 2
+    if ((limit < 5)); then
+        echo "== $name: no time left" | tee -a "$OUT/log.txt"
+        status=1
+        return 0
+    fi
     timeout -k 5 "$limit" "$@" >"$OUT/step.txt" 2>&1
     code=$?
-    { echo "== $name"; cat "$OUT/step.txt"; } >>"$OUT/log.txt"
+    { echo "== $name"; cat "$OUT/step.txt"; echo "== exit code $code"; } >>"$OUT/log.txt"
     tail -n 12 "$OUT/step.txt" | cut -c1-300
     rm -f "$OUT/step.txt"
     echo "== $name: exit code $code, $((SECONDS - from)) s, at $((SECONDS - started)) s"
     [ $code = 0 ] || status=1
+}
+
+packages() { # a folder for .wheels; without it kernels and model still run
+    if [ "$REHEARSE" = 1 ] || ! compgen -G '.wheels/*.whl' >/dev/null; then echo "none"; return; fi
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
+        --upgrade --target "$SITE" .wheels/*.whl && ls "$SITE" | wc -l
 }
 
 environment() {
@@ -48,36 +57,38 @@ environment() {
     "$PYTHON" -c 'import sys, torch, triton; print(sys.version.split()[0], torch.__version__, triton.__version__)'
     echo "compiled kernels at hand: $(find "$TRITON_CACHE_DIR" -name '*.cubin' 2>/dev/null | wc -l)"
 }
-export -f environment
-export PYTHON
 
-precompile() { # what a start compiles, by many processes, while the first steps run
-    "$PYTHON" -m bench.kernels.dry_run --model 20b --max-num-seqs 256 --max-num-batched-tokens 4096 \
-        --compile "$TRITON_CACHE_DIR" --workers "$(($(nproc) > 2 ? $(nproc) - 2 : 1))"
+precompile() { # what the starts compile, by many processes, while the first steps run
+    nice timeout 90 "$PYTHON" -m bench.kernels.dry_run --gpu-run --compile "$TRITON_CACHE_DIR" \
+        --workers "$(($(nproc) > 2 ? $(nproc) - 2 : 1))"
 }
 
-steps() { "$PYTHON" -m bench.gpu.steps "$1" --model "${2:-20b}" --out "$OUT"; }
-export -f steps
-export OUT
+steps() { "$PYTHON" -m bench.gpu.steps "$1" --model "${2:-20b}" --out "${3:-$OUT}"; }
 
-step environment 40 bash -c environment
-[ "$REHEARSE" = 0 ] && { precompile >"$OUT/precompile.txt" 2>&1 & }
-step smoke 60 bash -c 'steps smoke'
-step decode-20b 90 bash -c 'steps decode 20b'
-step profile 60 bash -c 'steps profile 20b'
-wait # for the compilations
-workers=8
-[ "$REHEARSE" = 1 ] && workers=1
-tests=(tests/kernels -k "gpu and not compiled and not bench and not dry")
+SITE="${TMPDIR:-/tmp}/site"
+export PYTHON OUT SITE
+export -f environment packages steps
+tests=(tests/kernels -n 8 -k "gpu and not compiled and not bench and not dry")
 [ "$REHEARSE" = 1 ] && tests=(tests/kernels/test_gpu_sampling.py)
-step tests 90 "$PYTHON" -m pytest -q "${tests[@]}" -n $workers -W default -p no:cacheprovider --junitxml "$OUT/tests.xml"
-step decode-120b 90 bash -c 'steps decode 120b'
-step prefill 60 bash -c 'steps prefill 20b'
-step http 160 bash -c 'steps http 20b'
-step kernels 60 bash -c 'steps kernels 20b'
+
+# the limits together are less than SECONDS_FOR_ALL (a test adds them up), the first decode figures come within two minutes
+step packages 25 bash -c packages
+PYTHONPATH="$SITE:$PYTHONPATH"
+step environment 10 bash -c environment
+[ "$REHEARSE" = 0 ] && { precompile >"$OUT/precompile.txt" 2>&1 & }
+step smoke 45 bash -c 'steps smoke'
+step decode-20b 60 bash -c 'steps decode 20b'
+step profile 35 bash -c 'steps profile 20b'
+step tests 75 "$PYTHON" -m pytest -q "${tests[@]}" -W default -p no:cacheprovider --junitxml "$OUT/tests.xml"
+step decode-120b 70 bash -c 'steps decode 120b'
+step prefill 40 bash -c 'steps prefill 20b'
+step http 105 bash -c 'steps http 20b'
+step kernels 25 bash -c 'steps kernels 20b'
+profiler=()
 if command -v ncu >/dev/null && [ "$REHEARSE" = 0 ]; then
-    step ncu 90 ncu --clock-control none --section SpeedOfLight --section WarpStateStats --launch-count 12 \
-        --kernel-name 'regex:_route_few|_moe_w|_attention|_qkv|_linear' "$PYTHON" -m bench.gpu.steps kernels --out "$OUT/ncu"
+    profiler=(ncu --clock-control none --section SpeedOfLight --section WarpStateStats --launch-count 16
+        --kernel-name 'regex:_route_few|_moe_w|_attention|_qkv|_linear')
 fi
-"$PYTHON" -m bench.gpu.steps table --out "$OUT" || status=1
+step ncu 35 "${profiler[@]}" "$PYTHON" -m bench.gpu.steps once --out "${TMPDIR:-/tmp}/gpu-once"
+timeout 30 "$PYTHON" -m bench.gpu.steps table --out "$OUT" || status=1
 exit $status

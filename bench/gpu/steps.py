@@ -37,6 +37,7 @@ SMOKE_BATCHES = (1, 8)
 PREFILLS = (1024, 8192)
 LONG = ((1, 8192), (1, 32_768))  # batch, context
 REPLAYS = 200
+RANDOM_STEPS = 100
 SERVER_FLAGS = [
     "--load-format",
     "dummy",
@@ -48,8 +49,11 @@ SERVER_FLAGS = [
     "--max-num-batched-tokens",
     "4096",
 ]
-STREAMS = (("1", "32"), ("256",))  # first what matters most
-READY_S = 240
+STREAMS = (1, 32, 256)  # first what matters most
+TOKENS, REQUESTS, PROMPTS = 128, 40, 60
+LOAD_S = 35  # of the client, for one number of streams
+READY_S = 60
+COMPILED = "while serving"  # engine/worker/precompile.py
 
 
 def smoke() -> Iterator[Row]:
@@ -71,6 +75,7 @@ def smoke() -> Iterator[Row]:
         note = f"{REPLAYS} replays alike: {same}; eager differs by {error:.1e}"
         yield Row("smoke", f"graph of batch {batch}", 0.0, note=note, extra={"same": same, "eager": error})
     yield _sampled()
+    yield loaded.compilations(RANDOM_STEPS)
 
 
 def _sampled() -> Row:
@@ -144,31 +149,28 @@ def http(model: str, out: Path, flags: list[str]) -> Iterator[Row]:
     with server(model, out, flags) as (url, ready_s):
         yield Row("http", f"{model} ready", ready_s * 1e6, note=f"{ready_s:.0f} s")
         for streams in STREAMS:
-            found = out / f"http-{'-'.join(streams)}.json"
-            command = [
-                sys.executable,
-                "bench/serve.py",
-                "--url",
-                url,
-                "--streams",
-                *streams,
-                "--tokens",
-                "128",
-                "--repeat",
-                "1",
-                "--json",
-                str(found),
-            ]
-            with (out / "http.txt").open("a") as log:
-                code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=120, check=False).returncode
-            result = json.loads(found.read_text()) if found.exists() else {}
-            found.unlink(missing_ok=True)
-            note = f"exit code {code}; {json.dumps(result)[:400]}"
-            yield Row("http", f"{model} streams {' '.join(streams)}", 0.0, note=note, extra={"serve": result})
-        yield _prompts(url, model)
+            yield _load(url, model, streams, out)
+        yield _prompts(url, model, PROMPTS, out)
 
 
-def _prompts(url: str, model: str, count: int = 60) -> Row:
+def _load(url: str, model: str, streams: int, out: Path) -> Row:
+    found = out / f"http-{streams}.json"
+    figures = {"--streams": streams, "--tokens": TOKENS, "--requests": REQUESTS, "--repeat": 1, "--json": found}
+    command = [sys.executable, "bench/serve.py", "--url", url]
+    command += [str(word) for pair in figures.items() for word in pair]
+    with (out / "http.txt").open("a") as log:
+        try:
+            code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=LOAD_S, check=False).returncode
+            note = "" if code == 0 else f"FAILED exit code {code}, see http.txt; "
+        except subprocess.TimeoutExpired:
+            note = f"FAILED not done in {LOAD_S} s; "
+    result = json.loads(found.read_text())["results"] if found.exists() else {}
+    found.unlink(missing_ok=True)
+    note += json.dumps(result)[:400]
+    return Row("http", f"{model} streams {streams}", 0.0, note=note, extra={"serve": result})
+
+
+def _prompts(url: str, model: str, count: int, out: Path) -> Row:
     """The longest wait for a first token among prompts of random lengths: a compilation in between would show."""
     import httpx
 
@@ -181,8 +183,10 @@ def _prompts(url: str, model: str, count: int = 60) -> Row:
         httpx.post(f"{url}/v1/completions", json=body, timeout=60).raise_for_status()
         waits.append((time.perf_counter() - started) * 1e3)
     waits.sort()
-    note = f"median {waits[count // 2]:.1f} ms, worst {waits[-1]:.1f} ms"
-    return Row("http", f"{model} {count} prompts of 5 to 256 tokens", waits[-1] * 1e3, note=note)
+    compiled = (out / "server.txt").read_text(errors="replace").count(COMPILED)
+    note = f"median {waits[count // 2]:.1f} ms, worst {waits[-1]:.1f} ms, {compiled} kernels compiled while serving"
+    name = f"{model} {count} prompts of 5 to 256 tokens"
+    return Row("http", name, waits[-1] * 1e3, note=note, extra={"compiled": compiled})
 
 
 @contextlib.contextmanager
@@ -228,12 +232,22 @@ def kernels(model: str) -> Iterator[Row]:
             yield bench.row("kernels")
 
 
+def once(model: str) -> Iterator[Row]:
+    """A launch of each decode kernel at batch 1, for a profiler that is told to watch them."""
+    from bench.gpu.kernels import Layer
+
+    for bench in Layer(model).benches(1 if DEVICE.type == "cuda" else 2, CONTEXT):
+        if "cuBLAS" not in bench.name:
+            bench.launch(bench.config())
+            yield Row("once", bench.name, 0.0)
+
+
 def rows_of(step: str, model: str, out: Path, flags: list[str]) -> Iterator[Row]:
     if step == "smoke":
         return smoke()
     if step == "http":
         return http(model, out, flags)
-    return {"decode": decode, "profile": profile, "prefill": prefill, "kernels": kernels}[step](model)
+    return {"decode": decode, "profile": profile, "prefill": prefill, "kernels": kernels, "once": once}[step](model)
 
 
 def run(step: str, model: str, out: Path, flags: list[str]) -> int:
@@ -292,7 +306,7 @@ def table(out: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("smoke", "decode", "profile", "prefill", "http", "kernels", "table")
+    names = ("smoke", "decode", "profile", "prefill", "http", "kernels", "once", "table")
     parser.add_argument("step", choices=names)
     parser.add_argument("--model", default="20b", choices=("20b", "120b", "nano"))
     parser.add_argument("--out", type=Path, default=Path("reports/gpu"))

@@ -5,6 +5,7 @@ its own binder turns the arguments into a specialisation. What a start lists is 
 
     python -m bench.kernels.dry_run --model 20b --max-num-seqs 32            # the list
     python -m bench.kernels.dry_run --model 20b --compile /tmp/tcache        # and triton's cache filled with it
+    python -m bench.kernels.dry_run --gpu-run --compile .tcache              # with all that bench/gpu/run.sh asks for
 
 A cache filled with the same triton and Python as the GPU machine's can be copied there: keys do not depend on paths.
 """
@@ -13,114 +14,46 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
+import functools
 import json
 import os
-import random
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)  # before anything imports triton
 
 import torch
-import triton
+import triton.compiler
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.runtime import driver
 
+from bench.kernels.batches import random_sizes, step_rows
 from gptoss.engine.config import EngineConfig
-from gptoss.engine.messages import NewRequest, SchedulerOutput
 from gptoss.engine.model.forward_batch import ForwardBatch
-from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
-from gptoss.engine.model.weights import ModelWeights
-from gptoss.engine.parallel.communicator import Communicator
-from gptoss.engine.parallel.shards import whole
-from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.worker import kernel_check
-from gptoss.engine.worker.batch import RequestTable, build_batch
-from gptoss.engine.worker.cuda_graphs import GraphRunner
-from gptoss.kernels.layers import LayerCache, LayerWeights, PackedExperts, PackedMxfp4
-from gptoss.kernels.triton import support
-from gptoss.kernels.triton.backend import TritonBackend
-from gptoss.kernels.triton.mxfp4_layout import BLOCK_COLUMNS
+from gptoss.engine.worker import dry_run, kernel_check, precompile
+from gptoss.engine.worker.batch import build_batch
+from gptoss.engine.worker.dry_run import META, NUM_BLOCKS, Compilation, Key, Record, as_on, recording
+from gptoss.kernels.triton import fused_layers
+from gptoss.kernels.triton.configs import TileConfig, config_for
 
-META = torch.device("meta")
 BLOCK_SIZE = 64
-NUM_BLOCKS = 64
-LAYERS = 2  # one of each kind: the others launch the same
 BATCHES = {7: 20, 32: 200, 256: 10}  # max_num_seqs -> random steps of --check
 LAUNCH_TOKENS = (1, 4, 9, 33, 65, 300, 8192)
-Key = tuple[str, str]  # a kernel's name, and the specialisation as text
+# the starts of bench/gpu/run.sh: model, max_num_seqs, max_num_batched_tokens; and what its steps compute besides
+RUN = (("20b", 256, 4096), ("120b", 32, 8192))
+RUN_BATCHES = (1, 8, 32)
+RUN_PROMPTS = (1024, 8192)
 
 
-@dataclass(frozen=True, slots=True)
-class Compilation:
-    """Arguments of a launch, as triton's compiler takes them."""
-
-    kernel: Any
-    bound: dict[str, Any]
-    specialization: list[Any]
-    options: dict[str, Any]
-
-    def compile(self, target: GPUTarget) -> Any:
-        backend = make_backend(target)
-        options, signature, constexprs, attrs = self.kernel._pack_args(
-            backend, {"debug": False}, self.bound, self.specialization, dict(self.options)
-        )
-        source = ASTSource(self.kernel, signature, constexprs, attrs)
-        return triton.compile(source, target=target, options=options.__dict__)
-
-
-@dataclass
-class Record:
-    """Launches since `clear`, by kernel, and every different compilation since the start."""
-
-    compilations: dict[Key, Compilation] = dataclasses.field(default_factory=dict)
-    launches: list[str] = dataclasses.field(default_factory=list)
-
-    def counts(self) -> dict[str, int]:
-        found: dict[str, int] = defaultdict(int)
-        for name, _ in self.compilations:
-            found[name] += 1
-        return dict(found)
-
-
-@contextlib.contextmanager
-def recording(capability: int = 90) -> Iterator[Record]:
-    """Meanwhile kernels are not launched, but written down."""
-    record = Record()
-    target = GPUTarget("cuda", capability, 32)
-    backend = make_backend(target)
-    binders: dict[str, Any] = {}
-
-    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        name = self.__name__
-        if name not in binders:
-            binders[name] = create_function_from_signature(self.signature, self.params, backend)
-        bound, specialization, options = binders[name](*args, **(kwargs | {"debug": False}))
-        key = name, f"{specialization} {sorted(options.items())}"
-        record.compilations.setdefault(key, Compilation(self, bound, specialization, options))
-        record.launches.append(name)
-
-    with (
-        mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(support, "_capability", lambda _: divmod(capability, 10)),
-        mock.patch.object(support, "samples", lambda _: True),
-        mock.patch.object(torch.cuda, "synchronize", lambda *_: None),
-    ):
-        yield record
-
-
-class DryEngine:
+class DryEngine(dry_run.DryEngine):
     """A model without numbers, and its steps."""
 
     def __init__(
@@ -132,30 +65,18 @@ class DryEngine:
         max_model_len: int = 131_072,
         invariant: bool = False,
     ) -> None:
-        c = ModelConfig.from_json(hf_config(SIZES[model]))
-        c = dataclasses.replace(c, num_layers=LAYERS, layer_types=c.layer_types[:LAYERS])
-        self.config = EngineConfig(
-            c,
-            None,
-            load_format="dummy",
-            max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_size=BLOCK_SIZE,
-            batch_invariant=invariant,
+        super().__init__(
+            EngineConfig(
+                ModelConfig.from_json(hf_config(SIZES[model])),
+                None,
+                load_format="dummy",
+                max_num_seqs=max_num_seqs,
+                max_model_len=max_model_len,
+                max_num_batched_tokens=max_num_batched_tokens,
+                block_size=BLOCK_SIZE,
+                batch_invariant=invariant,
+            )
         )
-        self.comm = Communicator(whole(c), META)
-        shape = layer_shape(c, whole(c), max_model_len)
-        kernels = TritonBackend(shape, torch.bfloat16, META, batch_invariant=invariant)
-        self.model = GptOss(c, _weights(c), self.comm, kernels)
-        pair = LayerCache(*(_empty(NUM_BLOCKS, BLOCK_SIZE, c.num_key_value_heads, c.head_dim) for _ in "kv"))
-        self.cache = [pair] * LAYERS
-
-    def start(self) -> None:
-        """What a worker launches before it is ready."""
-        kernel_check.warm_up(self.model, self.cache, self.config, self.comm)
-        graphs = GraphRunner(self.config, self.model, self.cache, META, lambda f: (f(), f)[1])
-        graphs.capture_all()
 
     def step(self, contexts: list[int], counts: list[int]) -> None:
         """An eager step: sequences with so many cached tokens and so many new ones."""
@@ -164,95 +85,14 @@ class DryEngine:
             kernel_check.launch_sampler(logits)
 
     def batch(self, contexts: list[int], counts: list[int]) -> ForwardBatch:
-        new = [
-            self._request(i, context + count, context)
-            for i, (context, count) in enumerate(zip(contexts, counts, strict=True))
-        ]
-        scheduled = {r.request_id: n for r, n in zip(new, counts, strict=True)}
-        rows = RequestTable().apply(SchedulerOutput(new, {}, scheduled, []))
-        return build_batch(rows, self.model.kernels, BLOCK_SIZE)
+        return build_batch(step_rows(contexts, counts, NUM_BLOCKS, BLOCK_SIZE), self.model.kernels, BLOCK_SIZE)
 
-    def _request(self, index: int, length: int, computed: int) -> NewRequest:
-        blocks = [1 + i % (NUM_BLOCKS - 1) for i in range(-(-(length + 1) // BLOCK_SIZE))]
-        params = SamplingParams(max_tokens=9, seed=0)
-        return NewRequest(str(index), [5] * length, length, params, (blocks, blocks), computed)
-
-    def random_steps(self, count: int, seed: int = 0) -> None:
-        """Mixed steps: sequences that decode beside pieces of prompts, of any length that the limits allow."""
-        rng = random.Random(seed)
-        for _ in range(count):
-            contexts, counts = [], []
-            left = self.config.max_num_batched_tokens
-            for _ in range(rng.randint(1, self.config.max_num_seqs)):
-                decodes = rng.random() < 0.7
-                new = 1 if decodes else min(left, int(2 ** rng.uniform(0, 13)))
-                if new > left or not left:
-                    break
-                left -= new
-                limit = self.config.max_model_len - new - 1
-                contexts.append(min(limit, int(2 ** rng.uniform(0, 14))))
-                counts.append(new)
+    def random_steps(self, count: int) -> None:
+        """Mixed steps of any size that the limits allow."""
+        c = self.config
+        limits = {"max_tokens": c.max_num_batched_tokens, "max_len": c.max_model_len}
+        for contexts, counts in random_sizes(count, max_num_seqs=c.max_num_seqs, **limits):
             self.step(contexts, counts)
-
-
-def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device=META)
-
-
-def _weights(c: ModelConfig) -> ModelWeights:
-    hidden, inter, experts = c.hidden_size, c.intermediate_size, c.num_experts
-    q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-
-    def packed(rows: int, columns: int) -> PackedMxfp4:
-        shape = (experts, rows // 16, -(-columns // BLOCK_COLUMNS), 16)
-        words, scales = (_empty(*shape, n, dtype=t) for n, t in ((32, torch.int16), (4, torch.uint8)))
-        return PackedMxfp4(words, scales, columns)
-
-    layer = LayerWeights(
-        0,
-        _empty(hidden),
-        _empty(q + 2 * kv, hidden),
-        _empty(q + 2 * kv),
-        _empty(c.num_attention_heads),
-        _empty(hidden, q),
-        _empty(hidden),
-        _empty(hidden),
-        _empty(experts, hidden),
-        _empty(experts),
-        PackedExperts(
-            packed(2 * inter, hidden), _empty(experts, 2 * inter), packed(hidden, inter), _empty(experts, hidden)
-        ),
-    )
-    vocab = c.vocab_size
-    return ModelWeights(
-        _empty(vocab, hidden),
-        [replace(layer, group=n % 2) for n in range(c.num_layers)],
-        _empty(hidden),
-        _empty(vocab, hidden),
-    )
-
-
-def compile_all(record: Record, capability: int, folder: Path, workers: int) -> None:
-    """Fills triton's cache in `folder`: each of `workers` processes forks and takes its share."""
-    os.environ["TRITON_CACHE_DIR"] = str(folder)
-    target = GPUTarget("cuda", capability, 32)
-    jobs = [record.compilations[key] for key in sorted(record.compilations)]
-    children = []
-    for worker in range(workers):
-        child = os.fork()
-        if child == 0:
-            status = 0
-            for job in jobs[worker::workers]:
-                try:
-                    job.compile(target)
-                except Exception as error:
-                    status = 1
-                    sys.stderr.write(f"{job.kernel.__name__}: {error}\n"[:500])
-            os._exit(status)
-        children.append(child)
-    for child in children:
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            raise SystemExit("some kernels were not compiled")
 
 
 def covered(model: str, max_num_seqs: int, tokens: int, batches: int) -> dict[str, Any]:
@@ -284,7 +124,7 @@ class _Launches(TorchDispatchMode):
 def layer_launches(engine: DryEngine, record: Record, contexts: list[int], counts: list[int]) -> list[str]:
     """The kernels of one layer in an eager step, in their order; of the two kinds of layer the one that has more."""
     batch, found = engine.batch(contexts, counts), []
-    x = _empty(sum(counts), engine.config.model.hidden_size)
+    x = torch.empty(sum(counts), engine.config.model.hidden_size, dtype=torch.bfloat16, device=META)
     for layer, cache in zip(engine.model.weights.layers, engine.cache, strict=True):
         record.launches.clear()
         with _Launches(record):
@@ -310,35 +150,125 @@ def eager_counts(model: str, upto: int, *, invariant: bool) -> dict[str, Any]:
         return {"counts": record.counts(), "launches": launches}
 
 
+def gpu_run() -> dict[str, Any]:
+    """-> what the models of a GPU run ask for beyond what is compiled for it (RUN)."""
+    missing = {}
+    for model, max_num_seqs, tokens in RUN:
+        with recording() as record:
+            DryEngine(model, max_num_seqs=max_num_seqs, max_num_batched_tokens=tokens).start()
+            started = set(record.compilations)
+            for batch in RUN_BATCHES:  # bench/gpu/model.py: an engine for each batch
+                engine = DryEngine(model, max_num_seqs=batch, max_num_batched_tokens=2048)
+                engine.start()
+                engine.step([1023] * batch, [1] * batch)
+            for prompt in RUN_PROMPTS:
+                engine.step([0], [prompt])
+            missing[model] = [list(key) for key in sorted(set(record.compilations) - started)]
+    return missing
+
+
+Hashes = set[tuple[str, str]]
+
+
+def _plain(found: Hashes | int) -> list[tuple[str, str]] | int:
+    return found if isinstance(found, int) else sorted(found)
+
+
+def hashes_of_launches(model: str) -> tuple[Hashes, Hashes, int]:
+    """-> what triton names the kernels of a start by in its cache, as they are listed and as triton's own launches ask
+    for them; and of how many of these a server would have told."""
+    target = GPUTarget("cuda", 90, 32)
+    backend = make_backend(target)
+
+    def hashed(source: ASTSource, options: dict[str, Any]) -> tuple[str, str]:
+        return source.hash(), backend.parse_options(options).hash()
+
+    with recording() as record:
+        DryEngine(model, max_num_seqs=8).start()
+    listed = {hashed(*one.source(target)) for one in record.compilations.values()}
+    asked, seen = set(), []
+
+    def compiled(source: ASTSource, target: GPUTarget, options: dict[str, Any]) -> SimpleNamespace:
+        asked.add(hashed(source, options))
+        return SimpleNamespace(
+            run=lambda *_: None, launch_metadata=lambda *_: None, function=0, packed_metadata=(), metadata=None
+        )
+
+    driver.set_active(
+        SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 0, get_current_target=lambda: target)
+    )
+    precompile.warn_when_compiling(seen.append)
+    with as_on(90), mock.patch.object(triton.compiler, "compile", compiled):
+        DryEngine(model, max_num_seqs=8).start()
+    return listed, asked, len(seen)
+
+
+def _config_but(
+    kernel: str, config: TileConfig, architecture: str, name: str, *given: Any, **kwargs: Any
+) -> TileConfig:
+    """The launch table's entry, but `config` for one kernel."""
+    return config if name == kernel else config_for(architecture, name, *given, **kwargs)
+
+
+def compile_candidates(jobs: list[Any], capability: int, workers: int) -> int:
+    """Jobs are (model, kernel of the launch table, tokens, configurations). -> how many processes failed at one."""
+    wanted: dict[Key, Compilation] = {}
+    for model, kernel, tokens, configs in jobs:
+        with recording(capability) as record:
+            engine = DryEngine(model, max_num_seqs=max(32, tokens))
+            engine.step([1023] * tokens, [1] * tokens)
+            usual = set(record.compilations)
+            for config in configs:
+                chosen = functools.partial(_config_but, kernel, TileConfig(**config))
+                with mock.patch.object(fused_layers, "config_for", chosen), contextlib.suppress(Exception):
+                    engine.step([1023] * tokens, [1] * tokens)
+            wanted |= {key: one for key, one in record.compilations.items() if key not in usual}
+    started = time.monotonic()
+    failed = dry_run.compile_all(list(wanted.values()), GPUTarget("cuda", capability, 32), workers)
+    sys.stdout.write(f"{len(wanted)} candidates compiled in {time.monotonic() - started:.0f} s\n")
+    return failed
+
+
+def compile_into(folder: Path, record: Record, capability: int, workers: int) -> None:
+    """Fills triton's cache in `folder`. Raises SystemExit if a kernel is not compiled."""
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    jobs = [record.compilations[key] for key in sorted(record.compilations)]
+    if dry_run.compile_all(jobs, GPUTarget("cuda", capability, 32), workers):
+        raise SystemExit("some kernels were not compiled")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="20b", choices=("20b", "120b"))
     parser.add_argument("--max-num-seqs", type=int, default=32)
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
+    parser.add_argument("--gpu-run", action="store_true", help="both models, as bench/gpu/run.sh starts them")
     parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--invariant", action="store_true")
     parser.add_argument("--compile", type=Path, metavar="FOLDER", help="triton's cache to fill")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--candidates", type=json.loads, metavar="JSON", help="of bench/gpu/tune.py, to compile")
     parser.add_argument("--check", action="store_true", help="print what the tests look at, as JSON")
     args = parser.parse_args(argv)
     if args.check:
         found = {
             "start": {n: covered("20b", n, 8192, batches) for n, batches in BATCHES.items()},
             "eager": {str(i): eager_counts("20b", 600, invariant=i) for i in (False, True)},
+            "gpu_run": gpu_run(),
+            "hashes": dict(zip(("listed", "asked", "told"), map(_plain, hashes_of_launches("20b")), strict=True)),
         }
         sys.stdout.write(json.dumps(found) + "\n")
         return 0
+    if args.candidates:
+        return int(compile_candidates(args.candidates, args.capability, args.workers) > 0)
     started = time.monotonic()
+    starts = RUN if args.gpu_run else [(args.model, args.max_num_seqs, args.max_num_batched_tokens)]
     with recording(args.capability) as record:
-        DryEngine(
-            args.model,
-            max_num_seqs=args.max_num_seqs,
-            invariant=args.invariant,
-            max_num_batched_tokens=args.max_num_batched_tokens,
-        ).start()
+        for model, max_num_seqs, tokens in starts:
+            DryEngine(model, max_num_seqs=max_num_seqs, max_num_batched_tokens=tokens, invariant=args.invariant).start()
     sys.stdout.write(f"{sum(record.counts().values())} compilations: {record.counts()}\n")
     if args.compile:
-        compile_all(record, args.capability, args.compile, args.workers)
+        compile_into(args.compile, record, args.capability, args.workers)
         sys.stdout.write(f"compiled in {time.monotonic() - started:.0f} s\n")
     return 0
 

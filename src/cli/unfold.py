@@ -6,23 +6,11 @@ gptoss unfold --out models/gpt-oss-nano
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
-import os
-import signal
 import sys
 import time
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def end_with_parent(pid: int) -> None:
-    """Makes Linux kill this process when its parent ends, for whatever reason."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != pid:
-        sys.exit("the parent process ended")
+from gptoss.parent_process import end_with_parent
 
 
 def options_parser() -> argparse.ArgumentParser:

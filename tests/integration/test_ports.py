@@ -126,7 +126,7 @@ def test_servers_started_at_once_never_share_a_port() -> None:
 
 WITH_PARENT = """
 import os, subprocess, sys, time
-code = "from gptoss.cli.unfold import end_with_parent as end; end(%d); print('up', flush=True); import time; time.sleep(60)"
+code = "from gptoss.parent_process import end_with_parent as end; end(%d); print('up', flush=True); import time; time.sleep(60)"
 child = subprocess.Popen([sys.executable, "-c", code % os.getpid()], stdout=subprocess.PIPE, text=True)
 child.stdout.readline()
 print(child.pid, flush=True)

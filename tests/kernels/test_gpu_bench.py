@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -13,8 +13,11 @@ import httpx
 import pytest
 from packaging.requirements import Requirement
 
-from bench.gpu import kernels, model, rehearse, roofline, steps
+from bench.gpu import kernels, model, rehearse, roofline, steps, tune
 from bench.gpu.timing import Row
+from gptoss.config.sources import load_config
+from gptoss.kernels.triton import configs
+from gptoss.kernels.triton.configs import TileConfig
 from tests.kernels.gpu_helpers import DEVICE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered"),
 ]
 CEILINGS = rehearse.CEILINGS
+STEP_NAMES = re.search(r"names = \((.*)\)", (ROOT / "bench/gpu/steps.py").read_text())[1]  # type: ignore[index]
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +73,103 @@ def test_a_step_that_fails_leaves_what_it_had_and_says_so(tmp_path: Path, monkey
     assert steps.table(tmp_path) == 1
 
 
+def test_the_limits_of_all_steps_fit_the_time_of_a_run() -> None:
+    script = (ROOT / "bench/gpu/run.sh").read_text()
+    limits = {name: int(seconds) for name, seconds in re.findall(r"^step (\S+) (\d+) ", script, re.M)}
+    assert len(limits) == 11
+    assert sum(limits.values()) + 10 <= int(re.search(r"SECONDS_FOR_ALL:-(\d+)", script)[1]) == 540  # type: ignore[index]
+    before = [seconds for name, seconds in limits.items()][: list(limits).index("decode-20b")]
+    assert sum(before) <= 90, "the first decode figures come within two minutes"
+    assert set(re.findall(r"'steps (\w+)", script)) <= set(re.findall(r'"(\w+)"', STEP_NAMES))
+
+
+def test_the_servers_flags_are_flags_of_the_server() -> None:
+    config = load_config([*steps.SERVER_FLAGS, "--model", "20b", "--port", "8000"])[0]
+    assert (config.resolved("load_format"), config.resolved("max_num_seqs")) == ("dummy", 256)
+
+
+def test_a_client_that_takes_too_long_is_a_row_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "LOAD_S", 0.01)
+    row = steps._load("http://127.0.0.1:9", "20b", 4, tmp_path)
+    assert row.note.startswith("FAILED not done in 0.01 s")
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A launch table of its own, and times that say: the more stages, the better."""
+    path = tmp_path / "table.json"
+    path.write_text(configs.TABLE.read_text())
+    monkeypatch.setattr(configs, "TABLE", path)
+    monkeypatch.setattr(tune, "CANDIDATES", {k: g | {"stages": (1, 2, 3)} for k, g in tune.CANDIDATES.items()})
+    tried: list[TileConfig] = []
+
+    def launch(config: TileConfig) -> None:
+        if config.stages == 3:
+            raise RuntimeError("out of shared memory")
+        tried.append(config)
+
+    def time_us(run: Callable[[], object], repeat_ms: int = 0) -> float:
+        run()
+        return 10.0 - tried[-1].stages
+
+    def benches(self: object, tokens: int, context: int = 0) -> Iterator[kernels.Bench]:
+        for name in tune.CANDIDATES:
+            yield kernels.Bench(name, name, tokens, launch, 1)
+
+    monkeypatch.setattr(tune, "time_us", time_us)
+    monkeypatch.setattr(kernels.Layer, "__init__", lambda self, model: None)
+    monkeypatch.setattr(kernels.Layer, "benches", benches)
+    configs.load_table.cache_clear()
+    yield path
+    monkeypatch.undo()
+    configs.load_table.cache_clear()
+
+
+def rows_in(path: Path, kernel: str) -> list[dict[str, int]]:
+    return list(json.loads(path.read_text())["interpreter"][kernel])
+
+
+def test_tuning_keeps_what_is_faster_row_by_row(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = json.loads(table.read_text())
+    assert tune.main(["--kernels", "qkv", "moe_w2", "--tokens", "1", "32"]) == 0
+    assert json.loads(table.read_text()) == before, "without --write it only prints"
+    best = tune.best
+
+    def ended(benches: list[kernels.Bench], candidates: list[TileConfig]) -> tuple[TileConfig, float] | None:
+        if benches[0].kernel == "router":
+            raise KeyboardInterrupt
+        return best(benches, candidates)
+
+    monkeypatch.setattr(tune, "best", ended)
+    with pytest.raises(KeyboardInterrupt):
+        tune.main(["--kernels", "qkv", "moe_w2", "router", "--tokens", "1", "--write"])
+    assert [row["stages"] for row in rows_in(table, "qkv")] == [2]
+    assert [(row["stages"], row["block_m"]) for row in rows_in(table, "moe_w2")] == [(2, 8), (1, 16)]
+    assert rows_in(table, "router") == before["interpreter"]["router"]
+    assert json.loads(table.read_text())["sm_90"] == before["sm_90"]
+
+
+def test_a_row_that_no_candidate_can_run_stays(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune, "CANDIDATES", {k: g | {"stages": (3,)} for k, g in tune.CANDIDATES.items()})
+    before = rows_in(table, "out")
+    assert tune.main(["--kernels", "out", "qkv", "--tokens", "32", "--write"]) == 0
+    assert rows_in(table, "out") == before
+    said = capsys.readouterr()
+    assert "out, 32 tokens: no candidate runs" in said.out and "qkv, 32 tokens: no candidate runs" in said.out
+    assert "out of shared memory" in said.err
+
+
+def test_candidates_of_the_experts_walk_the_tiles_of_the_table() -> None:
+    table = {k: list(rows) for k, rows in configs.load_table()["sm_90"].items()}
+    for row in tune.rows(table, ["moe_w1", "moe_w2"], [1, 32]):
+        found = row.candidates()
+        assert found[0] == row.old and len(set(found)) == len(found) > 5
+        assert {c.block_m for c in found} == {row.old.block_m}
+        assert (max(c.split for c in found) > 1) is (row.kernel == "moe_w2" and row.tokens == 1)
+
+
 def test_launch_rows() -> None:
     assert [row.section for row in model.launches()] == ["launch"]
 
@@ -88,7 +189,7 @@ def test_the_benchmarks_own_flags_start_a_server(tmp_path: Path) -> None:
     flags = [flag for flag in steps.SERVER_FLAGS if flag not in ("--load-format", "dummy")]
     with steps.server("nano", tmp_path, flags) as (url, _):
         assert httpx.get(f"{url}/ready").status_code == 200
-        assert "ms" in steps._prompts(url, "nano", 3).note
+        assert "0 kernels compiled while serving" in steps._prompts(url, "nano", 3, tmp_path).note
 
 
 def test_wheels_bring_all_that_they_need_beside_the_machine() -> None:

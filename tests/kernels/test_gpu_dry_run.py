@@ -72,3 +72,16 @@ def test_a_layer_of_a_step_of_any_size_takes_nine_launches_at_most(found: dict[s
     if invariant == "False":
         assert len(launches["1 tokens beside 0"]) == 6
         assert len(launches["33 tokens beside 0"]) == 6
+
+
+@pytest.mark.parametrize("model", ["20b", "120b"])
+def test_all_that_a_run_on_a_gpu_asks_for_is_compiled_for_it(found: dict[str, Any], model: str) -> None:
+    assert found["gpu_run"][model] == []
+
+
+def test_what_is_compiled_ahead_is_what_triton_looks_for(found: dict[str, Any]) -> None:
+    """By the names in triton's cache, with triton's own launcher down to the driver; and a server would tell of each."""
+    hashes = found["hashes"]
+    assert len(hashes["listed"]) > 20
+    assert hashes["listed"] == hashes["asked"]
+    assert hashes["told"] == len(hashes["asked"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,9 +22,10 @@ from gptoss.engine.worker.batch import RequestTable, build_batch
 from gptoss.engine.worker.cuda_graphs import GraphRunner
 from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.reference.backend import ReferenceBackend
+from gptoss.kernels.step_layout import StepLayout
 from gptoss.kernels.triton import experts
 from gptoss.kernels.triton.backend import TritonBackend
-from tests.kernels.gpu_helpers import DEVICE, TYPE, assert_close
+from tests.kernels.gpu_helpers import DEVICE, TYPE, assert_close, normal, on_device
 
 pytestmark = [  # numpy's, in the interpreter: a sigmoid far below zero, and rows that are padding
     pytest.mark.filterwarnings("ignore:overflow encountered"),
@@ -97,6 +99,26 @@ def test_logits_equal_plain_torch(config: ModelConfig, invariant: bool) -> None:
         else:  # the median: rounding may give a token another expert than plain torch gives it
             error = float(((two - one).norm(dim=1) / one.norm(dim=1)).median())
             assert error < 3e-2, f"round {step}: {error}"
+
+
+def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
+    """With batch_invariant: alone the experts' kernels find the experts, among others a list says which."""
+    config = dataclasses.replace(CONFIG, intermediate_size=160)  # more columns than one program of several would take
+    kernels = TritonBackend(layer_shape(config, whole(config), 64), TYPE, DEVICE, batch_invariant=True)
+    weights = dummy_weights(config, TYPE, DEVICE, 1, prepare_layer=kernels.prepare_layer)
+    model = GptOss(config, weights, Communicator(whole(config), DEVICE), kernels)
+    g = torch.Generator().manual_seed(3)
+    shape = (NUM_BLOCKS, BLOCK_SIZE, config.num_key_value_heads, config.head_dim)
+    cache = LayerCache(*(on_device(normal(g, *shape)) for _ in "kv"))
+    contexts = [30, 3, 17, 9, 1, 12]
+    x = on_device(normal(g, len(contexts), config.hidden_size))
+    tables = [np.arange(1 + 2 * i, 3 + 2 * i) for i in range(len(contexts))]
+    for layer in weights.layers:
+        rows = []
+        for count in (1, len(contexts)):
+            layout = StepLayout.of(contexts[:count], [1] * count, (tables[:count],) * 2, BLOCK_SIZE)
+            rows.append(model.layer(x[:count], layer, cache, kernels.prepare_step(layout))[0])
+        assert torch.equal(*rows)
 
 
 def test_graphs_replay_what_eager_steps_compute() -> None:

@@ -27,7 +27,8 @@ ALLOWED = {
     "gptoss.__main__": "gptoss.cli.main",
     "gptoss.server": "gptoss.launcher",
     "gptoss.cli": "gptoss.cli gptoss.ray_serve gptoss.launcher gptoss.startup gptoss.logging_setup gptoss.model_locator gptoss.port_manager gptoss.prompt_builder gptoss.harmony "
-    "gptoss.kernels gptoss.embedded gptoss.engine gptoss.config gptoss.cached_files gptoss.run_folder gptoss.resources gptoss.tools",
+    "gptoss.kernels gptoss.embedded gptoss.engine gptoss.config gptoss.cached_files gptoss.run_folder gptoss.resources gptoss.tools "
+    "gptoss.parent_process",
     # the only command that runs requests itself
     "gptoss.cli.batch": f"gptoss.cli.remote gptoss.launcher gptoss.startup gptoss.logging_setup gptoss.cached_files gptoss.config "
     f"gptoss.engine.client gptoss.harmony.vocabulary_files {rooms('gptoss.api', 'dispatch batches.run')}",
@@ -97,7 +98,7 @@ ALLOWED = {
     f"gptoss.logging_setup {WIRE}",
     "gptoss.engine.core.executor": f"gptoss.engine.core.hosts gptoss.engine.parallel.communicator gptoss.engine.worker gptoss.config.errors gptoss.run_folder {WIRE}",
     "gptoss.engine.worker": f"gptoss.engine.worker gptoss.engine.model gptoss.engine.parallel gptoss.kernels "
-    f"gptoss.config.errors gptoss.logging_setup {WIRE}",
+    f"gptoss.config.errors gptoss.logging_setup gptoss.parent_process {WIRE}",
     "gptoss.engine.model": "gptoss.engine.model gptoss.engine.parallel gptoss.kernels gptoss.config.errors "
     "gptoss.gguf_header",
     "gptoss.engine.model.model_config": "gptoss.config.errors",
@@ -117,6 +118,7 @@ ALLOWED = {
     "gptoss.config.key": "",
     "gptoss.cached_files": "gptoss.run_folder",
     "gptoss.run_folder": "",
+    "gptoss.parent_process": "",
     "gptoss.logging_setup": "",
     "gptoss.port_manager": "gptoss.run_folder",
     "gptoss.lru_cache": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from gptoss.engine.model.model_config import SLIDING, WIDE, ModelConfig
 from gptoss.engine.model.tensor_source import TensorSource
+from gptoss.engine.model.upload import Uploader
 from gptoss.engine.parallel.shards import Shard, whole
 from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.layers import (
@@ -64,8 +66,12 @@ class WeightLoader:
         shard: Shard | None = None,
         prepare_layer: PrepareLayer | None = None,
         prepare_head: PrepareHead | None = None,
+        uploads: bool | None = None,
     ) -> None:
-        """Without `prepare_head` the model prepares the head."""
+        """Without `prepare_head` the model prepares the head. `uploads`: whether threads read the files (upload.py); by
+        default on a GPU."""
+        self._uploads = uploads
+        self._uploader: Uploader | None = None
         self._prepare_layer = prepare_layer or _as_loaded
         self._prepare_head = prepare_head or _head_as_loaded
         self._head_is_prepared = prepare_head is not None
@@ -78,15 +84,21 @@ class WeightLoader:
 
     def load(self) -> ModelWeights:
         """Raises CheckpointError if a file cannot be read, or was changed meanwhile."""
-        *layers, embedding, final_norm, lm_head = self.parts()
+        with contextlib.ExitStack() as stack:
+            if self._device.type == "cuda" if self._uploads is None else self._uploads:
+                self._uploader = stack.enter_context(Uploader(self._device, self._source.files))
+            *layers, embedding, final_norm, lm_head = self.parts()
+            self._uploader = None
         self.check_unchanged()
         return ModelWeights(embedding, layers, final_norm, lm_head, head_is_prepared=self._head_is_prepared)
 
     def parts(self) -> Iterator[Any]:
         """Yields the layers in order, then the embedding, the last norm and the head."""
         s, vocab = self._shard, _cut(self._shard.vocab)
-        for n in tqdm(s.layers, desc="loading weights", unit="layer", disable=None if s.rank == 0 else True):
-            yield self._prepare_layer(self._layer(n))
+        layers = map(self._layer, s.layers) if self._uploader is None else self._uploader.in_turn(self._layer, s.layers)
+        shown = None if s.rank == 0 else True
+        for layer in tqdm(layers, desc="loading weights", unit="layer", disable=shown, total=len(s.layers)):
+            yield self._prepare_layer(layer)
         yield self._read("model.embed_tokens.weight", vocab) if s.is_first else None
         yield self._read("model.norm.weight") if s.is_last else None
         yield self._prepare_head(self._read("lm_head.weight", vocab)) if s.is_last else None
@@ -97,7 +109,11 @@ class WeightLoader:
             file.check_unchanged()
 
     def _read(self, name: str, *cut: slice) -> torch.Tensor:
-        return self._source.part(name, *cut).to(self._device, self._dtype).contiguous()
+        (part,) = self._brought([self._source.part(name, *cut)])
+        return part.to(self._device, self._dtype).contiguous()
+
+    def _brought(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        return parts if self._uploader is None else self._uploader.bring(parts)
 
     def _joined(self, names: list[str], rows: tuple[slice, ...]) -> torch.Tensor:
         """Rows of several tensors as one tensor: a view where they lie one after another."""
@@ -166,6 +182,7 @@ class WeightLoader:
 
     def _stacked(self, parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Tensors [E, R, ...] as one with all their rows; a single contiguous one as it is."""
+        parts = self._brought(parts)
         if len(parts) == 1:
             return parts[0].to(self._device, dtype).contiguous()
         count, rows, *rest = parts[0].shape

@@ -26,6 +26,7 @@ from gptoss.engine.parallel.communicator import Communicator, Rendezvous
 from gptoss.engine.parallel.device_placement import usable_cores
 from gptoss.engine.parallel.memory_plan import activation_bytes, lora_bytes, stage_layers
 from gptoss.engine.parallel.shards import make_shard
+from gptoss.engine.worker import precompile
 from gptoss.engine.worker.adapters import RankAdapters
 from gptoss.engine.worker.cuda_graphs import GraphRunner
 from gptoss.engine.worker.draft_runner import DraftRunner
@@ -84,6 +85,7 @@ class Worker:
     def load(self) -> None:
         started = time.monotonic()
         config = self.config
+        self._precompilation = self._precompile()
         if config.block_size < self.kernels.min_block_size:
             raise ConfigError(
                 f"block_size ({config.block_size}) is below {self.kernels.min_block_size}, "
@@ -119,6 +121,11 @@ class Worker:
                 "speculative_model (--speculative-model) works with the compiled CPU kernels on one rank only; this "
                 f"engine runs {self.kernels.name} kernels on {self.comm.world_size}: drop it"
             )
+
+    def _precompile(self) -> precompile.Precompilation | None:
+        if self.kernels.name != "triton":
+            return None
+        return precompile.start(self.config, self.shard, torch.cuda.get_device_capability(self.device))
 
     def _read_weights(self, path: Path) -> ModelWeights:
         config, source = self.config, open_source(path, self.config.model)
@@ -184,6 +191,8 @@ class Worker:
             self.adapters.slots_of if self.adapters is not None else None,
             self._draft_runner(num_blocks),
         )
+        if self.kernels.name == "triton":
+            precompile.warn_when_compiling()
         return num_blocks
 
     def _draft_runner(self, num_blocks: int) -> DraftRunner | None:
@@ -201,6 +210,8 @@ class Worker:
             return None
         from gptoss.engine.worker import kernel_check  # imports triton
 
+        if self._precompilation is not None:
+            self._precompilation.wait()
         if self.comm.world_size == 1:
             error = kernel_check.check_layers(self.model, cache, self.comm, self.config.block_size)
             if not error < kernel_check.TOLERANCE:

@@ -66,35 +66,40 @@ def choose_experts(logits, expert, PER_TOKEN: tl.constexpr):
     """The PER_TOKEN experts with the largest logits, int32 [PER_TOKEN], and their weights.
 
     logits [E'], expert = arange(E'); what is past the last expert holds -inf. The experts are in falling order of their
-    logits; the weights float32 [PER_TOKEN] sum to 1.
+    logits; the weights float32 [PER_TOKEN] sum to 1. Their sum is taken in that order, whatever lanes hold them.
     """
     slot = tl.arange(0, PER_TOKEN)
     chosen = tl.zeros((PER_TOKEN,), tl.int32)
-    values = tl.full((PER_TOKEN,), float("-inf"), tl.float32)
+    weights = tl.zeros((PER_TOKEN,), tl.float32)
+    largest = tl.max(logits, axis=0)
+    total = tl.zeros_like(largest)
     for j in tl.static_range(PER_TOKEN):
         best = tl.argmax(logits, axis=0)
-        value = tl.max(logits, axis=0)
+        weight = tl.exp(tl.max(logits, axis=0) - largest)
+        total += weight
         chosen = tl.where(slot == j, best, chosen)
-        values = tl.where(slot == j, value, values)
+        weights = tl.where(slot == j, weight, weights)
         logits = tl.where(expert == best, float("-inf"), logits)
-    p = tl.exp(values - tl.max(values, axis=0))
-    return chosen, p / tl.sum(p, axis=0)
+    return chosen, weights / total
 
 
 @triton.jit
 def choose_for_all(logits, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PER_TOKEN: tl.constexpr):
-    """choose_experts for rows: logits [TOKENS, EXPERTS] -> two of [TOKENS, PER_TOKEN]."""
+    """choose_experts for rows, with the same bits: logits [TOKENS, EXPERTS] -> two of [TOKENS, PER_TOKEN]."""
     expert = tl.arange(0, EXPERTS)
     slot = tl.arange(0, PER_TOKEN)
     chosen = tl.zeros((TOKENS, PER_TOKEN), tl.int32)
-    values = tl.full((TOKENS, PER_TOKEN), float("-inf"), tl.float32)
+    weights = tl.zeros((TOKENS, PER_TOKEN), tl.float32)
+    largest = tl.max(logits, axis=1)
+    total = tl.zeros_like(largest)
     for j in tl.static_range(PER_TOKEN):
         value, best = tl.max(logits, axis=1, return_indices=True)
+        weight = tl.exp(value - largest)
+        total += weight
         chosen = tl.where((slot == j)[None, :], best[:, None], chosen)
-        values = tl.where((slot == j)[None, :], value[:, None], values)
+        weights = tl.where((slot == j)[None, :], weight[:, None], weights)
         logits = tl.where(expert[None, :] == best[:, None], float("-inf"), logits)
-    p = tl.exp(values - tl.max(values, axis=1)[:, None])
-    return chosen, p / tl.sum(p, axis=1)[:, None]
+    return chosen, weights / total[:, None]
 
 
 @triton.jit

@@ -75,7 +75,7 @@ class Uploader:
             yield coming.popleft().result()
 
     def bring(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Tensors on the host -> the same on the device.
+        """Copies tensors of the host to the device.
 
         Views that fill a stretch of one tensor between them, such as its even and its odd rows, are brought as that
         stretch, and are views of it on the device too.
@@ -88,7 +88,7 @@ class Uploader:
         return [self._bring_rows(part) for part in parts]
 
     def _bring_flat(self, flat: torch.Tensor) -> torch.Tensor:
-        """[N], contiguous."""
+        """Copies a contiguous tensor [N]."""
         if flat.nbytes <= SMALL_BYTES:
             return flat.to(self._device)
         source = flat.view(torch.uint8)
@@ -111,7 +111,7 @@ class Uploader:
         return out.view(flat.dtype)
 
     def _bring_rows(self, part: torch.Tensor) -> torch.Tensor:
-        """A part with gaps, as many rows at a time as fit a buffer; contiguous on the device."""
+        """Copies a part with gaps, as many rows at a time as fit a buffer. It has none on the device."""
         row_bytes = part.nbytes // max(1, len(part))
         if part.dim() == 1 or part.nbytes <= SMALL_BYTES or row_bytes > BUFFER_BYTES:
             return part.to(self._device).contiguous()
@@ -151,13 +151,16 @@ class Uploader:
             buffer.copied.record(torch.cuda.current_stream(self._device))
 
     def _use_device(self) -> None:
-        """A thread starts with the first GPU."""
+        """Chooses the device in a thread, which starts with the first GPU."""
         if self._device.index is not None and self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
 
 def _stretch(parts: Sequence[torch.Tensor]) -> tuple[int, int]:
-    """Where in their common storage the first element of all lies, and behind which the last; (0, 0): in none."""
+    """Returns where in their common storage the parts begin and end, in elements.
+
+    (0, 0): they have none in common.
+    """
     first = parts[0]
     ends = []
     for part in parts:
@@ -170,7 +173,10 @@ def _stretch(parts: Sequence[torch.Tensor]) -> tuple[int, int]:
 
 
 def _read(file: MappedFile, handle: int, buffer: torch.Tensor, offset: int) -> None:
-    """Fills the buffer uint8 [N] from the file. Raises CheckpointError if that has fewer bytes, or cannot be read."""
+    """Fills the buffer uint8 [N] from the file.
+
+    Raises CheckpointError if it has fewer bytes, or cannot be read.
+    """
     view, done = buffer.numpy().data, 0
     while done < len(view):
         try:

@@ -68,8 +68,10 @@ class WeightLoader:
         prepare_head: PrepareHead | None = None,
         uploads: bool | None = None,
     ) -> None:
-        """Without `prepare_head` the model prepares the head. `uploads`: whether threads read the files (upload.py); by
-        default on a GPU."""
+        """Without `prepare_head` the model prepares the head.
+
+        `uploads`: whether threads read the files (upload.py); by default on a GPU.
+        """
         self._uploads = uploads
         self._uploader: Uploader | None = None
         self._prepare_layer = prepare_layer or _as_loaded

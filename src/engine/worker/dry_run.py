@@ -161,7 +161,10 @@ def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def _weights(c: ModelConfig, s: Shard) -> ModelWeights:
-    """Tensors of a rank's shapes, in the kernels' order. Of layers that launch the same kernels there is one."""
+    """Makes tensors of a rank's shapes, in the kernels' order.
+
+    Of layers that launch the same kernels there is one.
+    """
     hidden, vocab = c.hidden_size, len(s.vocab)
     first = {(c.layer_types[n], c.experts_of(n)): n for n in reversed(s.layers)}
     return ModelWeights(
@@ -200,7 +203,10 @@ def _layer(c: ModelConfig, s: Shard, n: int) -> LayerWeights:
 
 
 def compile_all(compilations: list[Compilation], target: GPUTarget, workers: int) -> int:
-    """Fills triton's cache: each of `workers` processes forks and takes its share. -> how many of them failed."""
+    """Fills triton's cache: each of `workers` forked processes takes its share.
+
+    Returns how many of them failed.
+    """
     children, parent = [], os.getpid()
     for worker in range(workers):
         child = os.fork()
@@ -212,7 +218,7 @@ def compile_all(compilations: list[Compilation], target: GPUTarget, workers: int
 
 
 def _compile_share(jobs: list[Compilation], target: GPUTarget) -> int:
-    """-> exit code."""
+    """Compiles them one after another, and returns the exit code."""
     failed = 0
     for job in jobs:
         try:

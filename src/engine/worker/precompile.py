@@ -90,7 +90,10 @@ class Precompilation:
 
 
 def start(config: EngineConfig, shard: Shard, capability: tuple[int, int]) -> Precompilation | None:
-    """Starts to compile; None if triton's cache has all of it, or another rank of the stage compiles the same."""
+    """Starts to compile.
+
+    Returns None if triton's cache has all of it, or another rank of the stage compiles the same.
+    """
     if not shard.is_tensor_leader or not config.model.quantized:
         return None
     major, minor = capability
@@ -106,7 +109,7 @@ def cache_folder() -> Path:
 
 
 def warn_when_compiling(tell: Callable[[str], object] | None = None) -> None:
-    """From now on a kernel that is compiled, or loaded from the cache on disk, is a warning: requests wait for it."""
+    """Warns of each kernel that is compiled from now on, or loaded from disk: requests wait for it."""
     from triton import knobs
 
     tell = tell or functools.partial(logger.warning, "%s was compiled while serving: requests waited for it")
@@ -118,7 +121,7 @@ def warn_when_compiling(tell: Callable[[str], object] | None = None) -> None:
 
 
 def run(job: Job) -> int:
-    """-> exit code."""
+    """Lists, compiles and marks; returns the exit code."""
     from triton.backends.compiler import GPUTarget
 
     from gptoss.engine.worker import dry_run

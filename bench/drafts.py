@@ -7,7 +7,7 @@ Their answers must be equal.
     python bench/drafts.py --drafts http://127.0.0.1:8000 --plain http://127.0.0.1:8001
 
 The questions are the embedded model's test set, one stream, alternating between temperature 0 and 1. The second round
-repeats them, as agents and retries do.
+repeats them, as agents and retries do. With `--speculative-model` on the first server, its head's guesses are counted too.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def ask(client: httpx.Client, body: dict[str, Any]) -> tuple[float, int, str]:
     return seconds, answer["usage"]["completion_tokens"], repr(choice)
 
 
-def drafts_of(client: httpx.Client) -> tuple[int, int]:
+def drafts_of(client: httpx.Client) -> tuple[int, int, int, int]:
+    """-> guesses and right ones, of all sources and of the draft head."""
     found = client.get("/stats").json()["speculation"]
-    return found["draft_tokens"], found["accepted_tokens"]
+    return tuple(found[f"{source}{name}_tokens"] for source in ("", "head_") for name in ("draft", "accepted"))
 
 
 def main() -> int:
@@ -71,11 +72,13 @@ def main() -> int:
                 return 1
             seconds = [seconds[0] + one, seconds[1] + other]
             tokens += count
-        drafted, right = (after - start for after, start in zip(drafts_of(sides[0]), before, strict=True))
+        drafted, right, of_head, right_of_head = (
+            after - start for after, start in zip(drafts_of(sides[0]), before, strict=True)
+        )
         rates = [tokens / s for s in seconds]
         print(
             f"{round_name:14} {rates[0]:7.0f} tok/s {rates[1]:6.0f} tok/s {rates[0] / rates[1]:5.2f}  "
-            f"{right} of {drafted}, {right / tokens:.0%} of {tokens} tokens"
+            f"{right} of {drafted}, {right / tokens:.0%} of {tokens} tokens; the head's {right_of_head} of {of_head}"
         )
     return 0
 

@@ -44,6 +44,10 @@ class KernelBackend(Protocol[Step]):
     reads_mxfp4: bool  # whether packed experts are its fastest form
     min_block_size: int
 
+    def for_shape(self, shape: LayerShape) -> KernelBackend[Step]:
+        """The same kernels for layers of another shape, with matrices in the plain type."""
+        ...
+
     def prepare_layer(self, layer: LayerWeights) -> LayerWeights:
         """A layer in the form that the kernels read fastest."""
         ...

@@ -356,6 +356,8 @@ def test_the_figures_are_what_a_client_measures(fresh: tuple[ServerProcess, dict
     steps = grown("gptoss_engine_steps_total")
     accepted = grown("gptoss_spec_decode_num_accepted_tokens_total")
     assert tokens - 12 <= steps + accepted <= tokens + 60
+    assert grown("gptoss_spec_decode_num_head_draft_tokens_total") == stats["speculation"]["head_draft_tokens"] == 0
+    assert stats["speculation"]["speculative_model"] is None
     assert grown("gptoss_engine_step_seconds_total") <= sum(e2e)
     assert grown("gptoss_engine_step_duration_seconds_count") == steps
     assert grown("gptoss_engine_step_duration_seconds_sum") == pytest.approx(grown("gptoss_engine_step_seconds_total"))

@@ -264,9 +264,9 @@ def test_answers_are_the_same_with_a_head_that_guesses_wrong(tmp_path: Path, cou
     """With a grammar too: the guesses that break it are for GuidedDecoding to cut."""
     core = make_core(num_speculative_tokens=count, speculative_model=write_head(tmp_path, MODEL))
     drafter, core.scheduler._drafter = core.scheduler._drafter, None
-    plain, _ = answers_of(core)
+    plain, _ = answers_of(core, 16)
     core.scheduler._drafter = drafter
-    tokens, _ = answers_of(core)
+    tokens, _ = answers_of(core, 16)
     assert tokens == plain
     stats = core.current_stats()
     assert stats.num_head_draft_total > stats.num_head_accepted_total

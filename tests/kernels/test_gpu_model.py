@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import NewRequest, SchedulerOutput
+from gptoss.engine.model.draft_head import read_draft_head
+from gptoss.engine.model.eagle3 import Eagle3Head
 from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
@@ -26,6 +29,8 @@ from gptoss.kernels.step_layout import StepLayout
 from gptoss.kernels.triton import experts
 from gptoss.kernels.triton.backend import TritonBackend
 from tests.kernels.gpu_helpers import DEVICE, TYPE, assert_close, normal, on_device
+from tests.support.draft_heads import write_head
+from tests.support.tiers import nightly_except
 
 pytestmark = [  # numpy's, in the interpreter: a sigmoid far below zero, and rows that are padding
     pytest.mark.filterwarnings("ignore:overflow encountered"),
@@ -169,3 +174,28 @@ def test_the_check_at_start_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch
     assert kernel_check.check_layers(model, cache, comm, BLOCK_SIZE) < 0.01
     monkeypatch.setattr(experts, "moe_w2", lambda act, w, bias, residual, tiles, config: residual * 1.5)
     assert kernel_check.check_layers(model, cache, comm, BLOCK_SIZE) > kernel_check.TOLERANCE
+
+
+@pytest.mark.parametrize("own_vocabulary", nightly_except(True, of=(True, False)))
+def test_a_draft_head_guesses_as_with_plain_torch(tmp_path: Path, own_vocabulary: bool) -> None:
+    folder = write_head(tmp_path, CONFIG, taps=(0, 1, 2), draft_vocab=130 if own_vocabulary else None, fc_norm=True)
+    head, model = read_draft_head(folder, CONFIG), triton_model()
+    plain = GptOss(
+        CONFIG, model.weights, Communicator(whole(CONFIG), DEVICE), ReferenceBackend(model.kernels.shape, TYPE, DEVICE)
+    )
+    generator = torch.Generator().manual_seed(2)
+    hidden = [torch.randn(22, CONFIG.hidden_size, generator=generator).to(DEVICE, TYPE) for _ in head.taps]
+    ids = torch.randint(0, 500, (22,), generator=generator).to(DEVICE)
+    tables = [np.array([3, 1]), np.array([2, 4])]
+    found = []
+    for one in (model, plain):
+        eagle = Eagle3Head(head, one, 64)
+        assert eagle.kernels.name == one.kernels.name
+        cache = LayerCache(*(torch.zeros(5, BLOCK_SIZE, 2, 64, dtype=TYPE, device=DEVICE) for _ in "kv"))
+        fused = eagle.fuse(hidden)
+        first = StepLayout.of([0, 0], [5, 15], (tables, tables), BLOCK_SIZE)
+        eagle.store(ids[:20], fused[:20], cache, eagle.kernels.prepare_step(first))
+        second = StepLayout.of([5, 15], [1, 1], (tables, tables), BLOCK_SIZE)
+        found.append(eagle.guess(ids[20:], fused[20:], cache, eagle.kernels.prepare_step(second)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert_close("states", found[1][1], found[0][1])

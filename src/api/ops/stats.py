@@ -64,6 +64,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
             "draft_tokens": live.num_draft_total,
             "accepted_tokens": live.num_accepted_total,
             "acceptance_rate": live.num_accepted_total / live.num_draft_total if live.num_draft_total else 0.0,
+            "speculative_model": head.name if (head := engine.config.speculative_model) is not None else None,
             "head_draft_tokens": live.num_head_draft_total,
             "head_accepted_tokens": live.num_head_accepted_total,
         },

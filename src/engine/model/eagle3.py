@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from gptoss.engine.model.draft_head import LAYER, DraftHead, DraftHeadError
 from gptoss.engine.model.gpt_oss import GptOss
-from gptoss.kernels.backend import KernelBackend, choose_backend
+from gptoss.kernels.backend import KernelBackend
 from gptoss.kernels.layers import (
     FULL_GROUP,
     ExpertWeights,
@@ -170,9 +170,9 @@ def _kernels(head: DraftHead, model: GptOss, max_positions: int) -> KernelBacken
         swiglu_limit=0.0,
     )
     like = model.kernels
-    if like.name == "torch" or head.head_dim != KERNEL_HEAD_DIM:
+    if head.head_dim != KERNEL_HEAD_DIM:
         return ReferenceBackend(shape, like.dtype, like.device)
-    return choose_backend(like.device, like.dtype, shape)
+    return like.for_shape(shape)
 
 
 def _load(head: DraftHead, model: GptOss, kernels: KernelBackend[Any]) -> Eagle3Weights:

@@ -47,6 +47,9 @@ class CpuBackend:
         self._dense_dtype = dense_dtype
         self._rotation = Rotation(shape.head_dim, shape.rope, self.device)
 
+    def for_shape(self, shape: LayerShape) -> CpuBackend:
+        return CpuBackend(shape)
+
     def prepare_layer(self, layer: LayerWeights) -> LayerWeights:
         return replace(layer, qkv=self._stored(layer.qkv), out=self._stored(layer.out))
 

@@ -57,6 +57,9 @@ class ReferenceBackend:
         self.device = device
         self._rotation = Rotation(shape.head_dim, shape.rope, device)
 
+    def for_shape(self, shape: LayerShape) -> ReferenceBackend:
+        return ReferenceBackend(shape, self.dtype, self.device)
+
     def prepare_layer(self, layer: LayerWeights) -> LayerWeights:
         return layer
 

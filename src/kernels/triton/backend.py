@@ -45,6 +45,9 @@ class TritonBackend:
         tables = Rotation(shape.head_dim, shape.rope, device).tables(torch.arange(shape.max_positions, device=device))
         self._rope = torch.stack([t.squeeze(1) for t in tables], dim=1)  # [positions, 2, D / 2]
 
+    def for_shape(self, shape: LayerShape) -> TritonBackend:
+        return TritonBackend(shape, self.dtype, self.device, batch_invariant=self.is_batch_invariant)
+
     def prepare_layer(self, layer: LayerWeights) -> LayerWeights:
         """MXFP4 experts go into the order in which the kernels read them."""
         experts = layer.experts

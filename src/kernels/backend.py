@@ -45,7 +45,7 @@ class KernelBackend(Protocol[Step]):
     min_block_size: int
 
     def for_shape(self, shape: LayerShape) -> KernelBackend[Step]:
-        """The same kernels for layers of another shape, with matrices in the plain type."""
+        """Returns these kernels for layers of another shape, with matrices in the plain type."""
         ...
 
     def prepare_layer(self, layer: LayerWeights) -> LayerWeights:

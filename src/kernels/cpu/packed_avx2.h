@@ -11,10 +11,13 @@ struct GroupPair {  // columns 64 p to 64 p + 63, the first group in the lower l
 static_assert(sizeof(GroupPair) == 160, "40 floats of a row of X");
 
 static const int64_t PAIR_FLOATS = sizeof(GroupPair) / sizeof(float);
-static const int64_t BLOCK_PAIRS = BLOCK_K / 64;
+static const int64_t PACKED_PANEL = 8, BLOCK_PAIRS = 12;  // rows and pairs that are decoded at once: 15 kB
 
 static constexpr int64_t pairs_of(int64_t K) { return (K + 63) / 64; }
 static inline const GroupPair* pairs_at(const X* row) { return (const GroupPair*)row; }
+
+// After its pairs a row has the scales once more, one of each group, and ones: eight may be read from any even one on.
+static constexpr int64_t packed_columns(int64_t K) { return pairs_of(K) * (PAIR_FLOATS + 2) + 7; }
 
 // 16 words in the order even, odd of each lane.
 static inline __m256i split_words(__m256i words) {
@@ -54,6 +57,9 @@ static inline void pack_group(const bf16* x, int64_t g, int64_t groups, X* row) 
     GroupPair* pair = (GroupPair*)row + g / 2;
     pack_group(x, g % 2, pair);
     if (g + 1 == groups && g % 2 == 0) pack_group(ZEROS, 1, pair);
+    float* scale = row + (groups + 1) / 2 * PAIR_FLOATS + g;
+    *scale = pair->scale[4 * (g % 2)];
+    if (g + 1 == groups) std::fill(scale + 1, scale + 8, 1.0f);
 }
 
 // The columns of a pair of groups, each in the upper byte of a word: twice the codes.
@@ -76,48 +82,45 @@ static inline __m256i pair_bytes(const uint8_t* row, int64_t p, int64_t groups) 
     return _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i*)(row + 32 * p)));
 }
 
-// 2^(s - 127) of E8M0 scales; s = 0 is the denormal 2^-127. Writes up to seven floats more than `count`.
-static inline void decode_scales(const uint8_t* scales, int64_t count, float* out) {
-    auto store = [](int64_t eight, float* to) {
-        const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(eight)), 23);
-        _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_set1_epi32(0x00400000))));
-    };
-    int64_t n = 0, eight;
-    for (; n + 8 <= count; n += 8) {
-        std::memcpy(&eight, scales + n, 8);
-        store(eight, out + n);
-    }
-    if (n == count) return;
-    eight = 0;
-    std::memcpy(&eight, scales + n, count - n);
-    store(eight, out + n);
+// 2^(s - 127) of eight E8M0 scales; s = 0 is the denormal 2^-127.
+static inline __m256 decode_scales(int64_t eight) {
+    const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(eight)), 23);
+    return _mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_set1_epi32(0x00400000)));
 }
 
-// Two scales, each in the lanes of its group.
-static inline __m256 spread_scales(const float* two) {
-    double both;
-    std::memcpy(&both, two, sizeof both);
-    return _mm256_permutevar_ps(_mm256_castpd_ps(_mm256_set1_pd(both)), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+// The scales of a row of `groups` from `first` on, eight or as many as are left, then ones: multiplying the denormals that zeros
+// stand for is slow.
+static inline int64_t eight_scales(const uint8_t* row, int64_t first, int64_t groups) {
+    const int64_t left = groups - first;
+    uint64_t eight = 0;
+    if (left >= 8) std::memcpy(&eight, row + first, 8);
+    else if (groups >= 8) {
+        std::memcpy(&eight, row + groups - 8, 8);
+        eight = eight >> (8 * (8 - left)) | 0x7F7F7F7F7F7F7F7Fu << (8 * left);
+    } else
+        for (int64_t n = 0; n < 8; n++) eight |= uint64_t(n < left ? row[first + n] : 127) << (8 * n);
+    return int64_t(eight);
 }
 
-static inline __m256 add_pair(__m256 sum, const Codes& w, __m256 scale, const GroupPair& x) {
+// Scales 2 n and 2 n + 1 of eight, each in the lanes of its group.
+static inline __m256 spread_scales(__m256 eight, int n) {
+    return _mm256_permutevar8x32_ps(eight, _mm256_setr_epi32(2 * n, 2 * n, 2 * n, 2 * n, 2 * n + 1, 2 * n + 1, 2 * n + 1, 2 * n + 1));
+}
+
+// sum + scale (w . x) in each of eight lanes
+static inline __m256 add_group(__m256 sum, const Codes& w, __m256 scale, const GroupPair& x) {
     auto products = [&](int n) { return _mm256_madd_epi16(w.words[n], _mm256_loadu_si256((const __m256i*)x.columns[n])); };
     const __m256i group = _mm256_add_epi32(_mm256_add_epi32(products(0), products(1)), _mm256_add_epi32(products(2), products(3)));
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(group), _mm256_mul_ps(scale, _mm256_loadu_ps(x.scale)), sum);
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(group), scale, sum);
 }
 
-// RM rows of x against RN rows of the matrix, decoded on the way.
+// RM rows of x against RN rows of the matrix, decoded on the way, four pairs of a row after the other.
 template <int RM, int RN>
 static TILE void packed_stream_tile(const X* const* x, const Matrix& w, float* out, int64_t stride) {
-    const int64_t groups = w.K / 32, row = w.K / 2, whole = groups / 2, padded_scales = (groups + 15) / 8 * 8;
+    const int64_t groups = w.K / 32, row = w.K / 2;
     const uint8_t* data = (const uint8_t*)w.data;
-    float* scales = kept_scratch<float, 8>(RN * padded_scales);
-    for (int j = 0; j < RN; j++) {
-        decode_scales(w.scales + j * groups, groups, scales + j * padded_scales);
-        for (int64_t byte = 0; byte < groups; byte += 64)
-            _mm_prefetch((const char*)(w.scales + (j + RN) * groups + byte), _MM_HINT_T0);
-    }
     const GroupPair* at[RM];
+    const float* scales_of_x = x[0] + pairs_of(w.K) * PAIR_FLOATS;  // for one row of x; for more they are multiplied one by one
     __m256 sums[RM][RN];
     UNROLLED
     for (int i = 0; i < RM; i++) {
@@ -125,27 +128,43 @@ static TILE void packed_stream_tile(const X* const* x, const Matrix& w, float* o
         UNROLLED
         for (int j = 0; j < RN; j++) sums[i][j] = _mm256_setzero_ps();
     }
-    auto add = [&](int64_t p, auto bytes_of) __attribute__((always_inline)) {
+    for (int64_t byte = 0; byte < RN * groups; byte += 64) _mm_prefetch((const char*)(w.scales + 4 * RN * groups + byte), _MM_HINT_T0);
+    auto add = [&](int j, int64_t p, int of_four, __m256i bytes, __m256 eight) __attribute__((always_inline)) {
+        const Codes codes = decode_codes(bytes);
+        const __m256 spread = spread_scales(eight, of_four);
         UNROLLED
-        for (int j = 0; j < RN; j++) {
-            const Codes codes = decode_codes(bytes_of(data + j * row));
-            const __m256 scale = spread_scales(scales + j * padded_scales + 2 * p);
-            UNROLLED
-            for (int i = 0; i < RM; i++) sums[i][j] = add_pair(sums[i][j], codes, scale, at[i][p]);
+        for (int i = 0; i < RM; i++) {
+            const __m256 scale = RM == 1 ? spread : _mm256_mul_ps(spread, _mm256_loadu_ps(at[i][p].scale));
+            sums[i][j] = add_group(sums[i][j], codes, scale, at[i][p]);
         }
     };
+    auto scales_at = [&](int j, int64_t p) __attribute__((always_inline)) {
+        const __m256 scales = decode_scales(eight_scales(w.scales + j * groups, 2 * p, groups));
+        return RM == 1 ? _mm256_mul_ps(scales, _mm256_loadu_ps(scales_of_x + 2 * p)) : scales;
+    };
     int64_t p = 0;
-    auto whole_pair = [&](const uint8_t* from) __attribute__((always_inline)) { return _mm256_loadu_si256((const __m256i*)(from + 32 * p)); };
-    for (; p + 2 <= whole; p++) {
-        add(p, [&](const uint8_t* from) __attribute__((always_inline)) {
-            prefetch(from + 32 * p, 128, 4 * RN * row);
-            return whole_pair(from);
-        });
-        p++;
-        add(p, whole_pair);
+    for (; 2 * p + 8 <= groups; p += 4) {
+        __m256 scales[RN];
+        UNROLLED
+        for (int j = 0; j < RN; j++) {
+            prefetch(data + j * row + 32 * p, 128, 4 * RN * row);
+            prefetch(data + j * row + 32 * p + 64, 128, 4 * RN * row);
+            scales[j] = scales_at(j, p);
+        }
+        _Pragma("GCC unroll 16")
+        for (int step = 0; step < 4 * RN; step++) {  // with one row of x row by row, with more each pair of x once
+            const int j = RM == 1 ? step / 4 : step % RN, n = RM == 1 ? step % 4 : step / RN;
+            add(j, p + n, n, _mm256_loadu_si256((const __m256i*)(data + j * row + 32 * (p + n))), scales[j]);
+        }
     }
-    if (p < whole) add(p, whole_pair);
-    if (groups % 2) add(whole, [&](const uint8_t* from) { return pair_bytes(from, whole, groups); });
+    if (2 * p < groups)
+        UNROLLED
+        for (int j = 0; j < RN; j++) {
+            const __m256 scales = scales_at(j, p);
+            UNROLLED
+            for (int n = 0; n < 4; n++)
+                if (2 * (p + n) < groups) add(j, p + n, n, pair_bytes(data + j * row, p + n, groups), scales);
+        }
     UNROLLED
     for (int i = 0; i < RM; i++)
         UNROLLED
@@ -183,7 +202,7 @@ static TILE void packed_panel_tile(const X* const* x, int64_t p0, const GroupPai
             for (int n = 0; n < 4; n++) codes.words[n] = _mm256_load_si256((const __m256i*)w.columns[n]);
             const __m256 scale = _mm256_load_ps(w.scale);
             UNROLLED
-            for (int i = 0; i < RM; i++) sums[i][j] = add_pair(sums[i][j], codes, scale, at[i][p]);
+            for (int i = 0; i < RM; i++) sums[i][j] = add_group(sums[i][j], codes, _mm256_mul_ps(scale, _mm256_loadu_ps(at[i][p].scale)), at[i][p]);
         }
     }
     UNROLLED
@@ -194,31 +213,35 @@ static TILE void packed_panel_tile(const X* const* x, int64_t p0, const GroupPai
 
 static inline void decode_packed_panel(const Matrix& w, int64_t count, int64_t p0, int64_t pairs, GroupPair* panel) {
     const int64_t groups = w.K / 32;
-    for (int64_t j = 0; j < count; j++) {
-        float scales[2 * BLOCK_PAIRS + 8];
-        decode_scales(w.scales + j * groups + 2 * p0, std::min(2 * pairs, groups - 2 * p0), scales);
-        for (int64_t p = 0; p < pairs; p++) {
-            const Codes codes = decode_codes(pair_bytes((const uint8_t*)w.data + j * (w.K / 2), p0 + p, groups));
-            GroupPair& to = panel[j * BLOCK_PAIRS + p];
-            for (int n = 0; n < 4; n++) _mm256_store_si256((__m256i*)to.columns[n], codes.words[n]);
-            _mm256_store_ps(to.scale, spread_scales(scales + 2 * p));
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t p = 0; p < pairs; p += 4) {
+            const __m256 scales = decode_scales(eight_scales(w.scales + j * groups, 2 * (p0 + p), groups));
+            for (int64_t n = 0; n < std::min<int64_t>(4, pairs - p); n++) {
+                const Codes codes = decode_codes(pair_bytes((const uint8_t*)w.data + j * (w.K / 2), p0 + p + n, groups));
+                GroupPair& to = panel[j * BLOCK_PAIRS + p + n];
+                for (int i = 0; i < 4; i++) _mm256_store_si256((__m256i*)to.columns[i], codes.words[i]);
+                _mm256_store_ps(to.scale, spread_scales(scales, int(n)));
+            }
         }
-    }
 }
 
 static inline void packed_panels(const X* const* x, int64_t rows, const Matrix& w, int64_t count, float* out, int64_t stride,
                                  float* partials) {
-    alignas(64) GroupPair panel[PANEL * BLOCK_PAIRS];
-    const int64_t all = pairs_of(w.K);
+    alignas(64) GroupPair panel[PACKED_PANEL * BLOCK_PAIRS];
+    const int64_t all = pairs_of(w.K), row = w.K / 2, parts = (rows + 3) / 4 * (PACKED_PANEL / 2);
     for (int64_t p0 = 0; p0 < all; p0 += BLOCK_PAIRS)
-        for (int64_t n0 = 0; n0 < count; n0 += PANEL) {
-            const int64_t pairs = std::min(BLOCK_PAIRS, all - p0), some = std::min(PANEL, count - n0);
+        for (int64_t n0 = 0; n0 < count; n0 += PACKED_PANEL) {
+            const int64_t pairs = std::min(BLOCK_PAIRS, all - p0), some = std::min(PACKED_PANEL, count - n0);
             decode_packed_panel(w.from(n0), some, p0, pairs, panel);
+            const bool is_last = n0 + PACKED_PANEL >= count, is_end = p0 + BLOCK_PAIRS >= all;
+            const int64_t row_after = is_last ? (is_end ? count : 0) : n0 + PACKED_PANEL, after = is_last ? (is_end ? 0 : p0 + BLOCK_PAIRS) : p0;
+            NextBlock next((const uint8_t*)w.from(row_after).data + 32 * after, row, 32 * BLOCK_PAIRS, PACKED_PANEL, parts);
             for (int64_t m = 0; m < rows; m += 4)
                 for (int64_t n = 0; n < some; n += 2) {
                     float* sums = partials + (m * WIDTH + n0 + n) * 8;
                     const GroupPair* weights = panel + n * BLOCK_PAIRS;
-                    switch (std::min<int64_t>(4, rows - m)) {
+                    next.prefetch();
+                    switch (rows - m) {
                         case 1: packed_panel_tile<1>(x + m, p0, weights, pairs, sums, p0 == 0); break;
                         case 2: packed_panel_tile<2>(x + m, p0, weights, pairs, sums, p0 == 0); break;
                         case 3: packed_panel_tile<3>(x + m, p0, weights, pairs, sums, p0 == 0); break;

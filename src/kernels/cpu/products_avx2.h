@@ -4,6 +4,8 @@
 
 typedef float X;
 static const int64_t PANEL = 16, BLOCK_K = 256;         // rows and columns that are decoded at once: 16 kB of float32
+static const int64_t BLOCK_GROUPS = 20;                 // of 32 columns that are decoded on the way: 10 kB of four rows of x
+static const int64_t BLOCK_ROWS = 48;                   // from so many rows on decoding at once pays
 static const int64_t PARTIALS = MOST_ROWS * WIDTH * 8;  // floats of scratch that products takes
 
 // 32 bfloat16 numbers of x as four vectors in the order of `widen`.
@@ -120,6 +122,115 @@ static inline void stream_rows(const X* const* x, const Matrix& w, int64_t count
     for (; n < count; n++) stream_tile<FORMAT, RM, 1, 1>(x, w.from(n), out + n, stride, row);
 }
 
+// RM rows of x against RN rows of the matrix, decoded on the way, over groups `begin` to `end` - 1; the sums lie in `partials`
+// [row of x][WIDTH][8] in between. Asks for what the next RN rows have there.
+template <Format FORMAT, int RM, int RN>
+static TILE void block_tile(const X* const* x, const Matrix& w, int64_t begin, int64_t end, float* partials) {
+    constexpr int64_t GROUP = row_bytes(FORMAT, 32);
+    const int64_t row = row_bytes(FORMAT, w.K);
+    const uint8_t* data = (const uint8_t*)w.data;
+    const X* at[RM];
+    __m256 acc[RM][RN];
+    UNROLLED
+    for (int i = 0; i < RM; i++) {
+        at[i] = x[i] + 32 * begin;
+        UNROLLED
+        for (int j = 0; j < RN; j++) acc[i][j] = begin ? _mm256_loadu_ps(partials + (i * WIDTH + j) * 8) : _mm256_setzero_ps();
+    }
+    auto add = [&](int64_t g, int64_t left) __attribute__((always_inline)) {
+        decltype(row_words<FORMAT>(data, g, left)) words[RN];
+        UNROLLED
+        for (int j = 0; j < RN; j++) {
+            _mm_prefetch((const char*)(data + (RN + j) * row + GROUP * g), _MM_HINT_T0);
+            words[j] = row_words<FORMAT>(data + j * row, g, left);
+        }
+        add_quarter<RM, RN, 0>(acc, at, words);
+        add_quarter<RM, RN, 1>(acc, at, words);
+        add_quarter<RM, RN, 2>(acc, at, words);
+        add_quarter<RM, RN, 3>(acc, at, words);
+        UNROLLED
+        for (int i = 0; i < RM; i++) at[i] += 32;
+    };
+    const int64_t whole = std::min(end, w.K / 32);
+    for (int64_t g = begin; g < whole; g++) add(g, 32);
+    if (whole < end) add(whole, w.K - 32 * whole);
+    UNROLLED
+    for (int i = 0; i < RM; i++)
+        UNROLLED
+        for (int j = 0; j < RN; j++) _mm256_storeu_ps(partials + (i * WIDTH + j) * 8, acc[i][j]);
+}
+
+// What is read after a block of weights, asked for in parts, so that memory delivers it while the block is multiplied.
+struct NextBlock {
+    const uint8_t* data;
+    int64_t row_bytes, bytes, rows, part;  // `bytes` of each of `rows`; lines at once
+
+    NextBlock(const uint8_t* data, int64_t row_bytes, int64_t bytes, int64_t rows, int64_t parts)
+        : data(data), row_bytes(row_bytes), bytes(bytes), rows(rows), part(rows * ((bytes + 63) / 64) / parts + 1) {}
+
+    void prefetch() {
+        for (int64_t n = 0; n < part && rows; n++) {
+            _mm_prefetch((const char*)data + at_, _MM_HINT_T1);
+            if ((at_ += 64) < bytes) continue;
+            at_ = 0;
+            data += row_bytes;
+            rows--;
+        }
+    }
+
+  private:
+    int64_t at_ = 0;
+};
+
+// RM rows of x against `count` rows of the matrix, RN of them at once.
+template <Format FORMAT, int RM, int RN>
+static inline void block_tiles(const X* const* x, const Matrix& w, int64_t count, int64_t begin, int64_t end, float* partials,
+                               NextBlock& next) {
+    for (int64_t n = 0; n < count;) {
+        const int64_t left = count - n, some = left < RN || (RN == 3 && left == 4) ? std::min<int64_t>(2, left) : RN;
+        next.prefetch();
+        if (some == RN) block_tile<FORMAT, RM, RN>(x, w.from(n), begin, end, partials + n * 8);
+        else if (some == 2) block_tile<FORMAT, RM, 2>(x, w.from(n), begin, end, partials + n * 8);
+        else block_tile<FORMAT, RM, 1>(x, w.from(n), begin, end, partials + n * 8);
+        n += some;
+    }
+}
+
+// The outputs from the sums of their lanes, [row of x][WIDTH][8].
+static inline void add_up(const float* partials, int64_t rows, int64_t count, float* out, int64_t stride) {
+    for (int64_t m = 0; m < rows; m++)
+        for (int64_t n = 0; n < count; n += 4) {
+            const float* sums = partials + (m * WIDTH + n) * 8;
+            alignas(16) float four[4];
+            _mm_store_ps(four, sum4(_mm256_loadu_ps(sums), _mm256_loadu_ps(sums + 8), _mm256_loadu_ps(sums + 16),
+                                    _mm256_loadu_ps(sums + 24)));
+            for (int64_t j = 0; j < 4 && n + j < count; j++) out[m * stride + n + j] = four[j];
+        }
+}
+
+// Blocks of columns, so that four rows of x stay in the first cache and the weights in the second.
+template <Format FORMAT>
+static inline void block_products(const X* const* x, int64_t rows, const Matrix& w, int64_t count, float* out, int64_t stride,
+                                  float* partials) {
+    const int64_t groups = padded(w.K) / 32, blocks = (groups + BLOCK_GROUPS - 1) / BLOCK_GROUPS;
+    const int64_t size = (groups + blocks - 1) / blocks, row = row_bytes(FORMAT, w.K), bytes = row_bytes(FORMAT, 32 * size);
+    for (int64_t begin = 0; begin < groups; begin += size) {
+        const int64_t end = std::min(groups, begin + size);
+        const uint8_t* after = end < groups ? (const uint8_t*)w.data + row_bytes(FORMAT, 32 * end) : (const uint8_t*)w.from(count).data;
+        NextBlock next(after, row, bytes, count, rows / 4 * ((count + 2) / 3) + (rows % 4 ? count / 8 : 0));
+        for (int64_t m = 0; m < rows; m += 4) {
+            float* sums = partials + m * WIDTH * 8;
+            switch (rows - m) {
+                case 1: block_tiles<FORMAT, 1, 8>(x + m, w, count, begin, end, sums, next); break;
+                case 2: block_tiles<FORMAT, 2, 4>(x + m, w, count, begin, end, sums, next); break;
+                case 3: block_tiles<FORMAT, 3, 3>(x + m, w, count, begin, end, sums, next); break;
+                default: block_tiles<FORMAT, 4, 3>(x + m, w, count, begin, end, sums, next); break;
+            }
+        }
+    }
+    add_up(partials, rows, count, out, stride);
+}
+
 // Four rows of the panel that is decoded next: a step of panel_tile asks for one of their lines.
 struct NextPanel {
     const uint8_t* data;
@@ -178,18 +289,6 @@ static inline void decode_panel(const Matrix& w, int64_t count, int64_t k0, int6
     }
 }
 
-// The outputs from the sums of their lanes, [row of x][WIDTH][8].
-static inline void add_up(const float* partials, int64_t rows, int64_t count, float* out, int64_t stride) {
-    for (int64_t m = 0; m < rows; m++)
-        for (int64_t n = 0; n < count; n += 4) {
-            const float* sums = partials + (m * WIDTH + n) * 8;
-            alignas(16) float four[4];
-            _mm_store_ps(four, sum4(_mm256_loadu_ps(sums), _mm256_loadu_ps(sums + 8), _mm256_loadu_ps(sums + 16),
-                                    _mm256_loadu_ps(sums + 24)));
-            for (int64_t j = 0; j < 4 && n + j < count; j++) out[m * stride + n + j] = four[j];
-        }
-}
-
 template <Format FORMAT>
 static inline void panel_products(const X* const* x, int64_t rows, const Matrix& w, int64_t count, float* out, int64_t stride,
                                   float* partials) {
@@ -220,6 +319,7 @@ template <Format FORMAT>
 static inline void products_of(const X* const* x, int64_t rows, const Matrix& w, int64_t count, float* out, int64_t stride,
                                float* partials) {
     constexpr bool IS_INT8 = FORMAT == Format::INT8;
+    if (!IS_INT8 && rows > 4 && rows < BLOCK_ROWS) return block_products<FORMAT>(x, rows, w, count, out, stride, partials);
     switch (rows) {
         case 1: return stream_rows<FORMAT, 1, 8, 1>(x, w, count, out, stride);
         case 2: return stream_rows<FORMAT, 2, 4, 1>(x, w, count, out, stride);
@@ -235,7 +335,7 @@ static inline void products_of(const X* const* x, int64_t rows, const Matrix& w,
 #include "packed_avx2.h"
 
 static inline int64_t x_columns(int64_t K, Format format) {
-    return format == Format::MXFP4 ? pairs_of(K) * PAIR_FLOATS : padded(K);
+    return format == Format::MXFP4 ? (packed_columns(K) + 15) / 16 * 16 : padded(K);
 }
 
 // Columns 32 g to 32 g + 31 of a row of K.

@@ -90,12 +90,12 @@ class EngineKeys:
     max_num_waiting_tokens: int = key(1_000_000, "prompt tokens that may wait", ge=1)
     batch_invariant: bool | None = key(None, "produce the same tokens alone and under load", from_profile=True)
     num_speculative_tokens: int = key(
-        -1, "draft tokens checked in one step; 0: none; -1: 3 on a CPU, none on GPUs", ge=-1, le=16
+        -1, "draft tokens checked in one step; 0: none; -1: 3, none in a pipeline", ge=-1, le=16
     )
     speculative_model: Path | None = key(
         None, "folder of an EAGLE-3 draft head for this model, which guesses tokens; unset: none"
     )
-    enforce_eager: bool = key(False, "GPU: run decode steps without CUDA graphs")
+    enforce_eager: bool = key(False, "GPU: run all steps without CUDA graphs")
     block_size: int = key(64, "tokens in a KV block, a power of two", ge=1)
     enable_prefix_caching: bool = key(True, "reuse the KV cache of equal prompt prefixes")
     gpu_memory_utilization: float = key(0.9, "fraction of each GPU's memory to use", gt=0, le=1)

@@ -10,6 +10,7 @@ from gptoss.config.errors import ConfigError
 from gptoss.engine.model.draft_head import DraftHead, DraftHeadError, read_draft_head
 from gptoss.engine.model.model_config import ModelConfig
 
+DEFAULT_DRAFTS = 3  # tokens; a step of four tokens costs little more than a step of one
 SCORED_ROWS = 64  # most prompt tokens of a step whose logits are computed: one row is 0.8 MB
 
 
@@ -41,6 +42,28 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
     @property
     def ranks_per_node(self) -> int:
         return self.num_ranks // self.nnodes
+
+    @property
+    def max_drafts(self) -> int:
+        """Draft tokens of one step, where the engine can check any."""
+        return DEFAULT_DRAFTS if self.num_speculative_tokens < 0 else self.num_speculative_tokens
+
+    @property
+    def max_graph_rows(self) -> int:
+        """Rows of the largest decode graph: the tokens of all requests, or of a few with drafts."""
+        return max(self.max_num_seqs, 1 + self.max_drafts)
+
+    @property
+    def decode_graph_sizes(self) -> list[int]:
+        """Rows of the decode graphs: few, then steps of 16 to 128, and of 32 to the largest."""
+        most = self.max_graph_rows
+        sizes = [1, 2, 4, 8, 16, 24, 32, *range(48, 129, 16), *range(160, most, 32)]
+        return sorted({s for s in sizes if s < most} | {most})
+
+    @property
+    def prompt_graph_sizes(self) -> list[int]:
+        """Tokens of the graphs of pieces of prompts. Steps with more take the device longer than the host."""
+        return [n for n in (16, 32, 64, 128, 256, 512) if n <= self.max_num_batched_tokens]
 
     def __post_init__(self) -> None:
         self._check_limits()

@@ -218,10 +218,12 @@ class SchedulerOutput(msgspec.Struct):
 
 
 class Step(msgspec.Struct, tag="step"):
-    """A step for every rank. `sampled`: tokens sampled since the last step, which only one rank knows."""
+    """A step for every rank."""
 
     out: SchedulerOutput
-    sampled: dict[str, int]
+    # request -> what was sampled since the last step, which only one rank knows: drafts that were right, and the token
+    # after them
+    sampled: dict[str, list[int]]
 
 
 ToRank = Step | LoadAdapter | UnloadAdapter

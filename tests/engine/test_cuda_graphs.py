@@ -6,7 +6,9 @@ that a wrong slot, length, table or token shows. Its repeated pass writes into o
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,11 @@ import pytest
 import torch
 
 from gptoss.engine.config import EngineConfig
-from gptoss.engine.messages import NewRequest, SchedulerOutput
+from gptoss.engine.core.draft_proposer import Drafter
+from gptoss.engine.core.kv_cache_manager import KVCacheManager
+from gptoss.engine.core.request import Request
+from gptoss.engine.core.scheduler import Scheduler
+from gptoss.engine.messages import ModelRunnerOutput, NewRequest, SchedulerOutput
 from gptoss.engine.model.forward_batch import ForwardBatch
 from gptoss.engine.model.gpt_oss import layer_shape
 from gptoss.engine.model.model_config import ModelConfig
@@ -23,13 +29,14 @@ from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.worker.cuda_graphs import Forward, GraphRunner, graph_sizes
+from gptoss.engine.worker.cuda_graphs import Forward, GraphRunner
+from gptoss.engine.worker.graphed_steps import GraphedSteps
 from gptoss.engine.worker.model_runner import ModelRunner
 from gptoss.engine.worker.sampling import sampler
 from gptoss.kernels.device_copy import PendingReadback
 from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.triton.backend import TritonBackend
-from gptoss.kernels.triton.metadata import TritonStep
+from gptoss.kernels.triton.metadata import TILE_TOKENS, TritonAttentionMetadata, TritonStep
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig.from_json(hf_config(SIZES["nano"]) | {"vocab_size": 96})
@@ -41,32 +48,38 @@ KERNELS = TritonBackend(layer_shape(MODEL, whole(MODEL), 64), torch.float32, CPU
 class StandIn:
     """Its cache holds token + 1 at each slot, once for each kind of layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, comm: Communicator | None = None) -> None:
+        self.comm = comm or Communicator(whole(MODEL), CPU)
         self.passes = 0
 
     def forward(self, batch: ForwardBatch, cache: list[LayerCache], hidden: None = None) -> torch.Tensor:
         self.passes += 1
         step = batch.step
         assert isinstance(step, TritonStep)
-        rows = []
-        for group, layer in zip(step.attention, cache, strict=True):
-            layer.key.view(-1)[group.slot_mapping] = batch.token_ids.float() + 1
-        full = step.attention[0]
-        tokens = sum(int(n) > 0 for n in full.length) if full.num_decodes else len(batch.token_ids)
-        if full.num_decodes in (0, len(full.length)):  # no rows of prefill among them
-            assert int(step.num_tokens) == tokens
-        for seq, length in enumerate(full.length.tolist()):
-            first, end = full.query_start[seq : seq + 2].tolist()
-            for row in range(first, end):
-                seen = int(step.positions[row]) + 1 if length else 0
-                assert seen <= length or not length
-                state = 0.0
-                for group, layer in zip(step.attention, cache, strict=True):
-                    table = group.block_table[seq].tolist()
-                    for p in range(seen):
-                        state += float(layer.key.view(-1)[table[p // BLOCK] * BLOCK + p % BLOCK]) * (p + 1)
-                rows.append(torch.sin(torch.arange(MODEL.vocab_size) * (state % 97 + 1)))
-        return torch.stack(rows)[batch.sample_rows]
+        shard, sums = self.comm.shard, torch.zeros(len(batch.token_ids), 1)
+        for kind, (group, layer) in enumerate(zip(step.attention, cache, strict=True)):
+            keys = layer.key.view(-1)
+            keys[group.slot_mapping] = batch.token_ids.float() + 1
+            for row, seen, seq in attending(step, group):
+                assert int(step.positions[row]) + 1 == seen and row < int(step.num_tokens)
+                slots = (group.block_table[seq, :, None] * BLOCK + torch.arange(BLOCK)).flatten()[:seen]
+                if kind % shard.tensor_size == shard.tensor_rank:
+                    sums[row] += (keys[slots] * torch.arange(1, seen + 1)).sum()
+        sums = self.comm.all_reduce(sums)[batch.sample_rows]
+        vocab = torch.arange(shard.vocab.start, shard.vocab.stop)
+        return torch.sin(vocab * (sums % 97 + 1))
+
+
+def attending(step: TritonStep, group: TritonAttentionMetadata) -> Iterator[tuple[int, int, int]]:
+    """The rows that are tokens, how many keys each sees, and its sequence."""
+    for seq in range(group.num_decodes):
+        if length := int(group.length[seq]):
+            yield seq, length, seq
+    for seq, first in zip(group.tile_seq.tolist(), group.tile_first.tolist(), strict=True):
+        start, end = group.query_start[seq : seq + 2].tolist()
+        if length := int(group.length[seq]):
+            for row in range(first, min(first + TILE_TOKENS, end)):
+                yield row, length - end + row + 1, seq
 
 
 def into_one_buffer(forward: Forward) -> Forward:
@@ -99,8 +112,8 @@ def side(*, graphed: bool) -> Side:
 class Script:
     """What a scheduler would ask for: requests that join, decode, end, are aborted and preempted at random."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
+    def __init__(self, seed: int, *, scored: bool = True) -> None:
+        self.rng, self.scored = random.Random(seed), scored
         self.next_block = 1
         self.tokens: dict[str, int] = {}  # known tokens
         self.computed: dict[str, int] = {}
@@ -121,7 +134,7 @@ class Script:
             max_tokens=self.rng.randint(1, 12),
             seed=self.joined,
             temperature=self.rng.choice((0.0, 1.0)),
-            prompt_logprobs=self.rng.choice((None, None, 2)),
+            prompt_logprobs=self.rng.choice((None, None, 2)) if self.scored else None,
         )
         self.tokens[name] = self.prompts[name] = length
         self.computed[name], self.blocks[name] = 0, len(blocks[0])
@@ -183,6 +196,98 @@ def request(name: str, length: int, max_tokens: int = 30, blocks: int = 4) -> Ne
     return NewRequest(name, list(range(length)), length, SamplingParams(max_tokens=max_tokens, seed=1), tables, 0)
 
 
+Execute = Callable[[SchedulerOutput], ModelRunnerOutput]
+
+
+class Guesses(Drafter):
+    """Knows the answers, and errs in one token of three; knows nothing in half of the steps."""
+
+    def __init__(self, answers: dict[str, list[int]]) -> None:
+        super().__init__(None, ENGINE.max_drafts)
+        self.answers, self.rng = answers, random.Random(0)
+
+    def propose(self, request: Request, count: int) -> list[int]:
+        if self.rng.random() < 0.5:
+            return []
+        done = request.num_output_tokens
+        right = self.answers[request.request_id][done : done + min(self.max_tokens, count)]
+        return [t if self.rng.random() < 0.67 else (t + 1) % 96 for t in right]
+
+
+def served(execute: Execute, drafter: Drafter | None = None) -> tuple[dict[str, list[int]], Scheduler]:
+    """The answers to three requests, of which the last ones run together."""
+    kv = KVCacheManager(199, BLOCK, MODEL.sliding_window, enable_prefix_caching=True)
+    scheduler, answers = Scheduler(ENGINE, kv, drafter=drafter, lookahead=1), dict[str, list[int]]()
+    for names in (("1",), ("2", "3")):
+        for name in names:
+            params = SamplingParams(max_tokens=20 + int(name), seed=int(name), temperature=0.5 * (int(name) - 1))
+            scheduler.add_request(Request(name, [7 * int(name) + i for i in range(5 * int(name))], params))
+        while scheduler.has_requests():
+            out = scheduler.schedule()
+            for output in scheduler.update_from_output(out, execute(out)):
+                assert output.error is None
+                answers.setdefault(output.request_id, []).extend(output.token_ids)
+    kv.check_integrity()
+    return answers, scheduler
+
+
+def executed(one: Side) -> Execute:
+    def execute(out: SchedulerOutput) -> ModelRunnerOutput:
+        result = one.runner.execute_model(out, {})
+        assert result is not None
+        return result
+
+    return execute
+
+
+def test_drafts_change_no_answer_and_are_checked_by_graphs() -> None:
+    plain, _ = served(executed(side(graphed=False)))
+    one = side(graphed=True)
+    steps = one.runner._steps
+    assert steps is not None
+    steps._eager = lambda rows: pytest.fail("no step needs an eager pass")
+    answers, scheduler = served(executed(one), Guesses(plain))
+    assert answers == plain
+    assert 10 < scheduler.num_accepted < scheduler.num_drafts
+
+
+def test_without_drafts_a_request_that_may_have_some_is_started_ahead() -> None:
+    plain, _ = served(executed(side(graphed=False)))
+    passes = []
+    for drafter in (None, Drafter(None, 3)):
+        one = side(graphed=True)
+        answers, scheduler = served(executed(one), drafter)
+        assert answers == plain and scheduler.num_drafts == 0
+        passes.append(one.model.passes)
+    assert passes[0] == passes[1]
+
+
+def test_a_prelaunched_row_is_used_beside_its_drafts() -> None:
+    one = side(graphed=True)
+    one.runner.execute_model(SchedulerOutput([request("1", 3), request("2", 5)], {}, {"1": 3, "2": 5}, []), {})
+    before = one.model.passes
+    out = SchedulerOutput([], {}, {"1": 3, "2": 1}, [], {"1": [50, 60]})
+    one.runner.execute_model(out, {})
+    # the drafts; and the next step, of the other request alone
+    assert one.model.passes == before + 2
+    steps = one.runner._steps
+    assert steps is not None and steps._prelaunched is not None
+    assert list(steps._prelaunched.rows) == ["2"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 17])
+def test_a_mixed_step_launches_graphs_only(count: int) -> None:
+    """One that decodes, and another whose prompt is longer than a tile."""
+    one = side(graphed=True)
+    steps = one.runner._steps
+    assert steps is not None
+    steps._eager = lambda rows: pytest.fail("no step needs an eager pass")
+    one.runner.execute_model(SchedulerOutput([request("1", 3)], {}, {"1": 3}, []), {})
+    before = one.model.passes
+    one.runner.execute_model(SchedulerOutput([request("3", 17, blocks=6)], {}, {"1": 1, "3": count}, []), {})
+    assert one.model.passes == before + 2, "the prompt, and the next step"
+
+
 def test_a_steady_step_was_computed_before_it_was_asked_for() -> None:
     one = side(graphed=True)
     one.runner.execute_model(SchedulerOutput([request("1", 3), request("2", 5)], {}, {"1": 3, "2": 5}, []), {})
@@ -211,11 +316,11 @@ def test_nothing_is_started_for_a_request_at_its_end_or_without_room() -> None:
 def test_tokens_are_not_waited_for_before_the_next_step_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     one = side(graphed=True)
-    ahead = GraphRunner.prelaunch
+    ahead = GraphedSteps._start
 
-    def prelaunch(self: GraphRunner, *args: Any) -> Any:
+    def start(self: GraphedSteps, *args: Any, **options: Any) -> None:
         events.append("next step")
-        return ahead(self, *args)
+        ahead(self, *args, **options)
 
     class Watched(PendingReadback):
         def __init__(self, tensors: list[torch.Tensor]) -> None:
@@ -226,7 +331,7 @@ def test_tokens_are_not_waited_for_before_the_next_step_starts(monkeypatch: pyte
             events.append("read")
             return super().values()
 
-    monkeypatch.setattr(GraphRunner, "prelaunch", prelaunch)
+    monkeypatch.setattr(GraphedSteps, "_start", start)
     monkeypatch.setattr(sampler, "PendingReadback", Watched)
     new = request("1", 3)
     new.params = msgspec.structs.replace(new.params, logprobs=2)
@@ -260,5 +365,7 @@ def test_batches_without_memory_for_a_graph_are_computed_step_by_step(most: int)
 
 @pytest.mark.parametrize("limit", [1, 5, 8, 32, 100, 256, 257])
 def test_graph_sizes_reach_the_limit_and_no_further(limit: int) -> None:
-    sizes = graph_sizes(limit)
-    assert sizes[0] == 1 and sizes[-1] == limit and sizes == sorted(set(sizes))
+    """A step of few requests holds their drafts too."""
+    config = dataclasses.replace(ENGINE, max_num_seqs=limit)
+    sizes = config.decode_graph_sizes
+    assert sizes[0] == 1 and sizes[-1] == max(limit, 4) and sizes == sorted(set(sizes))

@@ -20,6 +20,7 @@ from gptoss.engine.parallel.memory_plan import (
     MemoryPlan,
     activation_bytes,
     choose_plan,
+    graph_bytes,
     kv_bytes_per_token,
     make_plan,
     stage_layers,
@@ -82,9 +83,9 @@ def test_what_does_not_fit_is_an_error_with_the_numbers(size: str, cards: int, g
 
 def test_a_shorter_context_is_named_when_that_would_fit() -> None:
     with pytest.raises(ConfigError, match="does not fit") as error:
-        plan("20b", 1, 17)
+        plan("20b", 1, 18)
     tokens = int(re.search(r"--max-model-len (\d+) fits", str(error.value))[1])  # type: ignore[index]
-    assert plan("20b", 1, 17, max_model_len=tokens).gpu_mode == "single"
+    assert plan("20b", 1, 18, max_model_len=tokens).gpu_mode == "single"
 
 
 def test_published_sizes() -> None:
@@ -234,6 +235,20 @@ def test_kept_logits_and_parts_of_attention_are_planned() -> None:
     assert many - few == logits + parts
 
 
+def test_what_graphs_keep_is_planned() -> None:
+    graphed = config("20b")
+    c, shard = graphed.model, whole(graphed.model)
+    eager = dataclasses.replace(graphed, enforce_eager=True)
+    assert graph_bytes(eager, shard, 2) == 0
+    many = dataclasses.replace(graphed, max_num_seqs=64)
+    logits = (64 - 32) * c.vocab_size * 4
+    parts = (64 - 32) * c.num_attention_heads * 92 * (c.head_dim + 2) * 4
+    more = graph_bytes(many, shard, 2) - graph_bytes(graphed, shard, 2) - logits - parts
+    assert 0 < more < 30e6, "two more graphs, and their block tables"
+    plans = [choose_plan(one, [80 * GB], [80 * GB], element=2).ranks[0] for one in (graphed, eager)]
+    assert plans[1].kv_bytes - plans[0].kv_bytes == graph_bytes(graphed, shard, 2)
+
+
 @pytest.mark.parametrize(("utilization", "left"), [(0.5, 12e9), (0.999, None)])
 def test_the_cache_leaves_room_for_a_step(
     monkeypatch: pytest.MonkeyPatch, utilization: float, left: float | None
@@ -247,6 +262,7 @@ def test_the_cache_leaves_room_for_a_step(
     worker.device, worker.dtype = torch.device("cuda"), torch.bfloat16
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * 10**9, 24 * 10**9))
     step = activation_bytes(engine.model, worker.shard, 2, engine.max_num_batched_tokens, 64)
+    step += graph_bytes(engine, worker.shard, 2)
     expected = 10e9 - (left or step)
     assert worker._cache_bytes() == pytest.approx(max(0.0, expected), abs=2)
 

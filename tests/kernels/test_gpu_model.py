@@ -150,8 +150,11 @@ def test_graphs_replay_what_eager_steps_compute() -> None:
     rows = table.apply(SchedulerOutput(new, {}, {"a": 18, "b": 3, "c": 33}, []))
     batch = build_batch(rows, model.kernels, BLOCK_SIZE)
     model.forward(batch, eager)
+    assert graphs.prompts is not None and graphs.prompts.holds(rows)
+    graphs.prompts.compute(rows)
     for mine, theirs in zip(graphed, eager, strict=True):
-        mine.key[1:], mine.value[1:] = theirs.key[1:], theirs.value[1:]
+        for one, other in ((mine.key, theirs.key), (mine.value, theirs.value)):
+            assert_close("keys and values of prompts", other[1:], one[1:], 1e-6 if DEVICE.type == "cpu" else 1e-3)
     table.finish_step(rows, {})
     buffers = set()
     for names in (("a", "b", "c"), ("c",), ("b", "a")):
@@ -164,6 +167,33 @@ def test_graphs_replay_what_eager_steps_compute() -> None:
         assert_close(str(names), expected, found, 1e-6 if DEVICE.type == "cpu" else 1e-3)
         table.finish_step(rows, {})
     assert len(buffers) == 1, "graphs of all sizes write their logits to one buffer"
+
+
+@pytest.mark.parametrize(
+    "invariant",
+    [True] if DEVICE.type == "cuda" else [pytest.param(True, marks=pytest.mark.nightly), False],
+)
+def test_a_row_among_drafts_has_the_bits_of_a_row_alone(invariant: bool) -> None:
+    """Of 1 to 4 rows: the token after those that are computed, and drafts."""
+    model = triton_model(invariant=invariant)
+    engine = EngineConfig(CONFIG, None, load_format="dummy", max_model_len=128, max_num_seqs=1, block_size=BLOCK_SIZE)
+    shape = (NUM_BLOCKS, BLOCK_SIZE, CONFIG.num_key_value_heads, CONFIG.head_dim)
+    cache = [LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv")) for _ in range(2)]
+    graphs = GraphRunner(engine, model, cache, DEVICE, None if DEVICE.type == "cuda" else lambda forward: forward)
+    graphs.capture_sizes([1, 2, 4])
+    table, known = RequestTable(), 14  # the third row is the first of its block
+    ids = [7 * i % CONFIG.vocab_size for i in range(known + 4)]
+    new = NewRequest("a", ids, known, SamplingParams(max_tokens=9, seed=0), ([1, 2, 3],) * 2, 0)
+    rows = table.apply(SchedulerOutput([new], {}, {"a": known}, []))
+    model.forward(build_batch(rows, model.kernels, BLOCK_SIZE), cache)
+    state = rows.states[0]
+    alone = [graphs.compute([(state, known + i)]).clone() for i in range(4)]
+    for count in range(2, 5):
+        for pair in cache:  # from the first position that is computed now
+            pair.key[1, known:] = pair.value[1, known:] = 7.0
+            pair.key[2:4] = pair.value[2:4] = 7.0
+        found = graphs.compute([(state, known + i) for i in range(count)])
+        assert torch.equal(found, torch.cat(alone[:count])), count
 
 
 def test_the_check_at_start_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from gptoss.engine.sampling_params import LogitBias, SamplingParams
 from gptoss.engine.worker.sampling.sampler import sample
-from gptoss.kernels.device_copy import PendingReadback, to_device
+from gptoss.kernels.device_copy import PendingReadback, to_device, to_device_together
 from tests.support.helpers import sampling_row
 
 BUSY_CYCLES = 500_000_000  # some tenths of a second
@@ -69,6 +69,16 @@ def test_the_next_step_is_started_before_the_tokens_are_there() -> None:
     out = sample(given, rows, [0, 2], masks, "triton", lambda _: done.append(earlier.query()))
     assert done[0] is False
     assert out.finite == [True] * len(rows)
+
+
+def test_arrays_that_travel_together_arrive_whole_and_aligned() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    arrays = [np.array([0.5, 2.5], np.float32), np.arange(3, dtype=np.int32), np.full((2, 5), -1, np.int32)]
+    arrays[2].setflags(write=False)
+    made = to_device_together(arrays, device)
+    assert [t.tolist() for t in made] == [array.tolist() for array in arrays]
+    assert [t.dtype for t in made] == [torch.float32, torch.int32, torch.int32]
+    assert all((t.data_ptr() - made[0].data_ptr()) % 16 == 0 for t in made)
 
 
 def test_on_a_cpu_values_are_what_they_are() -> None:

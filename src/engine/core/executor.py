@@ -39,7 +39,6 @@ from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.rank import change_adapter, make_worker, report_of, run_rank
 from gptoss.run_folder import RunFolder
 
-DEFAULT_DRAFTS = 3  # tokens; with the CPU kernels a step of four tokens costs little more than a step of one
 OnDeath = Callable[[str, bool], None]  # (what happened, whether a restart would fail the same way)
 
 
@@ -83,7 +82,7 @@ class Executor:
         self.max_in_flight = max(1, config.pipeline_parallel_size)
         self._output_rank = (self.max_in_flight - 1) * max(1, config.tensor_parallel_size)
         self._in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput | None]] = deque()
-        self._sampled: dict[str, int] = {}
+        self._sampled: dict[str, list[int]] = {}
         self._pipes: dict[int, Connection] = {}
         self._loaded = LoadReports(config.num_ranks)
         self._encoder = msgspec.msgpack.Encoder()
@@ -133,15 +132,16 @@ class Executor:
     @property
     def num_speculative_tokens(self) -> int:
         """Maximum drafts per request and step. Raises ConfigError if this engine does not support drafts."""
-        wanted = self.config.num_speculative_tokens
-        # rows must not depend on their neighbours, and CUDA graphs hold decode steps of one token
-        able = self.worker.kernel_path == "native" and not self._pipes
+        config, kernels = self.config, self.worker.kernel_path
+        wanted = config.num_speculative_tokens
+        able = (kernels == "native" and config.num_ranks == 1) or (kernels == "triton" and self.max_in_flight == 1)
         if wanted > 0 and not able:
             raise ConfigError(
-                f"num_speculative_tokens ({wanted}) works with the compiled CPU kernels on one rank only; this engine "
-                f"runs {self.worker.kernel_path} kernels on {1 + len(self._pipes)}: set 0 or -1"
+                f"num_speculative_tokens ({wanted}) works with the compiled CPU kernels on one rank, and with the GPU "
+                f"kernels without pipeline stages; this engine runs {kernels} kernels on {config.num_ranks} in "
+                f"{self.max_in_flight} stages: set 0 or -1"
             )
-        return (DEFAULT_DRAFTS if wanted < 0 else wanted) if able else 0
+        return config.max_drafts if able else 0
 
     @property
     def num_in_flight(self) -> int:
@@ -177,7 +177,7 @@ class Executor:
             result = self._decoder.decode(self._pipes[self._output_rank].recv_bytes())
         assert result is not None
         if self._pipes:
-            self._sampled |= result.sampled
+            self._sampled |= sampled_of(result)
         return out, result
 
     def execute_model(self, out: SchedulerOutput) -> ModelRunnerOutput:
@@ -246,6 +246,11 @@ class Executor:
             self._folder.remove()
         if self._hosts is not None:
             self._hosts.close()
+
+
+def sampled_of(result: ModelRunnerOutput) -> dict[str, list[int]]:
+    """What a step sampled: each request's accepted drafts, and the token after them."""
+    return {i: [*result.accepted.get(i, ()), token] for i, token in result.sampled.items()}
 
 
 class LoadReports:

@@ -1,5 +1,8 @@
 """Communication of ranks during a step, by torch.distributed.
 
+CUDA graphs hold what a forward pass calls, all_reduce: it must neither wait on the host nor depend on numbers of the
+device.
+
 The backend is NCCL between GPUs and gloo between CPU processes. Each rank has one Communicator. With one rank every
 method is the identity, so the model code is the same.
 """
@@ -73,7 +76,7 @@ class Communicator:
     def _add_in_order(self, partial: torch.Tensor) -> torch.Tensor:
         """All ranks' partial sums, added in float32 in the order of ranks."""
         parts = partial.new_empty(self.shard.tensor_size, *partial.shape)
-        dist.all_gather(list(parts.unbind()), partial.contiguous(), group=self._stage)
+        dist.all_gather_into_tensor(parts.flatten(0, 1), partial.contiguous(), group=self._stage)
         total = parts[0].float()
         for part in parts[1:]:
             total = total + part.float()
@@ -109,6 +112,11 @@ class Communicator:
         values = torch.where(values.isnan().any(dim=-1, keepdim=True), torch.nan, values)
         winner = torch.where(values.isnan(), 0, values).argmax(dim=-1, keepdim=True)  # the first of equal ones
         return ids.gather(-1, winner).squeeze(-1).long(), values.gather(-1, winner).squeeze(-1).to(local.dtype)
+
+    def broadcast_in_stage(self, tensor: torch.Tensor) -> None:
+        """Overwrites the tensor of each of the stage's ranks by that of the first, in the order of the stream."""
+        if self.shard.tensor_size > 1:
+            dist.broadcast(tensor, self._first_of_stage, group=self._stage)
 
     def send_hidden(self, hidden: torch.Tensor) -> None:
         """Sends [T, H] to the same position of the next stage, without waiting."""

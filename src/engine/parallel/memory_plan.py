@@ -27,6 +27,7 @@ USEFUL_KV_TOKENS = 65_536  # below this a card is full of weights and cannot bat
 # maximum query heads of all sequences with split keys, and maximum splits of each (kernels/triton/attention.py)
 ATTENTION_ROWS = 4096
 ATTENTION_SPLITS = 92
+GRAPH_BYTES = 4 * 10**6  # of a graph of a few hundred launches, in the driver
 MEMORY_SLA_BYTES = 15 * GB  # weights of 120b per card, with four or more cards
 
 
@@ -36,7 +37,7 @@ class RankPlan:
 
     shard: Shard
     weight_bytes: int
-    activation_bytes: int
+    activation_bytes: int  # with what graphs hold
     lora_bytes: int  # set aside for adapters
     head_bytes: int  # of the draft head
     kv_bytes_per_token: int  # of the full-attention cache; sliding layers keep only their window
@@ -138,13 +139,31 @@ def activation_bytes(c: ModelConfig, shard: Shard, element: int, max_tokens: int
 
     They are the widest layer's, and the logits with the sampler's copies.
     """
+    # prompt logprobs need one copy of their rows, before the sampler makes its own; decode graphs keep a copy too
+    rows = SCORED_ROWS + max(5 * max_seqs, 2 * max_seqs + SCORED_ROWS) if shard.is_last else 0
+    return layer_bytes(c, shard, element, max_tokens, max_seqs) + rows * c.vocab_size * 4
+
+
+def layer_bytes(c: ModelConfig, shard: Shard, element: int, max_tokens: int, max_seqs: int) -> int:
+    """An upper bound of the widest layer's temporaries, with the parts that attention adds."""
     q_dim = (len(shard.query_heads) + 2 * len(shard.kv_heads)) * c.head_dim
     expert_rows = c.experts_per_token * (3 * len(shard.intermediate) + 2 * c.hidden_size)
     step = max_tokens * (4 * c.hidden_size + 2 * q_dim + expert_rows) * element
-    # prompt logprobs need one copy of their rows, before the sampler makes its own; decode graphs keep a copy too
-    rows = SCORED_ROWS + max(5 * max_seqs, 2 * max_seqs + SCORED_ROWS) if shard.is_last else 0
     parts = min(max_seqs * len(shard.query_heads), ATTENTION_ROWS) * ATTENTION_SPLITS
-    return step + (rows * c.vocab_size + parts * (c.head_dim + 2)) * 4
+    return step + parts * (c.head_dim + 2) * 4
+
+
+def graph_bytes(config: EngineConfig, shard: Shard, element: int) -> int:
+    """An upper bound of what graphs hold: own temporaries, their inputs, the logits of prompts."""
+    if config.enforce_eager:
+        return 0
+    c, rows = config.model, config.max_graph_rows
+    columns = -(-config.max_model_len // config.block_size)
+    tokens = max(rows, *config.prompt_graph_sizes)
+    inputs = 8 * rows * columns * 4  # block tables of both groups, and as many as are copied, of both kinds of graphs
+    logits = rows * c.vocab_size * 4 if shard.is_last else 0  # of prompts: those of decode graphs are counted already
+    count = len(config.decode_graph_sizes) + len(config.prompt_graph_sizes)
+    return layer_bytes(c, shard, element, tokens, rows) + inputs + logits + count * GRAPH_BYTES
 
 
 def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:
@@ -209,7 +228,8 @@ def make_plan(
             RankPlan(
                 shard,
                 weight_bytes(c, shard, element, config.dense_dtype) + padding_bytes(c, shard),
-                activation_bytes(c, shard, element, config.max_num_batched_tokens, config.max_num_seqs),
+                activation_bytes(c, shard, element, config.max_num_batched_tokens, config.max_num_seqs)
+                + graph_bytes(config, shard, element),
                 lora_bytes(config, shard),
                 head_bytes,
                 kv_bytes_per_token(c, shard, element) + head_kv,

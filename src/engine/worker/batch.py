@@ -90,6 +90,13 @@ class StepRows:
         """One request's part."""
         return StepRows([self.states[index]], [self.counts[index]], drafts=self.drafts)
 
+    def with_states(self, states: list[RequestState]) -> StepRows:
+        """These rows and all uncomputed ones of other requests, those with one row first."""
+        pairs = [*zip(self.states, self.counts, strict=True)]
+        pairs += [(state, state.tokens.size - state.num_computed_tokens) for state in states]
+        pairs.sort(key=lambda pair: pair[1] > 1)
+        return StepRows([state for state, _ in pairs], [count for _, count in pairs], drafts=self.drafts)
+
 
 class RequestTable:
     """Request states by id, kept in step with the scheduler by its messages alone."""
@@ -115,18 +122,24 @@ class RequestTable:
         states, counts = [state for state, _ in scheduled], [n for _, n in scheduled]
         return StepRows(states, counts, drafts=out.draft_tokens)
 
-    def extend(self, sampled: dict[str, int]) -> None:
-        """Appends tokens of earlier steps that another rank sampled.
+    def extend(self, sampled: dict[str, list[int]]) -> None:
+        """Appends what another rank sampled in earlier steps.
 
-        Requests that have ended since are skipped.
+        It is drafts that were right, and the token after them. Requests that have ended since are skipped.
         """
-        for request_id, token in sampled.items():
-            if request_id in self._states:
-                self._states[request_id].tokens.extend([token])
+        for request_id, token_ids in sampled.items():
+            state = self._states.get(request_id)
+            if state is not None:
+                state.tokens.extend(token_ids)
+                state.num_computed_tokens += len(token_ids) - 1
 
     def finish_step(
         self, rows: StepRows, sampled: dict[str, int], accepted: Mapping[str, list[int]] = MappingProxyType({})
     ) -> None:
+        """Counts what the step computed.
+
+        Where several ranks learn its tokens later, nothing is `accepted` yet.
+        """
         for state, count in zip(rows.states, rows.counts, strict=True):
             wrong = len(rows.drafts.get(state.request_id, ())) - len(accepted.get(state.request_id, ()))
             state.tokens.drop(wrong)
@@ -155,22 +168,26 @@ def build_batch(
     Sampled are the requests whose known tokens are all computed by this step: after the last of them, and after each
     draft. The rows of scored tokens follow those to sample from. `slots_of`: the LoRA slots of adapters.
     """
-    starts = [state.num_computed_tokens for state in rows.states]
-    full, sliding = ([state.blocks[group].view for state in rows.states] for group in range(2))
-    adapters = [state.adapter for state in rows.states]
-    slots = slots_of(adapters) if slots_of is not None and any(adapters) else None
-    layout = StepLayout.of(starts, rows.counts, (full, sliding), block_size, slots)
+    layout = layout_of(rows, block_size, slots_of)
     token_ids = np.concatenate(
-        [s.tokens.view[start : start + n] for s, start, n in zip(rows.states, starts, rows.counts, strict=True)]
+        [s.tokens.view[start : start + n] for s, start, n in zip(rows.states, layout.starts, rows.counts, strict=True)]
     )
     return ForwardBatch(
         to_device(token_ids, torch.int64, kernels.device),
-        to_device(_rows_with_logits(rows, layout.ends), torch.int64, kernels.device),
+        to_device(rows_with_logits(rows, layout.ends), torch.int64, kernels.device),
         kernels.prepare_step(layout),
     )
 
 
-def _rows_with_logits(rows: StepRows, ends: np.ndarray) -> list[int]:
+def layout_of(rows: StepRows, block_size: int, slots_of: SlotsOf | None = None) -> StepLayout:
+    starts = [state.num_computed_tokens for state in rows.states]
+    full, sliding = ([state.blocks[group].view for state in rows.states] for group in range(2))
+    adapters = [state.adapter for state in rows.states]
+    slots = slots_of(adapters) if slots_of is not None and any(adapters) else None
+    return StepLayout.of(starts, rows.counts, (full, sliding), block_size, slots)
+
+
+def rows_with_logits(rows: StepRows, ends: np.ndarray) -> list[int]:
     """Fills `rows.sampled` and `rows.scored`, and returns the batch's rows that they need, in order."""
     sampled: list[int] = []
     scored: list[int] = []

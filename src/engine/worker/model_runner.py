@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from gptoss.engine.model.gpt_oss import GptOss
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import split
 from gptoss.engine.worker.batch import RequestState, RequestTable, SlotsOf, StepRows, build_batch
-from gptoss.engine.worker.cuda_graphs import GraphRunner, PrelaunchedStep, all_decode
+from gptoss.engine.worker.cuda_graphs import GraphRunner
 from gptoss.engine.worker.draft_runner import DraftRunner
+from gptoss.engine.worker.graphed_steps import GraphedSteps, StartNext, rows_to_compute, split_decoding
 from gptoss.engine.worker.sampling.prompt_logprobs import PromptScores, score_prompts
 from gptoss.engine.worker.sampling.sampler import sample
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
 from gptoss.kernels.backend import KernelBackend, SamplingKernels, choose_sampling
-from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.device_copy import PendingReadback
 from gptoss.kernels.layers import LayerCache
 
 logger = logging.getLogger(__name__)
@@ -39,15 +41,17 @@ class ModelRunner:
         slots_of: SlotsOf | None = None,
         draft_runner: DraftRunner | None = None,
     ) -> None:
-        """`graphs` replays steps in which each request decodes one token.
+        """`graphs` replays steps in which requests decode. `slots_of`: the LoRA slots of adapters.
 
-        `slots_of`: the LoRA slots of adapters. `draft_runner` guesses tokens after each step; not with `graphs`.
+        `draft_runner` guesses tokens after each step; not with `graphs`.
         """
         self._slots_of = slots_of
         self._draft_runner = draft_runner
         self._states: list[torch.Tensor] | None = None  # of the step, for the draft head
         self._graphs = graphs
-        self._prelaunched: PrelaunchedStep | None = None
+        self._steps: GraphedSteps | None = None
+        if graphs is not None and comm.shard.num_stages == 1:
+            self._steps = GraphedSteps(config, graphs, comm, kernels.device, self._forward)
         self._config = config
         self._model = model
         self._cache = cache
@@ -58,7 +62,7 @@ class ModelRunner:
         self._table = RequestTable()
         self._one_by_one = config.batch_invariant and not kernels.is_batch_invariant
 
-    def execute_model(self, out: SchedulerOutput, sampled: dict[str, int]) -> ModelRunnerOutput | None:
+    def execute_model(self, out: SchedulerOutput, sampled: dict[str, list[int]]) -> ModelRunnerOutput | None:
         """Runs one step; returns None on a rank that does not sample.
 
         A request whose logits are not finite, or that fails alone, is reported in `failed`; if all requests fail, the
@@ -76,13 +80,13 @@ class ModelRunner:
             logger.exception("step failed for %d requests together, trying each alone", len(rows.states))
             result = self._run_one_by_one(rows, out, error)
         alone = self._comm.world_size == 1
-        self._table.finish_step(rows, result.sampled if alone else {}, result.accepted)
+        self._table.finish_step(rows, *((result.sampled, result.accepted) if alone else ({},)))
         return result if self._samples else None
 
     @property
     def prelaunches_steps(self) -> bool:
         """Whether a request's next token is computed before it is scheduled."""
-        return self._graphs is not None
+        return self._steps is not None
 
     @property
     def _samples(self) -> bool:
@@ -132,99 +136,95 @@ class ModelRunner:
     def _run(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         rows.sampled.clear()
         rows.scored.clear()
-        if self._graphs is not None:
-            return self._run_graphed(self._graphs, rows, out)
         if self._draft_runner is None:
-            return self._run_batch(rows, out)
+            return self._run_plainly(rows, out)
         self._states = []
-        output = self._run_batch(rows, out)
+        output = self._run_plainly(rows, out)
         output.drafts = self._draft_runner.run(rows, self._states, output, out.draft_limits)
         return output
 
-    def _run_graphed(self, graphs: GraphRunner, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
-        """Takes the rows that were computed ahead, computes the others, samples all and starts the next step."""
-        prelaunched, self._prelaunched = self._prelaunched, None
-        ready: list[tuple[RequestState, int]] = []  # and the row of its logits
-        rest = StepRows([], [])
-        for state, count in zip(rows.states, rows.counts, strict=True):
-            row = None if prelaunched is None else prelaunched.row_of(state, count)
-            if row is not None:
-                ready.append((state, row))
-            else:
-                rest.states.append(state)
-                rest.counts.append(count)
-        parts: list[torch.Tensor] = []
-        scores: PromptScores = {}, {}
-        if prelaunched is not None and ready:
-            logits = self._rows_of(prelaunched.logits, [row for _, row in ready])
-            parts.append(logits.clone() if rest.states else logits)  # computing the rest may overwrite them
-        if graphs.holds(len(rest.states)) and rest.states and all_decode(rest.states, rest.counts):
-            parts.append(graphs.run(rest.states))
-            rest.sampled.extend(rest.states)
-        elif rest.states:
-            logits, of_prompts = split_scored(self._forward(rest), rest)
-            scores = score_prompts(of_prompts, rest.scored)
-            parts.extend([logits] if rest.sampled else [])
-        rows.sampled.extend([*(s for s, _ in ready), *rest.sampled])
-        if not parts:
-            return with_scores(ModelRunnerOutput({}, {}, {}), scores)
-        states = rows.sampled
+    def _run_plainly(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
+        logits = self._through_stages(rows) if self._steps is None else self._steps.logits(rows)
+        if logits is None or not (rows.sampled or rows.scored):
+            return ModelRunnerOutput({}, {}, {})
+        return self._sample(logits, rows, out)
 
-        def start_next(token_ids: torch.Tensor) -> None:
-            self._prelaunched = graphs.prelaunch(states, token_ids)
-
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return with_scores(sample_states(logits, states, out, self._sampling, start_next), scores)
-
-    def _rows_of(self, logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        if rows == list(range(len(rows))):
-            return logits[: len(rows)]
-        return logits[to_device(rows, torch.int64, self._kernels.device)]
-
-    def _forward(self, rows: StepRows) -> torch.Tensor:
+    def _forward(self, rows: StepRows, hidden: torch.Tensor | None = None) -> torch.Tensor:
         batch = build_batch(rows, self._kernels, self._config.block_size, self._slots_of)
-        return self._model.forward(batch, self._cache)
+        taps = {} if self._states is None else {"states": self._states}
+        return self._model.forward(batch, self._cache, hidden, **taps)
 
-    def _run_batch(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
-        batch = build_batch(rows, self._kernels, self._config.block_size, self._slots_of)
+    def _through_stages(self, rows: StepRows) -> torch.Tensor | None:
+        """Logits [R, V] of the rows to sample and then of those scored; None on a stage that is not the last."""
         shard, hidden = self._comm.shard, None
         if not shard.is_first:
             size, dtype = self._config.model.hidden_size, self._model.residual_dtype
-            hidden = self._comm.receive_hidden(len(batch.token_ids), size, dtype)
-        taps = {} if self._states is None else {"states": self._states}
-        result_or_hidden = self._model.forward(batch, self._cache, hidden, **taps)
-        if not shard.is_last:
-            self._comm.send_hidden(result_or_hidden)
-        if not shard.is_last or not (rows.sampled or rows.scored):
-            return ModelRunnerOutput({}, {})
-        return self._sample(result_or_hidden, rows, out)
+            hidden = self._comm.receive_hidden(sum(rows.counts), size, dtype)
+        if self._graphs is not None and self._graphs.holds(sum(rows.counts)) and not split_decoding(rows)[1].states:
+            computed = [row for state in rows.states for row in rows_to_compute(state, {})]
+            result = self._graphs.compute(computed, None, hidden)
+            rows.sampled.extend(rows.states)
+        else:
+            result = self._forward(rows, hidden)
+        if shard.is_last:
+            return result
+        self._comm.send_hidden(result if self._graphs is None else result.clone())  # a replay writes there again
+        return None
 
     def _sample(self, logits: torch.Tensor, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
         """`logits` float32 [R, V], or this rank's part of V."""
+        start_next = None if self._steps is None else self._steps.next_step(rows)
         if self._comm.shard.tensor_size > 1:
             if _plainly_greedy(rows, out):
-                return self._sample_best(logits, rows)
+                return self._sample_best(logits, rows, start_next)
             whole = self._comm.gather_logits(logits, self._vocab_sizes)
             if whole is None:
+                if start_next is not None:
+                    start_next(None)
                 return ModelRunnerOutput({}, {})
             logits = whole
         logits, of_prompts = split_scored(logits, rows)
         scores = score_prompts(of_prompts, rows.scored)
         if not rows.sampled:
             return with_scores(ModelRunnerOutput({}, {}, {}), scores)
-        return with_scores(sample_states(logits, rows.sampled, out, self._sampling), scores)
+        return with_scores(sample_states(logits, rows.sampled, out, self._sampling, start_next), scores)
 
-    def _sample_best(self, logits: torch.Tensor, rows: StepRows) -> ModelRunnerOutput:
+    def _sample_best(self, logits: torch.Tensor, rows: StepRows, start_next: StartNext | None) -> ModelRunnerOutput:
         best = self._comm.gather_best(logits, self._comm.shard.vocab.start)
+        reading = None if best is None else PendingReadback(best)
+        if start_next is not None:
+            start_next(None if best is None else best[0])
         output = ModelRunnerOutput({}, {}, {})
-        if best is None:
+        if reading is None:
             return output
-        for state, token, finite in zip(rows.sampled, best[0].tolist(), torch.isfinite(best[1]).tolist(), strict=True):
-            if finite:
-                output.sampled[state.request_id] = token
-            else:
-                output.failed[state.request_id] = "the model's logits are not finite"
+        token_ids, values = reading.values()
+        finite = [math.isfinite(value) for value in values]
+        first = 0
+        for state in rows.sampled:
+            accept(output, state.request_id, rows.drafts.get(state.request_id, ()), token_ids[first:], finite[first:])
+            first += 1 + len(rows.drafts.get(state.request_id, ()))
         return output
+
+
+def accept(
+    output: ModelRunnerOutput, request_id: str, drafts: Sequence[int], token_ids: list[int], finite: list[bool]
+) -> None:
+    """Adds a request's token to a step's output, and the drafts before it that equal what was sampled.
+
+    `token_ids` and `finite`: of its next token and after each of its drafts; more may follow.
+    """
+    if not finite[0]:
+        output.failed[request_id] = "the model's logits are not finite, or its grammar allows no token"
+        return
+    right = 0
+    for draft in drafts:
+        # one that is not finite is left to the next step, which reports it
+        if token_ids[right] != draft or not finite[right + 1]:
+            break
+        right += 1
+    output.sampled[request_id] = token_ids[right]
+    if right:
+        output.accepted[request_id] = list(drafts[:right])
 
 
 def split_scored(logits: torch.Tensor, rows: StepRows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -268,21 +268,10 @@ def sample_states(
         result = sample(logits, sampling_rows, mask_rows, bitmask, kernels, sampled)
     output = ModelRunnerOutput({}, {}, {})
     for state, row in zip(states, first_rows, strict=True):
-        if not result.finite[row]:
-            output.failed[state.request_id] = "the model's logits are not finite, or its grammar allows no token"
-            continue
-        right = 0
         drafts = out.draft_tokens.get(state.request_id, ())
-        for draft in drafts:
-            # one that is not finite is left to the next step, which reports it
-            if result.token_ids[row + right] != draft or not result.finite[row + right + 1]:
-                break
-            right += 1
-        output.sampled[state.request_id] = result.token_ids[row + right]
-        if right:
-            output.accepted[state.request_id] = list(drafts[:right])
+        accept(output, state.request_id, drafts, result.token_ids[row:], result.finite[row:])
         logprobs = result.logprobs[row]
-        if logprobs is not None:
+        if logprobs is not None and state.request_id in output.sampled:
             output.logprobs[state.request_id] = logprobs
     return output
 

@@ -81,7 +81,7 @@ class TransformersWorker:
         self.kv_cache_bytes = num_blocks * block_bytes
         return num_blocks
 
-    def execute_model(self, out: SchedulerOutput, sampled: dict[str, int] | None = None) -> ModelRunnerOutput:
+    def execute_model(self, out: SchedulerOutput, sampled: dict[str, list[int]] | None = None) -> ModelRunnerOutput:
         for request_id in out.finished_or_preempted_ids:
             self._caches.pop(request_id, None)
         rows = self._table.apply(out)

@@ -24,7 +24,7 @@ from gptoss.engine.model.weights import ModelWeights, WeightLoader, dummy_weight
 from gptoss.engine.model.weights_cache import LEAST_BYTES, WeightsCache
 from gptoss.engine.parallel.communicator import Communicator, Rendezvous
 from gptoss.engine.parallel.device_placement import usable_cores
-from gptoss.engine.parallel.memory_plan import activation_bytes, lora_bytes, stage_layers
+from gptoss.engine.parallel.memory_plan import activation_bytes, graph_bytes, lora_bytes, stage_layers
 from gptoss.engine.parallel.shards import make_shard
 from gptoss.engine.worker import precompile
 from gptoss.engine.worker.adapters import RankAdapters
@@ -70,6 +70,7 @@ class Worker:
             expert_parallel=config.enable_expert_parallel,
         )
         self.adapters: RankAdapters | None = None
+        self._graphs: GraphRunner | None = None
         self.comm = Communicator(self.shard, self.device, rendezvous, ordered=config.batch_invariant)
         try:
             self.kernels = choose_backend(
@@ -205,7 +206,7 @@ class Worker:
         return DraftRunner(self.draft_head, cache, block_size, self.config.max_model_len)
 
     def _prepare_kernels(self, cache: list[LayerCache]) -> GraphRunner | None:
-        """Compiles the Triton kernels; on one GPU also checks them and captures the decode steps."""
+        """Compiles the Triton kernels and captures the decode steps; on one GPU also checks the kernels."""
         if self.kernels.name != "triton":
             return None
         from gptoss.engine.worker import kernel_check  # imports triton
@@ -218,20 +219,24 @@ class Worker:
                 raise KernelError(f"the Triton kernels differ from plain torch by {error:.1%} on {self.device}")
             logger.info("kernels checked against plain torch: relative error %.2g", error)
         kernel_check.warm_up(self.model, cache, self.config, self.comm)
-        if self.config.enforce_eager or self.comm.world_size > 1:
+        if self.config.enforce_eager:
             return None
-        graphs = GraphRunner(self.config, self.model, cache, self.device)
-        graphs.capture_all()
-        return graphs
+        self._graphs = GraphRunner(self.config, self.model, cache, self.device, comm=self.comm)
+        self._graphs.capture_all()
+        return self._graphs
 
-    def execute_model(self, out: SchedulerOutput, sampled: dict[str, int] | None = None) -> ModelRunnerOutput | None:
+    def execute_model(
+        self, out: SchedulerOutput, sampled: dict[str, list[int]] | None = None
+    ) -> ModelRunnerOutput | None:
         """Runs one step. Returns None where another rank samples.
 
-        `sampled`: tokens sampled since the last step, on any rank.
+        `sampled`: what was sampled since the last step, on any rank (messages.Step).
         """
         return self.runner.execute_model(out, sampled or {})
 
     def close(self) -> None:
+        if self._graphs is not None:
+            self._graphs.release()
         self.comm.close()
 
     @property
@@ -267,6 +272,7 @@ class Worker:
         element = torch.empty((), dtype=self.dtype).element_size()
         # a step needs this much besides the cache, however high the utilization is set
         step = activation_bytes(c.model, self.shard, element, c.max_num_batched_tokens, c.max_num_seqs)
+        step += graph_bytes(c, self.shard, element)
         unused = max(step, (1 - c.gpu_memory_utilization) * total) + lora_bytes(c, self.shard)
         return max(0, int(free - unused))
 

@@ -81,7 +81,7 @@ def attention_metadata(layout: StepLayout, group: int, device: torch.device) -> 
     for row, blocks in zip(table, tables, strict=True):
         row[: len(blocks)] = blocks
     decodes = layout.num_decodes
-    tile_seq, tile_first = _tiles(first_rows, decodes)
+    tile_seq, tile_first = tiles_of(first_rows, decodes)
 
     def ints(values: np.ndarray) -> torch.Tensor:
         return to_device(np.ascontiguousarray(values, np.int32), torch.int32, device)
@@ -97,7 +97,7 @@ def attention_metadata(layout: StepLayout, group: int, device: torch.device) -> 
     )
 
 
-def _tiles(first_rows: Sequence[int] | np.ndarray, decodes: int) -> tuple[np.ndarray, np.ndarray]:
+def tiles_of(first_rows: Sequence[int] | np.ndarray, decodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns sequence and first row of each tile of the sequences after the first `decodes`."""
     tiles = [
         (seq, row)

@@ -28,7 +28,7 @@ from gptoss.engine.worker.sampling.sampling_row import SamplingRow
 from gptoss.engine.worker.sampling.truncation import Truncated, invert, is_truncated
 from gptoss.kernels.backend import SamplingKernels
 from gptoss.kernels.cpu import native
-from gptoss.kernels.device_copy import PendingReadback, to_device
+from gptoss.kernels.device_copy import PendingReadback, to_device, to_device_together
 
 LOGPROB_FLOOR = -9999.0
 
@@ -138,19 +138,18 @@ def _pick_on_gpu(
     cut = [i for i, p in enumerate(params) if is_truncated(p) and not _is_greedy(p)]
     mask_of = np.full(len(rows), -1, np.int32)
     mask_of[mask_rows] = np.arange(len(mask_rows))
-    words = to_device(
-        bitmask if len(mask_rows) else np.zeros((1, -(-logits.shape[1] // 32)), np.int32), torch.int32, device
-    )
-    temperature = [0.0 if _is_greedy(p) else p.temperature for p in params]
+    masks = np.ascontiguousarray(bitmask) if len(mask_rows) else np.zeros((1, -(-logits.shape[1] // 32)), np.int32)
+    temperature = np.array([0.0 if _is_greedy(p) else p.temperature for p in params], np.float32)
     uniform = _uniform(rows)
-    temperatures = to_device(temperature, torch.float32, device)
-    allowed = to_device(mask_of, torch.int32, device), words
-    picked = sampling.pick(logits, temperatures, to_device(uniform, torch.float32, device), *allowed)
+    numbers = [temperature, uniform.numpy().astype(np.float32), mask_of, masks]
+    temperatures, uniforms, mask_index, words = to_device_together(numbers, device)
+    allowed = mask_index, words
+    picked = sampling.pick(logits, temperatures, uniforms, *allowed)
     if not cut:
         return picked.tokens, picked.best, None
     index = to_device(cut, torch.int64, device)
-    numbers = [[float(uniform[i]), params[i].top_p, params[i].min_p, params[i].top_k or logits.shape[1]] for i in cut]
-    given = to_device(np.array(numbers).T.copy(), torch.float64, device)
+    limits = [[float(uniform[i]), params[i].top_p, params[i].min_p, params[i].top_k or logits.shape[1]] for i in cut]
+    given = to_device(np.array(limits).T.copy(), torch.float64, device)
     right = truncated.pick(logits, temperatures, *allowed, index, given, picked)
     # the next step may write its logits where these are
     chosen = [params[i] for i in cut]

@@ -110,9 +110,9 @@ class Version:
             parts,
         )
         sizes = (x.shape[0], PER_TOKEN, EXPERTS, HIDDEN, INTERMEDIATE)
-        self._library.moe(
-            *(ctypes.c_void_p(t.data_ptr()) for t in tensors), ctypes.c_float(7.0), *map(ctypes.c_int64, sizes)
-        )
+        pointers = (ctypes.c_void_p(t.data_ptr()) for t in tensors)
+        layout = ctypes.c_void_p(0), ctypes.c_int64(0)  # which earlier versions do not look at
+        self._library.moe(*pointers, ctypes.c_float(7.0), *map(ctypes.c_int64, sizes), *layout)
 
 
 class MoeWeights:

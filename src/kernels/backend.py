@@ -42,6 +42,7 @@ class KernelBackend(Protocol[Step]):
     shape: LayerShape
     is_batch_invariant: bool  # whether a token's bits do not depend on the rest of the batch
     reads_mxfp4: bool  # whether packed experts are its fastest form
+    reads_stored_experts: bool  # whether it reads them in the order of the file
     min_block_size: int
 
     def for_shape(self, shape: LayerShape) -> KernelBackend[Step]:

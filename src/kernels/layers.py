@@ -12,7 +12,7 @@ import torch
 
 from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.lora import LayerLora
-from gptoss.kernels.mxfp4 import Mxfp4Tensor
+from gptoss.kernels.mxfp4 import AlternatingMxfp4, GgufGateUp, GgufMxfp4, Mxfp4Tensor
 
 # layers that attend alike: indexes of block tables, windows and attention metadata
 FULL_GROUP, SLIDING_GROUP, WIDE_GROUP = 0, 1, 2
@@ -89,6 +89,19 @@ class ExpertWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredExperts:
+    """MXFP4 matrices in the order of the file. Shapes: as ExpertWeights.
+
+    The rows of b1 are the gate half first.
+    """
+
+    w1: AlternatingMxfp4 | GgufGateUp
+    b1: torch.Tensor
+    w2: Mxfp4Tensor | GgufMxfp4
+    b2: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class PackedMxfp4:
     """Expert matrices [E, N, K] in the order of the Triton kernels (triton/mxfp4_layout.py)."""
 
@@ -127,7 +140,7 @@ class LayerWeights:
     mlp_norm: torch.Tensor  # [H]
     router: torch.Tensor  # [E, H]
     router_bias: torch.Tensor
-    experts: ExpertWeights | PackedExperts
+    experts: ExpertWeights | StoredExperts | PackedExperts
     lora: LayerLora | None = None  # where adapters may be loaded
 
 

@@ -3,6 +3,8 @@
 Shapes: R rows, K columns (a multiple of 32), G = K // 32 groups.
     blocks  uint8 [..., R, G, 16]   two E2M1 codes a byte, the lower nibble is the even column
     scales  uint8 [..., R, G]       E8M0: the group is multiplied by 2 ** (scale - 127)
+In GGUF files:
+    blocks  uint8 [..., R, G, 17]   the scale, then byte k with columns k (the lower nibble) and k + 16
 """
 
 from __future__ import annotations
@@ -30,6 +32,29 @@ class Mxfp4Tensor:
     @property
     def nbytes(self) -> int:
         return self.blocks.nbytes + self.scales.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class AlternatingMxfp4:
+    """W1 as checkpoints have it: gate and up rows alternate. Shapes: [E, 2 I, ...]."""
+
+    blocks: torch.Tensor
+    scales: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GgufMxfp4:
+    """A stack of matrices in the blocks of GGUF files."""
+
+    blocks: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GgufGateUp:
+    """W1 as GGUF files have it: gate and up rows apart. Shapes: [E, I, G, 17]."""
+
+    gate: torch.Tensor
+    up: torch.Tensor
 
 
 def dequantize_mxfp4(w: Mxfp4Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from gptoss.engine.model import weights_cache
 from gptoss.engine.model.gpt_oss import layer_shape
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.sources import open_source
+from gptoss.engine.model.tensor_source import ranges_of
 from gptoss.engine.model.weights import ModelWeights, WeightLoader, iterate_tensors
 from gptoss.engine.model.weights_cache import WeightsCache
 from gptoss.engine.parallel.shards import whole
@@ -23,8 +25,9 @@ from gptoss.engine.worker import worker
 from gptoss.kernels.backend import choose_backend
 from gptoss.kernels.cpu import native
 from gptoss.kernels.int8 import Int8Matrix
+from gptoss.kernels.layers import StoredExperts
 from tests.support.gguf_files import make_small, write_gguf
-from tests.support.helpers import engine_config
+from tests.support.helpers import engine_config, model_logits, one_rank
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
 
@@ -46,6 +49,7 @@ def loader_of(path: Path, config: ModelConfig, dense_dtype: Any = "auto") -> tup
         dequantize=False,
         prepare_layer=backend.prepare_layer,
         prepare_head=backend.prepare_head,
+        stored_experts=backend.reads_stored_experts,
     )
     return loader, source
 
@@ -53,7 +57,10 @@ def loader_of(path: Path, config: ModelConfig, dense_dtype: Any = "auto") -> tup
 def load(path: Path, cache: Path, limit: int = 10**9, dense_dtype: str = "auto") -> ModelWeights:
     config = ModelConfig.from_folder(path if path.is_dir() else path.parent)
     loader, source = loader_of(path, config, dense_dtype)
-    return WeightsCache(cache, limit).load(loader, source, dense_dtype)
+    found = WeightsCache(cache, limit).load(loader, source, dense_dtype)
+    for flush in weights_cache._flushes:
+        flush.join()
+    return found
 
 
 def files(cache: Path) -> list[Path]:
@@ -96,7 +103,7 @@ def test_kept_weights_have_the_same_bits_and_are_made_once(
 
 def test_what_the_file_has_already_is_not_kept_twice(small: Path, tmp_path: Path) -> None:
     weights = load(small, tmp_path / "cache")
-    relaid = sum(t.nbytes for layer in weights.layers for t in (layer.qkv, layer.experts.w1.blocks))  # type: ignore[union-attr]
+    relaid = sum(t.nbytes for layer in weights.layers for t in (layer.qkv, layer.experts.b1))  # type: ignore[union-attr]
     kept = files(tmp_path / "cache")[0].stat().st_size
     assert relaid < kept < relaid + 40 * weights_cache.ALIGNMENT < sum(t.nbytes for t in iterate_tensors(weights))
 
@@ -151,6 +158,71 @@ def test_a_damaged_file_is_made_again(
     assert f"damaged weights cache {path}" in caplog.text
     assert_same(found, load(small, tmp_path / "cache2"))
     assert expected is not None and len(makes) >= 3
+
+
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_damage_after_the_sums_were_compared_is_found(
+    small: Path, tmp_path: Path, makes: list[None], caplog: pytest.LogCaptureFixture, keeps_time: bool
+) -> None:
+    expected = load(small, tmp_path / "cache")
+    path = files(tmp_path / "cache")[0]
+    before = path.stat()
+    flip(path, 9000)
+    if keeps_time:  # as of a disk: here the only portion is compared at each start
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert_same(load(small, tmp_path / "cache"), loader_of(small, ModelConfig.from_folder(small))[0].load())
+    assert f"damaged weights cache {path}" in caplog.text and expected is not None and len(makes) == 3
+
+
+def test_a_start_compares_a_few_portions_and_the_first_after_a_boot_all(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights_cache, "PORTION", 5000)
+    load(small, tmp_path / "cache")
+    path = files(tmp_path / "cache")[0]
+    count = len(weights_cache._read_table(path)["sums"])
+    compared: list[int] = []
+
+    def choose(numbers: range, most: int) -> list[int]:
+        compared.append(most)
+        return list(numbers)[-most:]
+
+    monkeypatch.setattr(weights_cache.random, "sample", choose)
+    load(small, tmp_path / "cache")
+    assert count > 10 and compared == [weights_cache.SAMPLED]
+    flip(path, 100)
+    load(small, tmp_path / "cache")  # a new time: all
+    assert len(compared) == 1 and len(files(tmp_path / "cache")) == 1
+
+
+def test_a_file_that_cannot_be_flushed_is_removed(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(weights_cache.os, "fsync", fails)
+    assert load(small, tmp_path / "cache").embedding is not None
+    assert "could not be written: Input/output error" in caplog.text and not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_experts_are_read_where_the_file_has_them(small: Path, tmp_path: Path, form: str) -> None:
+    path = small if form == "hf" else write_gguf(small, small / "model.gguf")
+    config = ModelConfig.from_folder(small)
+    loader, source = loader_of(path, config)
+    stored = loader.load()
+    for layer in stored.layers:
+        assert isinstance(layer.experts, StoredExperts)
+        for tensor in (*native.matrix_parts(layer.experts.w1), *native.matrix_parts(layer.experts.w2)):
+            assert tensor is None or any(file.offset_of(tensor) is not None for file in source.files)
+    relaid = WeightLoader(source, config, torch.bfloat16, dequantize=False).load()
+    ids = torch.arange(2, 40)
+    found, expected = (model_logits(one_rank(config, weights), ids, last=4) for weights in (stored, relaid))
+    if form == "hf" or native.available_instruction_sets()[0] == "avx512":
+        assert torch.equal(found, expected)
+    else:  # a lane adds other columns
+        assert torch.allclose(found, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
 
 
 def test_the_sums_are_compared_once_after_a_boot(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,3 +294,11 @@ def test_the_worker_keeps_weights_unless_told_otherwise(
     )
     worker.Worker(config).load()
     assert len(files(tmp_path / "cache")) == kept
+
+
+def test_neighbouring_tensors_are_one_range_of_pages() -> None:
+    memory = torch.zeros(100 * 4096, dtype=torch.uint8)
+    start = -memory.data_ptr() % 4096
+    at = memory.data_ptr() + start
+    parts = [memory[start + a : start + b] for a, b in ((9000, 20_000), (0, 9000), (60_000, 60_001), (20_100, 30_000))]
+    assert ranges_of(parts) == [(at, at + 30_000), (at + 57_344, at + 60_001)]

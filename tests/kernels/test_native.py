@@ -11,20 +11,21 @@ import torch
 from gptoss.kernels.cpu import native
 from gptoss.kernels.cpu.metadata import CpuAttentionMetadata
 from gptoss.kernels.layers import ExpertWeights
-from gptoss.kernels.mxfp4 import Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
+from gptoss.kernels.mxfp4 import AlternatingMxfp4, GgufGateUp, GgufMxfp4, Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
 from gptoss.kernels.reference.attention import PrefillPlan, prefill_attention_ref
 from gptoss.kernels.reference.moe import clamped_swiglu_ref, moe_forward_ref, route_ref
 from gptoss.kernels.reference.rms_norm import rms_norm_ref
 from gptoss.kernels.reference.rope import apply_rope_ref, rope_tables
+from tests.support.gguf_files import mxfp4_blocks
 from tests.support.helpers import assert_close
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="this CPU or machine cannot build the native kernels")
 
 
 @pytest.fixture(autouse=True, params=native.available_instruction_sets())
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     native.choose_instruction_set(request.param)
-    yield
+    yield request.param
     native.choose_instruction_set("auto")
 
 
@@ -187,6 +188,45 @@ def test_moe(tokens: int, num: int, hidden: int, inter: int, packed: bool) -> No
     assert torch.equal(alone[0], out[-1]), "a token's result depends on the others"
 
 
+def gguf_blocks(w: Mxfp4Tensor) -> torch.Tensor:
+    return torch.from_numpy(mxfp4_blocks(w.blocks, w.scales)).unflatten(-1, (-1, 17))
+
+
+def as_stored(w1: Mxfp4Tensor, w2: Mxfp4Tensor, form: str) -> tuple[native.FirstMatrix, native.SecondMatrix]:
+    """The same matrices in the order of a file."""
+    half = w1.blocks.shape[1] // 2
+    match form:
+        case "alternating":
+            parts = (
+                t.unflatten(1, (2, half)).transpose(1, 2).flatten(1, 2).contiguous() for t in (w1.blocks, w1.scales)
+            )
+            return AlternatingMxfp4(*parts), w2
+        case "gguf":
+            blocks = gguf_blocks(w1)
+            return GgufGateUp(blocks[:, :half].contiguous(), blocks[:, half:].contiguous()), GgufMxfp4(gguf_blocks(w2))
+    return w1, w2
+
+
+@pytest.mark.parametrize("form", ["alternating", "gguf"])
+@pytest.mark.parametrize(("num", "hidden", "inter"), [(4, 32, 64), (32, 64, 32), (8, 288, 96)])
+def test_experts_in_the_order_of_a_file(instruction_set: str, form: str, num: int, hidden: int, inter: int) -> None:
+    w, _ = experts_of(num, hidden, inter)
+    assert isinstance(w.w1, Mxfp4Tensor) and isinstance(w.w2, Mxfp4Tensor)
+    w1, w2 = as_stored(w.w1, w.w2, form)
+    x, residual = bf16(100, hidden, seed=5), bf16(100, hidden, seed=6)
+    experts, weights = native.route(torch.randn(100, num, generator=torch.Generator().manual_seed(7)), 4)
+    found = native.moe(x, experts, weights, w1, w.b1, w2, w.b2, residual, 7.0)
+    expected = native.moe(x, experts, weights, w.w1, w.b1, w.w2, w.b2, residual, 7.0)
+    if form == "gguf" and instruction_set == "avx2":
+        assert_close("moe", expected.double(), found, 3e-3)  # a lane adds other columns
+    else:
+        assert torch.equal(found, expected)
+    for count in (*range(1, 10), 30):
+        some = slice(60, 60 + count)
+        part = native.moe(x[some], experts[some], weights[some], w1, w.b1, w2, w.b2, residual[some], 7.0)
+        assert torch.equal(part, found[some]), f"{count} rows differ from the same among others"
+
+
 def moe_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What 4 experts of 96 columns, without biases, add to 0; and the same by plain torch in float32."""
     w, exact = experts_of(4, 96, 64)
@@ -210,8 +250,9 @@ def test_experts_of_columns_of_very_different_size(exponent: int) -> None:
     assert_close("moe", wanted, out, 5e-3)
 
 
+@pytest.mark.parametrize("form", ["halves", "alternating", "gguf"])
 @pytest.mark.parametrize("scale", [0, 1, 127, 200, 240])
-def test_moe_decodes_every_code_at_the_scales_edges(scale: int) -> None:
+def test_moe_decodes_every_code_at_the_scales_edges(scale: int, form: str) -> None:
     codes = torch.arange(16, dtype=torch.uint8).repeat(2)
     blocks = (codes[0::2] | codes[1::2] << 4).view(1, 1, 1, 16)
     w1 = Mxfp4Tensor(blocks.expand(1, 64, 1, 16).contiguous(), torch.full((1, 64, 1), 127, dtype=torch.uint8))
@@ -222,7 +263,10 @@ def test_moe_decodes_every_code_at_the_scales_edges(scale: int) -> None:
     b1[0, 32:] = 6.0
     b1[0, :32] = torch.linspace(0, 3, 32).bfloat16()
     zeros = torch.zeros(1, 32, dtype=torch.bfloat16)
-    out = native.moe(x, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), w1, b1, w2, zeros, zeros, 7.0)
+    stored = as_stored(w1, w2, form)
+    out = native.moe(
+        x, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), stored[0], b1, stored[1], zeros, zeros, 7.0
+    )
     h = clamped_swiglu_ref(b1.double(), 7.0).bfloat16().double()
     wanted = h @ dequantize_mxfp4(w2, torch.float64)[0].T
     assert_close("edges", wanted, out, 5e-3)

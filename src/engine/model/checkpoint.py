@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from gptoss.engine.model.expert_modules import IGNORED, Maker, maker_of, module_names, module_shapes
 from gptoss.engine.model.model_config import ModelConfig
-from gptoss.engine.model.tensor_source import CheckpointError, MappedFile, Shape
-from gptoss.kernels.mxfp4 import GROUP_SIZE
+from gptoss.engine.model.tensor_source import CheckpointError, MappedFile, Shape, StoredMatrices
+from gptoss.kernels.mxfp4 import GROUP_SIZE, AlternatingMxfp4, Mxfp4Tensor
 
 FLOAT_TYPES = frozenset({"BF16", "F16", "F32"})
 PACKED_TYPES = frozenset({"U8"})
@@ -177,6 +177,23 @@ class Checkpoint:
             return look(self.tensor(stored))[cut]
         experts, *rest = cut or (slice(None),)
         return torch.stack([look(self.tensor(one).unsqueeze(0))[0][tuple(rest)] for one in stored[experts]])
+
+    def stored_experts(self, layer: int, experts: slice) -> StoredMatrices | None:
+        """A layer's matrices as views of the mapped files.
+
+        None if experts are modules of their own, or not MXFP4.
+        """
+        if self.maker is not None or not self.packed:
+            return None
+        first, second = (
+            (f"block.{layer}.mlp.mlp1_weight.", f"block.{layer}.mlp.mlp2_weight.")
+            if self.original
+            else (f"model.layers.{layer}.mlp.experts.{name}_proj_" for name in ("gate_up", "down"))
+        )
+        return (
+            AlternatingMxfp4(*(self.tensor(first + part)[experts] for part in ("blocks", "scales"))),
+            Mxfp4Tensor(*(self.tensor(second + part)[experts] for part in ("blocks", "scales"))),
+        )
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor of that name in the files, mapped."""

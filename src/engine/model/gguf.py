@@ -18,9 +18,9 @@ import torch
 
 from gptoss.config.errors import ConfigError
 from gptoss.engine.model.model_config import ModelConfig
-from gptoss.engine.model.tensor_source import CheckpointError, MappedFile, Shape
+from gptoss.engine.model.tensor_source import CheckpointError, MappedFile, Shape, StoredMatrices
 from gptoss.gguf_header import GgufError, GgufTensor, read_model
-from gptoss.kernels.mxfp4 import GROUP_SIZE
+from gptoss.kernels.mxfp4 import GROUP_SIZE, GgufGateUp, GgufMxfp4
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,12 @@ class GgufCheckpoint:
         first, *rest = cut or (slice(None),)
         start, stop, _ = first.indices(rows.stop - rows.start)
         return self._dequantised(tensor, slice(rows.start + start, rows.start + stop))[(slice(None), *rest)]
+
+    def stored_experts(self, layer: int, experts: slice) -> StoredMatrices:
+        """A layer's matrices as views of the mapped file."""
+        prefix = f"model.layers.{layer}.mlp.experts."
+        gate, up, down = (self._blocks(self._experts[f"{prefix}{x}_proj"])[experts] for x in ("gate", "up", "down"))
+        return GgufGateUp(gate, up), GgufMxfp4(down)
 
     def _view(self, tensor: GgufTensor, dtype: torch.dtype, shape: Shape) -> torch.Tensor:
         return self._file_of[tensor.path].view(dtype, shape, tensor.offset)

@@ -17,7 +17,10 @@ from typing import Protocol
 
 import torch
 
+from gptoss.kernels.mxfp4 import AlternatingMxfp4, GgufGateUp, GgufMxfp4, Mxfp4Tensor
+
 Shape = tuple[int, ...]
+StoredMatrices = tuple[AlternatingMxfp4 | GgufGateUp, Mxfp4Tensor | GgufMxfp4]  # W1 and W2 of a layer's experts
 MADV_POPULATE_READ = 22  # linux/mman.h
 
 
@@ -36,6 +39,10 @@ class TensorSource(Protocol):
 
         It is a view of the mapped file where the layout allows. Raises CheckpointError if its bytes cannot be read.
         """
+        ...
+
+    def stored_experts(self, layer: int, experts: slice) -> StoredMatrices | None:
+        """A layer's matrices as views of the mapped file, in its order; None if no kernel reads that."""
         ...
 
 
@@ -67,9 +74,22 @@ def populate(tensors: Iterable[torch.Tensor]) -> None:
     if madvise is None:
         return
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for begin, end in ranges_of(tensors):
+        madvise(begin, end - begin, MADV_POPULATE_READ)
+
+
+def ranges_of(tensors: Iterable[torch.Tensor]) -> list[tuple[int, int]]:
+    """The addresses of the tensors' pages, neighbours as one range.
+
+    After each call that releases the interpreter's lock, a thread waits for those that hold it.
+    """
+    ranges: list[tuple[int, int]] = []
     for tensor in sorted(tensors, key=torch.Tensor.data_ptr):
-        begin = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-        madvise(begin, tensor.data_ptr() + tensor.nbytes - begin, MADV_POPULATE_READ)
+        begin, end = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE, tensor.data_ptr() + tensor.nbytes
+        if ranges and begin <= ranges[-1][1] + mmap.PAGESIZE:
+            begin, end = ranges[-1][0], max(ranges.pop()[1], end)
+        ranges.append((begin, end))
+    return ranges
 
 
 class MappedFile:

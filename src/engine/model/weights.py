@@ -26,8 +26,16 @@ from gptoss.kernels.layers import (
     LayerWeights,
     PackedMxfp4,
     SharedRows,
+    StoredExperts,
 )
-from gptoss.kernels.mxfp4 import GROUP_SIZE, Mxfp4Tensor, dequantize_mxfp4
+from gptoss.kernels.mxfp4 import (
+    GROUP_SIZE,
+    AlternatingMxfp4,
+    GgufGateUp,
+    GgufMxfp4,
+    Mxfp4Tensor,
+    dequantize_mxfp4,
+)
 
 tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a rank that is ended would leak
 PrepareLayer = Callable[[LayerWeights], LayerWeights]
@@ -50,9 +58,10 @@ class WeightLoader:
 
     They are mapped where the file has a tensor in the form that the kernels read. Only what is in another type, order
     or place is copied, one tensor at a time. `dequantize` unpacks MXFP4 experts once, at load: four times the memory,
-    the fastest form for plain torch. Each layer goes through `prepare_layer`, the kernel backend's. Of tensors that are
-    cut between ranks only this rank's part is read; biases that must be added once are zero on all but the stage's
-    first rank.
+    the fastest form for plain torch. `stored_experts` leaves them in the order of the file, for backends that read
+    that, where the ranks do not cut them. Each layer goes through `prepare_layer`, the kernel backend's. Of tensors
+    that are cut between ranks only this rank's part is read; biases that must be added once are zero on all but the
+    stage's first rank.
     """
 
     def __init__(
@@ -67,6 +76,7 @@ class WeightLoader:
         prepare_layer: PrepareLayer | None = None,
         prepare_head: PrepareHead | None = None,
         uploads: bool | None = None,
+        stored_experts: bool = False,
     ) -> None:
         """Without `prepare_head` the model prepares the head.
 
@@ -83,6 +93,7 @@ class WeightLoader:
         self._shard = shard or whole(config)
         self._dtype = dtype
         self._dequantize = dequantize
+        self._stored_experts = stored_experts
 
     def load(self) -> ModelWeights:
         """Raises CheckpointError if a file cannot be read, or was changed meanwhile."""
@@ -143,7 +154,7 @@ class WeightLoader:
             mlp_norm=self._read(layer + "post_attention_layernorm.weight"),
             router=self._read(m + "router.weight"),
             router_bias=self._read(m + "router.bias"),
-            experts=self._experts(m + "experts."),
+            experts=self._experts(n, m + "experts."),
         )
 
     def _head_rows(self) -> tuple[slice, slice, slice]:
@@ -152,15 +163,19 @@ class WeightLoader:
         q, kv = (slice(h.start * size, h.stop * size) for h in (s.query_heads, s.kv_heads))
         return q, kv, kv
 
-    def _experts(self, prefix: str) -> ExpertWeights:
+    def _experts(self, layer: int, prefix: str) -> ExpertWeights | StoredExperts:
         s = self._shard
         experts, rows = _cut(s.experts), _cut(s.intermediate)
         everywhere = len(s.intermediate) == self._config.intermediate_size  # then no other rank adds the same bias
         bias2 = self._read(f"{prefix}down_proj_bias", experts)
         halves = [f"{prefix}gate_proj", f"{prefix}up_proj"]
+        b1 = torch.cat([self._read(f"{half}_bias", experts, rows) for half in halves], dim=1)
+        stored = self._source.stored_experts(layer, experts) if self._stored_experts and everywhere else None
+        if stored is not None:
+            return StoredExperts(stored[0], b1, stored[1], bias2)
         return ExpertWeights(
             w1=self._expert_matrix(halves, experts, rows, slice(None)),
-            b1=torch.cat([self._read(f"{half}_bias", experts, rows) for half in halves], dim=1),
+            b1=b1,
             w2=self._expert_matrix([f"{prefix}down_proj"], experts, slice(None), rows),
             b2=bias2 if everywhere else self._on_leader_only(bias2),
         )
@@ -298,8 +313,12 @@ def iterate_tensors(weights: ModelWeights) -> Iterator[torch.Tensor]:
         yield from (layer.mlp_norm, layer.router, layer.router_bias, layer.experts.b1, layer.experts.b2)
         for w in (layer.experts.w1, layer.experts.w2):
             match w:
-                case Mxfp4Tensor():
+                case Mxfp4Tensor() | AlternatingMxfp4():
                     yield from (w.blocks, w.scales)
+                case GgufGateUp():
+                    yield from (w.gate, w.up)
+                case GgufMxfp4():
+                    yield w.blocks
                 case PackedMxfp4():
                     yield from (w.words, w.scales)
                 case _:

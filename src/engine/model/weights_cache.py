@@ -5,8 +5,10 @@ table has the whole ModelWeights as a tree; a tensor in it is a place in this fi
 the kernels read that as it is. The file's name has a key over all that its content depends on: paths, sizes and times
 of the checkpoint's files, the rank's part, the types, the instruction set, and the code that lays weights out.
 
-Written under another name, flushed and renamed. Each part has a SHA-256, which is checked once after each boot of the
-machine. Files in use are locked and never removed.
+Written under another name and renamed; flushed to the disk behind the start. Each portion has a SHA-256. All of them
+are compared once after each boot of the machine, and again if the file's size or time is another: so what a power
+failure left unwritten is found, and the flush need not be waited for. Every other start compares the table and a few
+portions, chosen at random. Files in use are locked and never removed.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import importlib
 import json
 import logging
 import os
+import random
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +43,8 @@ logger = logging.getLogger(__name__)
 MAGIC = b"gptoss-weights-1"
 SUFFIX, MAKING, VERIFIED = ".weights", ".making", ".verified"
 ALIGNMENT = 4096
+PORTION = 16 * 2**20  # bytes under one sum
+SAMPLED = 2  # portions that each start compares: some 20 ms
 GB = 10**9
 SPARE_BYTES = 2 * GB  # that are left free on the disk
 LEAST_BYTES = GB  # of a checkpoint; a smaller one is laid out again at each start, in less than a second
@@ -77,7 +83,7 @@ class WeightsCache:
                 found = self._restored(path, source)
                 if found is None:
                     self._make(path, loader, source)
-                    found = self._restored(path, source)
+                    found = self._restored(path, source, made_now=True)
             if found is not None:
                 loader.check_unchanged()
                 return found
@@ -90,14 +96,15 @@ class WeightsCache:
             )
         return loader.load()
 
-    def _restored(self, path: Path, source: TensorSource) -> ModelWeights | None:
+    def _restored(self, path: Path, source: TensorSource, *, made_now: bool = False) -> ModelWeights | None:
         """The weights in a file; None if there is none, or a damaged one."""
         if not path.is_file():
             return None
         started = time.monotonic()
         try:
             table = _read_table(path)
-            _verify(path, table)
+            if not made_now:
+                _verify(path, table)
             weights = _Reader(table, MappedFile(path), source).weights()
         except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("damaged weights cache %s: %s; making it again", path, error)
@@ -105,7 +112,7 @@ class WeightsCache:
             return None
         _hold(path)
         with contextlib.suppress(OSError):  # another user's
-            os.utime(path)
+            os.utime(path.with_suffix(VERIFIED))
         size = path.stat().st_size
         logger.info(
             "mapped %.2f GB of re-laid-out weights from %s in %.1f s", size / GB, path, time.monotonic() - started
@@ -127,10 +134,11 @@ class WeightsCache:
                 loader.check_unchanged()
                 writer.finish()
             making.rename(path)
-            _flush(self.folder)
         finally:
             making.unlink(missing_ok=True)
-        _remember(path)
+        flush = threading.Thread(target=_flush_and_remember, args=(path,), daemon=True, name="flush-weights")
+        flush.start()
+        _flushes.append(flush)
         self._remove_old(path)
         logger.info(
             "kept %.2f GB of re-laid-out weights in %s, in %.1f s (--weights-cache-gib 0: keep none)",
@@ -148,7 +156,7 @@ class WeightsCache:
         """Removes what the new file replaces, and the least recently used files beyond the limit."""
         for path in _others(kept):
             _remove(path)
-        files = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime, reverse=True)
+        files = sorted(self.folder.glob(f"*{SUFFIX}"), key=_last_used, reverse=True)
         total = kept.stat().st_size
         for path in files:
             if path == kept:
@@ -186,33 +194,31 @@ class _Writer:
         self._file, self._source, self._limit = file, source, limit
         self._at = 0
         self._parts: list[Tree] = []
-        self._sums: list[tuple[int, int, str]] = []  # begin, end, SHA-256 of each part
+        self._sum, self._sums = hashlib.sha256(), list[str]()  # of the portion at hand, and of those before
 
     def add(self, part: Any) -> None:
-        begin, found = self._at, hashlib.sha256()
-        self._parts.append(self._encoded(part, found))
-        self._sums.append((begin, self._at, found.hexdigest()))
+        self._parts.append(self._encoded(part))
 
     def finish(self) -> None:
-        table = {"parts": self._parts, "sums": self._sums}
+        sums = [*self._sums, self._sum.hexdigest()] if self._at % PORTION else self._sums
+        table = {"parts": self._parts, "sums": sums, "end": self._at}
         data = json.dumps(table).encode()
         tail = hashlib.sha256(data).digest() + len(data).to_bytes(8, "little") + MAGIC
         self._file.write(data + tail)
         self._file.flush()
-        os.fsync(self._file.fileno())
 
-    def _encoded(self, value: Any, found: hashlib._Hash) -> Tree:
+    def _encoded(self, value: Any) -> Tree:
         if isinstance(value, torch.Tensor):
-            return {"tensor": [*self._place(value, found), str(value.dtype).removeprefix("torch."), list(value.shape)]}
+            return {"tensor": [*self._place(value), str(value.dtype).removeprefix("torch."), list(value.shape)]}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             kind = type(value)
-            fields = {f.name: self._encoded(getattr(value, f.name), found) for f in dataclasses.fields(value)}
+            fields = {f.name: self._encoded(getattr(value, f.name)) for f in dataclasses.fields(value)}
             return {"class": [kind.__module__, kind.__name__], "fields": fields}
         if value is None or isinstance(value, int | float | str):
             return value
         raise TypeError(f"a {type(value).__name__} in the weights cannot be kept")
 
-    def _place(self, tensor: torch.Tensor, found: hashlib._Hash) -> tuple[int, int]:
+    def _place(self, tensor: torch.Tensor) -> tuple[int, int]:
         """The file and the offset of a tensor, which is written unless the checkpoint has it like this."""
         if tensor.is_contiguous():
             for number, file in enumerate(self._source.files):
@@ -223,12 +229,20 @@ class _Writer:
         begin = -(-self._at // ALIGNMENT) * ALIGNMENT
         if begin + len(data) > self._limit:
             raise CacheFullError(f"they take more than the {max(0, self._limit) / GB:.1f} GB that are left")
-        gap = bytes(begin - self._at)
-        for piece in (gap, data):
-            self._file.write(piece)
-            found.update(piece)
-        self._at = begin + len(data)
+        self._write(memoryview(bytes(begin - self._at)))
+        self._write(data)
         return OWN, begin
+
+    def _write(self, data: memoryview) -> None:
+        while data:
+            piece = data[: PORTION - self._at % PORTION]
+            self._file.write(piece)
+            self._sum.update(piece)
+            self._at += len(piece)
+            data = data[len(piece) :]
+            if self._at % PORTION == 0:
+                self._sums.append(self._sum.hexdigest())
+                self._sum = hashlib.sha256()
 
 
 class _Reader:
@@ -272,28 +286,29 @@ def _read_table(path: Path) -> Tree:
 
 
 def _verify(path: Path, table: Tree) -> None:
-    """Compares each part with its sum, unless that was done since the machine started.
+    """Compares the portions with their sums: all, or a few if that was done since the boot.
 
     Raises DamagedError.
     """
-    if _is_remembered(path):
-        return
+    data, sums, last = np.memmap(path, mode="r"), table["sums"], table["end"]
 
-    def check(part: tuple[int, int, str]) -> None:
-        begin, end, expected = part
-        if begin < end and hashlib.sha256(data[begin:end].data).hexdigest() != expected:
+    def check(number: int) -> None:
+        begin, end = number * PORTION, min((number + 1) * PORTION, last)
+        if hashlib.sha256(data[begin:end].data).hexdigest() != sums[number]:
             raise DamagedError(f"bytes {begin} to {end} have another SHA-256")
 
-    data = np.memmap(path, mode="r")
+    remembered = _is_remembered(path)
+    numbers = random.sample(range(len(sums)), min(SAMPLED, len(sums))) if remembered else range(len(sums))
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        list(pool.map(check, table["sums"]))
-    _remember(path)
+        list(pool.map(check, numbers))
+    if not remembered:
+        _remember(path)
 
 
 def _state(path: Path) -> bytes:
     status = path.stat()
     boot = BOOT_ID.read_bytes() if BOOT_ID.is_file() else b""
-    return b"%d %d %s" % (status.st_ino, status.st_size, boot.strip())
+    return b"%d %d %d %s" % (status.st_ino, status.st_size, status.st_mtime_ns, boot.strip())
 
 
 def _is_remembered(path: Path) -> bool:
@@ -305,6 +320,11 @@ def _is_remembered(path: Path) -> bool:
 def _remember(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.with_suffix(VERIFIED).write_bytes(_state(path))
+
+
+def _last_used(path: Path) -> float:
+    marker = path.with_suffix(VERIFIED)
+    return max(p.stat().st_mtime for p in (path, marker) if p.exists())
 
 
 def _others(path: Path) -> list[Path]:
@@ -363,9 +383,23 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+_flushes: list[threading.Thread] = []
+
+
+def _flush_and_remember(path: Path) -> None:
+    """Waits until a new file is on the disk.
+
+    One that cannot be written is removed: the next start makes it again.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        for name in (path, path.parent):
+            descriptor = os.open(name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        logger.warning("weights cache %s could not be written: %s", path, error.strerror or error)
+        path.unlink(missing_ok=True)
+        return
+    _remember(path)

@@ -20,7 +20,7 @@ from gptoss.engine.model.gpt_oss import GptOss
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import Shard
 from gptoss.kernels.device_copy import to_device
-from gptoss.kernels.layers import ExpertWeights, LayerCache, PackedExperts, PackedMxfp4
+from gptoss.kernels.layers import ExpertWeights, LayerCache, PackedExperts, PackedMxfp4, StoredExperts
 from gptoss.kernels.lora import LayerAdapter, LoraMatrices
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 from gptoss.kernels.reference.backend import ReferenceBackend
@@ -158,9 +158,10 @@ def _layout(counts: list[int], block_size: int) -> StepLayout:
     return StepLayout.of([0] * len(counts), counts, (tables, tables), block_size)
 
 
-def _unpacked(experts: ExpertWeights | PackedExperts) -> ExpertWeights:
+def _unpacked(experts: ExpertWeights | StoredExperts | PackedExperts) -> ExpertWeights:
     if isinstance(experts, ExpertWeights):
         return experts
+    assert isinstance(experts, PackedExperts), "the Triton kernels do not read the order of a file"
     order = gate_up_order(experts.w1.num_rows // 2, experts.w1.words.device)
     w1, w2 = Unpacking(experts.w1, order), Unpacking(experts.w2, None)
     return ExpertWeights(w1, experts.b1, w2, experts.b2)  # type: ignore[arg-type]

@@ -139,6 +139,7 @@ class Worker:
             shard=self.shard,
             prepare_layer=self.kernels.prepare_layer,
             prepare_head=self.kernels.prepare_head,
+            stored_experts=self.kernels.reads_stored_experts,
         )
         max_bytes = int(config.weights_cache_gib * GIB)
         size = sum(file.state.num_bytes for file in source.files)

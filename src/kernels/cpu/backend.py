@@ -13,11 +13,11 @@ from gptoss.kernels.cpu.metadata import CpuStep, attention_metadata
 from gptoss.kernels.cpu.shared_rows import share_rows
 from gptoss.kernels.layers import (
     DenseWeight,
-    ExpertWeights,
     HeadWeight,
     LayerCache,
     LayerShape,
     LayerWeights,
+    PackedExperts,
     SharedRows,
     cache_group,
 )
@@ -38,6 +38,7 @@ class CpuBackend:
     name = "native"
     is_batch_invariant = True
     reads_mxfp4 = True
+    reads_stored_experts = True
     min_block_size = 1
     dtype = torch.bfloat16
     device = torch.device("cpu")
@@ -105,7 +106,7 @@ class CpuBackend:
 
     def norm_moe(self, x: torch.Tensor, layer: LayerWeights, residual: torch.Tensor, step: CpuStep) -> torch.Tensor:
         s, experts = self.shape, layer.experts
-        assert isinstance(experts, ExpertWeights), "packed experts are for the Triton kernels"
+        assert not isinstance(experts, PackedExperts), "packed experts are for the Triton kernels"
         t = native.rms_norm(x, layer.mlp_norm, s.rms_norm_eps)
         logits = native.linear(t, layer.router, layer.router_bias)
         lora = None

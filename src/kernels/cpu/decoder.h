@@ -19,8 +19,10 @@ struct LayerPointers {  // a row of CpuLayerStack's table; scales are null where
     const void* w2;
     const uint8_t* s2;
     const bf16* b2;
+    const void* ups;
     bf16 *key_cache, *value_cache;
     int64_t plan;
+    Layout layout;
 };
 
 struct PlanPointers {  // of a layer type: where new tokens are stored, and what they see (attention above)
@@ -60,9 +62,9 @@ extern "C" void decoder(const LayerPointers* layers, const PlanPointers* plans, 
         route(wide.get(), experts.get(), weights.get(), T, E, k);
         if (slots)
             lora_moe(lora, normed.get(), experts.get(), weights.get(), layer.w1, layer.s1, layer.b1, layer.w2, layer.s2,
-                     layer.b2, x, x, parts.get(), limit, T, k, E, H, I);
+                     layer.b2, x, x, parts.get(), limit, T, k, E, H, I, layer.ups, layer.layout);
         else
             moe(normed.get(), experts.get(), weights.get(), layer.w1, layer.s1, layer.b1, layer.w2, layer.s2, layer.b2, x, x,
-                parts.get(), limit, T, k, E, H, I);
+                parts.get(), limit, T, k, E, H, I, layer.ups, layer.layout);
     }
 }

@@ -6,9 +6,9 @@ import torch
 
 from gptoss.kernels.cpu import native
 from gptoss.kernels.cpu.metadata import CpuStep
-from gptoss.kernels.layers import ExpertWeights, LayerCache, LayerShape, LayerWeights
+from gptoss.kernels.layers import LayerCache, LayerShape, LayerWeights, PackedExperts
 
-NUM_POINTERS = 19
+NUM_POINTERS = 20
 
 
 class CpuLayerStack:
@@ -51,11 +51,12 @@ class CpuLayerStack:
         return self._layers[0].experts.b1.shape[1] // 2
 
     def _addresses(self, cache: list[LayerCache]) -> torch.Tensor:
-        """int64 [L, NUM_POINTERS + 1]: LayerPointers of decoder.h."""
+        """int64 [L, NUM_POINTERS + 2]: LayerPointers of decoder.h."""
         rows = []
         for layer, pair in zip(self._layers, cache, strict=True):
             experts = layer.experts
-            assert isinstance(experts, ExpertWeights)
+            assert not isinstance(experts, PackedExperts)
+            ups, layout = native.layout_of(experts.w1)
             tensors = [
                 layer.attention_norm,
                 *native.matrix_parts(layer.qkv),
@@ -70,10 +71,11 @@ class CpuLayerStack:
                 experts.b1,
                 *native.matrix_parts(experts.w2),
                 experts.b2,
+                ups,
                 pair.key,
                 pair.value,
             ]
             assert len(tensors) == NUM_POINTERS
             assert all(t is None or t.is_contiguous() for t in tensors)
-            rows.append([*(0 if t is None else t.data_ptr() for t in tensors), layer.group])
+            rows.append([*(0 if t is None else t.data_ptr() for t in tensors), layer.group, layout])
         return torch.tensor(rows)

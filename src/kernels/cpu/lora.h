@@ -104,12 +104,14 @@ static int64_t lora_width(const Lora& lora, int module, int64_t T) {  // the lar
 // As moe() of native.cpp, with adapters. A row without one gets the same bits.
 static void lora_moe(const Lora& lora, const bf16* x, const int64_t* experts, const float* weights, const void* w1,
                      const uint8_t* s1, const bf16* b1, const void* w2, const uint8_t* s2, const bf16* b2, const bf16* residual,
-                     bf16* out, float* parts, float limit, int64_t T, int64_t k, int64_t E, int64_t H, int64_t I) {
+                     bf16* out, float* parts, float limit, int64_t T, int64_t k, int64_t E, int64_t H, int64_t I,
+                     const void* ups, Layout layout) {
     const int64_t P = T * k, rank1 = lora_width(lora, LORA_W1, T), rank2 = lora_width(lora, LORA_W2, T);
     if (!rank1 && !rank2)
-        return moe(x, experts, weights, w1, s1, b1, w2, s2, b2, residual, out, parts, limit, T, k, E, H, I);
+        return moe(x, experts, weights, w1, s1, b1, w2, s2, b2, residual, out, parts, limit, T, k, E, H, I, ups, layout);
     const ByExpert by(experts, T * k, E);
-    const Format format = s1 ? Format::MXFP4 : Format::BF16;
+    const Experts w(w1, s1, ups, w2, s2, layout, H, I);
+    const Format format = w.second.format;
     const X* const* tokens = rows_of_x<2>(x, T, H, format);
     const int64_t width = x_columns(I, format);
     X* hidden = kept_scratch<X, 3>(P * width);
@@ -134,18 +136,15 @@ static void lora_moe(const Lora& lora, const bf16* x, const int64_t* experts, co
             lora_shrink(m->a + e * m->rank * K, values + (by_token ? t : r) * K, m->rank, K, rows[r].u);
         });
     };
-    const Matrix first_layer{w1, s1, H, format}, second_layer{w2, s2, I, format};
     const int64_t chunks1 = I / CHUNK, chunks2 = H / CHUNK, active = by.active.size();
     shrink(LORA_W1, first, products1, rank1, x, true, H, 2 * I);
     Pool::shared().run(active * chunks1, [&](int64_t piece) {
         const int64_t e = by.active[piece / chunks1], n0 = piece % chunks1 * CHUNK, end = by.first[e + 1];
-        const Matrix gate = first_layer.from(e * 2 * I + n0), up = first_layer.from(e * 2 * I + I + n0);
         const bf16 *bias_gate = b1 + e * 2 * I + n0, *bias_up = bias_gate + I;
-        float gates[MOST_ROWS * CHUNK], ups[MOST_ROWS * CHUNK], *partials = kept_scratch<float, 1>(PARTIALS);
+        float gates[MOST_ROWS * CHUNK], ups[MOST_ROWS * CHUNK];
         for (int64_t m = by.first[e]; m < end; m += MOST_ROWS) {
             const int64_t count = std::min(MOST_ROWS, end - m);
-            products(&x_of[m], count, gate, CHUNK, gates, CHUNK, partials);
-            products(&x_of[m], count, up, CHUNK, ups, CHUNK, partials);
+            w.first(&x_of[m], count, e, n0, gates, ups);
             for (int64_t r = 0; r < count; r++) {
                 float *g = gates + r * CHUNK, *v = ups + r * CHUNK;
                 const LoraRow& row = first[m + r];
@@ -169,7 +168,7 @@ static void lora_moe(const Lora& lora, const bf16* x, const int64_t* experts, co
         float sums[MOST_ROWS * CHUNK], *partials = kept_scratch<float, 1>(PARTIALS);
         for (int64_t m = by.first[e]; m < end; m += MOST_ROWS) {
             const int64_t count = std::min(MOST_ROWS, end - m);
-            products((const X* const*)&hidden_of[m], count, second_layer.from(e * H + n0), CHUNK, sums, CHUNK, partials);
+            products((const X* const*)&hidden_of[m], count, w.second.from(e * H + n0), CHUNK, sums, CHUNK, partials);
             for (int64_t r = 0; r < count; r++) {
                 const LoraRow& row = second[m + r];
                 for (int64_t n = 0; row.rank && n < CHUNK; n += 16)
@@ -193,6 +192,7 @@ static void lora_moe(const Lora& lora, const bf16* x, const int64_t* experts, co
 extern "C" void lora_moe(const LoraModule* table, const int64_t* slots, const bf16* x, const int64_t* experts,
                          const float* weights, const void* w1, const uint8_t* s1, const bf16* b1, const void* w2,
                          const uint8_t* s2, const bf16* b2, const bf16* residual, bf16* out, float* parts, float limit,
-                         int64_t T, int64_t k, int64_t E, int64_t H, int64_t I) {
-    lora_moe(Lora{table, slots}, x, experts, weights, w1, s1, b1, w2, s2, b2, residual, out, parts, limit, T, k, E, H, I);
+                         int64_t T, int64_t k, int64_t E, int64_t H, int64_t I, const void* ups, Layout layout) {
+    lora_moe(Lora{table, slots}, x, experts, weights, w1, s1, b1, w2, s2, b2, residual, out, parts, limit, T, k, E, H, I, ups,
+             layout);
 }

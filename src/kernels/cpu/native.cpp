@@ -6,6 +6,7 @@
 // Shapes: M rows, N outputs, K inputs; T tokens, H hidden, I intermediate, E experts, k experts per token; heads = query
 // heads, groups = key-value heads, D head_dim (64).
 
+#include "experts.h"
 #include "pool.h"
 #include "products.h"
 #include "sampling.h"
@@ -321,35 +322,34 @@ struct ByExpert {
     }
 };
 
-static const int64_t CHUNK = 32;  // columns of a piece; I and H are multiples of it
-
-// 32 columns n0 .. of the hidden rows of one expert, from its gate and up rows of w1.
-static void hidden_chunk(const X* const* x, X* const* hidden, int64_t rows, const Matrix& gate, const Matrix& up,
-                         const bf16* bias_gate, const bf16* bias_up, float limit, int64_t n0, int64_t I) {
-    float gates[MOST_ROWS * CHUNK], ups[MOST_ROWS * CHUNK], *partials = kept_scratch<float, 1>(PARTIALS);
+// 32 columns n0 .. of the hidden rows of expert e.
+static void hidden_chunk(const X* const* x, X* const* hidden, int64_t rows, const Experts& w, int64_t e, const bf16* bias_gate,
+                         const bf16* bias_up, float limit, int64_t n0, int64_t I) {
+    float gates[MOST_ROWS * CHUNK], ups[MOST_ROWS * CHUNK];
     for (int64_t m = 0; m < rows; m += MOST_ROWS) {
         const int64_t count = std::min(MOST_ROWS, rows - m);
-        products(x + m, count, gate, CHUNK, gates, CHUNK, partials);
-        products(x + m, count, up, CHUNK, ups, CHUNK, partials);
+        w.first(x + m, count, e, n0, gates, ups);
         for (int64_t r = 0; r < count; r++) {
 #ifdef __AVX512BF16__
             clamped_swiglu(gates + r * CHUNK, ups + r * CHUNK, bias_gate, bias_up, limit, hidden[m + r] + n0);
 #else
             bf16 line[CHUNK];
             clamped_swiglu(gates + r * CHUNK, ups + r * CHUNK, bias_gate, bias_up, limit, line);
-            store_group(line, n0 / CHUNK, I, gate.format, hidden[m + r]);
+            store_group(line, n0 / CHUNK, I, w.second.format, hidden[m + r]);
 #endif
         }
     }
 }
 
-// out[t] = residual[t] + sum_j weight[t, j] * (w2 . swiglu(w1 . x[t] + b1) + b2); w1 rows: I gates, then I ups.
-// scales null: the matrices are bf16 instead of MXFP4. parts [T k, H] is scratch.
+// out[t] = residual[t] + sum_j weight[t, j] * (w2 . swiglu(w1 . x[t] + b1) + b2); b1: I gates, then I ups.
+// w1, s1, w2, s2, ups: see Layout. parts [T k, H] is scratch.
 extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights, const void* w1, const uint8_t* s1,
                     const bf16* b1, const void* w2, const uint8_t* s2, const bf16* b2, const bf16* residual, bf16* out,
-                    float* parts, float limit, int64_t T, int64_t k, int64_t E, int64_t H, int64_t I) {
+                    float* parts, float limit, int64_t T, int64_t k, int64_t E, int64_t H, int64_t I, const void* ups,
+                    Layout layout) {
     const ByExpert by(experts, T * k, E);
-    const Format format = s1 ? Format::MXFP4 : Format::BF16;
+    const Experts w(w1, s1, ups, w2, s2, layout, H, I);
+    const Format format = w.second.format;
     const X* const* tokens = rows_of_x<2>(x, T, H, format);
     const int64_t width = x_columns(I, format);
     X* hidden = kept_scratch<X, 3>(T * k * width);
@@ -359,19 +359,18 @@ extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights,
         x_of[r] = tokens[by.rows[r] / k];
         hidden_of[r] = hidden + r * width;
     }
-    const Matrix first_layer{w1, s1, H, format}, second_layer{w2, s2, I, format};
     const int64_t chunks1 = I / CHUNK, chunks2 = H / CHUNK, active = by.active.size();
     Pool::shared().run(active * chunks1, [&](int64_t piece) {
         const int64_t e = by.active[piece / chunks1], n0 = piece % chunks1 * CHUNK, begin = by.first[e];
-        hidden_chunk(&x_of[begin], &hidden_of[begin], by.first[e + 1] - begin, first_layer.from(e * 2 * I + n0),
-                     first_layer.from(e * 2 * I + I + n0), b1 + e * 2 * I + n0, b1 + e * 2 * I + I + n0, limit, n0, I);
+        hidden_chunk(&x_of[begin], &hidden_of[begin], by.first[e + 1] - begin, w, e, b1 + e * 2 * I + n0,
+                     b1 + e * 2 * I + I + n0, limit, n0, I);
     });
     Pool::shared().run(active * chunks2, [&](int64_t piece) {
         const int64_t e = by.active[piece / chunks2], n0 = piece % chunks2 * CHUNK, end = by.first[e + 1];
         float sums[MOST_ROWS * CHUNK], *partials = kept_scratch<float, 1>(PARTIALS);
         for (int64_t m = by.first[e]; m < end; m += MOST_ROWS) {
             const int64_t count = std::min(MOST_ROWS, end - m);
-            products((const X* const*)&hidden_of[m], count, second_layer.from(e * H + n0), CHUNK, sums, CHUNK, partials);
+            products((const X* const*)&hidden_of[m], count, w.second.from(e * H + n0), CHUNK, sums, CHUNK, partials);
             for (int64_t r = 0; r < count; r++)
                 for (int64_t n = 0; n < CHUNK; n++)
                     parts[by.rows[m + r] * H + n0 + n] = sums[r * CHUNK + n] + to_float(b2[e * H + n0 + n]);

@@ -26,9 +26,13 @@ from gptoss.cached_files import CacheError, cached, default_cache_folder
 from gptoss.kernels.cpu.metadata import CpuAttentionMetadata
 from gptoss.kernels.int8 import Int8Matrix, padded_columns
 from gptoss.kernels.lora import MODULES, NUM_MODULES, LayerLora, Module
-from gptoss.kernels.mxfp4 import Mxfp4Tensor
+from gptoss.kernels.mxfp4 import AlternatingMxfp4, GgufGateUp, GgufMxfp4, Mxfp4Tensor
 
 logger = logging.getLogger(__name__)
+
+DenseWeight = torch.Tensor | Int8Matrix
+FirstMatrix = torch.Tensor | Mxfp4Tensor | AlternatingMxfp4 | GgufGateUp  # of experts
+SecondMatrix = torch.Tensor | Mxfp4Tensor | GgufMxfp4
 
 SOURCE = Path(__file__).with_name("native.cpp")
 HEADERS = tuple(
@@ -40,6 +44,7 @@ HEADERS = tuple(
         "products_avx512",
         "products_avx2",
         "packed_avx2",
+        "experts",
         "sampling",
         "lora",
         "decoder",
@@ -69,14 +74,14 @@ ARGUMENT_TYPES = {  # the signatures in native.cpp, decoder.h and sampling.h
     "attention": [TENSOR] * 9 + [REAL] + [INDEX] * 3,
     # logits, experts, weights; T, E, k
     "route": [TENSOR] * 3 + [INDEX] * 3,
-    # x, experts, weights, w1, s1, b1, w2, s2, b2, residual, out, parts; limit; T, k, E, H, I
-    "moe": [TENSOR] * 12 + [REAL] + [INDEX] * 5,
+    # x, experts, weights, w1, s1, b1, w2, s2, b2, residual, out, parts; limit; T, k, E, H, I; ups; layout
+    "moe": [TENSOR] * 12 + [REAL] + [INDEX] * 5 + [TENSOR, INDEX],
     # layers, plans, x, cos, sin; eps, scale, limit; L, T, H, heads, groups, E, k, I; adapters, slots; S
     "decoder": [TENSOR] * 5 + [REAL] * 3 + [INDEX] * 8 + [TENSOR] * 2 + [INDEX],
     # adapters, slots, x, out; first, count; widths; T, K
     "lora_linear": [TENSOR] * 4 + [FLAG] * 2 + [TENSOR] + [INDEX] * 2,
     # adapters, slots, and the arguments of moe
-    "lora_moe": [TENSOR] * 14 + [REAL] + [INDEX] * 5,
+    "lora_moe": [TENSOR] * 14 + [REAL] + [INDEX] * 5 + [TENSOR, INDEX],
     # logits, masks; words; integers, reals, ids, peaks; R, V
     "pick": [TENSOR] * 2 + [INDEX] + [TENSOR] * 4 + [INDEX] * 2,
 }
@@ -138,14 +143,28 @@ def supports(dtype: torch.dtype) -> bool:
     return dtype is torch.bfloat16 and library() is not None
 
 
-def matrix_parts(w: torch.Tensor | Mxfp4Tensor | Int8Matrix) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A matrix as the kernels take it: its elements, and its scales if it has any."""
+def matrix_parts(w: DenseWeight | FirstMatrix | SecondMatrix) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A matrix as the kernels take it: its elements, of GgufGateUp the gate's, and its scales if any."""
     match w:
-        case Mxfp4Tensor():
+        case Mxfp4Tensor() | AlternatingMxfp4():
             return w.blocks, w.scales
+        case GgufMxfp4():
+            return w.blocks, None
+        case GgufGateUp():
+            return w.gate, None
         case Int8Matrix():
             return w.values, w.scales
     return w, None
+
+
+def layout_of(w1: FirstMatrix) -> tuple[torch.Tensor | None, int]:
+    """The up rows if they are a matrix of their own, and the number of native.cpp's Layout."""
+    match w1:
+        case AlternatingMxfp4():
+            return None, 1
+        case GgufGateUp():
+            return w1.up, 2
+    return None, 0
 
 
 def quantize_int8(weight: torch.Tensor) -> Int8Matrix:
@@ -231,9 +250,9 @@ def moe(
     x: torch.Tensor,
     experts: torch.Tensor,
     weights: torch.Tensor,
-    w1: torch.Tensor | Mxfp4Tensor,
+    w1: FirstMatrix,
     b1: torch.Tensor,
-    w2: torch.Tensor | Mxfp4Tensor,
+    w2: SecondMatrix,
     b2: torch.Tensor,
     residual: torch.Tensor,
     limit: float,
@@ -250,7 +269,7 @@ def moe(
     name, adapters = ("moe", ()) if lora is None else ("lora_moe", (lora[0].addresses, lora[1]))
     _call(
         name, *adapters, x, experts, weights, *matrix_parts(w1), b1, *matrix_parts(w2), b2, residual, out, parts,
-        limit, tokens, per_token, num_experts, hidden, inter,
+        limit, tokens, per_token, num_experts, hidden, inter, *layout_of(w1),
     )  # fmt: skip
     return out
 

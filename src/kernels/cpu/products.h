@@ -12,12 +12,21 @@
 #include <algorithm>
 
 // INT8: rows end with zeros up to a multiple of 32 columns; the caller multiplies a row's sums by its scale.
-enum class Format { BF16, MXFP4, INT8 };
+// GGUF: MXFP4 in that file format's blocks of 17 bytes, the scale of 32 columns, then byte k with columns k and k + 16.
+enum class Format { BF16, MXFP4, GGUF, INT8 };
+
+static const int64_t GGUF_BLOCK = 17;
 
 static constexpr int64_t padded(int64_t K) { return (K + 31) / 32 * 32; }
 
 static constexpr int64_t row_bytes(Format format, int64_t K) {
-    return format == Format::BF16 ? 2 * K : format == Format::MXFP4 ? K / 2 : padded(K);
+    switch (format) {
+        case Format::BF16: return 2 * K;
+        case Format::MXFP4: return K / 2;
+        case Format::GGUF: return K / 32 * GGUF_BLOCK;
+        case Format::INT8: break;
+    }
+    return padded(K);
 }
 
 struct Matrix {  // rows of K columns

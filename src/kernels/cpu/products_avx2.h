@@ -335,12 +335,12 @@ static inline void products_of(const X* const* x, int64_t rows, const Matrix& w,
 #include "packed_avx2.h"
 
 static inline int64_t x_columns(int64_t K, Format format) {
-    return format == Format::MXFP4 ? (packed_columns(K) + 15) / 16 * 16 : padded(K);
+    return is_packed(format) ? (packed_columns(K) + 15) / 16 * 16 : padded(K);
 }
 
 // Columns 32 g to 32 g + 31 of a row of K.
 static inline void store_group(const bf16* x, int64_t g, int64_t K, Format format, X* row) {
-    if (format == Format::MXFP4) pack_group(x, g, K / 32, row);
+    if (is_packed(format)) pack_group(x, g, K / 32, format, row);
     else spread_group(x, format, row + 32 * g);
 }
 
@@ -358,7 +358,8 @@ static inline void products(const X* const* x, int64_t rows, const Matrix& w, in
                             float* partials) {
     switch (w.format) {
         case Format::BF16: return products_of<Format::BF16>(x, rows, w, count, out, stride, partials);
-        case Format::MXFP4: return packed_products(x, rows, w, count, out, stride, partials);
+        case Format::MXFP4: return packed_products<Format::MXFP4>(x, rows, w, count, out, stride, partials);
+        case Format::GGUF: return packed_products<Format::GGUF>(x, rows, w, count, out, stride, partials);
         case Format::INT8: return products_of<Format::INT8>(x, rows, w, count, out, stride, partials);
     }
 }

@@ -69,39 +69,74 @@ struct ScaledCodes {
 };
 static const ScaledCodes SCALED_CODES;
 
+// For each place in a block of GGUF: the bytes of the 64 from there on that are scales.
+struct ScalePlaces {
+    uint64_t masks[GGUF_BLOCK] = {};
+    ScalePlaces() {
+        for (int64_t place = 0; place < GGUF_BLOCK; place++)
+            for (int64_t i = 0; i < 64; i++) masks[place] |= uint64_t((place + i) % GGUF_BLOCK == 0) << i;
+    }
+};
+static const ScalePlaces SCALE_PLACES;
+
+// The largest scale of a row of GGUF's blocks.
+static inline int largest_scale(const uint8_t* row, int64_t groups) {
+    const int64_t bytes = groups * GGUF_BLOCK;
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t at = 0, place = 0; at < bytes; at += 64, place = (place + 64) % GGUF_BLOCK) {
+        const uint64_t there = bytes - at < 64 ? (uint64_t(1) << (bytes - at)) - 1 : ~uint64_t(0);
+        most = _mm512_max_epu8(most, _mm512_maskz_loadu_epi8(SCALE_PLACES.masks[place] & there, row + at));
+    }
+    const __m256i half = _mm256_max_epu8(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
+    const __m128i bytes16 = _mm_max_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i words = _mm_max_epu16(_mm_and_si128(bytes16, _mm_set1_epi16(255)), _mm_srli_epi16(bytes16, 8));
+    return 0xFFFF - _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(words, _mm_set1_epi16(-1))), 0);
+}
+
 // A row of MXFP4. Its codes are decoded under the ratios of their scales to the row's largest, so that neither the largest nor
 // the smallest E8M0 scales leave what bfloat16 holds; sums are multiplied by `factor`.
+template <Format FORMAT>
 struct PackedRow {
+    static constexpr bool IN_BLOCKS = FORMAT == Format::GGUF;
+    static constexpr int64_t STEP = IN_BLOCKS ? GGUF_BLOCK : 16, SCALE_STEP = IN_BLOCKS ? GGUF_BLOCK : 1;
     const uint8_t *data, *scales;
     const bf16* codes;  // under scale 0
     float factor;
 
     PackedRow(const Matrix& w, int64_t row) {
         const int64_t groups = w.K / 32;
-        data = (const uint8_t*)w.data + row * (w.K / 2);
-        scales = w.scales + row * groups;
-        const int largest = *std::max_element(scales, scales + groups);
+        const Matrix at = w.from(row);
+        data = (const uint8_t*)at.data + IN_BLOCKS;
+        scales = IN_BLOCKS ? (const uint8_t*)at.data : at.scales;
+        const int largest = IN_BLOCKS ? largest_scale(scales, groups) : *std::max_element(scales, scales + groups);
         codes = SCALED_CODES.words[254 - std::min(largest, 254)];
         const uint32_t bits = largest ? uint32_t(largest) << 23 : 0x00400000;  // 2^-127 is a denormal
         std::memcpy(&factor, &bits, 4);
     }
 
     B group(int64_t g) const {
-        // byte b -> words (b, b >> 4)
-        const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(data + 16 * g)));
-        const __m512i indices = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
-        return (__m512bh)_mm512_permutexvar_epi16(indices, _mm512_load_si512(codes + 32 * scales[g]));
+        const __m128i bytes = _mm_loadu_si128((const __m128i*)(data + STEP * g));
+        __m512i indices;
+        if constexpr (IN_BLOCKS) {  // words b of all bytes, then b >> 4
+            const __m256i words = _mm256_cvtepu8_epi16(bytes);
+            indices = _mm512_inserti64x4(_mm512_castsi256_si512(words), _mm256_srli_epi16(words, 4), 1);
+        } else {  // words b and b >> 4 of each byte
+            const __m512i wide = _mm512_cvtepu8_epi32(bytes);
+            indices = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 12));
+        }
+        return (__m512bh)_mm512_permutexvar_epi16(indices, _mm512_load_si512(codes + 32 * scales[SCALE_STEP * g]));
     }
 };
 
-static inline void store4(float* out, F a0, F a1, F a2, F a3, const PackedRow* rows) {
+template <Format FORMAT>
+static inline void store4(float* out, F a0, F a1, F a2, F a3, const PackedRow<FORMAT>* rows) {
     _mm_storeu_ps(out, _mm_mul_ps(f_sum4(a0, a1, a2, a3),
                                   _mm_setr_ps(rows[0].factor, rows[1].factor, rows[2].factor, rows[3].factor)));
 }
 
 // RM rows of x against 4 neighbouring rows of the matrix.
-template <int RM>
-static TILE void packed_tile(const X* const* x, const PackedRow* rows, int64_t K, float* out, int64_t stride) {
+template <int RM, Format FORMAT>
+static TILE void packed_tile(const X* const* x, const PackedRow<FORMAT>* rows, int64_t K, float* out, int64_t stride) {
     F acc[RM][4];
     UNROLLED
     for (int i = 0; i < RM; i++)
@@ -113,7 +148,7 @@ static TILE void packed_tile(const X* const* x, const PackedRow* rows, int64_t K
         for (int i = 0; i < RM; i++) a[i] = b_load(x[i] + 32 * g, 32);
         UNROLLED
         for (int j = 0; j < 4; j++) {
-            if (g % 4 == 0) prefetch(rows[j].data + 16 * g, 128, 8 * K);
+            if (g % 4 == 0) prefetch(rows[j].data + rows[j].STEP * g, 128, 16 * row_bytes(FORMAT, K));
             const B b = rows[j].group(g);
             UNROLLED
             for (int i = 0; i < RM; i++) acc[i][j] = b_dot(acc[i][j], a[i], b);
@@ -124,21 +159,23 @@ static TILE void packed_tile(const X* const* x, const PackedRow* rows, int64_t K
 }
 
 // Four rows of the matrix: for few rows of x decoded in registers, for many once.
+template <Format FORMAT>
 static inline void packed_rows(const X* const* x, int64_t count, const Matrix& w, float* out, int64_t stride) {
-    const PackedRow rows[4] = {{w, 0}, {w, 1}, {w, 2}, {w, 3}};
-    for (int64_t byte = 0; byte < w.K / 8; byte += 64) _mm_prefetch((const char*)(w.scales + w.K / 8 + byte), _MM_HINT_T0);
+    const PackedRow<FORMAT> rows[4] = {{w, 0}, {w, 1}, {w, 2}, {w, 3}};
+    if (FORMAT == Format::MXFP4)
+        for (int64_t byte = 0; byte < w.K / 8; byte += 64) _mm_prefetch((const char*)(w.scales + w.K / 8 + byte), _MM_HINT_T0);
     switch (count) {
-        case 1: return packed_tile<1>(x, rows, w.K, out, stride);
-        case 2: return packed_tile<2>(x, rows, w.K, out, stride);
-        case 3: return packed_tile<3>(x, rows, w.K, out, stride);
-        case 4: return packed_tile<4>(x, rows, w.K, out, stride);
-        case 5: return packed_tile<5>(x, rows, w.K, out, stride);
-        case 6: return packed_tile<6>(x, rows, w.K, out, stride);
+        case 1: return packed_tile<1, FORMAT>(x, rows, w.K, out, stride);
+        case 2: return packed_tile<2, FORMAT>(x, rows, w.K, out, stride);
+        case 3: return packed_tile<3, FORMAT>(x, rows, w.K, out, stride);
+        case 4: return packed_tile<4, FORMAT>(x, rows, w.K, out, stride);
+        case 5: return packed_tile<5, FORMAT>(x, rows, w.K, out, stride);
+        case 6: return packed_tile<6, FORMAT>(x, rows, w.K, out, stride);
     }
     bf16* decoded = kept_scratch<bf16, 6>(4 * w.K);
     for (int j = 0; j < 4; j++)
         for (int64_t g = 0; g < w.K / 32; g++) {
-            if (g % 4 == 0) prefetch(rows[j].data + 16 * g, 128, 8 * w.K);
+            if (g % 4 == 0) prefetch(rows[j].data + rows[j].STEP * g, 128, 16 * row_bytes(FORMAT, w.K));
             _mm512_store_si512(decoded + j * w.K + 32 * g, (__m512i)rows[j].group(g));
         }
     dot_rows<4, false>(x, count, decoded, w.K, out, stride, 0);
@@ -203,12 +240,16 @@ static inline void int8_rows(const X* const* x, int64_t rows, const int8_t* w, i
     dot_rows<4, false>(x, rows, decoded, K, out, stride, 0);
 }
 
-// out[r * stride + j] = x[r] . row j of w, for `rows` up to MOST_ROWS and `count` up to WIDTH, a multiple of 4 in MXFP4.
+// out[r * stride + j] = x[r] . row j of w, for `rows` up to MOST_ROWS and `count` up to WIDTH, a multiple of 4 in MXFP4 and GGUF.
 static inline void products(const X* const* x, int64_t rows, const Matrix& w, int64_t count, float* out, int64_t stride,
                             float*) {
     int64_t n = 0;
     if (w.format == Format::MXFP4) {
-        for (; n < count; n += 4) packed_rows(x, rows, w.from(n), out + n, stride);
+        for (; n < count; n += 4) packed_rows<Format::MXFP4>(x, rows, w.from(n), out + n, stride);
+        return;
+    }
+    if (w.format == Format::GGUF) {
+        for (; n < count; n += 4) packed_rows<Format::GGUF>(x, rows, w.from(n), out + n, stride);
         return;
     }
     if (w.format == Format::INT8) {

@@ -49,6 +49,7 @@ class ReferenceBackend:
     name = "torch"
     is_batch_invariant = False  # torch's matrix products round differently for other shapes
     reads_mxfp4 = False
+    reads_stored_experts = False
     min_block_size = 1
 
     def __init__(self, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:

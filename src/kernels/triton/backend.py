@@ -32,6 +32,7 @@ class TritonBackend:
 
     name = "triton"
     reads_mxfp4 = True
+    reads_stored_experts = False
     min_block_size = 16  # the narrowest tile of keys that the matrix instructions take
 
     def __init__(

@@ -43,6 +43,7 @@ CONFIG = dataclasses.replace(
     num_layers=2,
     vocab_size=512,
     hidden_size=96,
+    head_dim=32,
     num_experts=6,
     intermediate_size=64,
     sliding_window=24,

@@ -71,15 +71,26 @@ class Work:
     tail: int = 0  # instructions that only the last program executes, after the others
 
 
-# of gpt-oss-20b on sm_90 at commit 656da0c, batch 1: counted in the same way
+# on sm_90 at commit 656da0c, batch 1, counted in the same way: CTAs, warps, instructions of a warp, dependent trips
 BEFORE = {
-    "qkv": (160, 2, 7816, 0),
-    "attention full": (32, 2, 3600, 8),
-    "attention sliding": (8, 2, 2700, 4),
-    "out": (180, 1, 5700, 0),
-    "router": (2, 1, 12_064, 0),
-    "moe_w1": (720, 1, 9804, 0),
-    "moe_w2": (360, 1, 9980, 2),
+    "20b": {
+        "qkv": (160, 2, 7816, 0),
+        "attention full": (32, 2, 3600, 8),
+        "attention sliding": (8, 2, 2700, 4),
+        "out": (180, 1, 5700, 0),
+        "router": (2, 1, 12_064, 0),
+        "moe_w1": (720, 1, 9804, 0),
+        "moe_w2": (360, 1, 9980, 2),
+    },
+    "120b": {
+        "qkv": (160, 2, 7894, 0),
+        "attention full": (32, 2, 3571, 8),
+        "attention sliding": (8, 2, 2636, 4),
+        "out": (180, 1, 5692, 0),
+        "router": (8, 1, 11_776, 0),
+        "moe_w1": (720, 1, 9847, 0),
+        "moe_w2": (360, 1, 10_033, 2),
+    },
 }
 
 
@@ -180,12 +191,12 @@ class Step:
 
     def before(self, now: list[Work]) -> list[Work] | None:
         """The same kernels as they were, where they were counted."""
-        if (self.model, self.batch, self.card.capability) != ("20b", 1, 90):
+        if (self.batch, self.card.capability) != (1, 90):
             return None
         return [
             Work(w.kernel, ctas, warps, count, w.megabytes, trips, 0, w.calls)
             for w in now
-            for ctas, warps, count, trips in [BEFORE[w.kernel]]
+            for ctas, warps, count, trips in [BEFORE[self.model][w.kernel]]
         ]
 
 

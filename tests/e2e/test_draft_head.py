@@ -75,7 +75,8 @@ def test_answers_are_the_same_and_guesses_are_right(head: Path, expected: list[A
         assert answers(server) == expected
         found = server.stats()["speculation"]
         assert found["speculative_model"] == "nano"
-        assert found["head_accepted_tokens"] > 0.35 * found["head_draft_tokens"] > 50
+        assert found["head_draft_tokens"] > 50
+        assert found["head_accepted_tokens"] > 0.2 * found["head_draft_tokens"]
         assert found["accepted_tokens"] >= found["head_accepted_tokens"]
         lines = httpx.get(f"{server.url}/metrics").text.splitlines()
         counted = [line for line in lines if line.startswith("gptoss_spec_decode_num_head_accepted_tokens_total")]

@@ -379,8 +379,19 @@ def test_guesses_end_where_the_blocks_do(tmp_path: Path) -> None:
         assert len(drafts["r"]) == wanted
 
 
+def test_a_warm_up_leaves_the_blocks_of_requests_alone(tmp_path: Path) -> None:
+    head = Eagle3Head(read_draft_head(write_head(tmp_path, MODEL), MODEL), model_of(torch.float32), 256)
+    cache = LayerCache(*(torch.zeros(3, 16, 2, 64) for _ in range(2)))
+    for num_tokens in (1, 16, 40):
+        DraftRunner(head, cache, 16, 256).warm_up(num_tokens)
+    assert int((cache.key[0].abs().sum((1, 2)) > 0).sum()) == 16
+    assert not cache.key[1:].any() and not cache.value[1:].any()
+
+
 def test_engines_that_cannot_check_guesses_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"speculative_model \(--speculative-model\) works with the compiled CPU"):
+    with pytest.raises(
+        ConfigError, match=r"speculative_model \(--speculative-model\) works on one rank, with the compiled"
+    ):
         EngineCore(engine_config(FOLDER, dtype="float32", speculative_model=write_head(tmp_path, MODEL)))
 
 

@@ -99,6 +99,12 @@ class Eagle3Head:
         x = torch.cat(states, dim=1)
         return self.kernels.linear(x if w.input_norm is None else self._norm(x, w.input_norm), w.fc, None, None)
 
+    def no_states(self, num_tokens: int) -> list[torch.Tensor]:
+        """Zeros in place of the model's states [T, H] at the taps."""
+        c, kernels = self._model.config, self.kernels
+        zeros = torch.zeros(num_tokens, c.hidden_size, dtype=kernels.dtype, device=kernels.device)
+        return [zeros for _ in self.description.boundaries(c.num_layers)]
+
     @torch.inference_mode()
     def store(self, next_ids: torch.Tensor, hidden: torch.Tensor, cache: LayerCache, step: Any) -> None:
         """Writes the keys and values of positions; next_ids int64 [T] follow them, hidden [T, H] is fused."""

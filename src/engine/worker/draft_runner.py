@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gptoss.engine.messages import ModelRunnerOutput
+from gptoss.engine.messages import NULL_BLOCK, ModelRunnerOutput
 from gptoss.engine.model.eagle3 import Eagle3Head
-from gptoss.engine.worker.batch import RequestState, StepRows
+from gptoss.engine.sampling_params import SamplingParams
+from gptoss.engine.worker.batch import GrowableArray, RequestState, StepRows
 from gptoss.kernels.device_copy import to_device
 from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.step_layout import StepLayout
@@ -62,6 +63,15 @@ class DraftRunner:
         hidden = self._head.fuse(states)
         self._store([one for one in seen if one.num_stored], hidden)
         return self._guess([one for one in seen if one.limit], hidden)
+
+    def warm_up(self, num_tokens: int) -> None:
+        """Runs the head over so many tokens in the null block, which no request reads, and guesses two."""
+        blocks = [NULL_BLOCK] * (num_tokens // self._block_size + 1)
+        tables = GrowableArray(blocks), GrowableArray(blocks)
+        params = SamplingParams(max_tokens=2, seed=0)
+        state = RequestState("", params, num_tokens, 0, GrowableArray([0] * num_tokens), tables)
+        states = self._head.no_states(num_tokens)
+        self.run(StepRows([state], [num_tokens]), states, ModelRunnerOutput({"": 0}, {}), {"": 2})
 
     def _seen(self, rows: StepRows, output: ModelRunnerOutput, limits: Mapping[str, int]) -> list[_Seen]:
         """The requests whose tokens the head sees: those without an adapter, which it was not made for."""

@@ -19,6 +19,7 @@ from gptoss.engine.model.forward_batch import ForwardBatch
 from gptoss.engine.model.gpt_oss import GptOss
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import Shard
+from gptoss.engine.worker.draft_runner import DraftRunner
 from gptoss.kernels.device_copy import to_device
 from gptoss.kernels.layers import ExpertWeights, LayerCache, PackedExperts, PackedMxfp4, StoredExperts
 from gptoss.kernels.lora import LayerAdapter, LoraMatrices
@@ -98,6 +99,13 @@ def warm_up(model: GptOss, cache: list[LayerCache], config: EngineConfig, comm: 
         launch_sampler(logits.new_zeros(2, model.config.vocab_size))
     torch.cuda.synchronize(device)
     logger.info("kernels ready in %.1f s", time.monotonic() - started)
+
+
+def warm_up_head(runner: DraftRunner, config: EngineConfig, device: torch.device) -> None:
+    """Compiles the kernels of a draft head, for each row of the launch table."""
+    limit = config.max_num_batched_tokens
+    for tokens in sorted({n for n in step_sizes(support.architecture(device)) if n < limit} | {limit}):
+        runner.warm_up(tokens)
 
 
 def launch_sampler(logits: torch.Tensor) -> None:

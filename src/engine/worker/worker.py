@@ -117,10 +117,13 @@ class Worker:
 
     def _check_draft_head(self) -> None:
         """Raises ConfigError where a draft head's guesses could not be checked."""
-        if self.config.speculative_model is not None and (self.kernels.name != "native" or self.comm.world_size > 1):
+        eager = self.config.enforce_eager and self.kernels.name == "triton"  # graphs give no hidden states
+        able = (eager or self.kernels.name == "native") and self.comm.world_size == 1
+        if self.config.speculative_model is not None and not able:
             raise ConfigError(
-                "speculative_model (--speculative-model) works with the compiled CPU kernels on one rank only; this "
-                f"engine runs {self.kernels.name} kernels on {self.comm.world_size}: drop it"
+                "speculative_model (--speculative-model) works on one rank, with the compiled CPU kernels or, on a "
+                f"GPU, with enforce_eager; this engine runs {self.kernels.name} kernels on {self.comm.world_size}: "
+                "drop it"
             )
 
     def _precompile(self) -> precompile.Precompilation | None:
@@ -204,7 +207,12 @@ class Worker:
         head, block_size = self.draft_head.description, self.config.block_size
         shape = (num_blocks, block_size, head.num_kv_heads, head.head_dim)
         cache = LayerCache(*(torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2)))
-        return DraftRunner(self.draft_head, cache, block_size, self.config.max_model_len)
+        runner = DraftRunner(self.draft_head, cache, block_size, self.config.max_model_len)
+        if self.kernels.name == "triton":
+            from gptoss.engine.worker import kernel_check  # imports triton
+
+            kernel_check.warm_up_head(runner, self.config, self.device)
+        return runner
 
     def _prepare_kernels(self, cache: list[LayerCache]) -> GraphRunner | None:
         """Compiles the Triton kernels and captures the decode steps; on one GPU also checks the kernels."""

@@ -35,7 +35,7 @@ class Drafter:
         """`max_tokens`: of one draft. `has_head`: whether a draft head guesses after each step."""
         self._guided = guided
         self.max_tokens = max_tokens
-        self._has_head = has_head
+        self.has_head = has_head
         self.num_head_drafts = 0
         self.num_head_accepted = 0
         self._live: dict[str, _Live] = {}
@@ -77,7 +77,7 @@ class Drafter:
         Each is worth its row as long as it and all before it are right in at least MIN_ACCEPTANCE of the cases. None
         while remembered drafts are tried.
         """
-        if not self._has_head or count <= 0:
+        if not self.has_head or count <= 0:
             return 0
         live = self._live_of(request)
         if num_drafts > live.num_forced and not live.is_guessed:

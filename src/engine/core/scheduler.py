@@ -138,7 +138,8 @@ class Scheduler:
             self._admit(group, budget, out, max_requests)
         if self._drafter is not None:
             self._add_drafts(self._drafter, out)
-            self._limit_head(self._drafter, out)
+            if self._drafter.has_head:
+                self._limit_head(self._drafter, out)
         out.finished_or_preempted_ids, self._finished_or_preempted = self._finished_or_preempted, []
         if self._max_in_flight > 1:
             self._in_flight |= out.num_scheduled_tokens.keys()

@@ -210,7 +210,7 @@ class Guesses(Drafter):
         if self.rng.random() < 0.5:
             return []
         done = request.num_output_tokens
-        right = self.answers[request.request_id][done : done + min(self.max_tokens, count)]
+        right = self.answers[request.request_id][done : done + min(self.rng.randint(1, self.max_tokens), count)]
         return [t if self.rng.random() < 0.67 else (t + 1) % 96 for t in right]
 
 

@@ -18,7 +18,7 @@ from gptoss.engine.core.scheduler import Scheduler
 from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput, Step
 from gptoss.engine.model.forward_batch import ForwardBatch
 from gptoss.engine.parallel.communicator import Communicator
-from gptoss.engine.parallel.shards import Shard, make_shard
+from gptoss.engine.parallel.shards import Shard, make_shard, whole
 from gptoss.engine.worker import model_runner
 from gptoss.engine.worker.cuda_graphs import Forward, GraphRunner
 from gptoss.engine.worker.graphed_steps import PrelaunchedStep
@@ -66,7 +66,7 @@ class Rank:
     model: StandIn
 
 
-def make_rank(ranks: FakeRanks, rank: int) -> Rank:
+def make_rank(ranks: FakeRanks, rank: int, shard: Shard | None = None) -> Rank:
     device = ranks.device
 
     def capture(forward: Forward) -> Forward:
@@ -79,7 +79,7 @@ def make_rank(ranks: FakeRanks, rank: int) -> Rank:
         return replay
 
     with device.at_once():
-        comm = Communicator(shard_of(rank), CPU, Path("nowhere"))
+        comm = Communicator(shard or shard_of(rank), CPU, Path("nowhere"))
         model = LateModel(comm, device)
         return rank_of(model, model.inner, comm, capture)
 
@@ -138,6 +138,22 @@ def on_ranks(steps: Steps, watch: Callable[[Rank, int], None] = lambda *_: None)
 def test_ranks_replay_what_one_rank_computes(seed: int) -> None:
     one, two = on_ranks(plain_steps(seed))
     assert one.model.passes == two.model.passes
+
+
+def test_pieces_of_a_prompt_are_prepared_while_earlier_ones_wait_for_the_device() -> None:
+    """Nothing is read from the device until the last one is sampled."""
+    counts, new = (3, 4, 5, 2, 3), request("1", 17, blocks=5)
+    outs = [SchedulerOutput([] if i else [new], {}, {"1": n}, []) for i, n in enumerate(counts)]
+    plain, ranks = side(graphed=False), FakeRanks(1)
+    plain.runner._sampling = "torch"
+    expected = [plain.runner.execute_model(out, {}) for out in outs]
+
+    def main(_: int) -> list[ModelRunnerOutput | None]:
+        rank = make_rank(ranks, 0, whole(MODEL))
+        return [rank.runner.execute_model(out, {}) for out in outs]
+
+    assert expected[-1] is not None and list(expected[-1].sampled) == ["1"]
+    assert ranks.run(main)[0] == expected
 
 
 def replayed_over_gloo(rank: int, rendezvous: Path) -> int:

@@ -224,6 +224,7 @@ def served(execute: Execute, drafter: Drafter | None = None) -> tuple[dict[str, 
             scheduler.add_request(Request(name, [7 * int(name) + i for i in range(5 * int(name))], params))
         while scheduler.has_requests():
             out = scheduler.schedule()
+            assert out.num_scheduled_tokens, "a request waits for a token that no step samples"
             for output in scheduler.update_from_output(out, execute(out)):
                 assert output.error is None
                 answers.setdefault(output.request_id, []).extend(output.token_ids)

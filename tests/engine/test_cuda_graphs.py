@@ -276,6 +276,17 @@ def test_a_prelaunched_row_is_used_beside_its_drafts() -> None:
     assert list(steps._prelaunched.rows) == ["2"]
 
 
+def test_drafts_of_several_requests_whose_first_rows_are_there() -> None:
+    plain, one = side(graphed=False), side(graphed=True)
+    begin = SchedulerOutput([request("1", 3), request("2", 5)], {}, {"1": 3, "2": 5}, [])
+    found = [plain.runner.execute_model(out, {}) for out in (begin, *2 * [decode(["1", "2"])])]
+    right, after = ({} if result is None else result.sampled for result in found[1:])
+    one.runner.execute_model(begin, {})
+    drafts = {name: [token] for name, token in right.items()}
+    checked = one.runner.execute_model(SchedulerOutput([], {}, {"1": 2, "2": 2}, [], drafts), {})
+    assert checked is not None and checked.accepted == drafts and checked.sampled == after
+
+
 @pytest.mark.parametrize("count", [1, 3, 17])
 def test_a_mixed_step_launches_graphs_only(count: int) -> None:
     """One that decodes, and another whose prompt is longer than a tile."""

@@ -179,8 +179,8 @@ static TILE void packed_stream_tile(const X* const* x, const Matrix& w, float* o
         __m256 scales[RN];
         UNROLLED
         for (int j = 0; j < RN; j++) {
-            prefetch(data + j * row + pair * p, 128, 4 * RN * row);
-            prefetch(data + j * row + pair * p + 64, 128, 4 * RN * row);
+            prefetch(data + j * row + pair * p, 128, 2 * RN * row);
+            prefetch(data + j * row + pair * p + 64, 128, 2 * RN * row);
             scales[j] = scales_at(j, p);
         }
         _Pragma("GCC unroll 16")

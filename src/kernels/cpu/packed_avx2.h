@@ -181,6 +181,7 @@ static TILE void packed_stream_tile(const X* const* x, const Matrix& w, float* o
         for (int j = 0; j < RN; j++) {
             prefetch(data + j * row + pair * p, 128, 2 * RN * row);
             prefetch(data + j * row + pair * p + 64, 128, 2 * RN * row);
+            if (FORMAT == Format::GGUF) prefetch(data + j * row + pair * p + 128, 128, 2 * RN * row);  // 136 bytes
             scales[j] = scales_at(j, p);
         }
         _Pragma("GCC unroll 16")

@@ -99,6 +99,7 @@ template <Format FORMAT>
 struct PackedRow {
     static constexpr bool IN_BLOCKS = FORMAT == Format::GGUF;
     static constexpr int64_t STEP = IN_BLOCKS ? GGUF_BLOCK : 16, SCALE_STEP = IN_BLOCKS ? GGUF_BLOCK : 1;
+    static constexpr int64_t ASKED = IN_BLOCKS ? 2 : 4;  // groups between two lines that are asked for
     const uint8_t *data, *scales;
     const bf16* codes;  // under scale 0
     float factor;
@@ -137,6 +138,7 @@ static inline void store4(float* out, F a0, F a1, F a2, F a3, const PackedRow<FO
 // RM rows of x against 4 neighbouring rows of the matrix.
 template <int RM, Format FORMAT>
 static TILE void packed_tile(const X* const* x, const PackedRow<FORMAT>* rows, int64_t K, float* out, int64_t stride) {
+    constexpr int64_t ASKED = PackedRow<FORMAT>::ASKED;
     F acc[RM][4];
     UNROLLED
     for (int i = 0; i < RM; i++)
@@ -148,7 +150,7 @@ static TILE void packed_tile(const X* const* x, const PackedRow<FORMAT>* rows, i
         for (int i = 0; i < RM; i++) a[i] = b_load(x[i] + 32 * g, 32);
         UNROLLED
         for (int j = 0; j < 4; j++) {
-            if (g % 4 == 0) prefetch(rows[j].data + rows[j].STEP * g, 128, 16 * row_bytes(FORMAT, K));
+            if (g % ASKED == 0) prefetch(rows[j].data + rows[j].STEP * g, 128, 16 * row_bytes(FORMAT, K));
             const B b = rows[j].group(g);
             UNROLLED
             for (int i = 0; i < RM; i++) acc[i][j] = b_dot(acc[i][j], a[i], b);
@@ -172,10 +174,11 @@ static inline void packed_rows(const X* const* x, int64_t count, const Matrix& w
         case 5: return packed_tile<5, FORMAT>(x, rows, w.K, out, stride);
         case 6: return packed_tile<6, FORMAT>(x, rows, w.K, out, stride);
     }
+    constexpr int64_t ASKED = PackedRow<FORMAT>::ASKED;
     bf16* decoded = kept_scratch<bf16, 6>(4 * w.K);
     for (int j = 0; j < 4; j++)
         for (int64_t g = 0; g < w.K / 32; g++) {
-            if (g % 4 == 0) prefetch(rows[j].data + rows[j].STEP * g, 128, 16 * row_bytes(FORMAT, w.K));
+            if (g % ASKED == 0) prefetch(rows[j].data + rows[j].STEP * g, 128, 16 * row_bytes(FORMAT, w.K));
             _mm512_store_si512(decoded + j * w.K + 32 * g, (__m512i)rows[j].group(g));
         }
     dot_rows<4, false>(x, count, decoded, w.K, out, stride, 0);

@@ -117,6 +117,8 @@ def test_the_argument_types_are_those_of_the_sources() -> None:
     assert {name for name, _ in declared} == set(native.ARGUMENT_TYPES)
     kinds = {"int64_t": native.INDEX, "float": native.REAL, "int": native.FLAG}
     for name, arguments in declared:
-        types = [argument.rsplit(" ", 1)[0].strip() for argument in re.sub(r"\s+", " ", arguments).split(",")]
+        types = [
+            argument.rsplit(" ", 1)[0].strip() for argument in re.sub(r"\s+", " ", arguments).split(",") if argument
+        ]
         expected = [native.TENSOR if "*" in kind else kinds[kind] for kind in types]
         assert native.ARGUMENT_TYPES[name] == expected, name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 
 from gptoss.kernels.cpu import native
@@ -12,7 +14,10 @@ NUM_POINTERS = 20
 
 
 class CpuLayerStack:
-    """Holds a table of the weights' addresses; the tensors must stay where they are."""
+    """Holds a table of the weights' addresses; the tensors must stay where they are.
+
+    A thread that another process keeps off its core may read them after the call, so they are freed when it has left.
+    """
 
     def __init__(self, shape: LayerShape, layers: list[LayerWeights]) -> None:
         self._shape = shape
@@ -21,10 +26,12 @@ class CpuLayerStack:
         self._adapters = None if first is None else first.addresses  # those of the other layers follow
         self._cache: list[LayerCache] | None = None
         self._table = torch.empty(0)
+        weakref.finalize(self, native.settle)
 
     def __call__(self, x: torch.Tensor, cache: list[LayerCache], step: CpuStep) -> torch.Tensor:
         """x bfloat16 [T, H], changed in place -> [T, H]."""
         if cache is not self._cache:
+            native.settle()
             self._table, self._cache = self._addresses(cache), cache
         rows = [[t.data_ptr() for t in (m.slot_mapping, m.slots, m.base, m.first, m.last)] for m in step.attention]
         s = self._shape

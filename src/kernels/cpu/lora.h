@@ -112,7 +112,8 @@ static void lora_moe(const Lora& lora, const bf16* x, const int64_t* experts, co
     const ByExpert by(experts, T * k, E);
     const Experts w(w1, s1, ups, w2, s2, layout, H, I);
     const Format format = w.second.format;
-    const X* const* tokens = rows_of_x<2>(x, T, H, format);
+    Led led;
+    const X* const* tokens = rows_of_x<2>(led, x, T, H, format);
     const int64_t width = x_columns(I, format);
     X* hidden = kept_scratch<X, 3>(P * width);
     bf16* plain = kept_scratch<bf16, 9>(P * I);  // `hidden` in the order of its columns
@@ -179,13 +180,13 @@ static void lora_moe(const Lora& lora, const bf16* x, const int64_t* experts, co
             }
         }
     });
-    by_rows(T, [=](int64_t t) {
+    led.run_minor(pieces_of(T), by_rows(T, [=](int64_t t) {
         for (int64_t h = 0; h < H; h++) {
             float sum = to_float(residual[t * H + h]);
             for (int64_t j = 0; j < k; j++) sum += weights[t * k + j] * parts[(t * k + j) * H + h];
             out[t * H + h] = to_bf16(sum);
         }
-    });
+    }));
 }
 
 // As moe() of native.cpp.

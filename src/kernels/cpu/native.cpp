@@ -11,33 +11,34 @@
 #include "products.h"
 #include "sampling.h"
 #include "simd.h"
+#include "team.h"
 
 #include <algorithm>
 #include <vector>
 
 // body(t) for each of T rows, eight to a piece.
 template <typename Body>
-static void by_rows(int64_t T, const Body& body) {
-    Pool::shared().run((T + 7) / 8, [&](int64_t piece) {
+static auto by_rows(int64_t T, const Body& body) {
+    return [=](int64_t piece) {
         for (int64_t t = 8 * piece; t < std::min(T, 8 * piece + 8); t++) body(t);
-    });
+    };
 }
+
+static int64_t pieces_of(int64_t rows) { return (rows + 7) / 8; }
 
 // --- linear: out[m, n] = x[m] . w[n] + bias[n] ---
 
 // The rows of x [M, K] as products() reads them.
-template <int USE>
-static const X* const* rows_of_x(const bf16* x, int64_t M, int64_t K, Format format) {
+template <int USE, typename Workers>
+static const X* const* rows_of_x(Workers& workers, const bf16* x, int64_t M, int64_t K, Format format) {
     const X** rows = kept_scratch<const X*, USE>(M);
 #ifdef __AVX512BF16__
     for (int64_t m = 0; m < M; m++) rows[m] = x + m * K;
 #else
-    const int64_t width = x_columns(K, format), piece = 8;
+    const int64_t width = x_columns(K, format);
     float* wide = kept_scratch<float, USE>(M * width);
     for (int64_t m = 0; m < M; m++) rows[m] = wide + m * width;
-    Pool::shared().run((M + piece - 1) / piece, [=](int64_t n) {
-        for (int64_t m = n * piece; m < std::min(M, (n + 1) * piece); m++) store_row(x + m * K, K, format, wide + m * width);
-    });
+    workers.run_minor(pieces_of(M), by_rows(M, [=](int64_t m) { store_row(x + m * K, K, format, wide + m * width); }));
 #endif
     return rows;
 }
@@ -56,13 +57,14 @@ static float rounding_error(const float* row, int64_t width, float ratio) {
 }
 
 // scales [N]: w is int8 and its rows are multiplied by them; null: w is bfloat16.
-extern "C" void linear(const bf16* x, const void* w, const float* scales, const bf16* bias, const bf16* residual, void* out,
-                       int out_is_float, int64_t M, int64_t N, int64_t K) {
+template <typename Workers>
+static void linear(Workers& workers, const bf16* x, const void* w, const float* scales, const bf16* bias, const bf16* residual,
+                   void* out, int out_is_float, int64_t M, int64_t N, int64_t K) {
     const Matrix matrix{w, nullptr, K, scales ? Format::INT8 : Format::BF16};
-    const int64_t threads = omp_get_max_threads(), width = N >= 4 * threads * WIDTH ? WIDTH : 16;
+    const int64_t threads = workers.threads(), width = N >= 4 * threads * WIDTH ? WIDTH : 16;
     const int64_t blocks = (N + width - 1) / width, tiles = (M + MOST_ROWS - 1) / MOST_ROWS;
-    const X* const* rows = rows_of_x<0>(x, M, K, matrix.format);
-    Pool::shared().run(blocks * tiles, [&](int64_t piece) {
+    const X* const* rows = rows_of_x<0>(workers, x, M, K, matrix.format);
+    workers.run(blocks * tiles, [&](int64_t piece) {
         const int64_t n0 = piece / tiles * width, columns = std::min(width, N - n0);
         const int64_t m0 = piece % tiles * MOST_ROWS, count = std::min(MOST_ROWS, M - m0);
         float *part = kept_scratch<float, 5>(MOST_ROWS * WIDTH), *partials = kept_scratch<float, 1>(PARTIALS);
@@ -79,12 +81,18 @@ extern "C" void linear(const bf16* x, const void* w, const float* scales, const 
     });
 }
 
+extern "C" void linear(const bf16* x, const void* w, const float* scales, const bf16* bias, const bf16* residual, void* out,
+                       int out_is_float, int64_t M, int64_t N, int64_t K) {
+    Led led;
+    linear(led, x, w, scales, bias, residual, out, out_is_float, M, N, K);
+}
+
 // Rows of w [N, K] as int8 [N, padded(K)] and a scale each: of RATIOS the part of the row's largest number that becomes 127 with
 // the least squared error. A row of zeros, or of numbers below the normal ones, has scale 0; one with infinities or NaN, NaN.
 extern "C" void quantize_int8(const bf16* w, int8_t* out, float* scales, int64_t N, int64_t K) {
     static const float RATIOS[] = {1.0f, 0.99f, 0.98f, 0.97f, 0.95f, 0.92f, 0.88f, 0.8f};
     const int64_t width = padded(K);
-    by_rows(N, [=](int64_t n) {
+    Pool::shared().run(pieces_of(N), by_rows(N, [=](int64_t n) {
         float* row = kept_scratch<float, 7>(width);
         std::fill(row + K, row + width, 0.0f);
         float peak = 0;
@@ -106,13 +114,14 @@ extern "C" void quantize_int8(const bf16* w, int8_t* out, float* scales, int64_t
             f_store(line, to_int8(f_load(row + k), inverse));
             for (int i = 0; i < 16; i++) out[n * width + k + i] = int8_t(line[i]);
         }
-    });
+    }));
 }
 
 // --- RMSNorm ---
 
-extern "C" void rms_norm(const bf16* x, const bf16* scale, bf16* out, float eps, int64_t T, int64_t H) {
-    by_rows(T, [=](int64_t t) {
+template <typename Workers>
+static void rms_norm(Workers& workers, const bf16* x, const bf16* scale, bf16* out, float eps, int64_t T, int64_t H) {
+    workers.run_minor(pieces_of(T), by_rows(T, [=](int64_t t) {
         F sum = f_set(0);
         for (int64_t h = 0; h < H; h += 32) {
             const B v = b_load(x + t * H + h, H - h);
@@ -120,29 +129,43 @@ extern "C" void rms_norm(const bf16* x, const bf16* scale, bf16* out, float eps,
         }
         const float r = 1.0f / std::sqrt(f_sum(sum) / H + eps);
         for (int64_t h = 0; h < H; h++) out[t * H + h] = to_bf16(to_float(x[t * H + h]) * r * to_float(scale[h]));
-    });
+    }));
+}
+
+extern "C" void rms_norm(const bf16* x, const bf16* scale, bf16* out, float eps, int64_t T, int64_t H) {
+    Led led;
+    rms_norm(led, x, scale, out, eps, T, H);
 }
 
 // --- rotary embedding of Q and K, then K and V into the cache ---
-// qkv [T, heads + 2 groups, D] changed in place; cos, sin float [T, D / 2]; slots [T]
+// qkv [T, heads + 2 groups, D]; cos, sin float [T, D / 2]; slots [T]. `out`, which may be qkv: Q and K go there.
+
+template <typename Workers>
+static void rope_and_store(Workers& workers, const bf16* qkv, bf16* out, const float* cos, const float* sin,
+                           const int64_t* slots, bf16* key_cache, bf16* value_cache, int64_t T, int64_t heads, int64_t groups,
+                           int64_t D) {
+    const int64_t half = D / 2, width = (heads + 2 * groups) * D;
+    workers.run_once(pieces_of(T), by_rows(T, [=](int64_t t) {
+        const float *c = cos + t * half, *s = sin + t * half;
+        for (int64_t n = 0; n < heads + groups; n++) {
+            const bf16* v = qkv + t * width + n * D;
+            bf16* to = out + t * width + n * D;
+            for (int64_t d = 0; d < half; d++) {
+                const float a = to_float(v[d]), b = to_float(v[d + half]);
+                to[d] = to_bf16(a * c[d] - b * s[d]);
+                to[d + half] = to_bf16(b * c[d] + a * s[d]);
+            }
+        }
+        const int64_t keys = t * width + heads * D, bytes = groups * D * sizeof(bf16);
+        std::memcpy(key_cache + slots[t] * groups * D, out + keys, bytes);
+        std::memcpy(value_cache + slots[t] * groups * D, qkv + keys + groups * D, bytes);
+    }));
+}
 
 extern "C" void rope_and_store(bf16* qkv, const float* cos, const float* sin, const int64_t* slots, bf16* key_cache,
                                bf16* value_cache, int64_t T, int64_t heads, int64_t groups, int64_t D) {
-    const int64_t half = D / 2, width = (heads + 2 * groups) * D;
-    by_rows(T, [=](int64_t t) {
-        const float *c = cos + t * half, *s = sin + t * half;
-        for (int64_t n = 0; n < heads + groups; n++) {
-            bf16* v = qkv + t * width + n * D;
-            for (int64_t d = 0; d < half; d++) {
-                const float a = to_float(v[d]), b = to_float(v[d + half]);
-                v[d] = to_bf16(a * c[d] - b * s[d]);
-                v[d + half] = to_bf16(b * c[d] + a * s[d]);
-            }
-        }
-        const bf16* key = qkv + t * width + heads * D;
-        std::memcpy(key_cache + slots[t] * groups * D, key, groups * D * sizeof(bf16));
-        std::memcpy(value_cache + slots[t] * groups * D, key + groups * D, groups * D * sizeof(bf16));
-    });
+    Led led;
+    rope_and_store(led, qkv, qkv, cos, sin, slots, key_cache, value_cache, T, heads, groups, D);
 }
 
 // --- attention over the block cache, with sinks ---
@@ -248,14 +271,15 @@ static void attend(Heads<QH> heads, float scale, bf16* out) {
     heads.weigh(out);
 }
 
-extern "C" void attention(const bf16* qkv, const bf16* key_cache, const bf16* value_cache, const bf16* sinks, bf16* out,
-                          const int64_t* slots, const int64_t* base, const int64_t* first, const int64_t* last,
-                          float scale, int64_t T, int64_t heads, int64_t groups) {
+template <typename Workers>
+static void attention(Workers& workers, const bf16* qkv, const bf16* key_cache, const bf16* value_cache, const bf16* sinks,
+                      bf16* out, const int64_t* slots, const int64_t* base, const int64_t* first, const int64_t* last, float scale,
+                      int64_t T, int64_t heads, int64_t groups) {
     const int64_t D = 64, per_group = heads / groups, width = (heads + 2 * groups) * D;
     int64_t longest = 0;
     for (int64_t t = 0; t < T; t++) longest = std::max(longest, last[t] - first[t] + 1);
     const int64_t padded = padded_to(longest);
-    Pool::shared().run(T * groups, [=](int64_t piece) {
+    workers.run(T * groups, [=](int64_t piece) {
         const int64_t t = piece / groups, g = piece % groups, count = last[t] - first[t] + 1, row = groups * D;
         const int64_t* where = slots + base[t] + first[t];
         const bf16 *keys = key_cache + g * D, *values = value_cache + g * D;
@@ -269,6 +293,13 @@ extern "C" void attention(const bf16* qkv, const bf16* key_cache, const bf16* va
             attend(Heads<1>{qkv + t * width + h * D, keys, values, sinks + h, where, count, padded_to(count), row, scores, {}}, scale,
                    out + (t * heads + h) * D);
     });
+}
+
+extern "C" void attention(const bf16* qkv, const bf16* key_cache, const bf16* value_cache, const bf16* sinks, bf16* out,
+                          const int64_t* slots, const int64_t* base, const int64_t* first, const int64_t* last, float scale,
+                          int64_t T, int64_t heads, int64_t groups) {
+    Led led;
+    attention(led, qkv, key_cache, value_cache, sinks, out, slots, base, first, last, scale, T, heads, groups);
 }
 
 // --- mixture of experts ---
@@ -343,16 +374,16 @@ static void hidden_chunk(const X* const* x, X* const* hidden, int64_t rows, cons
 
 // out[t] = residual[t] + sum_j weight[t, j] * (w2 . swiglu(w1 . x[t] + b1) + b2); b1: I gates, then I ups.
 // w1, s1, w2, s2, ups: see Layout. parts [T k, H] is scratch.
-extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights, const void* w1, const uint8_t* s1,
-                    const bf16* b1, const void* w2, const uint8_t* s2, const bf16* b2, const bf16* residual, bf16* out,
-                    float* parts, float limit, int64_t T, int64_t k, int64_t E, int64_t H, int64_t I, const void* ups,
-                    Layout layout) {
+template <typename Workers>
+static void moe(Workers& workers, const bf16* x, const int64_t* experts, const float* weights, const void* w1, const uint8_t* s1,
+                const bf16* b1, const void* w2, const uint8_t* s2, const bf16* b2, const bf16* residual, bf16* out, float* parts,
+                float limit, int64_t T, int64_t k, int64_t E, int64_t H, int64_t I, const void* ups, Layout layout) {
     const ByExpert by(experts, T * k, E);
     const Experts w(w1, s1, ups, w2, s2, layout, H, I);
     const Format format = w.second.format;
-    const X* const* tokens = rows_of_x<2>(x, T, H, format);
+    const X* const* tokens = rows_of_x<2>(workers, x, T, H, format);
     const int64_t width = x_columns(I, format);
-    X* hidden = kept_scratch<X, 3>(T * k * width);
+    X* hidden = workers.template shared<X, 0>(T * k * width);
     std::vector<const X*> x_of(T * k);
     std::vector<X*> hidden_of(T * k);
     for (int64_t r = 0; r < T * k; r++) {
@@ -360,12 +391,12 @@ extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights,
         hidden_of[r] = hidden + r * width;
     }
     const int64_t chunks1 = I / CHUNK, chunks2 = H / CHUNK, active = by.active.size();
-    Pool::shared().run(active * chunks1, [&](int64_t piece) {
+    workers.run(active * chunks1, [&](int64_t piece) {
         const int64_t e = by.active[piece / chunks1], n0 = piece % chunks1 * CHUNK, begin = by.first[e];
         hidden_chunk(&x_of[begin], &hidden_of[begin], by.first[e + 1] - begin, w, e, b1 + e * 2 * I + n0,
                      b1 + e * 2 * I + I + n0, limit, n0, I);
     });
-    Pool::shared().run(active * chunks2, [&](int64_t piece) {
+    workers.run(active * chunks2, [&](int64_t piece) {
         const int64_t e = by.active[piece / chunks2], n0 = piece % chunks2 * CHUNK, end = by.first[e + 1];
         float sums[MOST_ROWS * CHUNK], *partials = kept_scratch<float, 1>(PARTIALS);
         for (int64_t m = by.first[e]; m < end; m += MOST_ROWS) {
@@ -376,14 +407,21 @@ extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights,
                     parts[by.rows[m + r] * H + n0 + n] = sums[r * CHUNK + n] + to_float(b2[e * H + n0 + n]);
         }
     });
-    Pool::shared().run((T + 7) / 8, [&](int64_t piece) {
-        for (int64_t t = 8 * piece; t < std::min(T, 8 * piece + 8); t++)
-            for (int64_t h = 0; h < H; h++) {
-                float sum = to_float(residual[t * H + h]);
-                for (int64_t j = 0; j < k; j++) sum += weights[t * k + j] * parts[(t * k + j) * H + h];
-                out[t * H + h] = to_bf16(sum);
-            }
-    });
+    workers.run_minor(pieces_of(T), by_rows(T, [=](int64_t t) {
+        for (int64_t h = 0; h < H; h++) {
+            float sum = to_float(residual[t * H + h]);
+            for (int64_t j = 0; j < k; j++) sum += weights[t * k + j] * parts[(t * k + j) * H + h];
+            out[t * H + h] = to_bf16(sum);
+        }
+    }));
+}
+
+extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights, const void* w1, const uint8_t* s1,
+                    const bf16* b1, const void* w2, const uint8_t* s2, const bf16* b2, const bf16* residual, bf16* out,
+                    float* parts, float limit, int64_t T, int64_t k, int64_t E, int64_t H, int64_t I, const void* ups,
+                    Layout layout) {
+    Led led;
+    moe(led, x, experts, weights, w1, s1, b1, w2, s2, b2, residual, out, parts, limit, T, k, E, H, I, ups, layout);
 }
 
 #include "lora.h"

@@ -40,6 +40,7 @@ HEADERS = tuple(
     for name in (
         "simd",
         "pool",
+        "team",
         "products",
         "products_avx512",
         "products_avx2",
@@ -78,6 +79,7 @@ ARGUMENT_TYPES = {  # the signatures in native.cpp, decoder.h and sampling.h
     "moe": [TENSOR] * 12 + [REAL] + [INDEX] * 5 + [TENSOR, INDEX],
     # layers, plans, x, cos, sin; eps, scale, limit; L, T, H, heads, groups, E, k, I; adapters, slots; S
     "decoder": [TENSOR] * 5 + [REAL] * 3 + [INDEX] * 8 + [TENSOR] * 2 + [INDEX],
+    "settle": [],
     # adapters, slots, x, out; first, count; widths; T, K
     "lora_linear": [TENSOR] * 4 + [FLAG] * 2 + [TENSOR] + [INDEX] * 2,
     # adapters, slots, and the arguments of moe
@@ -102,7 +104,8 @@ def library() -> ctypes.CDLL | None:
         path = _build(compiler, flags)
         # torch's own OpenMP first: both then share one thread pool and do not compete for the cores
         ctypes.CDLL(str(_torch_openmp()), ctypes.RTLD_GLOBAL)
-        return _declared(ctypes.CDLL(str(path)))
+        _loaded.append(_declared(ctypes.CDLL(str(path))))
+        return _loaded[-1]
     except (OSError, CacheError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
         logger.warning("native CPU kernels off: %s", reason)
@@ -136,6 +139,7 @@ def choose_instruction_set(name: str) -> None:
 
 
 _chosen = "auto"
+_loaded: list[ctypes.CDLL] = []  # of every instruction set that was chosen
 
 
 def supports(dtype: torch.dtype) -> bool:
@@ -326,6 +330,12 @@ def decoder(
         num_heads, num_groups, num_experts, experts_per_token, intermediate,
         adapters, slots, 0 if adapters is None else adapters.shape[0],
     )  # fmt: skip
+
+
+def settle() -> None:
+    """Returns when no late thread reads the tensors of an earlier `decoder` call, which does not wait for it."""
+    for kernels in _loaded:
+        kernels.settle()
 
 
 def pick(

@@ -34,25 +34,30 @@ class Pool {
             for (int64_t piece = 0; piece < count; piece++) body(piece);
             return;
         }
-        start_helpers(threads - 1);
-        const uint32_t epoch = uint32_t(ticket_.load(std::memory_order_relaxed) >> 32) + 1;
-        Region& region = regions_[epoch % RING];
-        region.call.store([](const void* b, int64_t piece) { (*(const Body*)b)(piece); }, std::memory_order_relaxed);
-        region.body.store(&body, std::memory_order_relaxed);
-        region.count.store(count, std::memory_order_relaxed);
-        region.helpers.store(threads - 1, std::memory_order_relaxed);
-        region.done.store(0, std::memory_order_relaxed);
-        ticket_.store(uint64_t(epoch) << 32, std::memory_order_seq_cst);
-        if (sleeping_.load(std::memory_order_seq_cst)) {
-            std::lock_guard<std::mutex> lock(mutex_);
-            wake_.notify_all();
-        }
+        const uint32_t epoch = publish([](const void* b, int64_t piece) { (*(const Body*)b)(piece); }, &body, count, threads - 1, true);
         work(epoch);
-        for (int spins = 0; region.done.load(std::memory_order_acquire) < count; spins++) {
-            if (spins < 2000) _mm_pause();
-            else sched_yield();  // perhaps to the helper that has the last piece
-        }
+        const Region& region = regions_[epoch % RING];
+        for (int spins = 0; region.done.load(std::memory_order_acquire) < count; spins++) pause(spins);
         busy_.store(false, std::memory_order_release);
+    }
+
+    // Runs own() here while helpers, as far as they are free, run call(body): no more of them begin when own() has returned, but
+    // those that have begun may not be through. Returns how many have begun; -1, and runs nothing, if the helpers are another
+    // thread's.
+    template <typename Own>
+    int64_t run_beside(void (*call)(const void*, int64_t), const void* body, int64_t helpers, const Own& own) {
+        if (busy_.exchange(true, std::memory_order_acquire)) return -1;
+        const uint32_t epoch = publish(call, body, helpers, helpers, false);
+        own();
+        const uint64_t ticket = ticket_.exchange(uint64_t(epoch) << 32 | uint64_t(helpers), std::memory_order_acq_rel);
+        busy_.store(false, std::memory_order_release);
+        return uint32_t(ticket);
+    }
+
+    // Waits a little: `spins` counts the calls. A thread that waits for long gives its core to one that it may be waiting for.
+    static void pause(int spins) {
+        if (spins < 2000) _mm_pause();
+        else sched_yield();
     }
 
   private:
@@ -64,8 +69,28 @@ class Pool {
         std::atomic<void (*)(const void*, int64_t)> call{nullptr};
         std::atomic<const void*> body{nullptr};
         std::atomic<int64_t> count{0}, helpers{0};
+        std::atomic<bool> is_awaited{false};
         alignas(64) std::atomic<int64_t> done{0};
     };
+
+    // Makes a region's pieces free to take, and returns its number.
+    uint32_t publish(void (*call)(const void*, int64_t), const void* body, int64_t count, int64_t helpers, bool is_awaited) {
+        start_helpers(helpers);
+        const uint32_t epoch = uint32_t(ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+        Region& region = regions_[epoch % RING];
+        region.call.store(call, std::memory_order_relaxed);
+        region.body.store(body, std::memory_order_relaxed);
+        region.count.store(count, std::memory_order_relaxed);
+        region.helpers.store(helpers, std::memory_order_relaxed);
+        region.is_awaited.store(is_awaited, std::memory_order_relaxed);
+        region.done.store(0, std::memory_order_relaxed);
+        ticket_.store(uint64_t(epoch) << 32, std::memory_order_seq_cst);
+        if (sleeping_.load(std::memory_order_seq_cst)) {
+            std::lock_guard<std::mutex> lock(mutex_);
+            wake_.notify_all();
+        }
+        return epoch;
+    }
 
     // Takes runs of pieces of the region until none is left or another region has begun. The ticket holds the region's number and
     // the next piece, so a piece can only be taken from the region whose fields were read.
@@ -74,13 +99,14 @@ class Pool {
         auto call = region.call.load(std::memory_order_relaxed);
         const void* body = region.body.load(std::memory_order_relaxed);
         const int64_t count = region.count.load(std::memory_order_relaxed);
+        const bool is_awaited = region.is_awaited.load(std::memory_order_relaxed);  // else the fields may be another region's after the call
         uint64_t ticket = ticket_.load(std::memory_order_acquire);
         const int64_t shares = SHARES * (1 + region.helpers.load(std::memory_order_relaxed));
         while (uint32_t(ticket >> 32) == epoch && int64_t(uint32_t(ticket)) < count) {
             const int64_t first = uint32_t(ticket), taken = std::max<int64_t>(1, (count - first) / shares);
             if (!ticket_.compare_exchange_weak(ticket, ticket + taken, std::memory_order_acq_rel)) continue;
             for (int64_t piece = first; piece < first + taken; piece++) call(body, piece);
-            region.done.fetch_add(taken, std::memory_order_release);
+            if (is_awaited) region.done.fetch_add(taken, std::memory_order_release);
             ticket = ticket_.load(std::memory_order_acquire);
         }
     }

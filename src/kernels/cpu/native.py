@@ -47,6 +47,7 @@ HEADERS = tuple(
         "packed_avx2",
         "experts",
         "sampling",
+        "moe",
         "lora",
         "decoder",
     )

@@ -115,7 +115,7 @@ def test_the_argument_types_are_those_of_the_sources() -> None:
     sources = "".join(path.read_text() for path in (native.SOURCE, *native.HEADERS))
     declared = re.findall(r'extern "C" void (\w+)\(([^)]*)\)', sources)
     assert {name for name, _ in declared} == set(native.ARGUMENT_TYPES)
-    kinds = {"int64_t": native.INDEX, "float": native.REAL, "int": native.FLAG}
+    kinds = {"int64_t": native.INDEX, "float": native.REAL, "int": native.FLAG, "Layout": native.INDEX}
     for name, arguments in declared:
         types = [
             argument.rsplit(" ", 1)[0].strip() for argument in re.sub(r"\s+", " ", arguments).split(",") if argument

@@ -334,7 +334,7 @@ def decoder(
 
 
 def settle() -> None:
-    """Returns when no late thread reads the tensors of an earlier `decoder` call, which does not wait for it."""
+    """Returns when no late thread of an earlier `decoder` call, which does not wait, reads its tensors."""
     for kernels in _loaded:
         kernels.settle()
 

@@ -13,6 +13,7 @@ import argparse
 import random
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,15 @@ def greedy(core: EngineCore, prompts: list[Tokens], count: int, stop: tuple[int,
 
 
 @torch.inference_mode()
-def logits(core: EngineCore, case: Case) -> torch.Tensor:
-    """Returns float32 [answer, V]: what each token of the answer was chosen from."""
+def logits(core: EngineCore, case: Case, cache_dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Returns float32 [answer, V]: what each token of the answer was chosen from. `cache_dtype`: else the engine's."""
     worker = core.executor.worker
     assert isinstance(worker, Worker)
     model, ids = worker.model, case.prompt + case.answer[:-1]
     blocks = list(range(1, len(ids) // BLOCK + 2))
     shape = (len(blocks) + 1, BLOCK, model.config.num_key_value_heads, model.config.head_dim)
-    cache = [LayerCache(*(torch.zeros(shape, dtype=worker.dtype) for _ in range(2))) for _ in model.config.layer_types]
+    dtype = cache_dtype or worker.cache_dtype
+    cache = [LayerCache(*(torch.zeros(shape, dtype=dtype) for _ in "kv")) for _ in model.config.layer_types]
     table = RequestTable()
     new = NewRequest("r", ids, len(ids), SamplingParams(max_tokens=1, seed=0), (blocks, blocks), 0)
     batch = build_batch(table.apply(SchedulerOutput([new], {}, {"r": len(ids)}, [])), worker.kernels, BLOCK)
@@ -139,6 +141,18 @@ def compare(name: str, folder: Path, prompts: list[Tokens], options: dict[str, A
     )
 
 
+def models(names: Sequence[str], temporary: Path) -> Iterator[tuple[str, Path, list[Tokens], tuple[int, ...]]]:
+    """Yields title, folder, prompts and stop tokens of each."""
+    if "nano" in names:
+        builder = PromptBuilder(load_vocabulary())
+        chats = [builder.build(Conversation((UserMessage(text),))).token_ids for text in QUESTIONS]
+        yield "nano", unfold(ASSET, temporary / "nano"), chats, (RETURN, CALL)
+    if "mini" in names:
+        folder = make_checkpoint("mini", temporary / "mini", tokenizer=False)
+        rng = random.Random(0)
+        yield "mini, random weights", folder, [rng.choices(range(199_998), k=40) for _ in range(10)], ()
+
+
 def common(one: Tokens, other: Tokens) -> int:
     """The number of equal tokens at the beginning."""
     pairs = enumerate(zip(one, other, strict=False))
@@ -151,17 +165,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of each answer, at most")
     parser.add_argument("--isa", default="auto", choices=("auto", *native.INSTRUCTION_SETS))
     args = parser.parse_args()
-    vocabulary = load_vocabulary()
     with tempfile.TemporaryDirectory() as temporary:
-        if "nano" in args.model:
-            builder = PromptBuilder(vocabulary)
-            chats = [builder.build(Conversation((UserMessage(text),))).token_ids for text in QUESTIONS]
-            compare("nano", unfold(ASSET, Path(temporary) / "nano"), chats, vars(args), (RETURN, CALL))
-        if "mini" in args.model:
-            folder = make_checkpoint("mini", Path(temporary) / "mini", tokenizer=False)
-            rng = random.Random(0)
-            prompts = [rng.choices(range(199_998), k=40) for _ in range(10)]
-            compare("mini, random weights", folder, prompts, vars(args), ())
+        for model in models(args.model, Path(temporary)):
+            compare(*model[:3], vars(args), model[3])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.engine.model.weights import dummy_weights
 from gptoss.engine.parallel.shards import whole
-from gptoss.kernels.layers import LayerWeights, PackedExperts
+from gptoss.kernels.layers import LayerCache, LayerWeights, PackedExperts
 from gptoss.kernels.step_layout import StepLayout
 from gptoss.kernels.triton import attention, dense, experts, fused_layers, routing, support
 from gptoss.kernels.triton.backend import TritonBackend
@@ -82,7 +82,7 @@ class Layer:
         key = torch.zeros(
             max(1, tokens // BLOCK_SIZE) + 1, BLOCK_SIZE, groups, dim, device=DEVICE, dtype=torch.bfloat16
         )
-        value, positions = torch.zeros_like(key), torch.arange(tokens, device=DEVICE)
+        cache, positions = LayerCache(key, torch.zeros_like(key)), torch.arange(tokens, device=DEVICE)
         rope = torch.ones(max(tokens, 2), 2, dim // 2, device=DEVICE)
         apart = tokens > fused_layers.FUSED_TOKENS
         scaled, r = dense.norm_tokens(x, w.attention_norm, EPS)
@@ -93,7 +93,7 @@ class Layer:
             tokens,
             w.qkv,
             lambda config: dense.qkv(
-                given, w.qkv, w.qkv_bias, positions, rope, positions, key, value, heads, config, eps=EPS, **norm
+                given, w.qkv, w.qkv_bias, positions, rope, positions, cache, heads, config, eps=EPS, **norm
             ),
         )
         t = torch.randn(tokens, heads * dim, device=DEVICE, dtype=torch.bfloat16)
@@ -177,7 +177,7 @@ class Layer:
         width = -(-length // BLOCK_SIZE)
         blocks_needed = width * seqs
         key = torch.randn(blocks_needed, BLOCK_SIZE, groups, dim, device=DEVICE, dtype=torch.bfloat16)
-        value = torch.randn_like(key)
+        cache = LayerCache(key, torch.randn_like(key))
         order = torch.randperm(blocks_needed).view(seqs, width).numpy()
         layout = StepLayout.of([before] * seqs, counts, (list(order),) * 2, BLOCK_SIZE)
         metadata = attention_metadata(layout, 0, DEVICE)
@@ -191,7 +191,7 @@ class Layer:
                 f"{self.model} attention {'sliding' if window else 'full'}, {tokens} tokens, context {length}",
                 1 << 16 if prefill else 1,
                 lambda config, window=window: attention.paged_attention(
-                    query, key, value, sinks, metadata, window, dim**-0.5, config, config, fixed=False
+                    query, cache, sinks, metadata, window, dim**-0.5, config, config, fixed=False
                 ),
                 0 if prefill else seqs * reach * groups * dim * 4,
                 4 * seen * heads * dim if prefill else 0,

@@ -1,6 +1,7 @@
 """Estimates the time of a decode step on a card, kernel by kernel, from bytes and instructions.
 
-    python -m bench.gpu.roofline [--card H200] [--model 20b] [--batch 1 32] [--json FILE]
+    python -m bench.gpu.roofline [--card H200] [--model 20b] [--batch 1 32] [--context 1024] [--json FILE]
+    python -m bench.gpu.roofline --context 8192 32768 --kv-cache-dtype auto fp8
 
 Instructions come from the kernels compiled for the card, bytes from the model's shapes. Three things limit a kernel:
 its bytes at the memory's rate, the instructions of the busiest scheduler, and loads that wait for each other:
@@ -24,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.kernels.cases import PREFILL_TOKENS, cases
+from bench.kernels.cases import PREFILL_TOKENS, cases, fp8_cases
 from bench.kernels.cross_compile import Compiled, cross_compile
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
@@ -97,11 +98,13 @@ BEFORE = {
 class Step:
     """A model's decode step of `batch` sequences."""
 
-    def __init__(self, model: str, batch: int, card: Card) -> None:
-        self.model, self.batch, self.card = model, batch, card
+    def __init__(self, model: str, batch: int, card: Card, context: int = CONTEXT, *, fp8: bool = False) -> None:
+        """`context`: tokens of each sequence. `fp8`: keys and values in FP8."""
+        self.model, self.batch, self.card, self.context, self.fp8 = model, batch, card, context, fp8
         self.c = ModelConfig.from_json(hf_config(SIZES[model]))
         self.architecture = f"sm_{card.capability}"
-        self._cases = {case.name: case for case in cases(model, self.architecture)}
+        made = [*cases(model, self.architecture), *fp8_cases(model, self.architecture)]
+        self._cases = {case.name: case for case in made}
 
     def _compiled(self, kernel: str, suffix: str = "") -> tuple[Compiled, TileConfig]:
         from gptoss.kernels.triton.configs import load_table, nearest
@@ -111,7 +114,8 @@ class Step:
         rows = load_table()[nearest(self.architecture)][kernel]
         limit = next(n for n, _ in rows if tokens <= n)
         upto = "prefill" if limit > PREFILL_TOKENS else f"<={limit}"
-        case = self._cases[f"{kernel} {upto}{suffix}"]
+        name = f"{kernel} {upto}{suffix}"
+        case = self._cases[f"fp8 {name}" if self.fp8 and f"fp8 {name}" in self._cases else name]
         return cross_compile(case, self.card.capability), config
 
     def work(self) -> list[Work]:
@@ -143,10 +147,11 @@ class Step:
     def _attention(self) -> list[Work]:
         c, b = self.c, self.batch
         groups, dim = c.num_key_value_heads, c.head_dim
-        pieces = min(attention.MAX_PIECES, CONTEXT // TILE_KEYS, attention.MAX_PROGRAMS // (b * groups))
-        each = math.ceil(CONTEXT / TILE_KEYS / pieces)
-        pieces = math.ceil(CONTEXT / TILE_KEYS / each)
-        row_bytes = 2 * groups * dim * 2e-6
+        tiles = math.ceil(self.context / TILE_KEYS)
+        pieces = min(attention.MAX_PIECES, tiles, attention.MAX_PROGRAMS // (b * groups))
+        each = math.ceil(tiles / pieces)
+        pieces = math.ceil(tiles / each)
+        row_bytes = 2 * groups * dim * (1e-6 if self.fp8 else 2e-6)
         full, config = self._compiled("attention", " full")
         sliding, _ = self._compiled("attention", " sliding")
         window = math.ceil(c.sliding_window / TILE_KEYS) + 1
@@ -157,7 +162,7 @@ class Step:
                 b * groups * pieces,
                 config.warps,
                 full.longest(each),
-                b * CONTEXT * row_bytes,
+                b * self.context * row_bytes,
                 3 + rounds,
                 calls=0.5,
             ),
@@ -241,20 +246,22 @@ def step_us(found: list[Time], head: Time, layers: int) -> tuple[float, float]:
     return layer, layers * layer + head.us + GAP_US + OUTSIDE_US
 
 
-def report(model: str, batch: int, card: Card) -> dict[str, Any]:
-    step = Step(model, batch, card)
+def report(model: str, batch: int, card: Card, context: int = CONTEXT, *, fp8: bool = False) -> dict[str, Any]:
+    step = Step(model, batch, card, context, fp8=fp8)
     now, head = step.work(), step.head()
     found, head_time = times(now, card), times([head], card)[0]
     layer, total = step_us(found, head_time, step.c.num_layers)
     result: dict[str, Any] = {
         "model": model,
         "batch": batch,
+        "context": context,
+        "kv_cache_dtype": "fp8" if fp8 else "auto",
         "layer_us": round(layer, 1),
         "step_us": round(total),
         "tok_s": round(batch / total * 1e6),
         "kernels": [asdict(t) for t in [*found, head_time]],
     }
-    old = step.before(now)
+    old = step.before(now) if context == CONTEXT and not fp8 else None
     if old is not None:
         times_before = times(old, card)
         layer, total = step_us(times_before, head_time, step.c.num_layers)
@@ -269,7 +276,8 @@ def report(model: str, batch: int, card: Card) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     out = sys.stdout.write
-    out(f"\n{result['model']}, batch {result['batch']}, {CONTEXT} tokens of context\n\n")
+    cache = ", KV cache in FP8" if result["kv_cache_dtype"] == "fp8" else ""
+    out(f"\n{result['model']}, batch {result['batch']}, {result['context']} tokens of context{cache}\n\n")
     head = "| kernel | CTAs x warps | warps a scheduler | MB | roof us | instructions of a warp | floor us | early KB a CTA | us"
     before = {t["work"]["kernel"]: t for t in result.get("before", {}).get("kernels", [])}
     out(head + (" | before: CTAs x warps | instructions | us |\n" if before else " |\n"))
@@ -300,9 +308,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--card", default="H200", choices=CARDS)
     parser.add_argument("--model", nargs="+", default=["20b", "120b"], choices=("20b", "120b"))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--context", nargs="+", type=int, default=[CONTEXT], help="tokens of each sequence")
+    parser.add_argument("--kv-cache-dtype", nargs="+", default=["auto"], choices=("auto", "fp8"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    results = [report(m, b, CARDS[args.card]) for m in args.model for b in args.batch]
+    card, kinds = CARDS[args.card], args.kv_cache_dtype
+    if "fp8" in kinds and card.capability < 89:
+        parser.error(f"--kv-cache-dtype fp8 needs sm_89 or later, and {args.card} is sm_{card.capability}")
+    results = [
+        report(m, b, card, context, fp8=kind == "fp8")
+        for m in args.model
+        for b in args.batch
+        for context in args.context
+        for kind in kinds
+    ]
     for result in results:
         show(result)
     if args.json:

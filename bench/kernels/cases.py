@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import triton
@@ -39,6 +39,9 @@ class Row:
         return f"{self.kernel}{' invariant' if self.invariant else ''} {upto}"
 
 
+Maker = Callable[[ModelConfig, Row], Iterator[Case]]
+
+
 def table_rows(architecture: str) -> Iterator[Row]:
     for key, rows in load_table()[nearest(architecture)].items():
         kernel, _, kind = key.partition(".")
@@ -49,12 +52,23 @@ def table_rows(architecture: str) -> Iterator[Row]:
 def cases(model: str, architecture: str) -> list[Case]:
     """`model`: "20b" or "120b"."""
     c = ModelConfig.from_json(hf_config(SIZES[model]))
+    return [*_distinct(c, architecture, _MAKERS), *_sampling(c), _norm(c), *_lora(c)]
+
+
+def fp8_cases(model: str, architecture: str) -> list[Case]:
+    """What kv_cache_dtype fp8 launches in place of others: none below sm_89."""
+    if int(architecture.removeprefix("sm_")) < 89:
+        return []
+    return _distinct(ModelConfig.from_json(hf_config(SIZES[model])), architecture, _FP8_MAKERS)
+
+
+def _distinct(c: ModelConfig, architecture: str, makers: dict[str, Maker]) -> list[Case]:
     made: dict[tuple[Any, ...], Case] = {}
     for row in table_rows(architecture):
-        for case in _MAKERS[row.kernel](c, row):
+        for case in makers[row.kernel](c, row) if row.kernel in makers else ():
             key = (case.kernel.__name__, case.warps, *sorted((k, str(v)) for k, v in case.constexprs.items()))
             made.setdefault(key, case)
-    return [*made.values(), *_sampling(c), _norm(c), *_lora(c)]
+    return list(made.values())
 
 
 def _tile(config: TileConfig) -> dict[str, Any]:
@@ -269,6 +283,8 @@ def _qkv(c: ModelConfig, row: Row) -> Iterator[Case]:
             "NORM": norm,
             "BLOCK_K": dense.BLOCK_K,
             "PREFETCH": dense._prefetches(row.config),
+            "ASM": True,
+            **_absent("key_factor", "value_factor"),
             **absent,
         }
         yield Case(
@@ -319,10 +335,27 @@ def _attention(c: ModelConfig, row: Row) -> Iterator[Case]:
             "TILE": row.config.block_n,
             "STAGES": row.config.stages,
             "COMPUTE": tl.bfloat16,
+            "value_scale": None,
             **absent,
         }
         name = f"{row.name} {'sliding' if window else 'full'}"
         yield Case(name, attention._attention_kernel, signature, constexprs, row.config.warps)
+
+
+def _in_fp8(made: Iterator[Case], scales: tuple[str, ...], compute: tl.dtype) -> Iterator[Case]:
+    """The same cases with keys and values in FP8."""
+    for case in made:
+        kept = {name: value for name, value in case.constexprs.items() if name not in scales} | {"COMPUTE": compute}
+        signature = case.signature | dict.fromkeys(("key_ptr", "value_ptr"), "*fp8e4nv") | dict.fromkeys(scales, "fp32")
+        yield replace(case, name=f"fp8 {case.name}", constexprs=kept, signature=signature)
+
+
+def _qkv_fp8(c: ModelConfig, row: Row) -> Iterator[Case]:
+    return _in_fp8(_qkv(c, row), ("key_factor", "value_factor"), tl.bfloat16)
+
+
+def _attention_fp8(c: ModelConfig, row: Row) -> Iterator[Case]:
+    return _in_fp8(_attention(c, row), ("value_scale",), tl.float16)
 
 
 def _sampling(c: ModelConfig) -> list[Case]:
@@ -409,7 +442,7 @@ def _lora(c: ModelConfig) -> Iterator[Case]:
     yield Case("lora add qkv", lora._add_qkv_kernel, added, sizes, 1, mma=False)
 
 
-_MAKERS = {
+_MAKERS: dict[str, Maker] = {
     "moe_w1": _moe,
     "moe_w2": _moe,
     "out": _out,
@@ -418,3 +451,4 @@ _MAKERS = {
     "qkv": _qkv,
     "attention": _attention,
 }
+_FP8_MAKERS: dict[str, Maker] = {"qkv": _qkv_fp8, "attention": _attention_fp8}

@@ -64,7 +64,9 @@ class DryEngine(dry_run.DryEngine):
         max_num_batched_tokens: int = 8192,
         max_model_len: int = 131_072,
         invariant: bool = False,
+        fp8: bool = False,
     ) -> None:
+        """`fp8`: keys and values in FP8."""
         super().__init__(
             EngineConfig(
                 ModelConfig.from_json(hf_config(SIZES[model])),
@@ -75,6 +77,7 @@ class DryEngine(dry_run.DryEngine):
                 max_num_batched_tokens=max_num_batched_tokens,
                 block_size=BLOCK_SIZE,
                 batch_invariant=invariant,
+                kv_cache_dtype="fp8" if fp8 else "auto",
             )
         )
 
@@ -95,10 +98,10 @@ class DryEngine(dry_run.DryEngine):
             self.step(contexts, counts)
 
 
-def covered(model: str, max_num_seqs: int, tokens: int, batches: int) -> dict[str, Any]:
+def covered(model: str, max_num_seqs: int, tokens: int, batches: int, *, fp8: bool = False) -> dict[str, Any]:
     """-> what a start compiles, and what random mixed steps ask for beyond it."""
     with recording() as record:
-        engine = DryEngine(model, max_num_seqs=max_num_seqs, max_num_batched_tokens=tokens)
+        engine = DryEngine(model, max_num_seqs=max_num_seqs, max_num_batched_tokens=tokens, fp8=fp8)
         engine.start()
         started = set(record.compilations)
         counts = record.counts()
@@ -245,6 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpu-run", action="store_true", help="both models, as bench/gpu/run.sh starts them")
     parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--invariant", action="store_true")
+    parser.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "fp8"))
     parser.add_argument("--compile", type=Path, metavar="FOLDER", help="triton's cache to fill")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--candidates", type=json.loads, metavar="JSON", help="of bench/gpu/tune.py, to compile")
@@ -252,7 +256,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.check:
         found = {
-            "start": {n: covered("20b", n, 8192, batches) for n, batches in BATCHES.items()},
+            "start": {n: covered("20b", n, 8192, batches) for n, batches in BATCHES.items()}
+            | {"fp8": covered("20b", 7, 8192, BATCHES[7], fp8=True)},
             "eager": {str(i): eager_counts("20b", 600, invariant=i) for i in (False, True)},
             "gpu_run": gpu_run(),
             "hashes": dict(zip(("listed", "asked", "told"), map(_plain, hashes_of_launches("20b")), strict=True)),

@@ -23,26 +23,26 @@ from typing import Any
 TARGETS = (80, 89, 90, 100, 120)
 
 
-def compile_all(jobs: list[tuple[str, int]], workers: int = 0) -> list[dict[str, Any]]:
-    """Jobs are (model, target). -> a row for each kernel."""
+def compile_all(jobs: list[tuple[str, int]], workers: int = 0, *, fp8: bool = False) -> list[dict[str, Any]]:
+    """Jobs are (model, target). -> a row for each kernel. `fp8`: those of a KV cache in FP8 instead of the others."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
     count = workers or len(os.sched_getaffinity(0))
-    split = [(model, target, part, 4) for model, target in jobs for part in range(4)]
+    split = [(model, target, fp8, part, 4) for model, target in jobs for part in range(4)]
     with ProcessPoolExecutor(count, mp_context=context) as pool:
         return [row for rows in pool.map(_compile_part, split) for row in rows]
 
 
-def _compile_part(job: tuple[str, int, int, int]) -> list[dict[str, Any]]:
+def _compile_part(job: tuple[str, int, bool, int, int]) -> list[dict[str, Any]]:
     """Every `of`-th case, from the `part`-th on. In a process of its own, which has not seen triton yet."""
     os.environ.pop("TRITON_INTERPRET", None)
-    from bench.kernels.cases import cases
+    from bench.kernels.cases import cases, fp8_cases
     from bench.kernels.cross_compile import SHARED_BYTES, cross_compile
 
-    model, target, part, of = job
+    model, target, fp8, part, of = job
     rows = []
-    for case in cases(model, f"sm_{target}")[part::of]:
+    for case in (fp8_cases if fp8 else cases)(model, f"sm_{target}")[part::of]:
         row: dict[str, Any] = {
             "model": model,
             "target": target,
@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", action="append", choices=("20b", "120b"), help="both if not given")
     parser.add_argument("--json", type=Path, help="write the rows here too")
     args = parser.parse_args(argv)
-    rows = compile_all([(m, t) for t in args.target or TARGETS for m in args.model or ("20b", "120b")])
+    jobs = [(m, t) for t in args.target or TARGETS for m in args.model or ("20b", "120b")]
+    rows = [*compile_all(jobs), *compile_all(jobs, fp8=True)]
     out = sys.stdout.write
     out(
         "| target | model | kernel | warps | registers | spilled B | shared B | instr / weight | wide loads | MMA | "

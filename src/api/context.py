@@ -99,9 +99,14 @@ class ServerContext:
         return self.tags["dtype"] if chosen == "auto" else chosen
 
     @property
+    def kv_cache_dtype(self) -> str:
+        """The type of the KV cache."""
+        return "fp8_e4m3" if self.engine.config.has_fp8_cache else self.tags["dtype"]
+
+    @property
     def system_fingerprint(self) -> str:
         """Changes when the server could answer the same request differently."""
-        text = f"{__version__} {sorted(self.tags.items())} {self.dense_dtype}"
+        text = f"{__version__} {sorted(self.tags.items())} {self.dense_dtype} {self.kv_cache_dtype}"
         return "fp_" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
     def planner(self) -> Planner:

@@ -29,6 +29,10 @@ class DeviceKeys:
         "type of the attention's and the output head's matrices; auto: as dtype; int8: half the bytes, a small error, "
         "for the native CPU kernels only",
     )
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3"] = key(
+        "auto",
+        "type of the KV cache; auto: as dtype; fp8 or fp8_e4m3: half the bytes, a small error, on GPUs from sm_89 on",
+    )
     gpu_dtypes: dict[str, Literal["bfloat16", "float16", "float32"]] = key(
         {
             "V100": "float16",

@@ -69,6 +69,7 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
         self._check_limits()
         self._check_gpu_mode()
         self._check_dense_dtype()
+        self._check_kv_cache_dtype()
         self._check_lora()
         self._check_nodes()
         self._check_draft_head()
@@ -167,6 +168,17 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
     def draft_head(self) -> DraftHead | None:
         """The head of speculative_model."""
         return None if self.speculative_model is None else read_draft_head(self.speculative_model, self.model)
+
+    def _check_kv_cache_dtype(self) -> None:
+        """Raises ConfigError for FP8 with a backend that has its own cache."""
+        if self.has_fp8_cache and self.backend == "transformers":
+            raise ConfigError(
+                f"kv_cache_dtype '{self.kv_cache_dtype}' (--kv-cache-dtype) needs backend 'native'; drop one of them"
+            )
+
+    @property
+    def has_fp8_cache(self) -> bool:
+        return self.kv_cache_dtype != "auto"
 
     def _check_lora(self) -> None:
         """Raises ConfigError for adapters with a backend or a model that has none."""

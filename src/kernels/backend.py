@@ -122,6 +122,16 @@ def choose_backend(
     return ReferenceBackend(shape, dtype, device)
 
 
+def check_fp8(kernels: KernelBackend[Any]) -> None:
+    """Raises ValueError where numbers in FP8 are not supported: on old GPUs, and by the native CPU kernels."""
+    if kernels.name == "native":
+        raise ValueError("is not supported by the native CPU kernels, which compute in bfloat16")
+    if not support.has_fp8(kernels.device):
+        raise ValueError(
+            f"needs a GPU of sm_89 or later, and {kernels.device} is {support.architecture(kernels.device)}"
+        )
+
+
 def choose_sampling(device: torch.device) -> SamplingKernels:
     """The fastest kernels that pick tokens on that device; logits are float32 whatever the model's type."""
     if support.samples(device):

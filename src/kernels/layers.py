@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gptoss.kernels.fp8 import FP8
 from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.lora import LayerLora
 from gptoss.kernels.mxfp4 import AlternatingMxfp4, GgufGateUp, GgufMxfp4, Mxfp4Tensor
@@ -146,5 +147,13 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
+    """In FP8 (kernels/fp8.py) a key is its code times `key_scale`. Without it the scales are 1 and not used."""
+
     key: torch.Tensor  # [num_blocks, block_size, G, D]
     value: torch.Tensor
+    key_scale: float = 1.0
+    value_scale: float = 1.0
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.key.dtype == FP8

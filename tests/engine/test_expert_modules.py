@@ -103,7 +103,7 @@ def test_scales_of_activations_are_left_out_and_the_log_says_so(
 ) -> None:
     caplog.set_level("INFO")
     load(write(packed, tmp_path / "modules", quark, lambda t: None))
-    assert "activations and KV cache stay in bfloat16; 17 scales for other types are not used" in caplog.text
+    assert "17 scales of activations and of the KV cache are not part of the weights" in caplog.text
 
 
 E = "model.layers.1.mlp.experts."

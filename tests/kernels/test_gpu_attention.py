@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.triton import attention
 from gptoss.kernels.triton.configs import TileConfig
 from gptoss.kernels.triton.metadata import TILE_TOKENS, TritonAttentionMetadata
@@ -72,8 +73,13 @@ class Case:
     def run(
         self, window: int | None, decode: TileConfig = CONFIG, prefill: TileConfig = CONFIG, *, fixed: bool = True
     ) -> torch.Tensor:
-        tensors = [on_device(t) for t in (self.query, self.key, self.value, self.sinks)]
-        return attention.paged_attention(*tensors, self.metadata, window, DIM**-0.5, decode, prefill, fixed=fixed).cpu()
+        query, sinks = on_device(self.query), on_device(self.sinks)
+        return attention.paged_attention(
+            query, self.cache(), sinks, self.metadata, window, DIM**-0.5, decode, prefill, fixed=fixed
+        ).cpu()
+
+    def cache(self) -> LayerCache:
+        return LayerCache(on_device(self.key), on_device(self.value))
 
     def expected(self, window: int | None) -> torch.Tensor:
         out, at = [], 0

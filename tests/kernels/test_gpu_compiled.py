@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from bench.kernels.cases import fp8_cases
 from bench.kernels.report import TARGETS, compile_all
 from gptoss.kernels.triton.configs import load_table
 from tests.support.caches import CHECKPOINTS
@@ -33,13 +34,13 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @functools.cache
-def compiled(model: str, target: int) -> list[dict[str, Any]]:
+def compiled(model: str, target: int, *, fp8: bool = False) -> list[dict[str, Any]]:
     """A row for each kernel; kept between runs for as long as neither the sources nor triton change."""
-    kept = CHECKPOINTS / f"compiled-{model}-{target}-{sources_digest()}.json"
+    kept = CHECKPOINTS / f"compiled-{model}-{target}{'-fp8' if fp8 else ''}-{sources_digest()}.json"
     with contextlib.suppress(OSError, ValueError):
         found: list[dict[str, Any]] = json.loads(kept.read_text())
         return found
-    rows = compile_all([(model, target)])
+    rows = compile_all([(model, target)], fp8=fp8)
     if not any("error" in row for row in rows):
         CHECKPOINTS.mkdir(parents=True, exist_ok=True)
         made = kept.with_suffix(f".{os.getpid()}")
@@ -62,6 +63,29 @@ def sources_digest() -> str:
 def test_every_kernel_compiles_without_spilling(model: str, target: int) -> None:
     mine = compiled(model, target)
     assert len(mine) > 25
+    check_resources(mine)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("model", "target"), [("20b", target) for target in TARGETS if target > 80] + [("120b", 90)])
+def test_keys_and_values_in_fp8(model: str, target: int) -> None:
+    mine = compiled(model, target, fp8=True)
+    assert {r["kernel"].split()[1] for r in mine} == {"qkv", "attention"}
+    check_resources(mine)
+    assert not [r["kernel"] for r in mine if not r["mma"] or not r["wide_loads"]]
+    plain = {r["kernel"]: r for r in compiled(model, target)}
+    for r in mine:
+        same = plain[r["kernel"].removeprefix("fp8 ")]
+        # what two bytes less a number of the cache must not cost
+        assert r["loop_instructions"] <= 1.6 * same["loop_instructions"], r["kernel"]
+
+
+def test_below_sm_89_there_is_no_fp8() -> None:
+    assert fp8_cases("20b", "sm_80") == []
+    assert len(fp8_cases("20b", "sm_89")) > 6
+
+
+def check_resources(mine: list[dict[str, Any]]) -> None:
     assert not [r for r in mine if "error" in r]
     assert not [(r["kernel"], r["spilled_bytes"]) for r in mine if r["spilled_bytes"]]
     assert not [(r["kernel"], r["shared_bytes"]) for r in mine if r["shared_bytes"] > r["shared_limit"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.reference.rope import apply_rope_ref, rope_tables
 from gptoss.kernels.triton import dense
 from gptoss.kernels.triton.configs import TileConfig
@@ -94,7 +95,7 @@ def test_qkv_rotates_and_stores(heads: int, groups: int, config: TileConfig, way
     cos, sin = rope_tables(torch.arange(128), inverse, 1.3)
     table = torch.stack((cos.squeeze(1), sin.squeeze(1)), dim=1)
     caches = [torch.full((blocks, block_size, groups, dim), 7.0) for _ in range(2)]
-    key, value = (on_device(c) for c in caches)
+    cache = LayerCache(*(on_device(c) for c in caches))
     given = {"norm": on_device(scale)} if way == "fused" else {}
     taken = on_device(x)
     if way == "done":
@@ -106,8 +107,7 @@ def test_qkv_rotates_and_stores(heads: int, groups: int, config: TileConfig, way
         positions.to(DEVICE),
         table.to(DEVICE),
         slots.to(DEVICE),
-        key,
-        value,
+        cache,
         heads,
         config,
         eps=EPS,
@@ -116,9 +116,9 @@ def test_qkv_rotates_and_stores(heads: int, groups: int, config: TileConfig, way
     expected = (normed(x, scale) @ w.double().t() + bias).view(tokens, -1, dim)
     rotated = apply_rope_ref(expected[:, : heads + groups].float(), cos[positions], sin[positions])
     assert_close("query", rotated[:, :heads], query)
-    for cache, filled, new in (
-        (key, caches[0], rotated[:, heads:]),
-        (value, caches[1], expected[:, heads + groups :].float()),
+    for stored, filled, new in (
+        (cache.key, caches[0], rotated[:, heads:]),
+        (cache.value, caches[1], expected[:, heads + groups :].float()),
     ):
         filled.flatten(0, 1)[slots] = new
-        assert_close("cache", filled, cache)
+        assert_close("cache", filled, stored)

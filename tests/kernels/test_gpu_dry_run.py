@@ -56,10 +56,14 @@ def test_a_prompt_of_any_length_takes_a_compilation_of_the_launch_table(found: d
         assert count <= limit, kernel
 
 
-@pytest.mark.parametrize("max_num_seqs", ["7", "32", "256"])
-def test_a_start_compiles_all_that_mixed_steps_ask_for(found: dict[str, Any], max_num_seqs: str) -> None:
-    assert sum(found["start"][max_num_seqs]["start"].values()) > 20
-    assert found["start"][max_num_seqs]["missing"] == []
+@pytest.mark.parametrize("start", ["7", "32", "256", "fp8"])
+def test_a_start_compiles_all_that_mixed_steps_ask_for(found: dict[str, Any], start: str) -> None:
+    assert sum(found["start"][start]["start"].values()) > 20
+    assert found["start"][start]["missing"] == []
+
+
+def test_keys_and_values_in_fp8_take_no_more_compilations(found: dict[str, Any]) -> None:
+    assert found["start"]["fp8"]["start"] == found["start"]["7"]["start"]
 
 
 @pytest.mark.parametrize("invariant", ["False", "True"])

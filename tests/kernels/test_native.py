@@ -10,7 +10,7 @@ import torch
 
 from gptoss.kernels.cpu import native
 from gptoss.kernels.cpu.metadata import CpuAttentionMetadata
-from gptoss.kernels.layers import ExpertWeights
+from gptoss.kernels.layers import ExpertWeights, LayerCache
 from gptoss.kernels.mxfp4 import AlternatingMxfp4, GgufGateUp, GgufMxfp4, Mxfp4Tensor, dequantize_mxfp4, quantize_mxfp4
 from gptoss.kernels.reference.attention import PrefillPlan, prefill_attention_ref
 from gptoss.kernels.reference.moe import clamped_swiglu_ref, moe_forward_ref, route_ref
@@ -124,9 +124,8 @@ def test_attention(window: int | None, length: int) -> None:
     metadata = CpuAttentionMetadata(last, order, torch.zeros_like(last), first, last)
     out = native.attention(qkv, key_cache, value_cache, sinks, metadata, 0.125)
     plan = PrefillPlan(0, length, 0, 0, order)
-    wanted = prefill_attention_ref(
-        qkv[:, :heads].float(), key_cache.float(), value_cache.float(), sinks.float(), plan, window, 0.125
-    )
+    cache = LayerCache(key_cache.float(), value_cache.float())
+    wanted = prefill_attention_ref(qkv[:, :heads].float(), cache, sinks.float(), plan, window, 0.125)
     assert_close("attention", wanted.flatten(1), out, 4e-3)
     for t in {0, length // 2, length - 1}:
         at = slice(t, t + 1)

@@ -136,6 +136,7 @@ def cache_gauges(context: ServerContext) -> dict[str, Labelled]:
         if engine.ready is not None:
             labels = {"block_size": str(engine.config.block_size), "num_gpu_blocks": str(engine.ready.num_blocks)}
             labels["enable_prefix_caching"] = str(engine.config.enable_prefix_caching)
+            labels["cache_dtype"] = engine.config.kv_cache_dtype
             found.append((labels | ({"engine": str(number)} if len(engines) > 1 else {}), 1.0))
     return {"cache_config_info": found}
 

@@ -27,6 +27,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
     return {
         **context.tags,
         "dense_dtype": context.dense_dtype,
+        "kv_cache_dtype": context.kv_cache_dtype,
         "version": __version__,
         "uptime_s": time.monotonic() - metrics.started,
         "requests": {

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gptoss.engine.model.expert_modules import IGNORED, Maker, maker_of, module_names, module_shapes
+from gptoss.engine.model.expert_modules import IGNORED, Maker, kv_scale_names, maker_of, module_names, module_shapes
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.tensor_source import CheckpointError, MappedFile, Shape, StoredMatrices
 from gptoss.kernels.mxfp4 import GROUP_SIZE, AlternatingMxfp4, Mxfp4Tensor
@@ -149,7 +149,7 @@ class Checkpoint:
                 if name in self._stored:
                     raise CheckpointError(f"tensor {name!r} is in both {self._path_of(name).name} and {file.path.name}")
                 self._stored[name] = (file, tensor)
-        self._leave_out()
+        self._scales = self._taken_out()
         self.original = "embedding.weight" in self._stored
         self.maker = maker_of(self._stored)
         self.packed = self.maker == "quark" or any(name.endswith(("_blocks", ".blocks")) for name in self._stored)
@@ -200,18 +200,43 @@ class Checkpoint:
         file, stored = self._stored[name]
         return file.view(TORCH_TYPES[stored.type], stored.shape, stored.offset)
 
-    def _leave_out(self) -> None:
-        """Drops the scales of quantised activations, and says so."""
-        left_out = [name for name in self._stored if IGNORED.search(name)]
-        for name in left_out:
-            del self._stored[name]
-        if left_out:
-            logger.info(
-                "%s: activations and KV cache stay in bfloat16; %d scales for other types are not used, such as %s",
-                self.folder,
-                len(left_out),
-                left_out[0],
+    def kv_scales(self, layer: int) -> tuple[float, float] | None:
+        """Raises CheckpointError for a scale that is not one positive number, or that is there for keys or values only.
+
+        Where no scale is one of the two known names, it is None.
+        """
+        names = [next((n for n in kv_scale_names(x, layer) if n in self._scales), None) for x in "kv"]
+        if names == [None, None]:
+            return None
+        key, value = (self._kv_scale(name, layer) for name in names)
+        return key, value
+
+    def _kv_scale(self, name: str | None, layer: int) -> float:
+        if name is None:
+            raise CheckpointError(f"{self.folder}: layer {layer} has the scale of its keys or of its values, not both")
+        file, stored = self._scales[name]
+        dtype = TORCH_TYPES.get(stored.type) if stored.type in FLOAT_TYPES else None
+        if dtype is None or torch.Size(stored.shape).numel() != 1:
+            raise CheckpointError(
+                f"{file.path}: tensor {name!r} is {stored.type} of shape {stored.shape}, expected one number"
             )
+        scale = float(file.view(dtype, (1,), stored.offset).float())
+        if not 0 < scale < float("inf"):
+            raise CheckpointError(f"{file.path}: tensor {name!r} is {scale}, expected a positive number")
+        return scale
+
+    def _taken_out(self) -> dict[str, tuple[MappedFile, StoredTensor]]:
+        """The scales of quantised activations and KV caches, which are no part of the weights; says that."""
+        scales = {name: self._stored.pop(name) for name in list(self._stored) if IGNORED.search(name)}
+        if scales:
+            logger.info(
+                "%s: %d scales of activations and of the KV cache are not part of the weights, such as %s; activations "
+                "stay in bfloat16, and the cache does without kv_cache_dtype fp8",
+                self.folder,
+                len(scales),
+                next(iter(scales)),
+            )
+        return scales
 
     def _path_of(self, name: str) -> Path:
         return self._stored[name][0].path

@@ -19,7 +19,7 @@ from gptoss.kernels.mxfp4 import GROUP_SIZE
 Maker = Literal["unsloth", "quark"]
 UNSLOTH = re.compile(r"\.mlp\.experts\.gate_up_projs\.\d+\.weight$")
 QUARK = re.compile(r"\.mlp\.experts\.\d+\.gate_up_proj\.weight$")
-# of quantised activations and KV caches, which stay in bfloat16 here
+# of quantised activations, which stay in bfloat16 here, and of KV caches
 IGNORED = re.compile(r"\.(input_scale|output_scale|[qkv]_scale)$")
 MODULES = {"unsloth": {"gate_up": "gate_up_projs.{e}", "down": "down_projs.{e}"}}
 MODULES["quark"] = {"gate_up": "{e}.gate_up_proj", "down": "{e}.down_proj"}
@@ -30,6 +30,13 @@ def maker_of(names: Collection[str]) -> Maker | None:
     if any(UNSLOTH.search(name) for name in names):
         return "unsloth"
     return "quark" if any(QUARK.search(name) for name in names) else None
+
+
+def kv_scale_names(kind: str, layer: int) -> tuple[str, ...]:
+    """The names of the scale of a layer's keys ("k") or values ("v"): ModelOpt's, compressed-tensors', AMD Quark's."""
+    attention = f"model.layers.{layer}.self_attn."
+    names = (f"{kind}_proj.{kind}_scale", f"{kind}_scale", f"{kind}_proj.output_scale")
+    return tuple(attention + name for name in names)
 
 
 def module_names(maker: Maker, layer: int, kind: Literal["gate_up", "down"], part: str, count: int) -> tuple[str, ...]:

@@ -107,6 +107,10 @@ class GgufCheckpoint:
         gate, up, down = (self._blocks(self._experts[f"{prefix}{x}_proj"])[experts] for x in ("gate", "up", "down"))
         return GgufGateUp(gate, up), GgufMxfp4(down)
 
+    def kv_scales(self, layer: int) -> None:
+        """GGUF has no scales of keys and values."""
+        return None
+
     def _view(self, tensor: GgufTensor, dtype: torch.dtype, shape: Shape) -> torch.Tensor:
         return self._file_of[tensor.path].view(dtype, shape, tensor.offset)
 

@@ -45,6 +45,10 @@ class TensorSource(Protocol):
         """A layer's matrices as views of the mapped file, in its order; None if no kernel reads that."""
         ...
 
+    def kv_scales(self, layer: int) -> tuple[float, float] | None:
+        """What keys and values of a layer are divided by before they are rounded to FP8, if the checkpoint says so."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FileState:

@@ -3,7 +3,8 @@
 No torch.
 
 Sizes are those of stored parameters: MXFP4 experts take 17 bytes for 32 weights, with columns padded for the kernels in
-a plan, int8 matrices one byte per weight and four per row, everything else two bytes per weight (four in float32).
+a plan, int8 matrices one byte per weight and four per row, everything else two bytes per weight (four in float32). A
+number of the KV cache takes as many bytes as one of the weights, or one in FP8.
 GB are 10^9 bytes, as for cards.
 """
 
@@ -167,7 +168,7 @@ def graph_bytes(config: EngineConfig, shard: Shard, element: int) -> int:
 
 
 def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:
-    """Bytes per token of the cache.
+    """Bytes per token of the cache. `element`: bytes of one of its numbers.
 
     Full and sliding layers share one pool, so the more numerous kind counts.
     """
@@ -232,7 +233,7 @@ def make_plan(
                 + graph_bytes(config, shard, element),
                 lora_bytes(config, shard),
                 head_bytes,
-                kv_bytes_per_token(c, shard, element) + head_kv,
+                kv_bytes_per_token(c, shard, 1 if config.has_fp8_cache else element) + head_kv,
                 free[rank],
                 max(0, int(free[rank] - (1 - config.gpu_memory_utilization) * total[rank])),
             )

@@ -31,6 +31,7 @@ from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import Shard, whole
 from gptoss.engine.worker import kernel_check
 from gptoss.engine.worker.cuda_graphs import GraphRunner
+from gptoss.kernels.fp8 import FP8
 from gptoss.kernels.layers import (
     FULL_GROUP,
     SLIDING_GROUP,
@@ -146,7 +147,8 @@ class DryEngine:
         )
         self.model = GptOss(c, _weights(c, self.comm.shard), self.comm, kernels)
         heads = len(self.comm.shard.kv_heads)
-        pair = LayerCache(*(_empty(NUM_BLOCKS, config.block_size, heads, c.head_dim) for _ in "kv"))
+        shape, stored = (NUM_BLOCKS, config.block_size, heads, c.head_dim), FP8 if config.has_fp8_cache else torch.bfloat16
+        pair = LayerCache(*(_empty(*shape, dtype=stored) for _ in "kv"))
         self.cache = [pair] * len(self.model.weights.layers)
 
     def start(self) -> None:

@@ -19,7 +19,7 @@ from gptoss.engine.model.eagle3 import Eagle3Head
 from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import FULL, SLIDING
 from gptoss.engine.model.sources import open_source
-from gptoss.engine.model.tensor_source import populate
+from gptoss.engine.model.tensor_source import TensorSource, populate
 from gptoss.engine.model.weights import ModelWeights, WeightLoader, dummy_weights, iterate_tensors
 from gptoss.engine.model.weights_cache import LEAST_BYTES, WeightsCache
 from gptoss.engine.parallel.communicator import Communicator, Rendezvous
@@ -31,8 +31,9 @@ from gptoss.engine.worker.adapters import RankAdapters
 from gptoss.engine.worker.cuda_graphs import GraphRunner
 from gptoss.engine.worker.draft_runner import DraftRunner
 from gptoss.engine.worker.model_runner import ModelRunner
-from gptoss.kernels.backend import choose_backend
+from gptoss.kernels.backend import check_fp8, choose_backend
 from gptoss.kernels.cpu import native
+from gptoss.kernels.fp8 import FP8
 from gptoss.kernels.layers import LayerCache
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Worker:
         )
         self.adapters: RankAdapters | None = None
         self._graphs: GraphRunner | None = None
+        self._kv_scales: list[tuple[float, float]] | None = None  # of keys and values, by layer; None: 1
         self.comm = Communicator(self.shard, self.device, rendezvous, ordered=config.batch_invariant)
         try:
             self.kernels = choose_backend(
@@ -82,6 +84,16 @@ class Worker:
             )
         except ValueError as error:
             raise ConfigError(f"dense_dtype (--dense-dtype) {error}") from None
+        self.cache_dtype = self.dtype
+        if config.has_fp8_cache:
+            self._check_fp8("kv_cache_dtype (--kv-cache-dtype)", config.kv_cache_dtype)
+            self.cache_dtype = FP8
+
+    def _check_fp8(self, key: str, value: str) -> None:
+        try:
+            check_fp8(self.kernels)
+        except ValueError as error:
+            raise ConfigError(f"{key} '{value}' {error}; drop it") from None
 
     def load(self) -> None:
         started = time.monotonic()
@@ -133,6 +145,8 @@ class Worker:
 
     def _read_weights(self, path: Path) -> ModelWeights:
         config, source = self.config, open_source(path, self.config.model)
+        if config.has_fp8_cache:
+            self._kv_scales = read_kv_scales(source, self.shard.layers)
         loader = WeightLoader(
             source,
             config.model,
@@ -158,11 +172,10 @@ class Worker:
         kinds = [self.config.model.cache_kinds[n] for n in self.shard.layers]
         num_tensors = max(kinds.count(FULL), kinds.count(SLIDING))
         heads, head_dim = len(self.shard.kv_heads), self.config.model.head_dim
-        element = torch.empty((), dtype=self.dtype).element_size()
-        block_bytes = num_tensors * 2 * self.config.block_size * heads * head_dim * element
+        block_bytes = num_tensors * 2 * self.config.block_size * heads * head_dim * self.cache_dtype.itemsize
         head = self.config.draft_head
         if head is not None:
-            block_bytes += self.config.block_size * head.kv_bytes_per_token(element)
+            block_bytes += self.config.block_size * head.kv_bytes_per_token(self.dtype.itemsize)
         wanted = self._cache_bytes() // block_bytes
         # never more than all sequences at full length can use
         useful = 2 * self.config.max_num_seqs * math.ceil(self.config.max_model_len / self.config.block_size) + 1
@@ -174,16 +187,13 @@ class Worker:
             )
         shape = (num_blocks, self.config.block_size, heads, head_dim)
         pairs = [
-            LayerCache(
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-            )
+            [torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in ("keys", "values")]
             for _ in range(num_tensors)
         ]
         seen = {FULL: 0, SLIDING: 0}
         layers = []
-        for kind in kinds:
-            layers.append(pairs[seen[kind]])
+        for kind, scales in zip(kinds, self._kv_scales or [(1.0, 1.0)] * len(kinds), strict=True):
+            layers.append(LayerCache(*pairs[seen[kind]], *scales))
             seen[kind] += 1
         self.kv_cache_bytes = num_blocks * block_bytes
         self.runner = ModelRunner(
@@ -284,6 +294,14 @@ class Worker:
         step += graph_bytes(c, self.shard, element)
         unused = max(step, (1 - c.gpu_memory_utilization) * total) + lora_bytes(c, self.shard)
         return max(0, int(free - unused))
+
+
+def read_kv_scales(source: TensorSource, layers: range) -> list[tuple[float, float]] | None:
+    """The scales of keys and values of each layer, 1 where the checkpoint has none; None if it has none at all."""
+    found = [source.kv_scales(n) for n in layers]
+    count = sum(scales is not None for scales in found)
+    logger.info("FP8 KV cache: scales of %d of %d layers are the checkpoint's, the others 1", count, len(found))
+    return [scales or (1.0, 1.0) for scales in found] if count else None
 
 
 def choose_device(name: str, rank: int = 0, world: int = 1) -> torch.device:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.layers import LayerCache
+from gptoss.kernels.reference.kv_cache import load_kv_ref
 from gptoss.kernels.step_layout import StepLayout, first_key
 
 QUERY_TILE = 512
@@ -91,18 +93,13 @@ def _prefill_plan(layout: StepLayout, group: int, window: int | None, index: int
 
 
 def decode_attention_ref(
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    sinks: torch.Tensor,
-    plan: DecodePlan,
-    scale: float,
+    query: torch.Tensor, cache: LayerCache, sinks: torch.Tensor, plan: DecodePlan, scale: float
 ) -> torch.Tensor:
     """query [B, N, D], one new token for each sequence -> [B, N, D]."""
     num_seqs, num_heads, head_dim = query.shape
-    num_groups = key_cache.shape[2]
-    key = key_cache.flatten(0, 1).index_select(0, plan.slots).view(num_seqs, -1, num_groups, head_dim)
-    value = value_cache.flatten(0, 1).index_select(0, plan.slots).view(num_seqs, -1, num_groups, head_dim)
+    num_groups = cache.key.shape[2]
+    rows = load_kv_ref(cache, plan.slots, query.dtype)
+    key, value = (x.view(num_seqs, -1, num_groups, head_dim) for x in rows)
     grouped = query.view(num_seqs, num_groups, -1, head_dim)  # the Q heads of a group are Q query rows of one head
     out, lse = _attend(grouped, key.transpose(1, 2), value.transpose(1, 2), plan.bias, scale)
     gate = torch.sigmoid(lse.reshape(num_seqs, num_heads) - sinks.float())
@@ -111,8 +108,7 @@ def decode_attention_ref(
 
 def prefill_attention_ref(
     query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    cache: LayerCache,
     sinks: torch.Tensor,
     plan: PrefillPlan,
     window: int | None,
@@ -123,9 +119,9 @@ def prefill_attention_ref(
     `window` counts the token itself: a query at position p sees p - window + 1 ... p.
     """
     num_tokens, num_heads, head_dim = query.shape
-    repeat = num_heads // key_cache.shape[2]
-    key = key_cache.flatten(0, 1).index_select(0, plan.slots).transpose(0, 1).repeat_interleave(repeat, dim=0)
-    value = value_cache.flatten(0, 1).index_select(0, plan.slots).transpose(0, 1).repeat_interleave(repeat, dim=0)
+    repeat = num_heads // cache.key.shape[2]
+    rows = load_kv_ref(cache, plan.slots, query.dtype)
+    key, value = (x.transpose(0, 1).repeat_interleave(repeat, dim=0) for x in rows)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for start in range(0, num_tokens, QUERY_TILE):
         end = min(start + QUERY_TILE, num_tokens)

@@ -93,7 +93,7 @@ class ReferenceBackend:
         rotated = apply_rope_ref(qkv[:, : s.num_heads + s.num_kv_heads], *step.rope)
         value = qkv[:, s.num_heads + s.num_kv_heads :]
         slots = step.attention[layer.group].slot_mapping
-        store_kv_ref(rotated[:, s.num_heads :], value, cache.key, cache.value, slots)
+        store_kv_ref(rotated[:, s.num_heads :], value, cache, slots)
         return rotated
 
     def attention(
@@ -104,10 +104,10 @@ class ReferenceBackend:
         parts = []
         if metadata.decode is not None:
             rows = query[: metadata.num_decodes]
-            parts.append(decode_attention_ref(rows, cache.key, cache.value, layer.sinks, metadata.decode, scale))
+            parts.append(decode_attention_ref(rows, cache, layer.sinks, metadata.decode, scale))
         for p in metadata.prefills:
             rows = query[p.first_token : p.first_token + p.num_tokens]
-            parts.append(prefill_attention_ref(rows, cache.key, cache.value, layer.sinks, p, metadata.window, scale))
+            parts.append(prefill_attention_ref(rows, cache, layer.sinks, p, metadata.window, scale))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
 
     def linear(

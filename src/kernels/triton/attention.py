@@ -26,6 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
+from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.triton import support
 from gptoss.kernels.triton.configs import TileConfig
 from gptoss.kernels.triton.metadata import TILE_TOKENS, TritonAttentionMetadata
@@ -89,10 +90,7 @@ def attend_split(
         old = power_of_two(peak - base)
         total = total * old + tl.sum(p, axis=1)
         v = tl.load(value_ptr + row[:, None] * D + d[None, :], mask=inside[:, None], other=0.0)
-        if tl.bfloat16 == COMPUTE:
-            acc = tl.dot(p.to(tl.bfloat16), v, acc * old[:, None])
-        else:
-            acc = tl.dot(p, v.to(COMPUTE), acc * old[:, None])
+        acc = tl.dot(p.to(COMPUTE), v.to(COMPUTE), acc * old[:, None])
         peak = new_peak
     return peak, total, acc
 
@@ -159,7 +157,7 @@ def finish(peak, total, acc, sink_log2):
 @triton.jit(do_not_specialize=["table_width", "max_pieces"])
 def _attention_kernel(
     q_ptr, key_ptr, value_ptr, sinks_ptr, out_ptr, tile_seq_ptr, tile_first_ptr, query_start_ptr, length_ptr, table_ptr,
-    peaks_ptr, totals_ptr, parts_ptr, counters_ptr, scale_log2, table_width, max_pieces,
+    peaks_ptr, totals_ptr, parts_ptr, counters_ptr, scale_log2, value_scale, table_width, max_pieces,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, BS: tl.constexpr, WINDOW: tl.constexpr,
     SPLIT: tl.constexpr, FIXED: tl.constexpr, SHORT: tl.constexpr, NUM_SHORT: tl.constexpr, LONG: tl.constexpr,
     BLOCK_M: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, TOGETHER: tl.constexpr, COMPUTE: tl.constexpr,
@@ -169,7 +167,8 @@ def _attention_kernel(
 
     SPLIT: programs share a tile's keys and leave their pieces in peaks, totals [T N, max_pieces] and parts
     [T N, max_pieces, D]; the last one, by counters int32 [tiles, G], adds them. Else one program does all. FIXED: keys
-    are cut at fixed positions; else in as many pieces as there are programs, of whole tiles.
+    are cut at fixed positions; else in as many pieces as there are programs, of whole tiles. `value_scale`: of values
+    in FP8, else None; that of the keys is part of `scale_log2`.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -264,7 +263,17 @@ def _attention_kernel(
             BLOCK_M, TILE, STAGES, COMPUTE,
         )  # fmt: skip
     out = finish(peak, total, acc, sink)
+    if value_scale is not None:
+        out = out * value_scale
     tl.store(out_ptr + row[:, None] * D + d[None, :], out.to(out_ptr.dtype.element_ty), mask=valid[:, None])
+
+
+def fp8_options(cache: LayerCache) -> dict[str, tl.dtype]:
+    """COMPUTE for keys and values in FP8: float16, which holds every code and takes one instruction for two of them.
+
+    Queries and weights of the softmax are more exact in it than in bfloat16, and far from its limit of 65504.
+    """
+    return {"COMPUTE": tl.float16} if cache.is_fp8 and not support.interpreted() else {}
 
 
 def num_splits(length: int) -> int:
@@ -276,8 +285,7 @@ def num_splits(length: int) -> int:
 
 def paged_attention(
     query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    cache: LayerCache,
     sinks: torch.Tensor,
     metadata: TritonAttentionMetadata,
     window: int | None,
@@ -289,19 +297,19 @@ def paged_attention(
 ) -> torch.Tensor:
     """Returns the attention [T, N D] of query [T, N, D], rotated.
 
-    Its keys and values are in the cache [NB, BS, G, D] already. `window` counts the token itself; `block_m` of
+    Its keys and values are in the cache already. `window` counts the token itself; `block_m` of
     `prefill` is not used: TILE_TOKENS tokens with all heads of a group make a tile.
     """
     out = torch.empty_like(query)
-    launch = functools.partial(_launch, query, key_cache, value_cache, sinks, metadata, window, scale, out, fixed=fixed)
+    launch = functools.partial(_launch, query, cache, sinks, metadata, window, scale, out, fixed=fixed)
     if metadata.num_decodes:
-        longest = metadata.block_table.shape[1] * key_cache.shape[1]
+        longest = metadata.block_table.shape[1] * cache.key.shape[1]
         splits = 1
         if window is None:
             splits = num_splits(longest) if fixed else min(MAX_PIECES, -(-longest // MIN_PIECE))
         launch(decode, metadata.num_decodes, tiles=None, splits=splits)
     if len(metadata.tile_seq):
-        rows = triton.next_power_of_2(TILE_TOKENS * query.shape[1] // key_cache.shape[2])
+        rows = triton.next_power_of_2(TILE_TOKENS * query.shape[1] // cache.key.shape[2])
         tiles = (metadata.tile_seq, metadata.tile_first)
         launch(replace(prefill, block_m=max(16, rows)), len(metadata.tile_seq), tiles=tiles, splits=1)
     return out.flatten(1)
@@ -309,8 +317,7 @@ def paged_attention(
 
 def _launch(
     query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    cache: LayerCache,
     sinks: torch.Tensor,
     metadata: TritonAttentionMetadata,
     window: int | None,
@@ -325,7 +332,7 @@ def _launch(
 ) -> None:
     """`count` tiles, or without `tiles` that many sequences of one new token."""
     heads, head_dim = query.shape[1:]
-    block_size, groups = key_cache.shape[1:3]
+    block_size, groups = cache.key.shape[1:3]
     programs = min(splits, max(1, MAX_PROGRAMS // (count * groups)))
     peaks = totals = parts = None
     split = tiles is None and window is None  # also where one program does all: one compilation
@@ -335,11 +342,12 @@ def _launch(
         peaks, totals, parts = torch.empty(rows * (head_dim + 2), dtype=torch.float32, device=query.device).split(
             (rows, rows, rows * head_dim)
         )
-    options = support.launch_options(query.device, "COMPUTE")
+    options = support.launch_options(query.device, "COMPUTE") | fp8_options(cache)
+    value_scale = cache.value_scale if cache.is_fp8 else None
     _attention_kernel[(groups, count, programs)](
-        query, key_cache, value_cache, sinks, out, *(tiles or (None, None)), metadata.query_start, metadata.length,
+        query, cache.key, cache.value, sinks, out, *(tiles or (None, None)), metadata.query_start, metadata.length,
         metadata.block_table, peaks, totals, parts, support.counters(query.device, count * groups),
-        scale * math.log2(math.e), metadata.block_table.shape[1], splits, heads, groups, head_dim, block_size,
-        window or 0, split, fixed, SHORT_SPLIT, NUM_SHORT, LONG_SPLIT, config.block_m, min(config.block_n, block_size),
-        config.stages, TOGETHER, num_warps=config.warps, **options,
+        scale * cache.key_scale * math.log2(math.e), value_scale, metadata.block_table.shape[1], splits, heads, groups,
+        head_dim, block_size, window or 0, split, fixed, SHORT_SPLIT, NUM_SHORT, LONG_SPLIT, config.block_m,
+        min(config.block_n, block_size), config.stages, TOGETHER, num_warps=config.warps, **options,
     )  # fmt: skip

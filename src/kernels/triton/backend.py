@@ -19,6 +19,7 @@ from gptoss.kernels.layers import (
 from gptoss.kernels.lora import StepLora
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 from gptoss.kernels.reference.backend import ReferenceBackend
+from gptoss.kernels.reference.kv_cache import store_kv_ref
 from gptoss.kernels.reference.rope import Rotation
 from gptoss.kernels.step_layout import StepLayout
 from gptoss.kernels.triton import dense, fused_layers
@@ -72,7 +73,20 @@ class TritonBackend:
 
     def norm_qkv(self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: TritonStep) -> torch.Tensor:
         assert isinstance(layer.qkv, torch.Tensor)
-        query = fused_layers.norm_qkv(
+        adapters = self._adapters(layer, step)
+        slots = step.attention[cache_group(layer.group)].slot_mapping
+        if adapters is not None and cache.is_fp8:
+            return self._qkv_of_adapters_in_fp8(x, layer, cache, step, slots, adapters)
+        query = self._qkv(x, layer, cache, step, slots)
+        if adapters is not None:
+            self._add_qkv(x, layer, cache, step, slots, adapters, query)
+        return query
+
+    def _qkv(
+        self, x: torch.Tensor, layer: LayerWeights, cache: LayerCache, step: TritonStep, slots: torch.Tensor
+    ) -> torch.Tensor:
+        assert isinstance(layer.qkv, torch.Tensor)
+        return fused_layers.norm_qkv(
             x,
             layer.attention_norm,
             self.shape.rms_norm_eps,
@@ -80,17 +94,41 @@ class TritonBackend:
             layer.qkv_bias,
             step.positions,
             self._rope,
-            step.attention[cache_group(layer.group)].slot_mapping,
-            cache.key,
-            cache.value,
+            slots,
+            cache,
             self.shape.num_heads,
             invariant=self.is_batch_invariant,
         )
-        adapters = self._adapters(layer, step)
-        if adapters is not None:
-            scaled, r = dense.norm_tokens(x, layer.attention_norm, self.shape.rms_norm_eps)
-            slots = step.attention[layer.group].slot_mapping
-            adapters.add_qkv(scaled, r, step.positions, self._rope, slots, query, cache.key, cache.value)
+
+    def _add_qkv(
+        self,
+        x: torch.Tensor,
+        layer: LayerWeights,
+        cache: LayerCache,
+        step: TritonStep,
+        slots: torch.Tensor,
+        adapters: LayerAdapters,
+        query: torch.Tensor,
+    ) -> None:
+        scaled, r = dense.norm_tokens(x, layer.attention_norm, self.shape.rms_norm_eps)
+        adapters.add_qkv(scaled, r, step.positions, self._rope, slots, query, cache.key, cache.value)
+
+    def _qkv_of_adapters_in_fp8(
+        self,
+        x: torch.Tensor,
+        layer: LayerWeights,
+        cache: LayerCache,
+        step: TritonStep,
+        slots: torch.Tensor,
+        adapters: LayerAdapters,
+    ) -> torch.Tensor:
+        """Adapters add to keys and values before these are rounded to FP8."""
+        shape = (1, len(x), *cache.key.shape[2:])
+        wide = LayerCache(*(torch.empty(shape, dtype=x.dtype, device=x.device) for _ in "kv"))
+        rows = torch.arange(len(x), device=x.device)
+        query = self._qkv(x, layer, wide, step, rows)
+        self._add_qkv(x, layer, wide, step, rows, adapters, query)
+        store_kv_ref(wide.key[0], wide.value[0], cache, slots)
         return query
 
     def _adapters(self, layer: LayerWeights, step: TritonStep) -> LayerAdapters | None:
@@ -100,8 +138,7 @@ class TritonBackend:
         s = self.shape
         return fused_layers.paged_attention(
             query,
-            cache.key,
-            cache.value,
+            cache,
             layer.sinks,
             step.attention[cache_group(layer.group)],
             s.windows[layer.group],

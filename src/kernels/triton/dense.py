@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.triton import support
 from gptoss.kernels.triton.configs import TileConfig
 
@@ -48,7 +49,7 @@ def project(
             scale = tl.load(norm_ptr + start + k, mask=start + k < K, other=0.0).to(tl.float32)
             wide = b.to(tl.float32)
             squares += tl.sum(wide * wide, axis=0)
-            b = (wide * scale[:, None]).to(w_ptr.dtype.element_ty)
+            b = (wide * scale[:, None]).to(x_ptr.dtype.element_ty)
         acc = tl.dot(a.to(COMPUTE), b.to(COMPUTE), acc)
     if NORM == "fused":
         acc = acc * tl.rsqrt(squares / K + eps)[None, :]
@@ -70,6 +71,23 @@ def prefetch(w_ptr, w_row, K: tl.constexpr):
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
     )  # fmt: skip
+
+
+@triton.jit
+def to_fp8(x, ASM: tl.constexpr):
+    """float32 -> e4m3, rounded to nearest even, cut to +-448.
+
+    The interpreter's own conversion drops a carry into the exponent (triton 3.6, 3.7), so there it is done in bits.
+    """
+    if ASM:
+        return x.to(tl.float8e4nv)
+    size = tl.minimum(tl.abs(x), 448.0)
+    bits = size.to(tl.int32, bitcast=True)
+    even = (bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20  # three bits of the mantissa are left
+    steps = (size + 16384.0).to(tl.int32, bitcast=True) & 0xF  # of 2^-9, below the normal numbers
+    code = tl.where(size < 0.015625, steps, even - (120 << 3))
+    sign = (x.to(tl.int32, bitcast=True) >> 24) & 0x80
+    return (code | sign).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -127,15 +145,15 @@ def _norm_tokens_kernel(
 @triton.jit(do_not_specialize=["num_rows"])
 def _qkv_kernel(
     x_ptr, w_ptr, bias_ptr, norm_ptr, r_ptr, eps, positions_ptr, rope_ptr, slots_ptr, q_ptr, key_ptr, value_ptr,
-    num_rows, HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr,
-    COMPUTE: tl.constexpr, PDL: tl.constexpr,
+    key_factor, value_factor, num_rows, HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, K: tl.constexpr,
+    NORM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    PREFETCH: tl.constexpr, COMPUTE: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Rotated queries to q [M, N, D]; rotated keys, and values, to the cache [NB, BS, G, D].
 
-    They go to `slots` int64 [M]. rope float32 [positions, 2, D / 2], cosines first. Rows are taken in units of 16: 8
-    dimensions d of a head and the 8 at d + D / 2 that they are rotated with, which one lane of an m16n8 accumulator
-    then holds both.
+    They go to `slots` int64 [M]; in FP8 as codes, after multiplication by the factors, which else are None. rope
+    float32 [positions, 2, D / 2], cosines first. Rows are taken in units of 16: 8 dimensions d of a head and the 8 at
+    d + D / 2 that they are rotated with, which one lane of an m16n8 accumulator then holds both.
     """
     N: tl.constexpr = (HEADS + 2 * GROUPS) * D
     HALF: tl.constexpr = D // 2
@@ -181,11 +199,19 @@ def _qkv_kernel(
     group = tl.where(head < HEADS + GROUPS, head - HEADS, head - HEADS - GROUPS)
     at = (slot[None, :] * GROUPS + group[:, None]) * D + d[:, None]
     is_k = inside & ((head >= HEADS) & (head < HEADS + GROUPS))[:, None]
-    tl.store(key_ptr + at, one.to(key_ptr.dtype.element_ty), mask=is_k)
-    tl.store(key_ptr + at + HALF, two.to(key_ptr.dtype.element_ty), mask=is_k)
+    if key_factor is not None:
+        tl.store(key_ptr + at, to_fp8(one * key_factor, ASM), mask=is_k)
+        tl.store(key_ptr + at + HALF, to_fp8(two * key_factor, ASM), mask=is_k)
+    else:
+        tl.store(key_ptr + at, one.to(key_ptr.dtype.element_ty), mask=is_k)
+        tl.store(key_ptr + at + HALF, two.to(key_ptr.dtype.element_ty), mask=is_k)
     is_v = inside & ((head >= HEADS + GROUPS) & (head < HEADS + 2 * GROUPS))[:, None]
-    tl.store(value_ptr + at, one.to(value_ptr.dtype.element_ty), mask=is_v)
-    tl.store(value_ptr + at + HALF, two.to(value_ptr.dtype.element_ty), mask=is_v)
+    if value_factor is not None:
+        tl.store(value_ptr + at, to_fp8(one * value_factor, ASM), mask=is_v)
+        tl.store(value_ptr + at + HALF, to_fp8(two * value_factor, ASM), mask=is_v)
+    else:
+        tl.store(value_ptr + at, one.to(value_ptr.dtype.element_ty), mask=is_v)
+        tl.store(value_ptr + at + HALF, two.to(value_ptr.dtype.element_ty), mask=is_v)
 
 
 def linear(
@@ -237,8 +263,7 @@ def qkv(
     positions: torch.Tensor,
     rope: torch.Tensor,
     slots: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    cache: LayerCache,
     num_heads: int,
     config: TileConfig,
     *,
@@ -246,15 +271,16 @@ def qkv(
     r: torch.Tensor | None = None,
     eps: float = 0.0,
 ) -> torch.Tensor:
-    """x [M, K], weight [(N + 2 G) D, K] -> queries [M, N, D]; keys and values go into the caches."""
+    """x [M, K], weight [(N + 2 G) D, K] -> queries [M, N, D]; keys and values go into the cache."""
     tokens, size = x.shape
-    groups, head_dim = key_cache.shape[2:]
+    groups, head_dim = cache.key.shape[2:]
+    factors = (1 / cache.key_scale, 1 / cache.value_scale) if cache.is_fp8 else (None, None)
     query = torch.empty(tokens, num_heads, head_dim, dtype=x.dtype, device=x.device)
     grid = (triton.cdiv(weight.shape[0], config.block_n), triton.cdiv(tokens, config.block_m))
     _qkv_kernel[grid](
-        x, weight, bias, norm, r, eps, positions, rope, slots, query, key_cache, value_cache, tokens,
+        x, weight, bias, norm, r, eps, positions, rope, slots, query, cache.key, cache.value, *factors, tokens,
         num_heads, groups, head_dim, size, _kind(norm, r), config.block_n, config.block_m, BLOCK_K, config.stages,
-        _prefetches(config), num_warps=config.warps, **support.launch_options(x.device, "COMPUTE"),
+        _prefetches(config), num_warps=config.warps, **support.launch_options(x.device, "COMPUTE", "ASM"),
     )  # fmt: skip
     return query
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from gptoss.kernels.layers import PackedExperts
+from gptoss.kernels.layers import LayerCache, PackedExperts
 from gptoss.kernels.triton import attention, dense, experts, routing, support
 from gptoss.kernels.triton.configs import config_for
 from gptoss.kernels.triton.lora import LayerAdapters
@@ -32,15 +32,14 @@ def norm_qkv(
     positions: torch.Tensor,
     rope: torch.Tensor,
     slots: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    cache: LayerCache,
     num_heads: int,
     *,
     invariant: bool,
 ) -> torch.Tensor:
-    """x [T, H] -> queries [T, N, D], rotated; keys and values go into the caches at `slots`."""
+    """x [T, H] -> queries [T, N, D], rotated; keys and values go into the cache at `slots`."""
     config = config_for(support.architecture(x.device), "qkv", len(x), invariant=invariant)
-    where = (weight, bias, positions, rope, slots, key_cache, value_cache, num_heads, config)
+    where = (weight, bias, positions, rope, slots, cache, num_heads, config)
     if _norms_apart(x, invariant=invariant):
         scaled, r = dense.norm_tokens(x, norm, eps)
         return dense.qkv(scaled, *where, r=r, eps=eps)
@@ -49,8 +48,7 @@ def norm_qkv(
 
 def paged_attention(
     query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    cache: LayerCache,
     sinks: torch.Tensor,
     metadata: TritonAttentionMetadata,
     window: int | None,
@@ -62,7 +60,7 @@ def paged_attention(
     name = support.architecture(query.device)
     decode, prefill = (config_for(name, "attention", n, invariant=invariant) for n in (1, PREFILL))
     return attention.paged_attention(
-        query, key_cache, value_cache, sinks, metadata, window, scale, decode, prefill, fixed=invariant
+        query, cache, sinks, metadata, window, scale, decode, prefill, fixed=invariant
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import torch
 
 OLDEST_CAPABILITY = (8, 0)  # the first with bfloat16 matrix instructions
 PDL_CAPABILITY = (9, 0)
+FP8_CAPABILITY = (8, 9)  # the first that converts to and from e4m3
 
 
 def interpreted() -> bool:
@@ -36,6 +37,11 @@ def runs_triton(device: torch.device, dtype: torch.dtype) -> bool:
 def samples(device: torch.device) -> bool:
     """Whether the kernels that pick tokens run there."""
     return device.type == "cuda" and _capability(device) >= OLDEST_CAPABILITY
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Whether kernels there may take numbers in FP8: on a CPU, as plain torch does, and on a GPU of sm_89 or later."""
+    return device.type != "cuda" or _capability(device) >= FP8_CAPABILITY
 
 
 def launch_options(device: torch.device, *names: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `--kv-cache-dtype fp8` changes in the answers, and what a finer scale than 1 would gain.
+"""What `--kv-cache-dtype fp8` and `--lm-head-dtype fp8` change in the answers, and what other scales would gain.
 
     python bench/fp8_error.py [--model nano mini] [--tokens 64] [--results bench/RESULTS.md]
 
@@ -117,10 +117,11 @@ def compare(name: str, folder: Path, prompts: list[Tokens], stop: tuple[int, ...
     with mock.patch.object(native, "supports", lambda dtype: False):  # plain torch for bfloat16 too
         plain = engine(folder, dtype="bfloat16")
         fp8 = engine(folder, dtype="bfloat16", kv_cache_dtype="fp8")
+        head = engine(folder, dtype="bfloat16", lm_head_dtype="fp8")
         exact = engine(folder, dtype="float32")
     cases = [Case(*pair) for pair in zip(prompts, greedy(plain, prompts, count, stop), strict=True)]
-    others = greedy(fp8, prompts, count, stop)
-    added, rounding, both = Difference(), Difference(), Difference()
+    others = {"cache": greedy(fp8, prompts, count, stop), "head": greedy(head, prompts, count, stop)}
+    added, rounding, both, of_head = Difference(), Difference(), Difference(), Difference()
     by_scale = {scale: (Difference(), Rounding()) for scale in SCALES}
     layers = largest_numbers(exact, cases)
     for case in cases:
@@ -128,23 +129,23 @@ def compare(name: str, folder: Path, prompts: list[Tokens], stop: tuple[int, ...
         rounding.add(three[0], three[1])
         added.add(three[1], three[2])
         both.add(three[0], three[2])
+        of_head.add(three[1], logits(head, case))
         for scale, (difference, found) in by_scale.items():
             with rounded(SCALES[scale], layers, found):
                 difference.add(three[0], logits(exact, case, torch.float32))
     total = sum(len(case.answer) for case in cases)
-    before = sum(common(case.answer, other) for case, other in zip(cases, others, strict=True))
-    equal = sum(case.answer == other for case, other in zip(cases, others, strict=True))
     lines = [
         f"{name}: {len(cases)} prompts, {total} tokens of bfloat16's greedy answers.",
         "",
         "| | relative RMS of the logits | KL divergence, nats | same most likely token |",
         "|---|---|---|---|",
         row("FP8 cache against bfloat16", added),
+        row("FP8 head against bfloat16", of_head),
         row("bfloat16 against float32", rounding),
         row("FP8 cache against float32", both),
         *(row(f"in float32, scale {scale}", found) for scale, (found, _) in by_scale.items()),
         "",
-        f"Greedy answers: {equal} of {len(cases)} equal; {before} of {total} tokens before the first difference.",
+        *(agreement(name, cases, found) for name, found in others.items()),
         "",
         "| scale | relative RMS of keys | of values | largest key | largest value | smallest RMS of a layer's values |",
         "|---|---|---|---|---|---|",
@@ -156,6 +157,16 @@ def compare(name: str, folder: Path, prompts: list[Tokens], stop: tuple[int, ...
         "",
     ]
     return "\n".join(lines)
+
+
+def agreement(name: str, cases: list[Case], others: list[Tokens]) -> str:
+    pairs = [(case.answer, other) for case, other in zip(cases, others, strict=True)]
+    total, before = sum(len(answer) for answer, _ in pairs), sum(common(*pair) for pair in pairs)
+    equal = sum(answer == other for answer, other in pairs)
+    return (
+        f"Greedy answers with a {name} in FP8: {equal} of {len(pairs)} equal; {before} of {total} tokens before the "
+        "first difference."
+    )
 
 
 def row(name: str, d: Difference) -> str:

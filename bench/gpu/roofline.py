@@ -1,7 +1,7 @@
 """Estimates the time of a decode step on a card, kernel by kernel, from bytes and instructions.
 
     python -m bench.gpu.roofline [--card H200] [--model 20b] [--batch 1 32] [--context 1024] [--json FILE]
-    python -m bench.gpu.roofline --context 8192 32768 --kv-cache-dtype auto fp8
+    python -m bench.gpu.roofline --context 8192 32768 --fp8 none kv both
 
 Instructions come from the kernels compiled for the card, bytes from the model's shapes. Three things limit a kernel:
 its bytes at the memory's rate, the instructions of the busiest scheduler, and loads that wait for each other:
@@ -25,8 +25,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.kernels.cases import PREFILL_TOKENS, cases, fp8_cases
+from bench.kernels.cases import PREFILL_TOKENS, cases
 from bench.kernels.cross_compile import Compiled, cross_compile
+from bench.kernels.fp8_cases import fp8_cases
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
 from gptoss.kernels.triton import attention, fused_layers
@@ -37,6 +38,7 @@ STREAM_MEGABYTES = 500
 OUTSIDE_US = 45.0  # embedding, sampler and copies between two graphs
 CONTEXT = 1024
 TILE_KEYS = 64
+FP8_PARTS = {"none": frozenset[str](), "kv": frozenset({"kv"}), "both": frozenset({"kv", "head"})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,12 @@ BEFORE = {
 class Step:
     """A model's decode step of `batch` sequences."""
 
-    def __init__(self, model: str, batch: int, card: Card, context: int = CONTEXT, *, fp8: bool = False) -> None:
-        """`context`: tokens of each sequence. `fp8`: keys and values in FP8."""
-        self.model, self.batch, self.card, self.context, self.fp8 = model, batch, card, context, fp8
+    def __init__(
+        self, model: str, batch: int, card: Card, context: int = CONTEXT, fp8: frozenset[str] = frozenset()
+    ) -> None:
+        """`context`: tokens of each sequence. `fp8`: "kv" for keys and values in FP8, "head" for the output head."""
+        self.model, self.batch, self.card, self.context = model, batch, card, context
+        self.fp8 = {"attention": "kv" in fp8, "qkv": "kv" in fp8, "lm_head": "head" in fp8}
         self.c = ModelConfig.from_json(hf_config(SIZES[model]))
         self.architecture = f"sm_{card.capability}"
         made = [*cases(model, self.architecture), *fp8_cases(model, self.architecture)]
@@ -115,7 +120,7 @@ class Step:
         limit = next(n for n, _ in rows if tokens <= n)
         upto = "prefill" if limit > PREFILL_TOKENS else f"<={limit}"
         name = f"{kernel} {upto}{suffix}"
-        case = self._cases[f"fp8 {name}" if self.fp8 and f"fp8 {name}" in self._cases else name]
+        case = self._cases[f"fp8 {name}" if self.fp8.get(kernel) else name]
         return cross_compile(case, self.card.capability), config
 
     def work(self) -> list[Work]:
@@ -136,13 +141,13 @@ class Step:
         ]
 
     def head(self) -> Work:
-        return self._dense("lm_head", self.c.vocab_size, self.c.hidden_size)
+        return self._dense("lm_head", self.c.vocab_size, self.c.hidden_size, 1e-6 if self.fp8["lm_head"] else 2e-6)
 
-    def _dense(self, kernel: str, rows: int, columns: int) -> Work:
+    def _dense(self, kernel: str, rows: int, columns: int, element: float = 2e-6) -> Work:
         made, config = self._compiled(kernel)
         ctas = math.ceil(rows / config.block_n) * math.ceil(self.batch / config.block_m)
         count = made.longest(math.ceil(columns / 64))
-        return Work(kernel, ctas, config.warps, count, rows * columns * 2e-6, 0, made.early_bytes)
+        return Work(kernel, ctas, config.warps, count, rows * columns * element, 0, made.early_bytes)
 
     def _attention(self) -> list[Work]:
         c, b = self.c, self.batch
@@ -151,7 +156,7 @@ class Step:
         pieces = min(attention.MAX_PIECES, tiles, attention.MAX_PROGRAMS // (b * groups))
         each = math.ceil(tiles / pieces)
         pieces = math.ceil(tiles / each)
-        row_bytes = 2 * groups * dim * (1e-6 if self.fp8 else 2e-6)
+        row_bytes = 2 * groups * dim * (1e-6 if self.fp8["attention"] else 2e-6)
         full, config = self._compiled("attention", " full")
         sliding, _ = self._compiled("attention", " sliding")
         window = math.ceil(c.sliding_window / TILE_KEYS) + 1
@@ -246,8 +251,10 @@ def step_us(found: list[Time], head: Time, layers: int) -> tuple[float, float]:
     return layer, layers * layer + head.us + GAP_US + OUTSIDE_US
 
 
-def report(model: str, batch: int, card: Card, context: int = CONTEXT, *, fp8: bool = False) -> dict[str, Any]:
-    step = Step(model, batch, card, context, fp8=fp8)
+def report(
+    model: str, batch: int, card: Card, context: int = CONTEXT, fp8: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    step = Step(model, batch, card, context, fp8)
     now, head = step.work(), step.head()
     found, head_time = times(now, card), times([head], card)[0]
     layer, total = step_us(found, head_time, step.c.num_layers)
@@ -255,7 +262,7 @@ def report(model: str, batch: int, card: Card, context: int = CONTEXT, *, fp8: b
         "model": model,
         "batch": batch,
         "context": context,
-        "kv_cache_dtype": "fp8" if fp8 else "auto",
+        "fp8": sorted(fp8),
         "layer_us": round(layer, 1),
         "step_us": round(total),
         "tok_s": round(batch / total * 1e6),
@@ -276,7 +283,8 @@ def report(model: str, batch: int, card: Card, context: int = CONTEXT, *, fp8: b
 
 def show(result: dict[str, Any]) -> None:
     out = sys.stdout.write
-    cache = ", KV cache in FP8" if result["kv_cache_dtype"] == "fp8" else ""
+    names = {"kv": "KV cache", "head": "output head"}
+    cache = f", {' and '.join(names[part] for part in result['fp8'])} in FP8" if result["fp8"] else ""
     out(f"\n{result['model']}, batch {result['batch']}, {result['context']} tokens of context{cache}\n\n")
     head = "| kernel | CTAs x warps | warps a scheduler | MB | roof us | instructions of a warp | floor us | early KB a CTA | us"
     before = {t["work"]["kernel"]: t for t in result.get("before", {}).get("kernels", [])}
@@ -309,18 +317,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", nargs="+", default=["20b", "120b"], choices=("20b", "120b"))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--context", nargs="+", type=int, default=[CONTEXT], help="tokens of each sequence")
-    parser.add_argument("--kv-cache-dtype", nargs="+", default=["auto"], choices=("auto", "fp8"))
+    parser.add_argument("--fp8", nargs="+", default=["none"], choices=FP8_PARTS, help="what is in FP8")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    card, kinds = CARDS[args.card], args.kv_cache_dtype
-    if "fp8" in kinds and card.capability < 89:
-        parser.error(f"--kv-cache-dtype fp8 needs sm_89 or later, and {args.card} is sm_{card.capability}")
+    card = CARDS[args.card]
+    if args.fp8 != ["none"] and card.capability < 89:
+        parser.error(f"--fp8 needs sm_89 or later, and {args.card} is sm_{card.capability}")
     results = [
-        report(m, b, card, context, fp8=kind == "fp8")
+        report(m, b, card, context, FP8_PARTS[kind])
         for m in args.model
         for b in args.batch
         for context in args.context
-        for kind in kinds
+        for kind in args.fp8
     ]
     for result in results:
         show(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import triton
@@ -52,17 +52,11 @@ def table_rows(architecture: str) -> Iterator[Row]:
 def cases(model: str, architecture: str) -> list[Case]:
     """`model`: "20b" or "120b"."""
     c = ModelConfig.from_json(hf_config(SIZES[model]))
-    return [*_distinct(c, architecture, _MAKERS), *_sampling(c), _norm(c), *_lora(c)]
+    return [*distinct(c, architecture, _MAKERS), *_sampling(c), _norm(c), *_lora(c)]
 
 
-def fp8_cases(model: str, architecture: str) -> list[Case]:
-    """What kv_cache_dtype fp8 launches in place of others: none below sm_89."""
-    if int(architecture.removeprefix("sm_")) < 89:
-        return []
-    return _distinct(ModelConfig.from_json(hf_config(SIZES[model])), architecture, _FP8_MAKERS)
-
-
-def _distinct(c: ModelConfig, architecture: str, makers: dict[str, Maker]) -> list[Case]:
+def distinct(c: ModelConfig, architecture: str, makers: dict[str, Maker]) -> list[Case]:
+    """What `makers` make of the rows of the launch table, each compilation once."""
     made: dict[tuple[Any, ...], Case] = {}
     for row in table_rows(architecture):
         for case in makers[row.kernel](c, row) if row.kernel in makers else ():
@@ -142,6 +136,7 @@ def _linear_case(
     row: Row, name: str, outputs: int, inputs: int, norm: str, out: str, *, rows: bool, residual: bool, bias: bool
 ) -> Case:
     absent = _absent(
+        "w_scale_ptr",
         *(() if bias else ("bias_ptr",)),
         *(() if residual else ("residual_ptr",)),
         *(() if rows else ("rows_ptr",)),
@@ -151,6 +146,7 @@ def _linear_case(
     signature = {
         "x_ptr": "*bf16",
         "w_ptr": "*bf16",
+        "w_scale_ptr": "*fp32",
         "bias_ptr": "*bf16",
         "residual_ptr": "*bf16",
         "out_ptr": out,
@@ -342,22 +338,6 @@ def _attention(c: ModelConfig, row: Row) -> Iterator[Case]:
         yield Case(name, attention._attention_kernel, signature, constexprs, row.config.warps)
 
 
-def _in_fp8(made: Iterator[Case], scales: tuple[str, ...], compute: tl.dtype) -> Iterator[Case]:
-    """The same cases with keys and values in FP8."""
-    for case in made:
-        kept = {name: value for name, value in case.constexprs.items() if name not in scales} | {"COMPUTE": compute}
-        signature = case.signature | dict.fromkeys(("key_ptr", "value_ptr"), "*fp8e4nv") | dict.fromkeys(scales, "fp32")
-        yield replace(case, name=f"fp8 {case.name}", constexprs=kept, signature=signature)
-
-
-def _qkv_fp8(c: ModelConfig, row: Row) -> Iterator[Case]:
-    return _in_fp8(_qkv(c, row), ("key_factor", "value_factor"), tl.bfloat16)
-
-
-def _attention_fp8(c: ModelConfig, row: Row) -> Iterator[Case]:
-    return _in_fp8(_attention(c, row), ("value_scale",), tl.float16)
-
-
 def _sampling(c: ModelConfig) -> list[Case]:
     tiles = triton.cdiv(c.vocab_size, sampling.TILE)
     signature = {
@@ -451,4 +431,3 @@ _MAKERS: dict[str, Maker] = {
     "qkv": _qkv,
     "attention": _attention,
 }
-_FP8_MAKERS: dict[str, Maker] = {"qkv": _qkv_fp8, "attention": _attention_fp8}

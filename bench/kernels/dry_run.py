@@ -66,7 +66,7 @@ class DryEngine(dry_run.DryEngine):
         invariant: bool = False,
         fp8: bool = False,
     ) -> None:
-        """`fp8`: keys and values in FP8."""
+        """`fp8`: keys, values and the output head in FP8."""
         super().__init__(
             EngineConfig(
                 ModelConfig.from_json(hf_config(SIZES[model])),
@@ -78,6 +78,7 @@ class DryEngine(dry_run.DryEngine):
                 block_size=BLOCK_SIZE,
                 batch_invariant=invariant,
                 kv_cache_dtype="fp8" if fp8 else "auto",
+                lm_head_dtype="fp8" if fp8 else "auto",
             )
         )
 
@@ -248,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpu-run", action="store_true", help="both models, as bench/gpu/run.sh starts them")
     parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--invariant", action="store_true")
-    parser.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "fp8"))
+    parser.add_argument("--fp8", action="store_true", help="KV cache and output head in FP8")
     parser.add_argument("--compile", type=Path, metavar="FOLDER", help="triton's cache to fill")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--candidates", type=json.loads, metavar="JSON", help="of bench/gpu/tune.py, to compile")

@@ -37,8 +37,9 @@ def compile_all(jobs: list[tuple[str, int]], workers: int = 0, *, fp8: bool = Fa
 def _compile_part(job: tuple[str, int, bool, int, int]) -> list[dict[str, Any]]:
     """Every `of`-th case, from the `part`-th on. In a process of its own, which has not seen triton yet."""
     os.environ.pop("TRITON_INTERPRET", None)
-    from bench.kernels.cases import cases, fp8_cases
+    from bench.kernels.cases import cases
     from bench.kernels.cross_compile import SHARED_BYTES, cross_compile
+    from bench.kernels.fp8_cases import fp8_cases
 
     model, target, fp8, part, of = job
     rows = []

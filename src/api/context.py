@@ -99,6 +99,12 @@ class ServerContext:
         return self.tags["dtype"] if chosen == "auto" else chosen
 
     @property
+    def lm_head_dtype(self) -> str:
+        """The type of the output head's matrix."""
+        chosen = self.engine.config.lm_head_dtype
+        return self.dense_dtype if chosen == "auto" else "fp8_e4m3"
+
+    @property
     def kv_cache_dtype(self) -> str:
         """The type of the KV cache."""
         return "fp8_e4m3" if self.engine.config.has_fp8_cache else self.tags["dtype"]
@@ -106,7 +112,9 @@ class ServerContext:
     @property
     def system_fingerprint(self) -> str:
         """Changes when the server could answer the same request differently."""
-        text = f"{__version__} {sorted(self.tags.items())} {self.dense_dtype} {self.kv_cache_dtype}"
+        text = (
+            f"{__version__} {sorted(self.tags.items())} {self.dense_dtype} {self.kv_cache_dtype} {self.lm_head_dtype}"
+        )
         return "fp_" + hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
     def planner(self) -> Planner:

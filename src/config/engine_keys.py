@@ -33,6 +33,10 @@ class DeviceKeys:
         "auto",
         "type of the KV cache; auto: as dtype; fp8 or fp8_e4m3: half the bytes, a small error, on GPUs from sm_89 on",
     )
+    lm_head_dtype: Literal["auto", "fp8"] = key(
+        "auto",
+        "type of the output head's matrix; auto: as dtype; fp8: half the bytes, a small error, on GPUs from sm_89 on",
+    )
     gpu_dtypes: dict[str, Literal["bfloat16", "float16", "float32"]] = key(
         {
             "V100": "float16",

@@ -69,7 +69,7 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
         self._check_limits()
         self._check_gpu_mode()
         self._check_dense_dtype()
-        self._check_kv_cache_dtype()
+        self._check_fp8()
         self._check_lora()
         self._check_nodes()
         self._check_draft_head()
@@ -169,12 +169,12 @@ class EngineConfig(LoraKeys, EngineKeys, DeviceKeys):
         """The head of speculative_model."""
         return None if self.speculative_model is None else read_draft_head(self.speculative_model, self.model)
 
-    def _check_kv_cache_dtype(self) -> None:
-        """Raises ConfigError for FP8 with a backend that has its own cache."""
-        if self.has_fp8_cache and self.backend == "transformers":
-            raise ConfigError(
-                f"kv_cache_dtype '{self.kv_cache_dtype}' (--kv-cache-dtype) needs backend 'native'; drop one of them"
-            )
+    def _check_fp8(self) -> None:
+        """Raises ConfigError for FP8 with a backend that has its own cache and weights."""
+        for key, flag in (("kv_cache_dtype", "--kv-cache-dtype"), ("lm_head_dtype", "--lm-head-dtype")):
+            value = getattr(self, key)
+            if value != "auto" and self.backend == "transformers":
+                raise ConfigError(f"{key} '{value}' ({flag}) needs backend 'native'; drop one of them")
 
     @property
     def has_fp8_cache(self) -> bool:

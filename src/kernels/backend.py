@@ -15,7 +15,7 @@ import torch
 
 from gptoss.kernels.cpu import native
 from gptoss.kernels.cpu.backend import CpuBackend, DenseDtype
-from gptoss.kernels.layers import DenseWeight, HeadWeight, LayerCache, LayerShape, LayerWeights
+from gptoss.kernels.layers import DenseWeight, HeadDtype, HeadWeight, LayerCache, LayerShape, LayerWeights
 from gptoss.kernels.reference.backend import ReferenceBackend
 from gptoss.kernels.step_layout import StepLayout
 from gptoss.kernels.triton import support
@@ -101,10 +101,11 @@ def choose_backend(
     *,
     batch_invariant: bool = False,
     dense_dtype: DenseDtype = "auto",
+    lm_head_dtype: HeadDtype = "auto",
 ) -> KernelBackend[Any]:
     """The fastest backend for that device and type.
 
-    `batch_invariant` costs some of the Triton kernels' speed.
+    `batch_invariant` costs some of the Triton kernels' speed. `lm_head_dtype` fp8: check_fp8 says whether it has that.
 
     Raises:
         ValueError: that backend does not have `dense_dtype`.
@@ -116,10 +117,10 @@ def choose_backend(
     if is_triton:
         from gptoss.kernels.triton.backend import TritonBackend  # a server on a CPU never loads triton
 
-        return TritonBackend(shape, dtype, device, batch_invariant=batch_invariant)
+        return TritonBackend(shape, dtype, device, batch_invariant=batch_invariant, lm_head_dtype=lm_head_dtype)
     if is_native:
         return CpuBackend(shape, dense_dtype)
-    return ReferenceBackend(shape, dtype, device)
+    return ReferenceBackend(shape, dtype, device, lm_head_dtype=lm_head_dtype)
 
 
 def check_fp8(kernels: KernelBackend[Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -40,6 +41,12 @@ class Fp8Matrix:
     @property
     def shape(self) -> tuple[int, int]:
         return self.codes.shape[0], self.codes.shape[1]
+
+
+def linear_fp8_ref(x: torch.Tensor, weight: Fp8Matrix) -> torch.Tensor:
+    """x [M, K], weight [N, K] -> float32 [M, N]. Codes are multiplied as they are, and the sum by the row's scale."""
+    parts = [F.linear(x, rows.to(x.dtype)).float() for rows in weight.codes.split(ROWS_AT_ONCE)]
+    return torch.cat(parts, dim=1) * weight.scales
 
 
 def quantize_rows(weight: torch.Tensor) -> Fp8Matrix:

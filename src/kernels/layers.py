@@ -7,10 +7,11 @@ vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from gptoss.kernels.fp8 import FP8
+from gptoss.kernels.fp8 import FP8, Fp8Matrix
 from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.lora import LayerLora
 from gptoss.kernels.mxfp4 import AlternatingMxfp4, GgufGateUp, GgufMxfp4, Mxfp4Tensor
@@ -37,7 +38,8 @@ class SharedRows:
     row_of: torch.Tensor  # int64 [N], index into `rows`
 
 
-HeadWeight = DenseWeight | SharedRows
+HeadWeight = DenseWeight | Fp8Matrix | SharedRows
+HeadDtype = Literal["auto", "fp8"]  # auto: as the other weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A KV cache in FP8 through the whole engine, on plain torch: memory, scales, the same answer in any batch, ranks."""
+"""A KV cache and an output head in FP8 through the whole engine, on plain torch: memory, scales, the same answer in any batch, ranks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from gptoss.engine.model.checkpoint import Checkpoint
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.tensor_source import CheckpointError
 from gptoss.engine.parallel.device_placement import choose_devices
-from gptoss.engine.parallel.memory_plan import GB, make_plan
+from gptoss.engine.parallel.memory_plan import GB, make_plan, weight_bytes
+from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.worker import Worker
 from gptoss.kernels.cpu import native
 from gptoss.kernels.fp8 import FP8
 from tests.engine.test_memory_plan import config as dummy_config
 from tests.support.gguf_files import make_small
-from tests.support.helpers import checkpoint, engine_config
+from tests.support.helpers import assert_close, checkpoint, engine_config
 
 PROMPT = random.Random(1).choices(range(199_998), k=60)
 Answer = list[tuple[int, float]]
@@ -101,10 +102,36 @@ def test_the_plan_has_twice_the_tokens_of_bfloat16() -> None:
     assert plain.kv_bytes == fp8.kv_bytes
 
 
+def test_a_head_in_fp8_takes_the_planned_bytes_and_computes() -> None:
+    plain, fp8 = (Worker(engine_config(checkpoint(), lm_head_dtype=name)) for name in ("auto", "fp8"))
+    for worker in (plain, fp8):
+        worker.load()
+    c = plain.config.model
+    saved = weight_bytes(c, whole(c), 4) - weight_bytes(c, whole(c), 4, lm_head_dtype="fp8")
+    assert plain.weight_bytes - fp8.weight_bytes == saved == c.vocab_size * (3 * c.hidden_size - 4)
+    memory = [24 * GB]
+    plans = [
+        make_plan(dummy_config("20b", lm_head_dtype=name), memory, memory, tensor_size=1, stages=1, element=2).ranks[0]
+        for name in ("auto", "fp8")
+    ]
+    assert plans[0].weight_bytes - plans[1].weight_bytes == 201_088 * (2880 - 4)
+    x = torch.randn(3, c.hidden_size, generator=torch.Generator().manual_seed(0))
+    wanted, found = (
+        w.kernels.norm_head(x, torch.arange(3), w.model.weights.final_norm, w.model.weights.lm_head, None)
+        for w in (plain, fp8)
+    )
+    assert_close("logits", wanted, found, 0.04)
+    assert not torch.equal(wanted, found)
+
+
 def test_what_cannot_have_it_is_a_start_up_error_that_names_the_flag() -> None:
     with pytest.raises(ConfigError, match=r"kv_cache_dtype 'fp8' \(--kv-cache-dtype\) needs backend 'native'"):
         dummy_config("20b", kv_cache_dtype="fp8", backend="transformers")
+    with pytest.raises(ConfigError, match=r"lm_head_dtype 'fp8' \(--lm-head-dtype\) needs backend 'native'"):
+        dummy_config("20b", lm_head_dtype="fp8", backend="transformers")
     if native.library() is not None:
+        with pytest.raises(ConfigError, match=r"\(--lm-head-dtype\) 'fp8' is not supported by the native CPU kernels"):
+            Worker(dummy_config("20b", lm_head_dtype="fp8", dtype="bfloat16", device="cpu"))
         with pytest.raises(ConfigError, match=r"\(--kv-cache-dtype\) 'fp8' is not supported by the native CPU kernels"):
             Worker(dummy_config("20b", kv_cache_dtype="fp8", dtype="bfloat16", device="cpu"))
 

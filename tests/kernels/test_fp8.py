@@ -7,7 +7,7 @@ import torch
 
 from gptoss.kernels.backend import check_fp8, choose_backend
 from gptoss.kernels.cpu import native
-from gptoss.kernels.fp8 import FP8, LARGEST, dequantize_fp8, quantize_fp8
+from gptoss.kernels.fp8 import FP8, LARGEST, dequantize_fp8, linear_fp8_ref, quantize_fp8, quantize_rows
 from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.reference.attention import DecodePlan, PrefillPlan, decode_attention_ref, prefill_attention_ref
 from gptoss.kernels.reference.backend import ReferenceBackend
@@ -89,6 +89,20 @@ def test_rounding_moves_attention_by_a_few_percent() -> None:
     found, expected = (prefill_attention_ref(query, one, torch.zeros(4), plan, None, 0.25) for one in (cache, wide))
     assert not torch.equal(found, expected)
     assert_close("attention", expected, found, 0.06)
+
+
+def test_a_row_s_scale_maps_its_largest_number_to_the_largest_code() -> None:
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(40, 48, generator=g) * torch.logspace(-6, 6, 40).unsqueeze(1)
+    weight[7] = 0
+    made = quantize_rows(weight)
+    assert made.shape == (40, 48) and made.codes.dtype == FP8 and made.scales[7] == 1
+    codes = made.codes.float()
+    assert codes[7].eq(0).all() and (codes.abs().amax(dim=1)[made.scales != 1] == LARGEST).all()
+    assert_close("rows", weight, codes * made.scales.unsqueeze(1), 0.04)
+    assert ((codes * made.scales.unsqueeze(1) - weight).abs() <= weight.abs().amax(dim=1, keepdim=True) / 16).all()
+    x = torch.randn(5, 48, generator=g)
+    assert_close("product", x @ (codes * made.scales.unsqueeze(1)).t(), linear_fp8_ref(x, made), 1e-5)
 
 
 def test_fp8_is_refused_where_it_is_not_supported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bench.kernels.cases import fp8_cases
+from bench.kernels.fp8_cases import fp8_cases
 from bench.kernels.report import TARGETS, compile_all
 from gptoss.kernels.triton.configs import load_table
 from tests.support.caches import CHECKPOINTS
@@ -68,9 +68,9 @@ def test_every_kernel_compiles_without_spilling(model: str, target: int) -> None
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("model", "target"), [("20b", target) for target in TARGETS if target > 80] + [("120b", 90)])
-def test_keys_and_values_in_fp8(model: str, target: int) -> None:
+def test_kernels_in_fp8(model: str, target: int) -> None:
     mine = compiled(model, target, fp8=True)
-    assert {r["kernel"].split()[1] for r in mine} == {"qkv", "attention"}
+    assert {r["kernel"].split()[1] for r in mine} == {"qkv", "attention", "lm_head"}
     check_resources(mine)
     assert not [r["kernel"] for r in mine if not r["mma"] or not r["wide_loads"]]
     plain = {r["kernel"]: r for r in compiled(model, target)}

@@ -14,7 +14,7 @@ from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.weights import dummy_weights
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import whole
-from gptoss.kernels.fp8 import FP8, dequantize_fp8, quantize_fp8
+from gptoss.kernels.fp8 import FP8, Fp8Matrix, dequantize_fp8, quantize_fp8, quantize_rows
 from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.lora import LayerAdapter
 from gptoss.kernels.reference.backend import ReferenceBackend
@@ -26,6 +26,7 @@ from tests.kernels import test_gpu_lora as lora
 from tests.kernels import test_gpu_model as whole_model
 from tests.kernels.gpu_helpers import DEVICE, TYPE, assert_close, normal, on_device
 from tests.kernels.test_gpu_attention import short_splits  # noqa: F401
+from tests.kernels.test_gpu_dense import EPS, SMALL, normed
 
 pytestmark = [
     pytest.mark.skipif(not support.has_fp8(DEVICE), reason="needs a GPU of sm_89 or later"),
@@ -86,6 +87,22 @@ def test_attention(
 def test_a_token_is_the_same_in_prefill_and_decode_and_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "Case", Case)
     exact.test_a_token_is_the_same_in_prefill_and_decode_and_in_any_batch()
+
+
+@pytest.mark.parametrize("way", ["fused", "done"])
+@pytest.mark.parametrize(("rows", "outputs"), [(1, 16), (17, 40)])
+def test_products_with_rows_in_fp8(rows: int, outputs: int, way: str) -> None:
+    g = torch.Generator().manual_seed(4)
+    x, scale = normal(g, rows, 96), normal(g, 96)
+    made = quantize_rows(normal(g, outputs, 96, std=0.02))
+    weight = made.codes.double() * made.scales.double().unsqueeze(1)
+    given = {"norm": on_device(scale)} if way == "fused" else {}
+    taken = on_device(x)
+    if way == "done":
+        taken, given["r"] = dense.norm_tokens(taken, on_device(scale), EPS)
+    moved = Fp8Matrix(made.codes.to(DEVICE), made.scales.to(DEVICE))
+    found = dense.linear(taken, moved, SMALL, eps=EPS, out_dtype=torch.float32, **given)
+    assert_close("logits", normed(x, scale) @ weight.t(), found)
 
 
 def models(*, has_lora: bool = False, invariant: bool = False) -> tuple[GptOss, GptOss]:

@@ -28,6 +28,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
         **context.tags,
         "dense_dtype": context.dense_dtype,
         "kv_cache_dtype": context.kv_cache_dtype,
+        "lm_head_dtype": context.lm_head_dtype,
         "version": __version__,
         "uptime_s": time.monotonic() - metrics.started,
         "requests": {

@@ -15,6 +15,7 @@ from gptoss.engine.model.model_config import SLIDING, WIDE, ModelConfig
 from gptoss.engine.model.tensor_source import TensorSource
 from gptoss.engine.model.upload import Uploader
 from gptoss.engine.parallel.shards import Shard, whole
+from gptoss.kernels.fp8 import Fp8Matrix
 from gptoss.kernels.int8 import Int8Matrix
 from gptoss.kernels.layers import (
     FULL_GROUP,
@@ -325,5 +326,11 @@ def iterate_tensors(weights: ModelWeights) -> Iterator[torch.Tensor]:
                     yield w
 
 
-def _parts(w: DenseWeight) -> tuple[torch.Tensor, ...]:
-    return (w.values, w.scales) if isinstance(w, Int8Matrix) else (w,)
+def _parts(w: DenseWeight | Fp8Matrix) -> tuple[torch.Tensor, ...]:
+    match w:
+        case Int8Matrix():
+            return w.values, w.scales
+        case Fp8Matrix():
+            return w.codes, w.scales
+        case _:
+            return (w,)

@@ -3,8 +3,8 @@
 No torch.
 
 Sizes are those of stored parameters: MXFP4 experts take 17 bytes for 32 weights, with columns padded for the kernels in
-a plan, int8 matrices one byte per weight and four per row, everything else two bytes per weight (four in float32). A
-number of the KV cache takes as many bytes as one of the weights, or one in FP8.
+a plan, int8 and FP8 matrices one byte per weight and four per row, everything else two bytes per weight (four in
+float32). A number of the KV cache takes as many bytes as one of the weights, or one in FP8.
 GB are 10^9 bytes, as for cards.
 """
 
@@ -21,7 +21,7 @@ from gptoss.engine.parallel.shards import SCALE_GROUP, Shard, check_tensor_size,
 
 GB = 10**9
 KERNEL_COLUMNS = 128  # of a block of words (kernels/triton/mxfp4_layout.py)
-SCALE_BYTES = 4  # of a row in int8
+SCALE_BYTES = 4  # of a row in int8 or FP8
 MXFP4_BYTES = (SCALE_GROUP // 2 + 1) / SCALE_GROUP
 RUNTIME_BYTES = 700 * 10**6  # of an empty process on a card: CUDA context, libraries, communication buffers
 USEFUL_KV_TOKENS = 65_536  # below this a card is full of weights and cannot batch
@@ -94,11 +94,13 @@ class MemoryPlan:
         return shown
 
 
-def weight_bytes(c: ModelConfig, shard: Shard, element: int, dense_dtype: str = "auto") -> int:
+def weight_bytes(
+    c: ModelConfig, shard: Shard, element: int, dense_dtype: str = "auto", lm_head_dtype: str = "auto"
+) -> int:
     """Bytes of the parameters that a shard holds. `element`: bytes of an unquantised one."""
 
-    def matrix(rows: int, columns: int) -> int:
-        return rows * (columns + SCALE_BYTES) if dense_dtype == "int8" else rows * columns * element
+    def matrix(rows: int, columns: int, dtype: str = dense_dtype) -> int:
+        return rows * columns * element if dtype == "auto" else rows * (columns + SCALE_BYTES)
 
     hidden, inter = c.hidden_size, len(shard.intermediate)
     q_dim, kv_dim = len(shard.query_heads) * c.head_dim, len(shard.kv_heads) * c.head_dim
@@ -109,7 +111,8 @@ def weight_bytes(c: ModelConfig, shard: Shard, element: int, dense_dtype: str = 
     dense = matrix(q_dim + 2 * kv_dim, hidden) + matrix(hidden, q_dim)
     layers = len(shard.layers) * ((attention + 2 * hidden) * element + dense) + experts
     embedding = len(shard.vocab) * hidden * element if shard.is_first else 0
-    head = matrix(len(shard.vocab), hidden) + hidden * element if shard.is_last else 0
+    head_dtype = dense_dtype if lm_head_dtype == "auto" else lm_head_dtype
+    head = matrix(len(shard.vocab), hidden, head_dtype) + hidden * element if shard.is_last else 0
     return int(layers) + embedding + head
 
 
@@ -228,7 +231,7 @@ def make_plan(
         ranks.append(
             RankPlan(
                 shard,
-                weight_bytes(c, shard, element, config.dense_dtype) + padding_bytes(c, shard),
+                weight_bytes(c, shard, element, config.dense_dtype, config.lm_head_dtype) + padding_bytes(c, shard),
                 activation_bytes(c, shard, element, config.max_num_batched_tokens, config.max_num_seqs)
                 + graph_bytes(config, shard, element),
                 lora_bytes(config, shard),

@@ -144,6 +144,7 @@ class DryEngine:
             torch.bfloat16,
             META,
             batch_invariant=config.batch_invariant,
+            lm_head_dtype=config.lm_head_dtype,
         )
         self.model = GptOss(c, _weights(c, self.comm.shard), self.comm, kernels)
         heads = len(self.comm.shard.kv_heads)

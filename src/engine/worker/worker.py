@@ -81,6 +81,7 @@ class Worker:
                 layer_shape(config.model, self.shard, config.max_model_len),
                 batch_invariant=config.batch_invariant,
                 dense_dtype=config.dense_dtype,
+                lm_head_dtype=config.lm_head_dtype,
             )
         except ValueError as error:
             raise ConfigError(f"dense_dtype (--dense-dtype) {error}") from None
@@ -88,6 +89,8 @@ class Worker:
         if config.has_fp8_cache:
             self._check_fp8("kv_cache_dtype (--kv-cache-dtype)", config.kv_cache_dtype)
             self.cache_dtype = FP8
+        if config.lm_head_dtype != "auto":
+            self._check_fp8("lm_head_dtype (--lm-head-dtype)", config.lm_head_dtype)
 
     def _check_fp8(self, key: str, value: str) -> None:
         try:
@@ -122,6 +125,8 @@ class Worker:
         self.draft_head = None if head is None else Eagle3Head(head, self.model, config.max_model_len)
         if self.device.type == "cpu":
             populate(iterate_tensors(self.model.weights))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # of what weights were before they were laid out, so that the cache may have it
         self.weight_bytes = sum(t.nbytes for t in iterate_tensors(self.model.weights))
         self.weight_bytes += 0 if self.draft_head is None else self.draft_head.weight_bytes
         self.load_s = time.monotonic() - started

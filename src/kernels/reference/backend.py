@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from gptoss.kernels.device_copy import to_device
+from gptoss.kernels.fp8 import Fp8Matrix, linear_fp8_ref, quantize_rows
 from gptoss.kernels.layers import (
     DenseWeight,
     ExpertWeights,
+    HeadDtype,
     HeadWeight,
     LayerCache,
     LayerShape,
@@ -52,7 +54,10 @@ class ReferenceBackend:
     reads_stored_experts = False
     min_block_size = 1
 
-    def __init__(self, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape: LayerShape, dtype: torch.dtype, device: torch.device, *, lm_head_dtype: HeadDtype = "auto"
+    ) -> None:
+        self._lm_head_dtype = lm_head_dtype
         self.shape = shape
         self.dtype = dtype
         self.device = device
@@ -65,7 +70,7 @@ class ReferenceBackend:
         return layer
 
     def prepare_head(self, weight: torch.Tensor) -> HeadWeight:
-        return weight
+        return quantize_rows(weight) if self._lm_head_dtype == "fp8" else weight
 
     def prepare_step(self, layout: StepLayout) -> ReferenceStep:
         attention = tuple(
@@ -137,8 +142,11 @@ class ReferenceBackend:
     def norm_head(
         self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, head: HeadWeight, step: object
     ) -> torch.Tensor:
+        t = self._norm(x[rows], norm)
+        if isinstance(head, Fp8Matrix):
+            return linear_fp8_ref(t, head)
         assert isinstance(head, torch.Tensor)
-        return linear_ref(self._norm(x[rows], norm), head, out_dtype=torch.float32)
+        return linear_ref(t, head, out_dtype=torch.float32)
 
     def _norm(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return rms_norm_ref(x, scale, self.shape.rms_norm_eps, out_dtype=self.dtype)

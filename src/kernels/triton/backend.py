@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from gptoss.kernels.fp8 import Fp8Matrix
 from gptoss.kernels.layers import (
     DenseWeight,
     ExpertWeights,
+    HeadDtype,
     HeadWeight,
     LayerCache,
     LayerShape,
@@ -37,13 +39,19 @@ class TritonBackend:
     min_block_size = 16  # the narrowest tile of keys that the matrix instructions take
 
     def __init__(
-        self, shape: LayerShape, dtype: torch.dtype, device: torch.device, *, batch_invariant: bool = False
+        self,
+        shape: LayerShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        batch_invariant: bool = False,
+        lm_head_dtype: HeadDtype = "auto",
     ) -> None:
         self.shape = shape
         self.dtype = dtype
         self.device = device
         self.is_batch_invariant = batch_invariant
-        self._plain = ReferenceBackend(shape, dtype, device)
+        self._plain = ReferenceBackend(shape, dtype, device, lm_head_dtype=lm_head_dtype)
         tables = Rotation(shape.head_dim, shape.rope, device).tables(torch.arange(shape.max_positions, device=device))
         self._rope = torch.stack([t.squeeze(1) for t in tables], dim=1)  # [positions, 2, D / 2]
 
@@ -63,7 +71,7 @@ class TritonBackend:
         return replace(layer, experts=packed)
 
     def prepare_head(self, weight: torch.Tensor) -> HeadWeight:
-        return weight
+        return self._plain.prepare_head(weight)
 
     def prepare_step(self, layout: StepLayout) -> TritonStep:
         return triton_step(layout, self.device)
@@ -180,7 +188,7 @@ class TritonBackend:
     def norm_head(
         self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, head: HeadWeight, step: TritonStep
     ) -> torch.Tensor:
-        assert isinstance(head, torch.Tensor)
+        assert isinstance(head, (torch.Tensor, Fp8Matrix))
         eps = self.shape.rms_norm_eps
         return fused_layers.norm_head(x, rows, norm, eps, head, step.logits, invariant=self.is_batch_invariant)
 

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from gptoss.kernels.fp8 import Fp8Matrix
 from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.triton import support
 from gptoss.kernels.triton.configs import TileConfig
@@ -92,13 +93,14 @@ def to_fp8(x, ASM: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _linear_kernel(
-    x_ptr, w_ptr, bias_ptr, residual_ptr, out_ptr, rows_ptr, norm_ptr, r_ptr, eps, num_rows,
+    x_ptr, w_ptr, w_scale_ptr, bias_ptr, residual_ptr, out_ptr, rows_ptr, norm_ptr, r_ptr, eps, num_rows,
     N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (N / BLOCK_N, M / BLOCK_M).
 
-    bias [N], residual [M, N] and rows int [M] (which rows of x) may be None.
+    bias [N], residual [M, N] and rows int [M] (which rows of x) may be None. w_scale float32 [N]: of weights in FP8,
+    else None.
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     w_row = n
@@ -117,6 +119,8 @@ def _linear_kernel(
     acc = project(
         w_ptr, w_row, x_ptr, row, valid, norm_ptr, r_ptr, eps, K, NORM, BLOCK_N, BLOCK_M, BLOCK_K, STAGES, COMPUTE
     )
+    if w_scale_ptr is not None:
+        acc = acc * tl.load(w_scale_ptr + w_row)[:, None]
     inside = (n < N)[:, None] & valid[None, :]
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
@@ -216,7 +220,7 @@ def _qkv_kernel(
 
 def linear(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Fp8Matrix,
     config: TileConfig,
     *,
     bias: torch.Tensor | None = None,
@@ -235,11 +239,12 @@ def linear(
     """
     count = x.shape[0] if rows is None else rows.shape[0]
     outputs, inputs = weight.shape
+    w, scales = (weight.codes, weight.scales) if isinstance(weight, Fp8Matrix) else (weight, None)
     if out is None:
         out = torch.empty(count, outputs, dtype=out_dtype or x.dtype, device=x.device)
     grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(count, config.block_m))
     _linear_kernel[grid](
-        x, weight, bias, residual, out, rows, norm, r, eps, count, outputs, inputs, _kind(norm, r),
+        x, w, scales, bias, residual, out, rows, norm, r, eps, count, outputs, inputs, _kind(norm, r),
         config.block_n, config.block_m, BLOCK_K, config.stages, _prefetches(config) and norm is None and r is None,
         num_warps=config.warps, **support.launch_options(x.device, "COMPUTE"),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 
+from gptoss.kernels.fp8 import Fp8Matrix
 from gptoss.kernels.layers import LayerCache, PackedExperts
 from gptoss.kernels.triton import attention, dense, experts, routing, support
 from gptoss.kernels.triton.configs import config_for
@@ -137,7 +138,7 @@ def norm_head(
     rows: torch.Tensor,
     norm: torch.Tensor,
     eps: float,
-    head: torch.Tensor,
+    head: torch.Tensor | Fp8Matrix,
     out: torch.Tensor | None = None,
     *,
     invariant: bool,

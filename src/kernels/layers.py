@@ -6,7 +6,7 @@ vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -153,8 +153,8 @@ class LayerCache:
 
     key: torch.Tensor  # [num_blocks, block_size, G, D]
     value: torch.Tensor
-    key_scale: float = 1.0
-    value_scale: float = 1.0
+    key_scale: float = field(default=1.0, kw_only=True)
+    value_scale: float = field(default=1.0, kw_only=True)
 
     @property
     def is_fp8(self) -> bool:

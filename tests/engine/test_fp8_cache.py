@@ -25,15 +25,20 @@ from gptoss.kernels.cpu import native
 from gptoss.kernels.fp8 import FP8
 from tests.engine.test_memory_plan import config as dummy_config
 from tests.support.gguf_files import make_small
-from tests.support.helpers import assert_close, checkpoint, engine_config
+from tests.support.helpers import assert_close, engine_config
 
-PROMPT = random.Random(1).choices(range(199_998), k=60)
+PROMPT = random.Random(1).choices(range(288), k=60)
 Answer = list[tuple[int, float]]
 
 
-def core(folder: Path | None = None, **changes: Any) -> EngineCore:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_small(tmp_path_factory.mktemp("small") / "model")
+
+
+def core(folder: Path, **changes: Any) -> EngineCore:
     options: dict[str, Any] = {"batch_invariant": True, "kv_cache_dtype": "fp8", "max_num_batched_tokens": 512}
-    return EngineCore(engine_config(folder or checkpoint(), **(options | changes)))
+    return EngineCore(engine_config(folder, **(options | changes)))
 
 
 def run(engine: EngineCore, prompts: dict[str, list[int]], tokens: int = 4) -> dict[str, Answer]:
@@ -50,26 +55,26 @@ def run(engine: EngineCore, prompts: dict[str, list[int]], tokens: int = 4) -> d
 
 
 @pytest.fixture(scope="module")
-def alone() -> Answer:
-    return run(core(enable_prefix_caching=False), {"r": PROMPT})["r"]
+def alone(small: Path) -> Answer:
+    return run(core(small, enable_prefix_caching=False), {"r": PROMPT})["r"]
 
 
-def test_an_answer_is_the_same_alone_in_a_batch_in_chunks_and_from_the_prefix_cache(alone: Answer) -> None:
+def test_an_answer_is_the_same_alone_in_a_batch_in_chunks_and_from_the_prefix_cache(small: Path, alone: Answer) -> None:
     assert len(alone) == 4
-    engine = core(max_num_batched_tokens=23)
+    engine = core(small, max_num_batched_tokens=23)
     others = {f"o{i}": PROMPT[i : 7 * i + 2] for i in range(1, 4)}
     assert run(engine, {**others, "r": PROMPT})["r"] == alone
     assert run(engine, {"again": PROMPT})["again"] == alone
     assert engine.kv.num_hit_tokens >= 48
-    assert run(core(kv_cache_dtype="auto"), {"r": PROMPT})["r"] != alone
+    assert run(core(small, kv_cache_dtype="auto"), {"r": PROMPT})["r"] != alone
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("layout", ["tensor_parallel_size", "pipeline_parallel_size"])
-def test_ranks_agree_with_one(alone: Answer, layout: str) -> None:
+def test_ranks_agree_with_one(small: Path, alone: Answer, layout: str) -> None:
     """But for what falls on the other side of a tie, as sums have another order."""
     options = {layout: 2, "num_threads": 1, "kv_cache_dtype": "fp8", "batch_invariant": True}
-    engine = EngineCore(choose_devices(engine_config(checkpoint(), **options)))
+    engine = EngineCore(choose_devices(engine_config(small, **options)))
     try:
         assert len(engine.executor.ranks) == 2
         found = run(engine, {"r": PROMPT}, tokens=1)["r"]
@@ -79,10 +84,10 @@ def test_ranks_agree_with_one(alone: Answer, layout: str) -> None:
     assert found[0][1] == pytest.approx(alone[0][1], abs=0.05)
 
 
-def test_the_cache_holds_as_many_more_tokens_as_its_numbers_are_smaller() -> None:
+def test_the_cache_holds_as_many_more_tokens_as_its_numbers_are_smaller(small: Path) -> None:
     blocks = {}
     for name in ("auto", "fp8", "fp8_e4m3"):
-        config = engine_config(checkpoint(), kv_cache_dtype=name, cpu_kv_cache_gib=0.001, max_num_seqs=64)
+        config = engine_config(small, kv_cache_dtype=name, cpu_kv_cache_gib=0.001, max_num_seqs=64)
         worker = Worker(config)
         worker.load()
         blocks[name] = worker.init_cache()
@@ -102,8 +107,8 @@ def test_the_plan_has_twice_the_tokens_of_bfloat16() -> None:
     assert plain.kv_bytes == fp8.kv_bytes
 
 
-def test_a_head_in_fp8_takes_the_planned_bytes_and_computes() -> None:
-    plain, fp8 = (Worker(engine_config(checkpoint(), lm_head_dtype=name)) for name in ("auto", "fp8"))
+def test_a_head_in_fp8_takes_the_planned_bytes_and_computes(small: Path) -> None:
+    plain, fp8 = (Worker(engine_config(small, lm_head_dtype=name)) for name in ("auto", "fp8"))
     for worker in (plain, fp8):
         worker.load()
     c = plain.config.model

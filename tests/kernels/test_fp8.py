@@ -49,7 +49,8 @@ def test_what_is_too_large_is_cut_instead_of_becoming_no_number() -> None:
 def filled(slots: int, scales: tuple[float, float], std: float = 1.0) -> tuple[LayerCache, torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(slots)
     key, value = (torch.randn(slots, 2, 16, generator=g) * std for _ in "kv")
-    cache = LayerCache(*(torch.zeros(3, 16, 2, 16, dtype=FP8) for _ in "kv"), *scales)
+    tensors = [torch.zeros(3, 16, 2, 16, dtype=FP8) for _ in "kv"]
+    cache = LayerCache(*tensors, key_scale=scales[0], value_scale=scales[1])
     store_kv_ref(key, value, cache, torch.arange(16, 16 + slots))
     return cache, key, value
 

@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(not support.has_fp8(DEVICE), reason="needs a GPU of sm_89 or later"),
     *whole_model.pytestmark,
 ]
-SCALES = (0.125, 0.02)  # of keys and values: one that is a power of two, one that is not
+SCALES = {"key_scale": 0.125, "value_scale": 0.02}  # one that is a power of two, one that is not
 
 
 @triton.jit
@@ -63,13 +63,13 @@ class Case(exact.Case):
 
     def cache(self) -> LayerCache:
         found = []
-        for stored, rows, scale in zip((self.key, self.value), (self.keys, self.values), SCALES, strict=True):
+        for stored, rows, scale in zip((self.key, self.value), (self.keys, self.values), SCALES.values(), strict=True):
             codes = quantize_fp8(stored, scale)
             assert codes.float().isnan().any()
             found.append(codes.to(DEVICE))
             for i, row in enumerate(rows):
                 rows[i] = dequantize_fp8(quantize_fp8(row, scale), scale, torch.float32)
-        return LayerCache(*found, *SCALES)
+        return LayerCache(*found, **SCALES)
 
 
 @pytest.mark.usefixtures("short_splits")
@@ -126,7 +126,7 @@ def adapter() -> LayerAdapter:
 def fp8_cache() -> LayerCache:
     c = whole_model.CONFIG
     shape = (whole_model.NUM_BLOCKS, whole_model.BLOCK_SIZE, c.num_key_value_heads, c.head_dim)
-    return LayerCache(*(torch.zeros(shape, dtype=FP8, device=DEVICE) for _ in "kv"), *SCALES)
+    return LayerCache(*(torch.zeros(shape, dtype=FP8, device=DEVICE) for _ in "kv"), **SCALES)
 
 
 @pytest.mark.parametrize("has_lora", [False, True])

@@ -148,7 +148,10 @@ class DryEngine:
         )
         self.model = GptOss(c, _weights(c, self.comm.shard), self.comm, kernels)
         heads = len(self.comm.shard.kv_heads)
-        shape, stored = (NUM_BLOCKS, config.block_size, heads, c.head_dim), FP8 if config.has_fp8_cache else torch.bfloat16
+        shape, stored = (
+            (NUM_BLOCKS, config.block_size, heads, c.head_dim),
+            FP8 if config.has_fp8_cache else torch.bfloat16,
+        )
         pair = LayerCache(*(_empty(*shape, dtype=stored) for _ in "kv"))
         self.cache = [pair] * len(self.model.weights.layers)
 

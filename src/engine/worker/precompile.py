@@ -29,8 +29,10 @@ logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).resolve().parents[2]
 MAX_WORKERS = 8
 MAX_WAIT_S = 600
-FIELDS = ("model", "max_num_seqs", "max_num_batched_tokens", "block_size", "batch_invariant", "enforce_eager")
-FIELDS += ("kv_cache_dtype", "lm_head_dtype")
+FIELDS = (
+    *("model", "max_num_seqs", "max_num_batched_tokens", "block_size", "batch_invariant", "enforce_eager"),
+    *("kv_cache_dtype", "lm_head_dtype"),
+)
 
 
 @dataclass(frozen=True, slots=True)

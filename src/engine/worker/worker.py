@@ -197,8 +197,8 @@ class Worker:
         ]
         seen = {FULL: 0, SLIDING: 0}
         layers = []
-        for kind, scales in zip(kinds, self._kv_scales or [(1.0, 1.0)] * len(kinds), strict=True):
-            layers.append(LayerCache(*pairs[seen[kind]], *scales))
+        for kind, (key, value) in zip(kinds, self._kv_scales or [(1.0, 1.0)] * len(kinds), strict=True):
+            layers.append(LayerCache(*pairs[seen[kind]], key_scale=key, value_scale=value))
             seen[kind] += 1
         self.kv_cache_bytes = num_blocks * block_bytes
         self.runner = ModelRunner(

@@ -11,6 +11,7 @@ from gptoss.kernels.cpu import native
 from gptoss.kernels.cpu.layer_stack import CpuLayerStack
 from gptoss.kernels.cpu.metadata import CpuStep, attention_metadata
 from gptoss.kernels.cpu.shared_rows import share_rows
+from gptoss.kernels.fp8 import Fp8Matrix
 from gptoss.kernels.layers import (
     DenseWeight,
     HeadWeight,
@@ -122,6 +123,7 @@ class CpuBackend:
     def norm_head(
         self, x: torch.Tensor, rows: torch.Tensor, norm: torch.Tensor, head: HeadWeight, step: CpuStep
     ) -> torch.Tensor:
+        assert not isinstance(head, Fp8Matrix), "check_fp8 refuses it"
         t = native.rms_norm(x[rows], norm, self.shape.rms_norm_eps)
         if not isinstance(head, SharedRows):
             return native.linear(t, head, out_dtype=torch.float32)

@@ -124,7 +124,7 @@ def choose_backend(
 
 
 def check_fp8(kernels: KernelBackend[Any]) -> None:
-    """Raises ValueError where numbers in FP8 are not supported: on old GPUs, and by the native CPU kernels."""
+    """Raises ValueError where FP8 is not supported: on old GPUs, and by the native CPU kernels."""
     if kernels.name == "native":
         raise ValueError("is not supported by the native CPU kernels, which compute in bfloat16")
     if not support.has_fp8(kernels.device):

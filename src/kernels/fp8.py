@@ -33,7 +33,10 @@ def dequantize_fp8(codes: torch.Tensor, scale: float | torch.Tensor, dtype: torc
 
 @dataclass(frozen=True, slots=True)
 class Fp8Matrix:
-    """A row is its codes times one float32. A product with a row is the sum of x times its codes, times its scale."""
+    """A row is its codes times one float32.
+
+    A product with a row is the sum of x times its codes, times its scale.
+    """
 
     codes: torch.Tensor  # FP8 [N, K]
     scales: torch.Tensor  # float32 [N]
@@ -44,7 +47,10 @@ class Fp8Matrix:
 
 
 def linear_fp8_ref(x: torch.Tensor, weight: Fp8Matrix) -> torch.Tensor:
-    """x [M, K], weight [N, K] -> float32 [M, N]. Codes are multiplied as they are, and the sum by the row's scale."""
+    """x [M, K], weight [N, K] -> float32 [M, N].
+
+    Codes are multiplied as they are, and the sum by the row's scale.
+    """
     parts = [F.linear(x, rows.to(x.dtype)).float() for rows in weight.codes.split(ROWS_AT_ONCE)]
     return torch.cat(parts, dim=1) * weight.scales
 

@@ -149,7 +149,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """In FP8 (kernels/fp8.py) a key is its code times `key_scale`. Without it the scales are 1 and not used."""
+    """In FP8 (kernels/fp8.py) a key is its code times `key_scale`; else scales are not used."""
 
     key: torch.Tensor  # [num_blocks, block_size, G, D]
     value: torch.Tensor

@@ -201,9 +201,9 @@ class Checkpoint:
         return file.view(TORCH_TYPES[stored.type], stored.shape, stored.offset)
 
     def kv_scales(self, layer: int) -> tuple[float, float] | None:
-        """Raises CheckpointError for a scale that is not one positive number, or that is there for keys or values only.
+        """The scales of a layer's keys and values; None where it has neither.
 
-        Where no scale is one of the two known names, it is None.
+        Raises CheckpointError for a scale that is not one positive number, or that only one of the two has.
         """
         names = [next((n for n in kv_scale_names(x, layer) if n in self._scales), None) for x in "kv"]
         if names == [None, None]:

@@ -33,7 +33,10 @@ def maker_of(names: Collection[str]) -> Maker | None:
 
 
 def kv_scale_names(kind: str, layer: int) -> tuple[str, ...]:
-    """The names of the scale of a layer's keys ("k") or values ("v"): ModelOpt's, compressed-tensors', AMD Quark's."""
+    """The names of the scale of a layer's keys ("k") or values ("v").
+
+    They are those of ModelOpt, compressed-tensors and AMD Quark.
+    """
     attention = f"model.layers.{layer}.self_attn."
     names = (f"{kind}_proj.{kind}_scale", f"{kind}_scale", f"{kind}_proj.output_scale")
     return tuple(attention + name for name in names)

@@ -46,7 +46,7 @@ class TensorSource(Protocol):
         ...
 
     def kv_scales(self, layer: int) -> tuple[float, float] | None:
-        """What keys and values of a layer are divided by before they are rounded to FP8, if the checkpoint says so."""
+        """What a layer's keys and values are divided by before they become FP8; None: it does not say."""
         ...
 
 

@@ -302,7 +302,7 @@ class Worker:
 
 
 def read_kv_scales(source: TensorSource, layers: range) -> list[tuple[float, float]] | None:
-    """The scales of keys and values of each layer, 1 where the checkpoint has none; None if it has none at all."""
+    """The scales of keys and values of each layer, 1 where there are none; None if no layer has any."""
     found = [source.kv_scales(n) for n in layers]
     count = sum(scales is not None for scales in found)
     logger.info("FP8 KV cache: scales of %d of %d layers are the checkpoint's, the others 1", count, len(found))

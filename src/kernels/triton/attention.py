@@ -269,9 +269,10 @@ def _attention_kernel(
 
 
 def fp8_options(cache: LayerCache) -> dict[str, tl.dtype]:
-    """COMPUTE for keys and values in FP8: float16, which holds every code and takes one instruction for two of them.
+    """COMPUTE for keys and values in FP8: float16, which holds every code.
 
-    Queries and weights of the softmax are more exact in it than in bfloat16, and far from its limit of 65504.
+    Two of them take one instruction. Queries and weights of the softmax are more exact in it than in bfloat16, and far
+    from its limit of 65504.
     """
     return {"COMPUTE": tl.float16} if cache.is_fp8 and not support.interpreted() else {}
 

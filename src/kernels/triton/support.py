@@ -40,7 +40,7 @@ def samples(device: torch.device) -> bool:
 
 
 def has_fp8(device: torch.device) -> bool:
-    """Whether kernels there may take numbers in FP8: on a CPU, as plain torch does, and on a GPU of sm_89 or later."""
+    """Whether numbers may be in FP8 there: on a CPU, in plain torch, and on a GPU of sm_89 or later."""
     return device.type != "cuda" or _capability(device) >= FP8_CAPABILITY
 
 

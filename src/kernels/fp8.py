@@ -1,7 +1,8 @@
-"""FP8 in the form e4m3 (OCP 8-bit Floating Point Specification, 1.0, 2023): a number is its code times a scale.
+"""FP8 in the form e4m3: a number is its code times a scale.
 
-Codes have 4 bits of exponent and 3 of mantissa, values up to 448 in steps of at most 1/8, 2^-9 as the smallest, and no
-infinity. A scale of 1 keeps numbers from 2^-6 to 448 to 1/16 of themselves; what is larger is cut to 448.
+Source: OCP 8-bit Floating Point Specification, revision 1.0, 2023. Codes have 4 bits of exponent and 3 of mantissa,
+values up to 448 in steps of at most 1/8, 2^-9 as the smallest, and no infinity. A scale of 1 keeps numbers from 2^-6 to
+448 to 1/16 of themselves; what is larger is cut to 448.
 
 Shapes: N rows, K columns.
 """

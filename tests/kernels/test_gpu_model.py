@@ -44,6 +44,7 @@ CONFIG = dataclasses.replace(
     vocab_size=512,
     hidden_size=96,
     head_dim=32,
+    experts_per_token=2,
     num_experts=6,
     intermediate_size=64,
     sliding_window=24,

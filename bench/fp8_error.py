@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.int8_error import Case, Difference, Tokens, common, engine, greedy, logits, models
 from gptoss.engine.core.core import EngineCore
+from gptoss.engine.worker.worker import Worker
 from gptoss.kernels.cpu import native
 from gptoss.kernels.fp8 import LARGEST, dequantize_fp8, quantize_fp8
 from gptoss.kernels.layers import LayerCache
@@ -95,7 +96,9 @@ def rounded(scale: Scale, layers: dict[str, Layers], found: Rounding) -> Iterato
 
 
 def largest_numbers(core: EngineCore, cases: list[Case]) -> dict[str, Layers]:
-    count = core.config.model.num_layers
+    worker = core.executor.worker
+    assert isinstance(worker, Worker)
+    count = worker.config.model.num_layers
     layers = {kind: Layers([0.0] * count) for kind in ("keys", "values")}
     original = reference.store_kv_ref
 

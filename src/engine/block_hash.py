@@ -21,7 +21,7 @@ def block_hash(parent: bytes | None, token_ids: Sequence[int], cache_salt: str =
     Returns:
         HASH_BYTES bytes, equal in every process.
     """
-    key = parent if parent is not None else _root(cache_salt, adapter)
+    key = parent if parent is not None else root_hash(cache_salt, adapter)
     return blake2b(array("I", token_ids), digest_size=HASH_BYTES, key=key).digest()
 
 
@@ -38,15 +38,18 @@ def extend_hashes(
     if count <= first:
         return
     words = array("I", token_ids[first * block_size : count * block_size])
-    parent = hashes[-1] if hashes else _root(cache_salt, adapter)
+    parent = hashes[-1] if hashes else root_hash(cache_salt, adapter)
     for start in range(0, (count - first) * block_size, block_size):
         block = words[start : start + block_size]
         parent = blake2b(block, digest_size=HASH_BYTES, key=parent).digest()
         hashes.append(parent)
 
 
-def _root(cache_salt: str, adapter: str) -> bytes:
-    """The parent of first blocks. The length separates salt and adapter."""
+def root_hash(cache_salt: str, adapter: str) -> bytes:
+    """The parent of first blocks.
+
+    The length separates salt and adapter.
+    """
     salt, name = cache_salt.encode(), adapter.encode()
     if not salt and not name:
         return b""

@@ -211,6 +211,8 @@ class SchedulerOutput(msgspec.Struct):
     grammar_rows: list[str] = []
     # int32 [rows, ceil(V / 32)]: bit set, token allowed
     grammar_bitmask: memoryview = memoryview(b"")
+    # (from, to): blocks that are copied, in every layer, before anything is computed; no block is both
+    block_copies: list[tuple[int, int]] = []
 
     @property
     def total_tokens(self) -> int:

@@ -296,7 +296,7 @@ def test_guesses_that_are_right_save_steps(
     assert fewer == steps - 2
     runner = core.executor.worker.runner._draft_runner
     assert runner is not None
-    assert int((runner._cache.key.abs().sum((2, 3)) > 0).sum()) >= len(PROMPT) + 39
+    assert int((runner.cache.key.abs().sum((2, 3)) > 0).sum()) >= len(PROMPT) + 39
 
 
 @needs_native

@@ -266,12 +266,12 @@ def test_cached_prefixes_are_kept_apart_by_adapter(native_core: EngineCore, adap
     first = run(native_core, [ask("other", adapters[1], ids), ask("none", None, ids)])
     assert native_core.kv.num_hit_tokens == hits
     again = run(native_core, [ask("other", adapters[1], ids), ask("none", None, ids)])
-    assert native_core.kv.num_hit_tokens == hits + 2 * 96
+    assert native_core.kv.num_hit_tokens == hits + 2 * 99
     assert again == first
     replaced = ask("replaced", adapters[1], ids)
     replaced.adapter_key = adapter_key(adapters[1].name, "other files")
     run(native_core, [replaced])
-    assert native_core.kv.num_hit_tokens == hits + 2 * 96
+    assert native_core.kv.num_hit_tokens == hits + 2 * 99
 
 
 def test_an_adapter_is_unloaded_when_its_last_request_has_ended(adapters: list[Adapter]) -> None:

@@ -46,6 +46,39 @@ def make_request(name: str, prompt: int | list[int] = 10, max_tokens: int = 5, *
 
 
 @dataclass
+class FakeCache:
+    """What the blocks hold: of each token's place, a number made from the token and all before it."""
+
+    block_size: int
+    places: dict[tuple[int, int], int] = field(default_factory=dict)  # (block, row) -> what was written last
+    chains: dict[str, list[int]] = field(default_factory=dict)  # request -> the numbers of its tokens
+
+    def extend(self, name: str, token_ids: list[int], salt: str = "") -> None:
+        chain = self.chains.setdefault(name, [hash(salt)])
+        for token in token_ids:
+            chain.append(hash((chain[-1], token)))
+
+    def copy(self, copies: list[tuple[int, int]]) -> None:
+        sources, targets = {a for a, _ in copies}, [b for _, b in copies]
+        assert len(set(targets)) == len(targets) and not sources & set(targets) and NULL_BLOCK not in sources
+        for source, target in copies:
+            for row in range(self.block_size):
+                self.places[target, row] = self.places.get((source, row), -1)
+
+    def write(self, name: str, table: list[int], start: int, end: int, num_known: int) -> None:
+        chain = self.chains[name]
+        for position in range(start, end):
+            place = table[position // self.block_size], position % self.block_size
+            self.places[place] = chain[position + 1] if position < num_known else -1
+
+    def check(self, name: str, table: list[int], start: int, end: int) -> None:
+        chain = self.chains[name]
+        for position in range(start, end):
+            place = table[position // self.block_size], position % self.block_size
+            assert self.places.get(place) == chain[position + 1], f"{name}: position {position} is wrong"
+
+
+@dataclass
 class FakeRunner:
     """Checks that what the scheduler says fits together, as a worker would rely on it."""
 
@@ -57,6 +90,10 @@ class FakeRunner:
     tables: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)
     outputs: dict[str, list[int]] = field(default_factory=dict)
+    num_copies: int = 0
+
+    def __post_init__(self) -> None:
+        self.cache = FakeCache(self.scheduler._config.block_size)
 
     def step(self) -> SchedulerOutput:
         scheduler = self.scheduler
@@ -68,9 +105,13 @@ class FakeRunner:
         assert sum(n for name, n in out.num_scheduled_tokens.items() if name in background and n > 1) <= 256
         assert len(out.num_scheduled_tokens) <= scheduler._config.max_num_seqs
         for name in out.finished_or_preempted_ids:
-            del self.tables[name]
+            self._write_ahead(name)
+            del self.tables[name], self.cache.chains[name]
+        self.cache.copy(out.block_copies)
+        self.num_copies += len(out.block_copies)
         for new in out.new_requests:
             assert new.request_id not in self.tables
+            self.cache.extend(new.request_id, new.token_ids, scheduler._requests[new.request_id].cache_salt)
             self.tables[new.request_id] = (list(new.block_ids[0]), list(new.block_ids[1]))
             self.lengths[new.request_id] = len(new.token_ids)
             self.computed[new.request_id] = new.num_computed_tokens
@@ -84,6 +125,10 @@ class FakeRunner:
             assert count > 0
             start, end = self.computed[name], self.computed[name] + count
             self._check_table(name, start, end, writers)
+            if name in {new.request_id for new in out.new_requests} or self.rng.random() < 0.1:
+                self._check_contents(name, start)
+            for table in self.tables[name]:
+                self.cache.write(name, table, start, end, self.lengths[name])
             drafts = out.draft_tokens.get(name, [])
             right = drafts[: self.rng.randint(0, len(drafts))]
             self.computed[name] = end - len(drafts) + len(right)
@@ -92,6 +137,9 @@ class FakeRunner:
                     accepted[name] = right
                 sampled[name] = STOP if self.rng.random() < self.stop_chance else 100 + self.rng.randrange(50)
                 self.lengths[name] += len(right) + 1
+                self.cache.extend(name, [*right, sampled[name]])
+                for table in self.tables[name]:
+                    self.cache.write(name, table, start, self.computed[name], self.lengths[name])
         assert all(n == 1 for n in writers.values()), "two requests write to one place"
         for output in scheduler.update_from_output(out, ModelRunnerOutput(sampled, {}, accepted=accepted)):
             self.outputs.setdefault(output.request_id, []).extend(output.token_ids)
@@ -109,6 +157,18 @@ class FakeRunner:
         for table in (full, sliding):
             for position in range(start, end):
                 writers[(table[position // size], position % size)] += 1
+
+    def _check_contents(self, name: str, start: int) -> None:
+        """All that the tokens from `start` on see in the cache is what they should see."""
+        full, sliding = self.tables[name]
+        self.cache.check(name, full, 0, start)
+        self.cache.check(name, sliding, max(0, start - WINDOW + 1), start)
+
+    def _write_ahead(self, name: str) -> None:
+        """A step that was started before the request's end was known writes another token into its blocks."""
+        if self.scheduler._lookahead and places(self, name) > self.computed[name]:
+            for table in self.tables[name]:
+                self.cache.write(name, table, self.computed[name], self.computed[name] + 1, 0)
 
     def run(self, max_steps: int = 10_000) -> None:
         for _ in range(max_steps):
@@ -174,9 +234,9 @@ def test_equal_prompts_share_blocks_and_skip_work() -> None:
     third = make_request("c", 100, 1)
     scheduler.add_request(third)
     out = runner.step()
-    assert third.num_cached_tokens == 96
-    assert out.num_scheduled_tokens == {"c": 4}
-    assert scheduler._kv.num_hit_tokens == 2 * 96
+    assert third.num_cached_tokens == 99
+    assert out.num_scheduled_tokens == {"c": 1}
+    assert scheduler._kv.num_hit_tokens == 2 * 99
 
 
 def test_choices_of_one_prompt_share_it_although_they_arrive_together() -> None:
@@ -186,7 +246,7 @@ def test_choices_of_one_prompt_share_it_although_they_arrive_together() -> None:
         scheduler.add_request(make_request(f"c{i}", 100, 5))
     assert list(runner.step().num_scheduled_tokens) == ["c0"]
     second = runner.step()
-    assert second.num_scheduled_tokens == {"c0": 1, "c1": 4, "c2": 4, "c3": 4}
+    assert second.num_scheduled_tokens == {"c0": 1, "c1": 1, "c2": 1, "c3": 1}
     owned = {b for owned in scheduler._kv._owned.values() for b in owned.groups[FULL_GROUP]}
     assert len(owned) == 6 + 4  # six full blocks once, and a last one for each
     runner.run()
@@ -214,7 +274,7 @@ def test_a_long_history_hits_only_with_its_last_window() -> None:
     longer = make_request("b", [*ids, *range(100)], 1)
     scheduler.add_request(longer)
     runner.run()
-    assert longer.num_cached_tokens == 592
+    assert longer.num_cached_tokens == 600
 
 
 def test_sliding_blocks_behind_the_window_are_given_back() -> None:
@@ -540,7 +600,7 @@ def test_a_step_of_background_requests_computes_few_prompt_tokens() -> None:
     assert out.num_scheduled_tokens == {"b0": 1, "long0": 256}
     out = runner.step()
     assert out.num_scheduled_tokens == {"b0": 1, "long0": 256}
-    scheduler.add_request(make_request("live", 1500, 1))
+    scheduler.add_request(make_request("live", [7] * 1500, 1))
     assert runner.step().num_scheduled_tokens == {"live": 1500}
     runner.run()
 

@@ -24,6 +24,7 @@ from gptoss.engine.messages import (
 MAX_SKIPPED = 64  # waiting requests, in one step
 # Prompt tokens in a step of background requests, for whose end a live request waits; on a CPU they take longer
 BACKGROUND_PROMPT_TOKENS, BACKGROUND_PROMPT_TOKENS_CPU = 256, 64
+MIN_SHARED_TOKENS = 16  # for which a request waits a step, so that they are computed once
 
 
 class Scheduler:
@@ -141,6 +142,7 @@ class Scheduler:
             if self._drafter.has_head:
                 self._limit_head(self._drafter, out)
         out.finished_or_preempted_ids, self._finished_or_preempted = self._finished_or_preempted, []
+        out.block_copies = self._kv.take_copies()
         if self._max_in_flight > 1:
             self._in_flight |= out.num_scheduled_tokens.keys()
         return out
@@ -266,6 +268,10 @@ class Scheduler:
             request = self._requests.get(request_id)
             if request is None or request.status is not RequestStatus.RUNNING:
                 continue  # aborted during the step
+            if request_id in result.failed:  # what it computed is not to be reused
+                self._finish(request)
+                outputs.append(TokenOutput(request_id, [], FinishReason.ERROR, error=result.failed[request_id]))
+                continue
             accepted = result.accepted.get(request_id, [])
             num_drafts = len(scheduled.draft_tokens.get(request_id, ()))
             num_rejected = num_drafts - len(accepted)
@@ -277,10 +283,7 @@ class Scheduler:
             request.num_computed_tokens += num_tokens - num_rejected
             self.num_accepted += len(accepted)
             self._kv.cache_blocks(request)
-            if request_id in result.failed:
-                self._finish(request)
-                outputs.append(TokenOutput(request_id, [], FinishReason.ERROR, error=result.failed[request_id]))
-            elif request_id in result.sampled:
+            if request_id in result.sampled:
                 token_ids = [*accepted, result.sampled[request_id]]
                 logprobs = result.logprobs.get(request_id)
                 outputs.append(self._append(request, token_ids, logprobs, first=first))
@@ -379,11 +382,15 @@ class Scheduler:
         return num_new if unscored <= self._scored_rows_left else min(num_new, self._scored_rows_left)
 
     def _shares_beginning(self, out: SchedulerOutput, request: Request, num_cached: int) -> bool:
-        """Whether a request admitted in this step computes a block that `request` begins with too."""
+        """Whether a request admitted in this step computes a block's worth of tokens that `request` continues with too.
+
+        Where fewer are left but MIN_SHARED_TOKENS, as with choices of one prompt, all of them.
+        """
         if not self._config.enable_prefix_caching or request.params.prompt_logprobs is not None:
             return False
-        start, end = num_cached, num_cached + self._config.block_size
-        if request.num_tokens <= end:
+        size = self._config.block_size
+        start, end = num_cached, min(num_cached + size, request.num_tokens - 1)
+        if end - start < min(MIN_SHARED_TOKENS, size):
             return False
         beginning = request.token_ids[:end]
         return any(

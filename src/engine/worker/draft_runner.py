@@ -42,7 +42,7 @@ class DraftRunner:
 
     def __init__(self, head: Eagle3Head, cache: LayerCache, block_size: int, max_model_len: int) -> None:
         self._head = head
-        self._cache = cache
+        self.cache = cache
         self._block_size = block_size
         self._max_model_len = max_model_len
 
@@ -106,7 +106,7 @@ class DraftRunner:
         rows = np.concatenate([np.arange(one.row, one.row + one.num_stored) for one in seen])
         next_ids = np.concatenate([one.next_ids[: one.num_stored] for one in seen])
         mine = hidden if len(rows) == len(hidden) and (rows[1:] > rows[:-1]).all() else hidden[self._ids(rows)]
-        self._head.store(self._ids(next_ids), mine, self._cache, self._step(seen, starts, counts))
+        self._head.store(self._ids(next_ids), mine, self.cache, self._step(seen, starts, counts))
 
     def _guess(self, seen: list[_Seen], hidden: torch.Tensor) -> dict[str, list[int]]:
         """Guesses token after token for all requests; those that want fewer leave early."""
@@ -121,7 +121,7 @@ class DraftRunner:
             going = [one for one in seen if one.limit > number]
             starts = [one.state.num_computed_tokens + len(one.next_ids) - 1 + number for one in going]
             step = self._step(going, starts, [1] * len(going))
-            ids, hidden = self._head.guess(ids[: len(going)], hidden[: len(going)], self._cache, step)
+            ids, hidden = self._head.guess(ids[: len(going)], hidden[: len(going)], self.cache, step)
             guesses.append(ids)
         columns = [column.tolist() for column in guesses]
         return {

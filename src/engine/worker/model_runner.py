@@ -16,6 +16,7 @@ from gptoss.engine.model.gpt_oss import GptOss
 from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import split
 from gptoss.engine.worker.batch import RequestState, RequestTable, SlotsOf, StepRows, build_batch
+from gptoss.engine.worker.block_copies import BlockCopier
 from gptoss.engine.worker.cuda_graphs import GraphRunner
 from gptoss.engine.worker.draft_runner import DraftRunner
 from gptoss.engine.worker.graphed_steps import GraphedSteps, StartNext, rows_to_compute, split_decoding
@@ -55,6 +56,7 @@ class ModelRunner:
         self._config = config
         self._model = model
         self._cache = cache
+        self._copy_blocks = BlockCopier([*cache, *([] if draft_runner is None else [draft_runner.cache])])
         self._kernels = kernels
         self._sampling = choose_sampling(kernels.device)
         self._comm = comm
@@ -72,6 +74,8 @@ class ModelRunner:
         rows = self._table.apply(out)
         if not rows.states:
             return ModelRunnerOutput({}, {})
+        if out.block_copies:
+            self._copy_blocks(out.block_copies)
         try:
             result = self._run_invariant(rows, out) if self._one_by_one else self._run(rows, out)
         except (RuntimeError, MemoryError, IndexError, ValueError) as error:

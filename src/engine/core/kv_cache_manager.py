@@ -120,7 +120,7 @@ class KVCacheManager:
         return found[::-1]
 
     def _find_sources(self, request: Request, parent: bytes, start: int) -> tuple[tuple[int, ...], int]:
-        """Blocks after `parent` with most of the request's tokens from `start` on, and how many of them both have."""
+        """The blocks after `parent` that share most tokens from `start` on, and how many both share."""
         if parent not in self._open and not self._index.has_children(SLIDING_GROUP, parent):
             return (), 0
         tokens = token_bytes(request.token_ids[start : min(start + self.block_size, request.num_tokens - 1)])

@@ -382,7 +382,7 @@ class Scheduler:
         return num_new if unscored <= self._scored_rows_left else min(num_new, self._scored_rows_left)
 
     def _shares_beginning(self, out: SchedulerOutput, request: Request, num_cached: int) -> bool:
-        """Whether a request admitted in this step computes a block's worth of tokens that `request` continues with too.
+        """Whether a request admitted in this step computes a block's worth of tokens of `request`.
 
         Where fewer are left but MIN_SHARED_TOKENS, as with choices of one prompt, all of them.
         """

@@ -20,7 +20,10 @@ class BlockCopier:
         self._tensors = [_as_words(tensor) for tensor in distinct.values()]
 
     def __call__(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Copies block `a` to `b` for each (a, b). No block is in two of them, other than as the first of several."""
+        """Copies block `a` to `b` for each (a, b).
+
+        No block is in two of them, other than as the first of several.
+        """
         targets = [tensor[target] for tensor in self._tensors for _, target in copies]
         sources = [tensor[source] for tensor in self._tensors for source, _ in copies]
         torch._foreach_copy_(targets, sources)

@@ -12,6 +12,7 @@ from bench.kernels.cases import Maker, Row
 from bench.kernels.cross_compile import Case
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, hf_config
+from gptoss.kernels.triton.attention import num_warps
 
 
 def fp8_cases(model: str, architecture: str) -> list[Case]:
@@ -44,7 +45,9 @@ def _lm_head_fp8(c: ModelConfig, row: Row) -> Iterator[Case]:
 
 
 def _attention_fp8(c: ModelConfig, row: Row) -> Iterator[Case]:
-    return _in_fp8(cases._attention(c, row), ("value_scale",), tl.float16)
+    for case in _in_fp8(cases._attention(c, row), ("value_scale",), tl.float16):
+        split, fixed = case.constexprs["SPLIT"], case.constexprs["FIXED"]
+        yield replace(case, warps=num_warps(row.config, is_fp8=True, split=split, fixed=fixed))
 
 
 _FP8_MAKERS: dict[str, Maker] = {"qkv": _qkv_fp8, "attention": _attention_fp8, "lm_head": _lm_head_fp8}

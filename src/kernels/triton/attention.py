@@ -38,6 +38,7 @@ LONG_FROM = SHORT_SPLIT * NUM_SHORT
 MIN_PIECE = 64
 MAX_PIECES = 64
 TOGETHER = 8  # pieces that are loaded at once
+FP8_WARPS = 8  # with 2 or 4 registers spill on some cards
 MAX_PROGRAMS = 1024  # about what a GPU holds at once; splits beyond are walked by the same programs
 
 
@@ -277,6 +278,11 @@ def fp8_options(cache: LayerCache) -> dict[str, tl.dtype]:
     return {"COMPUTE": tl.float16} if cache.is_fp8 and not support.interpreted() else {}
 
 
+def num_warps(config: TileConfig, *, is_fp8: bool, split: bool, fixed: bool) -> int:
+    """Warps of a program. Keys and values in FP8 take registers of their own while they are widened."""
+    return FP8_WARPS if is_fp8 and split and not fixed else config.warps
+
+
 def num_splits(length: int) -> int:
     """Splits of a sequence of that many tokens."""
     if length <= LONG_FROM:
@@ -344,11 +350,12 @@ def _launch(
             (rows, rows, rows * head_dim)
         )
     options = support.launch_options(query.device, "COMPUTE") | fp8_options(cache)
+    warps = num_warps(config, is_fp8=cache.is_fp8, split=split, fixed=fixed)
     value_scale = cache.value_scale if cache.is_fp8 else None
     _attention_kernel[(groups, count, programs)](
         query, cache.key, cache.value, sinks, out, *(tiles or (None, None)), metadata.query_start, metadata.length,
         metadata.block_table, peaks, totals, parts, support.counters(query.device, count * groups),
         scale * cache.key_scale * math.log2(math.e), value_scale, metadata.block_table.shape[1], splits, heads, groups,
         head_dim, block_size, window or 0, split, fixed, SHORT_SPLIT, NUM_SHORT, LONG_SPLIT, config.block_m,
-        min(config.block_n, block_size), config.stages, TOGETHER, num_warps=config.warps, **options,
+        min(config.block_n, block_size), config.stages, TOGETHER, num_warps=warps, **options,
     )  # fmt: skip

@@ -139,7 +139,8 @@ class Generation(Generic[C, D]):
         cached = 0
         for index, ids in enumerate(plan.prompts):
             copies = choices[index * plan.num_choices : (index + 1) * plan.num_choices]
-            cached += min(max(c.num_cached_tokens for c in copies), len(ids) - 1)
+            # what one copy computes the others find: the prompt was computed by the one that found least
+            cached += min(*(c.num_cached_tokens for c in copies), len(ids) - 1)
         return Usage(
             sum(map(len, plan.prompts)),
             cached,

@@ -30,6 +30,7 @@ from gptoss.engine.parallel.communicator import Communicator
 from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.cuda_graphs import Forward, GraphRunner
+from gptoss.engine.worker.draft_runner import DraftRunner
 from gptoss.engine.worker.graphed_steps import GraphedSteps
 from gptoss.engine.worker.model_runner import ModelRunner
 from gptoss.engine.worker.sampling import sampler
@@ -46,13 +47,25 @@ KERNELS = TritonBackend(layer_shape(MODEL, whole(MODEL), 64), torch.float32, CPU
 
 
 class StandIn:
-    """Its cache holds token + 1 at each slot, once for each kind of layer."""
+    """Its cache holds token + 1 at each slot, once for each kind of layer.
+
+    It has two taps, whose states are what its logits are computed from, and the positions.
+    """
+
+    config = MODEL
+    residual_dtype = torch.float32
 
     def __init__(self, comm: Communicator | None = None) -> None:
         self.comm = comm or Communicator(whole(MODEL), CPU)
         self.passes = 0
 
-    def forward(self, batch: ForwardBatch, cache: list[LayerCache], hidden: None = None) -> torch.Tensor:
+    def forward(
+        self,
+        batch: ForwardBatch,
+        cache: list[LayerCache],
+        hidden: None = None,
+        states: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         self.passes += 1
         step = batch.step
         assert isinstance(step, TritonStep)
@@ -65,9 +78,15 @@ class StandIn:
                 slots = (group.block_table[seq, :, None] * BLOCK + torch.arange(BLOCK)).flatten()[:seen]
                 if kind % shard.tensor_size == shard.tensor_rank:
                     sums[row] += (keys[slots] * torch.arange(1, seen + 1)).sum()
-        sums = self.comm.all_reduce(sums)[batch.sample_rows]
-        vocab = torch.arange(shard.vocab.start, shard.vocab.stop)
-        return torch.sin(vocab * (sums % 97 + 1))
+        sums = self.comm.all_reduce(sums)
+        if states is not None:
+            states += [x.float().expand(-1, MODEL.hidden_size) for x in (sums, step.positions[:, None])]
+        return logits_of(sums[batch.sample_rows], shard.vocab)
+
+
+def logits_of(sums: torch.Tensor, vocab: range) -> torch.Tensor:
+    """sums [R, 1] -> [R, V]."""
+    return torch.sin(torch.arange(vocab.start, vocab.stop) * (sums % 97 + 1))
 
 
 def attending(step: TritonStep, group: TritonAttentionMetadata) -> Iterator[tuple[int, int, int]]:
@@ -97,16 +116,21 @@ class Side:
     model: StandIn
 
 
-def side(*, graphed: bool) -> Side:
+def side(*, graphed: bool, head: Any = None) -> Side:
+    """`head`: a stand-in for a draft head, which takes both taps."""
     model: Any = StandIn()
     cache = [LayerCache(torch.zeros(200, BLOCK, 1, 1), torch.zeros(1)) for _ in range(2)]
     graphs = None
     if graphed:
-        graphs = GraphRunner(ENGINE, model, cache, CPU, into_one_buffer)
+        graphs = GraphRunner(ENGINE, model, cache, CPU, into_one_buffer, num_taps=0 if head is None else 2)
         graphs.capture_all()
         model.passes = 0
     comm = Communicator(whole(MODEL), CPU)
-    return Side(ModelRunner(ENGINE, model, cache, KERNELS, comm, graphs), model)
+    drafts = None
+    if head is not None:
+        own = LayerCache(torch.zeros(200, BLOCK, 1, 1), torch.zeros(200, BLOCK, 1, 1))
+        drafts = DraftRunner(head, own, BLOCK, ENGINE.max_model_len)
+    return Side(ModelRunner(ENGINE, model, cache, KERNELS, comm, graphs, draft_runner=drafts), model)
 
 
 class Script:
@@ -246,7 +270,7 @@ def test_drafts_change_no_answer_and_are_checked_by_graphs() -> None:
     one = side(graphed=True)
     steps = one.runner._steps
     assert steps is not None
-    steps._eager = lambda rows: pytest.fail("no step needs an eager pass")
+    steps._eager = lambda *_: pytest.fail("no step needs an eager pass")
     answers, scheduler = served(executed(one), Guesses(plain))
     assert answers == plain
     assert 10 < scheduler.num_accepted < scheduler.num_drafts
@@ -293,7 +317,7 @@ def test_a_mixed_step_launches_graphs_only(count: int) -> None:
     one = side(graphed=True)
     steps = one.runner._steps
     assert steps is not None
-    steps._eager = lambda rows: pytest.fail("no step needs an eager pass")
+    steps._eager = lambda *_: pytest.fail("no step needs an eager pass")
     one.runner.execute_model(SchedulerOutput([request("1", 3)], {}, {"1": 3}, []), {})
     before = one.model.passes
     one.runner.execute_model(SchedulerOutput([request("3", 17, blocks=6)], {}, {"1": 1, "3": count}, []), {})

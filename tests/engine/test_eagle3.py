@@ -17,14 +17,17 @@ from gptoss.engine.core.draft_proposer import MIN_PAUSE, Drafter
 from gptoss.engine.messages import AddRequest, ModelRunnerOutput, NewRequest, SchedulerOutput
 from gptoss.engine.model.draft_head import DraftHead, DraftHeadError, read_draft_head
 from gptoss.engine.model.eagle3 import Eagle3Head
-from gptoss.engine.model.gpt_oss import GptOss
+from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.batch import RequestTable, build_batch
 from gptoss.engine.worker.draft_runner import DraftRunner
+from gptoss.engine.worker.worker import Worker
 from gptoss.kernels.cpu import native
 from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.step_layout import StepLayout
+from gptoss.kernels.triton.backend import TritonBackend
 from tests.engine.test_draft_proposer import answers_of, make_core
 from tests.engine.test_scheduler import FakeRunner, make_request, make_scheduler
 from tests.support.draft_heads import write_bigram_head, write_head
@@ -393,6 +396,16 @@ def test_engines_that_cannot_check_guesses_say_so(tmp_path: Path) -> None:
         ConfigError, match=r"speculative_model \(--speculative-model\) works on one rank, with the compiled"
     ):
         EngineCore(engine_config(FOLDER, dtype="float32", speculative_model=write_head(tmp_path, MODEL)))
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_one_gpu_takes_a_head_with_and_without_graphs(tmp_path: Path, eager: bool) -> None:
+    worker = Worker(engine_config(FOLDER, speculative_model=write_head(tmp_path, MODEL), enforce_eager=eager))
+    worker.kernels = TritonBackend(layer_shape(MODEL, whole(MODEL), 64), torch.bfloat16, torch.device("cpu"))
+    worker._check_draft_head()
+    worker.comm.world_size = 2
+    with pytest.raises(ConfigError, match="this engine runs triton kernels on 2"):
+        worker._check_draft_head()
 
 
 def drafter_with(guesses: list[int]) -> tuple[Drafter, Any]:

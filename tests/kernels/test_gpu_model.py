@@ -55,10 +55,10 @@ PROMPTS = {"a": 37, "b": 5, "c": 21}
 ROUNDS = ({"a": 37, "b": 5, "c": 9}, {"b": 1, "a": 1, "c": 12}, {"a": 1, "b": 1, "c": 1})
 
 
-def triton_model(*, invariant: bool = False, max_positions: int = 128) -> GptOss:
+def triton_model(*, invariant: bool = False, max_positions: int = 128, taps: tuple[int, ...] = ()) -> GptOss:
     kernels = TritonBackend(layer_shape(CONFIG, whole(CONFIG), max_positions), TYPE, DEVICE, batch_invariant=invariant)
     weights = dummy_weights(CONFIG, TYPE, DEVICE, 1, prepare_layer=kernels.prepare_layer)
-    return GptOss(CONFIG, weights, Communicator(whole(CONFIG), DEVICE), kernels)
+    return GptOss(CONFIG, weights, Communicator(whole(CONFIG), DEVICE), kernels, taps=taps)
 
 
 def run(model: GptOss) -> list[torch.Tensor]:
@@ -129,15 +129,18 @@ def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
 
 
 def test_graphs_replay_what_eager_steps_compute() -> None:
-    """The graphs' static buffers, sizes and padding, on a capture that simply repeats the forward pass."""
-    model = triton_model()
+    """The graphs' static buffers, sizes and padding, on a capture that simply repeats the forward pass.
+
+    With the states that a draft head takes.
+    """
+    model = triton_model(taps=(0, 1, 2))
     engine = EngineConfig(CONFIG, None, load_format="dummy", max_model_len=128, max_num_seqs=3, block_size=BLOCK_SIZE)
     shape = (NUM_BLOCKS, BLOCK_SIZE, CONFIG.num_key_value_heads, CONFIG.head_dim)
     eager, graphed = (
         [LayerCache(*(torch.zeros(shape, dtype=TYPE, device=DEVICE) for _ in "kv")) for _ in range(2)] for _ in range(2)
     )
     repeats = None if DEVICE.type == "cuda" else lambda forward: forward
-    graphs = GraphRunner(engine, model, graphed, DEVICE, repeats)
+    graphs = GraphRunner(engine, model, graphed, DEVICE, repeats, num_taps=model.num_taps)
     graphs.capture_all()
     for cache in graphed:  # padding has been to the null block
         cache.key[1:] = cache.value[1:] = 0
@@ -151,9 +154,12 @@ def test_graphs_replay_what_eager_steps_compute() -> None:
         first += 3
     rows = table.apply(SchedulerOutput(new, {}, {"a": 18, "b": 3, "c": 33}, []))
     batch = build_batch(rows, model.kernels, BLOCK_SIZE)
-    model.forward(batch, eager)
+    states: list[torch.Tensor] = []
+    model.forward(batch, eager, states=states)
     assert graphs.prompts is not None and graphs.prompts.holds(rows)
     graphs.prompts.compute(rows)
+    for one, other in zip(states, graphs.prompts.tapped(18 + 3 + 33), strict=True):
+        assert_close("states of prompts", one, other, 1e-6 if DEVICE.type == "cpu" else 1e-3)
     for mine, theirs in zip(graphed, eager, strict=True):
         for one, other in ((mine.key, theirs.key), (mine.value, theirs.value)):
             assert_close("keys and values of prompts", other[1:], one[1:], 1e-6 if DEVICE.type == "cpu" else 1e-3)
@@ -163,8 +169,11 @@ def test_graphs_replay_what_eager_steps_compute() -> None:
         rows = table.apply(SchedulerOutput([], {}, dict.fromkeys(names, 1), []))
         batch = build_batch(rows, model.kernels, BLOCK_SIZE)
         batch = dataclasses.replace(batch, sample_rows=torch.arange(len(names), device=DEVICE))
-        expected = model.forward(batch, eager)
+        states = []
+        expected = model.forward(batch, eager, states=states)
         found = graphs.run(rows.states)
+        for one, other in zip(states, graphs.tapped(len(names)), strict=True):
+            assert_close("states", one, other, 1e-6 if DEVICE.type == "cpu" else 1e-3)
         buffers.add(found.data_ptr())
         assert_close(str(names), expected, found, 1e-6 if DEVICE.type == "cpu" else 1e-3)
         table.finish_step(rows, {})

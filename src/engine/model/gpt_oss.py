@@ -73,6 +73,7 @@ class GptOss:
             weights = replace(weights, lm_head=kernels.prepare_head(weights.lm_head), head_is_prepared=True)
         self.weights = weights
         self._taps = frozenset(taps)
+        self.num_taps = len(self._taps)
         # the parts between taps: one, without them
         cuts = sorted({0, *taps, len(weights.layers)})
         self._parts = [slice(first, end) for first, end in pairwise(cuts)]

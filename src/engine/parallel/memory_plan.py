@@ -158,7 +158,7 @@ def layer_bytes(c: ModelConfig, shard: Shard, element: int, max_tokens: int, max
 
 
 def graph_bytes(config: EngineConfig, shard: Shard, element: int) -> int:
-    """An upper bound of what graphs hold: own temporaries, their inputs, the logits of prompts."""
+    """An upper bound of what graphs hold: own temporaries, their inputs, the logits of prompts, states."""
     if config.enforce_eager:
         return 0
     c, rows = config.model, config.max_graph_rows
@@ -167,7 +167,15 @@ def graph_bytes(config: EngineConfig, shard: Shard, element: int) -> int:
     inputs = 8 * rows * columns * 4  # block tables of both groups, and as many as are copied, of both kinds of graphs
     logits = rows * c.vocab_size * 4 if shard.is_last else 0  # of prompts: those of decode graphs are counted already
     count = len(config.decode_graph_sizes) + len(config.prompt_graph_sizes)
-    return layer_bytes(c, shard, element, tokens, rows) + inputs + logits + count * GRAPH_BYTES
+    held = layer_bytes(c, shard, element, tokens, rows) + inputs + logits + count * GRAPH_BYTES
+    return held + tap_bytes(config, rows, tokens)
+
+
+def tap_bytes(config: EngineConfig, rows: int, tokens: int) -> int:
+    """Bytes of the states for a draft head: buffers of both kinds of graphs, and a pass's own copies."""
+    head, c = config.draft_head, config.model
+    num_taps = 0 if head is None else len(head.boundaries(c.num_layers))
+    return num_taps * (rows + 2 * tokens) * c.hidden_size * 4  # float32 at most
 
 
 def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:

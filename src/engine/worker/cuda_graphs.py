@@ -28,6 +28,7 @@ from gptoss.engine.parallel.shards import whole
 from gptoss.engine.worker.batch import RequestState
 from gptoss.engine.worker.graph_inputs import DecodeInputs, Row
 from gptoss.engine.worker.prompt_graphs import PromptGraphs
+from gptoss.engine.worker.tap_buffers import TapBuffers
 from gptoss.kernels.layers import LayerCache
 
 logger = logging.getLogger(__name__)
@@ -44,10 +45,11 @@ class GraphRunner:
         device: torch.device,
         capture: Callable[[Forward], Forward] | None = None,
         comm: Communicator | None = None,
+        num_taps: int = 0,
     ) -> None:
         """`capture` returns a function that repeats a forward pass; a CUDA graph by default.
 
-        `comm`: where there are several ranks.
+        `comm`: where there are several ranks. `num_taps`: the model's, whose states graphs then give too.
         """
         self._config = config
         self._model = model
@@ -62,6 +64,7 @@ class GraphRunner:
         vocab = len(self._shard.vocab) if self._shard.is_last else 0
         logits = torch.zeros(self.max_rows, vocab, dtype=torch.float32, device=device)
         self._inputs = DecodeInputs(self.max_rows, width, config.block_size, device, logits)
+        self._taps = TapBuffers(num_taps, self.max_rows, model, device)
         self._hidden: torch.Tensor | None = None  # [B, H], from the stage before
         if not self._shard.is_first:
             shape = (self.max_rows, config.model.hidden_size)
@@ -69,7 +72,7 @@ class GraphRunner:
         self._replays: dict[int, Forward] = {}
         self.prompts: PromptGraphs | None = None  # where there are no stages
         if self._shard.num_stages == 1:
-            self.prompts = PromptGraphs(config, model, cache, device, self._shard)
+            self.prompts = PromptGraphs(config, model, cache, device, self._shard, num_taps)
         self._capture = capture or CudaGraphs()
         self._num_captured = 0
 
@@ -148,6 +151,10 @@ class GraphRunner:
             self._hidden[: len(rows)].copy_(hidden)
         return self.replay(size)[: len(rows)]
 
+    def tapped(self, count: int) -> list[torch.Tensor]:
+        """Returns the states [B, H] at each tap of the first `count` rows; valid as their logits are."""
+        return self._taps.first(count)
+
     def replay(self, size: int) -> torch.Tensor:
         """Replays the graph of that size on the current contents of its buffers."""
         return self._replays[size]()
@@ -155,7 +162,7 @@ class GraphRunner:
     def _forward(self, size: int) -> Forward:
         batch = self._inputs.batch(size)
         hidden = None if self._hidden is None else self._hidden[:size]
-        return lambda: self._model.forward(batch, self._cache, hidden)
+        return lambda: self._taps.forward(batch, self._cache, hidden)
 
 
 class CudaGraphs:

@@ -12,7 +12,10 @@ stream, so that all start the next step alike. Where a token is drawn anew after
 A request whose step holds drafts is not continued: how many of them are right, and so where it continues, is known
 after the step. A request with drafts whose first row was prelaunched computes the rows of its drafts only.
 
-Shapes: R rows to sample, B rows of a graph, V vocabulary (this rank's part).
+With a draft head graphs give hidden states too. Those of a step are copied before the next one starts, which writes
+to the same buffers; the head runs after that.
+
+Shapes: R rows to sample, B rows of a graph, T tokens of a step, V vocabulary (this rank's part), H hidden.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from gptoss.engine.config import EngineConfig
@@ -30,6 +34,7 @@ from gptoss.engine.worker.graph_inputs import Row
 from gptoss.kernels.device_copy import PendingReadback, to_device
 
 StartNext = Callable[[torch.Tensor | None], None]
+Eager = Callable[[StepRows, list[torch.Tensor] | None], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Continuing:
 class PrelaunchedStep:
     """A step that was started before the scheduler scheduled it."""
 
-    logits: torch.Tensor  # float32 [B, V]
+    outputs: list[torch.Tensor]  # logits float32 [B, V], and states [B, H] at each tap
     rows: dict[str, tuple[int, int]]  # request -> (its row, the position of its token)
     token_ids: PendingReadback | None  # its tokens, where another one may have been drawn since
 
@@ -72,9 +77,12 @@ class GraphedSteps:
         graphs: GraphRunner,
         comm: Communicator,
         device: torch.device,
-        eager: Callable[[StepRows], torch.Tensor],
+        eager: Eager,
     ) -> None:
-        """`eager` computes rows that no graph holds; it fills `sampled` and `scored` as build_batch does."""
+        """`eager` computes rows that no graph holds; it fills `sampled` and `scored` as build_batch does.
+
+        It adds the states [T, H] at each tap to the list that it is given, if any.
+        """
         self._block_size, self._max_model_len = config.block_size, config.max_model_len
         self._graphs = graphs
         self._comm = comm
@@ -83,10 +91,11 @@ class GraphedSteps:
         self._prelaunched: PrelaunchedStep | None = None
         self._tokens = torch.zeros(graphs.max_rows, dtype=torch.int64, device=device)  # of the ranks' next step
 
-    def logits(self, rows: StepRows) -> torch.Tensor:
+    def logits(self, rows: StepRows, states: list[torch.Tensor] | None = None) -> torch.Tensor:
         """Returns the logits [R, V] of `rows.sampled` and then of `rows.scored`, which it fills.
 
-        They are valid until the next step starts.
+        They are valid until the next step starts. `states` gets the states [T, H] at each tap, in the order of `rows`;
+        they are valid until the next call.
         """
         prelaunched, self._prelaunched = self._prelaunched, None
         decoding, others = split_decoding(rows)
@@ -97,19 +106,21 @@ class GraphedSteps:
             others = others.with_states([s for s in decoding if s not in kept])
             decoding, computed = kept, []
         decoding.sort(key=lambda state: state.request_id not in ready)
-        parts = []
+        parts: list[list[torch.Tensor]] = []  # of each: logits, and states at each tap
         if decoding:
             parts.append(self._decode(decoding, prelaunched, ready))
         if others.states:
-            parts.append(self._other(others))
+            parts.append(self._other(others, tapped=states is not None))
+        if states is not None:
+            states.extend(self._in_order([part[1:] for part in parts], decoding, others, rows))
         rows.sampled.extend([*decoding, *others.sampled])
         rows.scored.extend(others.scored)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0][0] if len(parts) == 1 else torch.cat([part[0] for part in parts])
 
     def _decode(
         self, states: list[RequestState], prelaunched: PrelaunchedStep | None, ready: dict[str, int]
-    ) -> torch.Tensor:
-        """Logits [R, V] of each request's next token and of its drafts, in order.
+    ) -> list[torch.Tensor]:
+        """Logits [R, V] of each request's next token and its drafts, in order, and their states at each tap.
 
         `ready`: the rows of the prelaunched step that are taken; the others are computed now.
         """
@@ -125,17 +136,33 @@ class GraphedSteps:
                 order.append(num_ready + len(computed))
                 computed.append(row)
         if prelaunched is None or not taken:
-            return self._graphs.compute(computed)
-        first = self._select(prelaunched.logits, taken)
+            return [self._graphs.compute(computed), *self._graphs.tapped(len(computed))]
+        first = [self._select(output, taken) for output in prelaunched.outputs]
         if not computed:
             return first
-        first = first.clone()  # the others are written to the same buffer
-        return self._select(torch.cat([first, self._graphs.compute(computed)]), order)
+        first = [output.clone() for output in first]  # the others are written to the same buffers
+        then = [self._graphs.compute(computed), *self._graphs.tapped(len(computed))]
+        return [self._select(torch.cat(pair), order) for pair in zip(first, then, strict=True)]
 
-    def _other(self, rows: StepRows) -> torch.Tensor:
-        """Logits of pieces of prompts, and of what no decode graph holds."""
+    def _other(self, rows: StepRows, *, tapped: bool) -> list[torch.Tensor]:
+        """As `_decode`, of pieces of prompts, and of what no decode graph holds. `tapped`: states are wanted."""
         prompts = self._graphs.prompts
-        return prompts.compute(rows) if prompts is not None and prompts.holds(rows) else self._eager(rows)
+        if prompts is not None and prompts.holds(rows):
+            return [prompts.compute(rows), *prompts.tapped(sum(rows.counts))]
+        states: list[torch.Tensor] = []
+        logits = self._eager(rows, states if tapped else None)
+        return [logits, *states]
+
+    def _in_order(
+        self, parts: list[list[torch.Tensor]], decoding: list[RequestState], others: StepRows, rows: StepRows
+    ) -> list[torch.Tensor]:
+        """The states [T, H] of a step from those of its parts, out of the way of the next step."""
+        if not decoding and others.states == rows.states:
+            return parts[0]  # the next step starts from other buffers
+        order = token_order([*decoding, *others.states], rows)
+        ids = None if (order[1:] > order[:-1]).all() else to_device(order, torch.int64, self._device)
+        whole = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        return whole if ids is None else [states[ids] for states in whole]
 
     def _select(self, rows: torch.Tensor, wanted: list[int]) -> torch.Tensor:
         if wanted == list(range(len(wanted))):
@@ -174,9 +201,10 @@ class GraphedSteps:
                 shared.copy_(tokens)
             self._comm.broadcast_in_stage(shared)
             tokens, reading = shared, PendingReadback([shared])
-        logits = self._graphs.compute([(c.state, c.position) for c in continuing], tokens)
+        outputs = [self._graphs.compute([(c.state, c.position) for c in continuing], tokens)]
+        outputs += self._graphs.tapped(len(continuing))
         by_request = {c.state.request_id: (i, c.position) for i, c in enumerate(continuing)}
-        self._prelaunched = PrelaunchedStep(logits, by_request, reading)
+        self._prelaunched = PrelaunchedStep(outputs, by_request, reading)
 
     def _continuing(self, rows: StepRows) -> list[Continuing]:
         found, row = [], 0
@@ -218,3 +246,13 @@ def rows_to_compute(state: RequestState, ready: dict[str, int]) -> list[Row]:
     """A decoding request's rows: its next token, unless that is ready, and its drafts."""
     first = state.num_computed_tokens + (state.request_id in ready)
     return [(state, position) for position in range(first, state.tokens.size)]
+
+
+def token_order(computed: list[RequestState], rows: StepRows) -> np.ndarray:
+    """Where each token of `rows` is, int64 [T], where its requests were computed in another order."""
+    counts = {state.request_id: count for state, count in zip(rows.states, rows.counts, strict=True)}
+    first, row = dict[str, int](), 0
+    for state in computed:
+        first[state.request_id] = row
+        row += counts[state.request_id]
+    return np.concatenate([np.arange(n) + first[name] for name, n in counts.items()])

@@ -44,11 +44,10 @@ class ModelRunner:
     ) -> None:
         """`graphs` replays steps in which requests decode. `slots_of`: the LoRA slots of adapters.
 
-        `draft_runner` guesses tokens after each step; not with `graphs`.
+        `draft_runner` guesses tokens after each step; graphs then give the states at its taps.
         """
         self._slots_of = slots_of
         self._draft_runner = draft_runner
-        self._states: list[torch.Tensor] | None = None  # of the step, for the draft head
         self._graphs = graphs
         self._steps: GraphedSteps | None = None
         if graphs is not None and comm.shard.num_stages == 1:
@@ -142,23 +141,29 @@ class ModelRunner:
         rows.scored.clear()
         if self._draft_runner is None:
             return self._run_plainly(rows, out)
-        self._states = []
-        output = self._run_plainly(rows, out)
-        output.drafts = self._draft_runner.run(rows, self._states, output, out.draft_limits)
+        states: list[torch.Tensor] = []
+        output = self._run_plainly(rows, out, states)
+        output.drafts = self._draft_runner.run(rows, states, output, out.draft_limits)
         return output
 
-    def _run_plainly(self, rows: StepRows, out: SchedulerOutput) -> ModelRunnerOutput:
-        logits = self._through_stages(rows) if self._steps is None else self._steps.logits(rows)
+    def _run_plainly(
+        self, rows: StepRows, out: SchedulerOutput, states: list[torch.Tensor] | None = None
+    ) -> ModelRunnerOutput:
+        """`states` gets the hidden states [T, H] at each tap."""
+        steps = self._steps
+        logits = self._through_stages(rows, states) if steps is None else steps.logits(rows, states)
         if logits is None or not (rows.sampled or rows.scored):
             return ModelRunnerOutput({}, {}, {})
         return self._sample(logits, rows, out)
 
-    def _forward(self, rows: StepRows, hidden: torch.Tensor | None = None) -> torch.Tensor:
+    def _forward(
+        self, rows: StepRows, states: list[torch.Tensor] | None = None, hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
         batch = build_batch(rows, self._kernels, self._config.block_size, self._slots_of)
-        taps = {} if self._states is None else {"states": self._states}
+        taps = {} if states is None else {"states": states}
         return self._model.forward(batch, self._cache, hidden, **taps)
 
-    def _through_stages(self, rows: StepRows) -> torch.Tensor | None:
+    def _through_stages(self, rows: StepRows, states: list[torch.Tensor] | None) -> torch.Tensor | None:
         """Logits [R, V] of the rows to sample and then of those scored; None on a stage that is not the last."""
         shard, hidden = self._comm.shard, None
         if not shard.is_first:
@@ -169,7 +174,7 @@ class ModelRunner:
             result = self._graphs.compute(computed, None, hidden)
             rows.sampled.extend(rows.states)
         else:
-            result = self._forward(rows, hidden)
+            result = self._forward(rows, states, hidden)
         if shard.is_last:
             return result
         self._comm.send_hidden(result if self._graphs is None else result.clone())  # a replay writes there again

@@ -20,6 +20,7 @@ from gptoss.engine.model.gpt_oss import GptOss
 from gptoss.engine.parallel.shards import Shard
 from gptoss.engine.worker.batch import ScoredTokens, StepRows, layout_of, rows_with_logits
 from gptoss.engine.worker.graph_inputs import PromptInputs
+from gptoss.engine.worker.tap_buffers import TapBuffers
 from gptoss.kernels.layers import LayerCache
 
 MAX_PIECES = 32
@@ -27,9 +28,15 @@ MAX_PIECES = 32
 
 class PromptGraphs:
     def __init__(
-        self, config: EngineConfig, model: GptOss, cache: list[LayerCache], device: torch.device, shard: Shard
+        self,
+        config: EngineConfig,
+        model: GptOss,
+        cache: list[LayerCache],
+        device: torch.device,
+        shard: Shard,
+        num_taps: int = 0,
     ) -> None:
-        self._model = model
+        """`num_taps`: the model's, whose states graphs then give too."""
         self._cache = cache
         self._block_size = config.block_size
         self.sizes = config.prompt_graph_sizes
@@ -40,12 +47,13 @@ class PromptGraphs:
         self._logits = torch.zeros(rows, len(shard.vocab), dtype=torch.float32, device=device)
         most = self.sizes[-1] if self.sizes else 0
         self._inputs = PromptInputs(most, self._max_pieces, width, config.block_size, device, self._logits)
+        self._taps = TapBuffers(num_taps, most, model, device)
         self.replays: dict[int, Callable[[], torch.Tensor]] = {}
 
     def forward(self, size: int) -> Callable[[], torch.Tensor]:
         """The pass that a graph of that many tokens repeats."""
         batch = self._inputs.batch(size)
-        return lambda: self._model.forward(batch, self._cache)
+        return lambda: self._taps.forward(batch, self._cache)
 
     def holds(self, rows: StepRows) -> bool:
         """Whether there is a graph for these rows: not with adapters or scored tokens."""
@@ -70,3 +78,7 @@ class PromptGraphs:
         self._inputs.fill(rows, layout, sample_rows)
         size = min(s for s in self.replays if s >= len(layout.positions))
         return self.replays[size]()[: len(sample_rows)]
+
+    def tapped(self, count: int) -> list[torch.Tensor]:
+        """Returns the states [T, H] at each tap of the first `count` tokens; valid as their logits are."""
+        return self._taps.first(count)

@@ -134,13 +134,11 @@ class Worker:
 
     def _check_draft_head(self) -> None:
         """Raises ConfigError where a draft head's guesses could not be checked."""
-        eager = self.config.enforce_eager and self.kernels.name == "triton"  # graphs give no hidden states
-        able = (eager or self.kernels.name == "native") and self.comm.world_size == 1
+        able = self.kernels.name in ("triton", "native") and self.comm.world_size == 1
         if self.config.speculative_model is not None and not able:
             raise ConfigError(
-                "speculative_model (--speculative-model) works on one rank, with the compiled CPU kernels or, on a "
-                f"GPU, with enforce_eager; this engine runs {self.kernels.name} kernels on {self.comm.world_size}: "
-                "drop it"
+                "speculative_model (--speculative-model) works on one rank, with the compiled CPU kernels or the GPU "
+                f"kernels; this engine runs {self.kernels.name} kernels on {self.comm.world_size}: drop it"
             )
 
     def _precompile(self) -> precompile.Precompilation | None:
@@ -245,7 +243,9 @@ class Worker:
         kernel_check.warm_up(self.model, cache, self.config, self.comm)
         if self.config.enforce_eager:
             return None
-        self._graphs = GraphRunner(self.config, self.model, cache, self.device, comm=self.comm)
+        self._graphs = GraphRunner(
+            self.config, self.model, cache, self.device, comm=self.comm, num_taps=self.model.num_taps
+        )
         self._graphs.capture_all()
         return self._graphs
 

@@ -185,7 +185,9 @@ def test_the_memory_plan_counts_the_head(tmp_path: Path) -> None:
     num_elements = 64 * 192 + 512 * 128 + 64 * 256 + 3 * 96 * 64 + 4 * 64 + 500 * 64 + 500
     assert config.draft_head.num_elements == num_elements
     assert (with_head.head_bytes, without.head_bytes) == (2 * num_elements, 0)
-    assert with_head.kv_bytes == without.kv_bytes - 2 * num_elements
+    held = 3 * (config.max_graph_rows + 2 * max(config.prompt_graph_sizes)) * 64 * 4  # the states of graphs
+    assert with_head.activation_bytes - without.activation_bytes == held
+    assert with_head.kv_bytes == without.kv_bytes - 2 * num_elements - held
     assert with_head.kv_bytes_per_token - without.kv_bytes_per_token == 2 * 2 * 64 * 2
     plan = make_plan(config, memory, memory, tensor_size=1, stages=1, element=2)
     assert "draft head 0.00 GB" in plan.lines()[1]

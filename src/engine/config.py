@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gptoss.config.engine_keys import DeviceKeys, EngineKeys, LoraKeys
 from gptoss.config.errors import ConfigError
-from gptoss.engine.model.draft_head import DraftHead, DraftHeadError, read_draft_head
+from gptoss.engine.model.draft_head import DraftHead, read_draft_head
+from gptoss.engine.model.draft_head_config import DraftHeadError
 from gptoss.engine.model.model_config import ModelConfig
 
 DEFAULT_DRAFTS = 3  # tokens; a step of four tokens costs little more than a step of one

@@ -15,7 +15,8 @@ from gptoss.config.errors import ConfigError
 from gptoss.engine.core.core import EngineCore
 from gptoss.engine.core.draft_proposer import MIN_PAUSE, Drafter
 from gptoss.engine.messages import AddRequest, ModelRunnerOutput, NewRequest, SchedulerOutput
-from gptoss.engine.model.draft_head import DraftHead, DraftHeadError, read_draft_head
+from gptoss.engine.model.draft_head import DraftHead, read_draft_head
+from gptoss.engine.model.draft_head_config import DraftHeadError
 from gptoss.engine.model.eagle3 import Eagle3Head
 from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import ModelConfig

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -124,20 +126,26 @@ def test_keys_are_shared_out_between_any_number_of_programs(monkeypatch: pytest.
     assert torch.equal(first, second), "counters are zero again"
 
 
-@pytest.mark.usefixtures("short_splits")
-def test_a_token_is_the_same_in_prefill_and_decode_and_in_any_batch() -> None:
-    """The bits, not only the value: alone in decode with split keys, and last of a chunk in a mixed batch. It is the
-    first of its tile, because numpy's products, which the interpreter takes, differ from row to row."""
-    chunk = Case([131, 67], [1, 33], 8, 1)
-    lone = Case([99], [1], 8, 1)
+def alone_and_in_a_chunk(case: type[Case]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A token's attention alone in decode with split keys, and last of a chunk in a mixed batch, for two windows.
+
+    It is the first of its tile, because numpy's products, which the interpreter takes, differ from row to row.
+    """
+    chunk = case([131, 67], [1, 33], 8, 1)
+    lone = case([99], [1], 8, 1)
     lone.query[0] = chunk.query[-1]
     lone.sinks = chunk.sinks
     for p in range(100):
         lone.key[lone.tables[0][p // BLOCK], p % BLOCK] = chunk.keys[1][p]
         lone.value[lone.tables[0][p // BLOCK], p % BLOCK] = chunk.values[1][p]
     for window in (None, 20):
-        together = chunk.run(window, WIDE, WIDE)[-1]
-        assert torch.equal(together, lone.run(window, WIDE, WIDE)[0])
+        yield lone.run(window, WIDE, WIDE)[0], chunk.run(window, WIDE, WIDE)[-1]
+
+
+@pytest.mark.usefixtures("short_splits")
+def test_a_token_is_the_same_in_prefill_and_decode_and_in_any_batch() -> None:
+    for alone, together in alone_and_in_a_chunk(Case):
+        assert torch.equal(alone, together), "the bits, not only the value"
 
 
 @pytest.mark.usefixtures("short_splits")

@@ -16,7 +16,7 @@ from gptoss.kernels.reference.moe import clamped_swiglu_ref, route_ref
 from gptoss.kernels.triton import experts, routing
 from gptoss.kernels.triton.configs import TileConfig
 from gptoss.kernels.triton.mxfp4_layout import gate_up_order, pack_experts, unpack_experts
-from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
+from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device, tile_list_ref
 
 NUM_EXPERTS, HIDDEN, INTER, PER_TOKEN = 6, 160, 96, 4
 LIMIT = 7.0
@@ -74,7 +74,7 @@ class Experts:
             tiles = experts.Tiles(logits, count, PER_TOKEN, len(x) * PER_TOKEN, block_m)
         else:
             chosen, weights = route(logits)
-            listed = routing.tile_list_ref(chosen, count, NUM_EXPERTS, block_m)
+            listed = tile_list_ref(chosen, count, NUM_EXPERTS, block_m)
             tiles = experts.Tiles(logits, count, PER_TOKEN, len(listed.tile_expert), block_m, weights, listed)
         w1 = pack_experts(moved(self.w1), gate_up_order(INTER, DEVICE))
         act = experts.moe_w1(on_device(x), r.to(DEVICE), w1, on_device(self.b1), LIMIT, tiles, config)
@@ -153,7 +153,7 @@ def test_every_code_under_every_scale_keeps_its_value() -> None:
         for start in range(0, 128, 16):
             unit = torch.zeros(16, 128)
             unit[torch.arange(16), torch.arange(start, start + 16)] = 1.0
-            listed = routing.tile_list_ref(torch.zeros(16, 1, dtype=torch.int32, device=DEVICE), count * 16, 1, 16)
+            listed = tile_list_ref(torch.zeros(16, 1, dtype=torch.int32, device=DEVICE), count * 16, 1, 16)
             tiles = experts.Tiles(logits, count * 16, 1, 1, 16, torch.ones(16, 1, device=DEVICE), listed)
             out = experts.moe_w2(
                 on_device(unit),

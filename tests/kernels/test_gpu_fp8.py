@@ -84,9 +84,9 @@ def test_attention(
 
 
 @pytest.mark.usefixtures("short_splits")
-def test_a_token_is_the_same_in_prefill_and_decode_and_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "Case", Case)
-    exact.test_a_token_is_the_same_in_prefill_and_decode_and_in_any_batch()
+def test_a_token_is_the_same_in_prefill_and_decode_and_in_any_batch() -> None:
+    for alone, together in exact.alone_and_in_a_chunk(Case):
+        assert torch.equal(alone, together), "the bits, not only the value"
 
 
 @pytest.mark.parametrize("way", ["fused", "done"])

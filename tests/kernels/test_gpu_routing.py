@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptoss.kernels.reference.moe import route_ref
+from gptoss.kernels.reference.moe import only_local_ref, route_ref
 from gptoss.kernels.triton import routing
 from gptoss.kernels.triton.configs import TileConfig
 from gptoss.kernels.triton.routing import Routed, TileList
-from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device
+from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device, tile_list_ref
 
 EPS = 1e-5
 PER_TOKEN = 4
@@ -75,7 +75,7 @@ def test_router(way: str, tokens: int, num_tokens: int, experts: int) -> None:
     lowest_first = torch.where(chosen == 1, 0, chosen)  # torch may take either of equals
     both = (found.logits.topk(PER_TOKEN + 1).indices < 2).sum(dim=1) == 2
     chosen = torch.where(both[:, None], _lower_of_equals(found.logits), lowest_first)
-    expected = routing.tile_list_ref(chosen, count, experts, 8)
+    expected = tile_list_ref(chosen, count, experts, 8)
     assert_same_tiles(found.tile_list, expected, num_tokens * PER_TOKEN)
 
 
@@ -100,10 +100,10 @@ def test_experts_of_other_ranks_are_stood_in_for(way: str, local: range) -> None
     everything, mine = router.run(way, 21), router.run(way, 21, local=local)
     chosen = _lower_of_equals(everything.logits).int()
     assert everything.weights is not None and mine.weights is not None and mine.tile_list is not None
-    experts, weights = routing.only_local_ref(chosen, everything.weights, local)
+    experts, weights = only_local_ref(chosen, everything.weights, local)
     assert torch.equal(mine.weights, weights)
     count = torch.tensor([21], dtype=torch.int32, device=DEVICE)
-    expected = routing.tile_list_ref(experts, count, len(local), 8)
+    expected = tile_list_ref(experts, count, len(local), 8)
     assert_same_tiles(mine.tile_list, expected, 21 * PER_TOKEN)
 
 

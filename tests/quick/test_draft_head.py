@@ -12,7 +12,8 @@ import pytest
 
 from gptoss.config.errors import ConfigError
 from gptoss.engine.config import EngineConfig
-from gptoss.engine.model.draft_head import DraftHeadError, read_draft_head
+from gptoss.engine.model.draft_head import read_draft_head
+from gptoss.engine.model.draft_head_config import DraftHeadError
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, Size, hf_config
 from gptoss.engine.parallel.memory_plan import make_plan

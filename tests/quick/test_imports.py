@@ -18,7 +18,7 @@ def rooms(prefix: str, names: str) -> str:
 
 
 WIRE = rooms("gptoss.engine", "messages sampling_params config block_hash")  # what crosses to the engine's process
-SHAPES = rooms("gptoss.engine.model", "model_config named_sizes gguf_config lora_file draft_head")
+SHAPES = rooms("gptoss.engine.model", "model_config named_sizes gguf_config lora_file draft_head draft_head_config")
 REQUEST = f"gptoss.generation gptoss.prompt_builder gptoss.harmony gptoss.config gptoss.engine.client {WIRE}"
 ENDPOINT = f"{rooms('gptoss.api', 'context hosted http telemetry access.api_keys access.rate_limits')} {REQUEST}"
 # The longest name that fits is a module's rule. Every module may import the version from `gptoss`, and
@@ -84,7 +84,7 @@ ALLOWED = {
     "gptoss.tools.apply_patch": "gptoss.tools.apply_patch",
     # the engine's process
     "gptoss.engine.config": "gptoss.config.errors gptoss.config.engine_keys "
-    "gptoss.engine.model.draft_head gptoss.engine.model.model_config",
+    "gptoss.engine.model.draft_head gptoss.engine.model.draft_head_config gptoss.engine.model.model_config",
     "gptoss.engine.block_hash": "",
     "gptoss.engine.messages": "gptoss.engine.sampling_params",
     "gptoss.engine.sampling_params": "",
@@ -102,8 +102,10 @@ ALLOWED = {
     "gptoss.engine.model": "gptoss.engine.model gptoss.engine.parallel gptoss.kernels gptoss.config.errors "
     "gptoss.gguf_header",
     "gptoss.engine.model.model_config": "gptoss.config.errors",
-    "gptoss.engine.model.lora_file": "gptoss.engine.model.model_config",
-    "gptoss.engine.model.draft_head": "gptoss.config.errors gptoss.engine.model.model_config",
+    "gptoss.engine.model.json_file": "",
+    "gptoss.engine.model.lora_file": "gptoss.engine.model.json_file gptoss.engine.model.model_config",
+    "gptoss.engine.model.draft_head": "gptoss.engine.model.draft_head_config gptoss.engine.model.json_file gptoss.engine.model.model_config",
+    "gptoss.engine.model.draft_head_config": "gptoss.config.errors gptoss.engine.model.json_file gptoss.engine.model.model_config",
     "gptoss.engine.model.named_sizes": "gptoss.engine.model.model_config",
     "gptoss.engine.model.gguf_config": "gptoss.config.errors gptoss.engine.model.model_config gptoss.gguf_header",
     "gptoss.engine.parallel": f"gptoss.engine.parallel gptoss.engine.model.model_config gptoss.config.errors {WIRE}",

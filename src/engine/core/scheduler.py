@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from gptoss.engine.config import SCORED_ROWS, EngineConfig
 from gptoss.engine.core.draft_proposer import Drafter
+from gptoss.engine.core.draft_steps import add_drafts, limit_head
 from gptoss.engine.core.kv_cache_manager import ComputedBlocks, KVCacheManager
 from gptoss.engine.core.request import Request, RequestStatus
 from gptoss.engine.core.request_group import RequestGroup
@@ -138,9 +139,9 @@ class Scheduler:
         if self._num_preemptions_of(group) == preemptions_before:  # otherwise admission would take what was freed
             self._admit(group, budget, out, max_requests)
         if self._drafter is not None:
-            self._add_drafts(self._drafter, out)
+            self.num_drafts += add_drafts(self._drafter, out, self._requests, self._kv, self._config)
             if self._drafter.has_head:
-                self._limit_head(self._drafter, out)
+                limit_head(self._drafter, out, self._requests, self._config)
         out.finished_or_preempted_ids, self._finished_or_preempted = self._finished_or_preempted, []
         out.block_copies = self._kv.take_copies()
         if self._max_in_flight > 1:
@@ -195,54 +196,6 @@ class Scheduler:
             if added[0] or added[1]:
                 out.new_block_ids[request.request_id] = added
         return budget
-
-    def _add_drafts(self, drafter: Drafter, out: SchedulerOutput) -> None:
-        """Adds drafts after the last known tokens, from the budget and blocks that are left.
-
-        If a step samples more rows than one request and its drafts it is compute-bound, and drafts cost time.
-        """
-        budget = min(
-            self._config.max_num_batched_tokens - out.total_tokens,
-            1 + drafter.max_tokens - len(out.num_scheduled_tokens),
-        )
-        block_ids = {new.request_id: new.block_ids for new in out.new_requests}
-        for request_id, num_new in list(out.num_scheduled_tokens.items()):
-            request = self._requests[request_id]
-            if request.num_computed_tokens + num_new < request.num_tokens or request.params.logprobs is not None:
-                continue
-            max_drafts = min(
-                budget,
-                request.params.max_tokens - request.num_output_tokens - 1,
-                self._config.max_model_len - request.num_tokens - 1,
-            )
-            drafts = drafter.propose(request, max_drafts) if max_drafts > 0 else []
-            added = self._kv.allocate_slots(request, num_new + len(drafts)) if drafts else None
-            if added is None:
-                continue
-            known = block_ids.get(request_id) or out.new_block_ids.setdefault(request_id, ([], []))
-            for blocks, new in zip(known, added, strict=True):
-                blocks += new
-            out.num_scheduled_tokens[request_id] += len(drafts)
-            out.draft_tokens[request_id] = drafts
-            self.num_drafts += len(drafts)
-            budget -= len(drafts)
-
-    def _limit_head(self, drafter: Drafter, out: SchedulerOutput) -> None:
-        """Sets how many tokens the draft head guesses after this step: what the next one may add as drafts."""
-        num_requests = len(out.num_scheduled_tokens)
-        budget = 1 + drafter.max_tokens - num_requests
-        share = max(1, budget // max(1, num_requests))
-        for request_id, num_new in out.num_scheduled_tokens.items():
-            request, num_drafts = self._requests[request_id], len(out.draft_tokens.get(request_id, ()))
-            known = request.num_computed_tokens + num_new - num_drafts
-            if known < request.num_tokens or request.params.logprobs is not None or request.adapter:
-                continue
-            left = request.params.max_tokens - request.num_output_tokens
-            max_guesses = min(budget, share, left - 2, self._config.max_model_len - known - 2)
-            limit = drafter.head_limit(request, max_guesses, num_drafts)
-            if limit:
-                out.draft_limits[request_id] = limit
-                budget -= limit
 
     def can_schedule(self) -> bool:
         """Whether a step scheduled now might hold a request."""

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from gptoss.engine.model.draft_head import LAYER, DraftHead, DraftHeadError
+from gptoss.engine.model.draft_head import LAYER, DraftHead
+from gptoss.engine.model.draft_head_config import DraftHeadError
 from gptoss.engine.model.gpt_oss import GptOss
 from gptoss.kernels.backend import KernelBackend
 from gptoss.kernels.layers import (

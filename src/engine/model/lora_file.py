@@ -20,10 +20,10 @@ from typing import Any, Literal
 import regex
 from safetensors import SafetensorError, safe_open
 
+from gptoss.engine.model.json_file import read_object
 from gptoss.engine.model.model_config import ModelConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-MAX_CONFIG_BYTES = 1 << 20
 PATTERN_TIMEOUT_S = 1.0
 FLOAT_TYPES = ("F32", "F16", "BF16")
 Module = Literal["q", "k", "v", "out", "router", "w1", "w2"]
@@ -110,20 +110,7 @@ def read_adapter(folder: Path, model: ModelConfig) -> AdapterFile:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        if not path.is_file() and path.exists():
-            raise AdapterError(f"{path} is not a file")  # a pipe would be waited for
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise AdapterError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"{path} is missing") from None
-    except OSError as error:
-        raise AdapterError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} must hold an object")
+    config = read_object(path, AdapterError)
     _check_kind(config)
     return config
 

@@ -77,12 +77,12 @@ class MemoryPlan:
         shown = [f"{self.gpu_mode}: {len(self.ranks)} {noun}, KV cache for {self.kv_tokens:,} tokens"]
         for rank in self.ranks:
             s = rank.shard
-            adapters = f"adapters {rank.lora_bytes / GB:.2f} GB, " if rank.lora_bytes else ""
-            adapters += f"draft head {rank.head_bytes / GB:.2f} GB, " if rank.head_bytes else ""
+            others = f"adapters {rank.lora_bytes / GB:.2f} GB, " if rank.lora_bytes else ""
+            others += f"draft head {rank.head_bytes / GB:.2f} GB, " if rank.head_bytes else ""
             shown.append(
                 f"rank {s.rank}: layers {s.layers.start}-{s.layers.stop - 1}, {len(s.query_heads)} heads, "
                 f"{len(s.experts)} experts x {len(s.intermediate)} rows, weights {rank.weight_bytes / GB:.2f} GB, "
-                f"activations {rank.activation_bytes / GB:.2f} GB, {adapters}KV {rank.kv_bytes / GB:.2f} GB, "
+                f"activations {rank.activation_bytes / GB:.2f} GB, {others}KV {rank.kv_bytes / GB:.2f} GB, "
                 f"free {rank.free_bytes / GB:.2f} GB"
             )
         max_bytes = max(rank.weight_bytes for rank in self.ranks)
@@ -321,12 +321,12 @@ def _does_not_fit(config: EngineConfig, tried: list[MemoryPlan], element: int) -
     tight = min(plan.ranks, key=lambda r: r.kv_tokens)
     needed = RUNTIME_BYTES + tight.weight_bytes + tight.activation_bytes + tight.lora_bytes + tight.head_bytes
     kv = plan.needed_kv_tokens * tight.kv_bytes_per_token
-    lora = f"{tight.lora_bytes / GB:.1f} GB of adapters, " if tight.lora_bytes else ""
-    lora += f"{tight.head_bytes / GB:.1f} GB of draft head, " if tight.head_bytes else ""
+    others = f"{tight.lora_bytes / GB:.1f} GB of adapters, " if tight.lora_bytes else ""
+    others += f"{tight.head_bytes / GB:.1f} GB of draft head, " if tight.head_bytes else ""
     text = (
         f"the model does not fit: in mode {plan.gpu_mode} rank {tight.shard.rank} needs "
         f"{tight.weight_bytes / GB:.1f} GB of weights, {tight.activation_bytes / GB:.1f} GB of activations, "
-        f"{lora}{RUNTIME_BYTES / GB:.1f} GB of runtime and {kv / GB:.1f} GB of KV cache for "
+        f"{others}{RUNTIME_BYTES / GB:.1f} GB of runtime and {kv / GB:.1f} GB of KV cache for "
         f"{plan.needed_kv_tokens:,} tokens; "
         f"{tight.usable_bytes / GB:.1f} GB of {tight.free_bytes / GB:.1f} GB free may be used "
         f"(gpu_memory_utilization {config.gpu_memory_utilization:g})"

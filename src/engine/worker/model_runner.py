@@ -82,8 +82,10 @@ class ModelRunner:
                 raise  # the other ranks wait in a collective operation: only a restart realigns them
             logger.exception("step failed for %d requests together, trying each alone", len(rows.states))
             result = self._run_one_by_one(rows, out, error)
-        alone = self._comm.world_size == 1
-        self._table.finish_step(rows, *((result.sampled, result.accepted) if alone else ({},)))
+        if self._comm.world_size == 1:
+            self._table.finish_step(rows, result.sampled, result.accepted)
+        else:
+            self._table.finish_step(rows, {})  # every rank learns the tokens with the next step
         return result if self._samples else None
 
     @property

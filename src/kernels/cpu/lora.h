@@ -180,16 +180,10 @@ static void lora_moe(const Lora& lora, const bf16* x, const int64_t* experts, co
             }
         }
     });
-    led.run_minor(pieces_of(T), by_rows(T, [=](int64_t t) {
-        for (int64_t h = 0; h < H; h++) {
-            float sum = to_float(residual[t * H + h]);
-            for (int64_t j = 0; j < k; j++) sum += weights[t * k + j] * parts[(t * k + j) * H + h];
-            out[t * H + h] = to_bf16(sum);
-        }
-    }));
+    led.run_minor(pieces_of(T), by_rows(T, [=](int64_t t) { add_experts(t, weights, parts, residual, out, k, H); }));
 }
 
-// As moe() of native.cpp.
+// As moe() of moe.h.
 extern "C" void lora_moe(const LoraModule* table, const int64_t* slots, const bf16* x, const int64_t* experts,
                          const float* weights, const void* w1, const uint8_t* s1, const bf16* b1, const void* w2,
                          const uint8_t* s2, const bf16* b2, const bf16* residual, bf16* out, float* parts, float limit,

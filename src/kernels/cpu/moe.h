@@ -70,6 +70,16 @@ static void hidden_chunk(const X* const* x, X* const* hidden, int64_t rows, cons
     }
 }
 
+// Row t of out [T, H] = residual[t] + sum_j weights[t, j] * parts[t, j].
+static inline void add_experts(int64_t t, const float* weights, const float* parts, const bf16* residual, bf16* out, int64_t k,
+                               int64_t H) {
+    for (int64_t h = 0; h < H; h++) {
+        float sum = to_float(residual[t * H + h]);
+        for (int64_t j = 0; j < k; j++) sum += weights[t * k + j] * parts[(t * k + j) * H + h];
+        out[t * H + h] = to_bf16(sum);
+    }
+}
+
 // out[t] = residual[t] + sum_j weight[t, j] * (w2 . swiglu(w1 . x[t] + b1) + b2); b1: I gates, then I ups.
 // w1, s1, w2, s2, ups: see Layout. parts [T k, H] is scratch.
 template <typename Workers>
@@ -105,13 +115,7 @@ static void moe(Workers& workers, const bf16* x, const int64_t* experts, const f
                     parts[by.rows[m + r] * H + n0 + n] = sums[r * CHUNK + n] + to_float(b2[e * H + n0 + n]);
         }
     });
-    workers.run_minor(pieces_of(T), by_rows(T, [=](int64_t t) {
-        for (int64_t h = 0; h < H; h++) {
-            float sum = to_float(residual[t * H + h]);
-            for (int64_t j = 0; j < k; j++) sum += weights[t * k + j] * parts[(t * k + j) * H + h];
-            out[t * H + h] = to_bf16(sum);
-        }
-    }));
+    workers.run_minor(pieces_of(T), by_rows(T, [=](int64_t t) { add_experts(t, weights, parts, residual, out, k, H); }));
 }
 
 extern "C" void moe(const bf16* x, const int64_t* experts, const float* weights, const void* w1, const uint8_t* s1,

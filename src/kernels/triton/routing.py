@@ -427,34 +427,3 @@ class _Made:
         weights = None if self.tile_list is None else self.weights
         chosen = None if self.tile_list is None else self.chosen
         return Routed(self.scaled, self.r, self.logits, weights, self.tile_list, chosen)
-
-
-def tile_list_ref(experts: torch.Tensor, num_tokens: torch.Tensor, num_experts: int, block_m: int) -> TileList:
-    """The list by torch: experts int32 [T, k]."""
-    assignments, per_token = experts.numel(), experts.shape[1]
-    index = torch.arange(assignments, device=experts.device)
-    owner = torch.where(index < num_tokens * per_token, experts.flatten().long(), num_experts)
-    rows = torch.argsort(owner, stable=True)
-    counts = owner.new_zeros(num_experts + 1).scatter_add_(0, owner, torch.ones_like(owner))[:-1]
-    tiles = (counts + block_m - 1) // block_m
-    tile_end, offsets = tiles.cumsum(0), counts.cumsum(0) - counts
-    p = torch.arange(max_tiles(assignments, num_experts, block_m), device=experts.device)
-    expert = torch.searchsorted(tile_end, p, right=True)
-    known = expert.clamp(max=num_experts - 1)
-    done = (p - (tile_end - tiles)[known]) * block_m
-    used = expert < num_experts
-    return TileList(
-        torch.where(used, expert, -1).int(),
-        torch.where(used, offsets[known] + done, 0).int(),
-        torch.where(used, (counts[known] - done).clamp(max=block_m), 0).int(),
-        rows.int(),
-        block_m,
-    )
-
-
-def only_local_ref(experts: torch.Tensor, weights: torch.Tensor, local: range) -> tuple[torch.Tensor, torch.Tensor]:
-    """Does what only_local does, by torch: experts int32 [T, k] of all ranks, weights float32 [T, k]."""
-    mine = (experts >= local.start) & (experts < local.stop)
-    first = torch.gather(experts, 1, mine.int().argmax(dim=1, keepdim=True))
-    stand_in = torch.where(mine.any(dim=1, keepdim=True), first, local.start)
-    return (torch.where(mine, experts, stand_in) - local.start).int(), weights * mine

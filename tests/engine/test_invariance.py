@@ -114,9 +114,7 @@ def test_after_preemption(dtype: str, alone: Answer) -> None:
         scheduler = engine.scheduler
         victim = next((r for r in scheduler._live.running if r.request_id == "r"), None)
         if step in (3, 9) and victim is not None:
-            from gptoss.engine.messages import SchedulerOutput
-
-            scheduler._preempt(victim, SchedulerOutput([], {}, {}, []))
+            scheduler._preempt(victim)
             seen += 1
 
     assert run(engine, [request("r", PROMPT), request("o", PROMPT[:40])], preempt)["r"] == alone

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptoss.engine.core.kv_cache_manager import NULL_BLOCK, SLIDING_GROUP, KVCacheManager
 from gptoss.engine.core.prefix_index import CachedBlock, PrefixIndex, common_tokens, token_bytes
 from gptoss.engine.core.request import Request
-from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
+from gptoss.engine.messages import ModelRunnerOutput
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.block_copies import BlockCopier
 from gptoss.kernels.layers import LayerCache
@@ -110,7 +110,7 @@ def test_preempted_requests_go_on_where_they_were(runner: FakeRunner) -> None:
     runner.scheduler.add_request(a := make_request("a", IDS[:37], 30))
     for _ in range(6):
         runner.step()
-    runner.scheduler._preempt(a, SchedulerOutput([], {}, {}, []))
+    runner.scheduler._preempt(a)
     assert runner.step().num_scheduled_tokens == {"a": 1}
     runner.run()
     assert len(runner.outputs["a"]) == 30

@@ -11,7 +11,7 @@ import torch
 from gptoss.engine.client.streams import OutputStream
 from gptoss.engine.config import SCORED_ROWS
 from gptoss.engine.core.core import EngineCore
-from gptoss.engine.messages import AddRequest, FinishReason, SchedulerOutput, TokenLogprobs, TokenOutput
+from gptoss.engine.messages import AddRequest, FinishReason, TokenLogprobs, TokenOutput
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.kernels.cpu import native
 from tests.support.helpers import checkpoint, engine_config, load_model, model_logits
@@ -133,7 +133,7 @@ def test_after_a_preemption_none_comes_twice(expected: torch.Tensor, steps: int)
         for output in core.step():
             found += output.prompt_logprobs or []
     running = core.scheduler._requests["a"]
-    core.scheduler._preempt(running, SchedulerOutput([], {}, {}, []))
+    core.scheduler._preempt(running)
     rest, last = run(core)
     check(found + rest["a"], expected)
     assert last["a"].finish_reason is FinishReason.LENGTH and running.num_preemptions == 1

@@ -135,7 +135,7 @@ def test_requests_that_come_before_an_engines_death_shows_go_on_in_the_next() ->
         for request in (plain, AddRequest("biased", [1], params), AddRequest("cancelled", [1], params)):
             await client.add_request(request)
         assert client.abort("cancelled")
-        client._end_or_keep("the engine died")
+        client.streams.resume_or_end(1, "the engine died")
         dead.close()
 
         sent = _sent(client)

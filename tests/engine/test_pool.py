@@ -12,9 +12,10 @@ import pytest
 from gptoss.engine.block_hash import extend_hashes
 from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import EngineDeadError, EngineError, QueueFullError
-from gptoss.engine.client.pool import EnginePool, added_ready, added_stats
+from gptoss.engine.client.pool import EnginePool
 from gptoss.engine.client.router import REQUEST_TOKENS
 from gptoss.engine.client.supervisor import EngineState, RestartPolicy
+from gptoss.engine.client.totals import added_ready, added_stats
 from gptoss.engine.messages import (
     AbortRequests,
     AddRequest,

@@ -20,7 +20,7 @@ from gptoss.engine.client.admission import FinishRate, check_capacity
 from gptoss.engine.client.engine_link import EngineLink
 from gptoss.engine.client.errors import EngineDeadError, EngineError
 from gptoss.engine.client.streams import OpenStreams, OutputStream
-from gptoss.engine.client.supervisor import EngineState, RestartPolicy, SilenceWatch
+from gptoss.engine.client.supervisor import EngineState, RestartPolicy, Restarts, SilenceWatch
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import (
     AbortRequests,
@@ -87,7 +87,7 @@ class EngineClient:
         self._supervisor: asyncio.Task[None] | None = None
         self._watch = SilenceWatch(self.policy)
         self._link = EngineLink(self._log, self._watch)
-        self._attempts = 0
+        self._restarts = Restarts(self.policy)
 
     # --- start and stop ---
 
@@ -121,7 +121,7 @@ class EngineClient:
         """Ends all requests with an error, then the engine process."""
         self.state = EngineState.STOPPED
         self._link.is_stopping = True
-        self._fail_all("the server is shutting down")
+        self.streams.fail_all("the server is shutting down")
         self._adapter_link.engine_is_dead("the server is shutting down")
         if self._supervisor is not None:
             self._supervisor.cancel()
@@ -176,11 +176,7 @@ class EngineClient:
     @property
     def stall(self) -> str | None:
         """Why a request sent now would not be served although the engine is ready; None if it would."""
-        if self.heartbeat_age_s > self.policy.heartbeat_timeout_s:
-            return f"no heartbeat of the engine for {self.heartbeat_age_s:.0f} s"
-        if self.num_active > 0 and self.last_sign_age_s > self.policy.step_timeout_s / 2:
-            return f"no step for {self.last_sign_age_s:.0f} s while work is waiting"
-        return None
+        return self._watch.stall(has_work=self.num_active > 0)
 
     # --- requests ---
 
@@ -251,14 +247,12 @@ class EngineClient:
 
     def adapters_in_use(self) -> tuple[set[int], set[int]]:
         """The ids of the adapters that running requests use, and those that waiting ones do."""
-        streams = [stream for stream in self.streams if stream.request.adapter]
-        running = {stream.request.adapter for stream in streams if stream.started}
-        return running, {stream.request.adapter for stream in streams if not stream.started}
+        return self.streams.adapters_in_use()
 
     def fail_requests(self, reason: str) -> None:
         """Ends every request with an error immediately."""
         running = [stream.request.request_id for stream in self.streams]
-        self._fail_all(reason)
+        self.streams.fail_all(reason)
         with contextlib.suppress(zmq.ZMQError):
             self._link.send(AbortRequests(running))
 
@@ -271,7 +265,7 @@ class EngineClient:
         if self.is_ready:
             self._link.send(AbortRequests([request_id]))
         else:
-            self._end(stream, FinishReason.ABORT)
+            self.streams.end(stream, FinishReason.ABORT)
         return True
 
     async def _outputs(self, request_id: str, stream: OutputStream) -> AsyncIterator[TokenOutput]:
@@ -290,42 +284,52 @@ class EngineClient:
     # --- the engine process ---
 
     async def _supervise(self) -> None:
+        """Runs engine processes one after another until one cannot start or too many have died."""
         while True:
-            try:
-                ended = await self._link.run(self.config, self._handle, self._silence)
-                self.failure = self.failure or ended
-            except Exception:  # a bug here must not leave requests hanging
-                logger.exception("engine supervisor")
-                self.failure = self.failure or "internal error in the engine supervisor"
+            await self._run_process()
             died_ready = self.state is EngineState.READY
             self._ready_event.clear()
             self._settled_event.set()
-            fatal = self.state is EngineState.DEAD
-            self._attempts = 1 if died_ready and self.finish_rate else self._attempts + 1
+            self._restarts.count_death(has_served=died_ready and bool(self.finish_rate))
             self.finish_rate.clear()
             self.stats = EngineStats()
-            if fatal or self._attempts > self.policy.max_restarts:
-                self.state = EngineState.DEAD
-                self._hand_over(f"the engine is dead: {self.failure}")
-                self._adapter_link.engine_is_dead(f"the engine is dead: {self.failure}")
-                self._ready_event.set()
-                logger.critical("giving up on the engine: %s", self.failure, extra=self._log_fields)
+            if self.state is EngineState.DEAD or self._restarts.are_used_up:
+                self._give_up()
                 return
-            self.state = EngineState.RESTARTING
-            num_continued = self._hand_over(f"the engine died: {self.failure}")
-            self._adapter_link.engine_died(f"{self.failure}")
-            delay = min(self.policy.max_backoff_s, self.policy.backoff_s * 2 ** (self._attempts - 1))
-            logger.error(
-                "engine died (%s), restart %d in %.1f s; %d requests will continue",
-                self.failure,
-                self._attempts,
-                delay,
-                num_continued,
-                extra=self._log_fields,
-            )
-            self.num_restarts += 1
-            await asyncio.sleep(delay)
-            await self._renew()
+            await self._prepare_restart()
+
+    async def _run_process(self) -> None:
+        """Returns when the process has ended; `failure` says why."""
+        try:
+            ended = await self._link.run(self.config, self._handle, self._silence)
+            self.failure = self.failure or ended
+        except Exception:  # a bug here must not leave requests hanging
+            logger.exception("engine supervisor")
+            self.failure = self.failure or "internal error in the engine supervisor"
+
+    def _give_up(self) -> None:
+        self.state = EngineState.DEAD
+        self._hand_over(f"the engine is dead: {self.failure}")
+        self._adapter_link.engine_is_dead(f"the engine is dead: {self.failure}")
+        self._ready_event.set()
+        logger.critical("giving up on the engine: %s", self.failure, extra=self._log_fields)
+
+    async def _prepare_restart(self) -> None:
+        """Ends or keeps the requests of the engine that died, and waits the back-off."""
+        self.state = EngineState.RESTARTING
+        num_continued = self._hand_over(f"the engine died: {self.failure}")
+        self._adapter_link.engine_died(f"{self.failure}")
+        logger.error(
+            "engine died (%s), restart %d in %.1f s; %d requests will continue",
+            self.failure,
+            self._restarts.num_deaths,
+            self._restarts.delay_s,
+            num_continued,
+            extra=self._log_fields,
+        )
+        self.num_restarts += 1
+        await asyncio.sleep(self._restarts.delay_s)
+        await self._renew()
 
     async def _renew(self) -> None:
         """Checks the cached files, which may have been damaged or removed since the first start."""
@@ -342,31 +346,38 @@ class EngineClient:
 
     def _handle(self, message: FromEngine) -> None:
         self._watch.message_arrived(is_heartbeat=isinstance(message, Heartbeat))
-        if isinstance(message, Outputs):
-            stepped = message.stats.num_steps_total != self.stats.num_steps_total
-            self.stats = message.stats
-            if stepped and self.on_step is not None:
-                self.on_step(message.stats)
-            for output in message.outputs:
-                self._deliver(output)
-            if self.on_outputs is not None:
-                self.on_outputs()
-        elif isinstance(message, Ready):
-            self.ready, self.failure = message, None
-            self.state = EngineState.READY
-            self._adapter_link.send_all()
-            self._link.send_requests(stream.rest() for stream in self.streams)  # of an engine that died
-            self._adapter_link.end_all()
-            self._ready_event.set()
-            self._settled_event.set()
-            if self.on_ready is not None:
-                self.on_ready()
-        elif isinstance(message, AdapterChanged):
-            self._adapter_link.changed(message)
-        elif isinstance(message, Failed):
-            self.failure = message.message
-            if message.fatal:
-                self.state = EngineState.DEAD
+        match message:
+            case Outputs():
+                self._take_outputs(message)
+            case Ready():
+                self._becomes_ready(message)
+            case AdapterChanged():
+                self._adapter_link.changed(message)
+            case Failed():
+                self.failure = message.message
+                if message.fatal:
+                    self.state = EngineState.DEAD
+
+    def _take_outputs(self, message: Outputs) -> None:
+        stepped = message.stats.num_steps_total != self.stats.num_steps_total
+        self.stats = message.stats
+        if stepped and self.on_step is not None:
+            self.on_step(message.stats)
+        for output in message.outputs:
+            self._deliver(output)
+        if self.on_outputs is not None:
+            self.on_outputs()
+
+    def _becomes_ready(self, message: Ready) -> None:
+        self.ready, self.failure = message, None
+        self.state = EngineState.READY
+        self._adapter_link.send_all()
+        self._link.send_requests(stream.rest() for stream in self.streams)  # of an engine that died
+        self._adapter_link.end_all()
+        self._ready_event.set()
+        self._settled_event.set()
+        if self.on_ready is not None:
+            self.on_ready()
 
     def _deliver(self, output: TokenOutput) -> None:
         stream = self.streams.get(output.request_id)
@@ -378,39 +389,19 @@ class EngineClient:
             self.streams.remove(output.request_id)
         stream.put(output)
 
-    def _fail_all(self, reason: str) -> None:
-        for stream in self.streams:
-            self._end(stream, FinishReason.ERROR, reason)
-
     def _hand_over(self, reason: str) -> int:
         """Ends the requests that no engine continues, and lets `on_death` move the others.
 
         Returns how many continue.
         """
         if self.on_death is None and self.state is EngineState.DEAD:
-            self._fail_all(reason)
+            self.streams.fail_all(reason)
             return 0
-        self._end_or_keep(reason)
-        num_continued = len(self.streams)
+        num_continued = self.streams.resume_or_end(self.policy.max_resumes, reason)
+        self.num_resumed += num_continued
         if self.on_death is not None:
             self.on_death()
         if self.state is EngineState.DEAD:
             num_continued -= len(self.streams)
-            self._fail_all(reason)
+            self.streams.fail_all(reason)
         return num_continued
-
-    def _end_or_keep(self, reason: str) -> None:
-        """Ends the requests that may not continue in the next engine."""
-        for stream in self.streams:
-            if stream.aborted:
-                self._end(stream, FinishReason.ABORT)
-            elif stream.num_resumes >= self.policy.max_resumes:
-                self._end(stream, FinishReason.ERROR, reason)
-            else:
-                stream.num_resumes += 1
-                self.num_resumed += 1
-
-    def _end(self, stream: OutputStream, why: FinishReason, error: str | None = None) -> None:
-        request_id = stream.request.request_id
-        self.streams.remove(request_id)
-        stream.put(TokenOutput(request_id, [], why, error=error))

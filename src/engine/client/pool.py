@@ -16,9 +16,11 @@ from gptoss.engine.client.adapters import Adapters
 from gptoss.engine.client.admission import check_capacity
 from gptoss.engine.client.client import EngineClient
 from gptoss.engine.client.errors import EngineDeadError, EngineError
+from gptoss.engine.client.rebalance import Move, background_move, live_move
 from gptoss.engine.client.router import REQUEST_TOKENS, Router
 from gptoss.engine.client.streams import OutputStream
 from gptoss.engine.client.supervisor import EngineState
+from gptoss.engine.client.totals import added_ready, added_stats
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.messages import Adapter, AddRequest, EngineStats, Ready, TokenOutput
 
@@ -38,7 +40,7 @@ class EnginePool:
         for number, engine in enumerate(engines):
             engine.on_ready = lambda number=number: self._engine_ready(number)
             engine.on_death = lambda number=number: self._engine_died(number)
-            engine.on_outputs = self._move_waiting
+            engine.on_outputs = self._rebalance
 
     # --- start and stop ---
 
@@ -312,9 +314,8 @@ class EnginePool:
         self._ready = added_ready([engine.ready for engine in self.engines if engine.ready is not None])
         engine = self.engines[number]
         if engine.ready is not None:
-            self.router.sent[number].max_blocks = max(
-                1, engine.ready.num_blocks // 2
-            )  # two groups of layers share them
+            # two groups of layers share the blocks
+            self.router.sent[number].max_blocks = max(1, engine.ready.num_blocks // 2)
         for other in self.engines:
             if not other.is_ready:
                 self._move(other)
@@ -332,79 +333,27 @@ class EnginePool:
         for engine, streams in self._routed(stream for stream in released if stream is not None):
             (engine.resume if engine.is_ready else engine.keep)(streams)
 
-    def _move_waiting(self) -> None:
-        """Moves a request that waits to an engine that has room for it, if there is one."""
+    def _rebalance(self) -> None:
+        """Moves requests that wait to engines that have room for them."""
         if not any(engine.stats.num_waiting or engine.stats.num_background_waiting for engine in self.engines):
             return
         serving = [engine for engine in self.engines if engine.serves]
         if len(serving) > 1:
-            self._move_live(serving)
-            self._move_background(serving)
+            self._apply(live_move(serving, self.config))
+            self._apply(background_move(serving, self.config))
 
-    def _move_live(self, serving: Sequence[EngineClient]) -> None:
-        """Moves a request from an engine with more than it may run to one that runs less."""
-        idle = min(serving, key=lambda engine: engine.streams.num_live)
-        busy = max(serving, key=lambda engine: engine.streams.num_live)
-        if idle.streams.num_live < self.config.max_num_seqs < busy.streams.num_live:
-            self._move_one(_first_waiting(busy, self.config.priority_ageing_s), busy, idle)
-
-    def _move_background(self, serving: Sequence[EngineClient]) -> None:
-        """Moves a background request from an engine with live requests to one without."""
-        idle = min(serving, key=lambda engine: (engine.streams.num_live, engine.streams.num_background))
-        busy = max(serving, key=lambda engine: (engine.streams.num_live > 0) * engine.stats.num_background_waiting)
-        if not idle.streams.num_live and idle.streams.num_background < self.config.max_num_seqs and busy is not idle:
-            self._move_one(_last_background(busy), busy, idle)
-
-    def _move_one(self, request_id: str | None, source: EngineClient, target: EngineClient) -> None:
-        stream = source.release(request_id) if request_id is not None else None
-        if stream is not None:
-            sent, hashes = self.router.sent[self.engines.index(target)], stream.request.block_hashes
+    def _apply(self, move: Move | None) -> None:
+        stream = move.source.release(move.request_id) if move is not None else None
+        if move is not None and stream is not None:
+            sent, hashes = self.router.sent[self.engines.index(move.target)], stream.request.block_hashes
             stream.num_cached_tokens = sent.count(hashes) * self.config.block_size
             sent.add(hashes, stream.request.request_id)
-            target.resume([stream])
+            move.target.resume([stream])
 
 
 def load_of(engine: EngineClient) -> int:
     """What an engine has to do for live requests, in prompt tokens to compute."""
     return REQUEST_TOKENS * engine.streams.num_live + engine.streams.num_uncached_tokens
-
-
-def _first_waiting(engine: EngineClient, ageing_s: float) -> str | None:
-    """The id of the live request that the engine would admit next; None if it has admitted all."""
-    unstarted = [stream for stream in engine.streams if not stream.started and not stream.aborted]
-    unstarted.sort(key=lambda stream: stream.added + stream.request.priority * ageing_s)
-    waiting = unstarted[max(0, len(unstarted) - engine.stats.num_waiting) :]
-    return waiting[0].request.request_id if waiting else None
-
-
-def _last_background(engine: EngineClient) -> str | None:
-    """The id of the background request that came last, if one waits for live requests to end."""
-    if not engine.streams.num_live or not engine.stats.num_background_waiting:
-        return None
-    mine = [s for s in engine.streams if s.request.background and not s.output_ids and not s.aborted]
-    return mine[-1].request.request_id if mine else None
-
-
-def added_stats(stats: Sequence[EngineStats]) -> EngineStats:
-    """The figures of engines together: sums, but for shares and the last step's duration."""
-    names = EngineStats.__struct_fields__
-    total = EngineStats(**{name: sum(getattr(one, name) for one in stats) for name in names})
-    total.kv_usage = 1 - total.num_free_blocks / total.num_blocks if total.num_blocks else 0.0
-    total.last_step_s = max(one.last_step_s for one in stats)
-    return total
-
-
-def added_ready(reports: Sequence[Ready]) -> Ready:
-    """What runs on engines together; what is equal for all of them is the first one's."""
-    return msgspec.structs.replace(
-        reports[0],
-        num_blocks=sum(report.num_blocks for report in reports),
-        kv_cache_bytes=sum(report.kv_cache_bytes for report in reports),
-        weight_bytes=sum(report.weight_bytes for report in reports),
-        max_model_len=min(report.max_model_len for report in reports),
-        load_s=max(report.load_s for report in reports),
-        ranks=[rank for report in reports for rank in report.ranks],
-    )
 
 
 AnyEngine = EngineClient | EnginePool

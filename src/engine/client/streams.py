@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from gptoss.engine.messages import AddRequest, TokenOutput
+from gptoss.engine.messages import AddRequest, FinishReason, TokenOutput
 
 
 @dataclass(slots=True)
@@ -122,6 +122,36 @@ class OpenStreams:
                 self._count_unstarted(stream, -1)
             _add(self.of_tenant, stream.request.tenant, -1)
         return stream
+
+    def end(self, stream: OutputStream, reason: FinishReason, error: str | None = None) -> None:
+        """Removes a stream and gives it its terminal output."""
+        request_id = stream.request.request_id
+        self.remove(request_id)
+        stream.put(TokenOutput(request_id, [], reason, error=error))
+
+    def fail_all(self, error: str) -> None:
+        for stream in self:
+            self.end(stream, FinishReason.ERROR, error)
+
+    def resume_or_end(self, max_resumes: int, error: str) -> int:
+        """After the engine's death: ends the requests that may not continue; returns how many may.
+
+        `max_resumes`: how many deaths a request may survive.
+        """
+        for stream in self:
+            if stream.aborted:
+                self.end(stream, FinishReason.ABORT)
+            elif stream.num_resumes >= max_resumes:
+                self.end(stream, FinishReason.ERROR, error)
+            else:
+                stream.num_resumes += 1
+        return len(self)
+
+    def adapters_in_use(self) -> tuple[set[int], set[int]]:
+        """The ids of the adapters that running requests use, and those that waiting ones do."""
+        streams = [stream for stream in self if stream.request.adapter]
+        running = {stream.request.adapter for stream in streams if stream.started}
+        return running, {stream.request.adapter for stream in streams if not stream.started}
 
     @property
     def num_live(self) -> int:

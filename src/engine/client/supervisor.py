@@ -32,6 +32,27 @@ class RestartPolicy:
     ready_wait_s: float = 60.0  # how long a request waits for a restarting engine
 
 
+class Restarts:
+    """Counts the deaths of engine processes in a row, none of which has served a request."""
+
+    def __init__(self, policy: RestartPolicy) -> None:
+        self._policy = policy
+        self.num_deaths = 0
+
+    def count_death(self, *, has_served: bool) -> None:
+        """`has_served`: whether the process that died had ended a request."""
+        self.num_deaths = 1 if has_served else self.num_deaths + 1
+
+    @property
+    def are_used_up(self) -> bool:
+        return self.num_deaths > self._policy.max_restarts
+
+    @property
+    def delay_s(self) -> float:
+        """How long to wait before the next process is started."""
+        return min(self._policy.max_backoff_s, self._policy.backoff_s * 2 ** (self.num_deaths - 1))
+
+
 class SilenceWatch:
     """Measures how long the engine process has sent nothing."""
 
@@ -70,6 +91,15 @@ class SilenceWatch:
         limit_s = max(policy.step_timeout_s, policy.heartbeat_timeout_s)
         if self.message_age_s >= limit_s:
             return f"no heartbeat within {limit_s:g} s"
+        return None
+
+    def stall(self, *, has_work: bool) -> str | None:
+        """Why a request sent now would not be served although the engine is ready; None if it would."""
+        policy = self._policy
+        if self.message_age_s > policy.heartbeat_timeout_s:
+            return f"no heartbeat of the engine for {self.message_age_s:.0f} s"
+        if has_work and self.step_age_s > policy.step_timeout_s / 2:
+            return f"no step for {self.step_age_s:.0f} s while work is waiting"
         return None
 
     def warn(self, pid: int | None, *, is_ready: bool) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gptoss.engine.config import EngineConfig
-from gptoss.engine.model import weights_cache
+from gptoss.engine.model import weights_cache, weights_file
 from gptoss.engine.model.gpt_oss import layer_shape
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.sources import open_source
@@ -105,7 +105,7 @@ def test_what_the_file_has_already_is_not_kept_twice(small: Path, tmp_path: Path
     weights = load(small, tmp_path / "cache")
     relaid = sum(t.nbytes for layer in weights.layers for t in (layer.qkv, layer.experts.b1))  # type: ignore[union-attr]
     kept = files(tmp_path / "cache")[0].stat().st_size
-    assert relaid < kept < relaid + 40 * weights_cache.ALIGNMENT < sum(t.nbytes for t in iterate_tensors(weights))
+    assert relaid < kept < relaid + 40 * weights_file.ALIGNMENT < sum(t.nbytes for t in iterate_tensors(weights))
 
 
 def test_a_write_to_mapped_weights_stays_in_the_process(small: Path, tmp_path: Path) -> None:
@@ -177,10 +177,10 @@ def test_damage_after_the_sums_were_compared_is_found(
 def test_a_start_compares_a_few_portions_and_the_first_after_a_boot_all(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights_cache, "PORTION", 5000)
+    monkeypatch.setattr(weights_file, "PORTION", 5000)
     load(small, tmp_path / "cache")
     path = files(tmp_path / "cache")[0]
-    count = len(weights_cache._read_table(path)["sums"])
+    count = len(weights_file.read_table(path)["sums"])
     compared: list[int] = []
 
     def choose(numbers: range, most: int) -> list[int]:

@@ -1,14 +1,13 @@
 """Keeps weights that had to be laid out again in a file, which later starts and processes map.
 
-One file for each rank of a model: the tensors, then a table in JSON, then the table's length and a magic number. The
-table has the whole ModelWeights as a tree; a tensor in it is a place in this file, or in a file of the checkpoint where
-the kernels read that as it is. The file's name has a key over all that its content depends on: paths, sizes and times
-of the checkpoint's files, the rank's part, the types, the instruction set, and the code that lays weights out.
+One file for each rank of a model (weights_file.py has its format). Its name has a key over all that its content depends
+on: paths, sizes and times of the checkpoint's files, the rank's part, the types, the instruction set, and the code that
+lays weights out.
 
-Written under another name and renamed; flushed to the disk behind the start. Each portion has a SHA-256. All of them
-are compared once after each boot of the machine, and again if the file's size or time is another: so what a power
-failure left unwritten is found, and the flush need not be waited for. Every other start compares the table and a few
-portions, chosen at random. Files in use are locked and never removed.
+A file is written under another name and renamed, and flushed to the disk while the server starts. Its portions are
+compared with their sums once after each boot of the machine, and again if the file's size or time has changed. That
+finds what a power failure left unwritten, so that no start waits for the flush. Every other start compares the table
+and a few portions, chosen at random. Files in use are locked and never removed.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import importlib
-import json
 import logging
 import os
 import random
@@ -27,39 +24,32 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
 from gptoss.engine.model.tensor_source import MappedFile, TensorSource
 from gptoss.engine.model.weights import ModelWeights, WeightLoader
+from gptoss.engine.model.weights_file import (
+    GB,
+    CacheFullError,
+    DamagedError,
+    Tree,
+    WeightsReader,
+    WeightsWriter,
+    check_portions,
+    read_table,
+)
 from gptoss.kernels import layers as kernel_layers
 
 logger = logging.getLogger(__name__)
 
-MAGIC = b"gptoss-weights-1"
 SUFFIX, MAKING, VERIFIED = ".weights", ".making", ".verified"
-ALIGNMENT = 4096
-PORTION = 16 * 2**20  # bytes under one sum
 SAMPLED = 2  # portions that each start compares: some 20 ms
-GB = 10**9
 SPARE_BYTES = 2 * GB  # that are left free on the disk
 LEAST_BYTES = GB  # of a checkpoint; a smaller one is laid out again at each start, in less than a second
 LOCK_POLL_S, LOCK_REPORT_S = 0.1, 5.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-OWN = -1  # in the table: this file instead of one of the checkpoint's
-Tree = Any  # JSON
-
-
-class CacheFullError(Exception):
-    """The weights would exceed the limit or the disk. The message says which and by how much."""
-
-
-class DamagedError(Exception):
-    """The file is not what was written."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,10 +92,10 @@ class WeightsCache:
             return None
         started = time.monotonic()
         try:
-            table = _read_table(path)
+            table = read_table(path)
             if not made_now:
                 _verify(path, table)
-            weights = _Reader(table, MappedFile(path), source).weights()
+            weights = WeightsReader(table, MappedFile(path), source).weights()
         except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("damaged weights cache %s: %s; making it again", path, error)
             path.unlink(missing_ok=True)
@@ -128,7 +118,7 @@ class WeightsCache:
         making = path.with_suffix(MAKING)
         try:
             with making.open("wb") as file:
-                writer = _Writer(file, source, self._limit())
+                writer = WeightsWriter(file, source, self._limit())
                 for part in loader.parts():
                     writer.add(part)
                 loader.check_unchanged()
@@ -187,120 +177,10 @@ def layout_digest() -> str:
     return found.hexdigest()
 
 
-class _Writer:
-    """Writes the parts of ModelWeights: the tensors that are in no file of the checkpoint, and the table."""
-
-    def __init__(self, file: BinaryIO, source: TensorSource, limit: int) -> None:
-        self._file, self._source, self._limit = file, source, limit
-        self._at = 0
-        self._parts: list[Tree] = []
-        self._sum, self._sums = hashlib.sha256(), list[str]()  # of the portion at hand, and of those before
-
-    def add(self, part: Any) -> None:
-        self._parts.append(self._encoded(part))
-
-    def finish(self) -> None:
-        sums = [*self._sums, self._sum.hexdigest()] if self._at % PORTION else self._sums
-        table = {"parts": self._parts, "sums": sums, "end": self._at}
-        data = json.dumps(table).encode()
-        tail = hashlib.sha256(data).digest() + len(data).to_bytes(8, "little") + MAGIC
-        self._file.write(data + tail)
-        self._file.flush()
-
-    def _encoded(self, value: Any) -> Tree:
-        if isinstance(value, torch.Tensor):
-            return {"tensor": [*self._place(value), str(value.dtype).removeprefix("torch."), list(value.shape)]}
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            kind = type(value)
-            fields = {f.name: self._encoded(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return {"class": [kind.__module__, kind.__name__], "fields": fields}
-        if value is None or isinstance(value, int | float | str):
-            return value
-        raise TypeError(f"a {type(value).__name__} in the weights cannot be kept")
-
-    def _place(self, tensor: torch.Tensor) -> tuple[int, int]:
-        """The file and the offset of a tensor, which is written unless the checkpoint has it like this."""
-        if tensor.is_contiguous():
-            for number, file in enumerate(self._source.files):
-                offset = file.offset_of(tensor)
-                if offset is not None:
-                    return number, offset
-        data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
-        begin = -(-self._at // ALIGNMENT) * ALIGNMENT
-        if begin + len(data) > self._limit:
-            raise CacheFullError(f"they take more than the {max(0, self._limit) / GB:.1f} GB that are left")
-        self._write(memoryview(bytes(begin - self._at)))
-        self._write(data)
-        return OWN, begin
-
-    def _write(self, data: memoryview) -> None:
-        while data:
-            piece = data[: PORTION - self._at % PORTION]
-            self._file.write(piece)
-            self._sum.update(piece)
-            self._at += len(piece)
-            data = data[len(piece) :]
-            if self._at % PORTION == 0:
-                self._sums.append(self._sum.hexdigest())
-                self._sum = hashlib.sha256()
-
-
-class _Reader:
-    """Makes ModelWeights of a table."""
-
-    def __init__(self, table: Tree, own: MappedFile, source: TensorSource) -> None:
-        self._table, self._own, self._source = table, own, source
-
-    def weights(self) -> ModelWeights:
-        *layers, embedding, final_norm, lm_head = map(self._decoded, self._table["parts"])
-        return ModelWeights(embedding, layers, final_norm, lm_head, head_is_prepared=True)
-
-    def _decoded(self, tree: Tree) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        if "tensor" in tree:
-            number, offset, dtype, shape = tree["tensor"]
-            file = self._own if number == OWN else self._source.files[number]
-            return file.view(getattr(torch, dtype), tuple(shape), offset)
-        module, name = tree["class"]
-        if not module.startswith("gptoss.kernels."):
-            raise DamagedError(f"it names {module}.{name}")
-        fields = {field: self._decoded(value) for field, value in tree["fields"].items()}
-        return getattr(importlib.import_module(module), name)(**fields)
-
-
-def _read_table(path: Path) -> Tree:
-    tail = len(MAGIC) + 8 + 32
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - tail))
-        end = file.read(tail)
-        length = int.from_bytes(end[32:40], "little")
-        if end[40:] != MAGIC or length > size - tail:
-            raise DamagedError("its end is missing")
-        file.seek(size - tail - length)
-        data = file.read(length)
-    if hashlib.sha256(data).digest() != end[:32]:
-        raise DamagedError("its table has another SHA-256")
-    return json.loads(data)
-
-
 def _verify(path: Path, table: Tree) -> None:
-    """Compares the portions with their sums: all, or a few if that was done since the boot.
-
-    Raises DamagedError.
-    """
-    data, sums, last = np.memmap(path, mode="r"), table["sums"], table["end"]
-
-    def check(number: int) -> None:
-        begin, end = number * PORTION, min((number + 1) * PORTION, last)
-        if hashlib.sha256(data[begin:end].data).hexdigest() != sums[number]:
-            raise DamagedError(f"bytes {begin} to {end} have another SHA-256")
-
-    remembered = _is_remembered(path)
-    numbers = random.sample(range(len(sums)), min(SAMPLED, len(sums))) if remembered else range(len(sums))
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        list(pool.map(check, numbers))
+    """Compares all portions with their sums, or a few if all were compared since the boot. Raises DamagedError."""
+    remembered, count = _is_remembered(path), len(table["sums"])
+    check_portions(path, table, random.sample(range(count), min(SAMPLED, count)) if remembered else range(count))
     if not remembered:
         _remember(path)
 

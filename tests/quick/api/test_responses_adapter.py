@@ -13,6 +13,7 @@ from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import InvalidRequest, field_names, from_validation
 from gptoss.api.http.profiles import Profiles
 from gptoss.api.http.sender import Sender
+from gptoss.api.responses import conversation as responses_conversation
 from gptoss.api.responses import items as responses_items
 from gptoss.api.responses.adapter import ReadRequest, read_request
 from gptoss.api.responses.items import placed_items
@@ -174,7 +175,7 @@ FOREIGN = (
 def test_items_of_other_servers_are_left_out(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatched = WarnOnce(logging.getLogger("test"), "%s")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(responses_items, "_warn_left_out", monkeypatched)
+        patch.setattr(responses_conversation, "_warn_left_out", monkeypatched)
         chat = body_of(ASK, {"type": kind, "id": "x", "action": {}, "tools": 1}, THOUGHT, call(1))
     assert list(chat.conversation().messages) == [ASKED, THINKING, made(1, 3)]
     assert chat.policy == body_of(ASK, THOUGHT, call(1)).policy
@@ -191,7 +192,7 @@ def test_items_of_other_servers_are_left_out(kind: str, caplog: pytest.LogCaptur
 )
 def test_results_of_calls_that_are_left_out_are_left_out_too(made: Any, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(responses_items, "_warn_left_out", WarnOnce(logging.getLogger("test"), "%s"))
+        patch.setattr(responses_conversation, "_warn_left_out", WarnOnce(logging.getLogger("test"), "%s"))
         read = texts_of(ASK, made, call(2), output(1), output(2), SAID)
     assert read == texts_of(ASK, call(2), output(2), SAID)
     assert "function_call_output" in caplog.text

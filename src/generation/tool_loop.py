@@ -1,4 +1,4 @@
-"""Answers in several rounds: generate, run the tools that were called, append their results, go on.
+"""Answers in several rounds: generate, run the tools that were called, append their results, continue.
 
 A ToolLoop is what a Generation is to a renderer, with ToolEvents among its deltas. Each round's prompt is the one
 before, what was generated after it, and the results, token by token, so that the prefix cache holds all but the last
@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from gptoss.engine.client.errors import EngineError
+from gptoss.generation.call_runner import CallRunner
 from gptoss.generation.chat_output import ChatChoice, ChatDelta, make_choice
 from gptoss.generation.errors import GenerationCancelledError, GenerationError, GenerationFailedError
 from gptoss.generation.hosted import Approved, HostedCall, HostedTools, ToolEvent
@@ -26,11 +24,10 @@ from gptoss.generation.planner import derived_seed
 from gptoss.generation.round_prompt import Answered, next_prompt
 from gptoss.generation.round_reader import AnswerDelta, LoopChoice, RoundReader
 from gptoss.generation.session import EndedChoice, Engine, Generation, LoopAccounting, Remember, Usage, start
-from gptoss.generation.tool_run import run_call, text_for_model
-from gptoss.generation.tool_types import AnswerFilter, ToolCall, ToolResult, ToolUnavailableError
+from gptoss.generation.tool_run import text_for_model
+from gptoss.generation.tool_types import AnswerFilter
 from gptoss.harmony.vocabulary_files import Vocabulary
 
-logger = logging.getLogger(__name__)
 Batch = list[tuple[LoopChoice, Sequence[AnswerDelta]]]
 # Plans the request again with the results of approved calls, by their origin
 Replan = Callable[[Mapping[str, str]], Awaitable[Plan]]
@@ -59,9 +56,7 @@ class ToolLoop:
         self._reader = RoundReader(self._choice, tools.by_name, self._new_filters)
         self._generation: Generation[ChatChoice, ChatDelta] | None = None
         self._usage = NO_USAGE  # of the rounds before
-        self._num_run = 0
-        self._uses = Counter[str]()  # by name in the plan
-        self._deadline = time.monotonic() + tools.limits.deadline_s
+        self._calls = CallRunner(tools, runtime.accounting)
         self._approved: Sequence[Approved] = ()
         self._closed = False
 
@@ -126,31 +121,32 @@ class ToolLoop:
         inner = generation.choices[0]
         async with contextlib.aclosing(generation.events()) as batches:
             async for batch in batches:
-                events = [event for _, deltas in batch for event in reader.read(inner, deltas)]
+                read = [event for _, deltas in batch for event in reader.read(inner, deltas)]
                 if inner.finish_reason is not None and inner.error is None:
-                    events += reader.end_round(is_whole=inner.finish_reason in ("stop", "tool_calls"))
+                    read += reader.end_round(is_whole=inner.finish_reason in ("stop", "tool_calls"))
                     choice.finish_reason = self._finish_reason(inner)
-                if events or choice.finish_reason is not None:
-                    yield [(choice, events)]
+                if read or choice.finish_reason is not None:
+                    yield [(choice, read)]
         if choice.finish_reason is not None:
             return
-        async with contextlib.aclosing(self._run([c for c in reader.calls if not c.needs_approval])) as ran:
-            async for event in ran:
+        calls = [call for call in reader.calls if not call.needs_approval]
+        async with contextlib.aclosing(self._calls.run(calls)) as events:
+            async for event in events:
                 yield [(choice, [event])]
         if reader.num_client_calls or any(call.needs_approval for call in reader.calls):
             choice.finish_reason = "tool_calls"
         else:
-            await self._go_on(generation)
+            await self._continue(generation)
         if choice.finish_reason is not None:
             yield [(choice, ())]
 
     def _finish_reason(self, inner: ChatChoice) -> str | None:
-        """How the answer ends with this round; None: it goes on."""
+        """How the answer ends with this round; None if it continues."""
         runs = any(not call.needs_approval for call in self._reader.calls)
         return None if inner.finish_reason == "tool_calls" and runs else inner.finish_reason
 
-    async def _go_on(self, before: Generation[ChatChoice, ChatDelta]) -> None:
-        """Starts the next round, or ends the answer where there is no room for it."""
+    async def _continue(self, before: Generation[ChatChoice, ChatDelta]) -> None:
+        """Starts the next round, or ends the answer if no token is left for it."""
         plan, inner = before.plan, before.choices[0]
         assert plan.prompt is not None
         ids = await asyncio.to_thread(
@@ -186,10 +182,9 @@ class ToolLoop:
         )
 
     def _next_round(self) -> Round:
-        rounds, limits = self.plan.rounds, self._tools.limits
+        rounds = self.plan.rounds
         assert rounds is not None
-        is_over = self._num_run >= limits.max_calls or time.monotonic() >= self._deadline
-        return rounds.answering if is_over else rounds.calling
+        return rounds.answering if self._calls.are_over else rounds.calling
 
     async def _start(self, plan: Plan, after: ChatChoice | None = None, *, is_first: bool = False) -> None:
         """Starts a round. `after`: the one before."""
@@ -212,8 +207,6 @@ class ToolLoop:
         self._choice.rounds.append(choice)
         self._reader.begin_round()
 
-    # --- calls ---
-
     async def _run_approved(self) -> AsyncGenerator[ToolEvent, None]:
         """Runs the calls of an earlier answer, and plans this one with their results."""
         calls: list[HostedCall] = []
@@ -224,7 +217,7 @@ class ToolLoop:
             yield ToolEvent(call, "begun")
             yield ToolEvent(call, "text", one.text)
             yield ToolEvent(call, "whole")
-        async with contextlib.aclosing(self._run(calls)) as events:
+        async with contextlib.aclosing(self._calls.run(calls)) as events:
             async for event in events:
                 yield event
         texts = {one.origin: _answered(call).text for one, call in zip(self._approved, calls, strict=True)}
@@ -234,98 +227,6 @@ class ToolLoop:
         except GenerationError as error:
             raise GenerationFailedError(error.message) from error
         await self._start(plan)
-
-    async def _run(self, calls: Sequence[HostedCall]) -> AsyncGenerator[ToolEvent, None]:
-        """Runs calls, all at once or one after the other. Closing it stops them."""
-        for group in [calls] if self._tools.parallel else [[call] for call in calls]:
-            async with contextlib.aclosing(self._run_together(group)) as events:
-                async for event in events:
-                    yield event
-
-    async def _run_together(self, calls: Sequence[HostedCall]) -> AsyncGenerator[ToolEvent, None]:
-        accounting, queue = self._runtime.accounting, asyncio.Queue[ToolEvent | BaseException]()
-        if accounting.is_cancelled:
-            raise GenerationCancelledError
-        accounting.on_cancel(lambda: queue.put_nowait(GenerationCancelledError()))
-        loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(self._run_one(call, queue.put_nowait)) for call in calls]
-        for task in tasks:
-            task.add_done_callback(lambda ended: _report_bug(ended, queue))
-        try:
-            running = len(calls)
-            while running:
-                event = await queue.get()
-                if isinstance(event, BaseException):
-                    raise event
-                running -= event.state == "finished"
-                yield event
-        finally:
-            accounting.on_cancel(None)
-            for task in tasks:
-                if not task.done():
-                    task.cancel()
-                self._tools.background.adopt(task)
-
-    async def _run_one(self, call: HostedCall, emit: Callable[[ToolEvent], None]) -> None:
-        started, failure = time.monotonic(), "cancelled"
-        try:
-            call.result = await self._result(call, emit)
-            failure = call.result.failure.kind if call.result.failure is not None else ""
-        finally:
-            seconds = time.monotonic() - started
-            tool = call.tool
-            self._runtime.accounting.tool_ended(tool.runner.name, tool.recipient, seconds, failure or None)
-        emit(ToolEvent(call, "finished"))
-
-    async def _result(self, call: HostedCall, emit: Callable[[ToolEvent], None]) -> ToolResult:
-        """What a call comes to; raises CancelledError alone."""
-        tool, limits = call.tool, self._tools.limits
-        refused = self._refusal(call)
-        if refused is not None:
-            emit(ToolEvent(call, "running"))
-            return ToolResult.failed("limit", refused)
-        self._num_run += 1
-        self._uses[call.name] += 1
-        deadline = min(time.monotonic() + limits.call_timeout_s, self._deadline)
-        ran = False
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()) as timeout:
-                held = await self._tools.chain.get(tool.runner, tool.options, tool.session_id)
-                call.session_id = held.session.id
-                emit(ToolEvent(call, "running"))
-                ran = True
-                async with held.used():
-                    timeout.reschedule(None)  # run_call has its own
-                    made = ToolCall(
-                        recipient=tool.recipient,
-                        text=call.text,
-                        call_id=call.call_id,
-                        deadline=deadline,
-                        max_bytes=limits.max_result_bytes,
-                        options=tool.options,
-                    )
-                    return await run_call(tool.runner, made, held.session, self._tools.background)
-        except ToolUnavailableError as error:
-            failed = ToolResult.failed(error.kind, error.message)
-        except TimeoutError:
-            failed = ToolResult.failed("timeout", "The tool was not ready in time.")
-        except Exception:
-            logger.exception("a session of %s cannot be opened", tool.runner.name)
-            failed = ToolResult.failed("internal", "the tool failed")
-        if not ran:
-            emit(ToolEvent(call, "running"))
-        return failed
-
-    def _refusal(self, call: HostedCall) -> str | None:
-        """Why the call may not run."""
-        limits, most = self._tools.limits, call.tool.max_uses
-        if most is not None and self._uses[call.name] >= most:
-            return f"Not run: this answer may call {call.name} {most} times, and has done so."
-        if self._num_run >= limits.max_calls:
-            return f"Not run: this answer may make {limits.max_calls} tool calls, and has made them."
-        if time.monotonic() >= self._deadline:
-            return f"Not run: the tools of this answer have had their {limits.deadline_s:g} s."
-        return self._runtime.accounting.take_tool_call()
 
     def _new_filters(self) -> list[AnswerFilter]:
         tools = self._tools.by_name.values()
@@ -352,14 +253,6 @@ async def start_loop(
         tools.chain.finish(None)
         raise
     return loop
-
-
-def _report_bug(task: asyncio.Task[None], queue: asyncio.Queue[ToolEvent | BaseException]) -> None:
-    """Ends the wait for a call that ended without a result."""
-    if task.cancelled():
-        queue.put_nowait(GenerationFailedError("a tool call was stopped"))
-    elif (error := task.exception()) is not None:
-        queue.put_nowait(error)
 
 
 def _answered(call: HostedCall) -> Answered:

@@ -10,7 +10,7 @@ from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.fields import EFFORTS
 from gptoss.api.http.output_format import named_format, output_format
 from gptoss.api.http.tool_choice import read_tool_choice
-from gptoss.api.responses.conversation import conversation_of, read_items
+from gptoss.api.responses.input.conversation import conversation_of, read_items
 from gptoss.api.responses.schema import ResponsesRequest, TextFormat
 from gptoss.api.responses.tools.placed import PlacedItem
 from gptoss.api.responses.tools.table import ToolTable, read_choice, read_tools

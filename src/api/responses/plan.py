@@ -13,7 +13,7 @@ from gptoss.api.hosted.service import Prepared
 from gptoss.api.http.errors import field_names
 from gptoss.api.http.work_pool import MANY_BYTES, Stopped
 from gptoss.api.responses.adapter import ReadRequest, field_name, read_request
-from gptoss.api.responses.items import num_rendered
+from gptoss.api.responses.input.items import num_rendered
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve
 from gptoss.api.responses.tools.hosted_history import HostedHistory, read_history

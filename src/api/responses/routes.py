@@ -15,7 +15,7 @@ from gptoss.api.http.errors import InvalidRequest, NotFound
 from gptoss.api.http.limited_paths import generates
 from gptoss.api.http.openapi import Body, json_body, query
 from gptoss.api.http.sse import respond
-from gptoss.api.responses.items import untyped_fields
+from gptoss.api.responses.input.items import untyped_fields
 from gptoss.api.responses.plan import ResponsePlan, plan_response
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore

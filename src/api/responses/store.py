@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from gptoss.api.http.errors import InvalidRequest, NotFound
-from gptoss.api.responses.items import placed_items
+from gptoss.api.responses.input.items import placed_items
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.tools.placed import PlacedItem
 from gptoss.lru_cache import LruCache

@@ -12,7 +12,7 @@ from gptoss.api.completions.adapter import read_prompts
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.http.fields import VOCAB_SIZE
 from gptoss.api.ops.tokenize import DetokenizeRequest
-from gptoss.api.responses.items import num_rendered
+from gptoss.api.responses.input.items import num_rendered
 from gptoss.api.responses.schema import ResponsesRequest
 
 HI = [{"role": "user", "content": "hi"}]

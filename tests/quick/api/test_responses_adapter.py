@@ -13,10 +13,10 @@ from gptoss.api.http.encrypted_content import encode_text
 from gptoss.api.http.errors import InvalidRequest, field_names, from_validation
 from gptoss.api.http.profiles import Profiles
 from gptoss.api.http.sender import Sender
-from gptoss.api.responses import conversation as responses_conversation
-from gptoss.api.responses import items as responses_items
 from gptoss.api.responses.adapter import ReadRequest, read_request
-from gptoss.api.responses.items import placed_items
+from gptoss.api.responses.input import conversation as responses_conversation
+from gptoss.api.responses.input import items as responses_items
+from gptoss.api.responses.input.items import placed_items
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.telemetry.warn_once import WarnOnce
 from gptoss.config.profiles import PROFILES

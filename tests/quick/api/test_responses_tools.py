@@ -9,7 +9,7 @@ import pytest
 
 from gptoss.api.http.errors import InvalidRequest
 from gptoss.api.responses.adapter import read_request
-from gptoss.api.responses.items import placed_items
+from gptoss.api.responses.input.items import placed_items
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.tools.table import joined_name, read_choice, read_tools

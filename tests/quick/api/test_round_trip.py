@@ -24,7 +24,7 @@ from gptoss.api.messages.conversation import read_conversation
 from gptoss.api.messages.output import MessageContent
 from gptoss.api.messages.schema.request import CountTokensRequest
 from gptoss.api.responses.adapter import read_request
-from gptoss.api.responses.items import placed_items
+from gptoss.api.responses.input.items import placed_items
 from gptoss.api.responses.output import OutputItems
 from gptoss.api.responses.schema import ResponsesRequest
 from gptoss.api.responses.store import ResponseStore, resolve

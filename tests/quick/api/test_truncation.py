@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gptoss.api.responses.items import PlacedItem
+from gptoss.api.responses.input.items import PlacedItem
 from gptoss.api.responses.truncation import Cuts, answer_tokens
 
 KINDS = {"c": "function_call", "o": "function_call_output", "k": "custom_tool_call", "p": "custom_tool_call_output"}

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from gptoss.api.http.encrypted_content import ForeignContentError, decode_text
 from gptoss.api.http.errors import InvalidRequest, from_validation
 from gptoss.api.http.fields import CHANNELS, check_parts, check_user_name, joined_parts
-from gptoss.api.responses.items import (
+from gptoss.api.responses.input.items import (
     ASSISTANT_PARTS,
     FOREIGN,
     INPUT_PARTS,

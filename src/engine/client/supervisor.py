@@ -50,7 +50,7 @@ class Restarts:
     @property
     def delay_s(self) -> float:
         """How long to wait before the next process is started."""
-        return min(self._policy.max_backoff_s, self._policy.backoff_s * 2 ** (self.num_deaths - 1))
+        return min(self._policy.max_backoff_s, self._policy.backoff_s * 2.0 ** (self.num_deaths - 1))
 
 
 class SilenceWatch:

@@ -1,4 +1,4 @@
-"""The calls that one answer makes of tools that the server runs: their limits, order, results and events."""
+"""The calls of server-run tools in one answer: their limits, order, results and events."""
 
 from __future__ import annotations
 

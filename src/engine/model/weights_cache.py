@@ -178,7 +178,10 @@ def layout_digest() -> str:
 
 
 def _verify(path: Path, table: Tree) -> None:
-    """Compares all portions with their sums, or a few if all were compared since the boot. Raises DamagedError."""
+    """Compares all portions with their sums, or a few if all were compared since the boot.
+
+    Raises DamagedError.
+    """
     remembered, count = _is_remembered(path), len(table["sums"])
     check_portions(path, table, random.sample(range(count), min(SAMPLED, count)) if remembered else range(count))
     if not remembered:

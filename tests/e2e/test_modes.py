@@ -174,6 +174,13 @@ def test_impossible_combinations_name_the_key(
         assert word in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("flags", [("--kv-cache-dtype", "fp8"), ("--lm-head-dtype", "fp8")])
+def test_fp8_on_a_cpu_is_refused_before_an_engine_starts(starts: ForkedStarts, flags: tuple[str, ...]) -> None:
+    done = starts.run("--model", str(checkpoint()), "--port", "0", "--device", "cpu", *flags)
+    assert done.returncode == 2, "1 is what an engine that gives up ends with"
+    assert f"({flags[0]}) needs a GPU of sm_89 or later" in done.stderr and "CPU" in done.stderr
+
+
 def test_print_config_tells_where_each_value_came_from() -> None:
     done = run("--print-config", "--max-num-seqs", "5", env={"TORCH_DTYPE": "float16", "GPTOSS_PORT": "81"})
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())

@@ -121,3 +121,39 @@ def test_an_engine_sees_its_own_cards_only(
     monkeypatch.setattr(process, "run_engine", lambda *_: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")))
     engine_link._child(dataclasses.replace(config(), gpus=gpus), "", "", os.getpid(), {})
     assert seen == [expected]
+
+
+FP8_FLAGS = {"kv_cache_dtype": "--kv-cache-dtype", "lm_head_dtype": "--lm-head-dtype"}
+
+
+@pytest.mark.parametrize("key", FP8_FLAGS)
+@pytest.mark.parametrize("engines", [0, 1, 2])
+def test_fp8_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch, key: str, engines: int) -> None:
+    def placed(*capabilities: tuple[int, int] | None, **keys: Any) -> int:
+        gpus = [Gpu(i, f"card {i}", 80 * GB, 80 * GB, None, None, pair) for i, pair in enumerate(capabilities)]
+        monkeypatch.setattr(device_placement, "visible_gpus", lambda: gpus)
+        return len(place_engines(config(data_parallel_size=engines, **{key: "fp8"}, **keys)))
+
+    needs = rf"{key} 'fp8' \({FP8_FLAGS[key]}\) needs a GPU of sm_89 or later, and this "
+    for keys in ({}, {"device": "cpu"}, {"dtype": "bfloat16"}):
+        with pytest.raises(ConfigError, match=needs + "server would run on the CPU; drop it"):
+            placed(**keys)
+    with pytest.raises(ConfigError, match=needs + "server would run on the CPU"):
+        placed((9, 0), device="cpu")
+    with pytest.raises(ConfigError, match=needs + r"machine has 0: card 0 \(sm_80\), 1: card 1 \(sm_86\); drop it"):
+        placed((8, 0), (8, 6))
+    with pytest.raises(ConfigError, match=needs + r"machine has 1: card 1 \(sm_86\)"):
+        placed((9, 0), (8, 6), device="cuda:1")
+    assert placed((8, 9), (9, 0)) and placed((8, 0), (8, 9)) and placed(None, (8, 0)), "the engine checks its own"
+    if engines < 2:  # several need more than one device
+        assert placed((8, 9), (8, 0), device="cuda:0")
+
+
+def test_both_parts_in_fp8_are_named_at_once_and_plain_torch_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_placement, "visible_gpus", lambda: [])
+    both = {"kv_cache_dtype": "fp8_e4m3", "lm_head_dtype": "fp8"}
+    named = r"'fp8_e4m3' \(--kv-cache-dtype\) and lm_head_dtype 'fp8' \(--lm-head-dtype\) need a GPU .* drop them"
+    with pytest.raises(ConfigError, match=named):
+        place_engines(config(**both))
+    assert len(place_engines(config(**both, dtype="float32"))) == 1
+    assert len(place_engines(config(**both, device="cuda"))) == 1, "the engine says that there is no GPU"

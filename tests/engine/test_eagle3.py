@@ -20,6 +20,7 @@ from gptoss.engine.model.draft_head_config import DraftHeadError
 from gptoss.engine.model.eagle3 import Eagle3Head
 from gptoss.engine.model.gpt_oss import GptOss, layer_shape
 from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.parallel.memory_plan import eager_tap_bytes
 from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.batch import RequestTable, build_batch
@@ -485,3 +486,26 @@ def test_the_scheduler_asks_the_head_for_what_the_next_step_may_draft() -> None:
     request.adapter = 2
     scheduler.add_request(request)
     assert not FakeRunner(scheduler).step().draft_limits
+
+
+@needs_native
+@pytest.mark.parametrize("taps", [(1, 3, 5), (6,)])
+def test_the_plan_has_room_for_the_states_of_a_long_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taps: tuple[int, ...]
+) -> None:
+    core = make_core(speculative_model=write_head(tmp_path, MODEL, taps=taps), max_num_batched_tokens=1500)
+    worker = core.executor.worker
+    assert isinstance(worker, Worker)
+    runner, held = worker.runner._draft_runner, []
+    assert runner is not None
+    run = runner.run
+
+    def noting(rows: Any, states: list[torch.Tensor], *rest: Any) -> dict[str, list[int]]:
+        held.append(sum(state.untyped_storage().nbytes() for state in states))
+        return run(rows, states, *rest)
+
+    monkeypatch.setattr(runner, "run", noting)
+    assert core.add_request(AddRequest("r", [7] * 1500, SamplingParams(max_tokens=8, seed=0))) is None
+    core.step()
+    assert held == [len(taps) * 1500 * MODEL.hidden_size * 2]
+    assert held[0] <= eager_tap_bytes(worker.config, whole(MODEL), 2)

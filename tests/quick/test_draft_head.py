@@ -16,7 +16,8 @@ from gptoss.engine.model.draft_head import read_draft_head
 from gptoss.engine.model.draft_head_config import DraftHeadError
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.model.named_sizes import SIZES, Size, hf_config
-from gptoss.engine.parallel.memory_plan import make_plan
+from gptoss.engine.parallel.memory_plan import layer_bytes, make_plan
+from gptoss.engine.parallel.shards import whole
 from tests.support.draft_heads import write_head
 
 SMALL = hf_config(Size(layers=6, hidden=64, intermediate=32, experts=4, heads=4, kv_heads=2)) | {"vocab_size": 600}
@@ -187,8 +188,33 @@ def test_the_memory_plan_counts_the_head(tmp_path: Path) -> None:
     assert config.draft_head.num_elements == num_elements
     assert (with_head.head_bytes, without.head_bytes) == (2 * num_elements, 0)
     held = 3 * (config.max_graph_rows + 2 * max(config.prompt_graph_sizes)) * 64 * 4  # the states of graphs
+    held += 3 * config.max_num_batched_tokens * 64 * 4  # and of a step without one
     assert with_head.activation_bytes - without.activation_bytes == held
     assert with_head.kv_bytes == without.kv_bytes - 2 * num_elements - held
     assert with_head.kv_bytes_per_token - without.kv_bytes_per_token == 2 * 2 * 64 * 2
     plan = make_plan(config, memory, memory, tensor_size=1, stages=1, element=2)
     assert "draft head 0.00 GB" in plan.lines()[1]
+
+
+def test_the_states_of_long_prompts_and_the_head_s_own_layer_are_planned(tmp_path: Path) -> None:
+    wide = ModelConfig.from_json(
+        hf_config(Size(layers=6, hidden=512, intermediate=32, experts=4, heads=4, kv_heads=2)) | {"vocab_size": 600}
+    )
+    tokens, state = 4096, 4096 * 512 * 4
+    given = {"model": wide, "max_num_batched_tokens": tokens, "max_num_seqs": 1, "enforce_eager": True}
+    limits = {"max_model_len": 256, "model_path": None, "load_format": "dummy"}
+    three, one = (
+        EngineConfig(**given, **limits, speculative_model=write_head(tmp_path / name, wide, taps=taps))
+        for name, taps in (("three", (1, 3, 5)), ("one", (6,)))
+    )
+    plain = dataclasses.replace(three, speculative_model=None)
+    memory = [10**10]
+    steps = [
+        make_plan(config, memory, memory, tensor_size=1, stages=1, element=2).ranks[0].activation_bytes
+        for config in (three, one, plain)
+    ]
+    layer = layer_bytes(wide, whole(wide), 2, tokens, 1)
+    fused = 9 * state + 6 * tokens * 512 * 2 + tokens * (512 + 2 * 8 * 64) * 2
+    assert steps[0] - steps[2] == 3 * state + fused - layer, "fusing three states takes more than this narrow layer"
+    assert steps[1] - steps[2] == state + max(0, fused - 3 * state - 2 * tokens * 512 * 2 - layer)
+    assert EngineConfig(**given, **limits).draft_head is None and steps[2] > layer

@@ -15,6 +15,7 @@ from gptoss.engine.parallel.gpus import Gpu, visible_gpus
 from gptoss.engine.parallel.memory_plan import GB, RUNTIME_BYTES, MemoryPlan, choose_plan, make_plan
 
 logger = logging.getLogger(__name__)
+FP8_CAPABILITY = (8, 9)  # as in kernels/triton/support.py, which loads torch
 
 
 def usable_cores() -> int:
@@ -26,9 +27,10 @@ def place_engines(config: EngineConfig) -> list[EngineConfig]:
     """Returns the configuration of each engine: its GPUs, or its share of the cores.
 
     Raises:
-        ConfigError: there are too few GPUs, or too little memory on a CPU.
+        ConfigError: there are too few GPUs, too little memory on a CPU, or FP8 on a device that does not have it.
     """
     count, gpus = config.data_parallel_size, _gpus(config)
+    _check_fp8(config, gpus)
     if count == 1 or (count == 0 and not gpus):
         return [config]
     if not gpus:
@@ -49,6 +51,28 @@ def _gpus(config: EngineConfig) -> list[Gpu]:
     if config.device.startswith("cuda:"):
         return gpus[int(config.device.partition(":")[2]) :][:1]
     return gpus
+
+
+def _check_fp8(config: EngineConfig, gpus: Sequence[Gpu]) -> None:
+    """Raises ConfigError for FP8 without a GPU that has it; the engine checks the one that it takes."""
+    flags = {"kv_cache_dtype": "--kv-cache-dtype", "lm_head_dtype": "--lm-head-dtype"}
+    chosen = [
+        f"{key} '{getattr(config, key)}' ({flag})" for key, flag in flags.items() if getattr(config, key) != "auto"
+    ]
+    if not chosen:
+        return
+    needs = f"{' and '.join(chosen)} {'needs' if len(chosen) == 1 else 'need'} a GPU of sm_89 or later"
+    if not gpus:
+        if config.device.startswith("cuda") or config.dtype in ("float32", "float16"):
+            return  # plain torch has FP8, the native kernels do not
+        raise ConfigError(
+            f"{needs}, and this server would run on the CPU; drop {'it' if len(chosen) == 1 else 'them'}, or try it "
+            "slowly in plain torch with dtype 'float32' (--dtype)"
+        )
+    old = [(gpu, gpu.capability) for gpu in gpus if gpu.capability is not None and gpu.capability < FP8_CAPABILITY]
+    if len(old) == len(gpus):
+        shown = ", ".join(f"{gpu.index}: {gpu.name} (sm_{major}{minor})" for gpu, (major, minor) in old)
+        raise ConfigError(f"{needs}, and this machine has {shown}; drop {'it' if len(chosen) == 1 else 'them'}")
 
 
 def _on_cpu(config: EngineConfig, count: int) -> list[EngineConfig]:

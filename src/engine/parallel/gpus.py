@@ -17,6 +17,7 @@ class Gpu:
     free_bytes: int
     utilization: float | None  # 0..1; None if the driver does not report it
     temperature_c: int | None
+    capability: tuple[int, int] | None = None  # (8, 9) is sm_89; None if the driver does not report it
 
 
 def visible_gpus() -> list[Gpu]:
@@ -71,9 +72,9 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     utilization = _or_none(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
     temperature = _or_none(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
-    return Gpu(
-        index, _text(nvml.nvmlDeviceGetName(handle)), int(memory.total), int(memory.free), utilization, temperature
-    )
+    capability = _or_none(nvml, lambda: tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)))
+    name = _text(nvml.nvmlDeviceGetName(handle))
+    return Gpu(index, name, int(memory.total), int(memory.free), utilization, temperature, capability)
 
 
 def _or_none(nvml: Any, read: Any) -> Any:

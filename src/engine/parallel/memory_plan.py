@@ -138,6 +138,12 @@ def padding_bytes(c: ModelConfig, shard: Shard) -> int:
     return int(num_experts(c, shard) * columns * MXFP4_BYTES)
 
 
+def step_bytes(config: EngineConfig, shard: Shard, element: int) -> int:
+    """An upper bound of a step's temporaries, with what graphs hold and what a draft head takes."""
+    plain = activation_bytes(config.model, shard, element, config.max_num_batched_tokens, config.max_num_seqs)
+    return plain + graph_bytes(config, shard, element) + eager_tap_bytes(config, shard, element)
+
+
 def activation_bytes(c: ModelConfig, shard: Shard, element: int, max_tokens: int, max_seqs: int) -> int:
     """An upper bound of a step's temporaries.
 
@@ -176,6 +182,25 @@ def tap_bytes(config: EngineConfig, rows: int, tokens: int) -> int:
     head, c = config.draft_head, config.model
     num_taps = 0 if head is None else len(head.boundaries(c.num_layers))
     return num_taps * (rows + 2 * tokens) * c.hidden_size * 4  # float32 at most
+
+
+def eager_tap_bytes(config: EngineConfig, shard: Shard, element: int) -> int:
+    """An upper bound of what a step without a graph holds for a draft head beside the layers' temporaries.
+
+    That is the states at the taps from their layers on. What follows (states in the order of the requests, fused, and
+    the head's own layer) finds the layers' temporaries free again, so only what exceeds those counts.
+    """
+    head, c, tokens = config.draft_head, config.model, config.max_num_batched_tokens
+    if head is None:
+        return 0
+    state = tokens * c.hidden_size * 4  # float32 at most
+    num_taps = len(head.boundaries(c.num_layers))
+    ordered = 2 * num_taps * state  # joined from the step's parts, then in order
+    width = max(num_taps, 2)  # the layer's input is as wide as two states
+    normed = 3 * width * state + 2 * width * tokens * c.hidden_size * element  # a norm computes in float32
+    projected = tokens * (c.hidden_size + 2 * (head.num_heads + 2 * head.num_kv_heads) * head.head_dim) * element
+    layer = layer_bytes(c, shard, element, tokens, config.max_num_seqs)
+    return num_taps * state + max(0, max(ordered, normed + projected) - layer)
 
 
 def kv_bytes_per_token(c: ModelConfig, shard: Shard, element: int) -> int:
@@ -240,8 +265,7 @@ def make_plan(
             RankPlan(
                 shard,
                 weight_bytes(c, shard, element, config.dense_dtype, config.lm_head_dtype) + padding_bytes(c, shard),
-                activation_bytes(c, shard, element, config.max_num_batched_tokens, config.max_num_seqs)
-                + graph_bytes(config, shard, element),
+                step_bytes(config, shard, element),
                 lora_bytes(config, shard),
                 head_bytes,
                 kv_bytes_per_token(c, shard, 1 if config.has_fp8_cache else element) + head_kv,

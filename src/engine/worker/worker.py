@@ -24,7 +24,7 @@ from gptoss.engine.model.weights import ModelWeights, WeightLoader, dummy_weight
 from gptoss.engine.model.weights_cache import LEAST_BYTES, WeightsCache
 from gptoss.engine.parallel.communicator import Communicator, Rendezvous
 from gptoss.engine.parallel.device_placement import usable_cores
-from gptoss.engine.parallel.memory_plan import activation_bytes, graph_bytes, lora_bytes, stage_layers
+from gptoss.engine.parallel.memory_plan import lora_bytes, stage_layers, step_bytes
 from gptoss.engine.parallel.shards import make_shard
 from gptoss.engine.worker import precompile
 from gptoss.engine.worker.adapters import RankAdapters
@@ -295,8 +295,7 @@ class Worker:
         c = self.config
         element = torch.empty((), dtype=self.dtype).element_size()
         # a step needs this much besides the cache, however high the utilization is set
-        step = activation_bytes(c.model, self.shard, element, c.max_num_batched_tokens, c.max_num_seqs)
-        step += graph_bytes(c, self.shard, element)
+        step = step_bytes(c, self.shard, element)
         unused = max(step, (1 - c.gpu_memory_utilization) * total) + lora_bytes(c, self.shard)
         return max(0, int(free - unused))
 

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from gptoss.cli.main import main
+
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = set(yaml.safe_load((ROOT / "configs" / "server_config.yaml").read_text()))
 DOCS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted(
@@ -180,6 +182,15 @@ def test_the_messages_are_the_servers() -> None:
         for piece in re.split(r"…", row.strip("`")):
             piece = piece.strip(" ;,.:'()")
             assert re.sub(r"\s+", " ", piece) in literals(), row
+
+
+def test_the_plans_of_the_quickstart_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "quickstart.md").read_text()
+    shown = re.findall(r"^\$ gptoss (memory-plan .+)$", text, re.MULTILINE)
+    assert shown
+    for command in [*shown, "memory-plan --table"]:
+        assert main(command.split()) == 0
+        assert capsys.readouterr().out in text, command
 
 
 def test_the_readme_is_one_page() -> None:

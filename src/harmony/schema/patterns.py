@@ -6,7 +6,7 @@ The former are ECMA-262's, the latter those of Rust's regex crate.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 _QUANTIFIER = re.compile(r"\{\d+(,\d*)?\}")
@@ -230,20 +230,27 @@ def _code(char: str) -> str:
     return f"\\x{{{ord(char):x}}}"
 
 
-def _has_alternatives(pattern: str) -> bool:
-    """Whether a `|` is outside all groups and classes."""
-    depth, at = 0, 0
+def _outside_classes(pattern: str, start: int = 0) -> Iterator[tuple[int, str]]:
+    """Yields position and character of what is neither escaped nor in a class."""
+    at = start
     while at < len(pattern):
         char = pattern[at]
         if char == "\\":
             at += 1
         elif char == "[":
             at = _end_of_class(pattern, at)
-        elif char in "()":
-            depth += 1 if char == "(" else -1
-        elif char == "|" and depth == 0:
-            return True
+        else:
+            yield at, char
         at += 1
+
+
+def _has_alternatives(pattern: str) -> bool:
+    """Whether a `|` is outside all groups and classes."""
+    depth = 0
+    for _, char in _outside_classes(pattern):
+        depth += (char == "(") - (char == ")")
+        if char == "|" and depth == 0:
+            return True
     return False
 
 
@@ -254,17 +261,11 @@ def _end_of_class(pattern: str, at: int) -> int:
     return at
 
 
-def _end_of_group(pattern: str, at: int) -> int:
+def _end_of_group(pattern: str, start: int) -> int:
+    """The position of the `)` that closes the group at `start`. Raises PatternError without one."""
     depth = 0
-    while at < len(pattern):
-        char = pattern[at]
-        if char == "\\":
-            at += 1
-        elif char == "[":
-            at = _end_of_class(pattern, at)
-        elif char in "()":
-            depth += 1 if char == "(" else -1
-            if depth == 0:
-                return at
-        at += 1
+    for at, char in _outside_classes(pattern, start):
+        depth += (char == "(") - (char == ")")
+        if char == ")" and depth == 0:
+            return at
     raise PatternError("a group is not closed")

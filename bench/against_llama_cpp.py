@@ -40,7 +40,7 @@ from bench.random_model import write_checkpoint, write_gguf
 from gptoss.cached_files import default_cache_folder
 from gptoss.cli.remote.load import Target, prefill, repeated_prefix, streams
 from gptoss.engine.model.named_sizes import SIZES, VOCAB_SIZE
-from gptoss.engine.worker.worker import set_threads
+from gptoss.engine.worker.device_choice import set_threads
 from gptoss.kernels.cpu import native
 from tests.support.server_process import ServerProcess
 

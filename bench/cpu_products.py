@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gptoss.engine.worker.worker import set_threads
+from gptoss.engine.worker.device_choice import set_threads
 from gptoss.kernels.cpu import native
 from gptoss.kernels.mxfp4 import Mxfp4Tensor
 

@@ -28,9 +28,10 @@ from gptoss.engine.model.gpt_oss import GptOss
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.batch import RequestTable, build_batch
+from gptoss.engine.worker.device_choice import set_threads
 from gptoss.engine.worker.sampling.sampler import _pick, _pick_natively
 from gptoss.engine.worker.sampling.sampling_row import SamplingRow
-from gptoss.engine.worker.worker import Worker, set_threads
+from gptoss.engine.worker.worker import Worker
 from gptoss.kernels.cpu import native
 
 VOCAB = 201_088

@@ -27,7 +27,8 @@ from gptoss.engine.parallel.memory_plan import (
     weight_bytes,
 )
 from gptoss.engine.parallel.shards import make_shard, split, split_layers, whole
-from gptoss.engine.worker.worker import Worker, listed_dtype
+from gptoss.engine.worker.device_choice import listed_dtype
+from gptoss.engine.worker.worker import Worker
 from gptoss.kernels.backend import DenseDtype
 from gptoss.kernels.cpu import native
 from tests.support.helpers import checkpoint, load_model

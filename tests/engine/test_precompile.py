@@ -45,7 +45,7 @@ def test_it_is_told_what_to_compile_and_its_word_is_logged(caplog: pytest.LogCap
         job(), ("-c", READS + "print(job.config.max_num_seqs, job.capability, 'kernels compiled')")
     )
     started.wait()
-    assert "2 90 kernels compiled beside the load, in " in caplog.text
+    assert "2 90 kernels compiled while the weights were read, in " in caplog.text
 
 
 def test_where_it_fails_the_start_goes_on_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

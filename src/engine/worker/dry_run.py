@@ -91,7 +91,7 @@ class Record:
 
 @contextlib.contextmanager
 def recording(capability: int = 90) -> Iterator[Record]:
-    """Meanwhile kernels are not launched, but written down."""
+    """Records launches instead of making them."""
     record = Record()
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
@@ -112,7 +112,7 @@ def recording(capability: int = 90) -> Iterator[Record]:
 
 @contextlib.contextmanager
 def as_on(capability: int) -> Iterator[None]:
-    """Meanwhile meta tensors take the kernels and options of that GPU."""
+    """Gives meta tensors the kernels and options of that GPU."""
     with (
         mock.patch.object(support, "_capability", lambda _: divmod(capability, 10)),
         mock.patch.object(support, "samples", lambda _: True),
@@ -148,11 +148,9 @@ class DryEngine:
         )
         self.model = GptOss(c, _weights(c, self.comm.shard), self.comm, kernels)
         heads = len(self.comm.shard.kv_heads)
-        shape, stored = (
-            (NUM_BLOCKS, config.block_size, heads, c.head_dim),
-            FP8 if config.has_fp8_cache else torch.bfloat16,
-        )
-        pair = LayerCache(*(_empty(*shape, dtype=stored) for _ in "kv"))
+        shape = NUM_BLOCKS, config.block_size, heads, c.head_dim
+        cache_dtype = FP8 if config.has_fp8_cache else torch.bfloat16
+        pair = LayerCache(*(_empty(*shape, dtype=cache_dtype) for _ in "kv"))
         self.cache = [pair] * len(self.model.weights.layers)
 
     def start(self) -> None:
@@ -167,9 +165,9 @@ def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def _weights(c: ModelConfig, s: Shard) -> ModelWeights:
-    """Makes tensors of a rank's shapes, in the kernels' order.
+    """Tensors of a rank's shapes, in the kernels' order.
 
-    Of layers that launch the same kernels there is one.
+    One layer stands for all that launch the same kernels.
     """
     hidden, vocab = c.hidden_size, len(s.vocab)
     first = {(c.layer_types[n], c.experts_of(n)): n for n in reversed(s.layers)}

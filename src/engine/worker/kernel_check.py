@@ -82,14 +82,13 @@ def warm_up(model: GptOss, cache: list[LayerCache], config: EngineConfig, comm: 
     """
     started = time.monotonic()
     device = model.kernels.device
-    limit = config.max_num_batched_tokens
-    most_rows = min(limit, config.max_num_seqs + SCORED_ROWS)
+    max_rows = min(config.max_num_batched_tokens, config.max_num_seqs + SCORED_ROWS)
     if model.lora is not None:
         model.lora.put(0, [_empty_adapter(model, comm.shard)] * len(model.weights.layers))
-    for tokens in sorted({n for n in step_sizes(support.architecture(device)) if n < limit} | {limit}):
+    for tokens in _warm_up_sizes(config, device):
         for slot in (None,) if model.lora is None else (0, None):
             logits = model.forward(
-                _mixed(model, tokens, min(tokens, most_rows), config.block_size, slot),
+                _mixed(model, tokens, min(tokens, max_rows), config.block_size, slot),
                 cache,
                 None if comm.shard.is_first else _hidden(model, tokens, device),
             )
@@ -103,13 +102,18 @@ def warm_up(model: GptOss, cache: list[LayerCache], config: EngineConfig, comm: 
 
 def warm_up_head(runner: DraftRunner, config: EngineConfig, device: torch.device) -> None:
     """Compiles the kernels of a draft head, for each row of the launch table."""
-    limit = config.max_num_batched_tokens
-    for tokens in sorted({n for n in step_sizes(support.architecture(device)) if n < limit} | {limit}):
+    for tokens in _warm_up_sizes(config, device):
         runner.warm_up(tokens)
 
 
+def _warm_up_sizes(config: EngineConfig, device: torch.device) -> list[int]:
+    """A number of tokens for each row of the launch table that a step can use."""
+    limit = config.max_num_batched_tokens
+    return sorted({n for n in step_sizes(support.architecture(device)) if n < limit} | {limit})
+
+
 def launch_sampler(logits: torch.Tensor) -> None:
-    """The kernels that pick tokens, for one row and for all of `logits` [R, V]."""
+    """Launches the kernels that pick tokens, for one row and for all of `logits` [R, V]."""
     from gptoss.kernels.triton import sampling, truncated
 
     rows, vocab = logits.shape

@@ -1,7 +1,8 @@
 """Compiles a start's Triton kernels in a process of its own, while the weights are read.
 
 One after another they would take a minute or more. The process lists them on meta tensors (dry_run.py), compiles them
-with many workers into triton's cache on disk, and leaves a file there that says so: the next start has nothing to do.
+with several workers into triton's cache on disk, and marks the cache with a file, so that the next start compiles
+nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Job:
     parent: int  # process
 
     def mark(self, folder: Path) -> Path:
-        """The file that says that `folder`, triton's cache, has these kernels."""
+        """The file that marks that `folder`, triton's cache, has these kernels."""
         import triton
 
         facts = [getattr(self.config, name) for name in FIELDS]
@@ -79,7 +80,10 @@ class Precompilation:
         self._process.stdin = None
 
     def wait(self) -> None:
-        """Returns when all is compiled, or was not: what is missing is compiled when it is launched."""
+        """Returns when the process has ended.
+
+        Kernels that it did not compile are compiled when they are launched.
+        """
         try:
             output, _ = self._process.communicate(timeout=MAX_WAIT_S)
         except subprocess.TimeoutExpired:
@@ -89,7 +93,7 @@ class Precompilation:
         if self._process.returncode:
             logger.warning("kernels were not all compiled ahead: %s", text[-500:] or self._process.returncode)
         else:
-            logger.info("%s beside the load, in %.1f s", text, seconds)
+            logger.info("%s while the weights were read, in %.1f s", text, seconds)
 
 
 def start(config: EngineConfig, shard: Shard, capability: tuple[int, int]) -> Precompilation | None:

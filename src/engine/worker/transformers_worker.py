@@ -18,9 +18,10 @@ from gptoss.engine.messages import ModelRunnerOutput, SchedulerOutput
 from gptoss.engine.parallel.shards import whole
 from gptoss.engine.worker.adapters import RankAdapters
 from gptoss.engine.worker.batch import RequestState, RequestTable, ScoredTokens
+from gptoss.engine.worker.device_choice import choose_device, choose_dtype, set_threads
 from gptoss.engine.worker.model_runner import sample_states, with_scores
 from gptoss.engine.worker.sampling.prompt_logprobs import score_prompts
-from gptoss.engine.worker.worker import GIB, choose_device, choose_dtype, set_threads
+from gptoss.engine.worker.worker import GIB
 from gptoss.kernels.backend import choose_sampling
 
 logger = logging.getLogger(__name__)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -23,12 +21,12 @@ from gptoss.engine.model.tensor_source import TensorSource, populate
 from gptoss.engine.model.weights import ModelWeights, WeightLoader, dummy_weights, iterate_tensors
 from gptoss.engine.model.weights_cache import LEAST_BYTES, WeightsCache
 from gptoss.engine.parallel.communicator import Communicator, Rendezvous
-from gptoss.engine.parallel.device_placement import usable_cores
 from gptoss.engine.parallel.memory_plan import lora_bytes, stage_layers, step_bytes
 from gptoss.engine.parallel.shards import make_shard
 from gptoss.engine.worker import precompile
 from gptoss.engine.worker.adapters import RankAdapters
 from gptoss.engine.worker.cuda_graphs import GraphRunner
+from gptoss.engine.worker.device_choice import choose_cpu_isa, choose_device, choose_dtype, set_threads
 from gptoss.engine.worker.draft_runner import DraftRunner
 from gptoss.engine.worker.model_runner import ModelRunner
 from gptoss.kernels.backend import check_fp8, choose_backend
@@ -99,6 +97,7 @@ class Worker:
             raise ConfigError(f"{key} '{value}' {error}; drop it") from None
 
     def load(self) -> None:
+        """Loads the weights, and the draft head if there is one. Raises ConfigError."""
         started = time.monotonic()
         config = self.config
         self._precompilation = self._precompile()
@@ -126,16 +125,16 @@ class Worker:
         if self.device.type == "cpu":
             populate(iterate_tensors(self.model.weights))
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # of what weights were before they were laid out, so that the cache may have it
+            torch.cuda.empty_cache()  # the weights before they were laid out; the KV cache takes the memory
         self.weight_bytes = sum(t.nbytes for t in iterate_tensors(self.model.weights))
         self.weight_bytes += 0 if self.draft_head is None else self.draft_head.weight_bytes
         self.load_s = time.monotonic() - started
         logger.info("loaded %.2f GiB of weights in %.1f s", self.weight_bytes / GIB, self.load_s)
 
     def _check_draft_head(self) -> None:
-        """Raises ConfigError where a draft head's guesses could not be checked."""
-        able = self.kernels.name in ("triton", "native") and self.comm.world_size == 1
-        if self.config.speculative_model is not None and not able:
+        """Raises ConfigError if the kernels or ranks cannot verify a draft head's guesses."""
+        is_supported = self.kernels.name in ("triton", "native") and self.comm.world_size == 1
+        if self.config.speculative_model is not None and not is_supported:
             raise ConfigError(
                 "speculative_model (--speculative-model) works on one rank, with the compiled CPU kernels or the GPU "
                 f"kernels; this engine runs {self.kernels.name} kernels on {self.comm.world_size}: drop it"
@@ -172,33 +171,9 @@ class Worker:
 
     def init_cache(self) -> int:
         """Allocates the cache; returns its number of blocks, including the null block: the same on every rank."""
-        kinds = [self.config.model.cache_kinds[n] for n in self.shard.layers]
-        num_tensors = max(kinds.count(FULL), kinds.count(SLIDING))
-        heads, head_dim = len(self.shard.kv_heads), self.config.model.head_dim
-        block_bytes = num_tensors * 2 * self.config.block_size * heads * head_dim * self.cache_dtype.itemsize
-        head = self.config.draft_head
-        if head is not None:
-            block_bytes += self.config.block_size * head.kv_bytes_per_token(self.dtype.itemsize)
-        wanted = self._cache_bytes() // block_bytes
-        # never more than all sequences at full length can use
-        useful = 2 * self.config.max_num_seqs * math.ceil(self.config.max_model_len / self.config.block_size) + 1
-        num_blocks = self.comm.minimum(int(min(wanted, useful)))
-        if num_blocks < 4:
-            raise ConfigError(
-                f"the KV cache holds {num_blocks} blocks of {block_bytes} bytes; "
-                "raise cpu_kv_cache_gib (CPU) or gpu_memory_utilization (GPU)"
-            )
-        shape = (num_blocks, self.config.block_size, heads, head_dim)
-        pairs = [
-            [torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in ("keys", "values")]
-            for _ in range(num_tensors)
-        ]
-        seen = {FULL: 0, SLIDING: 0}
-        layers = []
-        for kind, (key, value) in zip(kinds, self._kv_scales or [(1.0, 1.0)] * len(kinds), strict=True):
-            layers.append(LayerCache(*pairs[seen[kind]], key_scale=key, value_scale=value))
-            seen[kind] += 1
-        self.kv_cache_bytes = num_blocks * block_bytes
+        num_blocks = self._num_blocks()
+        layers = self._allocate_cache(num_blocks)
+        self.kv_cache_bytes = num_blocks * self._block_bytes
         self.runner = ModelRunner(
             self.config,
             self.model,
@@ -212,6 +187,55 @@ class Worker:
         if self.kernels.name == "triton":
             precompile.warn_when_compiling()
         return num_blocks
+
+    @property
+    def _cache_kinds(self) -> list[str]:
+        """The kind of each of this rank's layers."""
+        return [self.config.model.cache_kinds[n] for n in self.shard.layers]
+
+    @property
+    def _num_cache_tensors(self) -> int:
+        """Pairs of keys and values: the i-th full and the i-th sliding layer share one."""
+        return max(self._cache_kinds.count(FULL), self._cache_kinds.count(SLIDING))
+
+    @property
+    def _block_bytes(self) -> int:
+        """Bytes of a block in all layers of this rank, the draft head's included."""
+        config, head = self.config, self.config.draft_head
+        per_token = 2 * len(self.shard.kv_heads) * config.model.head_dim * self.cache_dtype.itemsize
+        per_token *= self._num_cache_tensors
+        if head is not None:
+            per_token += head.kv_bytes_per_token(self.dtype.itemsize)
+        return config.block_size * per_token
+
+    def _num_blocks(self) -> int:
+        """The blocks that every rank has memory for."""
+        config = self.config
+        affordable = self._cache_bytes() // self._block_bytes
+        # never more than all sequences at full length can use
+        useful = 2 * config.max_num_seqs * math.ceil(config.max_model_len / config.block_size) + 1
+        num_blocks = self.comm.minimum(int(min(affordable, useful)))
+        if num_blocks < 4:
+            raise ConfigError(
+                f"the KV cache holds {num_blocks} blocks of {self._block_bytes} bytes; "
+                "raise cpu_kv_cache_gib (CPU) or gpu_memory_utilization (GPU)"
+            )
+        return num_blocks
+
+    def _allocate_cache(self, num_blocks: int) -> list[LayerCache]:
+        """The cache of each layer: tensors [num_blocks, block_size, KV heads, head_dim]."""
+        shape = (num_blocks, self.config.block_size, len(self.shard.kv_heads), self.config.model.head_dim)
+        pairs = [
+            [torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in ("keys", "values")]
+            for _ in range(self._num_cache_tensors)
+        ]
+        num_of_kind = {FULL: 0, SLIDING: 0}
+        layers = []
+        scales = self._kv_scales or [(1.0, 1.0)] * len(self._cache_kinds)
+        for kind, (key, value) in zip(self._cache_kinds, scales, strict=True):
+            layers.append(LayerCache(*pairs[num_of_kind[kind]], key_scale=key, value_scale=value))
+            num_of_kind[kind] += 1
+        return layers
 
     def _draft_runner(self, num_blocks: int) -> DraftRunner | None:
         """Returns the draft head with its cache, which has the blocks of the model's."""
@@ -301,71 +325,8 @@ class Worker:
 
 
 def read_kv_scales(source: TensorSource, layers: range) -> list[tuple[float, float]] | None:
-    """The scales of keys and values of each layer, 1 where there are none; None if no layer has any."""
+    """The scales of keys and values of each layer, 1 for a layer without; None if no layer has any."""
     found = [source.kv_scales(n) for n in layers]
     count = sum(scales is not None for scales in found)
     logger.info("FP8 KV cache: scales of %d of %d layers are the checkpoint's, the others 1", count, len(found))
     return [scales or (1.0, 1.0) for scales in found] if count else None
-
-
-def choose_device(name: str, rank: int = 0, world: int = 1) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not name.startswith("cuda"):
-        return torch.device(name)
-    if not torch.cuda.is_available():
-        raise ConfigError(f"device is {name!r}, but torch sees no CUDA device; use device 'cpu'")
-    if world == 1:
-        return torch.device(name)
-    if name != "cuda":
-        raise ConfigError(f"device {name!r} is one device; {world} ranks need device 'cuda' or 'auto'")
-    if world > torch.cuda.device_count():
-        raise ConfigError(f"{world} ranks need as many GPUs, torch sees {torch.cuda.device_count()}")
-    return torch.device("cuda", rank)
-
-
-def choose_dtype(name: str, device: torch.device, gpu_dtypes: Mapping[str, str]) -> torch.dtype:
-    """The type of that name; for "auto" the table's entry for the GPU, if it has one.
-
-    Else it is bfloat16 where the hardware multiplies it, else float16 on a GPU and float32 on a CPU.
-    """
-    if name == "auto" and device.type == "cuda":
-        name = listed_dtype(torch.cuda.get_device_name(device), gpu_dtypes) or name
-    if name != "auto":
-        chosen: torch.dtype = getattr(torch, name)
-        return chosen
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    fast = native.library() is not None or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
-
-
-def listed_dtype(gpu_name: str, gpu_dtypes: Mapping[str, str]) -> str | None:
-    """The entry of the longest key that is part of the GPU's name, ignoring case."""
-    found = [key for key in gpu_dtypes if key.lower() in gpu_name.lower()]
-    return gpu_dtypes[max(found, key=len)] if found else None
-
-
-def choose_cpu_isa(name: str) -> None:
-    try:
-        native.choose_instruction_set(name)
-    except ValueError as error:
-        raise ConfigError(f"cpu_isa: {error}") from None
-
-
-def set_threads(wanted: int, world: int = 1) -> None:
-    """Sets the compute threads of this rank; 0: its share of the physical cores that the process may use."""
-    torch.set_num_threads(wanted or max(1, usable_cores() // world))
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory, where there is a glibc.
-
-    A step's temporaries are megabytes, and getting fresh pages for them each time costs more than the arithmetic.
-    """
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(m_mmap_threshold, 512 * 2**20)
-        mallopt(m_trim_threshold, 2**31 - 1)

@@ -2,7 +2,7 @@
 
 Source: OCP 8-bit Floating Point Specification, revision 1.0, 2023. Codes have 4 bits of exponent and 3 of mantissa,
 values up to 448 in steps of at most 1/8, 2^-9 as the smallest, and no infinity. A scale of 1 keeps numbers from 2^-6 to
-448 to 1/16 of themselves; what is larger is cut to 448.
+448 to 1/16 of themselves; larger ones are clamped to 448.
 
 Shapes: N rows, K columns.
 """
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
+ROWS_AT_ONCE = 8192  # bounds the copies in float32
 
 
 def quantize_fp8(x: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
-    """Returns the codes of x / scale, rounded to nearest even, cut to +-448. The scale is a float32.
+    """Returns the codes of x / scale, rounded to nearest even, clamped to +-448. The scale is a float32.
 
     It is multiplied by the scale's reciprocal in float32, as the Triton kernels do.
     """
@@ -34,10 +35,7 @@ def dequantize_fp8(codes: torch.Tensor, scale: float | torch.Tensor, dtype: torc
 
 @dataclass(frozen=True, slots=True)
 class Fp8Matrix:
-    """A row is its codes times one float32.
-
-    A product with a row is the sum of x times its codes, times its scale.
-    """
+    """A matrix in FP8, with a scale for each row: a row is its codes times its scale."""
 
     codes: torch.Tensor  # FP8 [N, K]
     scales: torch.Tensor  # float32 [N]
@@ -67,6 +65,3 @@ def quantize_rows(weight: torch.Tensor) -> Fp8Matrix:
         codes[start : start + ROWS_AT_ONCE] = quantize_fp8(rows, scale.unsqueeze(1))
         scales[start : start + ROWS_AT_ONCE] = scale
     return Fp8Matrix(codes, scales)
-
-
-ROWS_AT_ONCE = 8192  # bounds the copies in float32

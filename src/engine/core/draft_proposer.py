@@ -72,10 +72,10 @@ class Drafter:
             acceptance.observe(1, int(number < num_accepted))
 
     def head_limit(self, request: Request, count: int, num_drafts: int) -> int:
-        """How many tokens, up to `count`, the draft head is to guess after a step with so many drafts.
+        """How many tokens, up to `count`, the draft head is to guess after a step with `num_drafts` drafts.
 
-        Each is worth its row as long as it and all before it are right in at least MIN_ACCEPTANCE of the cases. None
-        while remembered drafts are tried.
+        A guess is worth its row while it and all before it are right in at least MIN_ACCEPTANCE of the cases. 0 while
+        remembered drafts are tried.
         """
         if not self.has_head or count <= 0:
             return 0

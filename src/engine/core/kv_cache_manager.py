@@ -9,8 +9,8 @@ blocks keep their hash, and the last one of a request its tokens, until they are
 prefix cache (prefix_index.py).
 
 A new request shares the full blocks that its tokens begin with. Of the block that has most of the tokens after those it
-gets a copy, which the workers make before they compute the step; a free block of which nothing else is wanted becomes
-its own.
+gets a copy, which the workers make before they compute the step. A free block whose other tokens no prefix needs
+becomes its own.
 """
 
 from __future__ import annotations
@@ -170,14 +170,14 @@ class KVCacheManager:
         return added
 
     def _begin_blocks(self, sources: tuple[int, ...], count: int, num_spare: int) -> list[list[int]]:
-        """Takes a block for each source, and sees to it that it will have the source's first `count` tokens.
+        """Takes a block for each source, which will have the source's first `count` tokens.
 
-        A free source becomes that block itself if nothing else is wanted of it, or too few blocks are spare to keep it.
-        Returns the blocks by group.
+        A source that no request owns becomes that block itself if its other tokens are not needed, or if too few blocks
+        are free to keep it; otherwise a copy is listed. Returns the blocks by group.
         """
         free = [self._refs[source] == 0 for source in sources]
-        short = num_spare < sum(free)
-        kept = [not f or not (short or self._index.is_used_up(s, count)) for s, f in zip(sources, free, strict=True)]
+        is_short = num_spare < sum(free)
+        kept = [not f or not (is_short or self._index.is_used_up(s, count)) for s, f in zip(sources, free, strict=True)]
         for source in sources:
             self._take(source)
         begun: list[list[int]] = []
@@ -194,7 +194,7 @@ class KVCacheManager:
     def take_copies(self) -> list[tuple[int, int]]:
         """The blocks (from, to) that the step being scheduled copies before it computes.
 
-        What is allocated from now on is written by later steps, which every rank executes later: the sources may go.
+        The sources are released: blocks allocated from now on are written by later steps, after these copies.
         """
         copies, self._copies = self._copies, []
         for source, _ in copies:
@@ -228,7 +228,7 @@ class KVCacheManager:
             self._free.move_to_end(replaced, last=False)
 
     def _offer_unfinished(self, request: Request, owned: RequestBlocks) -> None:
-        """Offers the computed tokens of a request's last block, where others may go on."""
+        """Offers the computed tokens of a request's last block, from which other requests may continue."""
         if owned.parent is None:
             return
         self._open.move(request, owned.parent, None)

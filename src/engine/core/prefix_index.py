@@ -36,7 +36,7 @@ class PrefixIndex:
 
     def __init__(self, num_groups: int) -> None:
         self._full: list[dict[bytes, int]] = [{} for _ in range(num_groups)]
-        # parent -> tokens and block, sorted: the longest match of any tokens is a neighbour of their place
+        # parent -> tokens and block, sorted: the longest match of any tokens is next to where they would be inserted
         self._children: list[dict[bytes, list[tuple[bytes, int]]]] = [{} for _ in range(num_groups)]
         self._contents: dict[int, CachedBlock] = {}
 
@@ -89,7 +89,7 @@ class PrefixIndex:
         return parent in self._children[group]
 
     def longest(self, group: int, parent: bytes, tokens: bytes) -> tuple[int, int]:
-        """Returns the block that has most of `tokens` in common, and how many; any block if that is none."""
+        """Returns the block that begins with most of `tokens`, and with how many; any block if none does."""
         children = self._children[group].get(parent, [])
         at = bisect_left(children, (tokens,))
         matches = [(common_tokens(held, tokens), block) for held, block in children[max(0, at - 1) : at + 1]]
@@ -97,7 +97,7 @@ class PrefixIndex:
         return block, count
 
     def is_used_up(self, block: int, count: int) -> bool:
-        """Whether nothing is lost if only the block's first `count` tokens are kept, with others after them."""
+        """Whether no cached token is lost if those after the block's first `count` are overwritten."""
         content = self._contents.get(block)
         return content is None or (content.own_hash is None and len(content.tokens) <= count * TOKEN_BYTES)
 
@@ -142,7 +142,7 @@ class OpenBlocks:
             self._requests.setdefault(new, {})[request.request_id] = request
 
     def longest(self, parent: bytes, start: int, tokens: bytes) -> tuple[Request | None, int]:
-        """Returns the request that has computed most of `tokens` from position `start` on, and how many."""
+        """Returns the request that has computed most of `tokens` from position `start`, and how many."""
         best, most, wanted = None, 0, len(tokens) // TOKEN_BYTES
         for request in islice(reversed(self._requests.get(parent, {}).values()), MAX_COMPARED):
             end = min(request.num_computed_tokens, start + wanted)

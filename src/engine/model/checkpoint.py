@@ -267,7 +267,7 @@ class Checkpoint:
 
 
 def _names_in(index: Path) -> list[str]:
-    """The files that an index lists. Raises CheckpointError if it is no index."""
+    """The files that an index lists. Raises CheckpointError if it is not an index."""
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

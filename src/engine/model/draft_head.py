@@ -1,6 +1,6 @@
-"""Reads what an EAGLE-3 draft head is, and checks it against the model.
+"""Describes an EAGLE-3 draft head, and checks it against the model.
 
-No torch, and no tensor's content.
+Uses no torch and reads no tensor's content.
 
 A head (Li et al. 2025, arXiv 2503.01840) is one Llama decoder layer that guesses the next tokens from hidden states of
 the model. Two dialects of its folder are published: that of SpecForge, SGLang and NVIDIA's ModelOpt (`midlayer.*`, keys
@@ -25,12 +25,13 @@ from gptoss.engine.model.model_config import ModelConfig
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 FLOAT_TYPES, INDEX_TYPES = ("BF16", "F16", "F32"), ("I64", "I32")
 LAYER = "layers.0."
+Shapes = dict[str, tuple[int, ...]]
 NOT_READ = ("t2d", LAYER + "self_attn.rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True, slots=True)
 class HeadTensor:
-    """Where a tensor is."""
+    """A tensor of a file."""
 
     file: Path
     name: str
@@ -171,7 +172,7 @@ def _check(head: DraftHead, config: HeadConfig, model: ModelConfig) -> None:
     if not head.taps and (head.norm_before_fc or head.fc_norm):
         raise config.error("use_aux_hidden_state", "so there is no fc that a norm could precede")
     if head.num_heads % head.num_kv_heads or head.head_dim % 2:
-        raise config.error("num_attention_heads", f"no multiple of num_key_value_heads ({head.num_kv_heads})")
+        raise config.error("num_attention_heads", f"expected a multiple of num_key_value_heads ({head.num_kv_heads})")
     wanted, optional = _expected(head, model)
     shown = f"{head.folder}: tensor"
     for name, tensor in head.tensors.items():
@@ -186,9 +187,6 @@ def _check(head: DraftHead, config: HeadConfig, model: ModelConfig) -> None:
         if found is not None and shape is not None and found.shape != shape:
             raise DraftHeadError(f"{shown} {found.name!r} has shape {found.shape}, expected {shape}")
     _check_vocabulary(head, config, model)
-
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def _expected(head: DraftHead, model: ModelConfig) -> tuple[Shapes, dict[str, tuple[int, ...] | None]]:

@@ -51,23 +51,23 @@ class HeadRope:
 
 
 class HeadConfig:
-    """A head's config.json, whatever the dialect."""
+    """A head's config.json, in either dialect. Its methods raise DraftHeadError, which names the key."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._top = read_object(path, DraftHeadError)
-        self._places = [self._top]
+        self._sections = [self._top]
         for key in ("eagle_config", "transformer_layer_config"):
             nested = self._top.get(key)
             if nested is None:
                 continue
             if not isinstance(nested, dict):
                 raise self.error(key, "expected an object")
-            self._places.append(nested)
+            self._sections.append(nested)
 
     def get(self, key: str) -> Any:
-        """The first value at the top, in eagle_config, in transformer_layer_config; None: null or missing."""
-        return next((place[key] for place in self._places if place.get(key) is not None), None)
+        """The first value at the top, in eagle_config or in transformer_layer_config; None if null or missing."""
+        return next((section[key] for section in self._sections if section.get(key) is not None), None)
 
     def error(self, key: str, expected: str) -> DraftHeadError:
         value = self.get(key) if key not in self._top else self._top[key]
@@ -96,7 +96,7 @@ class HeadConfig:
         return bool(value)
 
     def check_kind(self) -> None:
-        """Raises DraftHeadError for anything but an EAGLE-3 head of one Llama layer."""
+        """Raises DraftHeadError unless this is an EAGLE-3 head of one Llama layer."""
         kind = self.get("speculators_model_type")
         if kind not in (None, "eagle3"):
             raise self.error("speculators_model_type", "only heads of type 'eagle3' are served")

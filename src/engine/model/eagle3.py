@@ -33,13 +33,13 @@ from gptoss.kernels.layers import (
 from gptoss.kernels.reference.backend import ReferenceBackend
 from gptoss.kernels.reference.rms_norm import rms_norm_ref
 
-KERNEL_HEAD_DIM = 64  # what the compiled kernels are written for; other heads take plain torch
-NO_SINK = -1e30  # a sink without weight: Llama layers have none
+KERNEL_HEAD_DIM = 64  # of the compiled kernels; heads of another size run on plain torch
+NO_SINK = -1e30  # a sink of weight 0: Llama layers have none
 
 
 @dataclass(frozen=True, slots=True)
 class Eagle3Weights:
-    """The tensors of a head. None: the model's, or not there."""
+    """The tensors of a head. None: the model's is used, or the head has none."""
 
     fc: torch.Tensor | None  # [H, taps H]
     input_norm: torch.Tensor | None  # [taps H]
@@ -64,7 +64,7 @@ class Eagle3Weights:
 
 
 class _AnyStep:
-    """What an output head needs of a step: nowhere to write the logits to."""
+    """What an output head reads of a step: no buffer for the logits."""
 
     logits = None
 
@@ -100,7 +100,7 @@ class Eagle3Head:
         x = torch.cat(states, dim=1)
         return self.kernels.linear(x if w.input_norm is None else self._norm(x, w.input_norm), w.fc, None, None)
 
-    def no_states(self, num_tokens: int) -> list[torch.Tensor]:
+    def zero_states(self, num_tokens: int) -> list[torch.Tensor]:
         """Zeros in place of the model's states [T, H] at the taps."""
         c, kernels = self._model.config, self.kernels
         zeros = torch.zeros(num_tokens, c.hidden_size, dtype=kernels.dtype, device=kernels.device)
@@ -230,12 +230,13 @@ class _Reader:
         return self.stored(name).to(self.device, self.dtype).contiguous()
 
     def optional(self, name: str, size: int) -> torch.Tensor:
-        """A bias, or zeros."""
+        """A bias [size]; zeros if the head has none."""
         if name in self.head.tensors:
             return self(name)
         return torch.zeros(size, dtype=self.dtype, device=self.device)
 
     def stored(self, name: str) -> torch.Tensor:
+        """The tensor as it is in the file. Raises DraftHeadError if it cannot be read."""
         tensor = self.head.tensors[name]
         try:
             with safe_open(tensor.file, framework="pt") as file:

@@ -96,7 +96,7 @@ class ModelConfig:
         except FileNotFoundError:
             raise ConfigError(f"{path} is missing") from None
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is no JSON: {error}") from error
+            raise ConfigError(f"{path} is not valid JSON: {error}") from error
         return cls.from_json(config)
 
 

@@ -249,7 +249,7 @@ def _is_held(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Locks the folder against other processes, which wait: they want the same file, or use the same disk."""
+    """Locks the folder. Other processes wait: they need the same file, or use the same disk."""
     descriptor, started, reported = os.open(folder, os.O_RDONLY | os.O_DIRECTORY), time.monotonic(), False
     try:
         while True:

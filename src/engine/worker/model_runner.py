@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
+    """Runs the steps of one rank: model, sampler and draft head."""
+
     def __init__(
         self,
         config: EngineConfig,
@@ -108,16 +110,12 @@ class ModelRunner:
             for offset in range(count):
                 state.num_computed_tokens = start + offset
                 result = self._run(StepRows([state], [1]), out)
-                merged.sampled |= result.sampled
-                merged.logprobs |= result.logprobs
-                merged.failed |= result.failed
-                for request_id, scores in result.prompt_logprobs.items():
-                    merged.prompt_logprobs.setdefault(request_id, []).extend(scores)
+                merge(merged, result)
             state.num_computed_tokens = start
         return merged
 
     def _run_one_by_one(self, rows: StepRows, out: SchedulerOutput, cause: Exception) -> ModelRunnerOutput:
-        """Runs each request alone, after a step of all failed.
+        """Runs each request alone, after a step of all of them has failed.
 
         A step can be repeated: it writes the same keys and values to the same slots.
         """
@@ -128,12 +126,7 @@ class ModelRunner:
             except (RuntimeError, MemoryError, IndexError, ValueError) as error:
                 merged.failed[state.request_id] = f"{type(error).__name__}: {error}"
                 continue
-            merged.sampled |= result.sampled
-            merged.accepted |= result.accepted
-            merged.drafts |= result.drafts
-            merged.logprobs |= result.logprobs
-            merged.failed |= result.failed
-            merged.prompt_logprobs |= result.prompt_logprobs
+            merge(merged, result)
         if len(merged.failed) == len(rows.states):
             raise cause
         return merged
@@ -142,16 +135,16 @@ class ModelRunner:
         rows.sampled.clear()
         rows.scored.clear()
         if self._draft_runner is None:
-            return self._run_plainly(rows, out)
+            return self._run_model(rows, out)
         states: list[torch.Tensor] = []
-        output = self._run_plainly(rows, out, states)
+        output = self._run_model(rows, out, states)
         output.drafts = self._draft_runner.run(rows, states, output, out.draft_limits)
         return output
 
-    def _run_plainly(
+    def _run_model(
         self, rows: StepRows, out: SchedulerOutput, states: list[torch.Tensor] | None = None
     ) -> ModelRunnerOutput:
-        """`states` gets the hidden states [T, H] at each tap."""
+        """Runs the model and samples. `states` gets the hidden states [T, H] at each tap."""
         steps = self._steps
         logits = self._through_stages(rows, states) if steps is None else steps.logits(rows, states)
         if logits is None or not (rows.sampled or rows.scored):
@@ -236,6 +229,17 @@ def accept(
     output.sampled[request_id] = token_ids[right]
     if right:
         output.accepted[request_id] = list(drafts[:right])
+
+
+def merge(output: ModelRunnerOutput, part: ModelRunnerOutput) -> None:
+    """Adds what a part of a step gave to the step's output."""
+    output.sampled |= part.sampled
+    output.accepted |= part.accepted
+    output.drafts |= part.drafts
+    output.logprobs |= part.logprobs
+    output.failed |= part.failed
+    for request_id, logprobs in part.prompt_logprobs.items():
+        output.prompt_logprobs.setdefault(request_id, []).extend(logprobs)
 
 
 def split_scored(logits: torch.Tensor, rows: StepRows) -> tuple[torch.Tensor, torch.Tensor]:

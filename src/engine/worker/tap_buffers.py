@@ -13,18 +13,18 @@ from gptoss.kernels.layers import LayerCache
 
 
 class TapBuffers:
-    """A buffer for each tap, which graphs of all sizes share, as they share the logits'."""
+    """A buffer for each tap, which graphs of all sizes share."""
 
-    def __init__(self, num_taps: int, most: int, model: GptOss, device: torch.device) -> None:
-        """For graphs of up to `most` tokens."""
+    def __init__(self, num_taps: int, max_tokens: int, model: GptOss, device: torch.device) -> None:
+        """For graphs of up to `max_tokens` tokens."""
         self._model = model
-        self._buffers: list[torch.Tensor] = []  # [most, H] each
+        self._buffers: list[torch.Tensor] = []  # [max_tokens, H] each
         if num_taps:
-            shape = num_taps, most, model.config.hidden_size
+            shape = num_taps, max_tokens, model.config.hidden_size
             self._buffers = list(torch.zeros(shape, dtype=model.residual_dtype, device=device))
 
     def forward(self, batch: ForwardBatch, cache: list[LayerCache], hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """As the model's, which it runs; leaves the states in the buffers."""
+        """Runs the model, with the same arguments and result, and leaves the states in the buffers."""
         if not self._buffers:
             return self._model.forward(batch, cache, hidden)
         states: list[torch.Tensor] = []

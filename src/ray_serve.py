@@ -45,7 +45,7 @@ TRIES = 3  # of a request whose replica dies before it answers
 KEPT_RESPONSES = 100_000  # ids of responses whose replica is known
 RESPONSE_ID = b'"id":"resp_'
 ID_CHARS = 128
-BODY_OVERHEAD_BYTES = 1 << 18  # of a form with a file, beside the file
+BODY_OVERHEAD_BYTES = 1 << 18  # of a form with a file, without the file
 WAITING_TOKENS = "waiting_tokens"
 REPLICA_HEADER = b"x-replica"
 UNLIMITED = 10_000  # requests: the engine's own limits answer with 429
@@ -208,7 +208,7 @@ class EngineReplica:
         return {WAITING_TOKENS: float(self._context.engine.stats.num_waiting_tokens)}
 
     async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[Message]:
-        """Yields the ASGI messages of the app's answer. Cancelling it tells the app that the client is gone."""
+        """Yields the ASGI messages of the app's answer. Cancelling it disconnects the client from the app."""
         messages: asyncio.Queue[Message | None] = asyncio.Queue(maxsize=64)
         gone = asyncio.Event()
         parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

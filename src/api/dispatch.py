@@ -172,7 +172,7 @@ def _refused(url: str, error: ApiError, request_id: str) -> Answer:
 
 
 def _forget(*_: object) -> None:
-    """Keeps no generated ids: nobody continues the conversations of a batch."""
+    """Keeps no generated ids: the conversations of a batch are not continued."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ async def run(job: BatchJob, checked: Checked, start: startup.ModelStartup, *, q
 
 
 async def answer_all(job: BatchJob, engine: AnyEngine, start: startup.ModelStartup, *, quiet: bool) -> None:
-    """Runs the job to its end. Raises CommandError if it cannot go on."""
+    """Runs the job to its end. Raises CommandError if it cannot continue."""
     shown = not quiet and sys.stderr.isatty()
     with tqdm(total=job.counts.total, initial=job.num_written, disable=not shown, file=sys.stderr) as bar:
         window = 2 * sum(one.max_num_seqs for one in start.engine_configs)

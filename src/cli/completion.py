@@ -52,7 +52,7 @@ def script(shell: str) -> str:
 
 
 def _mark_values(parser: argparse.ArgumentParser) -> None:
-    """Tells shtab which options take a file, a folder or one of a few words."""
+    """Marks for shtab which options take a file, a folder or one of a few words."""
     import shtab
 
     for action in parser._actions:

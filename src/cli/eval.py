@@ -1,4 +1,4 @@
-"""Runs evaluations against a server, from local files, and prints a table beside OpenAI's scores.
+"""Runs evaluations against a server, from local files, and compares them with OpenAI's scores.
 
     gptoss eval gpqa aime25 --data DIR --effort low medium high
     gptoss eval bfcl --data DIR --limit 100

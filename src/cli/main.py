@@ -26,7 +26,7 @@ COMMANDS = {
     "batch": "answer the requests of a file, with an engine of its own and no server",
     "mcp": "offer the browser and Python tools to other programs, as an MCP server",
     "bench": "measure latency and throughput of a server, or of two in turns",
-    "eval": "run evaluations against a server, beside OpenAI's scores",
+    "eval": "run evaluations against a server, compared with OpenAI's scores",
     "completion": "print a script that completes these commands in a shell",
     "memory-plan": "print how a model fits on a number of equal GPUs",
     "convert": "write a model in another layout: Hugging Face's, original/ or GGUF",

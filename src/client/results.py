@@ -128,7 +128,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the model made, and what it was told."""
+    """A call that the model made, and its result."""
 
     name: str
     arguments: str  # JSON, as the model wrote it

@@ -16,7 +16,7 @@ ToolFunction = Callable[..., Any]
 
 
 class ToolError(Exception):
-    """Raised by a tool to tell the model what went wrong; its message is the result of the call."""
+    """Raised by a tool to report what went wrong; the model reads its message as the result."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Generate, run the functions that the model calls, go on, until it answers."""
+"""Generates and runs the functions that the model calls, until it answers."""
 
 from __future__ import annotations
 

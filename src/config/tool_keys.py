@@ -102,7 +102,7 @@ def filled(values: Mapping[str, str], environment: Mapping[str, str]) -> dict[st
 
 
 def check_domains(domains: list[str]) -> list[str]:
-    """Returns the domains. Raises ValueError for what is no name of a host."""
+    """Returns the domains. Raises ValueError for an invalid host name."""
     for domain in domains:
         if not DOMAIN.fullmatch(domain):
             raise ValueError(f"{domain!r} is not a domain: leave out scheme, port and path")

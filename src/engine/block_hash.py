@@ -26,7 +26,7 @@ def block_hash(parent: bytes | None, token_ids: Sequence[int], cache_salt: str =
 
 
 def adapter_key(name: str, digest: str) -> str:
-    """What tells an adapter's blocks from those of another that had its name."""
+    """Distinguishes an adapter's blocks from those of an earlier adapter of the same name."""
     return f"{name}@{digest}"
 
 

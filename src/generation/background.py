@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class Background:
-    """Tasks of an app that nobody awaits; an exception is logged."""
+    """Tasks of an app that are not awaited; an exception is logged."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

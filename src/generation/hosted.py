@@ -30,7 +30,7 @@ class LoopLimits:
     """What bounds an answer in which the server runs tools."""
 
     max_calls: int = 128
-    deadline_s: float = 600.0  # after which no call is begun and none goes on
+    deadline_s: float = 600.0  # after which no call begins and running ones are stopped
     call_timeout_s: float = 120.0
     max_result_bytes: int = 64 * 1024  # of what the model reads of one result
 

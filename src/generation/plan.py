@@ -15,7 +15,7 @@ from gptoss.prompt_builder import PromptTokens
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """How the model goes on after the results of tools that the server ran."""
+    """How the model continues after the results of tools that the server ran."""
 
     params: SamplingParams  # `seed` is not set; `max_tokens` are those of the whole answer
     tool_names: Sequence[str]

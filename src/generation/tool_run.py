@@ -43,7 +43,7 @@ async def run_call(runner: ToolRunner, call: ToolCall, session: ToolSession, bac
             task.cancel()
             background.adopt(asyncio.get_running_loop().create_task(_stopped(task, runner)))
         elif not task.cancelled():
-            task.exception()  # after a timeout nobody reads it
+            task.exception()  # after a timeout it is not read
 
 
 async def _stopped(task: asyncio.Task[ToolResult], runner: ToolRunner) -> None:
@@ -65,7 +65,7 @@ def _result(task: asyncio.Task[ToolResult], runner: ToolRunner) -> ToolResult:
 
 
 def bounded(result: ToolResult, max_bytes: int) -> ToolResult:
-    """The result with its texts cut to so many bytes of UTF-8, and without images beyond a limit."""
+    """The result with its texts cut to `max_bytes` of UTF-8, and without images beyond a limit."""
     left, left_images = max_bytes, MAX_IMAGES_BYTES
     parts: list[ResultPart] = []
     for part in result.content:

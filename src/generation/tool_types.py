@@ -1,7 +1,7 @@
 """The protocol of tools that the server runs: a ToolRunner, and a ToolSession for each conversation.
 
 The tool loop (tool_loop.py) reads a call from the model, hands it to the runner whose recipient it names, and appends
-the result to the prompt. A runner knows neither Harmony nor a wire format, and no HTTP of ours.
+the result to the prompt. A runner knows neither Harmony nor a wire format nor the server's HTTP.
 
 What the loop guarantees to a runner:
 
@@ -15,7 +15,7 @@ What the loop guarantees to a runner:
 What a runner guarantees to the loop:
 
 - `call` never raises for what the tool, the model or the network does wrong: that is a ToolResult with a `failure`. Its
-  text still tells the model what happened. Any other exception is a bug: it is logged, and the model reads only
+  text still lets the model read what happened. Any other exception is a bug: it is logged, and the model reads only
   "the tool failed".
 - It neither blocks the event loop nor holds more than a few times `max_bytes` of output in memory.
 """

@@ -1,8 +1,8 @@
 """JSON Schemas of tools as the TypeScript-like text that gpt-oss was trained on.
 
 Where openai-harmony's own renderer knows a keyword, the text is the same to the letter. Where it would drop something
-or write `any` ($ref, anyOf, allOf, const, enums of other types, additionalProperties, bounds, patterns, keywords beside
-a combinator), the meaning is written out instead: as a type where TypeScript has one, else as a trailing comment.
+or write `any` ($ref, anyOf, allOf, const, enums of other types, additionalProperties, bounds, patterns, keywords next
+to a combinator), the meaning is written out instead: as a type where TypeScript has one, else as a trailing comment.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Mark(Protocol):
 
 
 def new_mark(device: torch.device) -> Mark | None:
-    """A mark for a device that works behind the host's back; None for one that does not."""
+    """A mark for a device that works asynchronously; None for one that does not."""
     return torch.cuda.Event() if device.type == "cuda" else None
 
 

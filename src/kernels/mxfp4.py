@@ -76,7 +76,7 @@ def quantize_mxfp4(w: torch.Tensor) -> Mxfp4Tensor:
     saturates at 6 instead of overflowing.
 
     Raises:
-        ValueError: K is no multiple of 32, or `w` holds an infinity or a NaN.
+        ValueError: K is not a multiple of 32, or `w` holds an infinity or a NaN.
     """
     groups = _groups(w)
     return _packed(groups, _shared_exponent(groups))
@@ -103,7 +103,7 @@ def quantize_mxfp4_closest(w: torch.Tensor) -> Mxfp4Tensor:
 def _groups(w: torch.Tensor) -> torch.Tensor:
     """float32 [..., R, G, 32]"""
     if w.shape[-1] % GROUP_SIZE:
-        raise ValueError(f"last dimension {w.shape[-1]} is no multiple of {GROUP_SIZE}")
+        raise ValueError(f"last dimension {w.shape[-1]} is not a multiple of {GROUP_SIZE}")
     if not torch.isfinite(w).all():
         raise ValueError("cannot quantise a tensor with infinities or NaNs")
     return w.float().unflatten(-1, (-1, GROUP_SIZE))

@@ -97,7 +97,7 @@ def test_a_folder_without_weights_is_an_error(broken: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "must hold an object"),
         ("null", "must hold an object"),
         ('{"model_type": "llama"}', "'llama'"),

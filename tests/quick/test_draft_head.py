@@ -88,7 +88,7 @@ def test_a_head_that_names_only_its_layer_is_known_by_its_vocabulary(tmp_path: P
         ({"norm_output": 1}, "norm_output is 1, expected true or false"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling is .*, only the rope types default, yarn, llama3"),
         ({"rope_theta": 0}, "rope_theta is 0, expected a positive number"),
-        ({"num_attention_heads": 3}, r"num_attention_heads is 3, no multiple of num_key_value_heads \(2\)"),
+        ({"num_attention_heads": 3}, r"num_attention_heads is 3, expected a multiple of num_key_value_heads \(2\)"),
         (
             {"draft_vocab_size": 400},
             r"'lm_head.weight' has shape \(500, 64\), expected \(400, 64\) by draft_vocab_size",

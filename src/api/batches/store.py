@@ -72,7 +72,7 @@ class BatchStore:
                 path.unlink(missing_ok=True)
 
     def content(self, file_id: str) -> Path:
-        """The path of a file's content. `file_id` must be one of ours."""
+        """The path of a file's content. `file_id` must be the id of a stored file."""
         assert FILE_ID.fullmatch(file_id), file_id
         return self._contents / file_id
 

@@ -25,7 +25,7 @@ OVERHEAD_BYTES = 128 * 1024  # of boundaries, headers and fields
 
 
 class FileFields(BaseModel):
-    """The fields of a multipart body beside the file; their values arrive as text."""
+    """The fields of a multipart body other than the file; their values arrive as text."""
 
     model_config = ConfigDict(populate_by_name=True, extra="ignore")
 
@@ -180,7 +180,7 @@ class _MultipartBody:
         if not self._is_file:
             self._num_field_bytes += size
             if self._num_field_bytes > MAX_FIELD_BYTES:
-                raise InvalidRequest(f"The fields beside 'file' have more than {MAX_FIELD_BYTES} bytes.")
+                raise InvalidRequest(f"The fields other than 'file' have more than {MAX_FIELD_BYTES} bytes.")
             self._value += data[start:end]
             return
         if self.upload.num_bytes + size > self._limits.max_bytes:

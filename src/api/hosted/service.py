@@ -254,7 +254,7 @@ class ToolService:
         prepared.namespaces.append(space)
         prepared.recipients[entry.type] = [*space.recipients]
         session_id = entry.session_id
-        if session_id is None:  # `auto` goes on in the container of the items
+        if session_id is None:  # `auto` continues in the container of the items
             live = (one for one in reversed(containers) if prepared.chain.has(runner, one))
             session_id = next(live, None)
         given = {**entry.options(), **(placed.options or {})}

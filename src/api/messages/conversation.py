@@ -152,7 +152,7 @@ def _assistant(blocks: Sequence[AssistantBlock], where: str, runs: Runs = runs_n
     """Each block as one message, in order; texts that follow a citation belong to the text that has it."""
     foreign = {index: block for index, block in enumerate(blocks) if isinstance(block, ForeignBlock)}
     ran = read_calls(foreign, where, runs)
-    begun = ""  # of a text that goes on
+    begun = ""  # of a text that continues
     for index, block in enumerate(blocks):
         match block:
             case TextBlock() if block.citations and isinstance(next(iter(blocks[index + 1 :]), None), TextBlock):

@@ -43,7 +43,7 @@ class OutputItems:
 
         `client_name` maps the name that the model used to the fields of a call that name the tool, `kind_of` to the
         call's kind. `encodes_reasoning`: reasoning that is whole gets `encrypted_content` too. `hosted`: what the
-        server runs; `include`: what the request wants of items besides.
+        server runs; `include`: optional fields of items that the request asks for.
         """
         self._client_name, self._kind_of = client_name, kind_of
         self._list = ItemList()

@@ -69,7 +69,7 @@ def _allowed_sizes(items: Sequence[PlacedItem], cuttable: Sequence[int]) -> list
     """The numbers of cuttable items that can be cut without separating a call from its results."""
     positions = {index: number for number, index in enumerate(cuttable)}
     called: dict[Any, int] = {}  # by call id: the last call's position among the cuttable items
-    needed = [number + 1 for number in range(len(cuttable))]  # to cut this one, so many must go
+    needed = [number + 1 for number in range(len(cuttable))]  # how many must go so that this one is cut
     for index, item in enumerate(items):
         kind, call_id = _field(item, "type"), _field(item, "call_id")
         if not isinstance(kind, str) or not isinstance(call_id, str):

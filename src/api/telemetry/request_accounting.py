@@ -90,7 +90,7 @@ class RequestAccounting:
             record.first_content = record.first_content or record.last_token
 
     def follow(self, request_ids: Sequence[str]) -> None:
-        self.record.last_token = None  # the time of the tools is no gap between tokens
+        self.record.last_token = None  # the time of the tools is not a gap between tokens
         self._tracker.follow(self.record, request_ids)
 
     def on_cancel(self, stop: Callable[[], None] | None) -> None:

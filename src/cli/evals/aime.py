@@ -28,7 +28,7 @@ def samples(name: str, args: argparse.Namespace) -> list[Sample]:
             problem = record.get("problem") or record.get("question")
             digits = re.fullmatch(r"\s*(\d{1,3})\b.*", str(record["answer"]))  # one published answer ends with a unit
             if not problem or digits is None:
-                raise UsageError(f"{path}, record {number}: no problem, or its answer is no integer")
+                raise UsageError(f"{path}, record {number}: there is no problem, or its answer is not an integer")
             found.append(Sample(id=len(found) + 1, input=f"{problem}\n\n{ASKED}", target=str(int(digits[1]))))
     return some(found, args.limit, args.seed)
 

@@ -48,7 +48,7 @@ def _mmlu_pro(args: argparse.Namespace) -> list[Sample]:
     for path in paths:
         for number, record in enumerate(read(path, MMLU_PRO_FIELDS), 1):
             if record["answer"] not in LETTERS[: len(record["options"])]:
-                raise UsageError(f"{path}, record {number}: 'answer' is no letter of its options")
+                raise UsageError(f"{path}, record {number}: 'answer' is not the letter of an option")
             number = record.get("question_id", len(found))
             found.append(_sample(number, record["question"], list(record["options"]), LETTERS.index(record["answer"])))
     return some(found, args.limit, args.seed)

@@ -1,4 +1,4 @@
-"""The table of an evaluation run beside the scores that OpenAI published."""
+"""The table of an evaluation run, next to the scores that OpenAI published."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from gptoss.harmony.vocabulary_files import VocabularyError
 
 NAME = "this process"
 CLOSE_S = 10.0
-# of a server that others use; nobody else reaches this one
+# of a server that others use; this one has no other clients
 OPEN_ACCESS: dict[str, Any] = {
     "api_key": None,
     "api_keys_file": None,
@@ -109,7 +109,7 @@ class LocalConnection(Connection):
 
 
 class _Response(io.RawIOBase):
-    """An answer that is read as it is written. Closing it tells the app that the client is gone."""
+    """An answer that is read as it is written. Closing it disconnects the client from the app."""
 
     def __init__(
         self, app: Any, loop: asyncio.AbstractEventLoop, method: str, path: str, body: Any, timeout_s: float

@@ -43,7 +43,7 @@ def write_record(file: TextIO, connection: Connection, path: str, request: dict[
 
 
 def prompt_token_ids(connection: Connection, path: str, request: dict[str, Any]) -> list[int] | None:
-    """Returns the ids that the server makes of the prompt; None if it does not tell."""
+    """Returns the ids that the server makes of the prompt; None if it does not return them."""
     if path == COMPLETIONS:
         body = {"prompt": request["prompt"], "parse_special": True}
     else:

@@ -12,7 +12,7 @@ from gptoss.generation.tool_run import run_call
 from gptoss.generation.tool_sessions import Held, SessionLimits, ToolSessions
 from gptoss.generation.tool_types import ToolCall, ToolResult, ToolRunner, ToolUnavailableError
 
-CLIENTS = "mcp"  # whoever may call the server may call it for all
+CLIENTS = "mcp"  # a client that may call the server may call it for all
 DRAIN_S = 8.0
 
 

@@ -176,7 +176,7 @@ def choose_devices(config: EngineConfig) -> EngineConfig:
 
 
 def _cpu_plan(config: EngineConfig, element: int, num_engines: int = 1) -> MemoryPlan:
-    """The plan of one engine. Raises ConfigError unless so many fit into the memory that is available."""
+    """The plan of one engine. Raises ConfigError unless the engines fit into the available memory."""
     for mode, key in (("tensor", "tensor_parallel_size"), ("pipeline", "pipeline_parallel_size")):
         if config.gpu_mode == mode and not getattr(config, key):
             raise ConfigError(f"gpu_mode {mode!r} on a CPU needs {key}: there are no GPUs to count")

@@ -51,7 +51,7 @@ def yarn_inverse_frequencies(
 ) -> tuple[torch.Tensor, float]:
     """Returns the inverse frequencies, float32 [D / 2] in radians per token, and the concentration.
 
-    `truncate` rounds the bounds of the ramp outwards, as transformers does unless told otherwise.
+    `truncate` rounds the bounds of the ramp outwards, as transformers does by default.
     """
     base = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if factor <= 1.0:

@@ -1,6 +1,6 @@
 """Applies a patch to the files below a folder: all of it, or nothing.
 
-Everything is read and computed first. New contents are written beside the files and flushed; only then are names
+Everything is read and computed first. New contents are written next to the files and flushed; only then are names
 exchanged, each exchange by one system call that can be undone. Where one fails, those before it are undone.
 """
 

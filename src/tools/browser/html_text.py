@@ -227,7 +227,7 @@ class _Reader:
         elif self.capture is not None:
             room = max(0, MAX_CAPTURED - self.capture.size)
             self.capture.add(text[:room])
-            if len(text) > room:  # nobody has closed it, perhaps
+            if len(text) > room:  # it may not have been closed
                 self._end_capture()
                 self.data(text[room:])
         elif self.pre:

@@ -99,7 +99,7 @@ def search_page(query: str, results: Iterable[SearchResult]) -> Page:
 
 
 def find_page(page: Page, pattern: str) -> Page:
-    """The lines of a page in which a pattern occurs, in any case; it may go on in the next line."""
+    """The lines of a page in which a pattern occurs, in any case; it may continue in the next line."""
     lines = without_links("\n".join(page.lines)).split("\n")
     chunks: list[str] = []
     links: list[Link] = []

@@ -37,7 +37,7 @@ class Indexed:
 
 
 def term_weights(query: str, documents: Collection[Indexed]) -> dict[str, float]:
-    """The weight of each word of a query that a document has: rare words tell more."""
+    """The weight of each word of a query that a document has: rare words weigh more."""
     having = {term: sum(term in one.counts for one in documents) for term in dict.fromkeys(words(query))}
     return {
         term: math.log(1 + (len(documents) - count + 0.5) / (count + 0.5)) for term, count in having.items() if count

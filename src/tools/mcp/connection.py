@@ -161,7 +161,7 @@ class Connection:
             self._client = None
 
     async def _watch(self, client: Client) -> None:
-        """Reports changes of the tools, where the server tells them on a stream of its own."""
+        """Reports changes of the tools, if the server sends them on a stream of its own."""
         from mcp.client.subscriptions import ListenNotSupportedError
 
         tools = client.server_capabilities.tools

@@ -9,7 +9,7 @@ import httpx2
 from gptoss.tools.address_guard import AddressPolicy
 from gptoss.tools.guarded_http import GuardedTransport
 
-MAX_ANSWER_BYTES = 32 * 2**20  # of one answer that is no stream of events
+MAX_ANSWER_BYTES = 32 * 2**20  # of one answer that is not a stream of events
 TIMEOUT = httpx2.Timeout(30.0, read=600.0)  # a call has its own deadline
 
 

@@ -76,7 +76,7 @@ class Started:
             os.close(self._block)
 
     def discard(self) -> None:
-        """Ends a program that nobody has connected to."""
+        """Ends a program to which no client has connected."""
         self.end()
         for end in (self.output, self.write_end, self.read_end):
             os.close(end)

@@ -50,12 +50,12 @@ class Container:
         self.limits = limits
         self._started, self._process, self._pipes = started, started.process, pipes
         self._lock = asyncio.Lock()
-        self._is_running = False  # a cell, which may not have ended although nobody waits for it
+        self._is_running = False  # a cell, which may still run although no caller waits for it
         self._closed: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, sandbox: Sandbox, limits: SandboxLimits) -> Container:
-        """A container whose interpreter is ready. Raises SandboxError. Cancelled, it leaves no process behind."""
+        """A container whose interpreter is ready. Raises SandboxError. If cancelled, it leaves no process."""
         try:
             started = sandbox.start(limits)
         except OSError as error:

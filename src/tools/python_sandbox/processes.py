@@ -75,7 +75,7 @@ def stop(pid: int) -> None:
 
 
 def resume(pid: int) -> None:
-    """Lets all descendants go on."""
+    """Resumes all descendants."""
     for child in descendants(pid):
         _send(child, signal.SIGCONT)
 

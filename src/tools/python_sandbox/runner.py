@@ -31,7 +31,7 @@ from gptoss.tools.python_sandbox.errors import SandboxError
 from gptoss.tools.python_sandbox.limits import SandboxLimits
 
 MAX_CODE_BYTES = 2**20
-MARGIN_S = INTERRUPT_S + 0.5  # before a call's deadline, so that its result tells what happened
+MARGIN_S = INTERRUPT_S + 0.5  # before a call's deadline, so that its result says what happened
 NOTHING = "[The code printed nothing, and its last line has no value: use print().]"
 _FENCED = re.compile(r"\s*```(?:python|py)?[ \t]*\n(.*?)\n?```\s*", re.DOTALL)
 _TRAINED_TIMEOUT = "120.0 seconds"

@@ -47,7 +47,7 @@ class LineWriter:
                 done.set_result(None)
             else:
                 done.set_exception(error)
-                done.exception()  # whoever wrote the line may have been cancelled
+                done.exception()  # the task that wrote the line may have been cancelled
 
 
 def append_durably(path: Path, data: bytes) -> None:

@@ -137,7 +137,7 @@ def _as_written(messages: Sequence[Message]) -> Iterator[Message]:
 
 
 def _parted(texts: list[AssistantMessage], call_id: str) -> list[AssistantMessage]:
-    """The texts as the model wrote them before the call of this id. A final answer is no part of them."""
+    """The texts as the model wrote them before the call of this id. A final answer is not part of them."""
     if texts and texts[-1].channel == "final":
         return [*texts, *(messages_before(call_id, "", "") or ())]
     reasoning = [text.text for text in texts if text.channel == "analysis"]

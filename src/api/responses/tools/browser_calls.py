@@ -1,6 +1,6 @@
 """What the model wrote and read in a web_search_call, which has the action alone.
 
-The server remembers it by the item's id, for requests that go on with the turn.
+The server remembers it by the item's id, for requests that continue the turn.
 """
 
 from __future__ import annotations

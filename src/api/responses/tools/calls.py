@@ -111,7 +111,7 @@ class ClientCall:
         return list(self._as_text(status) if not read else self._as_items(read))
 
     def _as_text(self, status: ItemStatus) -> Iterator[Event]:
-        """What is no valid call, or was cut off: as any tool's call."""
+        """An invalid or cut-off call, as a call of any tool."""
         plain = CustomCall if self._kind == "apply_patch" else FunctionCall
         call = plain(self._items, self._named)
         yield from call.begin()

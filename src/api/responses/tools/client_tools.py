@@ -99,7 +99,7 @@ def shown_as(kind: ClientKind) -> FunctionTool:
 
 
 def items_of(kind: ClientKind, text: str) -> list[dict[str, Any]]:
-    """The fields of the items of a call with this text; none where it is no valid call."""
+    """The fields of the items of a call with this text; none if the call is not valid."""
     if kind == "apply_patch":
         return [{"type": "apply_patch_call", "operation": _fields(one)} for one in parse_patch(text) or ()]
     try:

@@ -265,7 +265,7 @@ class HostedItems:
     """The items of a response's calls of the server's tools."""
 
     def __init__(self, items: ItemList, prepared: Prepared, include: Collection[str]) -> None:
-        """`include`: what the request wants of the items besides."""
+        """`include`: optional fields of the items that the request asks for."""
         self._items, self._prepared, self._include = items, prepared, include
         self._open: dict[HostedCall, HostedItem] = {}
 

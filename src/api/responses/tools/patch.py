@@ -40,7 +40,7 @@ class Operation:
 
 
 def parse_patch(text: str) -> list[Operation] | None:
-    """The operations; None for a text that is no patch, or asks for what no operation can say."""
+    """The operations; None if the text is not a patch, or no operation can express it."""
     try:
         changes = parse(text)
     except PatchError:

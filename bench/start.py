@@ -4,29 +4,33 @@
 
 In each round nano is started, then each model in turn; nothing else should run. A model's files are read once before,
 so the page cache is warm, and its first start, which writes the weights cache into a folder of its own, is a column by
-itself. Memory is that of the server's processes together: resident (pages of shared files in proportion), anonymous, and
-what a second server beside the first adds to the resident memory of both.
+itself. Memory is that of the server's processes together, resident: pages of shared files in proportion. With --second, a second
+server of each model is started beside the first one, asked something as that was, and a second table shows the memory of both.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.against_llama_cpp import resident_bytes, wait_ready
+from bench.against_llama_cpp import wait_ready
 from tests.support.server_process import ServerProcess
 
 KV_GIB = "0.25"
-ANONYMOUS = re.compile(r"^Pss_Anon:\s+(\d+) kB", re.MULTILINE)
+FIELDS = re.compile(r"^(Rss|Pss|Pss_Anon):\s+(\d+) kB", re.MULTILINE)
+QUESTION = "How many days has a week?"
 
 
 def files_of(model: str) -> list[Path]:
@@ -41,10 +45,25 @@ def read_once(files: list[Path]) -> None:
                 pass
 
 
-def anonymous_bytes(pid: int) -> int:
-    parent = psutil.Process(pid)
-    texts = (Path(f"/proc/{p.pid}/smaps_rollup").read_text() for p in (parent, *parent.children(recursive=True)))
-    return sum(1024 * int(number) for text in texts for number in ANONYMOUS.findall(text))
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """GB of a server's processes together: all pages, shared ones in proportion, anonymous ones."""
+
+    rss: float
+    pss: float
+    anonymous: float
+
+    @classmethod
+    def of(cls, server: ServerProcess) -> Memory:
+        parent = psutil.Process(server.process.pid)
+        texts = (Path(f"/proc/{p.pid}/smaps_rollup").read_text() for p in (parent, *parent.children(recursive=True)))
+        sums = dict.fromkeys(("Rss", "Pss", "Pss_Anon"), 0)
+        for name, number in (found for text in texts for found in FIELDS.findall(text)):
+            sums[name] += int(number)
+        return cls(*(number * 1024 / 1e9 for number in sums.values()))
+
+    def cells(self) -> str:
+        return f"{self.rss:.2f} | {self.pss:.2f} | {self.anonymous:.2f}"
 
 
 def started(model: str, flags: list[str]) -> tuple[ServerProcess, float]:
@@ -54,13 +73,20 @@ def started(model: str, flags: list[str]) -> tuple[ServerProcess, float]:
     return server, time.perf_counter() - begun
 
 
+def ask(server: ServerProcess) -> None:
+    """Has the server read a short prompt, so that it has used its weights."""
+    body = {"prompt": QUESTION, "max_tokens": 2}
+    httpx.post(server.url + "/v1/completions", json=body, timeout=300).raise_for_status()
+
+
 class Row:
     """What was measured of one model."""
 
     def __init__(self, model: str, flags: list[str]) -> None:
         self.model, self.flags, self.first_s = model, flags, 0.0
+        self.name = Path(model).name if files_of(model) else model
         self.later_s: list[float] = []
-        self.resident = self.anonymous = self.second = 0.0
+        self.memory = Memory(0, 0, 0)
 
     def first(self) -> None:
         read_once(files_of(self.model))
@@ -71,28 +97,34 @@ class Row:
         server, seconds = started(self.model, self.flags)
         try:
             self.later_s.append(seconds)
-            self.resident = resident_bytes(server.process.pid) / 1e9
-            self.anonymous = anonymous_bytes(server.process.pid) / 1e9
+            self.memory = Memory.of(server)
             if verbose:
                 print(server.log, flush=True)
         finally:
             server.stop()
 
-    def beside(self) -> None:
-        """Measures what a second server of the same model adds."""
-        servers = [started(self.model, self.flags)[0] for _ in range(2)]
-        try:
-            self.second = sum(resident_bytes(s.process.pid) for s in servers) / 1e9 - self.resident
-        finally:
-            for server in servers:
-                server.stop()
+    def two(self) -> list[str]:
+        """Starts two servers of the model, one after the other; returns the lines of their memory."""
+        servers: list[ServerProcess] = []
+        ready_s = []
+        with contextlib.ExitStack() as stack:
+            for _ in range(2):
+                server, seconds = started(self.model, self.flags)
+                stack.callback(server.stop)
+                ask(server)
+                servers.append(server)
+                ready_s.append(seconds)
+                found = [Memory.of(server) for server in servers]
+                if len(found) == 1:
+                    alone = found[0]
+        rows = zip(("alone", "the first of two", "the second"), (ready_s[0], *ready_s), (alone, *found), strict=True)
+        return [f"| {self.name}, {which} | {seconds:.2f} | {memory.cells()} |" for which, seconds, memory in rows]
 
     def line(self, nano_s: float) -> str:
         later = statistics.median(self.later_s)
-        name = Path(self.model).name if files_of(self.model) else self.model
         return (
-            f"| {name} | {self.first_s:.1f} | {later:.2f} | {later - nano_s:+.2f} | {self.resident:.2f} | "
-            f"{self.anonymous:.2f} | {self.second:.2f} |"
+            f"| {self.name} | {self.first_s:.1f} | {later:.2f} | {later - nano_s:+.2f} | {self.memory.pss:.2f} | "
+            f"{self.memory.anonymous:.2f} |"
         )
 
 
@@ -114,15 +146,15 @@ def main() -> None:
         for _ in range(args.rounds):
             for row in rows:
                 row.later(verbose=args.verbose)
-        for row in rows:
-            if args.second:
-                row.beside()
+        lines = [line for row in rows for line in (row.two() if args.second else [])]
     print(
-        "| model | first start, s | later, s | after nano, s | resident, GB | anonymous, GB | a second server adds, GB |"
+        "| model | first start, s | later, s | after nano, s | resident, GB | anonymous, GB |\n|---|---|---|---|---|---|"
     )
-    print("|---|---|---|---|---|---|---|")
     for row in rows:
         print(row.line(statistics.median(rows[0].later_s)))
+    if lines:
+        print("\n| server | ready, s | pages, GB | resident, GB | anonymous, GB |\n|---|---|---|---|---|")
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

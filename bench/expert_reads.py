@@ -31,11 +31,11 @@ MISSES = re.compile(r"LLd misses:.*\(\s*([\d,]+) rd")
 
 def build(folder: Path) -> list[str]:
     """Compiles the kernels and the program that calls them; returns the program and the library."""
-    flags = native.INSTRUCTION_SETS["avx2"][1]
-    compiled(native.SOURCE, flags, folder)
+    compiled(native.SOURCE, native.INSTRUCTION_SETS["avx2"][1], folder)
     program = folder / "expert_reads"
     source = Path(__file__).with_suffix(".cpp")
-    subprocess.run(["c++", "-O2", "-std=c++17", "-fopenmp", str(source), "-o", str(program), "-ldl"], check=True)
+    flags = ("-O2", "-std=c++17", "-fopenmp", "-Wl,--no-as-needed", "-ldl")
+    subprocess.run(["c++", str(source), "-o", str(program), *flags], check=True)
     return [str(program), str(folder / f"{native.SOURCE.stem}-{native.SOURCE.parent.name}.so")]
 
 

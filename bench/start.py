@@ -20,17 +20,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.against_llama_cpp import wait_ready
+from gptoss.cli.remote.load import Target
 from tests.support.server_process import ServerProcess
 
 KV_GIB = "0.25"
 FIELDS = re.compile(r"^(Rss|Pss|Pss_Anon):\s+(\d+) kB", re.MULTILINE)
-QUESTION = "How many days has a week?"
 
 
 def files_of(model: str) -> list[Path]:
@@ -74,9 +73,10 @@ def started(model: str, flags: list[str]) -> tuple[ServerProcess, float]:
 
 
 def ask(server: ServerProcess) -> None:
-    """Has the server read a short prompt, so that it has used its weights."""
-    body = {"prompt": QUESTION, "max_tokens": 2}
-    httpx.post(server.url + "/v1/completions", json=body, timeout=300).raise_for_status()
+    """Has the server answer a short prompt, so that it has used its weights."""
+    target = Target(server.url)
+    target.prepare()
+    target.close()
 
 
 class Row:

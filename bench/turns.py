@@ -47,9 +47,9 @@ def chat_turns(rng: random.Random, first: int, more: int, turns: int) -> Bodies:
 KINDS: dict[str, Callable[[random.Random, int, int, int], Bodies]] = {"text": text_turns, "chat": chat_turns}
 
 
-def measured(client: httpx.Client, url: str, path: str, body: dict[str, Any]) -> Turn:
+def measured(client: httpx.Client, url: str, model: str, path: str, body: dict[str, Any]) -> Turn:
     started = time.perf_counter()
-    response = client.post(url + path, json={"temperature": 0, **body})
+    response = client.post(url + path, json={"model": model, "temperature": 0, **body})
     elapsed = time.perf_counter() - started
     if response.status_code != 200:
         sys.exit(f"error: {url}{path}: {response.status_code} {response.text[:500]}")
@@ -58,16 +58,16 @@ def measured(client: httpx.Client, url: str, path: str, body: dict[str, Any]) ->
 
 
 def take_turns(
-    client: httpx.Client, urls: list[str], kind: str, more: int, args: argparse.Namespace
+    client: httpx.Client, targets: list[tuple[str, str]], kind: str, more: int, args: argparse.Namespace
 ) -> tuple[list[list[Turn]], list[list[Turn]]]:
-    """Returns each server's first and later turns; the first conversation warms up."""
-    first: list[list[Turn]] = [[] for _ in urls]
-    later: list[list[Turn]] = [[] for _ in urls]
+    """Returns the first and the later turns of each target (URL and model); the first conversation warms up."""
+    first: list[list[Turn]] = [[] for _ in targets]
+    later: list[list[Turn]] = [[] for _ in targets]
     for number in range(args.conversations + 1):
         seed = time.time()
-        for side, url in sorted(enumerate(urls), reverse=number % 2 == 1):
+        for side, target in sorted(enumerate(targets), reverse=number % 2 == 1):
             bodies = KINDS[kind](random.Random(seed), args.first + number, more, args.turns)
-            found = [measured(client, url, path, body) for path, body in bodies]
+            found = [measured(client, *target, path, body) for path, body in bodies]
             if number:
                 first[side].append(found[0])
                 later[side].extend(found[1:])
@@ -95,9 +95,10 @@ def main() -> None:
     head = "".join(" ms | computed tokens |" for _ in urls)
     print(f"| turns |{head}{' ratio |' if args.vs else ''}\n|---|{'---|---|' * len(urls)}{'---|' if args.vs else ''}")
     with httpx.Client(timeout=600) as client:
+        targets = [(url, client.get(url + "/v1/models").raise_for_status().json()["data"][0]["id"]) for url in urls]
         for kind in KINDS:
             for more in args.more:
-                first, later = take_turns(client, urls, kind, more, args)
+                first, later = take_turns(client, targets, kind, more, args)
                 if more == args.more[0]:
                     print(line(f"{kind}, first, {args.first} words", first))
                 print(line(f"{kind}, each later one, {more} words more", later), flush=True)

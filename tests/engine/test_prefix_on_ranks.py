@@ -24,10 +24,11 @@ Answer = list[tuple[int, float, tuple[tuple[int, float], ...]]]
 
 
 class Engine:
-    """Runs requests and keeps what they answered."""
+    """Runs requests and keeps what they answered. `salted`: no request shares its prefix with another."""
 
-    def __init__(self, core: EngineCore) -> None:
+    def __init__(self, core: EngineCore, *, salted: bool = False) -> None:
         self.core = core
+        self.salted = salted
         self.answers: dict[str, Answer] = {}
         self.num_cached: dict[str, int] = {}
         self.num_copies: Counter[str] = Counter()
@@ -42,7 +43,8 @@ class Engine:
 
     def add(self, name: str, prompt: list[int], tokens: int = TOKENS) -> None:
         params = SamplingParams(max_tokens=tokens, seed=3, temperature=0.8, top_p=0.95, logprobs=3, ignore_eos=True)
-        assert self.core.add_request(AddRequest(name, prompt, params)) is None
+        salt = name if self.salted else ""
+        assert self.core.add_request(AddRequest(name, prompt, params, cache_salt=salt)) is None
         self.answers[name] = []
 
     def step(self) -> None:
@@ -101,7 +103,7 @@ CACHED = {
 COPIES = {"37 tokens": 2, "4 blocks and 7 tokens": 2, "another turn": 2, "with the running one": 2}
 
 
-def engine_of(layout: str, **changes: Any) -> dict[str, Any]:
+def options_of(layout: str, **changes: Any) -> dict[str, Any]:
     options: dict[str, Any] = {
         "dtype": "float32" if native.library() is None else "bfloat16",
         "batch_invariant": True,
@@ -112,22 +114,28 @@ def engine_of(layout: str, **changes: Any) -> dict[str, Any]:
     return options | LAYOUTS.get(layout, {}) | changes
 
 
-def conversation(options: dict[str, Any]) -> Engine:
-    with running(checkpoint(), **options) as core:
-        engine = Engine(core)
-        converse(engine)
+def conversation(core: EngineCore, *, salted: bool = False) -> Engine:
+    engine = Engine(core, salted=salted)
+    converse(engine)
     return engine
 
 
 @pytest.mark.parametrize("layout", nightly_except("tensor 2", "pipeline 2", of=(ONE_RANK, *LAYOUTS)))
 @pytest.mark.parametrize("chunk", nightly_except(512, of=(512, 77)))
-def test_a_hit_answers_as_a_miss(layout: str, chunk: int) -> None:
-    options = engine_of(layout, max_num_batched_tokens=chunk)
-    hit = conversation(options)
+@pytest.mark.parametrize("caching", nightly_except(True, of=(True, False)))
+def test_a_hit_answers_as_a_miss(layout: str, chunk: int, caching: bool) -> None:
+    """A miss: each request has a salt of its own, or prefix caching is off."""
+    options = options_of(layout, max_num_batched_tokens=chunk)
+    with running(checkpoint(), **options) as core:
+        hit = conversation(core)
+        if caching:
+            miss = conversation(core, salted=True)
+    if not caching:
+        with running(checkpoint(), **options, enable_prefix_caching=False) as core:
+            miss = conversation(core)
     assert hit.num_cached == CACHED
     assert hit.num_copies == COPIES
-    miss = conversation(options | {"enable_prefix_caching": False})
-    assert set(miss.num_cached.values()) == {0}
+    assert set(miss.num_cached.values()) == {0} and not miss.num_copies
     assert len(set(miss.answer("turn 3"))) > 6
     for name, answer in miss.answers.items():
         assert hit.answers[name] == answer, name

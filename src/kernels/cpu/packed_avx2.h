@@ -1,6 +1,6 @@
 // MXFP4's matrix products with AVX2, in integers: the weights' codes are whole numbers of halves, and 32 columns of x become
 // 16-bit numbers with a power of two in common, which is exact but for columns below 1/128 of the largest one. A group's sum is
-// exact; then it is scaled and added to a chain of float32 sums, two groups at a time.
+// exact, in whatever order; then it is scaled and added to one of two chains of float32 sums, of the even groups and the odd.
 
 #pragma once
 
@@ -12,15 +12,21 @@ struct GroupPair {
 };
 static_assert(sizeof(GroupPair) == 160, "40 floats of a row of X");
 
+// Else the compiler adds 16 products as a tree, for which there are not enough registers.
+#define KEEP_ORDER(sum) asm("" : "+x"(sum))
+
 static const int64_t PAIR_FLOATS = sizeof(GroupPair) / sizeof(float);
-static const int64_t PACKED_PANEL = 8, BLOCK_PAIRS = 12;  // rows and pairs that are decoded at once: 15 kB
+static const int64_t STREAM_ROWS = 4;  // of the matrix, multiplied together as they are read
+static const int64_t PANEL_ROWS = 16, BLOCK_PAIRS = 12, PANEL_GROUPS = 2 * BLOCK_PAIRS;  // decoded at once: 14 kB
+static const int PANEL_TILE = 5;  // rows of x against a panel
 
 static constexpr bool is_packed(Format format) { return format == Format::MXFP4 || format == Format::GGUF; }
 static constexpr int64_t pairs_of(int64_t K) { return (K + 63) / 64; }
 static inline const GroupPair* pairs_at(const X* row) { return (const GroupPair*)row; }
 
-// After its pairs a row has the scales once more, one of each group, and ones: eight may be read from any even one on.
-static constexpr int64_t packed_columns(int64_t K) { return pairs_of(K) * (PAIR_FLOATS + 2) + 7; }
+// After its pairs a row has each group's scale once more, for codes that are not in upper bytes.
+static constexpr int64_t packed_columns(int64_t K) { return pairs_of(K) * (PAIR_FLOATS + 2); }
+static inline const float* panel_scales(const X* row, int64_t K) { return row + pairs_of(K) * PAIR_FLOATS; }
 
 // 16 words in the order even, odd of each lane.
 static inline __m256i split_words(__m256i words) {
@@ -62,9 +68,7 @@ static inline void pack_group(const bf16* x, int64_t g, int64_t groups, Format f
     GroupPair* pair = (GroupPair*)row + g / 2;
     pack_group(x, g % 2, format, pair);
     if (g + 1 == groups && g % 2 == 0) pack_group(ZEROS, 1, format, pair);
-    float* scale = row + (groups + 1) / 2 * PAIR_FLOATS + g;
-    *scale = pair->scale[4 * (g % 2)];
-    if (g + 1 == groups) std::fill(scale + 1, scale + 8, 1.0f);
+    row[(groups + 1) / 2 * PAIR_FLOATS + g] = 256 * pair->scale[4 * (g % 2)];
 }
 
 // The columns of a pair of groups, each in the upper byte of a word: twice the codes.
@@ -72,11 +76,15 @@ struct Codes {
     __m256i words[4];
 };
 
-static inline Codes decode_codes(__m256i bytes) {
+// Twice the codes in the lower and in the upper halves of bytes.
+static inline __m256i lower_codes(__m256i bytes) {
     const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
-    const __m256i low = _mm256_set1_epi8(15), upper = _mm256_set1_epi16((short)0xFF00);
-    const __m256i first = _mm256_shuffle_epi8(values, _mm256_and_si256(bytes, low));
-    const __m256i second = _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low));
+    return _mm256_shuffle_epi8(values, _mm256_and_si256(bytes, _mm256_set1_epi8(15)));
+}
+static inline __m256i upper_codes(__m256i bytes) { return lower_codes(_mm256_srli_epi16(bytes, 4)); }
+
+static inline Codes decode_codes(__m256i bytes) {
+    const __m256i upper = _mm256_set1_epi16((short)0xFF00), first = lower_codes(bytes), second = upper_codes(bytes);
     return {{_mm256_slli_epi16(first, 8), _mm256_and_si256(first, upper), _mm256_slli_epi16(second, 8),
              _mm256_and_si256(second, upper)}};
 }
@@ -93,14 +101,14 @@ static inline __attribute__((always_inline)) __m256i pair_bytes(const uint8_t* r
 }
 
 // 2^(s - 127) of eight E8M0 scales; s = 0 is the denormal 2^-127.
-static inline __m256 decode_scales(int64_t eight) {
-    const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(eight)), 23);
+static inline __m256 decode_scales(__m128i eight) {
+    const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(eight), 23);
     return _mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_set1_epi32(0x00400000)));
 }
 
 // The scales of a row of `groups` from `first` on, eight or as many as are left, then ones: multiplying the denormals that zeros
 // stand for is slow.
-static inline int64_t eight_scales(const uint8_t* row, int64_t first, int64_t groups) {
+static inline __attribute__((always_inline)) int64_t eight_scales(const uint8_t* row, int64_t first, int64_t groups) {
     const int64_t left = groups - first;
     uint64_t eight = 0;
     if (left >= 8) std::memcpy(&eight, row + first, 8);
@@ -113,7 +121,7 @@ static inline int64_t eight_scales(const uint8_t* row, int64_t first, int64_t gr
 }
 
 // The same of a row in GGUF's blocks.
-static inline int64_t eight_block_scales(const uint8_t* row, int64_t first, int64_t groups) {
+static inline __attribute__((always_inline)) int64_t eight_block_scales(const uint8_t* row, int64_t first, int64_t groups) {
     const int64_t left = groups - first;
     const uint8_t* at = row + first * GGUF_BLOCK;
     uint64_t eight = 0;
@@ -125,177 +133,254 @@ static inline int64_t eight_block_scales(const uint8_t* row, int64_t first, int6
     return int64_t(eight);
 }
 
-// The scales of groups `first` to `first` + 7 of row j.
-template <Format FORMAT>
-static inline __attribute__((always_inline)) __m256 scales_of(const Matrix& w, int64_t j, int64_t first) {
-    const int64_t groups = w.K / 32;
-    if (FORMAT == Format::MXFP4) return decode_scales(eight_scales(w.scales + j * groups, first, groups));
-    return decode_scales(eight_block_scales((const uint8_t*)w.data + j * row_bytes(FORMAT, w.K), first, groups));
+// The scales of groups `first` to `first` + 7 of row j, or of as many as are left, then ones.
+template <Format FORMAT, bool WHOLE>
+static inline __attribute__((always_inline)) __m128i row_scales(const Matrix& w, int64_t j, int64_t first) {
+    const int64_t groups = w.K / 32, end = WHOLE ? first + 8 : groups;
+    if (FORMAT == Format::MXFP4) return _mm_cvtsi64_si128(eight_scales(w.scales + j * groups, first, end));
+    return _mm_cvtsi64_si128(eight_block_scales((const uint8_t*)w.data + j * row_bytes(FORMAT, w.K), first, end));
 }
 
-// Scales 2 n and 2 n + 1 of eight, each in the lanes of its group.
-static inline __m256 spread_scales(__m256 eight, int n) {
-    return _mm256_permutevar8x32_ps(eight, _mm256_setr_epi32(2 * n, 2 * n, 2 * n, 2 * n, 2 * n + 1, 2 * n + 1, 2 * n + 1, 2 * n + 1));
+// The scales of four rows from j on: of four groups in each part, a group's rows side by side.
+struct ScalesOfRows {
+    __m128i parts[2];
+
+    // of groups 2 n and 2 n + 1 as numbers
+    __m256 pair(int n) const { return decode_scales(n % 2 ? _mm_srli_si128(parts[n / 2], 8) : parts[n / 2]); }
+};
+
+// WHOLE: eight groups are left.
+template <Format FORMAT, bool WHOLE>
+static inline __attribute__((always_inline)) ScalesOfRows scales_of_rows(const Matrix& w, int64_t j, int64_t first) {
+    auto row = [&](int64_t n) { return row_scales<FORMAT, WHOLE>(w, j + n, first); };
+    const __m128i even = _mm_unpacklo_epi8(row(0), row(1)), odd = _mm_unpacklo_epi8(row(2), row(3));
+    return {{_mm_unpacklo_epi16(even, odd), _mm_unpackhi_epi16(even, odd)}};
 }
 
-// sum + scale (w . x) in each of eight lanes
-static inline __m256 add_group(__m256 sum, const Codes& w, __m256 scale, const GroupPair& x) {
-    auto products = [&](int n) { return _mm256_madd_epi16(w.words[n], _mm256_loadu_si256((const __m256i*)x.columns[n])); };
-    const __m256i group = _mm256_add_epi32(_mm256_add_epi32(products(0), products(1)), _mm256_add_epi32(products(2), products(3)));
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(group), scale, sum);
+// w . x of a pair of groups, in four parts of each.
+static inline __m256i multiply_pair(const Codes& w, const GroupPair& x) {
+    auto products = [&](int n) { return _mm256_madd_epi16(w.words[n], _mm256_load_si256((const __m256i*)x.columns[n])); };
+    return _mm256_add_epi32(_mm256_add_epi32(products(0), products(1)), _mm256_add_epi32(products(2), products(3)));
 }
 
-// RM rows of x against RN rows of the matrix, decoded on the way, four pairs of a row after the other.
-template <Format FORMAT, int RM, int RN>
+// The sums of two vectors' lanes 0 and 2, then those of 1 and 3, in each half: first, second, first, second.
+static inline __m256 add_halves(__m256i first, __m256i second) {
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_unpacklo_epi32(first, second), _mm256_unpackhi_epi32(first, second)));
+}
+
+// RM rows of x against STREAM_ROWS rows of the matrix, decoded on the way.
+template <Format FORMAT, int RM>
 static TILE void packed_stream_tile(const X* const* x, const Matrix& w, float* out, int64_t stride) {
     const int64_t groups = w.K / 32, row = row_bytes(FORMAT, w.K), pair = row_bytes(FORMAT, 64);
     const uint8_t* data = (const uint8_t*)w.data;
     const GroupPair* at[RM];
-    const float* scales_of_x = x[0] + pairs_of(w.K) * PAIR_FLOATS;  // for one row of x; for more they are multiplied one by one
-    __m256 sums[RM][RN];
+    __m256 sums[RM];  // of the even groups of four rows, then of the odd
     UNROLLED
     for (int i = 0; i < RM; i++) {
         at[i] = pairs_at(x[i]);
-        UNROLLED
-        for (int j = 0; j < RN; j++) sums[i][j] = _mm256_setzero_ps();
+        sums[i] = _mm256_setzero_ps();
     }
     if (FORMAT == Format::MXFP4)
-        for (int64_t byte = 0; byte < RN * groups; byte += 64) _mm_prefetch((const char*)(w.scales + 4 * RN * groups + byte), _MM_HINT_T0);
-    auto add = [&](int j, int64_t p, int of_four, __m256i bytes, __m256 eight) __attribute__((always_inline)) {
-        const Codes codes = decode_codes(bytes);
-        const __m256 spread = spread_scales(eight, of_four);
+        for (int64_t byte = 0; byte < STREAM_ROWS * groups; byte += 64)
+            _mm_prefetch((const char*)(w.scales + 4 * STREAM_ROWS * groups + byte), _MM_HINT_T0);
+    auto add = [&](int64_t p, int64_t end, __m256 scale) __attribute__((always_inline)) {
+        __m256d halves[RM][2];
+        UNROLLED
+        for (int j = 0; j < STREAM_ROWS; j += 2) {
+            const Codes first = decode_codes(pair_bytes<FORMAT>(data + j * row, p, end));
+            const Codes second = decode_codes(pair_bytes<FORMAT>(data + (j + 1) * row, p, end));
+            UNROLLED
+            for (int i = 0; i < RM; i++)
+                halves[i][j / 2] = _mm256_castps_pd(add_halves(multiply_pair(first, at[i][p]), multiply_pair(second, at[i][p])));
+        }
         UNROLLED
         for (int i = 0; i < RM; i++) {
-            const __m256 scale = RM == 1 ? spread : _mm256_mul_ps(spread, _mm256_loadu_ps(at[i][p].scale));
-            sums[i][j] = add_group(sums[i][j], codes, scale, at[i][p]);
+            const __m256 four = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(halves[i][0], halves[i][1])),
+                                              _mm256_castpd_ps(_mm256_unpackhi_pd(halves[i][0], halves[i][1])));
+            sums[i] = _mm256_fmadd_ps(four, _mm256_mul_ps(scale, _mm256_load_ps(at[i][p].scale)), sums[i]);
         }
-    };
-    auto scales_at = [&](int j, int64_t p) __attribute__((always_inline)) {
-        const __m256 scales = scales_of<FORMAT>(w, j, 2 * p);
-        return RM == 1 ? _mm256_mul_ps(scales, _mm256_loadu_ps(scales_of_x + 2 * p)) : scales;
     };
     int64_t p = 0;
     for (; 2 * p + 8 <= groups; p += 4) {
-        __m256 scales[RN];
         UNROLLED
-        for (int j = 0; j < RN; j++) {
-            prefetch(data + j * row + pair * p, 128, 2 * RN * row);
-            prefetch(data + j * row + pair * p + 64, 128, 2 * RN * row);
-            if (FORMAT == Format::GGUF) prefetch(data + j * row + pair * p + 128, 128, 2 * RN * row);  // 136 bytes
-            scales[j] = scales_at(j, p);
+        for (int j = 0; j < STREAM_ROWS; j++) {
+            prefetch(data + j * row + pair * p, 256, STREAM_ROWS * row);
+            prefetch(data + j * row + pair * p + 64, 256, STREAM_ROWS * row);
+            if (FORMAT == Format::GGUF) prefetch(data + j * row + pair * p + 128, 256, STREAM_ROWS * row);  // 136 bytes
         }
-        _Pragma("GCC unroll 16")
-        for (int step = 0; step < 4 * RN; step++) {  // with one row of x row by row, with more each pair of x once
-            const int j = RM == 1 ? step / 4 : step % RN, n = RM == 1 ? step % 4 : step / RN;
-            add(j, p + n, n, pair_bytes<FORMAT>(data + j * row, p + n, 2 * (p + n) + 2), scales[j]);
-        }
+        const ScalesOfRows scales = scales_of_rows<FORMAT, true>(w, 0, 2 * p);
+        UNROLLED
+        for (int n = 0; n < 4; n++) add(p + n, 2 * (p + n) + 2, scales.pair(n));
     }
-    if (2 * p < groups)
+    if (2 * p < groups) {
+        const ScalesOfRows scales = scales_of_rows<FORMAT, false>(w, 0, 2 * p);
         UNROLLED
-        for (int j = 0; j < RN; j++) {
-            const __m256 scales = scales_at(j, p);
-            UNROLLED
-            for (int n = 0; n < 4; n++)
-                if (2 * (p + n) < groups) add(j, p + n, n, pair_bytes<FORMAT>(data + j * row, p + n, groups), scales);
-        }
+        for (int n = 0; n < 4; n++)
+            if (2 * (p + n) < groups) add(p + n, groups, scales.pair(n));
+    }
     UNROLLED
     for (int i = 0; i < RM; i++)
+        _mm_storeu_ps(out + i * stride, _mm_add_ps(_mm256_castps256_ps128(sums[i]), _mm256_extractf128_ps(sums[i], 1)));
+}
+
+template <Format FORMAT, int RM>
+static inline void packed_stream(const X* const* x, const Matrix& w, int64_t count, float* out, int64_t stride) {
+    for (int64_t n = 0; n < count; n += STREAM_ROWS) packed_stream_tile<FORMAT, RM>(x, w.from(n), out + n, stride);
+}
+
+// Decoded rows in which a lane is a row of the matrix. Of each group: 16 times two columns, in the order of GroupPair's, of
+// eight rows and eight more.
+struct CodePanel {
+    alignas(32) int8_t codes[PANEL_GROUPS][16][PANEL_ROWS][2];
+    alignas(32) float scales[PANEL_GROUPS][PANEL_ROWS];
+};
+
+// rows[r] [2][8] 16-bit units -> out[u] [2][8]: unit u of each row.
+static inline void transpose_units(const __m256i rows[8], __m256i out[8]) {
+    __m256i two[8], four[8];
+    UNROLLED
+    for (int n = 0; n < 4; n++) {
+        two[n] = _mm256_unpacklo_epi16(rows[2 * n], rows[2 * n + 1]);  // units 0 to 3
+        two[4 + n] = _mm256_unpackhi_epi16(rows[2 * n], rows[2 * n + 1]);
+    }
+    UNROLLED
+    for (int n = 0; n < 8; n += 2) {
+        four[n] = _mm256_unpacklo_epi32(two[n], two[n + 1]);  // two units of four rows
+        four[n + 1] = _mm256_unpackhi_epi32(two[n], two[n + 1]);
+    }
+    UNROLLED
+    for (int n = 0; n < 8; n += 4)
         UNROLLED
-        for (int j = 0; j < RN; j += 4) {
-            const __m256 none = _mm256_setzero_ps();
-            alignas(16) float four[4];
-            _mm_store_ps(four, sum4(sums[i][j], j + 1 < RN ? sums[i][j + 1] : none, j + 2 < RN ? sums[i][j + 2] : none,
-                                    j + 3 < RN ? sums[i][j + 3] : none));
-            for (int n = 0; n < 4 && j + n < RN; n++) out[i * stride + j + n] = four[n];
+        for (int k = 0; k < 2; k++) {
+            out[n + 2 * k] = _mm256_unpacklo_epi64(four[n + k], four[n + 2 + k]);
+            out[n + 2 * k + 1] = _mm256_unpackhi_epi64(four[n + k], four[n + 2 + k]);
         }
 }
 
-template <Format FORMAT, int RM, int RN>
-static inline void packed_stream(const X* const* x, const Matrix& w, int64_t count, float* out, int64_t stride) {
-    for (int64_t n = 0; n < count; n += RN) packed_stream_tile<FORMAT, RM, RN>(x, w.from(n), out + n, stride);
+// Pair p of eight rows into groups 2 n and 2 n + 1 of the panel, from row `first` of it on.
+template <Format FORMAT>
+static inline void decode_pair_of_rows(const Matrix& w, int64_t p, int64_t n, int64_t first, CodePanel& panel) {
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+    __m256i codes[2][8], units[8];
+    UNROLLED
+    for (int j = 0; j < 8; j++) {
+        const uint8_t* row = (const uint8_t*)w.data + j * row_bytes(FORMAT, w.K);
+        const __m256i bytes = _mm256_shuffle_epi8(pair_bytes<FORMAT>(row, p, w.K / 32), order);
+        codes[0][j] = lower_codes(bytes);
+        codes[1][j] = upper_codes(bytes);
+    }
+    UNROLLED
+    for (int half = 0; half < 2; half++) {
+        transpose_units(codes[half], units);
+        UNROLLED
+        for (int u = 0; u < 8; u++) {
+            _mm_store_si128((__m128i*)panel.codes[2 * n][8 * half + u][first], _mm256_castsi256_si128(units[u]));
+            _mm_store_si128((__m128i*)panel.codes[2 * n + 1][8 * half + u][first], _mm256_extracti128_si256(units[u], 1));
+        }
+    }
 }
 
-// RM rows of x against 2 decoded rows, over `pairs`; the sums lie in `partials` [row of x][WIDTH][8] in between.
+// Pairs p0 to p0 + pairs - 1 of PANEL_ROWS rows.
+template <Format FORMAT>
+static inline void decode_panel(const Matrix& w, int64_t p0, int64_t pairs, CodePanel& panel) {
+    for (int64_t j = 0; j < PANEL_ROWS; j += 8)
+        for (int64_t n = 0; n < pairs; n++) decode_pair_of_rows<FORMAT>(w.from(j), p0 + n, n, j, panel);
+    for (int64_t j = 0; j < PANEL_ROWS; j += 4)
+        for (int64_t n = 0; n < pairs; n++) {
+            const __m256 scales = scales_of_rows<FORMAT, false>(w, j, 2 * (p0 + n / 4 * 4)).pair(int(n % 4));
+            _mm_store_ps(panel.scales[2 * n] + j, _mm256_castps256_ps128(scales));
+            _mm_store_ps(panel.scales[2 * n + 1] + j, _mm256_extractf128_ps(scales, 1));
+        }
+}
+
+// RM rows of x against a panel, over `groups` from pair p0 on, added to `sums` [row of x][WIDTH][8]: of the even groups of
+// PANEL_ROWS rows, then of the odd.
 template <int RM>
-static TILE void packed_panel_tile(const X* const* x, int64_t p0, const GroupPair* panel, int64_t pairs, float* partials, bool first) {
-    const GroupPair* at[RM];
-    __m256 sums[RM][2];
+static TILE void packed_panel_tile(const X* const* x, int64_t K, int64_t p0, const CodePanel& panel, int64_t groups, float* sums,
+                                   NextBlock& next) {
+    const int32_t* at[RM];
+    const float* scales[RM];
     UNROLLED
     for (int i = 0; i < RM; i++) {
-        at[i] = pairs_at(x[i]) + p0;
-        UNROLLED
-        for (int j = 0; j < 2; j++) sums[i][j] = first ? _mm256_setzero_ps() : _mm256_loadu_ps(partials + (i * WIDTH + j) * 8);
+        at[i] = (const int32_t*)(pairs_at(x[i]) + p0);
+        scales[i] = panel_scales(x[i], K) + 2 * p0;
     }
-    for (int64_t p = 0; p < pairs; p++) {
-        UNROLLED
-        for (int j = 0; j < 2; j++) {
-            const GroupPair& w = panel[j * BLOCK_PAIRS + p];
-            Codes codes;
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t offset = g / 2 * PAIR_FLOATS + g % 2 * 4;
+        __m256i group[RM][2];
+        next.prefetch();
+        _Pragma("GCC unroll 16")
+        for (int n = 0; n < 16; n++) {
+            const __m128i* codes = (const __m128i*)panel.codes[g][n];
+            const __m256i low = _mm256_cvtepi8_epi16(_mm_load_si128(codes)), high = _mm256_cvtepi8_epi16(_mm_load_si128(codes + 1));
             UNROLLED
-            for (int n = 0; n < 4; n++) codes.words[n] = _mm256_load_si256((const __m256i*)w.columns[n]);
-            const __m256 scale = _mm256_load_ps(w.scale);
-            UNROLLED
-            for (int i = 0; i < RM; i++) sums[i][j] = add_group(sums[i][j], codes, _mm256_mul_ps(scale, _mm256_loadu_ps(at[i][p].scale)), at[i][p]);
-        }
-    }
-    UNROLLED
-    for (int i = 0; i < RM; i++)
-        UNROLLED
-        for (int j = 0; j < 2; j++) _mm256_storeu_ps(partials + (i * WIDTH + j) * 8, sums[i][j]);
-}
-
-template <Format FORMAT>
-static inline void decode_packed_panel(const Matrix& w, int64_t count, int64_t p0, int64_t pairs, GroupPair* panel) {
-    const int64_t groups = w.K / 32;
-    for (int64_t j = 0; j < count; j++)
-        for (int64_t p = 0; p < pairs; p += 4) {
-            const __m256 scales = scales_of<FORMAT>(w, j, 2 * (p0 + p));
-            for (int64_t n = 0; n < std::min<int64_t>(4, pairs - p); n++) {
-                const Codes codes = decode_codes(pair_bytes<FORMAT>((const uint8_t*)w.from(j).data, p0 + p + n, groups));
-                GroupPair& to = panel[j * BLOCK_PAIRS + p + n];
-                for (int i = 0; i < 4; i++) _mm256_store_si256((__m256i*)to.columns[i], codes.words[i]);
-                _mm256_store_ps(to.scale, spread_scales(scales, int(n)));
+            for (int i = 0; i < RM; i++) {
+                const __m256i columns = _mm256_set1_epi32(at[i][offset + n / 4 * 8 + n % 4]);
+                const __m256i first = _mm256_madd_epi16(low, columns), second = _mm256_madd_epi16(high, columns);
+                group[i][0] = n ? _mm256_add_epi32(group[i][0], first) : first;
+                group[i][1] = n ? _mm256_add_epi32(group[i][1], second) : second;
+                KEEP_ORDER(group[i][0]);
+                KEEP_ORDER(group[i][1]);
             }
         }
+        UNROLLED
+        for (int i = 0; i < RM; i++) {
+            float* to = sums + i * WIDTH * 8 + g % 2 * PANEL_ROWS;
+            const __m256 scale = _mm256_broadcast_ss(scales[i] + g);
+            UNROLLED
+            for (int half = 0; half < 2; half++) {
+                const __m256 both = _mm256_mul_ps(_mm256_load_ps(panel.scales[g] + 8 * half), scale);
+                const __m256 sum = _mm256_loadu_ps(to + 8 * half);
+                _mm256_storeu_ps(to + 8 * half, _mm256_fmadd_ps(_mm256_cvtepi32_ps(group[i][half]), both, sum));
+            }
+        }
+    }
 }
 
 template <Format FORMAT>
 static inline void packed_panels(const X* const* x, int64_t rows, const Matrix& w, int64_t count, float* out, int64_t stride,
                                  float* partials) {
-    alignas(64) GroupPair panel[PACKED_PANEL * BLOCK_PAIRS];
-    const int64_t all = pairs_of(w.K), row = row_bytes(FORMAT, w.K), pair = row_bytes(FORMAT, 64), parts = (rows + 3) / 4 * (PACKED_PANEL / 2);
+    CodePanel panel;
+    const int64_t groups = w.K / 32, all = pairs_of(w.K), row = row_bytes(FORMAT, w.K), pair = row_bytes(FORMAT, 64);
+    const int64_t tiles = (rows + PANEL_TILE - 1) / PANEL_TILE;
+    for (int64_t m = 0; m < rows; m++) std::fill_n(partials + m * WIDTH * 8, 2 * count, 0.0f);
     for (int64_t p0 = 0; p0 < all; p0 += BLOCK_PAIRS)
-        for (int64_t n0 = 0; n0 < count; n0 += PACKED_PANEL) {
-            const int64_t pairs = std::min(BLOCK_PAIRS, all - p0), some = std::min(PACKED_PANEL, count - n0);
-            decode_packed_panel<FORMAT>(w.from(n0), some, p0, pairs, panel);
-            const bool is_last = n0 + PACKED_PANEL >= count, is_end = p0 + BLOCK_PAIRS >= all;
-            const int64_t row_after = is_last ? (is_end ? count : 0) : n0 + PACKED_PANEL, after = is_last ? (is_end ? 0 : p0 + BLOCK_PAIRS) : p0;
-            NextBlock next((const uint8_t*)w.from(row_after).data + pair * after, row, pair * BLOCK_PAIRS, PACKED_PANEL, parts);
-            for (int64_t m = 0; m < rows; m += 4)
-                for (int64_t n = 0; n < some; n += 2) {
-                    float* sums = partials + (m * WIDTH + n0 + n) * 8;
-                    const GroupPair* weights = panel + n * BLOCK_PAIRS;
-                    next.prefetch();
-                    switch (rows - m) {
-                        case 1: packed_panel_tile<1>(x + m, p0, weights, pairs, sums, p0 == 0); break;
-                        case 2: packed_panel_tile<2>(x + m, p0, weights, pairs, sums, p0 == 0); break;
-                        case 3: packed_panel_tile<3>(x + m, p0, weights, pairs, sums, p0 == 0); break;
-                        default: packed_panel_tile<4>(x + m, p0, weights, pairs, sums, p0 == 0); break;
-                    }
+        for (int64_t n = 0; n < count; n += PANEL_ROWS) {
+            const int64_t pairs = std::min(BLOCK_PAIRS, all - p0), some = std::min(2 * pairs, groups - 2 * p0);
+            decode_panel<FORMAT>(w.from(n), p0, pairs, panel);
+            const bool is_last = n + PANEL_ROWS >= count, is_end = p0 + BLOCK_PAIRS >= all;
+            const int64_t row_after = is_last ? (is_end ? count : 0) : n + PANEL_ROWS, after = is_last ? (is_end ? 0 : p0 + BLOCK_PAIRS) : p0;
+            NextBlock next((const uint8_t*)w.from(row_after).data + pair * after, row, pair * BLOCK_PAIRS, PANEL_ROWS, some * tiles);
+            for (int64_t tile = 0, m = 0; tile < tiles; tile++) {
+                const int64_t size = (rows - m) / (tiles - tile);
+                float* sums = partials + m * WIDTH * 8 + 2 * n;
+                switch (size) {
+                    case 1: packed_panel_tile<1>(x + m, w.K, p0, panel, some, sums, next); break;
+                    case 2: packed_panel_tile<2>(x + m, w.K, p0, panel, some, sums, next); break;
+                    case 3: packed_panel_tile<3>(x + m, w.K, p0, panel, some, sums, next); break;
+                    case 4: packed_panel_tile<4>(x + m, w.K, p0, panel, some, sums, next); break;
+                    default: packed_panel_tile<PANEL_TILE>(x + m, w.K, p0, panel, some, sums, next); break;
                 }
+                m += size;
+            }
         }
-    add_up(partials, rows, count, out, stride);
+    for (int64_t m = 0; m < rows; m++)
+        for (int64_t n = 0; n < count; n += PANEL_ROWS)
+            for (int64_t j = 0; j < PANEL_ROWS; j++) {
+                const float* sum = partials + m * WIDTH * 8 + 2 * n + j;
+                out[m * stride + n + j] = sum[0] + sum[PANEL_ROWS];
+            }
 }
 
-// `count` is a multiple of 8.
+// `count` is a multiple of PANEL_ROWS.
 template <Format FORMAT>
 static inline void packed_products(const X* const* x, int64_t rows, const Matrix& w, int64_t count, float* out, int64_t stride,
                                    float* partials) {
     switch (rows) {
-        case 1: return packed_stream<FORMAT, 1, 4>(x, w, count, out, stride);
-        case 2: return packed_stream<FORMAT, 2, 4>(x, w, count, out, stride);
-        case 3: return packed_stream<FORMAT, 3, 2>(x, w, count, out, stride);
-        case 4: return packed_stream<FORMAT, 4, 2>(x, w, count, out, stride);
+        case 1: return packed_stream<FORMAT, 1>(x, w, count, out, stride);
+        case 2: return packed_stream<FORMAT, 2>(x, w, count, out, stride);
+        case 3: return packed_stream<FORMAT, 3>(x, w, count, out, stride);
+        case 4: return packed_stream<FORMAT, 4>(x, w, count, out, stride);
         default: return packed_panels<FORMAT>(x, rows, w, count, out, stride, partials);
     }
 }

@@ -22,6 +22,10 @@ from tests.support.draft_heads import write_head
 
 SMALL = hf_config(Size(layers=6, hidden=64, intermediate=32, experts=4, heads=4, kv_heads=2)) | {"vocab_size": 600}
 MODEL = ModelConfig.from_json(SMALL)
+YARN = {"rope_type": "yarn", "factor": 8, "original_max_position_embeddings": 4096}
+SLIDING = {"layer_types": ["sliding_attention"]}
+WIDE_HEAD = {"lm_head.weight": np.zeros((700, 64), np.float32)}
+POSITIONS = "original_max_position_embeddings"
 FIRST = "layers.0.self_attn.q_proj.weight"
 
 
@@ -86,7 +90,10 @@ def test_a_head_that_names_only_its_layer_is_known_by_its_vocabulary(tmp_path: P
         ({"fc_norm": True, "norm_before_fc": True}, "fc_norm is true, which excludes norm_before_fc"),
         ({"taps": (), "fc_norm": True}, "use_aux_hidden_state is false, so there is no fc"),
         ({"norm_output": 1}, "norm_output is 1, expected true or false"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling is .*, only the rope types default, yarn, llama3"),
+        (
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope_scaling.rope_type is .*, only the rope types default, yarn, llama3",
+        ),
         ({"rope_theta": 0}, "rope_theta is 0, expected a positive number"),
         ({"num_attention_heads": 3}, r"num_attention_heads is 3, expected a multiple of num_key_value_heads \(2\)"),
         (
@@ -96,6 +103,37 @@ def test_a_head_that_names_only_its_layer_is_known_by_its_vocabulary(tmp_path: P
         ({"rms_norm_eps": "x"}, 'rms_norm_eps is "x", expected a positive number'),
         ({"eagle_config": 3}, "eagle_config is 3, expected an object"),
         ({"layer_types": ["chunked_attention"]}, "layer_types is"),
+        ({"layer_types": 5}, "layer_types is 5, expected a list of full_attention or sliding_attention"),
+        ({"layer_types": "full_attention"}, 'layer_types is "full_attention", expected a list'),
+        ({"layer_types": []}, r"layer_types is \[\], expected a list"),
+        ({"layer_types": [1, 2]}, r"layer_types is \[1, 2\], expected a list"),
+        ({"use_aux_hidden_state": "x"}, 'use_aux_hidden_state is "x", expected true or false'),
+        ({"aux_hidden_state_layer_ids": 0, "taps": None}, "aux_hidden_state_layer_ids is 0, expected rising numbers"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is true, only heads with 1"),
+        ({"hidden_size": 64.0}, "hidden_size is 64.0, but the model's is 64"),
+        (
+            SLIDING | {"sliding_window": 10**30},
+            "sliding_window is 1.*, expected a positive whole number, at most 2147483647",
+        ),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1.*, expected a positive number"),
+        ({"rms_norm_eps": 1e300}, r"rms_norm_eps is 1e\+300, expected a positive number, 1e-12 to 1e\+12"),
+        ({"head_dim": 63}, "head_dim is 63, expected an even number"),
+        ({"draft_vocab_size": 700, "tensors": WIDE_HEAD}, "draft_vocab_size is 700, above the model's 600"),
+        ({"rope_scaling": [3]}, r"rope_scaling is \[3\], expected an object"),
+        ({"rope_scaling": {"mscale": 1.0}}, "rope_scaling.mscale is 1.0, which no rope type that is served has"),
+        ({"rope_scaling": {"rope_theta": "x"}}, 'rope_scaling.rope_theta is "x", expected a positive number'),
+        ({"rope_scaling": YARN | {"factor": "x"}}, 'rope_scaling.factor is "x", expected a positive number'),
+        ({"rope_scaling": YARN | {"truncate": "false"}}, 'rope_scaling.truncate is "false", expected true or false'),
+        ({"rope_scaling": YARN, "rope_theta": 1}, "rope_theta is 1, expected a number above 1"),
+        ({"rope_scaling": YARN | {"beta_fast": 1}}, r"rope_scaling.beta_fast is 1, expected .* above beta_slow \(1\)"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4}},
+            r"high_freq_factor is 4.0, expected a number",
+        ),
+        *(
+            ({"rope_scaling": YARN | {POSITIONS: value}}, f"rope_scaling.{POSITIONS} is .*, expected a positive whole")
+            for value in ("abc", [1], float("inf"), 0, -5, True, 4096.5)
+        ),
     ],
 )
 def test_a_configuration_is_refused_by_the_name_of_its_key(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
@@ -115,6 +153,9 @@ def test_a_configuration_is_refused_by_the_name_of_its_key(tmp_path: Path, keys:
         ({"d2t": None}, "draft_vocab_size is 500, below the model's 600, but tensor 'd2t' is missing"),
         ({"d2t": np.zeros(3, np.int64)}, r"'d2t' has shape \(3,\), expected \(500,\)"),
         ({"d2t": np.zeros(500, np.float32)}, "'d2t' has type F32"),
+        ({"d2t": np.full(500, 101)}, "model.safetensors: tensor 'd2t' names tokens outside of the model's 600"),
+        ({"d2t": np.full(500, -1)}, "'d2t' names tokens outside"),
+        ({"d2t": np.arange(500) % 2}, "model.safetensors: tensor 'd2t' names a token twice"),
         ({"norm.weight": np.zeros(64, np.int8)}, "'norm.weight' has type I8"),
         ({"lm_head.weight": None}, "draft_vocab_size is 500, but tensor 'lm_head.weight' is missing"),
     ],
@@ -143,11 +184,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"fc.weight": "../x.safetensors"}}))
     with pytest.raises(DraftHeadError, match="names a file outside of the folder"):
         read_draft_head(folder, MODEL)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"fc.weight": "x.safetensors"}}))
+    with pytest.raises(DraftHeadError, match=r"x.safetensors is missing$"):
+        read_draft_head(folder, MODEL)
     (folder / "config.json").write_text("[")
     with pytest.raises(DraftHeadError, match="config.json is not valid JSON"):
         read_draft_head(folder, MODEL)
     (folder / "config.json").unlink()
     with pytest.raises(DraftHeadError, match="config.json is missing"):
+        read_draft_head(folder, MODEL)
+    (folder / "config.json").mkdir()
+    with pytest.raises(DraftHeadError, match=r"config.json is not a file$"):
         read_draft_head(folder, MODEL)
 
 

@@ -1,6 +1,6 @@
 """Describes an EAGLE-3 draft head, and checks it against the model.
 
-Uses no torch and reads no tensor's content.
+Uses no torch, and reads no tensor's content but that of d2t.
 
 A head (Li et al. 2025, arXiv 2503.01840) is one Llama decoder layer that guesses the next tokens from hidden states of
 the model. Two dialects of its folder are published: that of SpecForge, SGLang and NVIDIA's ModelOpt (`midlayer.*`, keys
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from gptoss.engine.model.draft_head_config import DraftHeadError, HeadConfig, HeadRope
@@ -37,6 +38,11 @@ class HeadTensor:
     name: str
     type: str  # as safetensors names it
     shape: tuple[int, ...]
+
+    @property
+    def shown(self) -> str:
+        """The tensor in an error message."""
+        return f"{self.file}: tensor {self.name!r}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,6 +137,8 @@ def _read_tensors(folder: Path) -> dict[str, HeadTensor]:
     """The tensors by the names of the speculators dialect."""
     tensors: dict[str, HeadTensor] = {}
     for path in _weight_files(folder):
+        if not path.is_file():
+            raise DraftHeadError(f"{path} {'is not a file' if path.exists() else 'is missing'}")
         try:
             with safe_open(path, framework="numpy") as file:
                 for stored in file.keys():  # noqa: SIM118 (not a mapping)
@@ -171,21 +179,22 @@ def _check(head: DraftHead, config: HeadConfig, model: ModelConfig) -> None:
         raise config.error("fc_norm", "which excludes norm_before_fc: a head has one or the other")
     if not head.taps and (head.norm_before_fc or head.fc_norm):
         raise config.error("use_aux_hidden_state", "so there is no fc that a norm could precede")
-    if head.num_heads % head.num_kv_heads or head.head_dim % 2:
+    if head.head_dim % 2:
+        raise config.error("head_dim", "expected an even number")
+    if head.num_heads % head.num_kv_heads:
         raise config.error("num_attention_heads", f"expected a multiple of num_key_value_heads ({head.num_kv_heads})")
     wanted, optional = _expected(head, model)
-    shown = f"{head.folder}: tensor"
     for name, tensor in head.tensors.items():
         if name not in wanted and name not in optional:
-            raise DraftHeadError(f"{shown} {tensor.name!r} is not part of an EAGLE-3 head of one layer")
+            raise DraftHeadError(f"{tensor.shown} is not part of an EAGLE-3 head of one layer")
         if tensor.type not in (INDEX_TYPES if name == "d2t" else FLOAT_TYPES):
-            raise DraftHeadError(f"{shown} {tensor.name!r} has type {tensor.type}")
+            raise DraftHeadError(f"{tensor.shown} has type {tensor.type}")
     for name, shape in (wanted | optional).items():
         found = head.tensors.get(name)
         if found is None and name in wanted:
-            raise DraftHeadError(f"{shown} {name!r} is missing")
+            raise DraftHeadError(f"{head.folder}: tensor {name!r} is missing")
         if found is not None and shape is not None and found.shape != shape:
-            raise DraftHeadError(f"{shown} {found.name!r} has shape {found.shape}, expected {shape}")
+            raise DraftHeadError(f"{found.shown} has shape {found.shape}, expected {shape}")
     _check_vocabulary(head, config, model)
 
 
@@ -225,12 +234,29 @@ def _check_vocabulary(head: DraftHead, config: HeadConfig, model: ModelConfig) -
     size = model.vocab_size if config.get("draft_vocab_size") is None else config.count("draft_vocab_size")
     if own is not None and own.shape != (size, model.hidden_size):
         raise DraftHeadError(
-            f"{head.folder}: tensor {own.name!r} has shape {own.shape}, expected {(size, model.hidden_size)} by "
-            "draft_vocab_size"
+            f"{own.shown} has shape {own.shape}, expected {(size, model.hidden_size)} by draft_vocab_size"
         )
     if own is None and size != model.vocab_size:
         raise config.error("draft_vocab_size", "but tensor 'lm_head.weight' is missing")
+    if size > model.vocab_size:
+        raise config.error("draft_vocab_size", f"above the model's {model.vocab_size}")
     if size != model.vocab_size and ids is None:
         raise config.error("draft_vocab_size", f"below the model's {model.vocab_size}, but tensor 'd2t' is missing")
     if ids is not None and ids.shape != (size,):
-        raise DraftHeadError(f"{head.folder}: tensor 'd2t' has shape {ids.shape}, expected {(size,)}")
+        raise DraftHeadError(f"{ids.shown} has shape {ids.shape}, expected {(size,)}")
+    if ids is not None:
+        _check_tokens(ids, model.vocab_size)
+
+
+def _check_tokens(d2t: HeadTensor, vocab_size: int) -> None:
+    """Raises DraftHeadError unless d2t, which has differences, names different tokens of the model."""
+    try:
+        with safe_open(d2t.file, framework="numpy") as file:
+            differences = file.get_tensor(d2t.name).astype(np.int64)
+    except (SafetensorError, OSError) as error:
+        raise DraftHeadError(f"{d2t.file} is truncated or damaged: {error}") from None
+    tokens = np.sort(differences + np.arange(len(differences)))
+    if tokens[0] < 0 or tokens[-1] >= vocab_size:
+        raise DraftHeadError(f"{d2t.shown} names tokens outside of the model's {vocab_size}")
+    if (tokens[1:] == tokens[:-1]).any():
+        raise DraftHeadError(f"{d2t.shown} names a token twice")

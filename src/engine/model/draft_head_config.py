@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,10 @@ PLAIN_VALUES: dict[str, Any] = {
 }
 FOREIGN_KEYS = ("dflash_config", "block_size", "mask_token_id", "ptd_token_id", "pard_token")
 ROPE_TYPES = ("default", "yarn", "llama3")
+ROPE_KEYS = ("rope_scaling", "rope_parameters")
+LAYER_TYPES = ("full_attention", "sliding_attention")
+MAX_COUNT = 2**31 - 1
+MIN_NUMBER, MAX_NUMBER = 1e-12, 1e12  # outside of these a rotary embedding is no longer finite
 
 
 class DraftHeadError(ConfigError):
@@ -70,30 +73,38 @@ class HeadConfig:
         return next((section[key] for section in self._sections if section.get(key) is not None), None)
 
     def error(self, key: str, expected: str) -> DraftHeadError:
-        value = self.get(key) if key not in self._top else self._top[key]
-        return DraftHeadError(f"{self._path}: {key} is {json.dumps(value)[:200]}, {expected}")
+        return self._error(key, self.get(key) if key not in self._top else self._top[key], expected)
+
+    def _error(self, shown: str, value: Any, expected: str) -> DraftHeadError:
+        return DraftHeadError(f"{self._path}: {shown} is {json.dumps(value)[:200]}, {expected}")
 
     def count(self, key: str, default: int | None = None) -> int:
         value = self.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(key, "expected a positive whole number")
-        return value
+        return self._count(key, default if value is None else value)
+
+    def _count(self, shown: str, value: Any) -> int:
+        if not _is_whole(value) or not 1 <= value <= MAX_COUNT:
+            raise self._error(shown, value, f"expected a positive whole number, at most {MAX_COUNT}")
+        return int(value)
 
     def number(self, key: str, default: float) -> float:
         value = self.get(key)
         return default if value is None else self._positive(key, value)
 
-    def _positive(self, key: str, value: Any) -> float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise self.error(key, "expected a positive number")
+    def _positive(self, shown: str, value: Any) -> float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not MIN_NUMBER <= value <= MAX_NUMBER:
+            raise self._error(shown, value, f"expected a positive number, {MIN_NUMBER:g} to {MAX_NUMBER:g}")
         return float(value)
 
-    def flag(self, key: str) -> bool:
+    def flag(self, key: str, default: bool = False) -> bool:
         value = self.get(key)
-        if not isinstance(value, (bool, type(None))):
-            raise self.error(key, "expected true or false")
-        return bool(value)
+        return default if value is None else self._flag(key, value)
+
+    def _flag(self, shown: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self._error(shown, value, "expected true or false")
+        return value
 
     def check_kind(self) -> None:
         """Raises DraftHeadError unless this is an EAGLE-3 head of one Llama layer."""
@@ -110,7 +121,8 @@ class HeadConfig:
             if self.get(key) is not None:
                 raise self.error(key, "which EAGLE-3 heads do not have: this kind of head is not served")
         for key, plain in PLAIN_VALUES.items():
-            if self.get(key) is not None and self.get(key) != plain:
+            value = self.get(key)
+            if value is not None and (value != plain or isinstance(value, bool) is not isinstance(plain, bool)):
                 raise self.error(key, f"only heads with {json.dumps(plain)} are served")
         if self.get("model_type") not in (None, "llama", "gpt_oss", "speculators"):
             raise self.error("model_type", "the layer of a head must be of type 'llama'")
@@ -122,60 +134,78 @@ class HeadConfig:
             ("target_hidden_size", model.hidden_size),
             ("vocab_size", model.vocab_size),
         ):
-            if self.get(key) not in (None, wanted):
+            value = self.get(key)
+            if value is not None and (value != wanted or not _is_whole(value)):
                 raise self.error(key, f"but the model's is {wanted}: the head is for another model")
         if self.get("hidden_size") is None:
             raise self.error("hidden_size", f"expected the model's, {model.hidden_size}")
 
     def taps(self, model: ModelConfig) -> tuple[int, ...]:
         """The boundaries whose states the head takes; none: the final state."""
-        key, last = "eagle_aux_hidden_state_layer_ids", model.num_layers
-        if self.get("use_aux_hidden_state") is False:
+        last = model.num_layers
+        if not self.flag("use_aux_hidden_state", default=True):
             return ()
-        ids = self.get(key) or self.get("aux_hidden_state_layer_ids") or [2, last // 2, last - 3]
-        valid = isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
-        if not valid or not all(0 <= i <= last for i in ids) or sorted(set(ids)) != ids:
+        names = ("eagle_aux_hidden_state_layer_ids", "aux_hidden_state_layer_ids")
+        key = next((name for name in names if self.get(name) is not None), names[0])
+        ids = self.get(key)
+        ids = [2, last // 2, last - 3] if ids is None else ids
+        is_valid = isinstance(ids, list) and bool(ids) and all(_is_whole(i) for i in ids)
+        if not is_valid or not all(0 <= i <= last for i in ids) or sorted(set(ids)) != ids:
             raise self.error(key, f"expected rising numbers between 0 and {last}, the model's layers")
         return tuple(ids)
 
     def window(self) -> int | None:
         """The sliding window of the layer, if it has one."""
         types = self.get("layer_types")
-        if types is None or types == ["full_attention"] or len(types) != 1:
+        if types is None:
             return None
-        if types != ["sliding_attention"]:
-            raise self.error("layer_types", "expected full_attention or sliding_attention")
-        return self.count("sliding_window")
+        if not isinstance(types, list) or not types or not all(kind in LAYER_TYPES for kind in types):
+            raise self.error("layer_types", f"expected a list of {' or '.join(LAYER_TYPES)}")
+        return self.count("sliding_window") if types == ["sliding_attention"] else None
 
     def rope(self) -> HeadRope:
         """The rotary embedding, of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
-        found: dict[str, Any] = {"rope_theta": self.get("rope_theta")}
-        for key in ("rope_scaling", "rope_parameters"):
-            value = self.get(key)
-            if value is not None and not isinstance(value, dict):
-                raise self.error(key, "expected an object")
-            found |= {name: v for name, v in (value or {}).items() if v is not None}
-        kind = found.get("rope_type", found.get("type", "default"))
-        if kind not in ROPE_TYPES or not {"mscale", "mscale_all_dim"}.isdisjoint(found):
-            key = "rope_scaling" if self.get("rope_scaling") is not None else "rope_parameters"
-            raise self.error(key, f"only the rope types {', '.join(ROPE_TYPES)} are served")
-        theta = found["rope_theta"]
-        numbers = {
-            ours: self._positive(theirs, found[theirs])
-            for ours, theirs in (
-                ("factor", "factor"),
-                ("beta_fast", "beta_fast"),
-                ("beta_slow", "beta_slow"),
-                ("attention_factor", "attention_factor"),
-                ("low_freq_factor", "low_freq_factor"),
-                ("high_freq_factor", "high_freq_factor"),
-            )
-            if theirs in found
+        found = self._rope_values()
+        shown, kind = found.get("rope_type", found.get("type", ("rope_type", "default")))
+        if kind not in ROPE_TYPES:
+            raise self._error(shown, kind, f"only the rope types {', '.join(ROPE_TYPES)} are served")
+        for name in ("mscale", "mscale_all_dim"):
+            if name in found:
+                raise self._error(*found[name], "which no rope type that is served has")
+        names = {"theta": "rope_theta"} | {
+            name: name
+            for name in ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor")
         }
-        return HeadRope(
-            type=kind,
-            theta=10_000.0 if theta is None else self._positive("rope_theta", theta),
-            original_max_position=int(found.get("original_max_position_embeddings", 4096)),
-            truncate=bool(found.get("truncate", True)),
-            **numbers,
-        )
+        values: dict[str, Any] = {ours: self._positive(*found[name]) for ours, name in names.items() if name in found}
+        if "original_max_position_embeddings" in found:
+            values["original_max_position"] = self._count(*found["original_max_position_embeddings"])
+        if "truncate" in found:
+            values["truncate"] = self._flag(*found["truncate"])
+        rope = HeadRope(**({"theta": 10_000.0} | values), type=kind)
+        self._check_rope(rope, found)
+        return rope
+
+    def _rope_values(self) -> dict[str, tuple[str, Any]]:
+        """By name: where a message says that the value is, and the value."""
+        theta = self.get("rope_theta")
+        found = {} if theta is None else {"rope_theta": ("rope_theta", theta)}
+        for key in ROPE_KEYS:
+            section = self.get(key)
+            if section is not None and not isinstance(section, dict):
+                raise self.error(key, "expected an object")
+            found |= {name: (f"{key}.{name}", v) for name, v in (section or {}).items() if v is not None}
+        return found
+
+    def _check_rope(self, rope: HeadRope, found: dict[str, tuple[str, Any]]) -> None:
+        """Raises DraftHeadError for numbers that exclude each other."""
+        if rope.type == "yarn" and rope.theta <= 1:
+            raise self._error(*found["rope_theta"], "expected a number above 1")
+        pairs = {"yarn": ("beta_fast", "beta_slow"), "llama3": ("high_freq_factor", "low_freq_factor")}
+        upper, lower = pairs.get(rope.type, ("factor", "factor"))
+        if rope.type in pairs and getattr(rope, upper) <= getattr(rope, lower):
+            shown, value = found.get(upper, (upper, getattr(rope, upper)))
+            raise self._error(shown, value, f"expected a number above {lower} ({getattr(rope, lower):g})")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

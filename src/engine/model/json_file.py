@@ -16,17 +16,20 @@ def read_object(path: Path, error: type[Exception]) -> dict[str, Any]:
         error: the file is missing, larger than MAX_BYTES, or holds no object.
     """
     try:
-        if not path.is_file() and path.exists():
-            raise error(f"{path} is not a file")  # a pipe would be waited for
-        if path.stat().st_size > MAX_BYTES:
-            raise error(f"{path} is larger than {MAX_BYTES} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        is_file = path.is_file()
+        size = path.stat().st_size
+        if is_file and size <= MAX_BYTES:  # a pipe would be waited for
+            value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
     except OSError as cause:
         raise error(f"{path} cannot be read: {cause.strerror or cause}") from None
     except (ValueError, RecursionError) as cause:
         raise error(f"{path} is not valid JSON: {cause}") from None
+    if not is_file:
+        raise error(f"{path} is not a file")
+    if size > MAX_BYTES:
+        raise error(f"{path} is larger than {MAX_BYTES} bytes")
     if not isinstance(value, dict):
         raise error(f"{path} must hold an object")
     return value

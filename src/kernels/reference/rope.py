@@ -64,6 +64,8 @@ def yarn_inverse_frequencies(
     low, high = rotations_to_index(beta_fast), rotations_to_index(beta_slow)
     if truncate:
         low, high = max(0, math.floor(low)), min(head_dim - 1, math.ceil(high))
+    if low == high:  # as in transformers
+        high += 0.001
     ramp = ((torch.arange(half, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     return (1.0 / (factor * base)) * ramp + (1.0 / base) * (1 - ramp), 0.1 * math.log(factor) + 1.0
 

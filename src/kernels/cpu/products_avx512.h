@@ -79,44 +79,53 @@ struct ScalePlaces {
 };
 static const ScalePlaces SCALE_PLACES;
 
-// The largest scale of a row of GGUF's blocks.
-static inline int largest_scale(const uint8_t* row, int64_t groups) {
-    const int64_t bytes = groups * GGUF_BLOCK;
-    __m512i most = _mm512_setzero_si512();
-    for (int64_t at = 0, place = 0; at < bytes; at += 64, place = (place + 64) % GGUF_BLOCK) {
-        const uint64_t there = bytes - at < 64 ? (uint64_t(1) << (bytes - at)) - 1 : ~uint64_t(0);
-        most = _mm512_max_epu8(most, _mm512_maskz_loadu_epi8(SCALE_PLACES.masks[place] & there, row + at));
-    }
-    const __m256i half = _mm256_max_epu8(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
+static inline int largest_byte(__m512i bytes) {
+    const __m256i half = _mm256_max_epu8(_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64(bytes, 1));
     const __m128i bytes16 = _mm_max_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
     const __m128i words = _mm_max_epu16(_mm_and_si128(bytes16, _mm_set1_epi16(255)), _mm_srli_epi16(bytes16, 8));
     return 0xFFFF - _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(words, _mm_set1_epi16(-1))), 0);
 }
 
-// A row of MXFP4. Its codes are decoded under the ratios of their scales to the row's largest, so that neither the largest nor
-// the smallest E8M0 scales leave what bfloat16 holds; sums are multiplied by `factor`.
+// The largest scale of a row: of one for each group, or of GGUF's blocks.
+template <bool IN_BLOCKS>
+static inline int largest_scale(const uint8_t* row, int64_t groups) {
+    const int64_t bytes = IN_BLOCKS ? groups * GGUF_BLOCK : groups;
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t at = 0, place = 0; at < bytes; at += 64, place = (place + 64) % GGUF_BLOCK) {
+        const uint64_t there = bytes - at < 64 ? (uint64_t(1) << (bytes - at)) - 1 : ~uint64_t(0);
+        const uint64_t scales = IN_BLOCKS ? SCALE_PLACES.masks[place] : ~uint64_t(0);
+        most = _mm512_max_epu8(most, _mm512_maskz_loadu_epi8(scales & there, row + at));
+    }
+    return largest_byte(most);
+}
+
+// Four neighbouring rows of MXFP4. A row's codes are decoded under the ratios of their scales to the row's largest, so that
+// neither the largest nor the smallest E8M0 scales leave what bfloat16 holds; sums are multiplied by `factors`.
 template <Format FORMAT>
-struct PackedRow {
+struct FourRows {
     static constexpr bool IN_BLOCKS = FORMAT == Format::GGUF;
     static constexpr int64_t STEP = IN_BLOCKS ? GGUF_BLOCK : 16, SCALE_STEP = IN_BLOCKS ? GGUF_BLOCK : 1;
     static constexpr int64_t ASKED = IN_BLOCKS ? 2 : 4;  // groups between two lines that are asked for
     const uint8_t *data, *scales;
-    const bf16* codes;  // under scale 0
-    float factor;
+    int64_t groups, row, scale_row;
+    const bf16* codes[4];  // under scale 0
+    alignas(16) float factors[4];
 
-    PackedRow(const Matrix& w, int64_t row) {
-        const int64_t groups = w.K / 32;
-        const Matrix at = w.from(row);
-        data = (const uint8_t*)at.data + IN_BLOCKS;
-        scales = IN_BLOCKS ? (const uint8_t*)at.data : at.scales;
-        const int largest = IN_BLOCKS ? largest_scale(scales, groups) : *std::max_element(scales, scales + groups);
-        codes = SCALED_CODES.words[254 - std::min(largest, 254)];
-        const uint32_t bits = largest ? uint32_t(largest) << 23 : 0x00400000;  // 2^-127 is a denormal
-        std::memcpy(&factor, &bits, 4);
+    FourRows(const Matrix& w, const int* largest)  // scales of the rows
+        : data((const uint8_t*)w.data + IN_BLOCKS),
+          scales(IN_BLOCKS ? (const uint8_t*)w.data : w.scales),
+          groups(w.K / 32),
+          row(row_bytes(FORMAT, w.K)),
+          scale_row(IN_BLOCKS ? row : groups) {
+        for (int j = 0; j < 4; j++) {
+            codes[j] = SCALED_CODES.words[254 - std::min(largest[j], 254)];
+            const uint32_t bits = largest[j] ? uint32_t(largest[j]) << 23 : 0x00400000;  // 2^-127 is a denormal
+            std::memcpy(&factors[j], &bits, 4);
+        }
     }
 
-    B group(int64_t g) const {
-        const __m128i bytes = _mm_loadu_si128((const __m128i*)(data + STEP * g));
+    B group(int j, int64_t g) const {
+        const __m128i bytes = _mm_loadu_si128((const __m128i*)(data + j * row + STEP * g));
         __m512i indices;
         if constexpr (IN_BLOCKS) {  // words b of all bytes, then b >> 4
             const __m256i words = _mm256_cvtepu8_epi16(bytes);
@@ -125,66 +134,80 @@ struct PackedRow {
             const __m512i wide = _mm512_cvtepu8_epi32(bytes);
             indices = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 12));
         }
-        return (__m512bh)_mm512_permutexvar_epi16(indices, _mm512_load_si512(codes + 32 * scales[SCALE_STEP * g]));
+        return (__m512bh)_mm512_permutexvar_epi16(indices, _mm512_load_si512(codes[j] + 32 * scales[j * scale_row + SCALE_STEP * g]));
+    }
+
+    // Calls use(j, g, columns) for each row j and group g, and asks for what the next rows have there.
+    template <typename Use>
+    __attribute__((always_inline)) void each_group(const Use& use) const {
+        int64_t g = 0;
+        auto some = [&](int64_t count) __attribute__((always_inline)) {
+            UNROLLED
+            for (int n = 0; n < count; n++)
+                UNROLLED
+                for (int j = 0; j < 4; j++) use(j, g + n, group(j, g + n));
+        };
+        for (; g + ASKED <= groups; g += ASKED) {
+            UNROLLED
+            for (int j = 0; j < 4; j++) prefetch(data + j * row + STEP * g, 128, 16 * row);
+            some(ASKED);
+        }
+        for (; g < groups; g++) some(1);
     }
 };
 
-template <Format FORMAT>
-static inline void store4(float* out, F a0, F a1, F a2, F a3, const PackedRow<FORMAT>* rows) {
-    _mm_storeu_ps(out, _mm_mul_ps(f_sum4(a0, a1, a2, a3),
-                                  _mm_setr_ps(rows[0].factor, rows[1].factor, rows[2].factor, rows[3].factor)));
-}
-
 // RM rows of x against 4 neighbouring rows of the matrix.
 template <int RM, Format FORMAT>
-static TILE void packed_tile(const X* const* x, const PackedRow<FORMAT>* rows, int64_t K, float* out, int64_t stride) {
-    constexpr int64_t ASKED = PackedRow<FORMAT>::ASKED;
+static TILE void packed_tile(const X* const* x, const FourRows<FORMAT>& rows, float* out, int64_t stride) {
     F acc[RM][4];
     UNROLLED
     for (int i = 0; i < RM; i++)
         UNROLLED
         for (int j = 0; j < 4; j++) acc[i][j] = f_set(0);
-    for (int64_t g = 0; g < K / 32; g++) {
-        B a[RM];
+    const FourRows<FORMAT> four = rows;
+    four.each_group([&](int j, int64_t g, B columns) __attribute__((always_inline)) {
         UNROLLED
-        for (int i = 0; i < RM; i++) a[i] = b_load(x[i] + 32 * g, 32);
-        UNROLLED
-        for (int j = 0; j < 4; j++) {
-            if (g % ASKED == 0) prefetch(rows[j].data + rows[j].STEP * g, 128, 16 * row_bytes(FORMAT, K));
-            const B b = rows[j].group(g);
-            UNROLLED
-            for (int i = 0; i < RM; i++) acc[i][j] = b_dot(acc[i][j], a[i], b);
-        }
-    }
+        for (int i = 0; i < RM; i++) acc[i][j] = b_dot(acc[i][j], b_load(x[i] + 32 * g, 32), columns);
+    });
+    const __m128 factors = _mm_load_ps(rows.factors);
     UNROLLED
-    for (int i = 0; i < RM; i++) store4(out + i * stride, acc[i][0], acc[i][1], acc[i][2], acc[i][3], rows);
+    for (int i = 0; i < RM; i++)
+        _mm_storeu_ps(out + i * stride, _mm_mul_ps(f_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]), factors));
 }
 
 // Four rows of the matrix: for few rows of x decoded in registers, for many once.
 template <Format FORMAT>
-static inline void packed_rows(const X* const* x, int64_t count, const Matrix& w, float* out, int64_t stride) {
-    const PackedRow<FORMAT> rows[4] = {{w, 0}, {w, 1}, {w, 2}, {w, 3}};
-    if (FORMAT == Format::MXFP4)
-        for (int64_t byte = 0; byte < w.K / 8; byte += 64) _mm_prefetch((const char*)(w.scales + w.K / 8 + byte), _MM_HINT_T0);
+static inline void packed_rows(const X* const* x, int64_t count, const Matrix& w, const int* largest, float* out, int64_t stride) {
+    const FourRows<FORMAT> rows(w, largest);
     switch (count) {
-        case 1: return packed_tile<1, FORMAT>(x, rows, w.K, out, stride);
-        case 2: return packed_tile<2, FORMAT>(x, rows, w.K, out, stride);
-        case 3: return packed_tile<3, FORMAT>(x, rows, w.K, out, stride);
-        case 4: return packed_tile<4, FORMAT>(x, rows, w.K, out, stride);
-        case 5: return packed_tile<5, FORMAT>(x, rows, w.K, out, stride);
-        case 6: return packed_tile<6, FORMAT>(x, rows, w.K, out, stride);
+        case 1: return packed_tile<1, FORMAT>(x, rows, out, stride);
+        case 2: return packed_tile<2, FORMAT>(x, rows, out, stride);
+        case 3: return packed_tile<3, FORMAT>(x, rows, out, stride);
+        case 4: return packed_tile<4, FORMAT>(x, rows, out, stride);
+        case 5: return packed_tile<5, FORMAT>(x, rows, out, stride);
+        case 6: return packed_tile<6, FORMAT>(x, rows, out, stride);
     }
-    constexpr int64_t ASKED = PackedRow<FORMAT>::ASKED;
     bf16* decoded = kept_scratch<bf16, 6>(4 * w.K);
-    for (int j = 0; j < 4; j++)
-        for (int64_t g = 0; g < w.K / 32; g++) {
-            if (g % ASKED == 0) prefetch(rows[j].data + rows[j].STEP * g, 128, 16 * row_bytes(FORMAT, w.K));
-            _mm512_store_si512(decoded + j * w.K + 32 * g, (__m512i)rows[j].group(g));
-        }
+    rows.each_group([&](int j, int64_t g, B columns) __attribute__((always_inline)) {
+        _mm512_store_si512(decoded + j * w.K + 32 * g, (__m512i)columns);
+    });
     dot_rows<4, false>(x, count, decoded, w.K, out, stride, 0);
-    const __m128 factors = _mm_setr_ps(rows[0].factor, rows[1].factor, rows[2].factor, rows[3].factor);
+    const __m128 factors = _mm_load_ps(rows.factors);
     for (int64_t m = 0; m < count; m++)
         _mm_storeu_ps(out + m * stride, _mm_mul_ps(_mm_loadu_ps(out + m * stride), factors));
+}
+
+template <Format FORMAT>
+static inline void packed_products(const X* const* x, int64_t rows, const Matrix& w, int64_t count, float* out, int64_t stride) {
+    constexpr bool IN_BLOCKS = FORMAT == Format::GGUF;
+    int largest[WIDTH];
+    if (!IN_BLOCKS)
+        for (int64_t byte = 0, bytes = count * w.K / 32; byte < bytes; byte += 64) _mm_prefetch((const char*)(w.scales + bytes + byte), _MM_HINT_T0);
+    for (int64_t n = 0; n < count; n++) {
+        const Matrix row = w.from(n);
+        largest[n] = largest_scale<IN_BLOCKS>(IN_BLOCKS ? (const uint8_t*)row.data : row.scales, w.K / 32);
+    }
+    for (int64_t n = 0; n < count; n += 4) packed_rows<FORMAT>(x, rows, w.from(n), largest + n, out + n, stride);
 }
 
 // RM rows of x against RN neighbouring rows of the matrix; the weights after them are asked for on the way.
@@ -247,14 +270,8 @@ static inline void int8_rows(const X* const* x, int64_t rows, const int8_t* w, i
 static inline void products(const X* const* x, int64_t rows, const Matrix& w, int64_t count, float* out, int64_t stride,
                             float*) {
     int64_t n = 0;
-    if (w.format == Format::MXFP4) {
-        for (; n < count; n += 4) packed_rows<Format::MXFP4>(x, rows, w.from(n), out + n, stride);
-        return;
-    }
-    if (w.format == Format::GGUF) {
-        for (; n < count; n += 4) packed_rows<Format::GGUF>(x, rows, w.from(n), out + n, stride);
-        return;
-    }
+    if (w.format == Format::MXFP4) return packed_products<Format::MXFP4>(x, rows, w, count, out, stride);
+    if (w.format == Format::GGUF) return packed_products<Format::GGUF>(x, rows, w, count, out, stride);
     if (w.format == Format::INT8) {
         auto row = [&w](int64_t n) { return (const int8_t*)w.from(n).data; };
         for (; n + 4 <= count; n += 4) int8_rows(x, rows, row(n), w.K, out + n, stride);

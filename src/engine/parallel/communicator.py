@@ -76,7 +76,9 @@ class Communicator:
     def _add_in_order(self, partial: torch.Tensor) -> torch.Tensor:
         """All ranks' partial sums, added in float32 in the order of ranks."""
         parts = partial.new_empty(self.shard.tensor_size, *partial.shape)
-        dist.all_gather_into_tensor(parts.flatten(0, 1), partial.contiguous(), group=self._stage)
+        # torch 2.13 has renamed it, and warns at the earlier name
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(parts.flatten(0, 1), partial.contiguous(), group=self._stage)
         total = parts[0].float()
         for part in parts[1:]:
             total = total + part.float()

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gptoss.generation.tool_types import ToolCall, ToolResult
-from tests.quick.generation.test_tool_loop import Setting
+from tests.support.loop_setting import Setting
 from tests.support.script import call_builtin, say
 from tests.support.tools import FakeRunner
 from tests.support.vocabulary import public_vocabulary

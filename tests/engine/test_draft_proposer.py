@@ -17,7 +17,7 @@ from gptoss.engine.messages import AddRequest
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.harmony.special_tokens import SPECIAL_TOKENS, SPLIT_PATTERN, STOP_TOKEN_IDS
 from gptoss.kernels.cpu import native
-from tests.engine.test_scheduler import STOP, FakeRunner, make_request, make_scheduler
+from tests.support.fake_runner import STOP, FakeRunner, make_request, make_scheduler
 from tests.support.helpers import checkpoint, engine_config
 from tests.support.tokenizer import public_tokenizer
 from tests.support.vocabulary import public_vocabulary

@@ -30,8 +30,8 @@ from gptoss.kernels.layers import LayerCache
 from gptoss.kernels.step_layout import StepLayout
 from gptoss.kernels.triton.backend import TritonBackend
 from tests.engine.test_draft_proposer import answers_of, make_core
-from tests.engine.test_scheduler import FakeRunner, make_request, make_scheduler
 from tests.support.draft_heads import write_bigram_head, write_head
+from tests.support.fake_runner import FakeRunner, make_request, make_scheduler
 from tests.support.helpers import assert_close, checkpoint, engine_config, load_model, make_cache
 from tests.support.tiers import nightly_except, sized
 

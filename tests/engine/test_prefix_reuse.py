@@ -17,7 +17,7 @@ from gptoss.engine.messages import ModelRunnerOutput
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.block_copies import BlockCopier
 from gptoss.kernels.layers import LayerCache
-from tests.engine.test_scheduler import FakeRunner, make_request, make_scheduler
+from tests.support.fake_runner import FakeRunner, make_request, make_scheduler
 
 IDS = list(range(1000, 1600))
 

@@ -1,216 +1,40 @@
-"""EAGLE-3 heads: what they compute, and that answers are the same with them as without."""
+"""EAGLE-3 heads in an engine: answers are the same with them as without."""
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
 from gptoss.config.errors import ConfigError
 from gptoss.engine.core.core import EngineCore
 from gptoss.engine.core.draft_proposer import MIN_PAUSE, Drafter
 from gptoss.engine.messages import AddRequest, ModelRunnerOutput, NewRequest, SchedulerOutput
-from gptoss.engine.model.draft_head import DraftHead, read_draft_head
+from gptoss.engine.model.draft_head import read_draft_head
 from gptoss.engine.model.eagle3 import Eagle3Head
-from gptoss.engine.model.gpt_oss import GptOss, layer_shape
+from gptoss.engine.model.gpt_oss import layer_shape
 from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.parallel.memory_plan import eager_tap_bytes
 from gptoss.engine.parallel.shards import whole
 from gptoss.engine.sampling_params import SamplingParams
-from gptoss.engine.worker.batch import RequestTable, build_batch
+from gptoss.engine.worker.batch import RequestTable
 from gptoss.engine.worker.draft_runner import DraftRunner
 from gptoss.engine.worker.worker import Worker
 from gptoss.kernels.cpu import native
 from gptoss.kernels.layers import LayerCache
-from gptoss.kernels.step_layout import StepLayout
 from gptoss.kernels.triton.backend import TritonBackend
 from tests.engine.test_draft_proposer import answers_of, make_core
 from tests.support.draft_heads import write_bigram_head, write_head
+from tests.support.eagle3_reference import model_of
 from tests.support.fake_runner import FakeRunner, make_request, make_scheduler
-from tests.support.helpers import assert_close, checkpoint, engine_config, load_model, make_cache
+from tests.support.helpers import checkpoint, engine_config
 from tests.support.tiers import nightly_except, sized
 
 needs_native = pytest.mark.skipif(native.library() is None, reason="the CPU kernels do not run here")
 FOLDER = checkpoint()
 MODEL = ModelConfig.from_folder(FOLDER)
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3 |= {"original_max_position_embeddings": 16}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": False}
-SHAPES: list[dict[str, Any]] = [
-    {},
-    {"norm_before_fc": True, "norm_before_residual": True, "dialect": "speculators", "rope_scaling": YARN},
-    {"fc_norm": True, "norm_output": True, "biases": True, "rope_scaling": LLAMA3},
-    {"taps": (), "draft_vocab": None},
-    {"taps": (0, 6), "layer_types": ["sliding_attention"], "sliding_window": 5},
-]
-
-
-def plain_guesses(
-    head: DraftHead, model: GptOss, states: list[torch.Tensor], ids: list[int], num_more: int
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Logits and states of each guess, in float64 and without a cache, from the tensors of the file."""
-    read = {name: _tensor(head, name) for name in head.tensors if name != "d2t"}
-    hidden_size, eps = model.config.hidden_size, head.rms_norm_eps
-
-    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * read[f"{name}.weight"]
-
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        return x @ read[f"{name}.weight"].T + read.get(f"{name}.bias", 0)
-
-    given = [state.double() for state in states]
-    if head.fc_norm:
-        given = [norm(state, f"fc_norm.{i}") for i, state in enumerate(given)]
-    if head.taps:
-        joined = torch.cat(given, dim=1)
-        fused = linear(norm(joined, "input_norm") if head.norm_before_fc else joined, "fc")
-    else:
-        assert model.weights.final_norm is not None
-        x = given[0]
-        fused = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * model.weights.final_norm.double()
-    frequencies, scale = _frequencies(head)
-    logits, kept = [], []
-    assert model.weights.embedding is not None
-    lm_head = read["lm_head.weight"] if "lm_head.weight" in read else torch.as_tensor(model.weights.lm_head).double()
-    for _ in range(1 + num_more):
-        embedded = model.weights.embedding[ids].double()
-        both = torch.cat((norm(embedded, "layers.0.input_layernorm"), norm(fused, "layers.0.hidden_norm")), dim=1)
-        q, k, v = (
-            linear(both, f"layers.0.self_attn.{x}_proj").view(len(ids), -1, head.head_dim).transpose(0, 1)
-            for x in "qkv"
-        )
-        angles = torch.arange(len(ids)).double()[:, None] * frequencies
-        q, k = (_rotated(x, angles.cos() * scale, angles.sin() * scale) for x in (q, k))
-        repeat = head.num_heads // head.num_kv_heads
-        scores = q @ k.repeat_interleave(repeat, 0).transpose(1, 2) * head.head_dim**-0.5
-        distance = torch.arange(len(ids))[:, None] - torch.arange(len(ids))
-        seen = (distance >= 0) & (distance < (head.window or 1 << 30))
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        attended = (weights @ v.repeat_interleave(repeat, 0)).transpose(0, 1).flatten(1)
-        x = norm(fused, "layers.0.hidden_norm") if head.norm_before_residual else fused
-        x = x + linear(attended, "layers.0.self_attn.o_proj")
-        y = norm(x, "layers.0.post_attention_layernorm")
-        y = torch.nn.functional.silu(linear(y, "layers.0.mlp.gate_proj")) * linear(y, "layers.0.mlp.up_proj")
-        x = x + linear(y, "layers.0.mlp.down_proj")
-        normed = norm(x, "norm")
-        logits.append(normed[-1] @ lm_head.T)
-        kept.append((normed if head.norm_output else x)[-1])
-        best = int(logits[-1].argmax())
-        if "d2t" in head.tensors:
-            best += int(_tensor(head, "d2t")[best])
-        ids, fused = [*ids, best], torch.cat((fused, kept[-1][None]))
-        assert fused.shape == (len(ids), hidden_size)
-    return logits, kept
-
-
-def _tensor(head: DraftHead, name: str) -> torch.Tensor:
-    tensor = head.tensors[name]
-    with safe_open(tensor.file, framework="pt") as file:
-        found: torch.Tensor = file.get_tensor(tensor.name)
-    return found.double() if found.is_floating_point() else found
-
-
-def _frequencies(head: DraftHead) -> tuple[torch.Tensor, float]:
-    """As transformers 5.0 computes them (modeling_rope_utils.py), written out here."""
-    dim, rope = head.head_dim, head.rope
-    plain = rope.theta ** -(torch.arange(0, dim, 2).double() / dim)
-    if rope.type == "llama3":
-        turns = rope.original_max_position * plain / (2 * torch.pi)
-        smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        mixed = (1 - smooth) * plain / rope.factor + smooth * plain
-        high, low = turns > rope.high_freq_factor, turns < rope.low_freq_factor
-        return torch.where(high, plain, torch.where(low, plain / rope.factor, mixed)), 1.0
-    if rope.type == "yarn":
-        bounds = [
-            dim * np.log(rope.original_max_position / (turns * 2 * np.pi)) / (2 * np.log(rope.theta))
-            for turns in (rope.beta_fast, rope.beta_slow)
-        ]
-        ramp = ((torch.arange(dim // 2).double() - bounds[0]) / (bounds[1] - bounds[0])).clamp(0, 1)
-        return plain / rope.factor * ramp + plain * (1 - ramp), float(0.1 * np.log(rope.factor) + 1)
-    return plain, 1.0
-
-
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-@functools.cache
-def model_of(dtype: torch.dtype) -> GptOss:
-    return load_model(
-        FOLDER, dtype, dequantize=dtype == torch.float32, kernels="torch" if dtype != torch.bfloat16 else "auto"
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: ",".join(shape) or "plain")
-def test_a_head_computes_what_its_kind_says(tmp_path: Path, shape: dict[str, Any], dtype: torch.dtype) -> None:
-    model = model_of(dtype)
-    shape = {"dialect": "sglang"} | shape
-    head = read_draft_head(write_head(tmp_path, MODEL, shape.pop("dialect"), **shape), MODEL)
-    eagle = Eagle3Head(head, model, 1024)
-    rng = torch.Generator().manual_seed(0)
-    length, block_size = 21, 8
-    ids = torch.randint(0, 1000, (length,), generator=rng).tolist()
-    states = [torch.randn(length, MODEL.hidden_size, generator=rng).to(dtype) for _ in head.boundaries(6)]
-    cache = LayerCache(*(torch.full((8, block_size, 2, 64), torch.nan, dtype=dtype) for _ in range(2)))
-    cache.key[0] = cache.value[0] = 0
-    table = np.array([5, 2, 7, 1])
-
-    def step(start: int, count: int) -> Any:
-        return eagle.kernels.prepare_step(StepLayout.of([start], [count], ([table], [table]), block_size))
-
-    fused = eagle.fuse(states)
-    eagle.store(torch.tensor(ids[:20]), fused[:20], cache, step(0, 20))
-    token, hidden = eagle.guess(torch.tensor(ids[20:]), fused[20:], cache, step(20, 1))
-    logits, kept = plain_guesses(head, model, states, ids, 1)
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    assert_close("state", kept[0][None], hidden, tolerance)
-    if dtype == torch.float32:
-        second, after = eagle.guess(token, hidden, cache, step(21, 1))
-        assert_close("state of the second guess", kept[1][None], after, tolerance)
-        differences = (
-            _tensor(head, "d2t") if "d2t" in head.tensors else torch.zeros(MODEL.vocab_size, dtype=torch.int64)
-        )
-        best = [int(one.argmax()) for one in logits]
-        assert [int(token), int(second)] == [one + int(differences[one]) for one in best]
-
-
-def test_a_head_of_another_head_size_takes_plain_torch(tmp_path: Path) -> None:
-    folder = write_head(tmp_path, MODEL, head_dim=32)
-    eagle = Eagle3Head(read_draft_head(folder, MODEL), model_of(torch.bfloat16), 1024)
-    assert eagle.kernels.name == "torch"
-
-
-def test_taps_are_what_the_layers_take(tmp_path: Path) -> None:
-    """On the native kernels too, where all layers of a part are one call."""
-    plain = model_of(torch.bfloat16)
-    whole = GptOss(plain.config, plain.weights, plain._comm, plain.kernels, taps=tuple(range(7)))
-    logits, states, tapped = [], [], []
-    for model in (plain, whole):
-        cache = make_cache(model, 4, 16, torch.bfloat16)
-        for layer in cache:
-            layer.key[0] = layer.value[0] = 0
-        new = NewRequest("r", list(range(5, 25)), 20, SamplingParams(max_tokens=1, seed=0), ([1, 2], [1, 2]), 0)
-        rows = RequestTable().apply(SchedulerOutput([new], {}, {"r": 20}, []))
-        batch = build_batch(rows, model.kernels, 16)
-        found: list[torch.Tensor] = []
-        logits.append(model.forward(batch, cache, states=found))
-        tapped.append(found)
-        x = model._embed(batch.token_ids)
-        states = [x.clone()]
-        for layer, own in zip(model.weights.layers, cache, strict=True):
-            x = model.layer(x, layer, own, batch.step)
-            states.append(x)
-    assert torch.equal(*logits)
-    assert not tapped[0] and len(tapped[1]) == 7
-    for wanted, given in zip(states, tapped[1], strict=True):
-        assert torch.equal(wanted, given)
 
 
 def core_of(**keys: Any) -> EngineCore:

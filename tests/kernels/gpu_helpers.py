@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gptoss.kernels.triton import routing, support
+from gptoss.kernels.triton import support
+from gptoss.kernels.triton.tiles import TileList, max_tiles
 
 DEVICE = torch.device("cpu" if support.interpreted() else "cuda")
 # the interpreter computes in float32, a GPU in bfloat16 with float32 sums
@@ -30,7 +31,7 @@ def assert_close(name: str, expected: torch.Tensor, found: torch.Tensor, toleran
     assert error <= tolerance, f"{name}: relative error {error:.2e}"
 
 
-def tile_list_ref(experts: torch.Tensor, num_tokens: torch.Tensor, num_experts: int, block_m: int) -> routing.TileList:
+def tile_list_ref(experts: torch.Tensor, num_tokens: torch.Tensor, num_experts: int, block_m: int) -> TileList:
     """The tiles of experts int32 [T, k], by plain torch."""
     assignments, per_token = experts.numel(), experts.shape[1]
     index = torch.arange(assignments, device=experts.device)
@@ -39,12 +40,12 @@ def tile_list_ref(experts: torch.Tensor, num_tokens: torch.Tensor, num_experts: 
     counts = owner.new_zeros(num_experts + 1).scatter_add_(0, owner, torch.ones_like(owner))[:-1]
     tiles = (counts + block_m - 1) // block_m
     tile_end, offsets = tiles.cumsum(0), counts.cumsum(0) - counts
-    p = torch.arange(routing.max_tiles(assignments, num_experts, block_m), device=experts.device)
+    p = torch.arange(max_tiles(assignments, num_experts, block_m), device=experts.device)
     expert = torch.searchsorted(tile_end, p, right=True)
     known = expert.clamp(max=num_experts - 1)
     done = (p - (tile_end - tiles)[known]) * block_m
     used = expert < num_experts
-    return routing.TileList(
+    return TileList(
         torch.where(used, expert, -1).int(),
         torch.where(used, offsets[known] + done, 0).int(),
         torch.where(used, (counts[known] - done).clamp(max=block_m), 0).int(),

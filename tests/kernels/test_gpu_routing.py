@@ -8,7 +8,8 @@ import torch
 from gptoss.kernels.reference.moe import only_local_ref, route_ref
 from gptoss.kernels.triton import routing
 from gptoss.kernels.triton.configs import TileConfig
-from gptoss.kernels.triton.routing import Routed, TileList
+from gptoss.kernels.triton.routing import Routed
+from gptoss.kernels.triton.tiles import TileList
 from tests.kernels.gpu_helpers import DEVICE, assert_close, normal, on_device, tile_list_ref
 
 EPS = 1e-5

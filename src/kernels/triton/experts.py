@@ -7,7 +7,7 @@ passes through shared memory on the way.
 A product's terms are added in the order of K whatever else is in the batch, and a token's k parts in the order of its
 slots, by the program that finishes the last of them.
 
-Shapes: T tokens, k experts per token, A = T k assignments, H hidden, I intermediate, E experts, P tiles (routing.py).
+Shapes: T tokens, k experts per token, A = T k assignments, H hidden, I intermediate, E experts, P tiles (tiles.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import triton.language as tl
 from gptoss.kernels.layers import PackedMxfp4
 from gptoss.kernels.triton import support
 from gptoss.kernels.triton.configs import TileConfig
-from gptoss.kernels.triton.routing import Routed, TileList, choose_experts
+from gptoss.kernels.triton.routing import Routed, choose_experts
+from gptoss.kernels.triton.tiles import TileList
 
 
 @dataclass(frozen=True, slots=True)

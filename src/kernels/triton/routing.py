@@ -8,11 +8,7 @@ longest chain is short; the last program to finish chooses experts and lists til
 block of them by matrix instructions and counts how many go to each expert; a second kernel places them by those counts.
 
 Shapes: T tokens, K hidden, E experts, k experts per token, A = T k assignments (assignment a = token * k + slot), B
-blocks of tokens. A tile is up to `block_m` assignments of one expert; what the kernels need of it:
-    tile_expert  int32 [P]  -1: no tile
-    tile_first   int32 [P]  where its assignments begin in `rows`
-    tile_count   int32 [P]
-    rows         int32 [A]  assignments sorted by expert, in their own order within an expert
+blocks of tokens, P tiles (tiles.py).
 """
 
 from __future__ import annotations
@@ -25,19 +21,11 @@ import triton.language as tl
 
 from gptoss.kernels.triton import support
 from gptoss.kernels.triton.configs import TileConfig
+from gptoss.kernels.triton.tiles import TileList, max_tiles, sort_by_expert, write_tiles
 
 FEW_TOKENS = 64
 BLOCK_K = 64
 PLACE_WARPS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class TileList:
-    tile_expert: torch.Tensor
-    tile_first: torch.Tensor
-    tile_count: torch.Tensor
-    rows: torch.Tensor
-    block_m: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +38,6 @@ class Routed:
     weights: torch.Tensor | None = None  # float32 [T, k]
     tile_list: TileList | None = None
     chosen: torch.Tensor | None = None  # int32 [T, k], with a tile list
-
-
-def max_tiles(assignments: int, num_experts: int, block_m: int) -> int:
-    """The most tiles that a routing needs: each expert used adds at most one that is not full.
-
-    A multiple of 4, so that arrays of that length that share a buffer are all aligned alike, and take one compilation.
-    """
-    needed = min(assignments, num_experts) + assignments // block_m
-    return -(-needed // 4) * 4
 
 
 @triton.jit
@@ -115,38 +94,6 @@ def only_local(chosen, weights, PER_TOKEN: tl.constexpr, FIRST: tl.constexpr, CO
     earliest = tl.min(tl.where(mine, slot[None, :], PER_TOKEN), axis=1)
     stand_in = tl.sum(tl.where(slot[None, :] == earliest[:, None], local, 0), axis=1)
     return tl.where(mine, local, stand_in[:, None]), tl.where(mine, weights, 0.0)
-
-
-@triton.jit
-def sort_by_expert(chosen_ptr, num_real, EXPERTS: tl.constexpr, COUNT: tl.constexpr):
-    """Sorts COUNT assignments by expert, and counts each expert's.
-
-    The first `num_real` are real. -> (int32 [COUNT]: expert * COUNT + assignment in rising order, those that are not
-    real last; int32 [EXPERTS]: how many each expert has).
-    """
-    a = tl.arange(0, COUNT)
-    expert = tl.load(chosen_ptr + a, mask=a < num_real, other=EXPERTS)
-    counts = tl.histogram(expert, EXPERTS, mask=expert < EXPERTS)
-    return tl.sort(expert * COUNT + a), counts
-
-
-@triton.jit
-def write_tiles(
-    counts, offsets, first, step, tile_expert_ptr, tile_first_ptr, tile_count_ptr, max_tiles, EXPERTS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """Writes every `step`-th of each expert's tiles from `first` on, and as many of the unused ones."""
-    expert = tl.arange(0, EXPERTS)
-    tiles = (counts + BLOCK_M - 1) // BLOCK_M
-    begin = tl.cumsum(tiles, axis=0) - tiles
-    for i in range(first, tl.max(tiles, axis=0), step):
-        at = begin + i
-        mine = i < tiles
-        tl.store(tile_expert_ptr + at, expert, mask=mine)
-        tl.store(tile_first_ptr + at, offsets + i * BLOCK_M, mask=mine)
-        tl.store(tile_count_ptr + at, tl.minimum(counts - i * BLOCK_M, BLOCK_M), mask=mine)
-    for start in range(tl.sum(tiles, axis=0) + first * EXPERTS, max_tiles, step * EXPERTS):
-        tl.store(tile_expert_ptr + start + expert, -1, mask=start + expert < max_tiles)
 
 
 @triton.jit(do_not_specialize=["num_rows", "max_tiles"])

@@ -129,13 +129,7 @@ class PromptBuilder:
             known, context = self._generated.find(rendered, scope)
         keys = _chain(rendered, known, scope)
         head = _head_length(rendered)
-        with self._lock:
-            reused, ids = 0, array("I")
-            for count in range(len(rendered), 0, -1):
-                cached = self._cache.get(keys[count - 1])
-                if cached is not None:
-                    reused, ids = count, array("I", cached)
-                    break
+        reused, ids = self._longest_prefix(keys)
         for index in range(reused, len(rendered)):
             left = limits.less(len(ids))
             ids.extend(known[index] or render_message(rendered[index], self._vocabulary, left))
@@ -148,6 +142,15 @@ class PromptBuilder:
             self._hits += hit
             self._cache.put(keys[-1], array("I", ids))
         return PromptTokens((ids + self._generation_prefix).tolist(), self.version, hit, reused, len(rendered), context)
+
+    def _longest_prefix(self, keys: Sequence[bytes]) -> tuple[int, array[int]]:
+        """How many leading messages are cached together, and a copy of their ids; `keys`: of each prefix."""
+        with self._lock:
+            for count in range(len(keys), 0, -1):
+                cached = self._cache.get(keys[count - 1])
+                if cached is not None:
+                    return count, array("I", cached)
+        return 0, array("I")
 
     def measure(
         self, conversation: Conversation, lengths: dict[HarmonyMessage, int], limits: Limits = UNLIMITED

@@ -20,10 +20,9 @@ MAX_LISTED = 1000  # running requests of the caller in /stats
 
 @router.get("/stats")
 async def stats(request: Request, context: Context) -> dict[str, Any]:
-    engine, metrics, prompts = context.engine, context.metrics, context.prompt_builder.stats
+    engine, metrics = context.engine, context.metrics
     ended = {name: metrics.outcomes[name] for name in ("ok", "failed", "cancelled", "rejected")}
     live = engine.stats
-    queried = live.num_prefix_queried_total
     return {
         **context.tags,
         "dense_dtype": context.dense_dtype,
@@ -44,32 +43,17 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
             "cached": metrics.num_cached_tokens,
         },
         "latency": metrics.window(),
-        "prompt_cache": {
-            "builds": prompts.builds,
-            "hits": prompts.hits,
-            "misses": prompts.misses,
-            "evictions": prompts.evictions,
-            "entries": prompts.entries,
-            "size_bytes": prompts.size_bytes,
-            "hit_rate": prompts.hit_rate,
-        },
+        "prompt_cache": _prompt_cache_report(context),
         "stored_responses": {
             "entries": len(context.stored_responses),
             "size_bytes": context.stored_responses.num_bytes,
         },
         "prefix_cache": {
-            "queried_tokens": queried,
+            "queried_tokens": live.num_prefix_queried_total,
             "hit_tokens": live.num_prefix_hit_total,
-            "hit_rate": live.num_prefix_hit_total / queried if queried else 0.0,
+            "hit_rate": _ratio(live.num_prefix_hit_total, live.num_prefix_queried_total),
         },
-        "speculation": {
-            "draft_tokens": live.num_draft_total,
-            "accepted_tokens": live.num_accepted_total,
-            "acceptance_rate": live.num_accepted_total / live.num_draft_total if live.num_draft_total else 0.0,
-            "speculative_model": head.name if (head := engine.config.speculative_model) is not None else None,
-            "head_draft_tokens": live.num_head_draft_total,
-            "head_accepted_tokens": live.num_head_accepted_total,
-        },
+        "speculation": _speculation_report(engine),
         "harmony_recoveries": dict(metrics.recoveries),
         "access": context.access.report(),
         "gpus": await asyncio.to_thread(gpu_report),
@@ -77,6 +61,36 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
         "engines": [_engine_report(one) | {"gpus": one.config.gpus} for one in engine.engines],
         "profile_settings": _profile_settings(context),
     }
+
+
+def _prompt_cache_report(context: ServerContext) -> dict[str, Any]:
+    prompts = context.prompt_builder.stats
+    return {
+        "builds": prompts.builds,
+        "hits": prompts.hits,
+        "misses": prompts.misses,
+        "evictions": prompts.evictions,
+        "entries": prompts.entries,
+        "size_bytes": prompts.size_bytes,
+        "hit_rate": prompts.hit_rate,
+    }
+
+
+def _speculation_report(engine: AnyEngine) -> dict[str, Any]:
+    """Drafts of all sources, and those of the draft head among them."""
+    live, head = engine.stats, engine.config.speculative_model
+    return {
+        "draft_tokens": live.num_draft_total,
+        "accepted_tokens": live.num_accepted_total,
+        "acceptance_rate": _ratio(live.num_accepted_total, live.num_draft_total),
+        "speculative_model": None if head is None else head.name,
+        "head_draft_tokens": live.num_head_draft_total,
+        "head_accepted_tokens": live.num_head_accepted_total,
+    }
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
 
 
 def gpu_report() -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gptoss.cached_files import default_cache_folder
 from gptoss.cli.conversion.model_files import Model, full_config, original_config_of
-from gptoss.engine.model.checkpoint import ORIGINAL_LAYER_NAMES, ORIGINAL_TOP_NAMES
+from gptoss.engine.model.stored_views import ORIGINAL_LAYER_NAMES, ORIGINAL_TOP_NAMES
 from gptoss.harmony.special_tokens import CALL, ENDOFTEXT, RETURN, STARTOFTEXT
 from gptoss.harmony.tokenizer_files import write_tokenizer
 from gptoss.harmony.vocabulary_files import load_vocabulary

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gptoss.engine.model.expert_modules import IGNORED, Maker, kv_scale_names, maker_of, module_names, module_shapes
+from gptoss.engine.model.expert_modules import IGNORED, Maker, kv_scale_names, maker_of, module_shapes
 from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.stored_views import as_stored, expert_views, module_views, original_views
 from gptoss.engine.model.tensor_source import CheckpointError, MappedFile, Shape, StoredMatrices
 from gptoss.kernels.mxfp4 import GROUP_SIZE, AlternatingMxfp4, Mxfp4Tensor
 
 FLOAT_TYPES = frozenset({"BF16", "F16", "F32"})
 PACKED_TYPES = frozenset({"U8"})
 SCALE_TYPES = frozenset({"U8", "F8_E8M0"})
-ORIGINAL_TOP_NAMES = {  # Hugging Face's name -> that of original/
-    "model.embed_tokens.weight": "embedding.weight",
-    "lm_head.weight": "unembedding.weight",
-    "model.norm.weight": "norm.scale",
-}
-ORIGINAL_LAYER_NAMES = {
-    "input_layernorm.weight": "attn.norm.scale",
-    "self_attn.sinks": "attn.sinks",
-    "self_attn.o_proj.weight": "attn.out.weight",
-    "self_attn.o_proj.bias": "attn.out.bias",
-    "post_attention_layernorm.weight": "mlp.norm.scale",
-    "mlp.router.weight": "mlp.gate.weight",
-    "mlp.router.bias": "mlp.gate.bias",
-}
 TORCH_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 TORCH_TYPES |= {"U8": torch.uint8, "F8_E8M0": torch.uint8}
 logger = logging.getLogger(__name__)
@@ -155,14 +141,14 @@ class Checkpoint:
         self.packed = self.maker == "quark" or any(name.endswith(("_blocks", ".blocks")) for name in self._stored)
         if self.maker is None:
             self._check(expected_tensors(config, original=self.original, packed=self.packed))
-            places = _original_places(config) if self.original else {}
-            self._places = places | _expert_places(config, original=self.original, packed=self.packed)
+            views = original_views(config) if self.original else {}
+            self._views = views | expert_views(config, original=self.original, packed=self.packed)
         else:
             router = (
                 "mlp.router.linear" if any(".mlp.router.linear." in name for name in self._stored) else "mlp.router"
             )
             self._check(_expected_modules(config, self.maker, router))
-            self._places = _module_places(config, self.maker, router)
+            self._views = module_views(config, self.maker, router)
         if self.packed != config.quantized:
             logger.warning(
                 "%s: experts are %s, which its config.json does not say: the memory plan is wrong",
@@ -172,11 +158,11 @@ class Checkpoint:
 
     def part(self, name: str, *cut: slice) -> torch.Tensor:
         """The part of a canonical tensor (tensor_source.py) that `cut` selects, as a view of the mapped file."""
-        stored, look = self._places.get(name, (name, _as_stored))
+        stored, view = self._views.get(name, (name, as_stored))
         if isinstance(stored, str):
-            return look(self.tensor(stored))[cut]
+            return view(self.tensor(stored))[cut]
         experts, *rest = cut or (slice(None),)
-        return torch.stack([look(self.tensor(one).unsqueeze(0))[0][tuple(rest)] for one in stored[experts]])
+        return torch.stack([view(self.tensor(one).unsqueeze(0))[0][tuple(rest)] for one in stored[experts]])
 
     def stored_experts(self, layer: int, experts: slice) -> StoredMatrices | None:
         """A layer's matrices as views of the mapped files.
@@ -294,65 +280,6 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-# where a canonical tensor is: a tensor of the file, or one for each expert, and the view of the experts together
-Places = dict[str, tuple[str | tuple[str, ...], Callable[[torch.Tensor], torch.Tensor]]]
-
-
-def _as_stored(stored: torch.Tensor) -> torch.Tensor:
-    return stored
-
-
-def _transposed(stored: torch.Tensor) -> torch.Tensor:
-    return stored.transpose(1, 2)
-
-
-def _rows(start: int, stop: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda stored: stored[start:stop]
-
-
-def _every_other(first: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A view of the gate rows (first 0) or the up rows (1), which alternate."""
-    return lambda stored: stored[:, first::2]
-
-
-def _original_places(c: ModelConfig) -> Places:
-    q_dim, kv_dim = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    ends = {"q": (0, q_dim), "k": (q_dim, q_dim + kv_dim), "v": (q_dim + kv_dim, q_dim + 2 * kv_dim)}
-    places: Places = {name: (stored, _as_stored) for name, stored in ORIGINAL_TOP_NAMES.items()}
-    for n in range(c.num_layers):
-        layer, block = f"model.layers.{n}.", f"block.{n}."
-        places |= {layer + name: (block + stored, _as_stored) for name, stored in ORIGINAL_LAYER_NAMES.items()}
-        for kind in ("weight", "bias"):
-            for x, (start, stop) in ends.items():
-                places[f"{layer}self_attn.{x}_proj.{kind}"] = (f"{block}attn.qkv.{kind}", _rows(start, stop))
-    return places
-
-
-def _expert_places(c: ModelConfig, *, original: bool, packed: bool) -> Places:
-    separator = "_weight." if original else "_"
-    parts = {
-        "_bias": "_bias",
-        **({f"{separator}{part}": f"_{part}" for part in ("blocks", "scales")} if packed else {}),
-    }
-    places: Places = {}
-    for n in range(c.num_layers):
-        experts = f"model.layers.{n}.mlp.experts."
-        gate_up, down = (
-            (f"block.{n}.mlp.mlp1", f"block.{n}.mlp.mlp2")
-            if original
-            else (f"{experts}gate_up_proj", f"{experts}down_proj")
-        )
-        for stored, name in parts.items():
-            places[f"{experts}gate_proj{name}"] = (gate_up + stored, _every_other(0))
-            places[f"{experts}up_proj{name}"] = (gate_up + stored, _every_other(1))
-            places[f"{experts}down_proj{name}"] = (down + stored, _as_stored)
-        if not packed:
-            places[f"{experts}gate_proj"] = (gate_up, lambda stored: _transposed(stored)[:, 0::2])
-            places[f"{experts}up_proj"] = (gate_up, lambda stored: _transposed(stored)[:, 1::2])
-            places[f"{experts}down_proj"] = (down, _transposed)
-    return places
-
-
 def _expected_modules(c: ModelConfig, maker: Maker, router: str) -> dict[str, tuple[Shape, frozenset[str]]]:
     """As expected_tensors, where experts are modules of their own."""
     expected = {
@@ -365,28 +292,3 @@ def _expected_modules(c: ModelConfig, maker: Maker, router: str) -> dict[str, tu
         expected |= {name: (shape, FLOAT_TYPES) for name, shape in dense.items()}
         expected |= {name: (shape, SCALE_TYPES) for name, shape in packed.items()}
     return expected
-
-
-def _module_places(c: ModelConfig, maker: Maker, router: str) -> Places:
-    parts = {"bias": "_bias", "weight": ""} if maker == "unsloth" else {"bias": "_bias", "weight_scale": "_scales"}
-    places: Places = {}
-    for n in range(c.num_layers):
-        layer = f"model.layers.{n}."
-        experts = f"{layer}mlp.experts."
-        places |= {f"{layer}mlp.router.{kind}": (f"{layer}{router}.{kind}", _as_stored) for kind in ("weight", "bias")}
-        for part, name in parts.items():
-            gate_up, down = (module_names(maker, n, kind, part, c.experts_of(n)) for kind in ("gate_up", "down"))
-            places[f"{experts}gate_proj{name}"] = (gate_up, _every_other(0))
-            places[f"{experts}up_proj{name}"] = (gate_up, _every_other(1))
-            places[f"{experts}down_proj{name}"] = (down, _as_stored)
-        if maker == "quark":
-            gate_up, down = (module_names(maker, n, kind, "weight", c.experts_of(n)) for kind in ("gate_up", "down"))
-            places[f"{experts}gate_proj_blocks"] = (gate_up, lambda stored: _in_blocks(stored)[:, 0::2])
-            places[f"{experts}up_proj_blocks"] = (gate_up, lambda stored: _in_blocks(stored)[:, 1::2])
-            places[f"{experts}down_proj_blocks"] = (down, _in_blocks)
-    return places
-
-
-def _in_blocks(stored: torch.Tensor) -> torch.Tensor:
-    """uint8 [E, R, K / 2] -> [E, R, K / 32, 16]"""
-    return stored.unflatten(-1, (-1, GROUP_SIZE // 2))

@@ -120,7 +120,9 @@ def test_guesses_that_are_right_save_steps(
 
 
 @needs_native
-@pytest.mark.parametrize("kind", ["preempted", "aborted", "scored", "crowd", "two"])
+@pytest.mark.parametrize(
+    "kind", nightly_except("preempted", "two", of=("preempted", "aborted", "scored", "crowd", "two"))
+)
 def test_answers_are_the_same_whatever_else_happens(
     knowing: Path, plain: tuple[EngineCore, dict[str, list[int]]], with_head: EngineCore, kind: str
 ) -> None:
@@ -304,7 +306,7 @@ def test_the_scheduler_asks_the_head_for_what_the_next_step_may_draft() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("taps", [(1, 3, 5), (6,)])
+@pytest.mark.parametrize("taps", nightly_except((1, 3, 5), of=((1, 3, 5), (6,))))
 def test_the_plan_has_room_for_the_states_of_a_long_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taps: tuple[int, ...]
 ) -> None:

@@ -2,15 +2,20 @@
 
 Needs the source of triton_kernels (triton-lang/triton, python/triton_kernels, of the installed release) on PYTHONPATH.
 The package of that name on PyPI is a different one.
+
+    PYTHONPATH=triton/python/triton_kernels python -m bench.gpu.anchor [--models 20b 120b] [--tokens 1 32]
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterator
 
 import torch
 
-from bench.gpu.timing import Row, time_us
+from bench.arguments import whole
+from bench.gpu.timing import Row, measure_ceilings, time_us
 from gptoss.engine.model.named_sizes import SIZES
 
 LIMIT = 7.0
@@ -63,3 +68,28 @@ def rows(model: str, sizes: tuple[int, ...]) -> Iterator[Row]:
                 weights * 17 // 32 * used,
                 flops,
             )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["20b"], choices=("20b", "120b"))
+    parser.add_argument("--tokens", nargs="+", type=whole(1, 131_072), default=[1, 32])
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        sys.stderr.write("no NVIDIA GPU here: there is nothing to measure\n")
+        return 3
+    from bench.gpu.steps import show
+
+    ceilings = measure_ceilings()
+    try:
+        for model in args.models:
+            for row in rows(model, tuple(args.tokens)):
+                show(row.as_dict(ceilings))
+    except ImportError as error:
+        sys.stderr.write(f"{error}: put the source of triton_kernels on PYTHONPATH (see --help)\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

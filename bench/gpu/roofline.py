@@ -22,9 +22,9 @@ import json
 import math
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from bench.arguments import new_file, whole
 from bench.kernels.cases import PREFILL_TOKENS, cases
 from bench.kernels.cross_compile import Compiled, cross_compile
 from bench.kernels.fp8_cases import fp8_cases
@@ -37,6 +37,7 @@ MEMORY, STREAM, ONE_WARP, MORE_WARPS, TRIP_US, GAP_US = 0.78, 0.96, 0.6, 0.8, 0.
 STREAM_MEGABYTES = 500
 OUTSIDE_US = 45.0  # embedding, sampler and copies between two graphs
 CONTEXT = 1024
+MAX_BATCH, MAX_CONTEXT = 1024, 131_072  # of a server
 TILE_KEYS = 64
 FP8_PARTS = {"none": frozenset[str](), "kv": frozenset({"kv"}), "both": frozenset({"kv", "head"})}
 
@@ -153,13 +154,14 @@ class Step:
         c, b = self.c, self.batch
         groups, dim = c.num_key_value_heads, c.head_dim
         tiles = math.ceil(self.context / TILE_KEYS)
-        pieces = min(attention.MAX_PIECES, tiles, attention.MAX_PROGRAMS // (b * groups))
+        pieces = min(attention.MAX_PIECES, tiles, max(1, attention.MAX_PROGRAMS // (b * groups)))
         each = math.ceil(tiles / pieces)
         pieces = math.ceil(tiles / each)
         row_bytes = 2 * groups * dim * (1e-6 if self.fp8["attention"] else 2e-6)
         full, config = self._compiled("attention", " full")
         sliding, _ = self._compiled("attention", " sliding")
-        window = math.ceil(c.sliding_window / TILE_KEYS) + 1
+        seen = min(c.sliding_window, self.context)
+        window = min(math.ceil(seen / TILE_KEYS) + 1, tiles)
         rounds = math.ceil(pieces / attention.TOGETHER)
         return [
             Work(
@@ -176,7 +178,7 @@ class Step:
                 b * groups,
                 config.warps,
                 sliding.longest(window),
-                b * c.sliding_window * row_bytes,
+                b * seen * row_bytes,
                 2,
                 calls=0.5,
             ),
@@ -315,10 +317,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--card", default="H200", choices=CARDS)
     parser.add_argument("--model", nargs="+", default=["20b", "120b"], choices=("20b", "120b"))
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--context", nargs="+", type=int, default=[CONTEXT], help="tokens of each sequence")
+    parser.add_argument("--batch", nargs="+", type=whole(1, MAX_BATCH), default=[1, 32])
+    parser.add_argument(
+        "--context", nargs="+", type=whole(1, MAX_CONTEXT), default=[CONTEXT], help="tokens of each sequence"
+    )
     parser.add_argument("--fp8", nargs="+", default=["none"], choices=FP8_PARTS, help="what is in FP8")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=new_file)
     args = parser.parse_args(argv)
     card = CARDS[args.card]
     if args.fp8 != ["none"] and card.capability < 89:

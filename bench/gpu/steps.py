@@ -3,7 +3,7 @@
     python -m bench.gpu.steps smoke --out reports/gpu
     python -m bench.gpu.steps table --out reports/gpu      # the results of all steps, as one table
 
-A step appends each row to rows.jsonl immediately, so that the rows of a killed step are kept.
+A step appends each row to rows.jsonl immediately, so that the rows of a killed step are kept (rows.py).
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import random
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
-from bench.gpu import rehearse
+from bench.gpu import rehearse, rows
 from bench.gpu.timing import Row, measure_ceilings
 from gptoss.engine.worker import kernel_check
 from gptoss.kernels.triton import support
@@ -67,10 +68,10 @@ def smoke() -> Iterator[Row]:
         with mock.patch.object(support, "PDL_CAPABILITY", (99, 0)):
             yield dataclasses.replace(loaded.check(), name="the same without dependent launches")
     for batch in SMOKE_BATCHES:
-        graphs, rows = loaded.prepared(batch, CONTEXT)
-        first = graphs.run(rows.states).clone()
+        graphs, prepared = loaded.prepared(batch, CONTEXT)
+        first = graphs.run(prepared.states).clone()
         same = all(torch.equal(first, graphs.replay(batch)[:batch]) for _ in range(REPLAYS))
-        eager = loaded.eager(rows)
+        eager = loaded.eager(prepared)
         error = float((eager - first).norm() / first.norm())
         note = f"{REPLAYS} replays alike: {same}; eager differs by {error:.1e}"
         yield Row("smoke", f"graph of batch {batch}", 0.0, note=note, extra={"same": same, "eager": error})
@@ -114,8 +115,8 @@ def profile(model: str) -> Iterator[Row]:
 
     loaded = Loaded(model, max_tokens=max(BATCHES) * (CONTEXT + 128))
     for batch in (BATCHES[0], BATCHES[-1]):
-        graphs, rows = loaded.prepared(batch, CONTEXT)
-        graphs.run(rows.states)
+        graphs, prepared = loaded.prepared(batch, CONTEXT)
+        graphs.run(prepared.states)
         for name, us, calls in profiled(lambda g=graphs, b=batch: g.replay(b), 20):
             note = f"{calls} a step"
             yield Row("profile", f"{model} batch {batch} {name}", us, note=note, extra={"calls": calls})
@@ -254,30 +255,39 @@ def run(step: str, model: str, out: Path, flags: list[str]) -> int:
     """Appends the step's rows; one that fails leaves a row that says so. -> exit code."""
     ceilings = _ceilings(out)
     code = 0
-    with (out / "rows.jsonl").open("a") as file:
+    name = os.environ.get("STEP", step)  # as run.sh calls it
 
-        def write(row: Row) -> None:
-            line = row.as_dict(ceilings) | {"step": step}
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            show(line)
+    def write(row: Row) -> None:
+        line = row.as_dict(ceilings) | {"step": name}
+        rows.append(out, line)
+        show(line)
 
-        try:
-            for row in rows_of(step, model, out, flags):
-                write(row)
-        except Exception as error:
-            traceback.print_exc()
-            code = 1
-            write(Row(step, model, 0.0, note=f"FAILED {type(error).__name__}: {error}"[:300]))
+    try:
+        for row in rows_of(step, model, out, flags):
+            write(row)
+    except Exception as error:
+        traceback.print_exc()
+        code = 1
+        write(Row(step, model, 0.0, note=f"FAILED {type(error).__name__}: {error}"[:300]))
     return code
 
 
 def _ceilings(out: Path) -> dict[str, float]:
-    path = out / "ceilings.json"
-    if not path.exists():
+    """Measured once for all steps."""
+    found = _kept_ceilings(out)
+    if not found:
         found = measure_ceilings() if DEVICE.type == "cuda" else rehearse.CEILINGS
-        path.write_text(json.dumps(found))
-    return dict(json.loads(path.read_text()))
+        (out / "ceilings.json").write_text(json.dumps(found))
+    return found
+
+
+def _kept_ceilings(out: Path) -> dict[str, float]:
+    """What an earlier step measured; nothing if there is none, or it was killed while it wrote."""
+    try:
+        found = json.loads((out / "ceilings.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def show(line: dict[str, Any]) -> None:
@@ -290,18 +300,21 @@ def show(line: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def table(out: Path) -> int:
-    """What all steps left, once more and as results.json."""
-    lines = [json.loads(x) for x in (out / "rows.jsonl").read_text().splitlines()]
+def table(out: Path, of: Sequence[str] = ()) -> int:
+    """What all steps left, once more and as results.json; 1 if one of the steps `of` (none: all) failed."""
+    lines = rows.read_rows(out)
     sys.stdout.write("\n| step | what | figures | note |\n|---|---|---|---|\n")
     for line in lines:
         show(line)
-    ceilings = _ceilings(out)
+    if not lines:
+        sys.stdout.write(f"| - | no step has left a row in {out} | - | - |\n")
+    failed = [line for line in lines if "FAILED" in line["note"]]
     versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "rehearsal on a CPU"
-    summary = {"device": name, "versions": versions, "ceilings": ceilings, "rows": lines}
+    summary = {"device": name, "versions": versions, "ceilings": _kept_ceilings(out)}
+    summary |= {"failed": sorted({line.get("step", line["section"]) for line in failed}), "rows": lines}
     (out / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
-    return int(any("FAILED" in line["note"] for line in lines))
+    return int(not lines or any(not of or line.get("step") in of for line in failed))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -310,10 +323,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("step", choices=names)
     parser.add_argument("--model", default="20b", choices=("20b", "120b", "nano"))
     parser.add_argument("--out", type=Path, default=Path("reports/gpu"))
+    parser.add_argument("--of", nargs="*", default=(), help="table: the steps of run.sh that the exit code is about")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.step == "table":
-        return table(args.out)
+        return table(args.out, args.of)
     if rehearse.wanted():
         flags = [] if args.step == "http" else SERVER_FLAGS
         with rehearse.on_a_cpu():

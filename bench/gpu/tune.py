@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.arguments import whole
 from bench.gpu.kernels import DEVICE, Bench, Layer
 from bench.gpu.timing import time_us
 from gptoss.kernels.triton import configs, support
@@ -145,9 +146,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--kernels", nargs="+", default=["moe_w1", "moe_w2", "qkv", "out", "router"], choices=CANDIDATES
     )
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--tokens", nargs="+", type=whole(1, 131_072), default=[1, 32])
     parser.add_argument("--write", action="store_true", help="write the launch table")
     args = parser.parse_args(argv)
+    if not support.interpreted() and not torch.cuda.is_available():
+        sys.stderr.write("no NVIDIA GPU here: there is nothing to tune\n")
+        return 3
     architecture = support.architecture(DEVICE)
     known = load_table()
     table = {kernel: list(rows) for kernel, rows in known[configs.nearest(architecture)].items()}

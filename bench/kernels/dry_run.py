@@ -33,6 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import driver
 
+from bench.arguments import whole
 from bench.kernels.batches import random_sizes, step_rows
 from gptoss.engine.config import EngineConfig
 from gptoss.engine.model.forward_batch import ForwardBatch
@@ -45,6 +46,7 @@ from gptoss.kernels.triton import fused_layers
 from gptoss.kernels.triton.configs import TileConfig, config_for
 
 BLOCK_SIZE = 64
+MIN_CAPABILITY, FP8_CAPABILITY = 80, 89
 BATCHES = {7: 20, 32: 200, 256: 10}  # max_num_seqs -> random steps of --check
 LAUNCH_TOKENS = (1, 4, 9, 33, 65, 300, 8192)
 # the starts of bench/gpu/run.sh: model, max_num_seqs, max_num_batched_tokens; and what its steps compute besides
@@ -244,17 +246,21 @@ def compile_into(folder: Path, record: Record, capability: int, workers: int) ->
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="20b", choices=("20b", "120b"))
-    parser.add_argument("--max-num-seqs", type=int, default=32)
-    parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
+    parser.add_argument("--max-num-seqs", type=whole(1, 1024), default=32)
+    parser.add_argument("--max-num-batched-tokens", type=whole(1, 131_072), default=8192)
     parser.add_argument("--gpu-run", action="store_true", help="both models, as bench/gpu/run.sh starts them")
-    parser.add_argument("--capability", type=int, default=90)
+    parser.add_argument("--capability", type=int, default=90, help="90 for sm_90; 80 is the least")
     parser.add_argument("--invariant", action="store_true")
     parser.add_argument("--fp8", action="store_true", help="KV cache and output head in FP8")
     parser.add_argument("--compile", type=Path, metavar="FOLDER", help="triton's cache to fill")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=whole(1, 1024), default=len(os.sched_getaffinity(0)))
     parser.add_argument("--candidates", type=json.loads, metavar="JSON", help="of bench/gpu/tune.py, to compile")
     parser.add_argument("--check", action="store_true", help="print what the tests look at, as JSON")
     args = parser.parse_args(argv)
+    if not MIN_CAPABILITY <= args.capability < 1000:
+        parser.error(f"argument --capability: {args.capability}: the kernels need sm_{MIN_CAPABILITY} or later")
+    if args.fp8 and args.capability < FP8_CAPABILITY:
+        parser.error(f"argument --fp8: needs sm_{FP8_CAPABILITY} or later, and --capability is {args.capability}")
     if args.check:
         found = {
             "start": {n: covered("20b", n, 8192, batches) for n, batches in BATCHES.items()}

@@ -95,7 +95,7 @@ def _config_error(error: ValidationError, origin: Mapping[str, str]) -> ConfigEr
 
 
 def _check_text(values: Mapping[str, Any], origin: Mapping[str, str]) -> None:
-    """Raises ConfigError for text that is not UTF-8 and for an empty `api_keys_file`.
+    """Raises ConfigError for text that is not UTF-8, and for an empty path of a file that cannot be ignored.
 
     The values are those of the environment and of flags.
     """
@@ -105,9 +105,10 @@ def _check_text(values: Mapping[str, Any], origin: Mapping[str, str]) -> None:
                 str(value).encode()
             except UnicodeEncodeError:
                 raise ConfigError(f"{key} (from {origin[key]}) is not UTF-8 text") from None
-    file = values.get("api_keys_file")
-    if isinstance(file, str) and not file.strip():
-        raise ConfigError(f"api_keys_file (from {origin['api_keys_file']}) is empty: name a file, or unset it")
+    for key, what in (("api_keys_file", "file"), ("speculative_model", "folder")):
+        path = values.get(key)
+        if isinstance(path, str) and not path.strip():
+            raise ConfigError(f"{key} (from {origin[key]}) is empty: name a {what}, or unset it")
 
 
 def describe(config: ServerConfig, origin: Mapping[str, str]) -> str:

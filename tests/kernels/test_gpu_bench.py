@@ -78,6 +78,7 @@ def test_the_limits_of_all_steps_fit_the_time_of_a_run() -> None:
     limits = {name: int(seconds) for name, seconds in re.findall(r"^step (\S+) (\d+) ", script, re.M)}
     assert len(limits) == 11
     assert sum(limits.values()) + 10 <= int(re.search(r"SECONDS_FOR_ALL:-(\d+)", script)[1]) == 540  # type: ignore[index]
+    assert list(limits) == re.search(r"^known=\((.*)\)", script, re.M)[1].split()  # type: ignore[index]
     before = [seconds for name, seconds in limits.items()][: list(limits).index("decode-20b")]
     assert sum(before) <= 90, "the first decode figures come within two minutes"
     assert set(re.findall(r"'steps (\w+)", script)) <= set(re.findall(r'"(\w+)"', STEP_NAMES))

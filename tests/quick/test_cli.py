@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ import pytest
 from gptoss import __version__
 from gptoss.cli import main as cli
 from gptoss.cli.main import COMMANDS, main
+from gptoss.engine.model.model_config import ModelConfig
+from gptoss.engine.model.named_sizes import SIZES, hf_config
+from tests.support.draft_heads import write_head
 
 
 def test_every_command_is_a_module_and_every_module_a_command() -> None:
@@ -45,6 +50,31 @@ def test_gpus_that_do_not_exist(option: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit, match="2"):
         main(["memory-plan", "--model", "20b", "--gb", "80", option])
     assert f"argument {option.partition('=')[0]}: " in capsys.readouterr().err
+
+
+def test_the_plan_takes_fp8_and_a_draft_head(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["memory-plan", "--model", "20b", "--gb", "24"]
+    tokens = []
+    for flags in ([], ["--lm-head-dtype", "fp8"], ["--kv-cache-dtype", "fp8"]):
+        assert main([*asked, *flags]) == 0
+        tokens.append(int(re.findall(r"KV cache for ([\d,]+) tokens", capsys.readouterr().out)[0].replace(",", "")))
+    assert tokens[0] < tokens[1] < 1.2 * tokens[0]
+    assert tokens[2] == pytest.approx(2 * tokens[0], abs=1)
+    monkeypatch.setitem(SIZES, "20b", dataclasses.replace(SIZES["20b"], hidden=64))  # random numbers take time
+    write_head(tmp_path, ModelConfig.from_json(hf_config(SIZES["20b"])), draft_vocab=100)
+    assert main([*asked, "--cards", "4", "--speculative-model", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("single: 1 rank") and "draft head 0." in shown
+    assert main([*asked, "--speculative-model", str(tmp_path / "none")]) == 2
+    assert "speculative_model (--speculative-model): " in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*asked, "--kv-cache-dtype", "int4"])
+    assert "argument --kv-cache-dtype: invalid choice: 'int4'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["memory-plan", "--table", "--lm-head-dtype", "fp8"])
+    assert "--table is printed for the server's defaults" in capsys.readouterr().err
 
 
 def test_patches_need_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 import time
 from collections import Counter
@@ -225,7 +227,7 @@ def write(network: HeadNetwork, ids: torch.Tensor, target: Target, folder: Path)
 def fit(out: Path, steps: int, minutes: float, seed: int) -> list[float]:
     """Fits and writes a head; returns its share of right guesses by depth.
 
-    It ends after `steps`, or after `minutes` on a slow machine.
+    It ends after `steps`, or after `minutes` on a slow machine, and then says so.
     """
     torch.manual_seed(seed)
     target, ids = Target(), common_tokens(VOCABULARY)
@@ -247,17 +249,59 @@ def fit(out: Path, steps: int, minutes: float, seed: int) -> list[float]:
         if step % 20 == 0:
             print(f"step {step}, {time.monotonic() - started:.0f} s, loss {loss.item():.3f}", flush=True)  # noqa: T201
         step += 1
+    if step < steps:
+        sys.stderr.write(f"ended by --minutes {minutes:g} after {step} of {steps} steps: the head guesses worse\n")
     write(network, ids, target, out)
     return right_guesses(network, Lessons(target, ids, "examination", unseen=True), 12)
 
 
-def main() -> int:
+def steps_number(text: str) -> int:
+    """At least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def minutes_number(text: str) -> float:
+    """Above 0, for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """What torch takes, for argparse."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^63 - 1")
+    return value
+
+
+def new_folder(text: str) -> Path:
+    """A folder that is made here, before the minutes of training, for argparse."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be made: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written to")
+    return path
+
+
+def options_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--minutes", type=float, default=9.0, help="end earlier on a slow machine")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--out", type=new_folder, metavar="FOLDER", required=True)
+    parser.add_argument("--steps", type=steps_number, default=800)
+    parser.add_argument("--minutes", type=minutes_number, default=9.0, help="end earlier on a slow machine")
+    parser.add_argument("--seed", type=seed_number, default=0)
+    return parser
+
+
+def main() -> int:
+    args = options_parser().parse_args()
     shares = fit(args.out, args.steps, args.minutes, args.seed)
     shown = ", ".join(f"{share:.1%}" for share in shares)
     print(f"{args.out}: all of the first 1, 2, ... guesses right on unseen lessons: {shown}")  # noqa: T201

@@ -95,7 +95,7 @@ def _config_error(error: ValidationError, origin: Mapping[str, str]) -> ConfigEr
 
 
 def _check_text(values: Mapping[str, Any], origin: Mapping[str, str]) -> None:
-    """Raises ConfigError for text that is not UTF-8, and for an empty path of a file that cannot be ignored.
+    """Raises ConfigError for text that is not UTF-8, and for paths that must not be empty.
 
     The values are those of the environment and of flags.
     """

@@ -349,3 +349,9 @@ def test_adapters_are_names_with_folders(
 def test_adapters_without_a_name_or_with_one_name_are_refused(flags: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         load_config([f"--lora={flag}" for flag in flags])
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_path_of_a_draft_head_is_not_the_working_folder(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"speculative_model \(from flag\) is empty: name a folder, or unset it"):
+        load_config(["--speculative-model", value])

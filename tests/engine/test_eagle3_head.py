@@ -17,6 +17,7 @@ from gptoss.engine.model.model_config import ModelConfig
 from gptoss.engine.sampling_params import SamplingParams
 from gptoss.engine.worker.batch import RequestTable, build_batch
 from gptoss.kernels.layers import LayerCache
+from gptoss.kernels.reference.rope import yarn_inverse_frequencies
 from gptoss.kernels.step_layout import StepLayout
 from tests.support.draft_heads import write_head
 from tests.support.eagle3_reference import model_of, plain_guesses, stored_tensor
@@ -100,3 +101,9 @@ def test_taps_are_what_the_layers_take(tmp_path: Path) -> None:
     assert not tapped[0] and len(tapped[1]) == 7
     for wanted, given in zip(states, tapped[1], strict=True):
         assert torch.equal(wanted, given)
+
+
+def test_a_yarn_ramp_of_no_width_is_finite() -> None:
+    frequencies, _ = yarn_inverse_frequencies(64, 1e4, 8.0, 32.0, 1.0, 6, truncate=True)
+    assert frequencies.isfinite().all() and frequencies[0] == 1.0
+    assert float(frequencies[1]) == pytest.approx(1e4 ** (-1 / 32) / 8)

@@ -37,6 +37,10 @@ class InstantEngine(EngineClient):
     def heartbeat_age_s(self) -> float:
         return 0.0
 
+    @property
+    def stall(self) -> str | None:
+        return None
+
     async def start(self) -> None:
         self.ready = Ready("float32", "cpu", 1000, 2**20, 2**20, self.config.max_model_len, "none", 0.0, 0)
         self.state = EngineState.READY
